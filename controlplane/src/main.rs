@@ -1,0 +1,2 @@
+//! Reference control plane.
+fn main() {}

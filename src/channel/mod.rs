@@ -1,0 +1,1 @@
+//! How commands come and results go, in bytes (contract 3).

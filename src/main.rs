@@ -1,0 +1,3 @@
+//! The keypair agent.
+
+fn main() {}

@@ -1,0 +1,6 @@
+//! What should happen: no I/O, no clock, no environment.
+
+pub mod command;
+pub mod outcome;
+pub mod public_key;
+pub mod types;

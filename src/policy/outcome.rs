@@ -1,0 +1,257 @@
+//! What became of a command: the Result of contract 3, word for word.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::command::ActionName;
+use super::public_key::Fingerprint;
+use super::types::{CommandId, KeyName, PasswordAuth};
+
+/// Whether a command took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It is in effect.
+    Succeeded,
+    /// Nothing of it is.
+    Failed,
+}
+
+/// The class of a result, as the platform names its errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Code {
+    /// It succeeded.
+    Ok,
+    /// The command itself is wrong.
+    InvalidArgument,
+    /// The guest, or the moment, does not allow it.
+    FailedPrecondition,
+    /// It should have worked.
+    Internal,
+}
+
+/// Why a command failed: the closed, stable set of contract 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[allow(missing_docs)] // the names are the documentation: contract 3 and docs/protocol.md
+pub enum Reason {
+    MalformedCommand,
+    InvalidPasswordAuth,
+    InvalidKeyName,
+    InvalidPublicKey,
+    WeakPublicKey,
+    ComponentTooOld,
+    ComponentVersionUnreadable,
+    WrongInstance,
+    Expired,
+    BadSignature,
+    StaleCommand,
+    AlreadyAttached,
+    NotAttached,
+    UserNotFound,
+    UnsafePath,
+    AuthorizedKeysUnsupported,
+    LockoutGuard,
+    SshdNotFound,
+    SshdConfigAlreadyInvalid,
+    SshdConfigRejected,
+    SshdReloadUnsafe,
+    PasswordAuthNotEffective,
+    SshdReloadFailed,
+    ProofContradicted,
+    IoError,
+    Interrupted,
+}
+
+impl Reason {
+    /// The class this reason belongs to.
+    pub fn code(self) -> Code {
+        match self {
+            Self::MalformedCommand
+            | Self::InvalidPasswordAuth
+            | Self::InvalidKeyName
+            | Self::InvalidPublicKey
+            | Self::WeakPublicKey => Code::InvalidArgument,
+            Self::ComponentTooOld
+            | Self::ComponentVersionUnreadable
+            | Self::WrongInstance
+            | Self::Expired
+            | Self::BadSignature
+            | Self::StaleCommand
+            | Self::AlreadyAttached
+            | Self::NotAttached
+            | Self::UserNotFound
+            | Self::UnsafePath
+            | Self::AuthorizedKeysUnsupported
+            | Self::LockoutGuard
+            | Self::SshdNotFound
+            | Self::SshdConfigAlreadyInvalid
+            | Self::SshdConfigRejected
+            | Self::SshdReloadUnsafe
+            | Self::PasswordAuthNotEffective => Code::FailedPrecondition,
+            Self::SshdReloadFailed | Self::ProofContradicted | Self::IoError | Self::Interrupted => {
+                Code::Internal
+            }
+        }
+    }
+}
+
+/// A failure with its reason and its explanation: cause, place and remedy, for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The stable reason.
+    pub reason: Reason,
+    /// One line for a person; never key text.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal for `reason`, explained by `message`.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// What a warning is about: the closed, stable set of contract 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[allow(missing_docs)] // the names are the documentation: contract 3 and docs/protocol.md
+pub enum WarningReason {
+    MatchAllowsPassword,
+    SourceLimited,
+    RestrictedCopy,
+    KeyStillPresent,
+    NoWayIn,
+    RootPasswordProhibited,
+    KbdInteractiveLeft,
+    KeyNotUsable,
+    PamNotEvaluated,
+    SshdNotRunning,
+    SecondSshd,
+    PasswordOnlyAccounts,
+    InheritedKeyReplaced,
+}
+
+/// Something the owner should know although the command succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// What it is about.
+    pub reason: WarningReason,
+    /// One line for a person; never key text.
+    pub message: String,
+    /// The file it is about.
+    pub file: Option<String>,
+    /// The line in that file, from 1.
+    pub line: Option<usize>,
+}
+
+impl Warning {
+    /// A warning that names no file.
+    pub fn new(reason: WarningReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), file: None, line: None }
+    }
+
+    /// The same warning about a place.
+    #[must_use]
+    pub fn at(mut self, file: &Path, line: Option<usize>) -> Self {
+        self.file = Some(file.to_string_lossy().into_owned());
+        self.line = line;
+        self
+    }
+}
+
+/// What the last `sshd -T` of a command said, for the target user from the first port's neutral IPv4
+/// address (contract 6, "For whom").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveReport {
+    /// `PasswordAuthentication`.
+    pub password_authentication: bool,
+    /// `KbdInteractiveAuthentication`, under whichever name this sshd knows.
+    pub kbd_interactive_authentication: bool,
+    /// `PubkeyAuthentication`.
+    pub pubkey_authentication: bool,
+}
+
+/// What the running sshd said of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum KeyProof {
+    /// It would accept the key.
+    Accepted,
+    /// It would not.
+    Refused,
+    /// The question was not asked, or got no answer.
+    NotTaken,
+}
+
+/// The two questions to the running sshd (contract 6, "Proof").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proof {
+    /// Would it accept this key for this user?
+    pub key: KeyProof,
+    /// What it offers, after the reload.
+    pub methods: Option<Vec<String>>,
+    /// Where it was asked.
+    pub address: Option<String>,
+    /// Why the first question without an answer has none.
+    pub not_taken: Option<String>,
+}
+
+/// The Result of contract 3. Every field is always there, `null` where it does not apply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// The command this answers.
+    pub command_id: CommandId,
+    /// This instance, where it is known; else the instance the command named.
+    pub instance_id: Option<String>,
+    /// What was to be done; `null` where the command does not say it.
+    pub action: Option<ActionName>,
+    /// Whether it took effect.
+    pub status: Status,
+    /// The class of `reason`.
+    pub code: Code,
+    /// Why it failed.
+    pub reason: Option<Reason>,
+    /// One line for a person.
+    pub message: String,
+    /// Whether a byte of the guest's files is another than before.
+    pub changed: bool,
+    /// The command's own key name.
+    pub key_name: Option<KeyName>,
+    /// Of the command's key; on a detach, of the unbound one.
+    pub fingerprint: Option<Fingerprint>,
+    /// Whose authorized_keys it is about.
+    pub user: Option<String>,
+    /// The file that sshd reads for that user.
+    pub authorized_keys_file: Option<String>,
+    /// The command's own setting.
+    #[serde(rename = "passWordAuth")]
+    pub password_auth: Option<PasswordAuth>,
+    /// The last `sshd -T` of this command.
+    pub effective: Option<EffectiveReport>,
+    /// What the running sshd said.
+    pub proof: Option<Proof>,
+    /// What the owner should know besides.
+    pub warnings: Vec<Warning>,
+    /// The component's version as its file states it.
+    pub component_version: Option<String>,
+    /// This agent's version.
+    pub agent_version: String,
+    /// RFC 3339, UTC.
+    pub finished_at: String,
+    /// From the first look at the command to the result, in milliseconds.
+    pub duration_ms: u64,
+}
+
+impl Outcome {
+    /// The result as it goes over the wire and into the state: one line of JSON.
+    pub fn to_json(&self) -> String {
+        // Serializing fails only for maps with keys that are no strings, and there is no map here.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
