@@ -1,6 +1,8 @@
 //! What should happen: no I/O, no clock, no environment.
 
 pub mod command;
+pub mod effective;
+pub mod observation;
 pub mod outcome;
 pub mod public_key;
 pub mod types;

@@ -1,0 +1,1 @@
+//! This machine, behind one trait: all that touches it is here.

@@ -1,0 +1,127 @@
+//! What `sshd -T` said: keywords in lower case, each with its arguments, as sshd_config(5) names them.
+
+use std::collections::BTreeMap;
+
+use super::outcome::EffectiveReport;
+
+/// A parsed answer of `sshd -T`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Effective {
+    lines: BTreeMap<String, Vec<String>>,
+}
+
+impl Effective {
+    /// Parses the output of `sshd -T`: one `keyword arguments` a line; a keyword may stand in several.
+    pub fn parse(output: &str) -> Self {
+        let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in output.lines() {
+            let (keyword, arguments) = line.split_once(' ').unwrap_or((line, ""));
+            if !keyword.is_empty() {
+                lines.entry(keyword.to_ascii_lowercase()).or_default().push(arguments.trim().to_owned());
+            }
+        }
+        Self { lines }
+    }
+
+    /// The arguments of the first line with this keyword (lower case); `""` where there is none.
+    pub fn value(&self, keyword: &str) -> &str {
+        self.lines.get(keyword).and_then(|values| values.first()).map_or("", String::as_str)
+    }
+
+    /// Every line with this keyword.
+    pub fn values(&self, keyword: &str) -> &[String] {
+        self.lines.get(keyword).map_or(&[], Vec::as_slice)
+    }
+
+    /// The words of all lines with this keyword: lists such as AllowUsers are printed one name a line.
+    pub fn words(&self, keyword: &str) -> Vec<&str> {
+        self.values(keyword).iter().flat_map(|line| line.split_ascii_whitespace()).collect()
+    }
+
+    /// Whether sshd knows this keyword.
+    pub fn knows(&self, keyword: &str) -> bool {
+        self.lines.contains_key(keyword)
+    }
+
+    /// Whether a yes/no keyword is `yes`.
+    pub fn is_yes(&self, keyword: &str) -> bool {
+        self.value(keyword) == "yes"
+    }
+
+    /// `PasswordAuthentication`.
+    pub fn password_authentication(&self) -> bool {
+        self.is_yes("passwordauthentication")
+    }
+
+    /// Keyboard-interactive, under either of its names: before OpenSSH 8.7 they were two options, and
+    /// either turned the method on.
+    pub fn kbd_interactive_authentication(&self) -> bool {
+        self.is_yes("kbdinteractiveauthentication") || self.is_yes("challengeresponseauthentication")
+    }
+
+    /// Whether this sshd still has `ChallengeResponseAuthentication` as an option of its own (before 8.7).
+    pub fn has_challenge_response(&self) -> bool {
+        self.knows("challengeresponseauthentication")
+    }
+
+    /// The lists of `AuthenticationMethods`, each of its methods; empty where any single method will do.
+    pub fn authentication_methods(&self) -> Vec<Vec<&str>> {
+        let lists: Vec<Vec<&str>> =
+            self.words("authenticationmethods").into_iter().map(|list| list.split(',').collect()).collect();
+        if lists.iter().any(|list| list.as_slice() == ["any"]) { Vec::new() } else { lists }
+    }
+
+    /// Whether `method` once, alone, lets a user in as far as AuthenticationMethods goes.
+    pub fn method_suffices(&self, method: &str) -> bool {
+        let lists = self.authentication_methods();
+        lists.is_empty() || lists.iter().any(|list| list.as_slice() == [method])
+    }
+
+    /// `Port`, each of them.
+    pub fn ports(&self) -> Vec<u16> {
+        self.words("port").into_iter().filter_map(|port| port.parse().ok()).collect()
+    }
+
+    /// What the result reports.
+    pub fn report(&self) -> EffectiveReport {
+        EffectiveReport {
+            password_authentication: self.password_authentication(),
+            kbd_interactive_authentication: self.kbd_interactive_authentication(),
+            pubkey_authentication: self.is_yes("pubkeyauthentication"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_sshd_prints() {
+        let effective = Effective::parse(
+            "port 22\nport 2222\npasswordauthentication yes\nallowusers u\nallowusers root@10.0.0.0/8\n\
+             kbdinteractiveauthentication no\npubkeyauthentication yes\nauthenticationmethods any\n",
+        );
+        assert_eq!(effective.ports(), [22, 2222]);
+        assert_eq!(effective.words("allowusers"), ["u", "root@10.0.0.0/8"]);
+        assert!(effective.method_suffices("publickey"));
+        assert!(effective.report().password_authentication);
+        assert!(!effective.report().kbd_interactive_authentication);
+    }
+
+    #[test]
+    fn methods_that_suffice() {
+        let with = |methods: &str| Effective::parse(&format!("authenticationmethods {methods}\n"));
+        assert!(with("publickey,password password").method_suffices("password"));
+        assert!(!with("publickey,password").method_suffices("publickey"));
+        assert!(!with("publickey,publickey").method_suffices("publickey"));
+        assert!(with("publickey").method_suffices("publickey"));
+    }
+
+    #[test]
+    fn either_name_turns_keyboard_interactive_on() {
+        let old = Effective::parse("kbdinteractiveauthentication no\nchallengeresponseauthentication yes\n");
+        assert!(old.kbd_interactive_authentication());
+        assert!(old.has_challenge_response());
+    }
+}
