@@ -1,6 +1,9 @@
 //! What should happen: no I/O, no clock, no environment.
 
+pub mod authorized_keys;
+pub mod block;
 pub mod command;
+pub mod component;
 pub mod effective;
 pub mod observation;
 pub mod outcome;

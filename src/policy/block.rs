@@ -1,0 +1,276 @@
+//! Our block in a file that belongs to somebody else: found by its markers, put at the top, taken out again
+//! without touching any other byte (contract 5 and 6, "Where").
+
+use serde::{Deserialize, Serialize};
+
+use super::types::KeyName;
+
+/// How our blocks begin; a name may follow, and an explanation.
+pub const BEGIN: &str = "# BEGIN keypair-agent";
+/// How our blocks end.
+pub const END: &str = "# END keypair-agent";
+
+/// The UTF-8 byte order mark that some editors leave at the top of a file.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// Bytes of ours, and where they stood in the file before an edit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Offset in the file as it was.
+    pub offset: usize,
+    /// The bytes.
+    #[serde(with = "base64_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// An edit of a foreign file: our segments go, our block is put at the top. It has an inverse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockEdit {
+    /// What is taken out, in the order of its offsets.
+    pub removed: Vec<Segment>,
+    /// What is put at the top: whole lines, or nothing.
+    #[serde(with = "base64_bytes")]
+    pub inserted: Vec<u8>,
+}
+
+impl BlockEdit {
+    /// The file after the edit.
+    pub fn apply(&self, content: &[u8]) -> Vec<u8> {
+        let mut edited = self.inserted.clone();
+        let mut kept_from = 0;
+        for segment in &self.removed {
+            edited.extend_from_slice(content.get(kept_from..segment.offset).unwrap_or_default());
+            kept_from = segment.offset + segment.bytes.len();
+        }
+        edited.extend_from_slice(content.get(kept_from..).unwrap_or_default());
+        edited
+    }
+
+    /// The file before the edit, from what [`Self::apply`] made of it; `None` where it made something else.
+    pub fn revert(&self, edited: &[u8]) -> Option<Vec<u8>> {
+        let mut rest = edited.strip_prefix(self.inserted.as_slice())?;
+        let mut content = Vec::with_capacity(rest.len());
+        for segment in &self.removed {
+            let (before, after) = rest.split_at_checked(segment.offset.checked_sub(content.len())?)?;
+            content.extend_from_slice(before);
+            content.extend_from_slice(&segment.bytes);
+            rest = after;
+        }
+        content.extend_from_slice(rest);
+        Some(content)
+    }
+
+    /// The inverse for a file that somebody edited since: `found` is what is ours in it now. `Some` where that
+    /// is just what this edit put there: it goes, and what the edit had taken out stands at the top again.
+    /// `None` where it is something else, and is to be left alone.
+    pub fn revert_edited(&self, now: &[u8], found: Vec<Segment>) -> Option<Vec<u8>> {
+        let ours =
+            |segments: &[Segment]| segments.iter().flat_map(|s| s.bytes.iter().copied()).collect::<Vec<u8>>();
+        let before = ours(&self.removed);
+        let current = ours(&found);
+        if current == before {
+            return Some(now.to_vec());
+        }
+        (current == self.inserted).then(|| BlockEdit { removed: found, inserted: before }.apply(now))
+    }
+}
+
+/// A line that marks the beginning or the end of a block of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Marker {
+    /// `# BEGIN keypair-agent …`, and the key pair's name where it has one.
+    Begin(Option<KeyName>),
+    /// `# END keypair-agent …`.
+    End,
+}
+
+/// What a line is, if it is a marker of ours.
+pub fn marker(line: &[u8]) -> Option<Marker> {
+    let text = std::str::from_utf8(line).ok()?.trim();
+    let rest_of =
+        |mark: &str| text.strip_prefix(mark).filter(|rest| rest.is_empty() || rest.starts_with(' '));
+    if let Some(rest) = rest_of(BEGIN) {
+        return Some(Marker::Begin(rest.split_ascii_whitespace().next().and_then(|name| name.parse().ok())));
+    }
+    rest_of(END).map(|_| Marker::End)
+}
+
+/// A line of a file: where it begins (behind a byte order mark) and its bytes, the newline among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// Offset of its first byte.
+    pub offset: usize,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+}
+
+/// The lines of a file.
+pub fn lines(content: &[u8]) -> Vec<Line<'_>> {
+    let mut offset = if content.starts_with(BOM) { BOM.len() } else { 0 };
+    let mut lines = Vec::new();
+    for bytes in content.get(offset..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+        lines.push(Line { offset, bytes });
+        offset += bytes.len();
+    }
+    lines
+}
+
+/// All that is ours in `content`: the markers, the lines between a pair of them that `is_ours` knows, and the
+/// unbroken run of such lines beside a marker that has lost its other half. Lines of others are never in it.
+pub fn find(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
+    let lines = lines(content);
+    let markers: Vec<Option<Marker>> = lines.iter().map(|line| marker(line.bytes)).collect();
+    let mut ours = vec![false; lines.len()];
+    let mut index = 0;
+    while index < lines.len() {
+        match markers[index] {
+            Some(Marker::Begin(_)) => {
+                ours[index] = true;
+                let next = (index + 1..lines.len()).find(|other| markers[*other].is_some());
+                match next {
+                    Some(end) if markers[end] == Some(Marker::End) => {
+                        for inner in index + 1..end {
+                            ours[inner] = is_ours(lines[inner].bytes);
+                        }
+                        ours[end] = true;
+                        index = end;
+                    }
+                    _ => {
+                        let limit = next.unwrap_or(lines.len());
+                        let mut beside = index + 1;
+                        while beside < limit && is_ours(lines[beside].bytes) {
+                            ours[beside] = true;
+                            beside += 1;
+                        }
+                    }
+                }
+            }
+            Some(Marker::End) => {
+                ours[index] = true;
+                let mut beside = index;
+                while beside > 0 && !ours[beside - 1] && is_ours(lines[beside - 1].bytes) {
+                    beside -= 1;
+                    ours[beside] = true;
+                }
+            }
+            None => {}
+        }
+        index += 1;
+    }
+    let mut segments: Vec<Segment> = Vec::new();
+    for (line, _) in lines.iter().zip(&ours).filter(|(_, ours)| **ours) {
+        match segments.last_mut() {
+            Some(last) if last.offset + last.bytes.len() == line.offset => {
+                last.bytes.extend_from_slice(line.bytes)
+            }
+            _ => segments.push(Segment { offset: line.offset, bytes: line.bytes.to_vec() }),
+        }
+    }
+    segments
+}
+
+/// Bytes as base64 text, since a marker line that somebody edited may hold any byte.
+pub mod base64_bytes {
+    use base64ct::{Base64, Encoding};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes the bytes.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Base64::encode_string(bytes))
+    }
+
+    /// Reads them.
+    ///
+    /// # Errors
+    /// Where the text is not base64.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        Base64::decode_vec(&String::deserialize(deserializer)?).map_err(|_| D::Error::custom("not base64"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ours(line: &[u8]) -> bool {
+        line.starts_with(b"ours")
+    }
+
+    fn without_ours(content: &str) -> String {
+        let edit = BlockEdit { removed: find(content.as_bytes(), ours), inserted: Vec::new() };
+        String::from_utf8(edit.apply(content.as_bytes())).unwrap()
+    }
+
+    const B: &str = "# BEGIN keypair-agent k (why)\n";
+    const E: &str = "# END keypair-agent k\n";
+
+    #[test]
+    fn only_ours_goes() {
+        for (content, left) in [
+            (format!("{B}ours\n{E}theirs\n"), "theirs\n"),
+            (format!("theirs\n{B}ours\n{E}theirs"), "theirs\ntheirs"),
+            (format!("{B}theirs\nours\nmore\n{E}"), "theirs\nmore\n"),
+            (format!("{B}ours\ntheirs\n"), "theirs\n"),
+            (format!("theirs\nours\n{E}theirs\n"), "theirs\ntheirs\n"),
+            (format!("{B}{B}ours\n{E}x"), "x"),
+            (format!("{B}ours\n{E}{E}x"), "x"),
+            (format!("{B}ours\n{B}ours\n{E}x"), "x"),
+            (format!("{B}x\ny\n"), "x\ny\n"),
+            (format!("\u{feff}{B}ours\n{E}x\n"), "\u{feff}x\n"),
+            (format!("{}ours\r\n{}x\r\n", B.replace('\n', "\r\n"), E.replace('\n', "\r\n")), "x\r\n"),
+            ("ours\n# BEGIN keypair-agents\n".into(), "ours\n# BEGIN keypair-agents\n"),
+            (format!("x\n{B}ours\n{}", E.trim_end()), "x\n"),
+        ] {
+            assert_eq!(without_ours(&content), left, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn an_edited_file_keeps_what_others_wrote() {
+        let edit = BlockEdit { removed: Vec::new(), inserted: format!("{B}ours\n{E}").into_bytes() };
+        let now = format!("new\n{B}ours\n{E}old\n");
+        let found = find(now.as_bytes(), ours);
+        assert_eq!(edit.revert_edited(now.as_bytes(), found).unwrap(), b"new\nold\n");
+        let foreign = format!("{B}ours, changed\n{E}old\n");
+        let found = find(foreign.as_bytes(), ours);
+        assert_eq!(edit.revert_edited(foreign.as_bytes(), found), None);
+        assert_eq!(edit.revert_edited(b"new\nold\n", Vec::new()).unwrap(), b"new\nold\n");
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            Just(B.as_bytes().to_vec()),
+            Just(E.as_bytes().to_vec()),
+            Just(b"ours\n".to_vec()),
+            Just(BOM.to_vec()),
+            proptest::collection::vec(any::<u8>(), 0..20),
+            "[a-z#]{0,8}\r?\n".prop_map(String::into_bytes),
+        ];
+        proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn apply_has_an_inverse(content in pieces(), insert in any::<bool>()) {
+            let inserted = if insert { format!("{B}ours\n{E}").into_bytes() } else { Vec::new() };
+            let edit = BlockEdit { removed: find(&content, ours), inserted };
+            let edited = edit.apply(&content);
+            prop_assert_eq!(edit.revert(&edited), Some(content));
+        }
+
+        #[test]
+        fn nothing_of_ours_stays(content in pieces()) {
+            let edit = BlockEdit { removed: find(&content, ours), inserted: Vec::new() };
+            let left = edit.apply(&content);
+            // A line behind a byte order mark in mid-file was none of ours; at the top it may look so.
+            let mut inner = lines(&left).into_iter().filter(|line| line.offset != BOM.len());
+            prop_assert!(inner.all(|line| marker(line.bytes).is_none()));
+        }
+    }
+}
