@@ -1,6 +1,6 @@
 //! authorized_keys as sshd(8) reads it, and our block in it (contract 5).
 
-use super::block::{self, BlockEdit, Marker, Segment, lines};
+use super::block::{self, Marker, Segment, lines};
 use super::command::KeyPair;
 use super::public_key::PublicKey;
 
@@ -97,15 +97,13 @@ pub fn render(key_pair: &KeyPair) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What is ours in the file. `known` is the key that the state says is bound; where the state says nothing,
-/// the first key without options beside our markers is ours.
-pub fn ours(content: &[u8], known: Option<&PublicKey>) -> Vec<Segment> {
+/// What is ours in the file. `known` are the keys that the state says we bound; where it says nothing, the
+/// first key without options beside our markers is ours.
+pub fn ours(content: &[u8], known: &[PublicKey]) -> Vec<Segment> {
     let mut first: Option<PublicKey> = None;
-    block::find(content, |line| match (parse_line(line), known) {
-        (Some((_, key)), Some(known)) => key == *known,
-        (Some((options, key)), None) if options.is_empty() => {
-            *first.get_or_insert_with(|| key.clone()) == key
-        }
+    block::find(content, |line| match parse_line(line) {
+        Some((_, key)) if !known.is_empty() => known.contains(&key),
+        Some((options, key)) if options.is_empty() => *first.get_or_insert_with(|| key.clone()) == key,
         _ => false,
     })
 }
@@ -132,16 +130,6 @@ pub fn standing(content: &[u8]) -> Option<KeyPair> {
     None
 }
 
-/// The edit that binds `key_pair`: whatever is ours goes, its block stands at the top.
-pub fn bind(content: &[u8], known: Option<&PublicKey>, key_pair: &KeyPair) -> BlockEdit {
-    BlockEdit { removed: ours(content, known), inserted: render(key_pair) }
-}
-
-/// The edit that takes out whatever is ours.
-pub fn unbind(content: &[u8], known: Option<&PublicKey>) -> BlockEdit {
-    BlockEdit { removed: ours(content, known), inserted: Vec::new() }
-}
-
 /// Another line with this key: the first one in the file as it is without our block.
 pub fn copy_of<'a>(without_ours: &'a [KeyLine], key: &PublicKey) -> Option<&'a KeyLine> {
     without_ours.iter().find(|line| line.key == *key)
@@ -158,8 +146,17 @@ pub fn way_in(without_ours: &[KeyLine]) -> Option<&KeyLine> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::block::BlockEdit;
     use super::*;
     use proptest::prelude::*;
+
+    fn bind(content: &[u8], known: &[PublicKey], key_pair: &KeyPair) -> Vec<u8> {
+        BlockEdit { removed: ours(content, known), inserted: render(key_pair) }.apply(content)
+    }
+
+    fn unbind(content: &[u8], known: &[PublicKey]) -> Vec<u8> {
+        BlockEdit { removed: ours(content, known), inserted: Vec::new() }.apply(content)
+    }
 
     const ED: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
     const ED2: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBbwm4k+8KMF07qcLVz/eSGyj97QI+EJtkleEe2kMvbt";
@@ -200,9 +197,9 @@ mod tests {
         let bound = pair("k", ED);
         let block = String::from_utf8(render(&bound)).unwrap();
         let content = block.replace(&format!("{ED}\n"), &format!("{ED2} mine\n{ED}\n"));
-        let left = unbind(content.as_bytes(), Some(&bound.public_key)).apply(content.as_bytes());
+        let left = unbind(content.as_bytes(), std::slice::from_ref(&bound.public_key));
         assert_eq!(String::from_utf8(left).unwrap(), format!("{ED2} mine\n"));
-        let again = bind(content.as_bytes(), Some(&bound.public_key), &bound).apply(content.as_bytes());
+        let again = bind(content.as_bytes(), std::slice::from_ref(&bound.public_key), &bound);
         assert_eq!(String::from_utf8(again).unwrap(), format!("{block}{ED2} mine\n"));
     }
 
@@ -234,13 +231,13 @@ mod tests {
         /// Attach, then detach, gives back the same bytes, whatever they were.
         #[test]
         fn attach_then_detach_is_the_identity(content in files(b"# BEGIN somebody else\n")) {
-            prop_assume!(ours(&content, None).is_empty());
+            prop_assume!(ours(&content, &[]).is_empty());
             let bound = pair("my-test", &format!("{ED} me@laptop"));
-            let attached = bind(&content, None, &bound).apply(&content);
+            let attached = bind(&content, &[], &bound);
             prop_assert!(attached.starts_with(&render(&bound)));
-            prop_assert_eq!(&unbind(&attached, Some(&bound.public_key)).apply(&attached), &content);
-            prop_assert_eq!(&unbind(&attached, None).apply(&attached), &content);
-            let again = bind(&attached, Some(&bound.public_key), &bound).apply(&attached);
+            prop_assert_eq!(&unbind(&attached, std::slice::from_ref(&bound.public_key)), &content);
+            prop_assert_eq!(&unbind(&attached, &[]), &content);
+            let again = bind(&attached, std::slice::from_ref(&bound.public_key), &bound);
             prop_assert_eq!(again, attached);
         }
 
@@ -248,10 +245,10 @@ mod tests {
         #[test]
         fn attach_over_anything(content in files(b"# BEGIN keypair-agent\n")) {
             let bound = pair("my-test", ED);
-            let attached = bind(&content, Some(&bound.public_key), &bound).apply(&content);
+            let attached = bind(&content, std::slice::from_ref(&bound.public_key), &bound);
             prop_assert_eq!(standing(&attached), Some(bound.clone()));
             let kept = attached.len() - render(&bound).len();
-            let gone: usize = ours(&content, Some(&bound.public_key)).iter().map(|s| s.bytes.len()).sum();
+            let gone: usize = ours(&content, std::slice::from_ref(&bound.public_key)).iter().map(|s| s.bytes.len()).sum();
             prop_assert_eq!(kept + gone, content.len());
         }
     }

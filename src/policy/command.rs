@@ -60,8 +60,8 @@ pub enum Action {
     },
     /// Unbind the key pair of this name.
     Detach {
-        /// Its name.
-        key_name: KeyName,
+        /// Its name; `None`, whichever is bound, is said at the console alone.
+        key_name: Option<KeyName>,
     },
     /// Set password login alone.
     SetPasswordAuth {
@@ -84,7 +84,7 @@ impl Action {
     pub fn key_name(&self) -> Option<&KeyName> {
         match self {
             Self::Attach { key_pair, .. } => Some(&key_pair.key_name),
-            Self::Detach { key_name } => Some(key_name),
+            Self::Detach { key_name } => key_name.as_ref(),
             Self::SetPasswordAuth { .. } => None,
         }
     }
@@ -183,6 +183,19 @@ pub struct Received {
     pub password_auth: Option<PasswordAuth>,
     /// The command itself, or why it is none.
     pub command: Result<Command, Refusal>,
+}
+
+impl From<Command> for Received {
+    fn from(command: Command) -> Self {
+        Self {
+            id: command.id.clone(),
+            action: Some(command.action.name()),
+            instance_id: command.instance_id.clone(),
+            key_name: command.action.key_name().cloned(),
+            password_auth: command.action.password_auth(),
+            command: Ok(command),
+        }
+    }
 }
 
 /// Reads a command's bytes. Without a `commandId`, the console's gets `fallback_id`; the channel's is
@@ -393,7 +406,7 @@ impl Fields {
                     replace,
                 }
             }
-            ActionName::Detach => Action::Detach { key_name: self.key_name()? },
+            ActionName::Detach => Action::Detach { key_name: Some(self.key_name()?) },
             ActionName::SetPasswordAuth => Action::SetPasswordAuth { password_auth: self.password_auth()? },
         };
         Ok(Command { id: id.clone(), sequence, instance_id, action, expires_at })

@@ -58,6 +58,8 @@ pub struct KeyFile {
     pub path: PathBuf,
     /// Its bytes; `None` where there is no such file.
     pub content: Option<Vec<u8>>,
+    /// Its directory, where that does not exist yet and would be made.
+    pub missing_directory: Option<PathBuf>,
     /// What StrictModes looks at, the file first, then its directories up to the home (or `/`); what does
     /// not exist yet is not listed.
     pub path_facts: Vec<PathFact>,

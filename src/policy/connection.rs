@@ -1,0 +1,190 @@
+//! For whom sshd is asked (contract 6, "For whom"): the target user, each listening port, a neutral IPv4 and
+//! IPv6 address that no rule names.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::effective::Effective;
+use super::observation::Connection;
+
+/// Addresses of nobody, the preferred one first: documentation (RFC 5737), benchmarking (RFC 2544), reserved.
+const NEUTRAL_V4: [Ipv4Addr; 8] = [
+    Ipv4Addr::new(192, 0, 2, 1),
+    Ipv4Addr::new(198, 51, 100, 1),
+    Ipv4Addr::new(203, 0, 113, 1),
+    Ipv4Addr::new(192, 0, 2, 201),
+    Ipv4Addr::new(198, 51, 100, 201),
+    Ipv4Addr::new(203, 0, 113, 201),
+    Ipv4Addr::new(198, 18, 0, 1),
+    Ipv4Addr::new(240, 0, 0, 1),
+];
+
+/// The same for IPv6: documentation (RFC 3849, RFC 9637), discard only (RFC 6666).
+const NEUTRAL_V6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0x2001, 0xdb8, 0x8000, 0, 0, 0, 0, 0x201),
+    Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1),
+];
+
+/// What stands for the listener's own address where it listens on all.
+const WILDCARD_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const WILDCARD_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+
+/// Where sshd listens, as `sshd -T` says it, in its order: the `listenaddress` lines. A zone (`%eth0`) and a
+/// routing domain are left out.
+pub fn listen_addresses(effective: &Effective) -> Vec<SocketAddr> {
+    let parse = |line: &String| {
+        let (host, port) = line.split_ascii_whitespace().next()?.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let host = host.split('%').next()?;
+        Some(SocketAddr::new(host.parse().ok()?, port.parse().ok()?))
+    };
+    effective.values("listenaddress").iter().filter_map(parse).collect()
+}
+
+/// The ports sshd listens on, those of `Port` first: an address may carry another port of its own.
+pub fn listening_ports(effective: &Effective) -> Vec<u16> {
+    let addresses = listen_addresses(effective);
+    let listens =
+        |port: &u16| addresses.is_empty() || addresses.iter().any(|address| address.port() == *port);
+    let mut ports = Vec::new();
+    let all = effective.ports().into_iter().filter(listens).chain(addresses.iter().map(SocketAddr::port));
+    for port in all {
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    ports
+}
+
+/// A connection to ask by before it is known where sshd listens.
+pub fn anybody(user: &str) -> Connection {
+    let addr = IpAddr::V4(NEUTRAL_V4[0]);
+    Connection { user: user.to_owned(), host: addr.to_string(), addr, laddr: WILDCARD_V4.into(), lport: 22 }
+}
+
+/// The connections that must all say what was asked; the first port's IPv4 one is the first. `hosts` are the
+/// host patterns that rules name.
+pub fn connections(user: &str, effective: &Effective, hosts: &[String]) -> Vec<Connection> {
+    let listen = listen_addresses(effective);
+    let of = |port: u16, addr: IpAddr, wildcard: IpAddr| {
+        let own = || {
+            listen
+                .iter()
+                .filter(|own| own.port() == port && own.is_ipv4() == addr.is_ipv4())
+                .map(SocketAddr::ip)
+        };
+        let laddr = own().find(|own| !own.is_loopback()).or_else(|| own().next());
+        let laddr = laddr.filter(|own| !own.is_unspecified()).unwrap_or(wildcard);
+        Connection { user: user.to_owned(), host: addr.to_string(), addr, laddr, lport: port }
+    };
+    let v4 = neutral(&NEUTRAL_V4.map(IpAddr::V4), hosts);
+    let v6 = neutral(&NEUTRAL_V6.map(IpAddr::V6), hosts);
+    listening_ports(effective)
+        .into_iter()
+        .flat_map(|port| [of(port, v4, WILDCARD_V4.into()), of(port, v6, WILDCARD_V6.into())])
+        .collect()
+}
+
+/// The first of `candidates` that no pattern names; the first of all where each is named.
+fn neutral<const N: usize>(candidates: &[IpAddr; N], hosts: &[String]) -> IpAddr {
+    let free = |addr: &&IpAddr| !hosts.iter().any(|pattern| names(pattern, **addr));
+    candidates.iter().find(free).copied().unwrap_or(candidates[0])
+}
+
+/// Whether a pattern means this address among others but not all: itself, a network, a text with wildcards.
+fn names(pattern: &str, addr: IpAddr) -> bool {
+    let pattern = pattern.strip_prefix('!').unwrap_or(pattern);
+    if let Ok(literal) = pattern.parse::<IpAddr>() {
+        return literal == addr;
+    }
+    if let Some((network, prefix)) = pattern.split_once('/') {
+        return match (network.parse::<IpAddr>(), prefix.parse::<u32>(), addr) {
+            (Ok(IpAddr::V4(network)), Ok(prefix @ 1..=32), IpAddr::V4(addr)) => {
+                (u32::from(network) ^ u32::from(addr)) >> (32 - prefix) == 0
+            }
+            (Ok(IpAddr::V6(network)), Ok(prefix @ 1..=128), IpAddr::V6(addr)) => {
+                (u128::from(network) ^ u128::from(addr)) >> (128 - prefix) == 0
+            }
+            _ => false,
+        };
+    }
+    let says_something = pattern.contains(|c: char| c.is_ascii_alphanumeric());
+    says_something && matches(pattern.as_bytes(), addr.to_string().as_bytes())
+}
+
+/// ssh_config(5)'s patterns: `*` is any text, `?` one character.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            matches(rest, text) || text.split_first().is_some_and(|(_, text)| matches(pattern, text))
+        }
+        (Some((b'?', rest)), Some((_, text))) => matches(rest, text),
+        (Some((want, rest)), Some((have, text))) => want.eq_ignore_ascii_case(have) && matches(rest, text),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(effective: &str, hosts: &[&str]) -> Vec<String> {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        connections("root", &Effective::parse(effective), &hosts)
+            .into_iter()
+            .map(|c| {
+                assert_eq!(c.host, c.addr.to_string());
+                format!("{} {} {}", c.addr, c.laddr, c.lport)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn for_whom() {
+        let wild = "port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n";
+        assert_eq!(shown(wild, &[]), ["192.0.2.1 192.0.2.2 22", "2001:db8::1 2001:db8::2 22"]);
+        let several = "port 2222\nport 22\nlistenaddress [fe80::1%eth0]:2200 rdomain red\n\
+                       listenaddress 127.0.0.1:22\nlistenaddress 10.0.0.5:22\nlistenaddress 10.0.0.5:2222\n";
+        assert_eq!(
+            shown(several, &[]),
+            [
+                "192.0.2.1 10.0.0.5 2222",
+                "2001:db8::1 2001:db8::2 2222",
+                "192.0.2.1 10.0.0.5 22",
+                "2001:db8::1 2001:db8::2 22",
+                "192.0.2.1 192.0.2.2 2200",
+                "2001:db8::1 fe80::1 2200",
+            ]
+        );
+        // `Port` keeps its default where every ListenAddress has a port of its own.
+        let own = "port 22\nlistenaddress 127.0.0.1:2299\n";
+        assert_eq!(shown(own, &[]), ["192.0.2.1 127.0.0.1 2299", "2001:db8::1 2001:db8::2 2299"]);
+    }
+
+    #[test]
+    fn addresses_that_no_rule_names() {
+        let first = |hosts: &[&str]| {
+            let both = shown("port 22\n", hosts);
+            both.iter()
+                .map(|line| line.split(' ').next().unwrap_or("").to_owned())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        for (hosts, expected) in [
+            (
+                &["10.0.0.0/8", "*", "0.0.0.0/0", "::/0", "*.*", "!10.1.1.1"] as &[&str],
+                "192.0.2.1 2001:db8::1",
+            ),
+            (&["192.0.2.1"], "198.51.100.1 2001:db8::1"),
+            (&["!192.0.2.0/24", "198.51.100.?"], "203.0.113.1 2001:db8::1"),
+            (&["192.0.2.*", "198.0.0.0/8", "203.0.113.1/32"], "203.0.113.201 2001:db8::1"),
+            (&["2001:DB8::1"], "192.0.2.1 2001:db8:8000::201"),
+            (&["2001:db8::/32"], "192.0.2.1 3fff::1"),
+            (&["0.0.0.0/1", "128.0.0.0/1"], "192.0.2.1 2001:db8::1"),
+        ] {
+            assert_eq!(first(hosts), expected, "{hosts:?}");
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The edit of one file as a value: what a plan holds, what the intent remembers, and its inverse (contract 7).
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::authorized_keys;
+use super::block::{self, BlockEdit, Segment};
+use super::public_key::PublicKey;
+use super::sshd_config;
+use super::types::ContentHash;
+
+/// Whose file it is, and so by which rules it is reached and written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FileKind {
+    /// The authorized_keys file of this user (contract 5).
+    AuthorizedKeys {
+        /// His login name.
+        user: String,
+        /// The keys by which our line in it is known; none where nothing is known.
+        known: Vec<PublicKey>,
+    },
+    /// A file of sshd's configuration, root's alone (contract 6).
+    SshdConfig,
+}
+
+impl FileKind {
+    /// What is ours in such a file.
+    pub fn ours(&self, content: &[u8]) -> Vec<Segment> {
+        match self {
+            Self::AuthorizedKeys { known, .. } => authorized_keys::ours(content, known),
+            Self::SshdConfig => block::find(content, sshd_config::is_our_line_in_block),
+        }
+    }
+}
+
+/// What is done to the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Change {
+    /// Our block in a file of somebody else's.
+    Block(BlockEdit),
+    /// A file that is ours as a whole: the drop-in.
+    Whole {
+        /// What it was; `None` where there was none.
+        before: Option<String>,
+        /// What it shall be; `None` where it goes.
+        after: Option<String>,
+    },
+}
+
+/// One file's edit, with the bytes it was planned on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileEdit {
+    /// The file.
+    pub path: PathBuf,
+    /// Whose it is.
+    pub kind: FileKind,
+    /// What is done.
+    pub change: Change,
+    /// The bytes that were observed; `None` where there was no such file.
+    pub before: Option<Vec<u8>>,
+    /// The bytes that shall be; `None` where the file goes.
+    pub after: Option<Vec<u8>>,
+    /// The directory that is made for it.
+    pub creates_directory: Option<PathBuf>,
+}
+
+impl FileEdit {
+    /// The edit of our block in `content`; `None` where it changes nothing.
+    pub fn block(path: &Path, kind: FileKind, content: Option<&[u8]>, inserted: Vec<u8>) -> Option<Self> {
+        let present = content.unwrap_or_default();
+        let edit = BlockEdit { removed: kind.ours(present), inserted };
+        let after = edit.apply(present);
+        (after != present).then(|| Self {
+            path: path.to_owned(),
+            kind,
+            change: Change::Block(edit),
+            before: content.map(<[u8]>::to_vec),
+            after: Some(after),
+            creates_directory: None,
+        })
+    }
+
+    /// The edit of a file that is ours as a whole.
+    pub fn whole(path: &Path, before: Option<&[u8]>, after: Option<String>) -> Self {
+        Self {
+            path: path.to_owned(),
+            kind: FileKind::SshdConfig,
+            change: Change::Whole {
+                before: before.map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
+                after: after.clone(),
+            },
+            before: before.map(<[u8]>::to_vec),
+            after: after.map(String::into_bytes),
+            creates_directory: None,
+        }
+    }
+
+    /// What the state remembers of it.
+    pub fn intent(&self) -> FileIntent {
+        FileIntent {
+            path: self.path.clone(),
+            kind: self.kind.clone(),
+            change: self.change.clone(),
+            hash_before: self.before.as_deref().map(ContentHash::of),
+            hash_after: self.after.as_deref().map(ContentHash::of),
+            creates_directory: self.creates_directory.clone(),
+        }
+    }
+}
+
+/// What undoes a [`FileEdit`]: what our things were, and hashes of the file before and after; never its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileIntent {
+    /// The file.
+    pub path: PathBuf,
+    /// Whose it is.
+    pub kind: FileKind,
+    /// What was to be done.
+    pub change: Change,
+    /// The file's hash before; `None` where there was none.
+    pub hash_before: Option<ContentHash>,
+    /// The file's hash after; `None` where it was to go.
+    pub hash_after: Option<ContentHash>,
+    /// The directory that was to be made for it.
+    pub creates_directory: Option<PathBuf>,
+}
+
+/// How an edit is taken back, given the file as it now stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inverse {
+    /// It stands as it was, or nothing of ours is in it.
+    Nothing,
+    /// These bytes take its place.
+    Replace(Vec<u8>),
+    /// It was created by the edit and nobody touched it: it goes, and the directory made for it.
+    Remove,
+    /// Our block or drop-in is neither what it was nor what it was to be: somebody's change, left alone.
+    LeftAlone,
+}
+
+impl FileIntent {
+    /// The inverse on `now`; `None` where there is no such file.
+    pub fn inverse(&self, now: Option<&[u8]>) -> Inverse {
+        let hash = now.map(ContentHash::of);
+        if hash == self.hash_before {
+            return Inverse::Nothing;
+        }
+        let untouched = hash == self.hash_after;
+        match (&self.change, now) {
+            (_, Some(_)) if untouched && self.hash_before.is_none() => Inverse::Remove,
+            (Change::Block(edit), Some(now)) if untouched => match edit.revert(now) {
+                Some(before) => Inverse::Replace(before),
+                None => Inverse::LeftAlone,
+            },
+            (Change::Block(edit), Some(now)) => match edit.revert_edited(now, self.kind.ours(now)) {
+                Some(edited) if edited == now => Inverse::Nothing,
+                Some(edited) => Inverse::Replace(edited),
+                None => Inverse::LeftAlone,
+            },
+            (Change::Block(_), None) => Inverse::Nothing,
+            (Change::Whole { before: Some(before), .. }, _) if untouched => {
+                Inverse::Replace(before.clone().into_bytes())
+            }
+            (Change::Whole { .. }, _) => Inverse::LeftAlone,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn drop_in(before: Option<&str>, after: Option<&str>) -> FileIntent {
+        FileEdit::whole(
+            Path::new("/d/00-keypair-agent.conf"),
+            before.map(str::as_bytes),
+            after.map(str::to_owned),
+        )
+        .intent()
+    }
+
+    #[test]
+    fn a_drop_in_goes_back_unless_somebody_touched_it() {
+        let made = drop_in(None, Some("ours\n"));
+        assert_eq!(made.inverse(None), Inverse::Nothing);
+        assert_eq!(made.inverse(Some(b"ours\n")), Inverse::Remove);
+        assert_eq!(made.inverse(Some(b"theirs\n")), Inverse::LeftAlone);
+        let changed = drop_in(Some("old\n"), Some("new\n"));
+        assert_eq!(changed.inverse(Some(b"old\n")), Inverse::Nothing);
+        assert_eq!(changed.inverse(Some(b"new\n")), Inverse::Replace(b"old\n".to_vec()));
+        assert_eq!(changed.inverse(Some(b"theirs\n")), Inverse::LeftAlone);
+        let removed = drop_in(Some("old\n"), None);
+        assert_eq!(removed.inverse(None), Inverse::Replace(b"old\n".to_vec()));
+        assert_eq!(removed.inverse(Some(b"theirs\n")), Inverse::LeftAlone);
+    }
+
+    #[test]
+    fn a_block_goes_back_and_the_users_edit_stays() {
+        let block = b"# BEGIN keypair-agent\nPasswordAuthentication no\n# END keypair-agent\n".to_vec();
+        let made = FileEdit::block(Path::new("/c"), FileKind::SshdConfig, Some(b"Port 22\n"), block).unwrap();
+        let after = made.after.clone().unwrap();
+        let intent = made.intent();
+        assert_eq!(intent.inverse(Some(b"Port 22\n")), Inverse::Nothing);
+        assert_eq!(intent.inverse(Some(&after)), Inverse::Replace(b"Port 22\n".to_vec()));
+        let edited = [after.as_slice(), b"UsePAM yes\n"].concat();
+        assert_eq!(intent.inverse(Some(&edited)), Inverse::Replace(b"Port 22\nUsePAM yes\n".to_vec()));
+        assert_eq!(intent.inverse(Some(b"Port 22\nUsePAM yes\n")), Inverse::Nothing);
+        let foreign = String::from_utf8(after).unwrap().replace("Authentication no", "Authentication yes");
+        assert_eq!(intent.inverse(Some(foreign.as_bytes())), Inverse::LeftAlone);
+        assert_eq!(intent.inverse(None), Inverse::Nothing);
+    }
+}

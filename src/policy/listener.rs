@@ -1,0 +1,370 @@
+//! From a listener's /proc/PID/cmdline to the options that every question to sshd repeats (contract 6,
+//! "Whom we ask"; the option letters are those of sshd(8)).
+//!
+//! Before OpenSSH 8.2, and where the title would be over 1,023 bytes, the exact NUL-separated arguments stand
+//! there. Otherwise it is a title: `sshd: ` (the program's name), the arguments joined with blanks, ` [listener] 0 of 10-100
+//! startups`; their quotes are lost, and with a small environment its end is cut off.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// The letters of sshd(8)'s flags, of every version since 7.4.
+const FLAGS: &str = "46DGIQRTVdeiqrt";
+
+/// The letters of sshd(8)'s options with an argument.
+const WITH_ARGUMENT: &str = "CEbcfghkopu";
+
+/// What a title begins with: the program's name and a colon.
+const TITLE: &str = "sshd";
+
+/// What a listener's title says behind its arguments.
+const MARK: &str = " [listener] ";
+
+/// Why a command line says nothing about an sshd listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerError {
+    /// It is another program, or an sshd that serves one connection or one question.
+    NotAListener(String),
+    /// A title whose end is missing, and no words of a unit that it could be the beginning of.
+    CutShort(String),
+    /// A word that is neither an option nor can be an option's argument.
+    CannotTellApart(String),
+    /// `-f` with a path that depends on a working directory.
+    RelativeConfig(String),
+}
+
+impl fmt::Display for ListenerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAListener(line) => write!(f, "'{line}' is not an sshd listener"),
+            Self::CutShort(title) => write!(f, "its title is cut short and hides options: '{title}'"),
+            Self::CannotTellApart(word) => {
+                write!(f, "its options can't be told apart: '{word}' is neither an option nor an argument")
+            }
+            Self::RelativeConfig(path) => write!(f, "it was started with a relative '-f {path}'"),
+        }
+    }
+}
+
+impl std::error::Error for ListenerError {}
+
+/// What a question to sshd repeats of the listener's arguments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ListenerOptions {
+    /// `-f`, absolute.
+    pub config: Option<PathBuf>,
+    /// `-o`, `-p`, `-h`, `-c`, `-g`, `-u`, `-b`, `-k`, `-4`, `-6`: one word each, their arguments another.
+    pub options: Vec<String>,
+}
+
+/// An option as getopt(3) sees it.
+struct Opt {
+    letter: char,
+    argument: Option<String>,
+}
+
+/// The arguments of a listener, the program first, from the bytes of its /proc/PID/cmdline. `unit` are the
+/// words of the service unit that started it, expanded, where they are known.
+pub fn arguments(cmdline: &[u8], unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
+    let end = cmdline.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let cmdline = &cmdline[..end];
+    let shown = || String::from_utf8_lossy(cmdline).replace('\0', " ");
+    let Ok(text) = std::str::from_utf8(cmdline) else {
+        return Err(ListenerError::CannotTellApart(shown()));
+    };
+    match title(text) {
+        Some(title) => from_title(title, unit),
+        None => exact(text).ok_or_else(|| ListenerError::NotAListener(shown())),
+    }
+}
+
+/// What a title shows behind the program's name. sshd insists on an absolute path for itself: `root [priv]` and
+/// `[accepted]` are its children.
+fn title(text: &str) -> Option<&str> {
+    let (name, title) = text.split_once(": ").filter(|(_, title)| title.starts_with('/'))?;
+    let program = title.split(' ').next().and_then(|path| path.rsplit('/').next());
+    (name == TITLE || Some(name) == program).then_some(title)
+}
+
+/// The options to repeat. Those that decide how sshd runs (`-D`, `-d`, `-e`, `-E`, `-i`, `-q`, `-r`, `-R`) or
+/// that ask something (`-t`, `-T`, `-G`, `-C`, `-V`) go.
+pub fn repeated(arguments: &[String]) -> Result<ListenerOptions, ListenerError> {
+    let mut found = ListenerOptions::default();
+    for opt in options(arguments)? {
+        match (opt.letter, opt.argument) {
+            ('f', Some(path)) if path.starts_with('/') => found.config = Some(PathBuf::from(path)),
+            ('f', Some(path)) => return Err(ListenerError::RelativeConfig(path)),
+            (letter @ ('o' | 'p' | 'h' | 'c' | 'g' | 'u' | 'b' | 'k'), Some(argument)) => {
+                found.options.extend([format!("-{letter}"), argument]);
+            }
+            (letter @ ('4' | '6'), None) => found.options.push(format!("-{letter}")),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a listener was started to stay its parent's child (`-D`, `-d`): a supervisor may start it again.
+pub fn stays_in_foreground(arguments: &[String]) -> bool {
+    options(arguments).is_ok_and(|options| options.iter().any(|opt| matches!(opt.letter, 'D' | 'd')))
+}
+
+/// The arguments with which a dead listener is started again as a daemon: without the program, and without
+/// what would keep it in the foreground (`-D`, `-d`, `-e`).
+pub fn to_daemonize(arguments: &[String]) -> Result<Vec<String>, ListenerError> {
+    let mut words = Vec::new();
+    for opt in options(arguments)? {
+        if !matches!(opt.letter, 'D' | 'd' | 'e') {
+            words.push(format!("-{}", opt.letter));
+            words.extend(opt.argument);
+        }
+    }
+    Ok(words)
+}
+
+/// Exact arguments, where they are those of a listener.
+fn exact(text: &str) -> Option<Vec<String>> {
+    let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();
+    let program = arguments.first()?;
+    let name = program.rsplit('/').next()?;
+    let a_program = name.starts_with("sshd") && !name.starts_with("sshd-") && !program.contains(' ');
+    let serves_or_asks = |opt: &Opt| matches!(opt.letter, 'i' | 'R' | 't' | 'T' | 'G' | 'V');
+    let listens = options(&arguments).is_ok_and(|options| !options.iter().any(serves_or_asks));
+    (a_program && listens).then_some(arguments)
+}
+
+/// The arguments that a title shows, without its leading name.
+fn from_title(title: &str, unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
+    let joined = unit.map(|words| words.join(" "));
+    // A title that ends in `[listener]` was cut just there, and lost no option.
+    let whole = title.rfind(MARK).map(|at| &title[..at]).or_else(|| title.strip_suffix(MARK.trim_end()));
+    match (whole, unit, joined) {
+        (Some(shown), Some(words), Some(joined)) if joined == shown => Ok(words.to_vec()),
+        (Some(shown), _, _) => cut(shown),
+        (None, Some(words), Some(joined)) if format!("{joined}{MARK}").starts_with(title) => {
+            Ok(words.to_vec())
+        }
+        (None, _, _) => Err(ListenerError::CutShort(title.to_owned())),
+    }
+}
+
+/// Cuts a title's text into arguments at sshd's own option letters: an argument runs to the next word that is
+/// an option.
+fn cut(shown: &str) -> Result<Vec<String>, ListenerError> {
+    let mut words = shown.split(' ').peekable();
+    let mut arguments: Vec<String> = words.next().map(str::to_owned).into_iter().collect();
+    while let Some(word) = words.next() {
+        let mut argument = match bundle(word) {
+            Some(Bundle::Flags) => {
+                arguments.push(word.to_owned());
+                continue;
+            }
+            Some(Bundle::Glued) => word.to_owned(),
+            Some(Bundle::Next) => {
+                arguments.push(word.to_owned());
+                words.next().ok_or_else(|| ListenerError::CannotTellApart(word.to_owned()))?.to_owned()
+            }
+            None => return Err(ListenerError::CannotTellApart(word.to_owned())),
+        };
+        while let Some(more) = words.next_if(|next| bundle(next).is_none()) {
+            argument.push(' ');
+            argument.push_str(more);
+        }
+        arguments.push(argument);
+    }
+    Ok(arguments)
+}
+
+/// How a word is an option.
+enum Bundle {
+    /// Flags alone.
+    Flags,
+    /// An option with its argument behind it, in the same word.
+    Glued,
+    /// An option whose argument is the next word.
+    Next,
+}
+
+/// Whether a word is an option, or several bundled, as getopt(3) takes them.
+fn bundle(word: &str) -> Option<Bundle> {
+    let letters = word.strip_prefix('-').filter(|letters| !letters.is_empty())?;
+    for (at, letter) in letters.char_indices() {
+        if WITH_ARGUMENT.contains(letter) {
+            let rest = at + letter.len_utf8() < letters.len();
+            return Some(if rest { Bundle::Glued } else { Bundle::Next });
+        }
+        if !FLAGS.contains(letter) {
+            return None;
+        }
+    }
+    Some(Bundle::Flags)
+}
+
+/// Arguments as options, the program's name skipped.
+fn options(arguments: &[String]) -> Result<Vec<Opt>, ListenerError> {
+    let mut found = Vec::new();
+    let mut words = arguments.iter().skip(1);
+    while let Some(word) = words.next() {
+        let unknown = || ListenerError::CannotTellApart(word.clone());
+        bundle(word).ok_or_else(unknown)?;
+        for (at, letter) in word.char_indices().skip(1) {
+            if !WITH_ARGUMENT.contains(letter) {
+                found.push(Opt { letter, argument: None });
+                continue;
+            }
+            let glued = &word[at + letter.len_utf8()..];
+            let argument = match glued {
+                "" => words.next().ok_or_else(unknown)?.clone(),
+                glued => glued.to_owned(),
+            };
+            found.push(Opt { letter, argument: Some(argument) });
+            break;
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &[&str]) -> Vec<String> {
+        text.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn command_lines() {
+        let quoted = words(&["/usr/sbin/sshd", "-D", "-o", "AllowUsers=a -D b"]);
+        let plain = words(&["/usr/sbin/sshd", "-D"]);
+        type Case<'c> = (&'c str, Option<&'c [String]>, &'c [&'c str]);
+        let cases: &[Case<'_>] = &[
+            // exact
+            ("/usr/sbin/sshd\0-D\0-o\0X=y z\0", None, &["/usr/sbin/sshd", "-D", "-o", "X=y z"]),
+            ("/usr/sbin/sshd", None, &["/usr/sbin/sshd"]),
+            ("/opt/sshd-copy\0", None, &[]),
+            // titles, cut at the option letters
+            ("sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups\0\0", None, &["/usr/sbin/sshd", "-D"]),
+            (
+                "sshd: /usr/sbin/sshd -D -o X=y z -1 -no -oA=b c -p2222 -De [listener] 0 of 10-100 startups",
+                None,
+                &["/usr/sbin/sshd", "-D", "-o", "X=y z -1 -no", "-oA=b c", "-p2222", "-De"],
+            ),
+            ("sshd: /usr/sbin/sshd -Dp 22 [listener] 0 of 1", None, &["/usr/sbin/sshd", "-Dp", "22"]),
+            ("sshd: /usr/sbin/sshd [listener] 0 of 10-100 startups", None, &["/usr/sbin/sshd"]),
+            (
+                "sshd: /usr/sbin/sshd -o A=[listener] b -D [listener] 0",
+                None,
+                &["/usr/sbin/sshd", "-o", "A=[listener] b", "-D"],
+            ),
+            // titles, as the unit has it
+            (
+                "sshd: /usr/sbin/sshd -D -o AllowUsers=a -D b [listener] 0 of 10-100 startups",
+                Some(&quoted),
+                &["/usr/sbin/sshd", "-D", "-o", "AllowUsers=a -D b"],
+            ),
+            // under another name
+            ("s: /opt/s -f /sshd_config [listener] 0 of 1", None, &["/opt/s", "-f", "/sshd_config"]),
+            ("x: /opt/s -f /sshd_config [listener] 0 of 1", None, &[]),
+            // the unit was edited since the start
+            (
+                "sshd: /usr/sbin/sshd -e [listener] 0 of 10-100 startups",
+                Some(&plain),
+                &["/usr/sbin/sshd", "-e"],
+            ),
+            // cut short: in the options, in the mark, behind it
+            (
+                "sshd: /usr/sbin/sshd -D -o Allow",
+                Some(&quoted),
+                &["/usr/sbin/sshd", "-D", "-o", "AllowUsers=a -D b"],
+            ),
+            ("sshd: /usr/sbin/sshd -D [list", Some(&plain), &["/usr/sbin/sshd", "-D"]),
+            ("sshd: /usr/sbin/sshd -D [listener]", None, &["/usr/sbin/sshd", "-D"]),
+        ];
+        for (cmdline, unit, expected) in cases {
+            let found = arguments(cmdline.as_bytes(), *unit);
+            match expected {
+                [] => assert!(matches!(found, Err(ListenerError::NotAListener(_))), "{cmdline}: {found:?}"),
+                expected => assert_eq!(found, Ok(words(expected)), "{cmdline}"),
+            }
+        }
+    }
+
+    #[test]
+    fn no_listener() {
+        for cmdline in [
+            "",
+            "/bin/sleep\x0060\0",
+            "sshd: root [priv]",
+            "sshd: [accepted]",
+            "sshd: root@pts/0",
+            "sshd-session: root [priv]",
+            "/usr/sbin/sshd\0-D\0-R\0",
+            "/usr/sbin/sshd\0-i\0",
+            "/usr/sbin/sshd\0-T\0-C\0user=root\0",
+            "/usr/lib/openssh/sshd-session\0-R\0",
+        ] {
+            let found = arguments(cmdline.as_bytes(), None);
+            assert!(matches!(found, Err(ListenerError::NotAListener(_))), "{cmdline}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn not_to_be_told_apart() {
+        let plain = words(&["/usr/sbin/sshd", "-D"]);
+        let cut_short = |cmdline: &str, unit| arguments(cmdline.as_bytes(), unit);
+        for (cmdline, unit) in [
+            ("sshd: /usr/sbin/sshd -D -o Passw", None),
+            ("sshd: /usr/sbin/sshd -D -o Passw", Some(plain.as_slice())),
+            ("sshd: /usr/sbin/ss", None),
+        ] {
+            let found = cut_short(cmdline, unit);
+            assert!(matches!(found, Err(ListenerError::CutShort(_))), "{cmdline}: {found:?}");
+        }
+        for cmdline in ["sshd: /usr/sbin/sshd -D foo [listener] 0", "sshd: /usr/sbin/sshd -D -o [listener] 0"]
+        {
+            let found = arguments(cmdline.as_bytes(), None);
+            assert!(matches!(found, Err(ListenerError::CannotTellApart(_))), "{cmdline}: {found:?}");
+        }
+        assert!(matches!(
+            arguments(b"sshd: /\xff [listener] 0", None),
+            Err(ListenerError::CannotTellApart(_))
+        ));
+    }
+
+    #[test]
+    fn options_to_repeat() {
+        let cases: &[(&[&str], Option<&str>, &[&str])] = &[
+            (&["s"], None, &[]),
+            (&["s", "-D", "-d", "-e", "-q", "-r", "-E", "/log", "-C", "user=x"], None, &[]),
+            (
+                &["s", "-f", "/a", "-f/b", "-o", "X=y z", "-oKey=val"],
+                Some("/b"),
+                &["-o", "X=y z", "-o", "Key=val"],
+            ),
+            (&["s", "-De46p", "22", "-p2222"], None, &["-4", "-6", "-p", "22", "-p", "2222"]),
+            (
+                &["s", "-h", "/k", "-c", "/c", "-g", "5", "-u", "0", "-b", "1", "-k", "2"],
+                None,
+                &["-h", "/k", "-c", "/c", "-g", "5", "-u", "0", "-b", "1", "-k", "2"],
+            ),
+        ];
+        for (arguments, config, options) in cases {
+            let expected = ListenerOptions { config: config.map(PathBuf::from), options: words(options) };
+            assert_eq!(repeated(&words(arguments)), Ok(expected), "{arguments:?}");
+        }
+        assert!(matches!(repeated(&words(&["s", "-f", "c"])), Err(ListenerError::RelativeConfig(_))));
+        for bad in [&["s", "-o"] as &[&str], &["s", "x"], &["s", "-Z"], &["s", "-"], &["s", ""]] {
+            assert!(matches!(repeated(&words(bad)), Err(ListenerError::CannotTellApart(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn without_what_keeps_it_in_the_foreground() {
+        let started = words(&["/usr/sbin/sshd", "-De", "-ddd", "-f", "/c", "-oA=b c", "-q"]);
+        assert_eq!(to_daemonize(&started), Ok(words(&["-f", "/c", "-o", "A=b c", "-q"])));
+        assert!(stays_in_foreground(&started));
+        for daemon in [&["/s"] as &[&str], &["/s", "-e46", "-o", "-D"]] {
+            assert!(!stays_in_foreground(&words(daemon)), "{daemon:?}");
+        }
+    }
+}

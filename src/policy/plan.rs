@@ -1,0 +1,528 @@
+//! From a command and the facts to a plan, or a refusal (contract 4 to 6).
+//!
+//! A plan is made in two strokes, since sshd is the judge of its own configuration: [`draft`] says which files
+//! would change and which lines sshd is to be asked about; [`Draft::judge`] holds its answers against what was
+//! asked and against the lockout guard.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::authorized_keys::{self, KeyLine, key_lines};
+use super::command::{Action, KeyPair};
+use super::edit::{FileEdit, FileKind};
+use super::lockout;
+use super::observation::{Account, Answer, ConfigTree, KeyFile, Reload, Sshd};
+use super::outcome::{Reason, Refusal, Warning, WarningReason};
+use super::public_key::PublicKey;
+use super::sshd_config::{self, KbdInteractive, Place, Provenance};
+use super::types::{InstanceId, PasswordAuth};
+
+/// The key pair that is bound here, and where its block stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Binding {
+    /// What is bound.
+    #[serde(flatten)]
+    pub key_pair: KeyPair,
+    /// Whose authorized_keys file holds the block.
+    pub user: String,
+    /// That file.
+    pub path: PathBuf,
+    /// Whether it was bound to another instance, of which this one is a clone (contract 7).
+    pub inherited: bool,
+}
+
+/// What was observed for a command.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The target user.
+    pub account: Account,
+    /// The sshd of this guest; `None` only for a detach that found none.
+    pub sshd: Option<Sshd>,
+    /// The file that sshd reads for that user; on a detach, the file that holds the block.
+    pub key_file: KeyFile,
+    /// The file that holds the bound block, where that is another one (and whose it is).
+    pub elsewhere: Option<(Account, KeyFile)>,
+}
+
+/// What a plan is made for besides the command's own action.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose<'a> {
+    /// What is to be done.
+    pub action: &'a Action,
+    /// What the state says is bound.
+    pub binding: Option<&'a Binding>,
+    /// This instance, for the platform's own words.
+    pub instance_id: Option<&'a InstanceId>,
+    /// Whether keyboard-interactive follows password login.
+    pub kbd_interactive: KbdInteractive,
+    /// RFC 3339, for the comment in sshd's configuration.
+    pub when: &'a str,
+    /// For the same comment.
+    pub command_id: &'a str,
+}
+
+/// A plan that sshd has yet to be asked about.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// The edits of authorized_keys files, in order.
+    pub key_edits: Vec<FileEdit>,
+    /// The edits of sshd's configuration, in order.
+    pub sshd_edits: Vec<FileEdit>,
+    /// The lines that sshd is asked about ahead of its present configuration.
+    pub ahead: Option<String>,
+    /// What is bound afterwards.
+    pub binding: Option<Binding>,
+    /// The key that was unbound, by a detach.
+    pub unbound: Option<PublicKey>,
+    warnings: Vec<Warning>,
+    takes_away: Option<PublicKey>,
+    own_lines: Vec<KeyLine>,
+}
+
+/// What is to be done, and what shall be true afterwards.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The edits of authorized_keys files, in order.
+    pub key_edits: Vec<FileEdit>,
+    /// The edits of sshd's configuration, in order.
+    pub sshd_edits: Vec<FileEdit>,
+    /// How a changed configuration is made live; `None` where it is not changed.
+    pub reload: Option<Reload>,
+    /// What sshd must say afterwards.
+    pub expect: Option<PasswordAuth>,
+    /// What is bound afterwards.
+    pub binding: Option<Binding>,
+    /// The key that was unbound, by a detach.
+    pub unbound: Option<PublicKey>,
+    /// What sshd said, with the plan's lines ahead.
+    pub answers: Vec<Answer>,
+    /// What the owner should know.
+    pub warnings: Vec<Warning>,
+}
+
+impl Plan {
+    /// Whether it changes a byte of the guest's files.
+    pub fn changes_files(&self) -> bool {
+        !self.key_edits.is_empty() || !self.sshd_edits.is_empty()
+    }
+}
+
+/// The key pair that counts as bound: the state's, else that of a block of ours that stands in the file.
+pub fn bound(binding: Option<&Binding>, account: &Account, key_file: &KeyFile) -> Option<Binding> {
+    binding.cloned().or_else(|| {
+        let key_pair = authorized_keys::standing(key_file.content.as_deref()?)?;
+        Some(Binding { key_pair, user: account.name.clone(), path: key_file.path.clone(), inherited: true })
+    })
+}
+
+/// Whether the bound key pair allows the command at all (contract 4). It needs no facts but the binding.
+///
+/// # Errors
+/// `ALREADY_ATTACHED` and `NOT_ATTACHED`.
+pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&InstanceId>) -> Result<(), Refusal> {
+    match (action, bound) {
+        (Action::Attach { key_pair, replace, .. }, Some(bound))
+            if *key_pair != bound.key_pair && !replace && !bound.inherited =>
+        {
+            let instance = instance.map_or("unknown", InstanceId::as_str);
+            Err(Refusal::new(
+                Reason::AlreadyAttached,
+                format!("Already attached key pair. instance id {instance}"),
+            ))
+        }
+        (Action::Detach { key_name: Some(key_name) }, Some(bound))
+            if *key_name != bound.key_pair.key_name =>
+        {
+            Err(Refusal::new(
+                Reason::NotAttached,
+                format!("key pair {key_name} is not attached: {} is", bound.key_pair.key_name),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Which files the command would change, and how.
+///
+/// # Errors
+/// Those of contract 4, and that there is no place for sshd's setting.
+pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
+    let holder =
+        facts.elsewhere.as_ref().map_or((&facts.account, &facts.key_file), |(who, file)| (who, file));
+    let bound = bound(purpose.binding, holder.0, holder.1);
+    admit(purpose.action, bound.as_ref(), purpose.instance_id)?;
+    let known: Vec<PublicKey> = bound.iter().map(|bound| bound.key_pair.public_key.clone()).collect();
+    let mut draft = Draft {
+        key_edits: Vec::new(),
+        sshd_edits: Vec::new(),
+        ahead: None,
+        binding: bound.clone(),
+        unbound: None,
+        warnings: Vec::new(),
+        takes_away: None,
+        own_lines: own_lines(facts, &known),
+    };
+    match purpose.action {
+        Action::Attach { key_pair, password_auth, .. } => {
+            if let Some(bound) = bound.as_ref().filter(|bound| bound.key_pair != *key_pair) {
+                draft.takes_away = Some(bound.key_pair.public_key.clone());
+                if bound.inherited {
+                    draft.warnings.push(Warning::new(
+                        WarningReason::InheritedKeyReplaced,
+                        format!(
+                            "key pair {} was bound before this instance was made from an image, and is replaced",
+                            bound.key_pair.key_name
+                        ),
+                    ));
+                }
+            }
+            draft.bind(facts, key_pair, &known);
+            draft.set(purpose, facts, *password_auth)?;
+        }
+        Action::Detach { .. } => draft.unbind(facts, bound.as_ref(), &known),
+        Action::SetPasswordAuth { password_auth } => draft.set(purpose, facts, *password_auth)?,
+    }
+    Ok(draft)
+}
+
+/// Everything of ours, taken out: what `undo` does (contract 8). `known` may be empty.
+pub fn draft_undo(
+    key_files: &[(Account, KeyFile)],
+    config: Option<&ConfigTree>,
+    known: &[PublicKey],
+) -> Vec<FileEdit> {
+    let keys = key_files.iter().filter_map(|(account, file)| key_edit(account, file, known, Vec::new()));
+    let settings = config.into_iter().flat_map(|config| {
+        sshd_config::taken(config).into_iter().filter_map(|place| removal(config, &place))
+    });
+    settings.chain(keys).collect()
+}
+
+/// The edit of one user's file.
+fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Vec<u8>) -> Option<FileEdit> {
+    let kind = FileKind::AuthorizedKeys { user: account.name.clone(), known: known.to_vec() };
+    let mut edit = FileEdit::block(&file.path, kind, file.content.as_deref(), inserted)?;
+    edit.creates_directory = file.missing_directory.clone();
+    Some(edit)
+}
+
+/// The user's own key lines: the file as it is without our block.
+fn own_lines(facts: &Facts, known: &[PublicKey]) -> Vec<KeyLine> {
+    let content = facts.key_file.content.as_deref().unwrap_or_default();
+    let edit =
+        super::block::BlockEdit { removed: authorized_keys::ours(content, known), inserted: Vec::new() };
+    // The line numbers are those of the file as it stands, for the person who looks there.
+    let own = key_lines(&edit.apply(content));
+    let mut standing = key_lines(content).into_iter();
+    own.into_iter()
+        .filter_map(|line| standing.find(|other| other.key == line.key && other.options == line.options))
+        .collect()
+}
+
+impl Draft {
+    /// The block goes to the top of the file that sshd reads, and away from where it stood before.
+    fn bind(&mut self, facts: &Facts, key_pair: &KeyPair, known: &[PublicKey]) {
+        let KeyFile { path, .. } = &facts.key_file;
+        let inserted = authorized_keys::render(key_pair);
+        let mut recognised = known.to_vec();
+        if !known.is_empty() && !known.contains(&key_pair.public_key) {
+            recognised.push(key_pair.public_key.clone());
+        }
+        self.key_edits.extend(key_edit(&facts.account, &facts.key_file, known, inserted).map(|mut edit| {
+            // The inverse meets the block in either form.
+            if let FileKind::AuthorizedKeys { known, .. } = &mut edit.kind {
+                *known = recognised;
+            }
+            edit
+        }));
+        if let Some((account, file)) = &facts.elsewhere {
+            self.key_edits.extend(key_edit(account, file, known, Vec::new()));
+        }
+        self.binding = Some(Binding {
+            key_pair: key_pair.clone(),
+            user: facts.account.name.clone(),
+            path: path.clone(),
+            inherited: false,
+        });
+        if let Some(copy) = authorized_keys::copy_of(&self.own_lines, &key_pair.public_key)
+            && !copy.options.is_empty()
+        {
+            self.warnings.push(
+                Warning::new(
+                    WarningReason::RestrictedCopy,
+                    "a copy of this key stands in the file with options in front; ours stands ahead of it and decides",
+                )
+                .at(path, Some(copy.line)),
+            );
+        }
+    }
+
+    fn unbind(&mut self, facts: &Facts, bound: Option<&Binding>, known: &[PublicKey]) {
+        self.binding = None;
+        self.key_edits.extend(key_edit(&facts.account, &facts.key_file, known, Vec::new()));
+        self.unbound = bound.map(|bound| bound.key_pair.public_key.clone());
+        let Some(unbound) = &self.unbound else { return };
+        let path = &facts.key_file.path;
+        if let Some(copy) = authorized_keys::copy_of(&self.own_lines, unbound) {
+            self.warnings.push(
+                Warning::new(
+                    WarningReason::KeyStillPresent,
+                    "the same key also stands in a line that is not ours, and goes on letting in",
+                )
+                .at(path, Some(copy.line)),
+            );
+        }
+        let Some(effective) =
+            facts.sshd.as_ref().and_then(|sshd| sshd.answers.first()).map(|first| &first.effective)
+        else {
+            return;
+        };
+        let command = effective.value("authorizedkeyscommand");
+        if !command.is_empty() && command != "none" {
+            self.warnings.push(Warning::new(
+                WarningReason::KeyStillPresent,
+                format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
+            ));
+        } else if !lockout::password_would_let_in(effective, &facts.account)
+            && authorized_keys::way_in(&self.own_lines).is_none()
+        {
+            self.warnings.push(Warning::new(
+                WarningReason::NoWayIn,
+                format!(
+                    "user {} has no key left in {} and passwords are off: attach a key pair or allow password login",
+                    facts.account.name,
+                    path.display()
+                ),
+            ));
+        }
+    }
+
+    /// sshd's side: what has to be written so that `password_auth` holds.
+    fn set(
+        &mut self,
+        purpose: &Purpose<'_>,
+        facts: &Facts,
+        password_auth: PasswordAuth,
+    ) -> Result<(), Refusal> {
+        let Some(sshd) = &facts.sshd else {
+            return Err(Refusal::new(
+                Reason::SshdNotFound,
+                "there is no sshd whose setting could be changed",
+            ));
+        };
+        let Some(first) = sshd.answers.first() else {
+            return Err(Refusal::new(Reason::SshdNotFound, "sshd names no port on which it would listen"));
+        };
+        let desired =
+            sshd_config::desired(password_auth, purpose.kbd_interactive, &first.effective, &sshd.config);
+        let satisfied = judge_setting(password_auth, purpose.kbd_interactive, sshd, &sshd.answers).is_ok();
+        let standing = sshd_config::taken(&sshd.config);
+        let as_desired = match standing.as_slice() {
+            [] => true,
+            [place] => sshd_config::directives_of_ours(&ours_at(sshd, place)) == desired,
+            _ => false,
+        };
+        if satisfied && as_desired {
+            return Ok(());
+        }
+        let placement = sshd_config::placement(&sshd.config, sshd.main_is_writable)?;
+        let place = placement.place;
+        let take_back = take_back(&place, &sshd.reload);
+        let provenance =
+            Provenance { when: purpose.when, command_id: purpose.command_id, take_back: &take_back };
+        self.ahead = Some(desired.iter().map(|(keyword, value)| format!("{keyword} {value}\n")).collect());
+        match &place {
+            Place::DropIn(path) => {
+                let before = sshd.config.files.get(path).map(Vec::as_slice);
+                if before.is_none_or(|before| sshd_config::directives_of_ours(before) != desired) {
+                    let text = sshd_config::render(&desired, &provenance);
+                    self.sshd_edits.push(FileEdit::whole(path, before, Some(text)));
+                }
+            }
+            Place::TopBlock(path) => {
+                // A block with the same directives at another place than the top is moved there.
+                let main = sshd.config.files.get(path).map(Vec::as_slice);
+                let block = sshd_config::render_block(&desired, &provenance).into_bytes();
+                self.sshd_edits.extend(FileEdit::block(path, FileKind::SshdConfig, main, block));
+            }
+        }
+        let stale = placement.stale.iter().filter_map(|stale| removal(&sshd.config, stale));
+        self.sshd_edits.extend(stale);
+        Ok(())
+    }
+
+    /// The plan, if sshd's answers and the guard allow it. `answers` are those to [`Self::ahead`], or the
+    /// present ones where nothing is ahead.
+    ///
+    /// # Errors
+    /// `PASSWORD_AUTH_NOT_EFFECTIVE` and `LOCKOUT_GUARD`.
+    pub fn judge(
+        mut self,
+        purpose: &Purpose<'_>,
+        facts: &Facts,
+        answers: Vec<Answer>,
+    ) -> Result<Plan, Refusal> {
+        let expect = purpose.action.password_auth();
+        if let (Some(password_auth), Some(sshd)) = (expect, &facts.sshd) {
+            judge_setting(password_auth, purpose.kbd_interactive, sshd, &answers)?;
+            self.guard(purpose, facts, sshd, &answers, password_auth)?;
+            if !sshd.running {
+                let found = match &sshd.reload {
+                    Reload::None(found) => found.as_str(),
+                    Reload::Unit(_) | Reload::SocketUnit(_) | Reload::Pid { .. } => "no listener was found",
+                };
+                self.warnings.push(Warning::new(
+                    WarningReason::SshdNotRunning,
+                    format!("sshd is not running: {found}"),
+                ));
+            }
+        }
+        let reload =
+            facts.sshd.as_ref().filter(|_| !self.sshd_edits.is_empty()).map(|sshd| sshd.reload.clone());
+        Ok(Plan {
+            key_edits: self.key_edits,
+            sshd_edits: self.sshd_edits,
+            reload,
+            expect,
+            binding: self.binding,
+            unbound: self.unbound,
+            answers,
+            warnings: self.warnings,
+        })
+    }
+
+    /// The lockout guard, before passwords go off (contract 6).
+    fn guard(
+        &mut self,
+        purpose: &Purpose<'_>,
+        facts: &Facts,
+        sshd: &Sshd,
+        answers: &[Answer],
+        password_auth: PasswordAuth,
+    ) -> Result<(), Refusal> {
+        let mut verdict = lockout::Verdict::default();
+        for answer in answers {
+            let one = lockout::judge(&lockout::Facts {
+                account: &facts.account,
+                key_file: &facts.key_file,
+                effective: &answer.effective,
+                connection: &answer.connection,
+                tree: &sshd.config,
+                options: &sshd.options,
+            });
+            verdict.refusals.extend(one.refusals);
+            for warning in one.warnings {
+                if !verdict.warnings.contains(&warning) {
+                    verdict.warnings.push(warning);
+                }
+            }
+        }
+        let has_key = match purpose.action {
+            Action::Attach { .. } => true,
+            Action::Detach { .. } | Action::SetPasswordAuth { .. } => {
+                let content = facts.key_file.content.as_deref().unwrap_or_default();
+                authorized_keys::way_in(&key_lines(content)).is_some()
+            }
+        };
+        if !has_key {
+            let (user, path) = (&facts.account.name, &facts.key_file.path);
+            verdict.refusals.push(lockout::Finding {
+                rule: lockout::Rule::AuthorizedKeysFile,
+                message: format!(
+                    "{}: it holds no key of {user}'s that could let him in; attach a key pair first",
+                    path.display()
+                ),
+                file: Some(path.clone()),
+                line: None,
+            });
+        }
+        let password_left =
+            answers.iter().all(|a| lockout::password_would_let_in(&a.effective, &facts.account));
+        let needed = match (purpose.action, password_auth) {
+            (Action::Detach { .. }, _) => false,
+            (_, PasswordAuth::No) => true,
+            (_, PasswordAuth::Yes) => self.takes_away.is_some() && !password_left,
+        };
+        match verdict.refusals.first() {
+            None => self.warnings.extend(verdict.warnings),
+            Some(finding) if needed => {
+                return Err(Refusal::new(Reason::LockoutGuard, finding.message.clone()));
+            }
+            Some(finding) if matches!(purpose.action, Action::Attach { .. }) => self.warnings.push(Warning {
+                reason: WarningReason::KeyNotUsable,
+                message: finding.message.clone(),
+                file: finding.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
+                line: finding.line,
+            }),
+            Some(_) => {}
+        }
+        if password_auth == PasswordAuth::No
+            && purpose.kbd_interactive == KbdInteractive::Leave
+            && answers
+                .iter()
+                .any(|a| a.effective.kbd_interactive_authentication() && a.effective.is_yes("usepam"))
+        {
+            self.warnings.push(Warning::new(
+                WarningReason::KbdInteractiveLeft,
+                "keyboard-interactive is left on (kbd_interactive = \"leave\") and may ask for the same password",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether every answer says what was asked.
+///
+/// # Errors
+/// `PASSWORD_AUTH_NOT_EFFECTIVE`.
+pub fn judge_setting(
+    asked: PasswordAuth,
+    kbd_interactive: KbdInteractive,
+    sshd: &Sshd,
+    answers: &[Answer],
+) -> Result<(), Refusal> {
+    sshd_config::judge_setting(asked, kbd_interactive, answers, &sshd.config, &sshd.options)
+}
+
+/// What stands of ours at a place.
+fn ours_at(sshd: &Sshd, place: &Place) -> Vec<u8> {
+    match place {
+        Place::DropIn(path) => sshd.config.files.get(path).cloned().unwrap_or_default(),
+        Place::TopBlock(path) => {
+            let content = sshd.config.files.get(path).map(Vec::as_slice).unwrap_or_default();
+            FileKind::SshdConfig.ours(content).into_iter().flat_map(|segment| segment.bytes).collect()
+        }
+    }
+}
+
+/// The edit that takes ours out of a place.
+fn removal(config: &ConfigTree, place: &Place) -> Option<FileEdit> {
+    match place {
+        Place::DropIn(path) => {
+            let before = config.files.get(path)?;
+            Some(FileEdit::whole(path, Some(before), None))
+        }
+        Place::TopBlock(path) => {
+            let main = config.files.get(path).map(Vec::as_slice);
+            FileEdit::block(path, FileKind::SshdConfig, main, Vec::new())
+        }
+    }
+}
+
+/// The line of shell that takes the setting back without this program.
+fn take_back(place: &Place, reload: &Reload) -> String {
+    let away = match place {
+        Place::DropIn(path) => format!("rm '{}'", path.display()),
+        Place::TopBlock(path) => {
+            format!("sed -i '/^{}/,/^{}/d' '{}'", super::block::BEGIN, super::block::END, path.display())
+        }
+    };
+    match reload {
+        Reload::Unit(unit) => format!("{away} && systemctl reload {unit}"),
+        Reload::SocketUnit(unit) => format!("{away} && systemctl try-restart {unit}"),
+        Reload::Pid { .. } => format!("{away}, then send SIGHUP to the sshd listener"),
+        Reload::None(_) => away,
+    }
+}

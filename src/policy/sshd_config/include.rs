@@ -1,0 +1,88 @@
+//! What sshd_config(5) files lead to and whom they name: Include directives, and the hosts of `Match` and
+//! `AllowUsers` rules, which a question on everybody's behalf has to stay clear of.
+
+use std::path::{Path, PathBuf};
+
+use super::tokens;
+
+/// Where a relative Include starts: sshd_config(5).
+const SSH_DIR: &str = "/etc/ssh";
+
+/// The Include directives of a file: line (from 1) and patterns, made absolute.
+pub fn include_patterns(content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
+    let absolute = |pattern: String| Path::new(SSH_DIR).join(pattern);
+    lines(content)
+        .filter(|(_, keyword, _)| keyword == "include")
+        .map(|(line, _, arguments)| (line, arguments.into_iter().map(absolute).collect()))
+        .collect()
+}
+
+/// The host patterns that rules of a file name: of `Match Address`, `Match Host`, and behind an `@` of
+/// `AllowUsers` and `DenyUsers`.
+pub fn named_hosts(content: &[u8]) -> Vec<String> {
+    let mut hosts = Vec::new();
+    for (_, keyword, arguments) in lines(content) {
+        match keyword.as_str() {
+            "match" => {
+                // `Match Address 10.0.0.0/8`, and since 9.9 `Match Address=10.0.0.0/8`.
+                let words: Vec<&str> = arguments.iter().flat_map(|word| word.split('=')).collect();
+                for pair in words.windows(2) {
+                    if ["address", "host"].contains(&pair[0].to_ascii_lowercase().as_str()) {
+                        hosts.extend(pair[1].split(',').map(str::to_owned));
+                    }
+                }
+            }
+            "allowusers" | "denyusers" => {
+                let of = |word: &String| word.rsplit_once('@').map(|(_, host)| host.to_owned());
+                hosts.extend(arguments.iter().filter_map(of));
+            }
+            _ => {}
+        }
+    }
+    hosts
+}
+
+/// The directives of a file: line (from 1), keyword in lower case, arguments.
+fn lines(content: &[u8]) -> impl Iterator<Item = (usize, String, Vec<String>)> + '_ {
+    content.split(|byte| *byte == b'\n').zip(1..).filter_map(|(line, number)| {
+        let (keyword, arguments) = tokens::split(line)?;
+        Some((number, keyword.to_ascii_lowercase(), arguments))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn includes() {
+        type Case<'c> = (&'c str, &'c [(usize, &'c [&'c str])]);
+        let cases: &[Case<'_>] = &[
+            ("", &[]),
+            ("Include /a/*.conf\n", &[(1, &["/a/*.conf"])]),
+            ("#Include /a\nPort 22\n  iNCLUDE\t/a b # /c\r\n", &[(3, &["/a", "/etc/ssh/b"])]),
+            ("Include=/a", &[(1, &["/a"])]),
+            ("Include = \"/a b/*\" '/c d'", &[(1, &["/a b/*", "/c d"])]),
+            (
+                "Match User x\n Include sshd_config.d/x\nInclude y",
+                &[(2, &["/etc/ssh/sshd_config.d/x"]), (3, &["/etc/ssh/y"])],
+            ),
+            ("Includes /a", &[]),
+        ];
+        for (text, expected) in cases {
+            let expected: Vec<(usize, Vec<PathBuf>)> = expected
+                .iter()
+                .map(|(line, paths)| (*line, paths.iter().map(PathBuf::from).collect()))
+                .collect();
+            assert_eq!(include_patterns(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        let text = "AllowUsers root@192.0.2.1 joe u@10.0.0.0/8\nDenyUsers \"x@*.evil\"\n\
+                    Match user y address 192.0.2.0/24,!192.0.2.7\nMatch Host=a.b,c LocalAddress 1.2.3.4\n";
+        let expected = ["192.0.2.1", "10.0.0.0/8", "*.evil", "192.0.2.0/24", "!192.0.2.7", "a.b", "c"];
+        assert_eq!(named_hosts(text.as_bytes()), expected);
+    }
+}

@@ -1,0 +1,240 @@
+//! What a command's `passWordAuth` means in sshd's own words, and whether sshd agrees that it is so
+//! (contract 6, "What is set" and "For whom").
+
+use serde::{Deserialize, Serialize};
+
+use super::placement::is_ours;
+use super::reader::directives;
+use super::{CHALLENGE_RESPONSE, Decider, KBD_INTERACTIVE, PASSWORD, winner};
+use crate::policy::effective::Effective;
+use crate::policy::observation::{Answer, ConfigTree};
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::types::PasswordAuth;
+
+/// Whether the keyboard-interactive method, which with PAM asks for the same password, goes off with it:
+/// `kbd_interactive` of the configuration (contract 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KbdInteractive {
+    /// It goes off with passwords.
+    #[default]
+    Follow,
+    /// It is left as it is.
+    Leave,
+}
+
+/// The directives for a setting (contract 6, "What is set"). Before OpenSSH 8.7 the method had two names,
+/// either of which turned it on: the second is set too where a line that is not ours turns it on by itself.
+pub fn desired(
+    asked: PasswordAuth,
+    kbd: KbdInteractive,
+    effective: &Effective,
+    tree: &ConfigTree,
+) -> Vec<(String, String)> {
+    let set = |keyword: &str, value: &str| (keyword.to_owned(), value.to_owned());
+    let mut wanted = vec![set(PASSWORD, asked.as_str())];
+    if asked == PasswordAuth::No && kbd == KbdInteractive::Follow {
+        let has_two_names = effective.has_challenge_response();
+        if has_two_names {
+            wanted.push(set(CHALLENGE_RESPONSE, "no"));
+        }
+        if !has_two_names || is_on_by_itself(tree) {
+            wanted.push(set(KBD_INTERACTIVE, "no"));
+        }
+    }
+    wanted
+}
+
+/// Whether the first global `KbdInteractiveAuthentication`, ours aside, is not `no`.
+fn is_on_by_itself(tree: &ConfigTree) -> bool {
+    directives(tree)
+        .iter()
+        .find(|d| d.is_global() && d.keyword.eq_ignore_ascii_case(KBD_INTERACTIVE) && !is_ours(tree, d))
+        .is_some_and(|d| !d.value().eq_ignore_ascii_case("no"))
+}
+
+/// Whether every answer says what was asked (contract 6, "For whom"): `no`, that no password is taken, nor
+/// keyboard-interactive where UsePAM is on; `yes`, PasswordAuthentication yes and an AuthenticationMethods
+/// that a password alone satisfies. Else PASSWORD_AUTH_NOT_EFFECTIVE names the line or option that wins.
+pub fn judge_setting(
+    asked: PasswordAuth,
+    kbd: KbdInteractive,
+    answers: &[Answer],
+    tree: &ConfigTree,
+    options: &[String],
+) -> Result<(), Refusal> {
+    for answer in answers {
+        if let Some(keyword) = contrary(asked, kbd, &answer.effective) {
+            return Err(not_effective(asked, keyword, answer, tree, options));
+        }
+    }
+    Ok(())
+}
+
+/// The keyword by which an answer is not what was asked.
+fn contrary(asked: PasswordAuth, kbd: KbdInteractive, said: &Effective) -> Option<&'static str> {
+    match asked {
+        PasswordAuth::No if said.password_authentication() => Some(PASSWORD),
+        PasswordAuth::No => {
+            let asks = kbd == KbdInteractive::Follow && said.is_yes("usepam");
+            (asks && said.kbd_interactive_authentication()).then_some(KBD_INTERACTIVE)
+        }
+        PasswordAuth::Yes if !said.password_authentication() => Some(PASSWORD),
+        PasswordAuth::Yes => (!said.method_suffices("password")).then_some("AuthenticationMethods"),
+    }
+}
+
+fn not_effective(
+    asked: PasswordAuth,
+    keyword: &str,
+    answer: &Answer,
+    tree: &ConfigTree,
+    options: &[String],
+) -> Refusal {
+    let who = &answer.connection;
+    let observed = match keyword {
+        "AuthenticationMethods" => answer.effective.words("authenticationmethods").join(" "),
+        _ if asked == PasswordAuth::No => "yes".to_owned(),
+        _ => "no".to_owned(),
+    };
+    let decides = winner(tree, options, keyword, &observed, who, None);
+    let remedy = match (&decides, keyword) {
+        (Decider::Option(_), _) => "take it out of the way sshd is started and restart sshd".to_owned(),
+        (Decider::Line { .. }, "AuthenticationMethods") => {
+            "add a list there that is `password` alone, or remove the line".to_owned()
+        }
+        (Decider::Line { .. }, _) => format!("remove that line or make it say `{asked}`"),
+        (Decider::Default, _) => "look at what `sshd -T` reads".to_owned(),
+    };
+    Refusal::new(
+        Reason::PasswordAuthNotEffective,
+        format!(
+            "password login would not be `{asked}` for {} from {} on port {}: sshd would have {keyword} {observed} \
+             because of {}; {remedy}",
+            who.user,
+            who.addr,
+            who.lport,
+            decides.describe(keyword)
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::super::fixture::tree;
+    use super::*;
+    use crate::policy::observation::Connection;
+
+    const MAIN: &str = "/etc/ssh/sshd_config";
+
+    fn answer(said: &str) -> Answer {
+        let connection = Connection {
+            user: "root".into(),
+            host: "192.0.2.1".into(),
+            addr: IpAddr::from([192, 0, 2, 1]),
+            laddr: IpAddr::from([192, 0, 2, 2]),
+            lport: 22,
+        };
+        Answer { connection, effective: Effective::parse(said) }
+    }
+
+    #[test]
+    fn what_is_set() {
+        use KbdInteractive::{Follow, Leave};
+        let new = "kbdinteractiveauthentication yes\n";
+        let old = "kbdinteractiveauthentication yes\nchallengeresponseauthentication yes\n";
+        let by_itself = "KbdInteractiveAuthentication yes\n";
+        for (asked, kbd, said, main, expected) in [
+            (PasswordAuth::Yes, Follow, new, "", vec!["PasswordAuthentication yes"]),
+            (PasswordAuth::No, Leave, new, "", vec!["PasswordAuthentication no"]),
+            (
+                PasswordAuth::No,
+                Follow,
+                new,
+                "",
+                vec!["PasswordAuthentication no", "KbdInteractiveAuthentication no"],
+            ),
+            (
+                PasswordAuth::No,
+                Follow,
+                old,
+                "ChallengeResponseAuthentication yes\n",
+                vec!["PasswordAuthentication no", "ChallengeResponseAuthentication no"],
+            ),
+            (
+                PasswordAuth::No,
+                Follow,
+                old,
+                by_itself,
+                vec![
+                    "PasswordAuthentication no",
+                    "ChallengeResponseAuthentication no",
+                    "KbdInteractiveAuthentication no",
+                ],
+            ),
+        ] {
+            let wanted = desired(asked, kbd, &Effective::parse(said), &tree(&[(MAIN, main)]));
+            let wanted: Vec<String> = wanted.iter().map(|(k, v)| format!("{k} {v}")).collect();
+            assert_eq!(wanted, expected, "{asked} {kbd:?} {said}");
+        }
+    }
+
+    #[test]
+    fn our_own_lines_do_not_change_what_is_set() {
+        let old = Effective::parse("kbdinteractiveauthentication no\nchallengeresponseauthentication no\n");
+        let block = "# BEGIN keypair-agent\nKbdInteractiveAuthentication no\n# END keypair-agent\n";
+        let main = format!("{block}KbdInteractiveAuthentication yes\n");
+        assert_eq!(desired(PasswordAuth::No, KbdInteractive::Follow, &old, &tree(&[(MAIN, &main)])).len(), 3);
+        assert_eq!(desired(PasswordAuth::No, KbdInteractive::Follow, &old, &tree(&[(MAIN, block)])).len(), 2);
+    }
+
+    #[test]
+    fn what_was_asked() {
+        use KbdInteractive::{Follow, Leave};
+        let off = "passwordauthentication no\nusepam yes\nkbdinteractiveauthentication no\n";
+        let kbd = "passwordauthentication no\nusepam yes\nkbdinteractiveauthentication yes\n";
+        let no_pam = "passwordauthentication no\nusepam no\nkbdinteractiveauthentication yes\n";
+        let on = "passwordauthentication yes\nusepam yes\nkbdinteractiveauthentication no\n";
+        let both = "passwordauthentication yes\nauthenticationmethods publickey,password\n";
+        let either = "passwordauthentication yes\nauthenticationmethods publickey password\n";
+        for (asked, follow, said, fine) in [
+            (PasswordAuth::No, Follow, off, true),
+            (PasswordAuth::No, Follow, kbd, false),
+            (PasswordAuth::No, Leave, kbd, true),
+            (PasswordAuth::No, Follow, no_pam, true),
+            (PasswordAuth::No, Leave, on, false),
+            (PasswordAuth::Yes, Follow, on, true),
+            (PasswordAuth::Yes, Follow, off, false),
+            (PasswordAuth::Yes, Follow, both, false),
+            (PasswordAuth::Yes, Follow, either, true),
+        ] {
+            let answers = [answer(if asked == PasswordAuth::No { off } else { on }), answer(said)];
+            let judged = judge_setting(asked, follow, &answers, &tree(&[(MAIN, "")]), &[]);
+            assert_eq!(judged.is_ok(), fine, "{asked} {said}");
+        }
+    }
+
+    #[test]
+    fn the_winner_is_named() {
+        let told = |main: &str, options: &[&str], asked, said: &str| {
+            let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
+            let answers = [answer(said)];
+            match judge_setting(asked, KbdInteractive::Follow, &answers, &tree(&[(MAIN, main)]), &options) {
+                Ok(()) => String::new(),
+                Err(refusal) => refusal.message,
+            }
+        };
+        let main = "PasswordAuthentication no\nMatch User root\n  PasswordAuthentication yes\n";
+        let message = told(main, &[], PasswordAuth::No, "passwordauthentication yes\n");
+        assert!(message.contains("/etc/ssh/sshd_config line 3"), "{message}");
+        let message =
+            told(main, &["-oPasswordAuthentication=yes"], PasswordAuth::No, "passwordauthentication yes\n");
+        assert!(message.contains("`-o PasswordAuthentication=yes`"), "{message}");
+        let main = "PasswordAuthentication yes\nAuthenticationMethods publickey,password\n";
+        let said = "passwordauthentication yes\nauthenticationmethods publickey,password\n";
+        let message = told(main, &[], PasswordAuth::Yes, said);
+        assert!(message.contains("line 2 (`AuthenticationMethods publickey,password`)"), "{message}");
+    }
+}
