@@ -1,1 +1,201 @@
 //! This machine, behind one trait: all that touches it is here.
+
+pub mod accounts;
+pub mod child;
+mod config_tree;
+pub mod files;
+mod locate;
+mod process;
+mod question;
+pub mod real;
+pub mod service;
+pub mod sockets;
+pub mod sshd;
+mod systemd;
+mod unit_words;
+
+use std::path::Path;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::policy::edit::FileKind;
+use crate::policy::observation::{Account, Answer, ConfigTree, KeyFile, Sshd};
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::types::{CommandId, ContentHash};
+
+use files::FileError;
+
+/// What the transaction needs of a guest. Everything is synchronous.
+pub trait Guest {
+    /// What holds the lock while it lives.
+    type Lock;
+
+    /// The wall clock, in UTC.
+    fn now(&self) -> OffsetDateTime;
+    /// Time since some fixed moment, by the monotonic clock.
+    fn elapsed(&self) -> Duration;
+    /// A `commandId` that nobody used before.
+    fn random_id(&self) -> CommandId;
+
+    /// Takes the lock on the state directory, which is made where it is missing; waits 20 s for its turn.
+    ///
+    /// # Errors
+    /// That it is held, and by whom; that the directory cannot be used.
+    fn lock(&mut self) -> Result<Self::Lock, LockFailure>;
+    /// The state file's bytes; `None` where there is none.
+    ///
+    /// # Errors
+    /// Those of reading a file.
+    fn load_state(&self) -> Result<Option<Vec<u8>>, FileError>;
+    /// Replaces the state file, durably.
+    ///
+    /// # Errors
+    /// Those of writing a file; the old state is intact then.
+    fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError>;
+
+    /// The platform component's `componentInfo.cfg` (contract 2).
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn component_info(&self) -> Result<Vec<u8>, String>;
+    /// The account of this name.
+    ///
+    /// # Errors
+    /// `USER_NOT_FOUND`, `IO_ERROR`.
+    fn account(&self, user: &str) -> Result<Account, Refusal>;
+    /// The user's authorized_keys file at `path`, reached safely (contract 5).
+    ///
+    /// # Errors
+    /// `UNSAFE_PATH`, `IO_ERROR`.
+    fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
+    /// A file's bytes as they stand, for an edit or its inverse; `None` where there is no such file.
+    ///
+    /// # Errors
+    /// `UNSAFE_PATH`, `IO_ERROR`.
+    fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
+    /// Puts `content` in the file's place, if it still is what `expected` says.
+    ///
+    /// # Errors
+    /// [`FileError::Changed`] where it is not; the old bytes are intact after every error.
+    fn write(
+        &mut self,
+        kind: &FileKind,
+        path: &Path,
+        expected: Option<&ContentHash>,
+        content: &[u8],
+    ) -> Result<(), FileError>;
+    /// Removes a file that is ours, if it still is what `expected` says or gone already, and `directory` if
+    /// that is empty.
+    ///
+    /// # Errors
+    /// [`FileError::Changed`] where it is not.
+    fn remove(
+        &mut self,
+        kind: &FileKind,
+        path: &Path,
+        expected: &ContentHash,
+        directory: Option<&Path>,
+    ) -> Result<(), FileError>;
+    /// Removes the stale temporaries of a crash beside `path`.
+    fn sweep(&mut self, kind: &FileKind, path: &Path);
+    /// Removes those in the state directory.
+    fn sweep_state(&mut self);
+
+    /// The sshd of this guest, found and asked (contract 6).
+    ///
+    /// # Errors
+    /// `SSHD_NOT_FOUND`, `SSHD_CONFIG_ALREADY_INVALID`, `IO_ERROR`.
+    fn sshd(&self, user: &str) -> Result<Sshd, Refusal>;
+    /// sshd's configuration files as they stand, without asking sshd.
+    ///
+    /// # Errors
+    /// `SSHD_NOT_FOUND`, `IO_ERROR`.
+    fn sshd_files(&self) -> Result<ConfigTree, Refusal>;
+    /// What it would say with these lines ahead of its configuration; writes nothing.
+    ///
+    /// # Errors
+    /// `SSHD_CONFIG_REJECTED`, `IO_ERROR`.
+    fn try_ahead(&self, sshd: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal>;
+    /// What the live files say now.
+    ///
+    /// # Errors
+    /// `SSHD_CONFIG_REJECTED`, `IO_ERROR`.
+    fn ask_live(&self, sshd: &Sshd) -> Result<Vec<Answer>, Refusal>;
+    /// Whether a reload would leave the listener alive.
+    ///
+    /// # Errors
+    /// `SSHD_RELOAD_UNSAFE`.
+    fn reload_is_safe(&self, sshd: &Sshd) -> Result<(), Refusal>;
+    /// Makes the files live, and waits until they are.
+    ///
+    /// # Errors
+    /// `SSHD_RELOAD_FAILED`, with what was seen.
+    fn reload(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
+    /// After a failed reload, with the old files in place again: the service as it was.
+    ///
+    /// # Errors
+    /// `SSHD_RELOAD_FAILED`: it could not be brought back.
+    fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
+
+    /// What this machine is.
+    fn identity(&self) -> Identity;
+    /// The public halves of sshd's host keys, those that can be read.
+    fn host_keys(&self, sshd: &Sshd) -> Vec<HostKey>;
+}
+
+/// What this machine is, for the control plane (contract 3, "What runs here").
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// Its host name.
+    pub host_name: Option<String>,
+    /// Its operating system.
+    pub os: OperatingSystem,
+}
+
+/// An operating system, as os-release(5) and uname(2) name it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct OperatingSystem {
+    /// `NAME`.
+    pub name: Option<String>,
+    /// `VERSION_ID`.
+    pub version: Option<String>,
+    /// The kernel's release.
+    pub kernel: Option<String>,
+    /// The processor's architecture.
+    pub architecture: String,
+}
+
+/// A host key's public half.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct HostKey {
+    /// Its type, as in `ssh-ed25519`.
+    #[serde(rename = "type")]
+    pub key_type: String,
+    /// Its fingerprint.
+    pub sha256: String,
+}
+
+/// Why the lock was not had.
+#[derive(Debug)]
+pub enum LockFailure {
+    /// Another process of ours holds it; the text says which.
+    Busy(String),
+    /// The state directory cannot be used.
+    Directory(FileError),
+}
+
+impl From<FileError> for Refusal {
+    /// `UNSAFE_PATH` for what could be turned against root, `IO_ERROR` for the rest.
+    fn from(error: FileError) -> Self {
+        let reason = match error {
+            FileError::Unsafe { .. } => Reason::UnsafePath,
+            FileError::Changed { .. }
+            | FileError::Missing { .. }
+            | FileError::TooLarge { .. }
+            | FileError::Io { .. } => Reason::IoError,
+        };
+        Self::new(reason, error.to_string())
+    }
+}

@@ -1,0 +1,150 @@
+//! Accounts as the guest's name service has them: passwd(5), group(5), nsswitch.conf(5).
+
+use std::ffi::CString;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Group, User, getgrouplist};
+
+use crate::policy::observation::Account;
+
+use super::files::{FileError, read_file};
+
+const PASSWD: &str = "/etc/passwd";
+const PASSWD_LIMIT: usize = 64 * 1024 * 1024;
+
+/// The name service did not answer.
+#[derive(Debug)]
+pub struct AccountError {
+    /// Whom it was asked for.
+    pub name: String,
+    /// What it said.
+    pub source: io::Error,
+}
+
+impl fmt::Display for AccountError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "cannot look up the account {}: {}; `getent passwd {}` asks the same",
+            self.name.escape_default(),
+            self.source,
+            self.name.escape_default()
+        )
+    }
+}
+
+impl std::error::Error for AccountError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Looks an account up by its login name; `None` where there is none.
+pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
+    let failed = |error: Errno| AccountError { name: name.to_owned(), source: error.into() };
+    let Some(user) = found(User::from_name(name)).map_err(failed)? else { return Ok(None) };
+    let primary = found(Group::from_gid(user.gid)).map_err(failed)?;
+    let login = CString::new(name).map_err(|_| failed(Errno::EINVAL))?;
+    let mut groups: Vec<String> = primary.iter().map(|group| group.name.clone()).collect();
+    for gid in getgrouplist(&login, user.gid).map_err(failed)? {
+        if gid == user.gid {
+            continue;
+        }
+        // A group without a name is in no one's AllowGroups: sshd leaves it out too.
+        if let Some(group) = found(Group::from_gid(gid)).map_err(failed)? {
+            groups.push(group.name);
+        }
+    }
+    let passwd = read_file(Path::new(PASSWD), PASSWD_LIMIT).map_err(|error| AccountError {
+        name: name.to_owned(),
+        source: match error {
+            FileError::Io { source, .. } => source,
+            other => io::Error::other(other),
+        },
+    })?;
+    let passwd = String::from_utf8_lossy(passwd.as_deref().unwrap_or_default()).into_owned();
+    let group_is_private =
+        primary.is_some_and(|group| is_private(user.gid, &group.mem, &user.name, user.uid.as_raw(), &passwd));
+    Ok(Some(Account {
+        name: user.name,
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        home: user.dir,
+        shell: user.shell,
+        groups,
+        group_is_private,
+    }))
+}
+
+/// "Not found" in the ways getpwnam(3) lists, some of which are errors.
+fn found<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match answer {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        answer => answer,
+    }
+}
+
+/// Whether a group is its owner's alone, as Debian's sshd judges a group-writable path (user-group-modes.patch):
+/// every account whose primary group it is has his uid, its member list is empty or names him alone, and it has
+/// one member at least. The accounts are those of passwd(5): sshd enumerates the name service, whose other
+/// sources mostly do not let themselves be enumerated.
+fn is_private(gid: Gid, members: &[String], name: &str, uid: u32, passwd: &str) -> bool {
+    let mut primary_of_his = 0;
+    for line in passwd.lines() {
+        let mut fields = line.split(':').skip(2);
+        let (Some(Ok(entry_uid)), Some(Ok(entry_gid))) =
+            (fields.next().map(str::parse::<u32>), fields.next().map(str::parse::<u32>))
+        else {
+            continue;
+        };
+        if entry_gid == gid.as_raw() {
+            if entry_uid != uid {
+                return false;
+            }
+            primary_of_his += 1;
+        }
+    }
+    match members {
+        [] => primary_of_his > 0,
+        [member] => member == name,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_known_and_nobody_of_that_name_is_not() {
+        let root = account("root").unwrap().unwrap();
+        assert_eq!((root.uid, root.gid, root.name.as_str()), (0, 0, "root"));
+        assert!(root.home.is_absolute());
+        assert_eq!(root.groups.first().map(String::as_str), Some("root"));
+        for none in ["no-such-user-here", "", "a\0b", "root\n"] {
+            assert_eq!(account(none).unwrap(), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn a_private_group_as_debian_judges_it() {
+        let private = |members: &[&str], passwd: &str| {
+            let members: Vec<String> = members.iter().map(|name| (*name).to_owned()).collect();
+            is_private(Gid::from_raw(1000), &members, "joe", 1000, passwd)
+        };
+        let joe = "root:x:0:0:root:/root:/bin/sh\njoe:x:1000:1000::/home/joe:/bin/sh\n";
+        assert!(private(&[], joe));
+        assert!(private(&["joe"], joe));
+        assert!(!private(&["ann"], joe));
+        assert!(!private(&["joe", "ann"], joe));
+        assert!(!private(&[], &format!("{joe}ann:x:1001:1000::/home/ann:/bin/sh\n")));
+        assert!(private(&[], &format!("{joe}joe2:x:1000:1000::/home/joe:/bin/sh\n+nis\nodd:x:y\n")));
+        // A member by the name service alone, and an empty group.
+        assert!(private(&["joe"], "root:x:0:0:root:/root:/bin/sh\n"));
+        assert!(!private(&[], "root:x:0:0:root:/root:/bin/sh\n"));
+    }
+}

@@ -1,0 +1,101 @@
+//! What stands about a file besides its bytes, carried over from the old file to the new (contract 5: mode,
+//! owner, ACL and SELinux label).
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
+use nix::unistd::{Gid, Uid, fchown};
+use xattr::FileExt;
+
+use super::error::{Context, FileError};
+
+/// The POSIX ACL of a file, acl(5).
+pub(super) const ACL: &str = "system.posix_acl_access";
+/// The SELinux label of a file.
+pub(super) const SELINUX: &str = "security.selinux";
+
+/// Extended attributes by descriptor, xattr(7); a filesystem without them has none.
+pub(super) struct XattrFile(File);
+
+impl XattrFile {
+    /// The attributes of what is open here (not as a mere place, O_PATH).
+    pub(super) fn of(descriptor: impl AsFd) -> io::Result<Self> {
+        Ok(Self(File::from(descriptor.as_fd().try_clone_to_owned()?)))
+    }
+
+    /// An attribute's value.
+    pub(super) fn get(&self, name: impl AsRef<OsStr>) -> io::Result<Option<Vec<u8>>> {
+        match self.0.get_xattr(name) {
+            Err(error) if not_supported(&error) => Ok(None),
+            answer => answer,
+        }
+    }
+
+    /// Sets an attribute, where it is not so already.
+    pub(super) fn set(&self, name: impl AsRef<OsStr>, value: &[u8]) -> io::Result<()> {
+        if self.get(&name)?.as_deref() == Some(value) {
+            return Ok(());
+        }
+        self.0.set_xattr(name, value)
+    }
+
+    /// Takes an attribute away, where there is one.
+    fn clear(&self, name: &str) -> io::Result<()> {
+        if self.get(name)?.is_some() { self.0.remove_xattr(name) } else { Ok(()) }
+    }
+
+    /// The names of the user's own attributes.
+    fn user_names(&self) -> io::Result<Vec<std::ffi::OsString>> {
+        match self.0.list_xattr() {
+            Ok(names) => Ok(names.filter(|name| name.as_bytes().starts_with(b"user.")).collect()),
+            Err(error) if not_supported(&error) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn not_supported(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32)
+}
+
+/// Sets owner and mode, the owner first: chown(2) takes setuid and setgid bits away.
+pub(super) fn set_owner_and_mode(
+    file: &File,
+    owner: (u32, u32),
+    mode: u32,
+    path: &Path,
+) -> Result<(), FileError> {
+    let stat = fstat(file).context("examine", path)?;
+    if (stat.st_uid, stat.st_gid) != owner {
+        fchown(file, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))
+            .context("set the owner of", path)?;
+    }
+    fchmod(file, Mode::from_bits_truncate(mode & 0o7777)).context("set the mode of", path)
+}
+
+/// Makes `new` like `old` (whose facts are `stat`) in all but its bytes.
+pub(super) fn carry_over(old: &File, stat: &FileStat, new: &File, path: &Path) -> Result<(), FileError> {
+    set_owner_and_mode(new, (stat.st_uid, stat.st_gid), stat.st_mode, path)?;
+    let old = XattrFile::of(old).context("examine", path)?;
+    let new = XattrFile::of(new).context("examine", path)?;
+    match old.get(ACL).context("read the ACL of", path)? {
+        Some(acl) => new.set(ACL, &acl).context("set the ACL of", path)?,
+        // The directory's default ACL gave the new file one that the old file has not.
+        None => new.clear(ACL).context("clear the ACL of", path)?,
+    }
+    if let Some(label) = old.get(SELINUX).context("read the SELinux label of", path)? {
+        new.set(SELINUX, &label).context("set the SELinux label of", path)?;
+    }
+    for name in old.user_names().context("list the attributes of", path)? {
+        if let Some(value) = old.get(&name).context("read an attribute of", path)? {
+            new.set(&name, &value).context("set an attribute of", path)?;
+        }
+    }
+    Ok(())
+}

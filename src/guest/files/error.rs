@@ -1,0 +1,179 @@
+//! Why a file was not read or written: its path, the cause, and what helps.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::geteuid;
+
+/// What keeps a file from being read or replaced. Its text is one line: path, cause, remedy.
+#[derive(Debug)]
+pub enum FileError {
+    /// A component of the way, or what stands in the file's place, could be turned against root (contract 5:
+    /// `UNSAFE_PATH`).
+    Unsafe {
+        /// The component.
+        path: PathBuf,
+        /// What is wrong with it, and the remedy.
+        why: String,
+    },
+    /// The file is not the one that was observed; a new plan is due.
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no such directory.
+    Missing {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// More bytes than are read of such a file.
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// How many are read.
+        limit: usize,
+    },
+    /// The system refused (contract 7: `IO_ERROR` with errno and path).
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried, as a verb: "cannot `action` `path`".
+        action: &'static str,
+        /// The system's answer, with its errno.
+        source: io::Error,
+    },
+}
+
+impl FileError {
+    /// A refusal to go on because of `path`.
+    pub(super) fn unsafe_path(path: &Path, why: impl Into<String>) -> Self {
+        Self::Unsafe { path: path.to_owned(), why: why.into() }
+    }
+
+    /// The path it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Unsafe { path, .. }
+            | Self::Changed { path }
+            | Self::Missing { path }
+            | Self::TooLarge { path, .. }
+            | Self::Io { path, .. } => path,
+        }
+    }
+}
+
+/// Gives an error of the system its path and what was tried.
+pub(super) trait Context<T> {
+    /// The same result, its error told in full.
+    fn context(self, action: &'static str, path: &Path) -> Result<T, FileError>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T, FileError> {
+        self.map_err(|error| FileError::Io { path: path.to_owned(), action, source: error.into() })
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsafe { path, why } => write!(out, "{}: {why}", shown(path)),
+            Self::Changed { path } => {
+                write!(out, "{}: it was changed by someone else meanwhile; try again", shown(path))
+            }
+            Self::Missing { path } => {
+                write!(out, "{}: no such directory; create it, or correct the configuration", shown(path))
+            }
+            Self::TooLarge { path, limit } => {
+                write!(out, "{}: larger than {}; take out what it does not need", shown(path), size(*limit))
+            }
+            Self::Io { path, action, source } => {
+                write!(out, "cannot {action} {}: {source}", shown(path))?;
+                match remedy(source, geteuid().is_root()) {
+                    Some(remedy) => write!(out, "; {remedy}"),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+impl std::error::Error for FileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// What helps against an error of the system.
+fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
+    let remedy = match Errno::from_raw(error.raw_os_error()?) {
+        Errno::EACCES if is_root => {
+            "root is refused here, as on a root-squashed NFS export or by a security module: export it with \
+             no_root_squash or put the file on a local disk"
+        }
+        Errno::EPERM if is_root => {
+            "root is refused here: take an immutable flag off (lsattr, chattr -i); on a root-squashed NFS export, \
+             export it with no_root_squash or put the file on a local disk"
+        }
+        Errno::EACCES | Errno::EPERM => "run it as root",
+        Errno::ENOSPC => "free some space on this disk",
+        Errno::EDQUOT => "raise the owner's disk quota or free some of it",
+        Errno::EROFS => "mount it read-write",
+        Errno::EIO => "the disk has errors: see the kernel's log",
+        Errno::ENXIO | Errno::ELOOP => "put a regular file in its place",
+        _ => return None,
+    };
+    Some(remedy)
+}
+
+/// A path on one line: control characters, which could forge a log line, are escaped.
+pub(super) fn shown(path: &Path) -> String {
+    let mut text = String::new();
+    for character in path.to_string_lossy().chars() {
+        if character.is_control() {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+    }
+    text
+}
+
+/// A limit in words.
+fn size(bytes: usize) -> String {
+    const MEBIBYTE: usize = 1024 * 1024;
+    match bytes {
+        bytes if bytes >= MEBIBYTE && bytes % MEBIBYTE == 0 => format!("{} MiB", bytes / MEBIBYTE),
+        bytes if bytes >= 1024 && bytes % 1024 == 0 => format!("{} KiB", bytes / 1024),
+        bytes => format!("{bytes} bytes"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_that_names_path_cause_and_remedy() {
+        let error = FileError::TooLarge { path: "/a\nb".into(), limit: 16 << 20 };
+        assert_eq!(error.to_string(), "/a\\nb: larger than 16 MiB; take out what it does not need");
+        let full: Result<(), _> = Err(Errno::ENOSPC);
+        let text = full.context("write", Path::new("/a")).unwrap_err().to_string();
+        assert!(text.starts_with("cannot write /a: No space left on device (os error 28); free"), "{text}");
+    }
+
+    #[test]
+    fn root_that_is_refused_is_told_of_nfs() {
+        for errno in [Errno::EACCES, Errno::EPERM] {
+            let error = io::Error::from(errno);
+            assert!(remedy(&error, true).is_some_and(|text| text.contains("root-squashed NFS")));
+            assert_eq!(remedy(&error, false), Some("run it as root"));
+        }
+    }
+}

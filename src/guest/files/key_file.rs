@@ -1,0 +1,191 @@
+//! The user's authorized_keys file (contract 5).
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{FileStat, SFlag, stat};
+
+use crate::policy::observation::{Account, EntryKind, KeyFile, PathFact};
+use crate::policy::types::ContentHash;
+
+use super::directory::{CreatedDirectory, Directory, file_type};
+use super::error::FileError;
+use super::replace::{Fresh, Replaced, Target};
+use super::sweep::sweep_directory;
+use super::walk::{Walk, Way, split};
+
+/// How much of an authorized_keys file is read.
+pub const KEY_FILE_LIMIT: usize = 16 * 1024 * 1024;
+/// The mode of a new authorized_keys file.
+const NEW_FILE_MODE: u32 = 0o600;
+
+/// The way to the user's file.
+struct KeyPath<'a> {
+    walk: Walk,
+    way: Way,
+    name: &'a OsStr,
+    /// Whether the file is below the user's home, by its name.
+    below_home: bool,
+    /// How many names deep the home is.
+    home_depth: usize,
+}
+
+impl<'a> KeyPath<'a> {
+    /// Walks to the file's directory, in a home that exists.
+    fn walk(account: &Account, path: &'a Path) -> Result<Self, FileError> {
+        let key_path = Self::walk_anyway(account, path)?;
+        let depth = path.components().count() - 2;
+        if key_path.below_home && depth - key_path.walk.missing.len() < key_path.home_depth {
+            let why = format!("the home of {} does not exist; create it, owned by him", account.name);
+            return Err(FileError::unsafe_path(&account.home, why));
+        }
+        Ok(key_path)
+    }
+
+    /// Walks as far towards the file's directory as there is a way.
+    fn walk_anyway(account: &Account, path: &'a Path) -> Result<Self, FileError> {
+        let (parent, name) = split(path)?;
+        let (below_home, home_depth) = match parent.strip_prefix(&account.home) {
+            Ok(_) if account.home.is_absolute() => (true, account.home.components().count() - 1),
+            _ => (false, 0),
+        };
+        let way = Way::User(account.uid);
+        let walk = Walk::to_directory(way, parent, |number| !below_home || number < home_depth)?;
+        Ok(Self { walk, way, name, below_home, home_depth })
+    }
+
+    /// The file, in a directory that exists.
+    fn target<'t>(&self, directory: &'t Directory) -> Target<'t>
+    where
+        'a: 't,
+    {
+        Target { directory, name: self.name, way: self.way, limit: KEY_FILE_LIMIT }
+    }
+
+    /// The file's directory; `None` where it does not exist.
+    fn directory(&self) -> Result<Option<Directory>, FileError> {
+        if self.walk.missing.is_empty() { Ok(Some(self.walk.last()?.open()?)) } else { Ok(None) }
+    }
+
+    /// What sshd's StrictModes looks at among the directories: from the deepest up to the home, or to `/`.
+    fn directory_facts(&self, account: &Account) -> Vec<PathFact> {
+        // As sshd does it, the home's real place counts, however the file's path is written.
+        let home = stat(&account.home).ok();
+        let is_home = |stage: &FileStat| {
+            home.as_ref().is_some_and(|home| (home.st_dev, home.st_ino) == (stage.st_dev, stage.st_ino))
+        };
+        let mut facts = Vec::new();
+        for stage in self.walk.stages().iter().rev() {
+            facts.push(fact(stage.path.clone(), &stage.stat));
+            if is_home(&stage.stat) {
+                break;
+            }
+        }
+        facts
+    }
+}
+
+fn fact(path: PathBuf, stat: &FileStat) -> PathFact {
+    let kind = match file_type(stat) {
+        SFlag::S_IFDIR => EntryKind::Directory,
+        SFlag::S_IFREG => EntryKind::File,
+        _ => EntryKind::Other,
+    };
+    PathFact { path, kind, uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 }
+}
+
+/// Reads the user's file by the safe way of contract 5, with the facts that StrictModes of sshd_config(5) looks
+/// at. Paths in them are real ones, links resolved. No file, or no directory for it, is `content: None`; a home
+/// that does not exist is unsafe.
+pub fn observe_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+    let key_path = KeyPath::walk(account, path)?;
+    let mut path_facts = Vec::new();
+    let mut content = None;
+    let directory = key_path.directory()?;
+    let missing_directory = match directory {
+        Some(_) => None,
+        None => path.parent().map(Path::to_owned),
+    };
+    if let Some(directory) = directory
+        && let Some((opened, bytes)) = key_path.target(&directory).read()?
+    {
+        path_facts.push(fact(directory.entry(key_path.name), &opened.stat));
+        content = Some(bytes);
+    }
+    path_facts.extend(key_path.directory_facts(account));
+    Ok(KeyFile { path: path.to_owned(), content, missing_directory, path_facts })
+}
+
+/// Puts `content` in the place of the user's file, which has to be the one that was observed (contract 5).
+/// `expected` is `None` where there was none: then it is created 0600 and owned by the user, and so is its
+/// directory, 0700, where that alone is missing below the home. Content that is there already is not written.
+pub fn replace_key_file(
+    account: &Account,
+    path: &Path,
+    expected: Option<&ContentHash>,
+    content: &[u8],
+) -> Result<Replaced, FileError> {
+    let key_path = KeyPath::walk(account, path)?;
+    let owner = (account.uid, account.gid);
+    let fresh = Fresh { owner, mode: NEW_FILE_MODE, label_path: path };
+    if let Some(directory) = key_path.directory()? {
+        let created_file = key_path.target(&directory).replace(expected, content, &fresh)?;
+        return Ok(Replaced { created_directory: None, created_file });
+    }
+    if expected.is_some() {
+        return Err(FileError::Changed { path: path.to_owned() });
+    }
+    let created = match (key_path.walk.missing.as_slice(), key_path.below_home) {
+        ([name], true) => CreatedDirectory::create(key_path.walk.last()?.open()?, name, owner)?,
+        _ => {
+            let why =
+                "its directory does not exist; create it, owned by root or the user and not world-writable";
+            return Err(FileError::unsafe_path(path, why));
+        }
+    };
+    let created_file = key_path.target(&created.directory).replace(None, content, &fresh)?;
+    Ok(Replaced { created_directory: Some(created.keep()), created_file })
+}
+
+/// Takes back what a command created (contract 7): the file if it still is `expected`, then `directory`, its
+/// own one, if that is empty. What is gone already, the home too, is no error, so that a second try after a crash succeeds; a
+/// file that is another now stays, and is [`FileError::Changed`]. Temporaries of ours that a crash left in the
+/// directory go with it.
+pub fn remove_created_key_file(
+    account: &Account,
+    path: &Path,
+    expected: &ContentHash,
+    directory: Option<&Path>,
+) -> Result<(), FileError> {
+    let key_path = KeyPath::walk_anyway(account, path)?;
+    let Some(held) = key_path.directory()? else { return Ok(()) };
+    key_path.target(&held).remove(expected)?;
+    let Some(directory) = directory else { return Ok(()) };
+    let depth = path.components().count() - 2;
+    let [.., above, own] = key_path.walk.stages() else { return Ok(()) };
+    // Only the file's own directory, below the home: none of those is a link, so the stage above holds it.
+    let is_own =
+        key_path.below_home && depth > key_path.home_depth && directory_is(directory, path, &own.path);
+    let Some(name) = own.path.file_name().filter(|_| is_own) else { return Ok(()) };
+    sweep_directory(&held, key_path.way)?;
+    let above = above.open()?;
+    if above.remove_empty(name)? {
+        above.sync()?;
+    }
+    Ok(())
+}
+
+/// Removes our temporaries from the directory of the user's authorized_keys file at `path` (contract 5: "swept at
+/// start"); how many there were. Done under the lock on the state directory, as [`super::sweep()`] is.
+pub fn sweep_key_directory(account: &Account, path: &Path) -> Result<usize, FileError> {
+    let key_path = KeyPath::walk_anyway(account, path)?;
+    match key_path.directory()? {
+        Some(directory) => sweep_directory(&directory, key_path.way),
+        None => Ok(0),
+    }
+}
+
+/// Whether `directory` names the file's directory, as configured or as resolved.
+fn directory_is(directory: &Path, file: &Path, resolved: &Path) -> bool {
+    Some(directory) == file.parent() || directory == resolved
+}

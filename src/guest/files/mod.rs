@@ -1,0 +1,43 @@
+//! Files of the guest, reached and replaced so that no owner of a directory on the way can turn it against
+//! root (contract 5 and 7).
+//!
+//! ```text
+//!   path ──► walk: from `/`, a descriptor a component ──► the directory, held open, and a name in it
+//!                                                             │
+//!                            read (regular, not blocking) ◄───┤
+//!            replace: temporary → owner, mode, ACL, label ◄───┤
+//!                     → fsync → compare → rename → fsync      │
+//!                         sweep: temporaries left by a crash ◄┘
+//! ```
+//!
+//! Once the walk is over a path is a text for messages: every operation is relative to a descriptor of a
+//! directory that was judged, and nothing is looked up by its whole name a second time.
+
+mod attributes;
+mod directory;
+mod error;
+mod key_file;
+mod label;
+mod lock;
+mod read;
+mod replace;
+mod root_file;
+mod state;
+mod sweep;
+mod temporary;
+mod walk;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
+
+pub use error::FileError;
+pub use key_file::{
+    KEY_FILE_LIMIT, observe_key_file, remove_created_key_file, replace_key_file, sweep_key_directory,
+};
+pub use lock::{Guard, LockError};
+pub use read::read_file;
+pub use replace::Replaced;
+pub use root_file::{ROOT_FILE_LIMIT, remove_root_file, replace_root_file};
+pub use state::StateDirectory;
+pub use sweep::sweep;

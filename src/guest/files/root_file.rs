@@ -1,0 +1,65 @@
+//! sshd's files: the main file and the drop-in, which root alone may be able to change (contract 6, "Where").
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use nix::unistd::{getegid, geteuid};
+
+use crate::policy::types::ContentHash;
+
+use super::error::FileError;
+use super::replace::{Fresh, Replaced, Target};
+use super::walk::{Walk, Way, split};
+
+/// How much of a file of sshd's is read.
+pub const ROOT_FILE_LIMIT: usize = 1024 * 1024;
+
+/// The walk to the file's directory, and the file's name in it.
+fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), FileError> {
+    let (parent, name) = split(path)?;
+    let mut walk = Walk::to_directory(Way::Root, parent, |_| true)?;
+    let mut name = name.to_owned();
+    if walk.missing.is_empty() {
+        if follow_file {
+            name = walk.follow_file(name)?;
+        }
+        walk.judge_last()?;
+    }
+    Ok((walk, name))
+}
+
+/// Puts `content` in the place of a file of root's, which has to be the one that was observed (`None`: there was
+/// none). A link there is followed, and written at its target, if root alone can change the way. A new file gets
+/// `mode_if_new`, an old one keeps mode, owner, ACL and label. Content that is there already is not written.
+pub fn replace_root_file(
+    path: &Path,
+    expected: Option<&ContentHash>,
+    content: &[u8],
+    mode_if_new: u32,
+) -> Result<Replaced, FileError> {
+    let (walk, name) = walk(path, true)?;
+    if !walk.missing.is_empty() {
+        return Err(match (expected, path.parent()) {
+            (None, Some(parent)) => FileError::Missing { path: parent.to_owned() },
+            _ => FileError::Changed { path: path.to_owned() },
+        });
+    }
+    let directory = walk.last()?.open()?;
+    let label_path = directory.entry(&name);
+    let owner = (geteuid().as_raw(), getegid().as_raw());
+    let fresh = Fresh { owner, mode: mode_if_new, label_path: &label_path };
+    let target = Target { directory: &directory, name: &name, way: Way::Root, limit: ROOT_FILE_LIMIT };
+    let created_file = target.replace(expected, content, &fresh)?;
+    Ok(Replaced { created_directory: None, created_file })
+}
+
+/// Removes a file of ours among sshd's if it still is `expected`; one that is gone already is no error. No link
+/// is followed: a drop-in of ours is none.
+pub fn remove_root_file(path: &Path, expected: &ContentHash) -> Result<(), FileError> {
+    let (walk, name) = walk(path, false)?;
+    if !walk.missing.is_empty() {
+        return Ok(());
+    }
+    let directory = walk.last()?.open()?;
+    Target { directory: &directory, name: &name, way: Way::Root, limit: ROOT_FILE_LIMIT }.remove(expected)
+}

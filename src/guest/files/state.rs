@@ -1,0 +1,95 @@
+//! The state directory (contract 7): one file in it, replaced atomically, and a lock on the directory itself.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::unistd::{getegid, geteuid};
+
+use super::attributes::set_owner_and_mode;
+use super::directory::Directory;
+use super::error::{Context, FileError};
+use super::lock::{Guard, LockError, lock};
+use super::replace::Target;
+use super::sweep::sweep_directory;
+use super::temporary::Temporary;
+use super::walk::{Walk, Way};
+
+const STATE_FILE: &str = "state.json";
+const STATE_FILE_MODE: u32 = 0o600;
+
+/// The state directory, held by its descriptor: what is done here is done in the directory that was opened,
+/// whatever becomes of its name.
+#[derive(Debug)]
+pub struct StateDirectory {
+    directory: Directory,
+}
+
+impl StateDirectory {
+    /// Opens the directory, which nobody but root may be able to change. With `create`, what is missing of its
+    /// path is made, 0700; without, a missing one is [`FileError::Missing`].
+    pub fn open(path: &Path, create: bool) -> Result<Self, FileError> {
+        let follow = |_| true;
+        let mut walk = Walk::to_directory(Way::Root, path, follow)?;
+        while let Some(name) = walk.missing.first() {
+            if !create {
+                return Err(FileError::Missing { path: path.to_owned() });
+            }
+            let parent = walk.last()?.open()?;
+            match mkdirat(&parent, name.as_os_str(), Mode::S_IRWXU) {
+                Ok(()) => {
+                    // Whatever the umask took away. Nobody else can have put another there: the walk judged.
+                    fchmod(parent.subdirectory(name)?, Mode::S_IRWXU).context("set the mode of", path)?;
+                    parent.sync()?;
+                }
+                Err(Errno::EEXIST) => {}
+                Err(error) => return Err(error).context("create", &parent.entry(name)),
+            }
+            walk = Walk::to_directory(Way::Root, path, follow)?;
+        }
+        walk.judge_last()?;
+        Ok(Self { directory: walk.last()?.open()? })
+    }
+
+    /// Its path, links resolved.
+    pub fn path(&self) -> &Path {
+        &self.directory.path
+    }
+
+    /// Where the state file is, for messages.
+    pub fn file_path(&self) -> PathBuf {
+        self.directory.entry(OsStr::new(STATE_FILE))
+    }
+
+    /// Takes the lock under which every change is made (contract 8), and waits `timeout` for it at most; with
+    /// no time at all it is tried once.
+    pub fn lock(&self, timeout: Duration) -> Result<Guard, LockError> {
+        lock(&self.directory, timeout)
+    }
+
+    /// The state file's bytes; `None` where there is none yet.
+    pub fn load(&self, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
+        let name = OsStr::new(STATE_FILE);
+        let target = Target { directory: &self.directory, name, way: Way::Root, limit };
+        Ok(target.read()?.map(|(_, content)| content))
+    }
+
+    /// Replaces the state file, 0600: after a crash at any instant it is the old one or the new one, whole. When
+    /// this returns, the new one is on the disk.
+    pub fn save(&self, content: &[u8]) -> Result<(), FileError> {
+        let name = OsStr::new(STATE_FILE);
+        let mut temporary = Temporary::create(&self.directory)?;
+        temporary.write(content, name)?;
+        let owner = (geteuid().as_raw(), getegid().as_raw());
+        set_owner_and_mode(&temporary.file, owner, STATE_FILE_MODE, &self.file_path())?;
+        temporary.sync(name)?;
+        temporary.rename(name, true)
+    }
+
+    /// Removes temporaries that a crash left here; how many there were. Under the lock.
+    pub fn sweep(&self) -> Result<usize, FileError> {
+        sweep_directory(&self.directory, Way::Root)
+    }
+}

@@ -1,0 +1,45 @@
+//! What a crash left: temporaries of ours that never got their name (contract 5: "swept at start").
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::sys::stat::SFlag;
+
+use super::directory::{Directory, file_type};
+use super::error::{Context, FileError};
+use super::temporary::is_temporary_name;
+use super::walk::{Walk, Way};
+
+/// Removes our temporaries from a directory of root's (sshd's drop-ins, the state); how many there were. Done
+/// under the lock on the state directory, else it takes away what another process is about to rename.
+pub fn sweep(directory: &Path) -> Result<usize, FileError> {
+    let walk = Walk::to_directory(Way::Root, directory, |_| true)?;
+    if !walk.missing.is_empty() {
+        return Ok(0);
+    }
+    sweep_directory(&walk.last()?.open()?, Way::Root)
+}
+
+/// Removes our temporaries: a name as only we make it, a regular file, owned by one who may own files on this
+/// way. unlinkat(2) follows no link, whatever is put there meanwhile.
+pub(super) fn sweep_directory(directory: &Directory, way: Way) -> Result<usize, FileError> {
+    let mut listing = Dir::from_fd(directory.reopened()?).context("list", &directory.path)?;
+    let mut swept = 0;
+    for entry in listing.iter() {
+        let entry = entry.context("list", &directory.path)?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if !is_temporary_name(name) {
+            continue;
+        }
+        let Some(stat) = directory.look(name)? else { continue };
+        if file_type(&stat) == SFlag::S_IFREG && way.may_own(stat.st_uid) && directory.unlink(name)? {
+            swept += 1;
+        }
+    }
+    if swept > 0 {
+        directory.sync()?;
+    }
+    Ok(swept)
+}

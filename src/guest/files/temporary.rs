@@ -1,0 +1,142 @@
+//! The new file before it has its name: in the same directory, under a random name, gone on any error.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstat};
+
+use super::directory::Directory;
+use super::error::{Context, FileError};
+
+/// Hidden, and without `.conf`: sshd's `Include *.conf` does not see it (tried).
+const PREFIX: &str = ".keypair-agent-";
+const SUFFIX: &str = ".tmp";
+const RANDOM_DIGITS: usize = 16;
+
+/// Whether this is a name that a temporary of ours has.
+pub(super) fn is_temporary_name(name: &OsStr) -> bool {
+    let random =
+        name.as_bytes().strip_prefix(PREFIX.as_bytes()).and_then(|rest| rest.strip_suffix(SUFFIX.as_bytes()));
+    random.is_some_and(|random| {
+        random.len() == RANDOM_DIGITS && random.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// A name nobody can guess: the keys of the standard hasher come from the system's random source.
+fn random_name() -> OsString {
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    OsString::from(format!("{PREFIX}{random:0width$x}{SUFFIX}", width = RANDOM_DIGITS))
+}
+
+/// A file that is being written. Dropped before it was renamed, it is unlinked.
+pub(super) struct Temporary<'a> {
+    directory: &'a Directory,
+    name: OsString,
+    /// The file, open for writing.
+    pub(super) file: File,
+    renamed: bool,
+}
+
+impl<'a> Temporary<'a> {
+    /// An empty file of ours, 0600 whatever the umask takes away, that did not exist before.
+    pub(super) fn create(directory: &'a Directory) -> Result<Self, FileError> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        loop {
+            let name = random_name();
+            match openat(directory, name.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+                Ok(descriptor) => {
+                    return Ok(Self { directory, name, file: File::from(descriptor), renamed: false });
+                }
+                Err(Errno::EEXIST | Errno::EINTR) => {}
+                Err(error) => return Err(error).context("create a file in", &directory.path),
+            }
+        }
+    }
+
+    /// Writes all of `content`. A full disk shows here.
+    pub(super) fn write(&mut self, content: &[u8], target: &OsStr) -> Result<(), FileError> {
+        self.file.write_all(content).context("write", &self.directory.entry(target))
+    }
+
+    /// Makes bytes and attributes durable.
+    pub(super) fn sync(&self, target: &OsStr) -> Result<(), FileError> {
+        self.file.sync_all().context("sync", &self.directory.entry(target))
+    }
+
+    /// Takes the place of `target`, or becomes it where there was none; the directory is synced then.
+    pub(super) fn rename(mut self, target: &OsStr, replaces: bool) -> Result<(), FileError> {
+        let path = self.directory.entry(target);
+        let ours = fstat(&self.file).context("examine", &path)?;
+        if replaces {
+            renameat(self.directory, self.name.as_os_str(), self.directory, target)
+                .context("replace", &path)?;
+        } else {
+            self.rename_to_nothing(target)?;
+        }
+        self.renamed = true;
+        // The directory's owner can have put another file under the random name; then that one moved.
+        let there = self.directory.look(target)?;
+        if there.is_none_or(|there| (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)) {
+            return Err(FileError::Changed { path });
+        }
+        self.directory.sync().inspect_err(|_| {
+            if !replaces {
+                // What was not there before is not left behind by a failure.
+                let _ = self.directory.unlink(target);
+            }
+        })
+    }
+
+    /// rename(2) that replaces nothing; what appeared meanwhile stays.
+    fn rename_to_nothing(&self, target: &OsStr) -> Result<(), FileError> {
+        let path = self.directory.entry(target);
+        #[cfg(target_env = "gnu")]
+        {
+            use nix::fcntl::{RenameFlags, renameat2};
+            let flags = RenameFlags::RENAME_NOREPLACE;
+            match renameat2(self.directory, self.name.as_os_str(), self.directory, target, flags) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EEXIST) => return Err(FileError::Changed { path }),
+                // Not known to this kernel or filesystem.
+                Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+                Err(error) => return Err(error).context("create", &path),
+            }
+        }
+        if self.directory.look(target)?.is_some() {
+            return Err(FileError::Changed { path });
+        }
+        renameat(self.directory, self.name.as_os_str(), self.directory, target).context("create", &path)
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // What stays is swept at the next start.
+            let _ = self.directory.unlink(&self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_names_are_known_and_no_others() {
+        assert!(is_temporary_name(&random_name()));
+        assert_ne!(random_name(), random_name());
+        for other in [
+            ".keypair-agent-.tmp",
+            "keypair-agent-0123456789abcdef.tmp",
+            ".keypair-agent-0123456789ABCDEF.tmp",
+        ] {
+            assert!(!is_temporary_name(OsStr::new(other)), "{other}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The files of a guest, as seen from outside: by real files in a real directory.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::unistd::{getegid, geteuid};
+use tempfile::TempDir;
+
+use crate::policy::observation::Account;
+use crate::policy::types::ContentHash;
+
+use super::walk::{Walk, Way};
+
+mod attributes;
+mod disk;
+mod faults;
+mod key_file;
+mod races;
+mod root_file;
+mod state;
+mod unprivileged;
+mod way;
+
+/// A uid that is nobody's here.
+const USER: u32 = 61_001;
+const OTHER: u32 = 61_002;
+
+/// Where the tests work when they are told.
+const SCRATCH: &str = "KEYPAIR_AGENT_TEST_SCRATCH";
+
+/// A directory that goes again, in a place where every directory on the way is safe: /tmp is not.
+fn scratch() -> TempDir {
+    let mut refused = String::new();
+    let told = std::env::var_os(SCRATCH).map(PathBuf::from);
+    let bases = [concat!(env!("CARGO_MANIFEST_DIR"), "/target"), "/var/lib", "/root"].map(PathBuf::from);
+    for base in told.into_iter().chain(bases) {
+        match Walk::to_directory(Way::Root, &base, |_| true) {
+            Ok(walk) if walk.missing.is_empty() && walk.judge_last().is_ok() => {
+                return tempfile::Builder::new().prefix("files-").tempdir_in(&base).unwrap();
+            }
+            Ok(_) => refused.push_str(&base.to_string_lossy()),
+            Err(error) => refused.push_str(&error.to_string()),
+        }
+    }
+    panic!("no safe directory for the tests: {refused}");
+}
+
+/// Whether the test runs as root; says so where it has to be skipped.
+fn is_root(what: &str) -> bool {
+    let root = geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED: {what} needs root");
+    }
+    root
+}
+
+/// The account of a home.
+fn joe(home: &Path, uid: u32) -> Account {
+    Account {
+        name: "joe".into(),
+        uid,
+        gid: if geteuid().is_root() { uid } else { getegid().as_raw() },
+        home: home.to_owned(),
+        shell: "/bin/sh".into(),
+        groups: vec!["joe".into()],
+        group_is_private: true,
+    }
+}
+
+/// A home with an account whose it is: a user's as root, one's own else.
+struct Home {
+    scratch: TempDir,
+    account: Account,
+}
+
+impl Home {
+    fn new() -> Self {
+        let uid = if geteuid().is_root() { USER } else { geteuid().as_raw() };
+        let scratch = scratch();
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let home = scratch.path().join("home");
+        fs::create_dir(&home).unwrap();
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
+        let account = joe(&home, uid);
+        chown(&home, Some(account.uid), Some(account.gid)).unwrap();
+        Self { scratch, account }
+    }
+
+    /// Beside the home, where root alone writes.
+    fn beside(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.account.home.join(name)
+    }
+
+    fn keys(&self) -> PathBuf {
+        self.at(".ssh/authorized_keys")
+    }
+
+    fn give(&self, path: &Path) {
+        chown(path, Some(self.account.uid), Some(self.account.gid)).unwrap();
+    }
+
+    /// A directory of the user's.
+    fn directory(&self, name: &str, mode: u32) -> PathBuf {
+        let path = self.at(name);
+        fs::create_dir(&path).unwrap();
+        self.give(&path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    /// `.ssh` and the file in it, both the user's.
+    fn with_keys(&self, content: &str) -> PathBuf {
+        self.directory(".ssh", 0o700);
+        self.file(".ssh/authorized_keys", content)
+    }
+
+    /// A file of the user's, 0600.
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.at(name);
+        fs::write(&path, content).unwrap();
+        self.give(&path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+}
+
+fn hash(content: &str) -> ContentHash {
+    ContentHash::of(content.as_bytes())
+}
+
+/// What a directory holds, sorted.
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Owner, group and mode.
+fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
+    let stat = fs::symlink_metadata(path).unwrap();
+    (stat.uid(), stat.gid(), stat.mode() & 0o7777)
+}
+
+/// Runs a tool; whether it is there and succeeded. What cannot be run is said.
+fn tool(program: &str, arguments: &[&str]) -> bool {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            eprintln!("SKIPPED: {program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            false
+        }
+        Err(error) => {
+            eprintln!("SKIPPED: {program}: {error}");
+            false
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Contract 7 and 8: the state file and the lock.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::guest::files::{FileError, LockError, StateDirectory};
+
+use super::*;
+
+#[test]
+fn it_is_created_private_and_not_without_being_told() {
+    let scratch = scratch();
+    let path = scratch.path().join("a/state");
+    assert!(matches!(StateDirectory::open(&path, false), Err(FileError::Missing { .. })));
+    assert!(!path.exists());
+    let state = StateDirectory::open(&path, true).unwrap();
+    assert_eq!(state.path(), path);
+    assert_eq!(owner_and_mode(&path).2, 0o700);
+    StateDirectory::open(&path, false).unwrap();
+}
+
+#[test]
+fn the_state_is_saved_and_loaded() {
+    let scratch = scratch();
+    let state = StateDirectory::open(scratch.path(), true).unwrap();
+    assert_eq!(state.load(99).unwrap(), None);
+    state.save(b"{}").unwrap();
+    state.save(b"{\"a\":1}").unwrap();
+    assert_eq!(state.load(99).unwrap().as_deref(), Some(&b"{\"a\":1}"[..]));
+    assert!(matches!(state.load(3), Err(FileError::TooLarge { .. })));
+    assert_eq!(owner_and_mode(&state.file_path()).2, 0o600);
+    fs::write(scratch.path().join(".keypair-agent-0123456789abcdef.tmp"), "x").unwrap();
+    assert_eq!(state.sweep().unwrap(), 1);
+    assert_eq!(names(scratch.path()), ["state.json"]);
+}
+
+#[test]
+fn a_link_in_the_state_files_place_is_not_read() {
+    let scratch = scratch();
+    let state = StateDirectory::open(scratch.path(), true).unwrap();
+    symlink("/etc/passwd", state.file_path()).unwrap();
+    assert!(matches!(state.load(1 << 20), Err(FileError::Unsafe { .. })));
+    state.save(b"{}").unwrap();
+    assert!(!state.file_path().is_symlink());
+}
+
+#[test]
+fn a_directory_that_others_can_write_is_refused() {
+    let scratch = scratch();
+    for mode in [0o777, 0o1777] {
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let refused = StateDirectory::open(scratch.path(), true);
+        assert!(matches!(refused, Err(FileError::Unsafe { .. })), "{refused:?}");
+    }
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    StateDirectory::open(&scratch.path().join("below"), true).unwrap();
+}
+
+#[test]
+fn the_lock_is_one_and_names_its_holder() {
+    let scratch = scratch();
+    let state = StateDirectory::open(scratch.path(), true).unwrap();
+    let guard = state.lock(Duration::ZERO).unwrap();
+    let asked = Instant::now();
+    let refused = state.lock(Duration::from_millis(100)).unwrap_err();
+    assert!(asked.elapsed() >= Duration::from_millis(100));
+    match &refused {
+        LockError::Held { pid: Some(pid), .. } => {
+            assert_eq!(*pid, nix::unistd::getpid().as_raw(), "{refused}")
+        }
+        LockError::Held { pid: None, .. } => eprintln!("SKIPPED: /proc/locks does not tell the holder"),
+        other @ LockError::File(_) => panic!("{other}"),
+    }
+    drop(guard);
+    drop(state.lock(Duration::ZERO).unwrap());
+}
+
+#[test]
+fn the_lock_is_waited_for() {
+    let scratch = scratch();
+    let state = StateDirectory::open(scratch.path(), true).unwrap();
+    let guard = state.lock(Duration::ZERO).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(guard);
+        });
+        drop(state.lock(Duration::from_secs(20)).unwrap());
+    });
+}

@@ -1,0 +1,317 @@
+//! From `/` down to a file's directory, a descriptor a component, each judged before it is trusted.
+//!
+//! Two kinds of way. To the user's file (contract 5) every directory is owned by root or the user and not
+//! world-writable, and a link is followed only where root owns it, down to the home and never below. To sshd's
+//! files and our state (contract 6) nobody but root may be able to change a component.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::unistd::{getegid, geteuid};
+
+use super::attributes::{ACL, XattrFile};
+use super::directory::{Directory, file_type, kind_in_words};
+use super::error::{Context, FileError, shown};
+
+/// As many links as the kernel follows, path_resolution(7).
+const LINKS: u32 = 40;
+
+const GROUP_WRITE: u32 = 0o020;
+const WORLD_WRITE: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
+/// Who may own and change the components of a way.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// Root and this user (contract 5).
+    User(u32),
+    /// Root alone (contract 6).
+    Root,
+}
+
+/// Whether this is root, or the user that we run as where we are not root.
+pub(super) fn is_own(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+impl Way {
+    /// Whether a directory or file may be this user's.
+    pub(super) fn may_own(self, uid: u32) -> bool {
+        match self {
+            Self::User(user) => uid == user || is_own(uid),
+            Self::Root => is_own(uid),
+        }
+    }
+
+    /// Who may, in words, and the remedy.
+    pub(super) fn owner_remedy(self, uid: u32, path: &Path) -> String {
+        let path = shown(path);
+        match self {
+            Self::User(_) => {
+                format!(
+                    "owned by uid {uid}, who is neither root nor the user; check it, then `chown root {path}`"
+                )
+            }
+            Self::Root => format!("owned by uid {uid}, not by root; check it, then `chown root {path}`"),
+        }
+    }
+}
+
+/// A directory on the way.
+#[derive(Debug)]
+pub(super) struct Stage {
+    place: OwnedFd,
+    /// Its path without links.
+    pub(super) path: PathBuf,
+    /// Its owner and mode.
+    pub(super) stat: FileStat,
+}
+
+impl Stage {
+    /// The same directory, open for reading.
+    pub(super) fn open(&self) -> Result<Directory, FileError> {
+        Directory::from_place(&self.place, &self.path)
+    }
+}
+
+/// Where the walk has come to.
+#[derive(Debug)]
+pub(super) struct Walk {
+    way: Way,
+    /// From `/` to the deepest directory that exists; never empty.
+    stages: Vec<Stage>,
+    /// The directories that do not exist, below the last stage.
+    pub(super) missing: Vec<OsString>,
+    links: u32,
+}
+
+impl Walk {
+    fn from_root(way: Way) -> Result<Self, FileError> {
+        let path = PathBuf::from("/");
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let place = open(&path, flags, Mode::empty()).context("open", &path)?;
+        let mut walk = Self { way, stages: Vec::new(), missing: Vec::new(), links: 0 };
+        walk.push(place, path)?;
+        Ok(walk)
+    }
+
+    /// Walks to a directory; what is missing at its end is listed. `follow` is asked for each component, by its
+    /// number, whether a link may stand there.
+    pub(super) fn to_directory(
+        way: Way,
+        path: &Path,
+        follow: impl Fn(usize) -> bool,
+    ) -> Result<Self, FileError> {
+        let mut walk = Self::from_root(way)?;
+        for (number, name) in names(path)?.into_iter().enumerate() {
+            if !walk.missing.is_empty() || !walk.enter(&name, follow(number))? {
+                walk.missing.push(name);
+            }
+        }
+        Ok(walk)
+    }
+
+    /// The deepest directory that exists.
+    pub(super) fn last(&self) -> Result<&Stage, FileError> {
+        // Never empty: `/` is there from the start and `..` does not leave it.
+        self.stages.last().ok_or_else(|| FileError::Missing { path: "/".into() })
+    }
+
+    /// All stages, `/` first.
+    pub(super) fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The path of an entry of the last stage.
+    fn here(&self, name: &OsStr) -> Result<PathBuf, FileError> {
+        Ok(self.last()?.path.join(name))
+    }
+
+    /// One component down; whether there is such a directory.
+    fn enter(&mut self, name: &OsStr, follow: bool) -> Result<bool, FileError> {
+        let path = self.here(name)?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // O_DIRECTORY makes an automounter mount what belongs here, open(2).
+        let place = match openat(&self.last()?.place, name, flags | OFlag::O_DIRECTORY, Mode::empty()) {
+            Err(Errno::ENOTDIR | Errno::ELOOP) => openat(&self.last()?.place, name, flags, Mode::empty()),
+            answer => answer,
+        };
+        let place = match place {
+            Ok(place) => place,
+            Err(Errno::ENOENT) => return Ok(false),
+            Err(error) => return Err(error).context("open", &path),
+        };
+        let stat = fstat(&place).context("examine", &path)?;
+        match file_type(&stat) {
+            SFlag::S_IFDIR => {
+                self.push(place, path)?;
+                Ok(true)
+            }
+            SFlag::S_IFLNK => {
+                let target = self.link_target(&place, &stat, &path, follow)?;
+                self.enter_all(&target, &path)?;
+                Ok(true)
+            }
+            _ => Err(FileError::unsafe_path(
+                &path,
+                format!("{} stands where a directory belongs; remove it", kind_in_words(&stat)),
+            )),
+        }
+    }
+
+    /// Down the components of a link's target.
+    fn enter_all(&mut self, target: &Path, link: &Path) -> Result<(), FileError> {
+        for component in target.components() {
+            match component {
+                Component::RootDir => self.stages.truncate(1),
+                Component::ParentDir => {
+                    if self.stages.len() > 1 {
+                        self.stages.pop();
+                    }
+                }
+                Component::Normal(name) => {
+                    if !self.enter(name, true)? {
+                        let why = format!("a link to {}, which does not exist; correct it", shown(target));
+                        return Err(FileError::unsafe_path(link, why));
+                    }
+                }
+                Component::CurDir | Component::Prefix(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a link leads, if it may be followed.
+    fn link_target(
+        &mut self,
+        link: impl AsFd,
+        stat: &FileStat,
+        path: &Path,
+        follow: bool,
+    ) -> Result<PathBuf, FileError> {
+        if !follow {
+            let why = "a symbolic link; put the real directory or file in its place";
+            return Err(FileError::unsafe_path(path, why));
+        }
+        if !is_own(stat.st_uid) {
+            let why = format!(
+                "a symbolic link that uid {} owns, not root; put what it leads to in its place",
+                stat.st_uid
+            );
+            return Err(FileError::unsafe_path(path, why));
+        }
+        self.links += 1;
+        if self.links > LINKS {
+            return Err(Errno::ELOOP).context("follow", path);
+        }
+        // The empty name reads the very link that was judged, readlinkat(2).
+        readlinkat(link, "").map(PathBuf::from).context("read the link", path)
+    }
+
+    /// Judges a directory and goes on from it.
+    fn push(&mut self, place: OwnedFd, path: PathBuf) -> Result<(), FileError> {
+        let stat = fstat(&place).context("examine", &path)?;
+        if !self.way.may_own(stat.st_uid) {
+            return Err(FileError::unsafe_path(&path, self.way.owner_remedy(stat.st_uid, &path)));
+        }
+        // Under the sticky bit nobody renames what root owns, and root owns the next component (it is judged
+        // too), so on root's way such a directory may be passed through; see `judge_last`.
+        let passes = matches!(self.way, Way::Root) && stat.st_mode & STICKY != 0;
+        let stage = Stage { place, path, stat };
+        if !passes {
+            self.judge_writers(&stage)?;
+        }
+        self.stages.push(stage);
+        Ok(())
+    }
+
+    /// Refuses a directory that others can write.
+    fn judge_writers(&self, stage: &Stage) -> Result<(), FileError> {
+        let Stage { path, stat, .. } = stage;
+        if stat.st_mode & WORLD_WRITE != 0 {
+            let why = format!("writable by everyone; `chmod o-w {}`", shown(path));
+            return Err(FileError::unsafe_path(path, why));
+        }
+        if matches!(self.way, Way::Root) && stat.st_mode & GROUP_WRITE != 0 && !self.group_is_own(stage)? {
+            let why = format!("writable by gid {}; `chmod g-w {}`", stat.st_gid, shown(path));
+            return Err(FileError::unsafe_path(path, why));
+        }
+        Ok(())
+    }
+
+    /// Whether the group that may write is root's (or ours, where we are not root) and no ACL hides others
+    /// behind the group's bits.
+    fn group_is_own(&self, stage: &Stage) -> Result<bool, FileError> {
+        if stage.stat.st_gid != 0 && (geteuid().is_root() || stage.stat.st_gid != getegid().as_raw()) {
+            return Ok(false);
+        }
+        let directory = stage.open()?;
+        let acl = XattrFile::of(&directory).and_then(|file| file.get(ACL));
+        Ok(acl.context("read the ACL of", &stage.path)?.is_none())
+    }
+
+    /// Judges the directory the file is in: there the sticky bit does not help, since what is not there yet can
+    /// be made by anyone.
+    pub(super) fn judge_last(&self) -> Result<(), FileError> {
+        self.judge_writers(self.last()?)
+    }
+
+    /// Follows `name` while a link stands there that may be followed; the file's own name at last.
+    pub(super) fn follow_file(&mut self, name: OsString) -> Result<OsString, FileError> {
+        let mut name = name;
+        loop {
+            let path = self.here(&name)?;
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let place = match openat(&self.last()?.place, name.as_os_str(), flags, Mode::empty()) {
+                Ok(place) => place,
+                Err(Errno::ENOENT) => return Ok(name),
+                Err(error) => return Err(error).context("open", &path),
+            };
+            let stat = fstat(&place).context("examine", &path)?;
+            if file_type(&stat) != SFlag::S_IFLNK {
+                return Ok(name);
+            }
+            let target = self.link_target(&place, &stat, &path, true)?;
+            let Some(last) = target.file_name() else {
+                return Err(FileError::unsafe_path(
+                    &path,
+                    "a link to a directory; put a regular file in its place",
+                ));
+            };
+            let last = last.to_owned();
+            if let Some(parent) = target.parent() {
+                self.enter_all(parent, &path)?;
+            }
+            name = last;
+        }
+    }
+}
+
+/// The names a path is made of. It has to be absolute and without `..`, so that every name is one step down.
+fn names(path: &Path) -> Result<Vec<OsString>, FileError> {
+    let refuse = |why: &str| FileError::unsafe_path(path, why);
+    if !path.is_absolute() {
+        return Err(refuse("not an absolute path; configure one that begins with `/`"));
+    }
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name.to_owned()),
+            Component::ParentDir => return Err(refuse("has `..` in it; configure the path without")),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Ok(names)
+}
+
+/// Splits a file's path in its directory and its name.
+pub(super) fn split(path: &Path) -> Result<(&Path, &OsStr), FileError> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok((parent, name)),
+        _ => Err(FileError::unsafe_path(path, "names no file; configure the path of a file")),
+    }
+}

@@ -1,0 +1,174 @@
+//! Which sshd is asked and told (contract 6, "Whom we ask" and "Reload"): the listener of the configured pid
+//! file, else systemd's unit, else the listener of /run/sshd.pid.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::process::{self, NotListener};
+use super::sshd::SshdSettings;
+use super::systemd;
+use crate::policy::observation::Reload;
+use crate::policy::outcome::{Reason, Refusal};
+
+/// The pid file of an sshd that nobody configured otherwise.
+pub(super) const DEFAULT_PID_FILE: &str = "/run/sshd.pid";
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Located {
+    /// The listener's arguments, else those it would be started with; the program first.
+    pub(super) arguments: Vec<String>,
+    /// Whether they are a running listener's.
+    pub(super) running: bool,
+    /// How it is told.
+    pub(super) reload: Reload,
+    /// Who it is, for messages.
+    pub(super) name: String,
+}
+
+/// Finds the sshd of this guest.
+pub(super) fn locate(settings: &SshdSettings) -> Result<Located, Refusal> {
+    if let Some(pid_file) = &settings.pid_file {
+        return by_pid_file(settings, pid_file);
+    }
+    if systemd::is_running() {
+        let unit = systemd::sshd_service().map_err(|error| not_found(format!("systemd: {error}")))?;
+        if let Some(unit) = unit {
+            return by_unit(settings, &unit);
+        }
+    }
+    by_pid_file(settings, Path::new(DEFAULT_PID_FILE))
+}
+
+fn not_found(text: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::SshdNotFound, text)
+}
+
+fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Refusal> {
+    let words = systemd::start_words(&unit.id);
+    let id = &unit.id;
+    if let Some(text) = held_up(settings, unit) {
+        return Err(Refusal::new(Reason::SshdReloadUnsafe, text));
+    }
+    if !unit.is_active() {
+        let arguments = words.map_err(|error| {
+            not_found(format!(
+                "{id} is {}, and the options that sshd starts with can't be told: {error}; start it, or \
+                 correct the unit",
+                unit.active_state
+            ))
+        })?;
+        let reload =
+            Reload::None(format!("{id} is {}: nothing runs that would have to be told", unit.active_state));
+        return Ok(Located { arguments, running: false, reload, name: id.clone() });
+    }
+    let name = format!("{id} (pid {})", unit.main_pid);
+    let found = process::listener_arguments(unit.main_pid, &settings.binary, words.as_deref().ok());
+    let arguments = found.map_err(|error| match (error, &words) {
+        (NotListener::Gone, _) => not_found(format!("{id} is active without a main process; restart it")),
+        (NotListener::Other(text), _) => not_found(format!("the main process of {name} is no sshd: {text}")),
+        (NotListener::Unclear(text), Err(error)) => not_found(format!("{name}: {text}; {error}")),
+        (NotListener::Unclear(text), Ok(_)) => {
+            not_found(format!("{name}: {text}; restart it, so that it runs with its unit's options"))
+        }
+    })?;
+    let sockets = systemd::active_sockets(unit).map_err(|error| not_found(format!("systemd: {error}")))?;
+    let reload = if sockets.is_empty() { Reload::Unit(id.clone()) } else { Reload::SocketUnit(id.clone()) };
+    Ok(Located { arguments, running: true, reload, name })
+}
+
+/// Why a unit whose listener runs can't be told: one that stays on its way swallows a reload.
+pub(super) fn held_up(settings: &SshdSettings, unit: &systemd::Unit) -> Option<String> {
+    let (id, pid, state) = (&unit.id, unit.main_pid, &unit.active_state);
+    let stays = unit.is_on_its_way() && state != "deactivating";
+    let listens = || {
+        !matches!(
+            process::listener_arguments(pid, &settings.binary, None),
+            Err(NotListener::Gone | NotListener::Other(_))
+        )
+    };
+    (stays && listens()).then(|| {
+        format!(
+            "{id} stays {state}, so that its sshd (pid {pid}) can't be told of a change: see \
+             'systemctl status {id}', and try again"
+        )
+    })
+}
+
+fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refusal> {
+    let nobody = |text: String| Located {
+        arguments: vec![settings.binary.to_string_lossy().into_owned()],
+        running: false,
+        reload: Reload::None(text),
+        name: format!("the sshd of {}", pid_file.display()),
+    };
+    let Some(pid) = read_pid(pid_file)? else {
+        return Ok(nobody(format!("there is no {}: no sshd runs", pid_file.display())));
+    };
+    match process::listener_arguments(pid, &settings.binary, None) {
+        Ok(arguments) => Ok(Located {
+            reload: Reload::Pid { pid, arguments: arguments.clone() },
+            arguments,
+            running: true,
+            name: format!("the sshd of {} (pid {pid})", pid_file.display()),
+        }),
+        Err(NotListener::Gone) => {
+            Ok(nobody(format!("{} names pid {pid}, which does not run", pid_file.display())))
+        }
+        Err(NotListener::Other(text)) => {
+            Ok(nobody(format!("{} names pid {pid}, which is no sshd listener: {text}", pid_file.display())))
+        }
+        Err(NotListener::Unclear(text)) => {
+            let file = pid_file.display();
+            Err(not_found(format!("the sshd of {file} (pid {pid}): {text}; restart it with simpler options")))
+        }
+    }
+}
+
+/// The pid in a pid file; `None` where there is no such file.
+pub(super) fn read_pid(pid_file: &Path) -> Result<Option<i32>, Refusal> {
+    let text = match fs::read(pid_file) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(not_found(format!("cannot read sshd's pid file {}: {error}", pid_file.display())));
+        }
+    };
+    let pid = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1);
+    pid.map(Some).ok_or_else(|| {
+        not_found(format!(
+            "sshd's pid file {} holds no pid: restart sshd, or correct 'pid_file' in [sshd] of the agent's \
+             configuration",
+            pid_file.display()
+        ))
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pid_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        assert_eq!(read_pid(&file), Ok(None));
+        for (text, expected) in [
+            ("12\n", Some(12)),
+            (" 7", Some(7)),
+            ("", None),
+            ("0", None),
+            ("-5", None),
+            ("1", None),
+            ("x", None),
+        ] {
+            fs::write(&file, text).unwrap();
+            match expected {
+                Some(pid) => assert_eq!(read_pid(&file), Ok(Some(pid))),
+                None => assert_eq!(read_pid(&file).unwrap_err().reason, Reason::SshdNotFound, "{text:?}"),
+            }
+        }
+    }
+}

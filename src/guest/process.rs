@@ -1,0 +1,183 @@
+//! What /proc says of a process, and whether it is an sshd listener: proc(5). Under reduced capabilities the
+//! command line is readable, `exe` and `fd` are not: what can't be read does not decide.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::sockets;
+use crate::policy::listener::{self, ListenerError};
+
+/// How long a listener may be without a socket: while it executes itself anew it has none.
+const WITHOUT_SOCKET: Duration = Duration::from_millis(500);
+
+/// Why a process is not taken for the listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NotListener {
+    /// There is no such process.
+    Gone,
+    /// It is something else.
+    Other(String),
+    /// It is one, and its options can't be told.
+    Unclear(String),
+}
+
+/// Whether the process exists and has not ended.
+pub(super) fn is_alive(pid: i32) -> bool {
+    // pid (comm) state …; the name may hold blanks and brackets.
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, Some('Z' | 'X' | 'x') | None)
+}
+
+/// The inodes of the sockets it holds; `None` where that can't be read.
+pub(super) fn socket_inodes(pid: i32) -> Option<BTreeSet<u64>> {
+    let mut inodes = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()? {
+        // A descriptor may close while we look; one that may not be read makes the list useless.
+        let target = match fs::read_link(entry.ok()?.path()) {
+            Ok(target) => target,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(_) => return None,
+        };
+        let target = target.to_string_lossy();
+        let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+        inodes.extend(inode.and_then(|inode| inode.parse::<u64>().ok()));
+    }
+    Some(inodes)
+}
+
+/// The arguments of the sshd listener that `pid` is. `binary` is the configured program, `unit` the expanded
+/// words of the unit that started it.
+pub(super) fn listener_arguments(
+    pid: i32,
+    binary: &Path,
+    unit: Option<&[String]>,
+) -> Result<Vec<String>, NotListener> {
+    if pid <= 0 || !is_alive(pid) {
+        return Err(NotListener::Gone);
+    }
+    // A title is whatever its process makes it: only one of our own rank is believed.
+    if effective_uid(pid).is_some_and(|uid| uid != nix::unistd::geteuid().as_raw()) {
+        return Err(NotListener::Other("it belongs to another user".into()));
+    }
+    if let Some(exe) = executable(pid).filter(|exe| !is_sshd(exe, binary)) {
+        return Err(NotListener::Other(format!("it runs {}", exe.display())));
+    }
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| NotListener::Gone)?;
+    let arguments = listener::arguments(&cmdline, unit).map_err(|error| match error {
+        ListenerError::NotAListener(_) => NotListener::Other(error.to_string()),
+        _ => NotListener::Unclear(error.to_string()),
+    })?;
+    let deadline = Instant::now() + WITHOUT_SOCKET;
+    while is_alive(pid) {
+        if listens(pid) != Some(false) {
+            return Ok(arguments);
+        }
+        if Instant::now() >= deadline {
+            return Err(NotListener::Other("it listens on no TCP port".into()));
+        }
+        sleep(Duration::from_millis(20));
+    }
+    Err(NotListener::Gone)
+}
+
+/// Every process of our own rank that looks like an sshd listener in our network namespace: pid, arguments or
+/// title, ports; no ports where its descriptors can't be read.
+pub(super) fn listeners(binary: &Path) -> Vec<(i32, String, Vec<u16>)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let looks_like_one = |pid: i32| {
+        if effective_uid(pid)? != nix::unistd::geteuid().as_raw() {
+            return None;
+        }
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        if matches!(listener::arguments(&cmdline, None), Err(ListenerError::NotAListener(_))) {
+            return None;
+        }
+        if executable(pid).is_some_and(|exe| !is_sshd(&exe, binary)) {
+            return None;
+        }
+        let ports = listening_ports(pid)?;
+        let text = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
+        Some((pid, text, ports))
+    };
+    pids.filter_map(looks_like_one).collect()
+}
+
+/// The ports of our network namespace on which it listens; `None` where it has none, empty where its
+/// descriptors can't be read.
+fn listening_ports(pid: i32) -> Option<Vec<u16>> {
+    let Some(own) = socket_inodes(pid) else { return Some(Vec::new()) };
+    let sockets = sockets::listening(None).ok()?;
+    let mut ports: Vec<u16> = sockets
+        .iter()
+        .filter(|socket| own.contains(&socket.inode))
+        .map(|socket| socket.address.port())
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    (!ports.is_empty()).then_some(ports)
+}
+
+/// Whether it holds a listening TCP socket, where that can be read.
+fn listens(pid: i32) -> Option<bool> {
+    let own = socket_inodes(pid)?;
+    let sockets = sockets::listening(Some(pid)).ok()?;
+    Some(sockets.iter().any(|socket| own.contains(&socket.inode)))
+}
+
+/// The program it runs, where that can be read.
+fn executable(pid: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// Whether a program is an sshd: the configured one, or one named so; it may have been replaced since.
+fn is_sshd(exe: &Path, binary: &Path) -> bool {
+    let name = exe.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+    exe == binary
+        || fs::canonicalize(binary).is_ok_and(|binary| binary == exe)
+        || (name.starts_with("sshd") && !name.starts_with("sshd-"))
+}
+
+/// The effective user id, of /proc/PID/status.
+fn effective_uid(pid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process() {
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        assert!(is_alive(pid));
+        let binary = Path::new("/usr/sbin/sshd");
+        let found = listener_arguments(pid, binary, None);
+        assert!(matches!(found, Err(NotListener::Other(_))), "{found:?}");
+        assert_eq!(listener_arguments(0, binary, None), Err(NotListener::Gone));
+        assert_eq!(listener_arguments(i32::MAX, binary, None), Err(NotListener::Gone));
+    }
+
+    #[test]
+    fn programs() {
+        let binary = Path::new("/opt/ssh/daemon");
+        for (exe, expected) in [
+            ("/usr/sbin/sshd", true),
+            ("/usr/sbin/sshd (deleted)", true),
+            ("/opt/ssh/daemon", true),
+            ("/tmp/sshd9", true),
+            ("/usr/lib/openssh/sshd-session", false),
+            ("/usr/bin/ssh", false),
+            ("/bin/sleep", false),
+        ] {
+            assert_eq!(is_sshd(Path::new(exe), binary), expected, "{exe}");
+        }
+    }
+}

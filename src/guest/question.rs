@@ -1,0 +1,225 @@
+//! Questions to sshd: `-t` and `-T`, with the listener's own options (contract 6, "Whom we ask").
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::child;
+use crate::policy::effective::Effective;
+use crate::policy::observation::{Answer, Connection};
+use crate::policy::outcome::{Reason, Refusal};
+
+/// What sshd says where it has no host key.
+const NO_HOST_KEY: &str = "no hostkeys available";
+
+/// What it says before the directory's path where that does not exist.
+const NO_PRIVSEP_DIRECTORY: &str = "Missing privilege separation directory: ";
+
+/// What is asked about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum About<'t> {
+    /// The files as they stand.
+    Live,
+    /// This text as the whole configuration, through standard input: nothing is written.
+    Text(&'t str),
+}
+
+/// sshd's answer: its output, or its own words where it refuses the configuration.
+pub(super) type Said = Result<String, String>;
+
+/// One sshd and the options that every question repeats.
+pub(super) struct Questioner<'a> {
+    binary: &'a Path,
+    main: &'a Path,
+    options: &'a [String],
+    run_dir: &'a Path,
+    key: Option<ThrowAwayKey>,
+}
+
+impl<'a> Questioner<'a> {
+    pub(super) fn new(binary: &'a Path, main: &'a Path, options: &'a [String], run_dir: &'a Path) -> Self {
+        Self { binary, main, options, run_dir, key: None }
+    }
+
+    /// `sshd -t`.
+    pub(super) fn test(&mut self, about: About<'_>) -> Result<Said, Refusal> {
+        self.ask(&["-t"], about)
+    }
+
+    /// `sshd -T` for one connection. For nobody in particular it can't be asked: where there is a `Match
+    /// LocalPort`, `-T` alone is fatal.
+    pub(super) fn effective(
+        &mut self,
+        about: About<'_>,
+        connection: &Connection,
+    ) -> Result<Result<Effective, String>, Refusal> {
+        let Connection { user, host, addr, laddr, lport } = connection;
+        let words = format!("user={user},host={host},addr={addr},laddr={laddr},lport={lport}");
+        Ok(self.ask(&["-T", "-C", &words], about)?.map(|output| Effective::parse(&output)))
+    }
+
+    /// `sshd -T -C` for each of the connections.
+    pub(super) fn answers(
+        &mut self,
+        about: About<'_>,
+        connections: impl IntoIterator<Item = Connection>,
+    ) -> Result<Result<Vec<Answer>, String>, Refusal> {
+        let mut answers = Vec::new();
+        for connection in connections {
+            match self.effective(about, &connection)? {
+                Ok(effective) => answers.push(Answer { connection, effective }),
+                Err(words) => return Ok(Err(words)),
+            }
+        }
+        Ok(Ok(answers))
+    }
+
+    /// Asks, and asks again where only a host key or the privilege separation directory was missing: neither
+    /// makes a configuration invalid.
+    fn ask(&mut self, question: &[&str], about: About<'_>) -> Result<Said, Refusal> {
+        let mut made_directory = false;
+        loop {
+            let output = self.ask_once(question, about)?;
+            if output.succeeded() {
+                return Ok(Ok(self.without_throw_away_key(output.stdout)));
+            }
+            if let Some(directory) = missing_directory(&output.stderr).filter(|_| !made_directory) {
+                make_directory(&directory)?;
+                made_directory = true;
+            } else if self.key.is_none() && output.stderr.contains(NO_HOST_KEY) {
+                self.key = Some(ThrowAwayKey::make(self.run_dir)?);
+            } else {
+                return Ok(Err(output.words()));
+            }
+        }
+    }
+
+    fn ask_once(&self, question: &[&str], about: About<'_>) -> Result<child::Output, Refusal> {
+        let (file, input) = match about {
+            About::Live => (self.main, ""),
+            About::Text(text) => (Path::new("/dev/stdin"), text),
+        };
+        let mut arguments: Vec<&std::ffi::OsStr> = question.iter().map(|word| word.as_ref()).collect();
+        arguments.extend(["-f".as_ref(), file.as_os_str()]);
+        arguments.extend(self.options.iter().map(|word| -> &std::ffi::OsStr { word.as_ref() }));
+        if let Some(key) = &self.key {
+            arguments.extend(["-h".as_ref(), key.path.as_os_str()]);
+        }
+        child::run(self.binary, &arguments, input).map_err(|error| {
+            if error.is_missing_program() {
+                let text = format!(
+                    "there is no sshd at {}: install the OpenSSH server, or name its program as 'binary' in \
+                     [sshd] of the agent's configuration",
+                    self.binary.display()
+                );
+                return Refusal::new(Reason::SshdNotFound, text);
+            }
+            Refusal::new(Reason::IoError, format!("asking sshd: {error}"))
+        })
+    }
+
+    /// The throw-away key is no host key of this guest.
+    fn without_throw_away_key(&self, output: String) -> String {
+        let Some(key) = &self.key else { return output };
+        let path = key.path.to_string_lossy();
+        let ours = |line: &&str| line.strip_prefix("hostkey ").is_some_and(|named| named == path);
+        output.lines().filter(|line| !ours(line)).flat_map(|line| [line, "\n"]).collect()
+    }
+}
+
+/// The directory that sshd misses, of its own words.
+fn missing_directory(stderr: &str) -> Option<PathBuf> {
+    let path = stderr.lines().find_map(|line| line.split_once(NO_PRIVSEP_DIRECTORY))?.1.trim();
+    path.starts_with('/').then(|| PathBuf::from(path))
+}
+
+/// Makes sshd's privilege separation directory as its own start would: 0755.
+fn make_directory(path: &Path) -> Result<(), Refusal> {
+    let made = match DirBuilder::new().mode(0o755).create(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    };
+    made.map_err(|error| {
+        let text = format!(
+            "sshd misses its directory {}, and it cannot be created: {error}; create it: mkdir -m 0755 {}",
+            path.display(),
+            path.display()
+        );
+        Refusal::new(Reason::IoError, text)
+    })
+}
+
+/// A host key for questions alone, in a private directory that goes with it.
+struct ThrowAwayKey {
+    path: PathBuf,
+    // Dropped in this order: what stands in the run directory, then the directory if it was made for it.
+    _directory: TempDir,
+    _run_dir: Option<MadeDirectory>,
+}
+
+/// A directory that is removed again, if nothing stands in it.
+struct MadeDirectory(PathBuf);
+
+impl Drop for MadeDirectory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+impl ThrowAwayKey {
+    fn make(run_dir: &Path) -> Result<Self, Refusal> {
+        let failed = |error: &dyn std::fmt::Display| {
+            let text = format!(
+                "sshd has no host key yet, and none to ask it with can be made in {}: {error}; make its own: \
+                 ssh-keygen -A",
+                run_dir.display()
+            );
+            Refusal::new(Reason::IoError, text)
+        };
+        let made = match DirBuilder::new().mode(0o755).create(run_dir) {
+            Ok(()) => Some(MadeDirectory(run_dir.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+            Err(error) => return Err(failed(&error)),
+        };
+        let directory = tempfile::Builder::new()
+            .prefix("host-key-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(run_dir)
+            .map_err(|error| failed(&error))?;
+        let path = directory.path().join("key");
+        // ecdsa: FIPS mode knows no ed25519.
+        let arguments: [&std::ffi::OsStr; 9] = [
+            "-q".as_ref(),
+            "-t".as_ref(),
+            "ecdsa".as_ref(),
+            "-N".as_ref(),
+            "".as_ref(),
+            "-C".as_ref(),
+            "".as_ref(),
+            "-f".as_ref(),
+            path.as_os_str(),
+        ];
+        let output = child::run(Path::new("ssh-keygen"), &arguments, "").map_err(|error| failed(&error))?;
+        if !output.succeeded() {
+            return Err(failed(&output.words()));
+        }
+        Ok(Self { path, _directory: directory, _run_dir: made })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_directory_is_missing() {
+        let found = missing_directory("x\nMissing privilege separation directory: /run/sshd\r\n");
+        assert_eq!(found, Some(PathBuf::from("/run/sshd")));
+        assert_eq!(missing_directory("Missing privilege separation directory: run\n"), None);
+        assert_eq!(missing_directory("sshd: no hostkeys available -- exiting.\n"), None);
+    }
+}

@@ -1,0 +1,233 @@
+//! The machine this runs on.
+
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sysinfo::System;
+use time::OffsetDateTime;
+
+use crate::config::Config;
+use crate::policy::component;
+use crate::policy::edit::FileKind;
+use crate::policy::observation::{Account, Answer, ConfigTree, KeyFile, Sshd};
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::types::{CommandId, ContentHash};
+
+use super::files::{self, FileError, Guard, LockError, StateDirectory};
+use super::sshd::{self, SshdSettings};
+use super::{Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, service};
+
+/// How long a command waits for its turn (contract 8).
+const TURN: Duration = Duration::from_secs(20);
+
+/// The most that is read of the state file.
+const MAX_STATE: usize = 16 * 1024 * 1024;
+
+/// The mode of the drop-in (contract 6, "Where").
+const DROP_IN_MODE: u32 = 0o644;
+
+/// This machine, by the configuration's paths.
+#[derive(Debug)]
+pub struct RealGuest {
+    component_info: PathBuf,
+    state_dir: PathBuf,
+    sshd: SshdSettings,
+    started: Instant,
+}
+
+impl RealGuest {
+    /// This machine, as the configuration describes it.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            component_info: config.component_info.clone(),
+            state_dir: config.state_dir.clone(),
+            sshd: SshdSettings {
+                binary: config.sshd.binary.clone(),
+                config: config.sshd.config.clone(),
+                pid_file: config.sshd.pid_file.clone(),
+                run_dir: config.run_dir.clone(),
+            },
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Guest for RealGuest {
+    type Lock = Guard;
+
+    fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn random_id(&self) -> CommandId {
+        loop {
+            // The standard hasher's keys come from the system's random source.
+            let half = || std::collections::hash_map::RandomState::new().build_hasher().finish();
+            if let Ok(id) = format!("local-{:016x}{:016x}", half(), half()).parse() {
+                return id;
+            }
+        }
+    }
+
+    fn lock(&mut self) -> Result<Guard, LockFailure> {
+        let directory = StateDirectory::open(&self.state_dir, true).map_err(LockFailure::Directory)?;
+        directory.lock(TURN).map_err(|error| match error {
+            LockError::File(error) => LockFailure::Directory(error),
+            held @ LockError::Held { .. } => LockFailure::Busy(held.to_string()),
+        })
+    }
+
+    fn load_state(&self) -> Result<Option<Vec<u8>>, FileError> {
+        match StateDirectory::open(&self.state_dir, false) {
+            Err(FileError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+            Ok(directory) => directory.load(MAX_STATE),
+        }
+    }
+
+    fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        StateDirectory::open(&self.state_dir, true)?.save(bytes)
+    }
+
+    fn component_info(&self) -> Result<Vec<u8>, String> {
+        match files::read_file(&self.component_info, component::MAX_SIZE) {
+            Ok(Some(content)) => Ok(content),
+            Ok(None) => Err(format!("{} does not exist", self.component_info.display())),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn account(&self, user: &str) -> Result<Account, Refusal> {
+        match accounts::account(user) {
+            Ok(Some(account)) => Ok(account),
+            Ok(None) => Err(Refusal::new(
+                Reason::UserNotFound,
+                format!("there is no user {user}: set target_user to an account of this guest, or create it"),
+            )),
+            Err(error) => Err(Refusal::new(Reason::IoError, error.to_string())),
+        }
+    }
+
+    fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        files::observe_key_file(account, path)
+    }
+
+    fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+        match kind {
+            FileKind::AuthorizedKeys { user, .. } => {
+                Ok(files::observe_key_file(&owner(user, path)?, path)?.content)
+            }
+            FileKind::SshdConfig => files::read_file(path, files::ROOT_FILE_LIMIT),
+        }
+    }
+
+    fn write(
+        &mut self,
+        kind: &FileKind,
+        path: &Path,
+        expected: Option<&ContentHash>,
+        content: &[u8],
+    ) -> Result<(), FileError> {
+        match kind {
+            FileKind::AuthorizedKeys { user, .. } => {
+                files::replace_key_file(&owner(user, path)?, path, expected, content).map(drop)
+            }
+            FileKind::SshdConfig => files::replace_root_file(path, expected, content, DROP_IN_MODE).map(drop),
+        }
+    }
+
+    fn remove(
+        &mut self,
+        kind: &FileKind,
+        path: &Path,
+        expected: &ContentHash,
+        directory: Option<&Path>,
+    ) -> Result<(), FileError> {
+        match kind {
+            FileKind::AuthorizedKeys { user, .. } => {
+                files::remove_created_key_file(&owner(user, path)?, path, expected, directory)
+            }
+            FileKind::SshdConfig => files::remove_root_file(path, expected),
+        }
+    }
+
+    fn sweep(&mut self, kind: &FileKind, path: &Path) {
+        let swept = match (kind, path.parent()) {
+            (FileKind::AuthorizedKeys { user, .. }, _) => {
+                owner(user, path).and_then(|account| files::sweep_key_directory(&account, path))
+            }
+            (FileKind::SshdConfig, Some(directory)) => files::sweep(directory),
+            (FileKind::SshdConfig, None) => Ok(0),
+        };
+        if let Err(error) = swept {
+            tracing::warn!("temporaries of an earlier run may be left: {error}");
+        }
+    }
+
+    fn sweep_state(&mut self) {
+        let swept = StateDirectory::open(&self.state_dir, false).and_then(|directory| directory.sweep());
+        if let Err(error) = swept {
+            tracing::warn!("temporaries of an earlier run may be left: {error}");
+        }
+    }
+
+    fn sshd(&self, user: &str) -> Result<Sshd, Refusal> {
+        sshd::observe(&self.sshd, user)
+    }
+
+    fn sshd_files(&self) -> Result<ConfigTree, Refusal> {
+        sshd::files(&self.sshd)
+    }
+
+    fn try_ahead(&self, sshd: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal> {
+        sshd::try_ahead(&self.sshd, sshd, ahead)
+    }
+
+    fn ask_live(&self, sshd: &Sshd) -> Result<Vec<Answer>, Refusal> {
+        sshd::ask_live(&self.sshd, sshd)
+    }
+
+    fn reload_is_safe(&self, sshd: &Sshd) -> Result<(), Refusal> {
+        service::reload_is_safe(&self.sshd, sshd)
+    }
+
+    fn reload(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
+        service::reload(&self.sshd, sshd).map_err(Refusal::from)
+    }
+
+    fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
+        service::bring_back(&self.sshd, sshd)
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            host_name: System::host_name().ok(),
+            os: OperatingSystem {
+                name: System::name().ok(),
+                version: System::os_version().ok(),
+                kernel: System::kernel_version().ok(),
+                architecture: System::cpu_arch(),
+            },
+        }
+    }
+
+    fn host_keys(&self, sshd: &Sshd) -> Vec<HostKey> {
+        let keys = sshd::host_keys(sshd);
+        keys.into_iter().map(|(key_type, sha256)| HostKey { key_type, sha256 }).collect()
+    }
+}
+
+/// The account whose file is at `path`.
+fn owner(user: &str, path: &Path) -> Result<Account, FileError> {
+    let gone = |why: String| FileError::Unsafe { path: path.to_owned(), why };
+    match accounts::account(user) {
+        Ok(Some(account)) => Ok(account),
+        Ok(None) => Err(gone(format!("its user {user} no longer exists"))),
+        Err(error) => Err(gone(error.to_string())),
+    }
+}

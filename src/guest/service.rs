@@ -1,0 +1,348 @@
+//! Making a changed configuration live (contract 6, "Reload"): whether it can be done without ending sshd,
+//! doing it, seeing that it was done, and bringing sshd back where it was not.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+use super::locate::{self, DEFAULT_PID_FILE};
+use super::sockets::{self, Listening};
+use super::sshd::{SshdSettings, effective_now};
+use super::{child, process, systemd};
+use crate::policy::connection::listen_addresses;
+use crate::policy::listener;
+use crate::policy::observation::{Reload, Sshd};
+use crate::policy::outcome::{Reason, Refusal};
+
+/// How long the ports may take to listen again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// How often they are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long a supervisor has to start a listener again that it kept in the foreground.
+const SUPERVISOR: Duration = Duration::from_secs(1);
+
+/// Why a changed configuration did not become live: `SSHD_RELOAD_FAILED`, after the files were restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReloadFailure {
+    /// One line for a person.
+    pub message: String,
+}
+
+impl fmt::Display for ReloadFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ReloadFailure {}
+
+impl From<ReloadFailure> for Refusal {
+    fn from(failure: ReloadFailure) -> Self {
+        Self::new(Reason::SshdReloadFailed, failure.message)
+    }
+}
+
+fn failure(message: impl Into<String>) -> ReloadFailure {
+    ReloadFailure { message: message.into() }
+}
+
+/// Whether sshd survives a SIGHUP: it makes pending edits live too, and ends where it can bind none of a
+/// port's addresses. So each port must be its own already. Where a socket unit holds them nothing is bound.
+pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
+    let pid = match listener_now(settings, sshd) {
+        Ok(Listener::Nobody) => return Ok(()),
+        Ok(Listener::Pid(pid)) => pid,
+        Err(message) => return Err(Refusal::new(Reason::SshdReloadUnsafe, message)),
+    };
+    if matches!(sshd.reload, Reload::SocketUnit(_)) {
+        return Ok(());
+    }
+    let wanted = listen_addresses(&effective_now(settings, sshd)?);
+    let sockets = sockets_of(Some(pid)).map_err(|failure| Refusal::new(Reason::IoError, failure.message))?;
+    let Some(port) = silent_port(&wanted, &sockets, owned_by(pid)) else { return Ok(()) };
+    let addresses: Vec<String> =
+        wanted.iter().filter(|address| address.port() == port).map(SocketAddr::to_string).collect();
+    let message = format!(
+        "sshd's configuration says port {port} ({}), where the running sshd does not listen: a reload would \
+         make this edit live too, and might end sshd; restart sshd, or take the edit back, and try again",
+        addresses.join(", ")
+    );
+    Err(Refusal::new(Reason::SshdReloadUnsafe, message))
+}
+
+/// Tells the running sshd to read its files again, and waits until it has: each port listens again, on
+/// another socket than before.
+pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure> {
+    let pid = match listener_now(settings, sshd).map_err(failure)? {
+        Listener::Nobody => return Ok(()),
+        Listener::Pid(pid) => pid,
+    };
+    if let Reload::SocketUnit(unit) = &sshd.reload {
+        return restart_behind_socket(settings, unit, pid);
+    }
+    let effective = effective_now(settings, sshd).map_err(|refusal| failure(refusal.message))?;
+    let wanted = listen_addresses(&effective);
+    let before: BTreeSet<u64> = sockets_of(Some(pid))?.iter().map(|socket| socket.inode).collect();
+    let told = match &sshd.reload {
+        Reload::Unit(unit) => systemd::systemctl(&["reload", unit]).map(drop).map_err(failure),
+        _ => kill(Pid::from_raw(pid), Signal::SIGHUP)
+            .map_err(|errno| failure(format!("cannot send SIGHUP to sshd (pid {pid}): {errno}"))),
+    };
+    told?;
+    listens_again(sshd, pid, &wanted, &before)
+}
+
+/// Brings sshd back after a reload that failed and after the files were restored. One that is alive is left
+/// alone.
+pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
+    let lost = |message: String| {
+        let text = format!("sshd did not come back: {message}; start it from the console");
+        Refusal::new(Reason::SshdReloadFailed, text)
+    };
+    if matches!(sshd.reload, Reload::None(_)) {
+        return Ok(());
+    }
+    // Asked first, since that also makes its directory. Where it can't be asked, what it said before counts.
+    let wanted = match (effective_now(settings, sshd), sshd.answers.first()) {
+        (Ok(effective), _) => listen_addresses(&effective),
+        (Err(_), Some(answer)) => listen_addresses(&answer.effective),
+        (Err(_), None) => Vec::new(),
+    };
+    match &sshd.reload {
+        Reload::None(_) => return Ok(()),
+        Reload::Unit(unit) => start_unit(unit).map_err(lost)?,
+        Reload::SocketUnit(unit) => {
+            start_failed_sockets(unit).map_err(lost)?;
+            return start_unit(unit).map_err(lost);
+        }
+        Reload::Pid { arguments, .. } => {
+            let alive = || matches!(listener_now(settings, sshd), Ok(Listener::Pid(_)));
+            if alive() || (listener::stays_in_foreground(arguments) && comes_within(SUPERVISOR, alive)) {
+                return Ok(());
+            }
+            start_again(settings, arguments).map_err(lost)?;
+        }
+    }
+    let silent = || silent_port(&wanted, &sockets_of(None).unwrap_or_default(), owned_by_us);
+    if comes_within(AGAIN, || silent().is_none()) {
+        return Ok(());
+    }
+    Err(lost(silent().map_or_else(String::new, |port| format!("nothing listens on port {port}"))))
+}
+
+/// Who is to be told now.
+enum Listener {
+    /// Nobody runs who would have to be.
+    Nobody,
+    /// The main process, or the pid that was verified to be an sshd listener.
+    Pid(i32),
+}
+
+/// The listener as it is now: it may have been started anew since the observation.
+fn listener_now(settings: &SshdSettings, sshd: &Sshd) -> Result<Listener, String> {
+    match &sshd.reload {
+        Reload::None(_) => Ok(Listener::Nobody),
+        Reload::Unit(unit) | Reload::SocketUnit(unit) => {
+            let Some(unit) = systemd::unit(unit)? else { return Ok(Listener::Nobody) };
+            match locate::held_up(settings, &unit) {
+                Some(message) => Err(message),
+                None if unit.is_active() => Ok(Listener::Pid(unit.main_pid)),
+                None => Ok(Listener::Nobody),
+            }
+        }
+        Reload::Pid { pid, .. } => {
+            let verified = |pid: &i32| process::listener_arguments(*pid, &settings.binary, None).is_ok();
+            let file = settings.pid_file.as_deref().unwrap_or(Path::new(DEFAULT_PID_FILE));
+            let named = || locate::read_pid(file).ok().flatten();
+            Some(*pid).filter(verified).or_else(|| named().filter(verified)).map(Listener::Pid).ok_or_else(
+                || format!("pid {pid} is no sshd listener any more, and {} names none", file.display()),
+            )
+        }
+    }
+}
+
+/// The first port of which none of the wanted addresses has a socket that counts.
+fn silent_port(
+    wanted: &[SocketAddr],
+    sockets: &[Listening],
+    counts: impl Fn(&Listening) -> bool,
+) -> Option<u16> {
+    let listens = |address: &SocketAddr| {
+        let same = |socket: &&Listening| {
+            // A zone (`%eth0`) is in neither.
+            socket.address.ip() == address.ip() && socket.address.port() == address.port()
+        };
+        sockets.iter().filter(same).any(&counts)
+    };
+    let served: BTreeSet<u16> =
+        wanted.iter().filter(|address| listens(address)).map(SocketAddr::port).collect();
+    wanted.iter().map(SocketAddr::port).find(|port| !served.contains(port))
+}
+
+/// Whether a socket is that process's own: by its descriptors, where they can be read, else by its user.
+fn owned_by(pid: i32) -> impl Fn(&Listening) -> bool {
+    let own = process::socket_inodes(pid);
+    move |socket| own.as_ref().map_or_else(|| owned_by_us(socket), |own| own.contains(&socket.inode))
+}
+
+fn owned_by_us(socket: &Listening) -> bool {
+    socket.uid == geteuid().as_raw()
+}
+
+fn sockets_of(pid: Option<i32>) -> Result<Vec<Listening>, ReloadFailure> {
+    sockets::listening(pid)
+        .map_err(|error| failure(format!("cannot read who listens (/proc/self/net/tcp): {error}")))
+}
+
+/// Waits until each port listens on another socket than before.
+fn listens_again(
+    sshd: &Sshd,
+    mut pid: i32,
+    wanted: &[SocketAddr],
+    before: &BTreeSet<u64>,
+) -> Result<(), ReloadFailure> {
+    let deadline = Instant::now() + AGAIN;
+    loop {
+        if !process::is_alive(pid) {
+            pid = successor(sshd, pid)?;
+        }
+        let sockets = sockets_of(Some(pid))?;
+        let own = owned_by(pid);
+        let is_new = |socket: &Listening| !before.contains(&socket.inode) && own(socket);
+        let Some(port) = silent_port(wanted, &sockets, is_new) else { return Ok(()) };
+        if Instant::now() >= deadline {
+            let seconds = AGAIN.as_secs();
+            let as_before = silent_port(wanted, &sockets, &own).is_none();
+            return Err(failure(if as_before {
+                format!("sshd (pid {pid}) was told to reload and still has its old sockets after {seconds} s")
+            } else {
+                format!("sshd does not listen on port {port} again within {seconds} s of its reload")
+            }));
+        }
+        sleep(LOOK);
+    }
+}
+
+/// The main process that came in place of one that ended; a failure where none does.
+fn successor(sshd: &Sshd, pid: i32) -> Result<i32, ReloadFailure> {
+    if let Reload::Unit(unit) = &sshd.reload {
+        let active = systemd::unit(unit).map_err(failure)?.filter(systemd::Unit::is_active);
+        if let Some(active) = active.filter(|unit| unit.main_pid != pid && unit.main_pid != 0) {
+            return Ok(active.main_pid);
+        }
+        return Err(failure(format!("{unit}: sshd (pid {pid}) ended when it was told to reload")));
+    }
+    Err(failure(format!("sshd (pid {pid}) ended when it was told to reload")))
+}
+
+/// A service whose sockets systemd holds: a SIGHUP would kill it, a new start is in effect at once, and open
+/// sessions survive it.
+fn restart_behind_socket(settings: &SshdSettings, unit: &str, pid: i32) -> Result<(), ReloadFailure> {
+    // Nothing has to have failed.
+    let _ = systemd::systemctl(&["reset-failed", unit]);
+    systemd::systemctl(&["try-restart", unit]).map_err(failure)?;
+    let is_new = || {
+        let active = systemd::unit(unit).ok().flatten().filter(systemd::Unit::is_active);
+        active.is_some_and(|unit| {
+            let listener = || process::listener_arguments(unit.main_pid, &settings.binary, None);
+            unit.main_pid != pid && !matches!(listener(), Err(process::NotListener::Gone))
+        })
+    };
+    if comes_within(AGAIN, is_new) {
+        return Ok(());
+    }
+    Err(failure(format!("{unit} is not active again within {} s of its restart", AGAIN.as_secs())))
+}
+
+/// `systemctl reset-failed` and `start`: nothing happens to a unit that is active.
+fn start_unit(unit: &str) -> Result<(), String> {
+    let _ = systemd::systemctl(&["reset-failed", unit]);
+    systemd::systemctl(&["start", unit]).map(drop)
+}
+
+/// A socket unit fails when its service was started too often.
+fn start_failed_sockets(unit: &str) -> Result<(), String> {
+    let Some(service) = systemd::unit(unit)? else { return Ok(()) };
+    for socket in service.triggered_by.iter().filter(|name| name.ends_with(".socket")) {
+        if systemd::unit(socket)?.is_some_and(|socket| socket.active_state == "failed") {
+            start_unit(socket)?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts a listener by the command line it had, as a daemon: it takes a session of its own.
+fn start_again(settings: &SshdSettings, arguments: &[String]) -> Result<(), String> {
+    let words = listener::to_daemonize(arguments).map_err(|error| error.to_string())?;
+    let own = arguments.first().map(Path::new).filter(|program| program.is_absolute() && program.is_file());
+    let program = own.unwrap_or(&settings.binary);
+    if systemd::is_running() && start_outside(program, &words) {
+        return Ok(());
+    }
+    let output = child::run(program, &words, "").map_err(|error| error.to_string())?;
+    if output.succeeded() { Ok(()) } else { Err(format!("{}: {}", program.display(), output.words())) }
+}
+
+/// Starts it as a service of its own: as our child it would live in our sandbox and end with our service.
+fn start_outside(program: &Path, words: &[String]) -> bool {
+    let mut arguments =
+        ["--quiet", "--collect", "--service-type=forking", "--property=KillMode=process", "--"]
+            .map(str::to_owned)
+            .to_vec();
+    arguments.push(program.to_string_lossy().into_owned());
+    // systemd puts variables in.
+    arguments.extend(words.iter().map(|word| word.replace('$', "$$")));
+    child::run(Path::new("systemd-run"), &arguments, "").is_ok_and(|output| output.succeeded())
+}
+
+fn comes_within(limit: Duration, mut come: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if come() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_nobody_serves() {
+        let socket = |(address, inode): &(&str, u64)| Listening {
+            address: address.parse().unwrap(),
+            uid: 0,
+            inode: *inode,
+        };
+        type Case<'c> = (&'c [&'c str], &'c [(&'c str, u64)], Option<u16>);
+        let cases: &[Case<'_>] = &[
+            (&[], &[], None),
+            (&["0.0.0.0:22", "[::]:22"], &[("0.0.0.0:22", 5)], None),
+            (&["0.0.0.0:22", "[::]:22"], &[("[::]:22", 5), ("0.0.0.0:80", 6)], None),
+            (&["0.0.0.0:22", "[::]:22"], &[("0.0.0.0:22", 1)], Some(22)),
+            (&["0.0.0.0:22"], &[("127.0.0.1:22", 5)], Some(22)),
+            (&["10.0.0.1:22", "10.0.0.1:2222"], &[("10.0.0.1:22", 5)], Some(2222)),
+            (&["203.0.113.9:22", "127.0.0.1:22"], &[("127.0.0.1:22", 5)], None),
+        ];
+        for (wanted, sockets, expected) in cases {
+            let wanted: Vec<SocketAddr> = wanted.iter().map(|address| address.parse().unwrap()).collect();
+            let sockets: Vec<Listening> = sockets.iter().map(socket).collect();
+            let found = silent_port(&wanted, &sockets, |socket| socket.inode != 1);
+            assert_eq!(found, *expected, "{wanted:?} {sockets:?}");
+        }
+    }
+}

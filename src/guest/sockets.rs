@@ -1,0 +1,121 @@
+//! Who listens where: /proc/PID/net/tcp and tcp6, proc_net(5).
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// `TCP_LISTEN` as the kernel prints it.
+const LISTEN: &str = "0A";
+
+/// A listening TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// What it is bound to.
+    pub address: SocketAddr,
+    /// Who made it.
+    pub uid: u32,
+    /// Its inode: a socket that is bound again has another one.
+    pub inode: u64,
+}
+
+/// The listening sockets in the network namespace of a process, in ours where that one can't be read.
+pub fn listening(pid: Option<i32>) -> io::Result<Vec<Listening>> {
+    let of = |name: &str| match pid.and_then(|pid| File::open(format!("/proc/{pid}/net/{name}")).ok()) {
+        Some(file) => Ok(file),
+        None => File::open(format!("/proc/self/net/{name}")),
+    };
+    let mut sockets = Vec::new();
+    read(of("tcp")?, &mut sockets)?;
+    match of("tcp6") {
+        Ok(file) => read(file, &mut sockets)?,
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(sockets)
+}
+
+/// A busy guest has many connections: only the listening ones are kept.
+fn read(file: File, sockets: &mut Vec<Listening>) -> io::Result<()> {
+    for line in BufReader::new(file).lines() {
+        sockets.extend(parse(&line?));
+    }
+    Ok(())
+}
+
+/// One line of /proc/net/tcp or tcp6; `None` where it is no listening socket.
+pub fn parse(line: &str) -> Option<Listening> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let local = fields.next()?;
+    let (_remote, state) = (fields.next()?, fields.next()?);
+    if state != LISTEN {
+        return None;
+    }
+    let uid = fields.nth(3)?.parse().ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
+    let (ip, port) = local.split_once(':')?;
+    let address = SocketAddr::new(address(ip)?, u16::from_str_radix(port, 16).ok()?);
+    Some(Listening { address, uid, inode })
+}
+
+/// Words of 32 bits, each printed as a number of this machine's byte order.
+fn address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| {
+        let digits = hex.get(at * 8..at * 8 + 8)?;
+        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
+    };
+    match hex.len() {
+        8 => word(0).map(|bytes| Ipv4Addr::from(bytes).into()),
+        32 => {
+            let mut bytes = [0; 16];
+            for (at, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(at)?);
+            }
+            Some(Ipv6Addr::from(bytes).into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn lines() {
+        // sl local remote st tx:rx tr:when retrnsmt uid timeout inode
+        let of = |local: &str, state: &str, uid: u32, inode: u64| {
+            format!("  12: {local} 00000000:0000 {state} 0:0 00:0 0 {uid:>8} 0 {inode} 1 0 100 0 0 10 0")
+        };
+        let listens = |local: &str| of(local, "0A", 0, 77);
+        let cases = [
+            (listens("00000000:07E8"), Some(("0.0.0.0:2024", 0, 77))),
+            (of("0100007F:0016", "0A", 1000, 9), Some(("127.0.0.1:22", 1000, 9))),
+            (listens("00000000000000000000000000000000:0016"), Some(("[::]:22", 0, 77))),
+            (listens("00000000000000000000000001000000:0016"), Some(("[::1]:22", 0, 77))),
+            (listens("B80D0120000000000000000005000000:0016"), Some(("[2001:db8::5]:22", 0, 77))),
+            (of("0100007F:0016", "01", 0, 10), None),
+            (listens("zzzzzzzz:0016"), None),
+            (listens("0000:0016"), None),
+            ("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when".to_owned(), None),
+            (String::new(), None),
+        ];
+        for (line, expected) in cases {
+            let expected = expected.map(|(address, uid, inode): (&str, u32, u64)| Listening {
+                address: address.parse().unwrap(),
+                uid,
+                inode,
+            });
+            assert_eq!(parse(&line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn our_own() {
+        let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = own.local_addr().unwrap();
+        assert!(listening(None).unwrap().iter().any(|socket| socket.address == address));
+    }
+}

@@ -1,0 +1,267 @@
+//! The sshd of this guest, asked (contract 6): what it says of its files as they stand, and of a setting that
+//! is not there yet.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::locate::{self, Located};
+use super::question::{About, Questioner};
+use super::{child, config_tree, process, sockets};
+use crate::policy::connection::{anybody, connections, listening_ports};
+use crate::policy::effective::Effective;
+use crate::policy::listener;
+use crate::policy::observation::{Answer, ConfigTree, Reload, Sshd};
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::public_key::fingerprint_of;
+use crate::policy::sshd_config::named_hosts;
+
+/// The main file of an sshd that was built as all distributions do.
+const DEFAULT_CONFIG: &str = "/etc/ssh/sshd_config";
+
+/// Where sshd looks when that one does not exist, on systems that keep `/etc` for the administrator.
+const VENDOR_CONFIG: &str = "/usr/etc/ssh/sshd_config";
+
+/// The most that is read of a host's public key.
+const MAX_PUBLIC_KEY: u64 = 64 * 1024;
+
+/// `[sshd]` of the agent's configuration (contract 8), and its `run_dir`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshdSettings {
+    /// The program that is asked.
+    pub binary: PathBuf,
+    /// The main configuration file.
+    pub config: PathBuf,
+    /// The listener's pid file, where it is not systemd's unit that is meant.
+    pub pid_file: Option<PathBuf>,
+    /// Where a private directory may be made for the time of a question.
+    pub run_dir: PathBuf,
+}
+
+/// Finds sshd, reads its files and asks it for `user` (contract 6, "Whom we ask" and "For whom").
+pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
+    let (main, main_is_writable) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
+    if !settings.binary.exists() {
+        let text = format!(
+            "there is no sshd at {}: install the OpenSSH server, or name its program as 'binary' in [sshd] of \
+             the agent's configuration",
+            settings.binary.display()
+        );
+        return Err(Refusal::new(Reason::SshdNotFound, text));
+    }
+    let located = locate::locate(settings)?;
+    let options = options_of(settings, &located, &main)?;
+    let mut questioner = Questioner::new(&settings.binary, &main, &options, &settings.run_dir);
+    questioner.test(About::Live)?.map_err(already_invalid)?;
+    let config = config_tree::read_tree(&main)?;
+    // Where it listens is the same for everybody.
+    let effective = questioner.effective(About::Live, &anybody(user))?.map_err(already_invalid)?;
+    let connections = connections(user, &effective, &hosts(&config, &options));
+    let answers = questioner.answers(About::Live, connections)?.map_err(already_invalid)?;
+    drop(questioner);
+    refuse_an_unseen_listener(settings, &located, &effective)?;
+    Ok(Sshd {
+        binary: settings.binary.clone(),
+        options,
+        running: located.running,
+        main_is_writable,
+        config,
+        answers,
+        reload: located.reload,
+    })
+}
+
+/// sshd's files as they stand, without asking it.
+pub fn files(settings: &SshdSettings) -> Result<ConfigTree, Refusal> {
+    let (main, _) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
+    config_tree::read_tree(&main)
+}
+
+/// What sshd would say if `ahead` stood ahead of its present configuration (contract 6, "Tried before it is
+/// live"). Nothing is written.
+pub fn try_ahead(settings: &SshdSettings, sshd: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal> {
+    let main = &sshd.config.main;
+    let path = main.to_string_lossy();
+    if path.contains(['[', '*', '?', '"', '\\', '\n']) {
+        let text = format!("{path}: sshd's Include would take this path for a pattern; rename the file");
+        return Err(Refusal::new(Reason::UnsafePath, text));
+    }
+    let mut questioner = questioner(settings, sshd);
+    let include = format!("{ahead}\nInclude \"{path}\"\n");
+    let refused = match answer(&mut questioner, sshd, About::Text(&include))? {
+        Ok(answers) => return Ok(answers),
+        Err(words) => words,
+    };
+    if !refused.to_ascii_lowercase().contains("bad configuration option: include") {
+        return Err(rejected(&refused, main));
+    }
+    // Before OpenSSH 8.2.
+    let text = sshd.config.files.get(main).map(|bytes| String::from_utf8_lossy(bytes)).unwrap_or_default();
+    let inlined = format!("{ahead}\n{text}");
+    answer(&mut questioner, sshd, About::Text(&inlined))?.map_err(|words| rejected(&words, main))
+}
+
+/// What sshd says of its files as they stand now, for the connections of the observation.
+pub fn ask_live(settings: &SshdSettings, sshd: &Sshd) -> Result<Vec<Answer>, Refusal> {
+    answer(&mut questioner(settings, sshd), sshd, About::Live)?.map_err(|words| {
+        Refusal::new(Reason::SshdConfigRejected, format!("sshd refuses its configuration: {words}"))
+    })
+}
+
+/// The public host keys of this guest: type and SHA-256 fingerprint (contract 3, "What runs here"). One that
+/// can't be read is left out.
+pub fn host_keys(sshd: &Sshd) -> Vec<(String, String)> {
+    let files = sshd.answers.first().map(|answer| answer.effective.values("hostkey")).unwrap_or_default();
+    files.iter().filter_map(|file| host_key(Path::new(&format!("{file}.pub")))).collect()
+}
+
+/// `sshd -T` of the files as they stand, for the first connection of the observation.
+pub(super) fn effective_now(settings: &SshdSettings, sshd: &Sshd) -> Result<Effective, Refusal> {
+    let connection = sshd.answers.first().map_or_else(|| anybody("root"), |answer| answer.connection.clone());
+    questioner(settings, sshd).effective(About::Live, &connection)?.map_err(already_invalid)
+}
+
+fn questioner<'a>(settings: &'a SshdSettings, sshd: &'a Sshd) -> Questioner<'a> {
+    Questioner::new(&sshd.binary, &sshd.config.main, &sshd.options, &settings.run_dir)
+}
+
+fn answer(
+    questioner: &mut Questioner<'_>,
+    sshd: &Sshd,
+    about: About<'_>,
+) -> Result<Result<Vec<Answer>, String>, Refusal> {
+    if let Err(words) = questioner.test(about)? {
+        return Ok(Err(words));
+    }
+    questioner.answers(about, sshd.answers.iter().map(|answer| answer.connection.clone()))
+}
+
+fn already_invalid(words: String) -> Refusal {
+    let text =
+        format!("sshd refuses its present configuration, before any change of ours: {words}; correct it");
+    Refusal::new(Reason::SshdConfigAlreadyInvalid, text)
+}
+
+fn rejected(words: &str, main: &Path) -> Refusal {
+    let words = words.replace("/dev/stdin", "the new setting");
+    let text =
+        format!("sshd refuses the new setting ahead of {}: {words}; nothing was changed", main.display());
+    Refusal::new(Reason::SshdConfigRejected, text)
+}
+
+/// The main file, and whether it may be written: the vendor's may not.
+fn main_file(config: &Path, default: &str, vendor: &str) -> Result<(PathBuf, bool), Refusal> {
+    if config.exists() {
+        return Ok((config.to_owned(), config != Path::new(vendor)));
+    }
+    if config == Path::new(default) && Path::new(vendor).exists() {
+        return Ok((PathBuf::from(vendor), false));
+    }
+    let text = format!(
+        "there is no sshd configuration {}: install the OpenSSH server, or name the file as 'config' in [sshd] \
+         of the agent's configuration",
+        config.display()
+    );
+    Err(Refusal::new(Reason::SshdNotFound, text))
+}
+
+/// The options that every question repeats, if the listener reads our main file.
+fn options_of(settings: &SshdSettings, located: &Located, main: &Path) -> Result<Vec<String>, Refusal> {
+    let not_found = |text: String| Refusal::new(Reason::SshdNotFound, text);
+    let name = &located.name;
+    let found = listener::repeated(&located.arguments).map_err(|error| {
+        not_found(format!("{name}: {error}; start it with an absolute path and plain options"))
+    })?;
+    let reads = match found.config {
+        Some(config) => Some(config),
+        // `main` is what sshd itself would take, unless it was built for another place.
+        None if main == Path::new(DEFAULT_CONFIG) || main == Path::new(VENDOR_CONFIG) => None,
+        None if located.running => built_in_config(&settings.binary)?,
+        None => None,
+    };
+    let same =
+        |a: &Path| fs::canonicalize(a).ok().is_some_and(|a| fs::canonicalize(main).is_ok_and(|b| a == b));
+    match reads.filter(|reads| !same(reads)) {
+        None => Ok(found.options),
+        Some(other) => Err(not_found(format!(
+            "{name} reads {}, not {}: name that file as 'config' in [sshd] of the agent's configuration",
+            other.display(),
+            main.display()
+        ))),
+    }
+}
+
+/// The main file that this sshd was built with, where its debug output names it.
+fn built_in_config(binary: &Path) -> Result<Option<PathBuf>, Refusal> {
+    let output = child::run(binary, &["-t", "-ddd"], "")
+        .map_err(|error| Refusal::new(Reason::IoError, format!("asking sshd: {error}")))?;
+    let named = output.stderr.lines().find_map(|line| line.split_once("load_server_config: filename "));
+    Ok(named.map(|(_, path)| PathBuf::from(path.trim())))
+}
+
+/// The hosts that rules name, in the files and in the options.
+fn hosts(config: &ConfigTree, options: &[String]) -> Vec<String> {
+    let mut hosts: Vec<String> = config.files.values().flat_map(|bytes| named_hosts(bytes)).collect();
+    hosts.extend(options.iter().flat_map(|option| named_hosts(option.as_bytes())));
+    hosts
+}
+
+/// Where a pid file leads to nobody, an sshd that listens all the same would keep its configuration, and
+/// we would say it had changed.
+fn refuse_an_unseen_listener(
+    settings: &SshdSettings,
+    located: &Located,
+    effective: &Effective,
+) -> Result<(), Refusal> {
+    let Reload::None(why) = &located.reload else { return Ok(()) };
+    if settings.pid_file.is_none() && super::systemd::is_running() {
+        return Ok(());
+    }
+    let ports = listening_ports(effective);
+    let sockets = sockets::listening(None).unwrap_or_default();
+    let taken = sockets.iter().any(|socket| ports.contains(&socket.address.port()));
+    let on_a_port = |own: &[u16]| own.is_empty() || own.iter().any(|port| ports.contains(port));
+    let mut listeners = if taken { process::listeners(&settings.binary) } else { Vec::new() }.into_iter();
+    let unseen = listeners.find(|(_, _, own)| on_a_port(own));
+    let Some((pid, line, _)) = unseen else { return Ok(()) };
+    let text = format!(
+        "{why}, but pid {pid} ('{line}') listens on its port: name that listener's pid file as 'pid_file' in \
+         [sshd] of the agent's configuration"
+    );
+    Err(Refusal::new(Reason::SshdNotFound, text))
+}
+
+/// Type and fingerprint of a public key's file.
+fn host_key(file: &Path) -> Option<(String, String)> {
+    use base64ct::{Base64, Encoding};
+    let mut line = String::new();
+    fs::File::open(file).ok()?.take(MAX_PUBLIC_KEY).read_to_string(&mut line).ok()?;
+    let mut words = line.split_ascii_whitespace();
+    let (kind, blob) = (words.next()?, words.next()?);
+    let blob = Base64::decode_vec(blob).ok()?;
+    Some((kind.to_owned(), fingerprint_of(&blob).sha256))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_main_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let choose = |config: &str| {
+            main_file(&at(config), at("default").to_str().unwrap(), at("vendor").to_str().unwrap())
+        };
+        let refusal = choose("default").unwrap_err();
+        assert_eq!(refusal.reason, Reason::SshdNotFound);
+        assert!(refusal.message.contains("/default"), "{}", refusal.message);
+        fs::write(at("vendor"), "").unwrap();
+        assert_eq!(choose("default"), Ok((at("vendor"), false)));
+        assert_eq!(choose("vendor"), Ok((at("vendor"), false)));
+        assert!(choose("other").is_err());
+        fs::write(at("default"), "").unwrap();
+        assert_eq!(choose("default"), Ok((at("default"), true)));
+    }
+}

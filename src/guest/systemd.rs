@@ -1,0 +1,271 @@
+//! What systemd says of sshd's service: `systemctl show`, and busctl(1) for what `show` loses (the quotes of
+//! ExecStart).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::{child, unit_words};
+
+/// The names under which distributions ship sshd's service.
+const SERVICES: [&str; 2] = ["ssh.service", "sshd.service"];
+
+/// How long a unit that is on its way is waited for (contract 6, "Reload").
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// A unit as `systemctl show` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// Its own name, not an alias.
+    pub(super) id: String,
+    /// `loaded`, `not-found`, `masked`, …
+    pub(super) load_state: String,
+    /// `active`, `inactive`, `failed`, `activating`, …
+    pub(super) active_state: String,
+    /// The main process; 0 where there is none.
+    pub(super) main_pid: i32,
+    /// The units that start it.
+    pub(super) triggered_by: Vec<String>,
+    /// Of a socket: whether each connection gets a process of its own.
+    pub(super) accept: bool,
+}
+
+impl Unit {
+    pub(super) fn is_active(&self) -> bool {
+        self.active_state == "active"
+    }
+
+    /// Whether it will be in another state by itself.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        matches!(self.active_state.as_str(), "activating" | "reloading" | "deactivating" | "refreshing")
+    }
+}
+
+/// Whether systemd runs this system: sd_booted(3).
+pub(super) fn is_running() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// sshd's service; one that is on its way is waited for. `None` where there is none.
+pub(super) fn sshd_service() -> Result<Option<Unit>, String> {
+    settled(&SERVICES)
+}
+
+/// The unit of this name, waited for in the same way.
+pub(super) fn unit(name: &str) -> Result<Option<Unit>, String> {
+    settled(&[name])
+}
+
+/// The socket units that started this service and hold its sockets (`Accept=no`).
+pub(super) fn active_sockets(service: &Unit) -> Result<Vec<String>, String> {
+    let sockets: Vec<&str> =
+        service.triggered_by.iter().map(String::as_str).filter(|name| name.ends_with(".socket")).collect();
+    if sockets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let held = |unit: &Unit| unit.is_active() && !unit.accept;
+    Ok(show(&sockets)?.into_iter().filter(held).map(|unit| unit.id).collect())
+}
+
+/// Runs `systemctl` with these words; its own words where it fails.
+pub(super) fn systemctl(arguments: &[&str]) -> Result<String, String> {
+    let output = child::run(Path::new("systemctl"), arguments, "").map_err(|error| error.to_string())?;
+    if output.succeeded() {
+        return Ok(output.stdout);
+    }
+    Err(format!("'systemctl {}' failed: {}", arguments.join(" "), output.words()))
+}
+
+/// The words with which the unit starts its program, its environment put in.
+pub(super) fn start_words(unit: &str) -> Result<Vec<String>, String> {
+    let object = format!("/org/freedesktop/systemd1/unit/{}", escape(unit));
+    let interface = "org.freedesktop.systemd1.Service";
+    let arguments = [
+        "get-property",
+        "org.freedesktop.systemd1",
+        &object,
+        interface,
+        "ExecStart",
+        "Environment",
+        "EnvironmentFiles",
+        "PassEnvironment",
+    ];
+    let output = child::run(Path::new("busctl"), &arguments, "").map_err(|error| error.to_string())?;
+    if !output.succeeded() {
+        return Err(format!("busctl does not tell how {unit} starts: {}", output.words()));
+    }
+    words_of(&output.stdout, |path| fs::read_to_string(path)).map_err(|error| format!("{unit}: {error}"))
+}
+
+/// The same from busctl's output, a property a line; `read` gives the content of an environment file.
+fn words_of(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<Vec<String>, String> {
+    let mut lines = output.lines();
+    let mut next = || lines.next().unwrap_or("");
+    let words = unit_words::exec_start(next()).ok_or("its ExecStart can't be read")?;
+    let assignments = unit_words::strings(next()).ok_or("its Environment can't be read")?;
+    let files = unit_words::environment_files(next()).ok_or("its EnvironmentFile can't be read")?;
+    // systemd before 228 has no PassEnvironment.
+    let passed = unit_words::strings(next()).unwrap_or_default();
+    let mut environment: BTreeMap<String, String> = BTreeMap::new();
+    environment.extend(
+        assignments.iter().filter_map(|word| word.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())),
+    );
+    for (path, may_be_missing) in files {
+        match read(&path) {
+            Ok(text) => environment.extend(unit_words::environment_file(&text)),
+            Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => {
+                if path.to_string_lossy().contains(['*', '?', '[']) {
+                    return Err(format!("its EnvironmentFile={} can't be expanded", path.display()));
+                }
+            }
+            Err(error) => return Err(format!("its EnvironmentFile={}: {error}", path.display())),
+        }
+    }
+    unit_words::expand(&words, &environment, &passed)
+        .map_err(|name| format!("${name} of its ExecStart can't be expanded (PassEnvironment)"))
+}
+
+/// The first of these units that is active or on its way, else the first one loaded.
+fn settled(names: &[&str]) -> Result<Option<Unit>, String> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let unit = choose(show(names)?);
+        if !unit.as_ref().is_some_and(Unit::is_on_its_way) || Instant::now() >= deadline {
+            return Ok(unit);
+        }
+        sleep(Duration::from_millis(100));
+    }
+}
+
+fn choose(units: Vec<Unit>) -> Option<Unit> {
+    let rank = |unit: &Unit| match unit {
+        unit if unit.is_active() => 0,
+        unit if unit.is_on_its_way() => 1,
+        unit if unit.load_state == "loaded" => 2,
+        _ => 3,
+    };
+    units.into_iter().filter(|unit| rank(unit) < 3).min_by_key(rank)
+}
+
+fn show(names: &[&str]) -> Result<Vec<Unit>, String> {
+    let properties = "--property=Id,LoadState,ActiveState,MainPID,TriggeredBy,Accept";
+    let mut arguments = vec!["show", "--no-pager", properties];
+    arguments.extend(names);
+    systemctl(&arguments).map(|output| parse_show(&output))
+}
+
+/// The units of `systemctl show`: blocks of `Name=value` with an empty line between them.
+fn parse_show(output: &str) -> Vec<Unit> {
+    output
+        .split("\n\n")
+        .filter_map(|block| {
+            let lines: BTreeMap<&str, &str> = block.lines().filter_map(|line| line.split_once('=')).collect();
+            let value = |name: &str| lines.get(name).copied().unwrap_or("");
+            Some(Unit {
+                id: lines.get("Id").filter(|id| !id.is_empty())?.to_string(),
+                load_state: value("LoadState").to_owned(),
+                active_state: value("ActiveState").to_owned(),
+                main_pid: value("MainPID").parse().unwrap_or(0),
+                triggered_by: value("TriggeredBy").split_ascii_whitespace().map(str::to_owned).collect(),
+                accept: value("Accept") == "yes",
+            })
+        })
+        .collect()
+}
+
+/// A unit's name as the last part of its D-Bus object path: what is no letter or digit becomes `_` and its
+/// code; so does a digit in front.
+fn escape(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len() + 8);
+    for (at, byte) in name.bytes().enumerate() {
+        match byte {
+            b'0'..=b'9' if at == 0 => escaped.push_str(&format!("_{byte:02x}")),
+            byte if byte.is_ascii_alphanumeric() => escaped.push(char::from(byte)),
+            byte => escaped.push_str(&format!("_{byte:02x}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const DEBIAN: &str = "MainPID=712\nId=ssh.service\nTriggeredBy=ssh.socket other.path\nLoadState=loaded\n\
+                          ActiveState=active\n\nMainPID=712\nId=ssh.service\nTriggeredBy=ssh.socket\n\
+                          LoadState=loaded\nActiveState=active\n";
+    const NEITHER: &str = "MainPID=0\nId=ssh.service\nLoadState=not-found\nActiveState=inactive\n\n\
+                           MainPID=0\nId=sshd.service\nLoadState=masked\nActiveState=inactive\n";
+
+    #[test]
+    fn what_systemctl_shows() {
+        let units = parse_show(DEBIAN);
+        assert_eq!(units.len(), 2);
+        let unit = choose(units).unwrap();
+        assert_eq!((unit.id.as_str(), unit.main_pid, unit.is_active()), ("ssh.service", 712, true));
+        assert_eq!(unit.triggered_by, ["ssh.socket", "other.path"]);
+        let socket = parse_show("Id=ssh.socket\nActiveState=active\nAccept=yes\n");
+        assert!(socket[0].accept);
+        assert_eq!(parse_show(""), []);
+    }
+
+    #[test]
+    fn which_unit_it_is() {
+        assert_eq!(choose(parse_show(NEITHER)), None);
+        for (states, expected) in [
+            (["loaded inactive", "loaded active"], Some("sshd.service")),
+            (["loaded failed", "not-found inactive"], Some("ssh.service")),
+            (["not-found inactive", "masked active"], Some("sshd.service")),
+            (["loaded inactive", "loaded activating"], Some("sshd.service")),
+            (["masked inactive", "loaded inactive"], Some("sshd.service")),
+        ] {
+            let block = |(id, states): (&str, &str)| {
+                let (load, active) = states.split_once(' ').unwrap();
+                format!("Id={id}\nLoadState={load}\nActiveState={active}\n")
+            };
+            let output: Vec<String> = SERVICES.into_iter().zip(states).map(block).collect();
+            let unit = choose(parse_show(&output.join("\n")));
+            assert_eq!(unit.as_ref().map(|unit| unit.id.as_str()), expected, "{states:?}");
+        }
+    }
+
+    #[test]
+    fn object_paths() {
+        assert_eq!(escape("ssh.service"), "ssh_2eservice");
+        assert_eq!(escape("1-sshd@a.service"), "_31_2dsshd_40a_2eservice");
+    }
+
+    #[test]
+    fn start_words_with_their_environment() {
+        let exec = r#"a(sasbttttuii) 1 "/usr/sbin/sshd" 4 "/usr/sbin/sshd" "-D" "$SSHD_OPTS" "-o${B}" false 0 0 0 0 0 0 0"#;
+        let output = |environment: &str, files: &str, passed: &str| {
+            format!("{exec}\n{environment}\n{files}\n{passed}\n")
+        };
+        let read = |path: &Path| match path.to_str() {
+            Some("/etc/default/ssh") => Ok("SSHD_OPTS=\"-o 'A=b c'\"\n".to_owned()),
+            Some("/denied") => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+        };
+        let words = |environment: &str, files: &str, passed: &str| {
+            words_of(&output(environment, files, passed), read)
+        };
+        let debian = words(r#"as 2 "B=d=e f" "SSHD_OPTS=x""#, r#"a(sb) 1 "/etc/default/ssh" true"#, "as 0");
+        let expected = ["/usr/sbin/sshd", "-D", "-o", "A=b c", "-od=e f"];
+        assert_eq!(debian.unwrap(), expected);
+        let absent = words("as 0", r#"a(sb) 1 "/absent" true"#, "as 0").unwrap();
+        assert_eq!(absent, ["/usr/sbin/sshd", "-D", "-o"]);
+        for (files, passed, named) in [
+            (r#"a(sb) 1 "/absent" false"#, "as 0", "/absent"),
+            (r#"a(sb) 1 "/denied" true"#, "as 0", "/denied"),
+            (r#"a(sb) 1 "/etc/ssh.d/*" true"#, "as 0", "/etc/ssh.d/*"),
+            ("a(sb) 0", r#"as 1 "SSHD_OPTS""#, "$SSHD_OPTS"),
+        ] {
+            let error = words("as 0", files, passed).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}

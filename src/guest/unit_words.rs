@@ -1,0 +1,314 @@
+//! The words with which a systemd unit starts its program: busctl(1)'s output, environment files
+//! (systemd.exec(5)) and the expansion of variables (systemd.service(5), "Command lines"). Pure.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What busctl prints of one property: the signature and the values, strings without their quotes.
+struct Property {
+    signature: String,
+    values: std::vec::IntoIter<String>,
+}
+
+impl Property {
+    /// A string, or a number; `None` past the end.
+    fn next(&mut self) -> Option<String> {
+        self.values.next()
+    }
+
+    fn count(&mut self) -> Option<usize> {
+        self.next()?.parse().ok()
+    }
+
+    fn strings(&mut self) -> Option<Vec<String>> {
+        let count = self.count()?;
+        // Not `take(count)`: a count that lies must not pass.
+        (0..count).map(|_| self.next()).collect()
+    }
+}
+
+/// The words of the first command of `ExecStart`.
+pub(super) fn exec_start(line: &str) -> Option<Vec<String>> {
+    let mut property = property(line)?;
+    if !property.signature.starts_with("a(sas") || property.count()? == 0 {
+        return None;
+    }
+    let _path = property.next()?;
+    property.strings().filter(|words| !words.is_empty())
+}
+
+/// A list of strings, such as `Environment` or `PassEnvironment`.
+pub(super) fn strings(line: &str) -> Option<Vec<String>> {
+    let mut property = property(line).filter(|property| property.signature == "as")?;
+    property.strings()
+}
+
+/// `EnvironmentFiles`: each path, and whether it may be missing.
+pub(super) fn environment_files(line: &str) -> Option<Vec<(PathBuf, bool)>> {
+    let mut property = property(line).filter(|property| property.signature == "a(sb)")?;
+    let count = property.count()?;
+    (0..count).map(|_| Some((PathBuf::from(property.next()?), property.next()? == "true"))).collect()
+}
+
+/// Splits a line of `busctl get-property`: a quoted string has the escapes of C.
+fn property(line: &str) -> Option<Property> {
+    let (signature, mut rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
+    let mut values = Vec::new();
+    loop {
+        rest = rest.trim_start_matches(' ');
+        if rest.is_empty() {
+            break;
+        }
+        let Some(quoted) = rest.strip_prefix('"') else {
+            let (word, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+            values.push(word.to_owned());
+            rest = behind;
+            continue;
+        };
+        let (value, behind) = unescape(quoted)?;
+        values.push(value);
+        rest = behind;
+    }
+    Some(Property { signature: signature.to_owned(), values: values.into_iter() })
+}
+
+/// A string up to its closing quote, and what stands behind it.
+fn unescape(text: &str) -> Option<(String, &str)> {
+    let mut bytes = Vec::new();
+    let mut chars = text.char_indices();
+    loop {
+        let (at, c) = chars.next()?;
+        let (code, digits) = match c {
+            '"' => return Some((String::from_utf8(bytes).ok()?, &text[at + 1..])),
+            '\\' => match chars.next()?.1 {
+                'n' => (b'\n', 0),
+                't' => (b'\t', 0),
+                'r' => (b'\r', 0),
+                'a' => (7, 0),
+                'b' => (8, 0),
+                'f' => (12, 0),
+                'v' => (11, 0),
+                's' => (b' ', 0),
+                'x' => (u8::from_str_radix(text.get(at + 2..at + 4)?, 16).ok()?, 2),
+                '0'..='7' => (u8::from_str_radix(text.get(at + 1..at + 4)?, 8).ok()?, 2),
+                other => (u8::try_from(other).ok()?, 0),
+            },
+            c => {
+                bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                continue;
+            }
+        };
+        bytes.push(code);
+        for _ in 0..digits {
+            chars.next();
+        }
+    }
+}
+
+/// The assignments of an environment file: comments, quotes and continued lines as systemd takes them.
+pub(super) fn environment_file(text: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut chars = text.chars().peekable();
+    while let Some(first) = chars.peek().copied() {
+        if first.is_whitespace() {
+            chars.next();
+            continue;
+        }
+        if matches!(first, '#' | ';') {
+            while chars.next().is_some_and(|c| c != '\n') {}
+            continue;
+        }
+        let mut name = String::new();
+        while let Some(c) = chars.next_if(|c| !matches!(c, '=' | '\n')) {
+            name.push(c);
+        }
+        if chars.next() == Some('=') {
+            found.push((name.trim_end().to_owned(), value(&mut chars)));
+        }
+    }
+    found
+}
+
+/// The value behind the `=` of an assignment, up to the end of its line.
+fn value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
+    let mut value = String::new();
+    // What ends in blanks outside quotes loses them.
+    let mut kept = 0;
+    let mut bare = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '\n' => break,
+            '\'' if !bare => {
+                value.extend(std::iter::from_fn(|| chars.next_if(|c| *c != '\'')));
+                chars.next();
+                kept = value.len();
+            }
+            '"' if !bare => {
+                double_quoted(chars, &mut value);
+                kept = value.len();
+            }
+            '\\' => {
+                bare = true;
+                value.extend(chars.next().filter(|c| *c != '\n'));
+                kept = value.len();
+            }
+            c if c.is_whitespace() && !bare => {}
+            c => {
+                bare = true;
+                value.push(c);
+                if !c.is_whitespace() {
+                    kept = value.len();
+                }
+            }
+        }
+    }
+    value.truncate(kept);
+    value
+}
+
+/// Up to the closing double quote, where a backslash takes only `"`, `\`, `` ` ``, `$` and a line's end.
+fn double_quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, value: &mut String) {
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => return,
+            '\\' => match chars.next() {
+                Some('\n') | None => {}
+                Some(c @ ('"' | '\\' | '`' | '$')) => value.push(c),
+                Some(c) => value.extend(['\\', c]),
+            },
+            c => value.push(c),
+        }
+    }
+}
+
+/// Expands the words of a command as systemd does before it starts it: `$NAME` as a whole word becomes the
+/// words of its value, none where it is unset; `${NAME}` is put in as it is; `$$` is `$`.
+///
+/// `unknown` are variables whose value cannot be known: the error is the name of one that is used.
+pub(super) fn expand(
+    words: &[String],
+    environment: &BTreeMap<String, String>,
+    unknown: &[String],
+) -> Result<Vec<String>, String> {
+    let lookup = |name: &str| match environment.get(name) {
+        Some(value) => Ok(value.as_str()),
+        None if unknown.iter().any(|unknown| unknown == name) => Err(name.to_owned()),
+        None => Ok(""),
+    };
+    let mut expanded = Vec::new();
+    for word in words {
+        match word.strip_prefix('$').filter(|rest| !rest.starts_with(['{', '$'])) {
+            Some(name) if !name.is_empty() => expanded.extend(split(lookup(name)?)),
+            _ => expanded.push(inside(word, lookup)?),
+        }
+    }
+    Ok(expanded)
+}
+
+/// Expands `${NAME}` and `$$` inside a word.
+fn inside<'v>(word: &str, lookup: impl Fn(&str) -> Result<&'v str, String>) -> Result<String, String> {
+    let mut expanded = String::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((before, behind)) = rest.split_once('$') {
+        expanded.push_str(before);
+        rest = behind;
+        if let Some(behind) = rest.strip_prefix('$') {
+            expanded.push('$');
+            rest = behind;
+        } else if let Some((name, behind)) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+            expanded.push_str(lookup(name)?);
+            rest = behind;
+        } else {
+            expanded.push('$');
+        }
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+/// Splits a variable's value at blanks, quotes and backslashes honoured.
+fn split(value: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut chars = value.chars();
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (None, c) if c.is_ascii_whitespace() => words.extend(word.take()),
+            (None, '"' | '\'') => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (Some(open), c) if c == open => quote = None,
+            (_, '\\') => word.get_or_insert_default().extend(chars.next()),
+            (_, c) => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &[&str]) -> Vec<String> {
+        text.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_busctl_prints() {
+        let line = r#"a(sasbttttuii) 1 "/usr/sbin/sshd" 4 "/usr/sbin/sshd" "-D" "-oBanner=\"a b\"\x41\303\244\n" "$SSHD_OPTS" false 1 2 3 4 0 0 0"#;
+        let expected = words(&["/usr/sbin/sshd", "-D", "-oBanner=\"a b\"Aä\n", "$SSHD_OPTS"]);
+        assert_eq!(exec_start(line), Some(expected));
+        for line in
+            ["", "a(sasbttttuii) 0", "as 1 \"x\"", r#"a(sasbttttuii) 1 "/x" 3 "/x" "-D""#, r#"a(sas) 1 "/x"#]
+        {
+            assert_eq!(exec_start(line), None, "{line}");
+        }
+        assert_eq!(strings(r#"as 2 "A=b c" "D=""#), Some(words(&["A=b c", "D="])));
+        assert_eq!(strings("as 0\n"), Some(Vec::new()));
+        assert_eq!(strings("s \"\""), None);
+        let files = environment_files(r#"a(sb) 2 "/etc/default/ssh" true "/etc/x" false"#);
+        assert_eq!(files, Some(vec![("/etc/default/ssh".into(), true), ("/etc/x".into(), false)]));
+    }
+
+    #[test]
+    fn environment_files_are_read_as_systemd_reads_them() {
+        for (text, expected) in [
+            ("", &[] as &[(&str, &str)]),
+            ("# c\n; d\n\nA=b\n B = c d  \nC\n", &[("A", "b"), ("B", "c d")]),
+            ("SSHD_OPTS=\n", &[("SSHD_OPTS", "")]),
+            ("A=\"-o X=y \\\"z\\\" \\d\" \nB='q \"r\\' s\n", &[("A", "-o X=y \"z\" \\d"), ("B", "q \"r\\s")]),
+            ("A=b \\\n c\nB=\"x\\\ny\"", &[("A", "b  c"), ("B", "xy")]),
+            ("A=it's # not a comment\n", &[("A", "it's # not a comment")]),
+        ] {
+            let found = environment_file(text);
+            let found: Vec<(&str, &str)> = found.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            assert_eq!(found, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        let environment: BTreeMap<String, String> =
+            [("OPTS", "-o 'Banner=a b' -p\\ 22"), ("EMPTY", ""), ("PORT", "22 23")]
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+        let unknown = words(&["PASSED"]);
+        for (given, expected) in [
+            (&["s", "-D", "$OPTS"] as &[&str], Ok(&["s", "-D", "-o", "Banner=a b", "-p 22"] as &[&str])),
+            (&["s", "$EMPTY", "$UNSET", "-D"], Ok(&["s", "-D"])),
+            (
+                &["s", "-p${PORT}", "x$OPTS", "a$$b", "$$PORT", "${UNSET}", "$"],
+                Ok(&["s", "-p22 23", "x$OPTS", "a$b", "$PORT", "", "$"]),
+            ),
+            (&["s", "$PASSED"], Err("PASSED")),
+            (&["s", "-o${PASSED}"], Err("PASSED")),
+        ] {
+            let found = expand(&words(given), &environment, &unknown);
+            assert_eq!(found, expected.map(words).map_err(str::to_owned), "{given:?}");
+        }
+    }
+}
