@@ -1,0 +1,234 @@
+//! The channel over HTTP/1.1 (contract 3): the literal address, no proxy, no redirect followed, 64 KiB at
+//! most, every call bounded in time. Each call has a connection of its own: there is one a minute, and a
+//! connection that is never reused cannot be stale.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Bytes};
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::base_url::BaseUrl;
+use super::error::{ChannelError, Unusable, final_refusal};
+use super::retry_after::retry_after;
+use super::stream::Stream;
+use super::{Channel, Delivery, Polled, Stored};
+use crate::policy::command::Origin;
+use crate::policy::types::{CommandId, InstanceId};
+
+/// The most of a body that is read.
+const BODY_MAX: usize = 64 * 1024;
+
+/// The most of a header that is read; hyper itself takes 100 lines at most.
+const HEAD_MAX: usize = 16 * 1024;
+
+/// The time of a call, beyond what a long poll waits.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The metadata service's channel.
+#[derive(Debug, Clone)]
+pub struct HttpChannel {
+    base: BaseUrl,
+    call_limit: Duration,
+}
+
+/// What came back. A body is kept only where it is the answer.
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// The failure that this status is.
+    fn into_error(self) -> ChannelError {
+        ChannelError::Status { status: self.status.as_u16(), retry_after: self.retry_after }
+    }
+}
+
+impl HttpChannel {
+    /// The channel of the service at `base`.
+    pub fn new(base: BaseUrl) -> Self {
+        Self { base, call_limit: CALL_LIMIT }
+    }
+
+    /// One call: one connection, one clock around all of it, so that an answer that drips is bounded too.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&str>,
+        wait: Duration,
+    ) -> Result<Answer, ChannelError> {
+        let limit = wait + self.call_limit;
+        let begun = Instant::now();
+        let request = self.request(method, path, body)?;
+        match timeout(limit, self.exchange(request, begun)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ChannelError::TimedOut(limit)),
+        }
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&str>,
+    ) -> Result<Request<Full<Bytes>>, ChannelError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base.path()))
+            .header(HOST, self.base.authority())
+            .header(USER_AGENT, concat!("keypair-agent/", env!("CARGO_PKG_VERSION")))
+            .header(ACCEPT, "application/json")
+            .header(CONNECTION, "close");
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
+        // The base URL and the ids are valid by construction, so this does not fail.
+        request.body(body).map_err(|_| ChannelError::Unusable(Unusable::NotHttp))
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>, begun: Instant) -> Result<Answer, ChannelError> {
+        let stream = TcpStream::connect(self.base.address())
+            .await
+            .map_err(|error| ChannelError::from_connect(&error))?;
+        let failed = |error: hyper::Error| meaning(&error, begun.elapsed());
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_MAX)
+            .max_header_size(HEAD_MAX)
+            .handshake(Stream::new(stream))
+            .await
+            .map_err(failed)?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(failed)?;
+            read(response, begun).await
+        };
+        // The connection is polled beside the answer, not against it: it may end first (the service closes
+        // behind its last byte) while the answer still waits to be read.
+        let mut connection = pin!(connection);
+        let mut answer = pin!(answer);
+        let mut open = true;
+        poll_fn(|context| {
+            if open && connection.as_mut().poll(context).is_ready() {
+                open = false;
+            }
+            match answer.as_mut().poll(context) {
+                // The answer may have taken what the connection waits to refill.
+                Poll::Pending if open => {
+                    open = connection.as_mut().poll(context).is_pending();
+                    Poll::Pending
+                }
+                polled => polled,
+            }
+        })
+        .await
+    }
+}
+
+/// Reads an answer; the body only where the answer is one, and 64 KiB of it at most.
+async fn read(response: Response<hyper::body::Incoming>, begun: Instant) -> Result<Answer, ChannelError> {
+    let status = response.status();
+    let retry_after = retry_after(response.headers());
+    let mut body = Vec::new();
+    if status == StatusCode::OK {
+        let mut incoming = response.into_body();
+        if incoming.size_hint().lower() > BODY_MAX as u64 {
+            return Err(ChannelError::Unusable(Unusable::TooLarge));
+        }
+        while let Some(frame) = incoming.frame().await {
+            let frame = frame.map_err(|error| meaning(&error, begun.elapsed()))?;
+            if let Some(data) = frame.data_ref() {
+                if body.len() + data.len() > BODY_MAX {
+                    return Err(ChannelError::Unusable(Unusable::TooLarge));
+                }
+                body.extend_from_slice(data);
+            }
+        }
+    }
+    Ok(Answer { status, retry_after, body })
+}
+
+/// What a failed exchange means. Only the kind of hyper's error is looked at: its text could quote the answer.
+fn meaning(error: &hyper::Error, waited: Duration) -> ChannelError {
+    if error.is_parse() {
+        return ChannelError::Unusable(Unusable::NotHttp);
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                // Broken chunks, says hyper with these kinds.
+                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
+                    ChannelError::Unusable(Unusable::NotHttp)
+                }
+                _ => ChannelError::Cut { waited },
+            };
+        }
+        source = cause.source();
+    }
+    ChannelError::Cut { waited }
+}
+
+/// `i-…`, bare or as a JSON string (contract 3).
+fn instance_id(body: &[u8]) -> Option<InstanceId> {
+    let text = std::str::from_utf8(body).ok()?.trim();
+    if text.starts_with('"') {
+        serde_json::from_str::<String>(text).ok()?.trim().parse().ok()
+    } else {
+        text.parse().ok()
+    }
+}
+
+impl Channel for HttpChannel {
+    async fn instance_id(&self) -> Result<InstanceId, ChannelError> {
+        let answer = self.call(Method::GET, "/instance-id", None, Duration::ZERO).await?;
+        if answer.status != StatusCode::OK {
+            return Err(answer.into_error());
+        }
+        instance_id(&answer.body).ok_or(ChannelError::Unusable(Unusable::InstanceId))
+    }
+
+    async fn next(&self, wait: Duration) -> Result<Polled, ChannelError> {
+        let path = format!("/keypair/command?wait={}", wait.as_secs());
+        let answer = self.call(Method::GET, &path, None, wait).await?;
+        match answer.status {
+            StatusCode::OK => Ok(Polled::Command(Delivery { bytes: answer.body, origin: Origin::Channel })),
+            StatusCode::NO_CONTENT => Ok(Polled::Nothing),
+            StatusCode::NOT_FOUND => Ok(Polled::NoQueue),
+            _ => Err(answer.into_error()),
+        }
+    }
+
+    async fn store(&self, id: &CommandId, result: &str) -> Result<Stored, ChannelError> {
+        let path = format!("/keypair/results/{id}");
+        let answer = self.call(Method::PUT, &path, Some(result), Duration::ZERO).await?;
+        match answer.status {
+            status if status.is_success() => Ok(Stored::Accepted),
+            StatusCode::NOT_FOUND => Ok(Stored::Unknown),
+            StatusCode::CONFLICT => Ok(Stored::Conflict),
+            status if final_refusal(status.as_u16()) => Ok(Stored::Refused(status.as_u16())),
+            _ => Err(answer.into_error()),
+        }
+    }
+
+    async fn announce(&self, document: &str) -> Result<(), ChannelError> {
+        let answer = self.call(Method::PUT, "/keypair/agent", Some(document), Duration::ZERO).await?;
+        match answer.status {
+            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(answer.into_error()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

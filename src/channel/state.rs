@@ -1,0 +1,118 @@
+//! The channel's state for `status`: `{run_dir}/channel.json`, written by `run` alone, not durable
+//! (contract 8).
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "channel.json";
+const NEW_FILE: &str = ".channel.json.new";
+
+/// How the channel fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Nothing was asked yet.
+    Starting,
+    /// The last call succeeded.
+    Polling,
+    /// The last call failed.
+    Failing,
+}
+
+/// What `status` reads. Whether that `run` is still alive stands elsewhere: [`super::run_lock::holder`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChannelState {
+    /// The process of `run`.
+    pub pid: u32,
+    /// When it started; RFC 3339, UTC, as all times here.
+    pub started_at: String,
+    /// How the channel fares.
+    pub state: Phase,
+    /// When the last poll ended.
+    pub last_poll_at: Option<String>,
+    /// How it ended; `null` before the first.
+    pub last_poll_succeeded: Option<bool>,
+    /// Why the channel fails, in the failure's own words.
+    pub failure: Option<String>,
+    /// Since when it does.
+    pub failing_since: Option<String>,
+}
+
+impl ChannelState {
+    /// Reads what the last `run` wrote.
+    ///
+    /// # Errors
+    /// Where there is no such file, or another one than this; `NotFound` where none ran since the boot.
+    pub fn read(run_dir: &Path) -> io::Result<Self> {
+        serde_json::from_slice(&fs::read(run_dir.join(FILE))?).map_err(io::Error::from)
+    }
+
+    /// Replaces the file, so that `status` sees the old or the new one whole.
+    ///
+    /// # Errors
+    /// Where the directory cannot be written.
+    pub fn write(&self, run_dir: &Path) -> io::Result<()> {
+        let new = run_dir.join(NEW_FILE);
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // `create_new` follows no link that someone put there in between.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        fs::rename(&new, run_dir.join(FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn state() -> ChannelState {
+        ChannelState {
+            pid: 7,
+            started_at: "2026-01-01T00:00:00Z".into(),
+            state: Phase::Failing,
+            last_poll_at: Some("2026-01-01T00:00:01Z".into()),
+            last_poll_succeeded: Some(false),
+            failure: Some("timed out".into()),
+            failing_since: Some("2026-01-01T00:00:01Z".into()),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_named_as_documented() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(ChannelState::read(dir.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        state().write(dir.path()).unwrap();
+        state().write(dir.path()).unwrap();
+        assert_eq!(ChannelState::read(dir.path()).unwrap(), state());
+        let json: serde_json::Value =
+            serde_json::from_slice(&fs::read(dir.path().join(FILE)).unwrap()).unwrap();
+        assert_eq!(json["state"], "failing");
+        assert_eq!(json["lastPollSucceeded"], false);
+        assert_eq!(json["failingSince"], "2026-01-01T00:00:01Z");
+        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o644);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_planted_link_is_replaced_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        for name in [FILE, NEW_FILE] {
+            std::os::unix::fs::symlink(&victim, dir.path().join(name)).unwrap();
+        }
+        state().write(dir.path()).unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+}
