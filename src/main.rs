@@ -1,3 +1,7 @@
-//! The keypair agent.
+//! The keypair agent's binary: see [`keypair_agent`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keypair_agent::cli::main()
+}

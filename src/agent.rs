@@ -1,0 +1,238 @@
+//! The daemon (contract 3 and 8, `run`): one thread that waits, and one that works.
+//!
+//! ```text
+//!                    serve
+//!       ┌──────────────┼──────────────────┐
+//!    course         attend               stop
+//!  recover, ask,   READY=1 after 5 s,   SIGTERM, SIGINT
+//!  deliver, poll,  WATCHDOG=1
+//!  perform ──► worker: the one blocking thread; never cancelled
+//! ```
+//!
+//! `course` is the sequence of things, `report` what is said of it, `worker` the synchronous side.
+
+mod course;
+mod report;
+mod worker;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use tokio::net::UnixStream;
+use tokio::time::sleep;
+
+use crate::channel::Channel;
+use crate::channel::backoff;
+use crate::channel::base_url::BaseUrl;
+use crate::channel::http::HttpChannel;
+use crate::channel::run_lock::{RunLock, RunLockError};
+use crate::logging::Event;
+use crate::policy::types::{CommandId, InstanceId};
+use crate::transaction::perform::Performed;
+use crate::transaction::state::StoredResult;
+use course::Course;
+use report::{Manager, Report, Systemd};
+
+/// When `READY=1` is sent at the latest, whatever is in flight (contract 3).
+const READY_AFTER: Duration = Duration::from_secs(5);
+
+/// How long a command in flight may take to end after SIGTERM (contract 8).
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// What the loop needs of the transaction room. Every call is synchronous, takes the lock for itself, and runs
+/// on the blocking thread. An error is one line for a person; the call is not repeated unless said so here.
+pub trait Transactions: Send + 'static {
+    /// Undoes what an earlier process left open; at start, before anything else.
+    ///
+    /// # Errors
+    /// Where it could not be undone; commands go on to be taken, and `perform` answers them.
+    fn recover(&mut self) -> Result<(), String>;
+
+    /// `instance_id` of the configuration: then the channel is not asked.
+    fn configured_instance_id(&self) -> Option<InstanceId>;
+
+    /// Takes the instance's id, learnt from the channel or configured, once a start; again before each poll
+    /// after an error.
+    ///
+    /// # Errors
+    /// Where it could not be kept, or is refused.
+    fn adopt(&mut self, id: &InstanceId) -> Result<(), String>;
+
+    /// One command, from its bytes to its recorded result. `stop` is set when the process is to end.
+    fn perform(&mut self, bytes: &[u8], stop: &AtomicBool) -> Performed;
+
+    /// The result that was not delivered yet, by its exact bytes; it survives restarts. Asked once a start.
+    ///
+    /// # Errors
+    /// Where the state cannot be read.
+    fn undelivered(&mut self) -> Result<Option<StoredResult>, String>;
+
+    /// The result of this command got a final answer.
+    ///
+    /// # Errors
+    /// Where the state cannot be written; the result is then delivered again after a restart.
+    fn delivered(&mut self, id: &CommandId) -> Result<(), String>;
+
+    /// The document of contract 3, "What runs here".
+    fn describe(&mut self) -> String;
+
+    /// A few words for `systemctl status`: binding, password login, component.
+    fn summary(&mut self) -> String;
+}
+
+/// What `run` takes from the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `metadata_url`
+    pub base_url: BaseUrl,
+    /// `long_poll_seconds`
+    pub long_poll: Duration,
+    /// `run_dir`
+    pub run_dir: PathBuf,
+}
+
+/// Why `run` did not start.
+#[derive(Debug)]
+pub enum AgentError {
+    /// Another one runs, or the lock cannot be had.
+    Lock(RunLockError),
+    /// The process could not be set up.
+    Setup(io::Error),
+}
+
+impl fmt::Display for AgentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lock(error) => error.fmt(f),
+            Self::Setup(error) => write!(f, "cannot set up signals and timers: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for AgentError {}
+
+impl From<RunLockError> for AgentError {
+    fn from(error: RunLockError) -> Self {
+        Self::Lock(error)
+    }
+}
+
+impl From<io::Error> for AgentError {
+    fn from(error: io::Error) -> Self {
+        Self::Setup(error)
+    }
+}
+
+/// The daemon: receives, decides, applies, reports, until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`AgentError`] where it cannot begin; once begun, it ends in order.
+pub fn run<T: Transactions>(settings: Settings, transactions: T) -> Result<(), AgentError> {
+    let _lock = RunLock::acquire(&settings.run_dir)?;
+    let signals = Signals::catch()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(1)
+        // An idle thread keeps its stack: it ends soon after each command.
+        .thread_keep_alive(Duration::from_millis(100))
+        .build()?;
+    tracing::info!(MESSAGE_ID = Event::Started.id(), url = %settings.base_url, "keypair-agent {} started", crate::VERSION);
+    let course = Course::new(
+        HttpChannel::new(settings.base_url),
+        transactions,
+        Report::new(settings.run_dir, Systemd),
+        settings.long_poll,
+        backoff::random,
+    );
+    let served = runtime.block_on(async {
+        let stop = signals.stop()?;
+        serve(&course, stop, sd_notify::watchdog_enabled()).await;
+        Ok(())
+    });
+    // A command that did not end in time is cut off here, as by a power failure: the next start recovers.
+    runtime.shutdown_background();
+    tracing::info!(MESSAGE_ID = Event::Stopped.id(), "keypair-agent stopped");
+    served
+}
+
+/// The signals that end `run`. SIGHUP gets a handler that does nothing: it is ignored here and not in the
+/// children, as it would be if it were ignored outright.
+struct Signals {
+    reader: StdUnixStream,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        let (reader, writer) = StdUnixStream::pair()?;
+        reader.set_nonblocking(true)?;
+        writer.set_nonblocking(true)?;
+        signal_hook::low_level::pipe::register(SIGTERM, writer.try_clone()?)?;
+        signal_hook::low_level::pipe::register(SIGINT, writer)?;
+        signal_hook::flag::register(SIGHUP, Arc::new(AtomicBool::new(false)))?;
+        Ok(Self { reader })
+    }
+
+    /// Ends with the first signal, also with one that came before.
+    fn stop(self) -> io::Result<impl Future<Output = ()>> {
+        let reader = UnixStream::from_std(self.reader)?;
+        Ok(async move {
+            // An error of the socket pair leaves nothing that could stop us in order: it is taken as a stop.
+            let _ = reader.readable().await;
+        })
+    }
+}
+
+/// Runs the course until `stop`. An idle one ends at once; a command in flight is told to stop and waited for.
+async fn serve<C: Channel, T: Transactions, M: Manager>(
+    course: &Course<C, T, M>,
+    stop: impl Future<Output = ()>,
+    watchdog: Option<Duration>,
+) {
+    let mut work = pin!(course.run());
+    let mut attendance = pin!(attend(course.report(), watchdog));
+    tokio::select! {
+        () = &mut work => return,
+        () = &mut attendance => return,
+        () = stop => {}
+    }
+    course.report().stopping();
+    course.stop().store(true, Ordering::SeqCst);
+    if course.is_writing() {
+        tokio::select! {
+            () = &mut work => {}
+            () = &mut attendance => {}
+            () = sleep(STOP_LIMIT) => tracing::warn!(
+                MESSAGE_ID = Event::TransactionTrouble.id(),
+                "the command in flight did not end within {} s; the next start recovers", STOP_LIMIT.as_secs()
+            ),
+        }
+    }
+}
+
+/// What must happen whatever the course waits for; does not end.
+async fn attend<M: Manager>(report: &Report<M>, watchdog: Option<Duration>) {
+    let ready = async {
+        sleep(READY_AFTER).await;
+        report.ready();
+    };
+    let beat = async {
+        let Some(limit) = watchdog else { return std::future::pending().await };
+        loop {
+            sleep(limit / 2).await;
+            report.watchdog();
+        }
+    };
+    tokio::join!(ready, beat);
+}
+
+#[cfg(test)]
+mod tests;

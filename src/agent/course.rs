@@ -1,0 +1,391 @@
+//! The course of `run` (contract 3): recover, learn who we are, then for ever deliver what is due, poll,
+//! perform. It ends only where `stop` is set after a call that changes something.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::Transactions;
+use super::report::{Manager, Report, Trouble};
+use super::worker::Worker;
+use crate::channel::backoff::{Backoff, Hint};
+use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
+use crate::policy::types::{CommandId, InstanceId};
+use crate::transaction::perform::{Answered, Performed};
+use crate::transaction::state::StoredResult;
+
+mod tell;
+
+/// How far apart polls start where no command comes and nothing fails.
+const SPACING: Duration = Duration::from_secs(2);
+
+/// When a connect that never left the host is tried again, until `READY=1`.
+const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
+
+/// The one try to deliver the last result when stopping.
+const LAST_TRY: Duration = Duration::from_secs(2);
+
+/// How many results with a final answer are remembered: as many as the state holds.
+const SETTLED_MAX: usize = 128;
+
+/// What the course needs, shared with who attends it.
+pub(super) struct Course<C, T, M> {
+    channel: C,
+    worker: Worker<T>,
+    report: Report<M>,
+    long_poll: Duration,
+    random: fn() -> u64,
+    stop: Arc<AtomicBool>,
+}
+
+impl<C: Channel, T: Transactions, M: Manager> Course<C, T, M> {
+    pub(super) fn new(
+        channel: C,
+        transactions: T,
+        report: Report<M>,
+        long_poll: Duration,
+        random: fn() -> u64,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        Self { channel, worker: Worker::new(transactions), report, long_poll, random, stop }
+    }
+
+    pub(super) fn report(&self) -> &Report<M> {
+        &self.report
+    }
+
+    /// Told to a command in flight.
+    pub(super) fn stop(&self) -> &AtomicBool {
+        &self.stop
+    }
+
+    /// Whether a call is in flight that must be waited for.
+    pub(super) fn is_writing(&self) -> bool {
+        self.worker.is_writing()
+    }
+
+    /// All of it.
+    pub(super) async fn run(&self) {
+        // The end of it is `Stopped`, and there is nothing to add to that.
+        let _ = Walk::new(self).run().await;
+    }
+}
+
+/// `stop` was set, and no further step begins.
+struct Stopped;
+
+/// A result on its way.
+struct Due {
+    id: CommandId,
+    result: String,
+    recorded: bool,
+}
+
+type Announcing<'a> = Pin<Box<dyn Future<Output = Result<(), ChannelError>> + 'a>>;
+
+/// What changes along the course.
+struct Walk<'a, C, T, M> {
+    course: &'a Course<C, T, M>,
+    backoff: Backoff,
+    next_poll: Instant,
+    /// Commands whose result got a final answer from this process.
+    settled: VecDeque<CommandId>,
+    announce: Announce<'a>,
+}
+
+/// `PUT keypair/agent`. It goes on beside whatever the course waits for, so that nothing waits for it.
+struct Announce<'a> {
+    due: bool,
+    flying: Option<Announcing<'a>>,
+    backoff: Backoff,
+    not_before: Instant,
+    failure: Option<Kind>,
+}
+
+impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
+    fn new(course: &'a Course<C, T, M>) -> Self {
+        let now = Instant::now();
+        let announce =
+            Announce { due: true, flying: None, backoff: Backoff::default(), not_before: now, failure: None };
+        Self { course, backoff: Backoff::default(), next_poll: now, settled: VecDeque::new(), announce }
+    }
+
+    async fn run(&mut self) -> Result<(), Stopped> {
+        let course = self.course;
+        self.write(T::recover).await?.unwrap_or_else(|why| tell::trouble("recovery is not done", &why));
+        self.summarize().await;
+        let instance = self.instance().await;
+        let mut adopted = self.adopt(&instance, true).await?;
+        let mut due = match self.beside(course.worker.read(T::undelivered)).await.and_then(|state| state) {
+            Ok(due) => {
+                due.map(|StoredResult { command_id, result }| Due { id: command_id, result, recorded: true })
+            }
+            Err(why) => {
+                tell::trouble("whether a result is undelivered is not known", &why);
+                None
+            }
+        };
+        loop {
+            if let Some(due) = due.take() {
+                self.deliver(&due).await?;
+            }
+            self.beside(sleep_until(self.next_poll)).await;
+            if !adopted {
+                adopted = self.adopt(&instance, false).await?;
+            }
+            due = self.poll().await?;
+        }
+    }
+
+    /// Who we are; asked until it is answered.
+    async fn instance(&mut self) -> InstanceId {
+        let course = self.course;
+        if let Ok(Some(id)) = course.worker.read(|transactions| transactions.configured_instance_id()).await {
+            return id;
+        }
+        loop {
+            match course.channel.instance_id().await {
+                Ok(id) => {
+                    tell::instance(&id);
+                    course.report.works();
+                    self.backoff.success();
+                    return id;
+                }
+                Err(error) => {
+                    let pause = self.pause(&error, false);
+                    course.report.failed(Trouble::Call("asking for the instance id", error));
+                    sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    async fn adopt(&mut self, id: &InstanceId, first: bool) -> Result<bool, Stopped> {
+        let id = id.clone();
+        match self.write(move |transactions| transactions.adopt(&id)).await? {
+            Ok(()) => {
+                self.summarize().await;
+                Ok(true)
+            }
+            Err(why) => {
+                if first {
+                    tell::trouble("the instance id is not taken", &why);
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// One poll and what follows from it: the result that is now due.
+    async fn poll(&mut self) -> Result<Option<Due>, Stopped> {
+        let course = self.course;
+        let begun = Instant::now();
+        let wait = if course.report.is_ready() { course.long_poll } else { Duration::ZERO };
+        let polled = self.beside(course.channel.next(wait)).await;
+        match polled {
+            Ok(Polled::Command(delivery)) => return self.command(delivery).await,
+            Ok(Polled::Nothing) => {
+                course.report.ready();
+                self.backoff.success();
+                self.announce.due |= course.report.polled();
+                self.next_poll = begun + SPACING;
+                self.announce_if_due();
+            }
+            Ok(Polled::NoQueue) => {
+                course.report.ready();
+                self.poll_failed(Trouble::NoQueue);
+                self.announce_if_due();
+            }
+            Err(error) => {
+                self.next_poll = Instant::now() + self.pause(&error, true);
+                course.report.poll_failed(Trouble::Call("asking for a command", error));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn command(&mut self, delivery: Delivery) -> Result<Option<Due>, Stopped> {
+        let course = self.course;
+        let read = tell::read(&delivery);
+        let again = read.as_ref().is_some_and(|received| self.settled.contains(&received.id));
+        if let (Some(received), false) = (&read, again) {
+            tell::received(received);
+        }
+        let stop = course.stop.clone();
+        let call = move |transactions: &mut T| transactions.perform(&delivery.bytes, &stop);
+        let performed = self.beside(course.worker.write(call)).await.unwrap_or_else(Performed::Unanswered);
+        let Answered { id, result, recorded, changed, repeated, .. } = match performed {
+            Performed::Answered(answered) => answered,
+            Performed::Unanswered(why) => {
+                self.unless_stopped(())?;
+                self.poll_failed(Trouble::Unanswerable(why));
+                self.announce_if_due();
+                return Ok(None);
+            }
+        };
+        let again = again || self.settled.contains(&id);
+        self.announce.due |= changed;
+        let due = Due { id, result, recorded };
+        if course.stop.load(Ordering::SeqCst) {
+            tell::outcome(&due.id, &due.result, repeated);
+            self.last_try(&due).await;
+            return Err(Stopped);
+        }
+        if again {
+            // Its result once more, whatever comes of it; then a pause.
+            let sent = self.beside(course.channel.store(&due.id, &due.result)).await;
+            tracing::debug!("the result of {} was sent again: {sent:?}", due.id);
+            self.poll_failed(Trouble::HandedOutAgain(due.id));
+            return Ok(None);
+        }
+        tell::outcome(&due.id, &due.result, repeated);
+        self.backoff.success();
+        self.announce.due |= course.report.polled();
+        self.next_poll = Instant::now();
+        Ok(Some(due))
+    }
+
+    /// Delivers a result until it gets a final answer.
+    async fn deliver(&mut self, due: &Due) -> Result<(), Stopped> {
+        let course = self.course;
+        loop {
+            match self.beside(course.channel.store(&due.id, &due.result)).await {
+                Ok(stored) => {
+                    self.backoff.success();
+                    self.announce.due |= course.report.works();
+                    self.settle(due, stored).await?;
+                    self.summarize().await;
+                    return Ok(());
+                }
+                Err(error) => {
+                    let pause = self.pause(&error, false);
+                    course.report.failed(Trouble::Call("delivering a result", error));
+                    self.beside(sleep(pause)).await;
+                }
+            }
+        }
+    }
+
+    /// The result that a stop leaves behind gets one quick try; the next start does the rest.
+    async fn last_try(&mut self, due: &Due) {
+        let store = self.course.channel.store(&due.id, &due.result);
+        if let Ok(Ok(stored)) = timeout(LAST_TRY, store).await {
+            let _ = self.settle(due, stored).await;
+        }
+    }
+
+    async fn settle(&mut self, due: &Due, stored: Stored) -> Result<(), Stopped> {
+        tell::stored(&due.id, stored);
+        if self.settled.len() == SETTLED_MAX {
+            self.settled.pop_front();
+        }
+        self.settled.push_back(due.id.clone());
+        if due.recorded {
+            let id = due.id.clone();
+            self.write(move |transactions| transactions.delivered(&id))
+                .await?
+                .unwrap_or_else(|why| tell::trouble("that a result was delivered is not kept", &why));
+        }
+        Ok(())
+    }
+
+    fn poll_failed(&mut self, trouble: Trouble) {
+        self.next_poll = Instant::now() + self.backoff.failure(Hint::None, (self.course.random)());
+        self.course.report.poll_failed(trouble);
+    }
+
+    /// How long to stay away after a failed call.
+    fn pause(&mut self, error: &ChannelError, long_poll: bool) -> Duration {
+        if error.never_left_the_host() && !self.course.report.is_ready() {
+            return NO_NETWORK_PAUSE;
+        }
+        self.backoff.failure(hint(error, long_poll), (self.course.random)())
+    }
+
+    async fn summarize(&mut self) {
+        let course = self.course;
+        if let Ok(summary) = self.beside(course.worker.read(T::summary)).await {
+            course.report.summary(summary);
+        }
+    }
+
+    fn announce_if_due(&mut self) {
+        let course = self.course;
+        let announce = &mut self.announce;
+        if !announce.due || announce.flying.is_some() || Instant::now() < announce.not_before {
+            return;
+        }
+        announce.due = false;
+        announce.flying = Some(Box::pin(async move {
+            match course.worker.read(T::describe).await {
+                Ok(document) => course.channel.announce(&document).await,
+                Err(_) => Ok(()),
+            }
+        }));
+    }
+
+    /// A call that changes something; what comes after it is no longer begun once `stop` is set.
+    async fn write<R: Send + 'static>(
+        &mut self,
+        call: impl FnOnce(&mut T) -> Result<R, String> + Send + 'static,
+    ) -> Result<Result<R, String>, Stopped> {
+        let course = self.course;
+        let outcome = self.beside(course.worker.write(call)).await.and_then(|outcome| outcome);
+        self.unless_stopped(outcome)
+    }
+
+    fn unless_stopped<R>(&self, value: R) -> Result<R, Stopped> {
+        if self.course.stop.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(value) }
+    }
+
+    /// Waits for `main`, and lets an announcement go on meanwhile.
+    async fn beside<F: Future>(&mut self, main: F) -> F::Output {
+        let mut main = pin!(main);
+        let random = self.course.random;
+        poll_fn(|context| {
+            if let Some(flying) = &mut self.announce.flying
+                && let Poll::Ready(announced) = flying.as_mut().poll(context)
+            {
+                self.announce.landed(announced, random);
+            }
+            main.as_mut().poll(context)
+        })
+        .await
+    }
+}
+
+impl Announce<'_> {
+    fn landed(&mut self, announced: Result<(), ChannelError>, random: fn() -> u64) {
+        self.flying = None;
+        match announced {
+            Ok(()) => {
+                self.backoff.success();
+                self.failure = None;
+            }
+            Err(error) => {
+                if self.failure.replace(error.kind()) != Some(error.kind()) {
+                    tell::announce_failed(&error);
+                }
+                if !error.is_final() {
+                    self.due = true;
+                    self.not_before = Instant::now() + self.backoff.failure(hint(&error, false), random());
+                }
+            }
+        }
+    }
+}
+
+/// What a failure says about the pause after it.
+fn hint(error: &ChannelError, long_poll: bool) -> Hint {
+    match (error.retry_after(), error) {
+        (Some(pause), _) => Hint::RetryAfter(pause),
+        (None, ChannelError::Cut { waited }) if long_poll => Hint::Cut(*waited),
+        _ => Hint::None,
+    }
+}

@@ -1,0 +1,128 @@
+//! Polls: how far apart, what counts as a failure, what is said of it.
+
+use super::fakes::*;
+use crate::channel::state::Phase;
+use crate::channel::{ChannelError, Polled, Unusable};
+use crate::logging::capture::Captured;
+use crate::transaction::perform::Performed;
+
+#[tokio::test(start_paused = true)]
+async fn polls_start_two_seconds_apart() {
+    // A service that does not wait.
+    let world = World::new().polls((0..5).map(|_| Ok(Polled::Nothing)));
+    let diary = world.for_seconds(9).await.diary;
+    assert_eq!(diary.times("next"), [0, 2000, 4000, 6000, 8000]);
+    // One that does, is asked again at once.
+    assert_eq!(World::new().for_seconds(150).await.diary.times("next"), [0, 2000, 62_000, 122_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_command_the_next_is_asked_for_at_once() {
+    let diary =
+        World::new().polls([command("c-1"), command("c-2"), command("c-3")]).for_seconds(1).await.diary;
+    assert_eq!(diary.times("next"), [0, 0, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_tried_again_ever_more_rarely() {
+    for failure in [
+        Ok(Polled::NoQueue),
+        status(500),
+        status(302),
+        Err(ChannelError::Refused),
+        Err(ChannelError::Unusable(Unusable::TooLarge)),
+        Err(ChannelError::Cut { waited: SECOND }),
+    ] {
+        let polls =
+            (0..9).map(|_| failure.clone()).chain([Ok(Polled::Nothing), failure.clone(), failure.clone()]);
+        let times = World::new().polls(polls).for_seconds(300).await.diary.times("next");
+        let pauses: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0] + 500) / 1000).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60, 2, 1, 2], "{failure:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_answered_is_a_failed_poll() {
+    let mut world = World::new();
+    world.room.performed.extend((0..3).map(|_| Performed::Unanswered("the command has no commandId".into())));
+    let ran = world.polls((0..3).map(|_| command("x"))).for_seconds(2).await;
+    assert_eq!(ran.diary.times("perform"), [0, 1000]);
+    assert_eq!(ran.diary.count("store"), 0);
+    assert_eq!(ran.state.last_poll_succeeded, Some(false));
+    assert!(ran.state.failure.unwrap().contains("no commandId"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_is_asked_for_is_kept() {
+    let busy = Err(ChannelError::Status { status: 503, retry_after: Some(30 * SECOND) });
+    let times = World::new().polls([busy]).for_seconds(40).await.diary.times("next");
+    assert_eq!(times, [0, 30_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_long_poll_is_spread_over_half_a_minute() {
+    let world = World::new().polls([Ok(Polled::Nothing)]);
+    let cut = || Err(ChannelError::Cut { waited: 20 * SECOND });
+    world.service.next.borrow_mut().extend([(20 * SECOND, cut()), (20 * SECOND, cut())]);
+    let times = world.for_seconds(120).await.diary.times("next");
+    // Cut at 22 s, asked again at 52 s, cut again at 72 s; then as after any second failure.
+    assert_eq!(times[..4], [0, 2000, 52_000, 74_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_sees_the_failure_and_its_end() {
+    let refused = || Err(ChannelError::Refused);
+    let ran = World::new().polls([Ok(Polled::Nothing), refused(), refused()]).for_seconds(4).await;
+    assert_eq!(ran.state.pid, std::process::id());
+    assert_eq!(ran.state.state, Phase::Failing);
+    assert_eq!(ran.state.last_poll_succeeded, Some(false));
+    assert!(ran.state.last_poll_at.is_some() && ran.state.failing_since.is_some());
+    assert!(ran.state.failure.unwrap().starts_with("asking for a command: connection refused"));
+    let statuses = ran.diary.lines();
+    assert!(statuses.iter().any(|line| line.starts_with("STATUS=bound my-test; channel failing: ")));
+    let ran = World::new().polls([refused(), Ok(Polled::Nothing)]).for_seconds(2).await;
+    assert_eq!((ran.state.state, ran.state.last_poll_succeeded), (Phase::Polling, Some(true)));
+    assert_eq!((ran.state.failure, ran.state.failing_since), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_said_once_a_change() {
+    let captured = Captured::begin();
+    let refused = || Err(ChannelError::Refused);
+    let polls =
+        [refused(), refused(), refused(), status(500), status(500), Ok(Polled::Nothing), Ok(Polled::Nothing)];
+    World::new().polls(polls).for_seconds(60).await;
+    let lines = captured.lines();
+    let channel: Vec<_> = lines.iter().filter(|line| line.contains("channel")).collect();
+    // It works when it says who we are, fails in two ways, and works again.
+    assert_eq!(channel.len(), 4, "{channel:?}");
+    assert!(channel[1].contains("refused") && channel[2].contains("500"), "{channel:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_here_is_told_again_after_a_change_and_after_an_outage() {
+    let polls = [
+        Ok(Polled::Nothing),
+        Ok(Polled::Nothing),
+        command("c-1"),
+        Ok(Polled::Nothing),
+        status(500),
+        Ok(Polled::Nothing),
+    ];
+    let diary = World::new().polls(polls).for_seconds(20).await.diary;
+    // Start, change, outage.
+    assert_eq!(diary.times("announce"), [0, 4000, 7000]);
+    assert!(diary.times("next").contains(&6000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_for_who_does_not_listen() {
+    let world = World::new();
+    world.service.announce.borrow_mut().push_back((10 * SECOND, Err(ChannelError::TimedOut(10 * SECOND))));
+    world.service.announce.borrow_mut().push_back((10 * SECOND, status(403)));
+    let diary = world.polls([Ok(Polled::Nothing), command("c-1")]).for_seconds(200).await.diary;
+    assert_eq!(diary.times("perform"), [2000]);
+    assert_eq!(diary.times("next"), [0, 2000, 2000, 62_000, 122_000, 182_000]);
+    // Told again with the next empty poll; a final answer ends it.
+    assert_eq!(diary.times("announce"), [0, 62_000]);
+}

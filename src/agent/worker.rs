@@ -1,0 +1,53 @@
+//! The synchronous side: one blocking thread, on which calls follow one another and are never cancelled.
+
+use std::cell::Cell;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Transactions;
+
+/// Hands calls to the blocking thread.
+pub(super) struct Worker<T> {
+    transactions: Arc<Mutex<T>>,
+    writing: Cell<bool>,
+}
+
+impl<T: Transactions> Worker<T> {
+    pub(super) fn new(transactions: T) -> Self {
+        Self { transactions: Arc::new(Mutex::new(transactions)), writing: Cell::new(false) }
+    }
+
+    /// A call that changes nothing: the process may end without waiting for it.
+    ///
+    /// # Errors
+    /// Where the thread ended within the call.
+    pub(super) async fn read<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut T) -> R + Send + 'static,
+    ) -> Result<R, String> {
+        let transactions = self.transactions.clone();
+        tokio::task::spawn_blocking(move || {
+            call(&mut transactions.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+        .await
+        .map_err(|_| "the working thread ended within a call".to_owned())
+    }
+
+    /// A call that may change the guest or the state: the process waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) async fn write<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut T) -> R + Send + 'static,
+    ) -> Result<R, String> {
+        self.writing.set(true);
+        let outcome = self.read(call).await;
+        self.writing.set(false);
+        outcome
+    }
+
+    /// Whether such a call is in flight.
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.get()
+    }
+}

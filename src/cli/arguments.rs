@@ -1,0 +1,175 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+
+use crate::policy::types::PasswordAuth;
+
+/// What `--help` prints.
+pub(super) const USAGE: &str = "\
+usage: keypair-agent COMMAND [--config PATH]
+
+  run                     the daemon: receive, decide, apply, report
+  apply FILE              carry out the command in FILE ('-': standard input), print its result
+  plan FILE               show what apply would do, as a diff; changes nothing
+  password-auth yes|no    allow or forbid SSH password login
+  detach                  take the bound key pair out
+  undo                    take back all that is ours: the key, the password setting, the memory
+  status [--json]         what is bound and how the agent is; exit 0 when healthy
+  check [--json]          whether an attach that forbids passwords would be accepted here, and why not
+  check --image [--json]  what a clone of this guest would carry along
+
+  --config PATH           the configuration (default /etc/keypair-agent/config.toml)
+  --help, --version
+
+exit: 0 done or healthy, 1 failed or unhealthy, 2 wrong usage or configuration
+";
+
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Invocation {
+    /// `--help`.
+    Help,
+    /// `--version`.
+    Version,
+    /// A command.
+    Word(Arguments),
+}
+
+/// A command and where its configuration is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Arguments {
+    /// `--config`.
+    pub config: Option<PathBuf>,
+    /// The command.
+    pub word: Word,
+}
+
+/// Where a command's bytes come from.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// `-`.
+    StandardInput,
+    /// A file.
+    File(PathBuf),
+}
+
+/// The commands of contract 8.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// `run`.
+    Run,
+    /// `apply FILE`.
+    Apply(Source),
+    /// `plan FILE`.
+    Plan(Source),
+    /// `password-auth yes|no`.
+    PasswordAuth(PasswordAuth),
+    /// `detach`.
+    Detach,
+    /// `undo`.
+    Undo,
+    /// `status`.
+    Status {
+        /// `--json`.
+        json: bool,
+    },
+    /// `check`.
+    Check {
+        /// `--json`.
+        json: bool,
+        /// `--image`.
+        image: bool,
+    },
+}
+
+/// Reads the arguments behind the program's name.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut config = None;
+    let mut words: Vec<OsString> = Vec::new();
+    let (mut json, mut image) = (false, false);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Invocation::Help),
+            Short('V') | Long("version") => return Ok(Invocation::Version),
+            Long("config") => config = Some(PathBuf::from(parser.value()?)),
+            Long("json") => json = true,
+            Long("image") => image = true,
+            Value(word) => words.push(word),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let mut words = words.into_iter();
+    let name = words.next().ok_or("a command is needed")?.string()?;
+    let mut operand = |what: &str| words.next().ok_or(lexopt::Error::from(format!("'{name}' needs {what}")));
+    let source = |word: OsString| if word == "-" { Source::StandardInput } else { Source::File(word.into()) };
+    let word = match name.as_str() {
+        "run" => Word::Run,
+        "apply" => Word::Apply(source(operand("a FILE, or '-' for standard input")?)),
+        "plan" => Word::Plan(source(operand("a FILE, or '-' for standard input")?)),
+        "password-auth" => Word::PasswordAuth(match operand("'yes' or 'no'")?.string()?.parse() {
+            Ok(password_auth) => password_auth,
+            Err(_) => return Err("'password-auth' takes 'yes' or 'no'".into()),
+        }),
+        "detach" => Word::Detach,
+        "undo" => Word::Undo,
+        "status" => Word::Status { json: std::mem::take(&mut json) },
+        "check" => Word::Check { json: std::mem::take(&mut json), image: std::mem::take(&mut image) },
+        unknown => return Err(format!("there is no command '{unknown}'").into()),
+    };
+    if let Some(extra) = words.next() {
+        return Err(format!("unexpected argument '{}' for '{name}'", extra.to_string_lossy()).into());
+    }
+    if json || image {
+        return Err(
+            format!("'--{}' is not an option of '{name}'", if json { "json" } else { "image" }).into()
+        );
+    }
+    Ok(Invocation::Word(Arguments { config, word }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    fn word(line: &str) -> Result<Word, String> {
+        match parse(line.split_whitespace().map(OsString::from)) {
+            Ok(Invocation::Word(arguments)) => Ok(arguments.word),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn commands() {
+        assert_eq!(word("run"), Ok(Word::Run));
+        assert_eq!(word("apply -"), Ok(Word::Apply(Source::StandardInput)));
+        assert_eq!(word("plan --config /c /f"), Ok(Word::Plan(Source::File("/f".into()))));
+        assert_eq!(word("password-auth No"), Ok(Word::PasswordAuth(PasswordAuth::No)));
+        assert_eq!(word("status --json"), Ok(Word::Status { json: true }));
+        assert_eq!(word("--json check --image"), Ok(Word::Check { json: true, image: true }));
+    }
+
+    #[test]
+    fn wrong_usage() {
+        for wrong in [
+            "",
+            "attach",
+            "apply",
+            "apply a b",
+            "run --json",
+            "status --image",
+            "password-auth maybe",
+            "run --foo",
+        ] {
+            assert!(word(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Flags in, text out (contract 8): a file a command.
+
+mod apply;
+mod arguments;
+mod check;
+mod diff;
+mod image;
+mod plan;
+mod run;
+mod status;
+mod undo;
+
+use std::process::ExitCode;
+
+use crate::config::Config;
+use crate::guest::real::RealGuest;
+use crate::transaction::{Settings, Transaction};
+
+use arguments::{Arguments, Invocation, Word};
+
+/// It did what was asked.
+const OK: u8 = 0;
+/// It did not; what it printed says why.
+const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+const USAGE: u8 = 2;
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let invocation = match arguments::parse(std::env::args_os().skip(1)) {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            eprintln!("keypair-agent: {error}\n\n{}", arguments::USAGE);
+            return USAGE.into();
+        }
+    };
+    let Arguments { config, word } = match invocation {
+        Invocation::Help => return print(arguments::USAGE),
+        Invocation::Version => return print(&format!("keypair-agent {}\n", crate::VERSION)),
+        Invocation::Word(arguments) => arguments,
+    };
+    let config = match Config::load(config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("keypair-agent: {error}");
+            return USAGE.into();
+        }
+    };
+    crate::logging::init();
+    let status = match word {
+        Word::Run => run::run(&config),
+        Word::Apply(source) => apply::file(&config, &source),
+        Word::PasswordAuth(password_auth) => apply::password_auth(&config, password_auth),
+        Word::Detach => apply::detach(&config),
+        Word::Plan(source) => plan::plan(&config, &source),
+        Word::Undo => undo::undo(&config),
+        Word::Status { json } => status::status(&config, json),
+        Word::Check { json, image: false } => check::check(&config, json),
+        Word::Check { json, image: true } => image::check(&config, json),
+    };
+    status.into()
+}
+
+/// The transaction room of this machine.
+fn transaction(config: &Config) -> Transaction<RealGuest> {
+    let settings = Settings {
+        target_user: config.target_user.clone(),
+        kbd_interactive: config.kbd_interactive,
+        instance_id: config.instance_id.clone(),
+    };
+    Transaction::new(RealGuest::new(config), settings)
+}
+
+/// Prints to standard output; a reader that went away is no error of ours.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write;
+    let _gone = std::io::stdout().write_all(text.as_bytes());
+    OK.into()
+}

@@ -1,0 +1,222 @@
+//! `status`: what is bound and how the agent is, for a person and as JSON.
+
+use serde::Serialize;
+
+use crate::channel::run_lock;
+use crate::channel::state::{ChannelState, Phase};
+use crate::config::Config;
+use crate::guest::Guest;
+use crate::policy::component::REQUIRED;
+use crate::policy::outcome::EffectiveReport;
+use crate::policy::plan::Binding;
+use crate::policy::public_key::Fingerprint;
+use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequence};
+use crate::transaction::look::Drift;
+use crate::transaction::state::State;
+
+use super::{FAILED, OK};
+
+/// All that `status` tells.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    healthy: bool,
+    agent_version: &'static str,
+    instance_id: Option<InstanceId>,
+    binding: Option<BindingReport>,
+    #[serde(rename = "passWordAuth")]
+    password_auth: Option<PasswordAuth>,
+    effective: Option<EffectiveReport>,
+    component_version: Option<String>,
+    highest_sequence: Option<Sequence>,
+    undelivered: Option<CommandId>,
+    run: Option<Run>,
+    channel: Option<ChannelState>,
+    /// What keeps this from being healthy, each with its remedy.
+    problems: Vec<String>,
+    /// What is worth knowing besides.
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BindingReport {
+    key_name: KeyName,
+    fingerprint: Fingerprint,
+    user: String,
+    authorized_keys_file: String,
+    inherited: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Run {
+    pid: Option<u32>,
+}
+
+/// `status [--json]`.
+pub(super) fn status(config: &Config, json: bool) -> u8 {
+    let report = look(config);
+    match json {
+        true => super::print(&format!("{}\n", serde_json::to_string(&report).unwrap_or_default())),
+        false => super::print(&text(config, &report)),
+    };
+    if report.healthy { OK } else { FAILED }
+}
+
+fn look(config: &Config) -> Report {
+    let transaction = super::transaction(config);
+    let mut problems = Vec::new();
+    let mut notes = Vec::new();
+    let component_version = match transaction.component() {
+        Ok(version) => {
+            problems.extend(version.gate().err().map(|refusal| refusal.message));
+            Some(version.to_string())
+        }
+        Err(refusal) => {
+            problems.push(refusal.message);
+            None
+        }
+    };
+    let state = match transaction.load() {
+        Ok(state) => Some(state),
+        Err(refusal) => {
+            problems.push(refusal.message);
+            None
+        }
+    };
+    if state.as_ref().is_some_and(|state| state.intent.is_some()) {
+        problems.push(
+            "a command was interrupted and is not taken back yet: the next run, apply or undo does that"
+                .to_owned(),
+        );
+    }
+    let sshd = transaction.guest().sshd(&config.target_user);
+    match &sshd {
+        Ok(sshd) => notes.extend(transaction.contrary(sshd).iter().map(|line| {
+            format!(
+                "{} line {} says '{} {}', which our setting overrides",
+                line.file.display(),
+                line.line,
+                line.keyword,
+                line.value()
+            )
+        })),
+        Err(refusal) => notes.push(refusal.message.clone()),
+    }
+    match state.as_ref().map(|state| transaction.drift(state)) {
+        None => {}
+        Some(Err(refusal)) => {
+            notes.push(format!("whether ours was changed cannot be told: {}", refusal.message))
+        }
+        Some(Ok(drift)) => problems.extend(drift.into_iter().map(|drift| match drift {
+            Drift::Changed(path) => format!(
+                "what we wrote in {} was changed by somebody; attaching the key pair again repairs it",
+                path.display()
+            ),
+            Drift::Overridden(message) => message,
+        })),
+    }
+    let run = run_lock::holder(&config.run_dir).map(|pid| Run { pid });
+    let channel = ChannelState::read(&config.run_dir).ok();
+    match (&run, &channel) {
+        (None, _) => problems.push("the agent is not running: systemctl start keypair-agent".to_owned()),
+        (Some(_), Some(channel))
+            if channel.last_poll_succeeded == Some(true) && channel.state == Phase::Polling => {}
+        (Some(_), channel) => problems.push(format!(
+            "the metadata service at {} does not answer as it should: {}",
+            config.metadata_url,
+            channel
+                .as_ref()
+                .and_then(|channel| channel.failure.as_deref())
+                .unwrap_or("no poll has ended yet")
+        )),
+    }
+    Report {
+        healthy: problems.is_empty(),
+        agent_version: crate::VERSION,
+        instance_id: state.as_ref().and_then(|state| transaction.settings().instance(state)).cloned(),
+        binding: state.as_ref().and_then(|state| state.binding.as_ref()).map(binding),
+        password_auth: state.as_ref().and_then(|state| state.password_auth),
+        effective: sshd.ok().and_then(|sshd| sshd.answers.first().map(|answer| answer.effective.report())),
+        component_version,
+        highest_sequence: state
+            .as_ref()
+            .and_then(|state| state.highest.as_ref())
+            .map(|highest| highest.sequence),
+        undelivered: state.as_ref().and_then(undelivered),
+        run,
+        channel,
+        problems,
+        notes,
+    }
+}
+
+fn undelivered(state: &State) -> Option<CommandId> {
+    state.undelivered.as_ref().map(|stored| stored.command_id.clone())
+}
+
+fn binding(binding: &Binding) -> BindingReport {
+    BindingReport {
+        key_name: binding.key_pair.key_name.clone(),
+        fingerprint: binding.key_pair.public_key.fingerprint(),
+        user: binding.user.clone(),
+        authorized_keys_file: binding.path.to_string_lossy().into_owned(),
+        inherited: binding.inherited,
+    }
+}
+
+fn text(config: &Config, report: &Report) -> String {
+    let on = |yes: bool| if yes { "on" } else { "off" };
+    let bound = match &report.binding {
+        None => "no key pair".to_owned(),
+        Some(binding) => format!(
+            "{}{} for {} in {}\n                 {}",
+            binding.key_name,
+            if binding.inherited { " (of the image this instance was made from)" } else { "" },
+            binding.user,
+            binding.authorized_keys_file,
+            binding.fingerprint.sha256
+        ),
+    };
+    let set = match report.password_auth {
+        None => "as configured, never set from here".to_owned(),
+        Some(PasswordAuth::Yes) => "on, as last set".to_owned(),
+        Some(PasswordAuth::No) => "off, as last set".to_owned(),
+    };
+    let effective = match &report.effective {
+        None => "sshd could not be asked".to_owned(),
+        Some(effective) => format!(
+            "password {}, keyboard-interactive {}, public key {}",
+            on(effective.password_authentication),
+            on(effective.kbd_interactive_authentication),
+            on(effective.pubkey_authentication)
+        ),
+    };
+    let channel = match (&report.run, &report.channel) {
+        (None, _) => "not running".to_owned(),
+        (Some(run), channel) => {
+            let pid = run.pid.map_or(String::new(), |pid| format!(" (process {pid})"));
+            let last = channel.as_ref().and_then(|channel| channel.last_poll_at.as_deref());
+            let when = last.map_or("no poll has ended yet".to_owned(), |at| format!("last poll {at}"));
+            format!("{}{pid}, {when}", config.metadata_url)
+        }
+    };
+    let mut text = format!(
+        "keypair-agent {}: {}\n\n  instance       {}\n  bound          {bound}\n  password login {set}\n  sshd says      \
+         {effective}\n  component      {} (at least {REQUIRED} is needed)\n  channel        {channel}\n  undelivered    {}\n",
+        report.agent_version,
+        if report.healthy { "healthy" } else { "NOT healthy" },
+        report.instance_id.as_ref().map_or("not known yet", InstanceId::as_str),
+        report.component_version.as_deref().unwrap_or("unreadable"),
+        report.undelivered.as_ref().map_or("no result", CommandId::as_str),
+    );
+    for (title, lines) in [("problem", &report.problems), ("note", &report.notes)] {
+        for line in lines {
+            text.push_str(&format!("\n  {title}: {line}"));
+        }
+    }
+    if !(report.problems.is_empty() && report.notes.is_empty()) {
+        text.push('\n');
+    }
+    text
+}

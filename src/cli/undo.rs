@@ -1,0 +1,32 @@
+//! `undo`: everything of ours goes, and the diff of it is shown.
+
+use std::io::Write;
+
+use crate::config::Config;
+
+use super::{FAILED, OK, apply, diff};
+
+/// `undo`.
+pub(super) fn undo(config: &Config) -> u8 {
+    let undone = match super::transaction(config).undo() {
+        Ok(undone) => undone,
+        Err(failure) => return apply::fail(&failure.to_string()),
+    };
+    for note in &undone.notes {
+        eprintln!("keypair-agent: note: {note}");
+    }
+    for edit in &undone.edits {
+        let _gone = std::io::stdout().write_all(&diff::of(edit));
+    }
+    for failure in &undone.failures {
+        eprintln!("keypair-agent: not taken back: {}", failure.message);
+    }
+    if undone.failures.is_empty() {
+        if undone.edits.is_empty() {
+            super::print("# nothing of ours was found\n");
+        }
+        OK
+    } else {
+        FAILED
+    }
+}

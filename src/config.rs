@@ -1,0 +1,272 @@
+//! The configuration file (contract 8, keypair-agent.toml(5)): read once at start, validated whole.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use crate::channel::base_url::BaseUrl;
+use crate::policy::sshd_config::KbdInteractive;
+use crate::policy::types::InstanceId;
+
+/// Where the configuration is, unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/keypair-agent/config.toml";
+
+/// The validated configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The metadata service's base.
+    pub metadata_url: BaseUrl,
+    /// How long a poll waits for a command, in seconds: 1 to 600.
+    pub long_poll_seconds: u32,
+    /// Whose authorized_keys file the key goes into.
+    pub target_user: String,
+    /// Where the platform component states its version.
+    pub component_info: PathBuf,
+    /// Where the state is kept.
+    pub state_dir: PathBuf,
+    /// Where the channel's state is told to `status`.
+    pub run_dir: PathBuf,
+    /// Whether keyboard-interactive follows password login.
+    pub kbd_interactive: KbdInteractive,
+    /// Whether the running sshd is asked for proof.
+    pub proof: bool,
+    /// This instance's id, where the channel must not say it.
+    pub instance_id: Option<InstanceId>,
+    /// The sshd of this guest.
+    pub sshd: SshdConfig,
+}
+
+/// The `[sshd]` table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshdConfig {
+    /// The program.
+    pub binary: PathBuf,
+    /// Its main configuration file.
+    pub config: PathBuf,
+    /// The listener's pid file: named, it is this listener that is meant, not systemd's unit.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// Why there is no configuration. Its text is one line: file, line, cause, remedy.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// It cannot be read.
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It is not what keypair-agent.toml(5) describes.
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1, where it can be told.
+        line: Option<usize>,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { path, source } => {
+                write!(f, "{}: the configuration cannot be read: {source}", path.display())
+            }
+            Self::Invalid { path, line: Some(line), why } => write!(f, "{}:{line}: {why}", path.display()),
+            Self::Invalid { path, line: None, why } => write!(f, "{}: {why}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The file as it is written; `None` where a key is absent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    metadata_url: Option<BaseUrl>,
+    long_poll_seconds: Option<LongPoll>,
+    target_user: Option<LoginName>,
+    component_info: Option<AbsolutePath>,
+    state_dir: Option<AbsolutePath>,
+    run_dir: Option<AbsolutePath>,
+    kbd_interactive: Option<KbdInteractive>,
+    proof: Option<bool>,
+    instance_id: Option<InstanceId>,
+    #[serde(rename = "trusted_signers")]
+    _trusted_signers: Option<Unsupported>,
+    #[serde(default)]
+    sshd: SshdFile,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SshdFile {
+    binary: Option<AbsolutePath>,
+    config: Option<MainFile>,
+    pid_file: Option<AbsolutePath>,
+}
+
+#[derive(Debug)]
+struct LongPoll(u32);
+
+impl<'de> Deserialize<'de> for LongPoll {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match i64::deserialize(deserializer)? {
+            seconds @ 1..=600 => Ok(Self(seconds as u32)),
+            _ => Err(D::Error::custom("long_poll_seconds is an integer from 1 to 600")),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LoginName(String);
+
+impl<'de> Deserialize<'de> for LoginName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        // What sshd -C takes as a user: no comma, no blank, nothing that is not printed.
+        let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | ':' | '/');
+        if name.is_empty() || name.starts_with('-') || name.contains(odd) {
+            return Err(D::Error::custom("target_user is the login name of an account, as in \"root\""));
+        }
+        Ok(Self(name))
+    }
+}
+
+#[derive(Debug)]
+struct AbsolutePath(PathBuf);
+
+impl<'de> Deserialize<'de> for AbsolutePath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let path = PathBuf::from(String::deserialize(deserializer)?);
+        if !path.is_absolute() {
+            return Err(D::Error::custom("an absolute path is needed"));
+        }
+        Ok(Self(path))
+    }
+}
+
+#[derive(Debug)]
+struct MainFile(PathBuf);
+
+impl<'de> Deserialize<'de> for MainFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let AbsolutePath(path) = AbsolutePath::deserialize(deserializer)?;
+        if path.to_string_lossy().contains(['*', '?', '[', '"', '\\']) {
+            return Err(D::Error::custom(
+                "sshd's main file is asked about through Include, which cannot name a path with * ? [ \" or \\",
+            ));
+        }
+        Ok(Self(path))
+    }
+}
+
+/// A setting that this version must not ignore.
+#[derive(Debug)]
+struct Unsupported;
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom(
+            "trusted_signers: this version cannot verify signed commands, and will not take unsigned ones in their \
+             place: remove the setting or install a version that can",
+        ))
+    }
+}
+
+impl Config {
+    /// Reads `path`, or the default file where `path` is `None`; a default file that is not there means defaults.
+    ///
+    /// # Errors
+    /// The file, its line and what is wrong.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let named = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(named) {
+            Ok(text) => Self::parse(&text, named),
+            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => Self::parse("", named),
+            Err(source) => Err(ConfigError::Unreadable { path: named.to_owned(), source }),
+        }
+    }
+
+    /// Validates the text of a configuration file; `path` is for the errors alone.
+    ///
+    /// # Errors
+    /// The line and what is wrong.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
+            path: path.to_owned(),
+            line: error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1),
+            why: error.message().replace('\n', " "),
+        })?;
+        let or = |given: Option<AbsolutePath>, usual: &str| {
+            given.map_or_else(|| PathBuf::from(usual), |path| path.0)
+        };
+        Ok(Self {
+            metadata_url: file.metadata_url.unwrap_or_default(),
+            long_poll_seconds: file.long_poll_seconds.map_or(60, |seconds| seconds.0),
+            target_user: file.target_user.map_or_else(|| "root".to_owned(), |name| name.0),
+            component_info: or(file.component_info, "/usr/local/share/jcloud/agent/core/componentInfo.cfg"),
+            state_dir: or(file.state_dir, "/var/lib/keypair-agent"),
+            run_dir: or(file.run_dir, "/run/keypair-agent"),
+            kbd_interactive: file.kbd_interactive.unwrap_or(KbdInteractive::Follow),
+            proof: file.proof.unwrap_or(true),
+            instance_id: file.instance_id,
+            sshd: SshdConfig {
+                binary: or(file.sshd.binary, "/usr/sbin/sshd"),
+                config: file.sshd.config.map_or_else(|| PathBuf::from("/etc/ssh/sshd_config"), |path| path.0),
+                pid_file: file.sshd.pid_file.map(|path| path.0),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/keypair-agent/config.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_means_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.long_poll_seconds, 60);
+        assert_eq!(config.target_user, "root");
+        assert_eq!(config.sshd.binary, Path::new("/usr/sbin/sshd"));
+        assert_eq!(config.sshd.pid_file, None);
+        assert!(config.proof);
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        for (text, line, word) in [
+            ("target_user = \"root\"\nshell = 1\n", 2, "unknown field `shell`"),
+            ("\n\nproof = \"yes\"\n", 3, "expected a boolean"),
+            ("[sshd]\nbinary = \"sshd\"\n", 2, "absolute path"),
+            ("[sshd]\nconf = \"/x\"\n", 2, "unknown field `conf`"),
+            ("metadata_url = \"https://169.254.169.254/\"\n", 1, "http"),
+            ("long_poll_seconds = 0\n", 1, "1 to 600"),
+            ("kbd_interactive = \"off\"\n", 1, "follow"),
+            ("target_user = \"a,b\"\n", 1, "login name"),
+            ("trusted_signers = \"/x\"\n", 1, "signed commands"),
+            ("a = \n", 1, ""),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("/etc/keypair-agent/config.toml:{line}: ")), "{error}");
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_default_file_is_fine_and_a_missing_named_one_is_not() {
+        assert!(Config::load(Some(Path::new("/nonexistent/config.toml"))).is_err());
+    }
+}

@@ -1,0 +1,323 @@
+//! Where the agent's words go: to the journal in its own format under systemd, as text to stderr elsewhere.
+//!
+//! Events carry a fixed `MESSAGE_ID` each, so that `journalctl MESSAGE_ID=…` finds a kind of event whatever
+//! its words are in this version. Key text never appears in them, fingerprints do (contract 3).
+
+use std::fmt::{self, Write as _};
+use std::io::{self, IsTerminal};
+
+use nix::sys::stat::fstat;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event as Record, Level, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The variable that names the level: `error`, `warn`, `info` (unless given) or `debug`.
+pub const LEVEL_VARIABLE: &str = "KEYPAIR_AGENT_LOG";
+
+/// The field that becomes the journal's `MESSAGE_ID`; it is not shown where the log is text.
+const MESSAGE_ID: &str = "MESSAGE_ID";
+
+/// What the log tells of. An event is emitted as `tracing::info!(MESSAGE_ID = Event::Started.id(), "…")`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// `run` began its work.
+    Started,
+    /// `run` ended in order.
+    Stopped,
+    /// A command came.
+    CommandReceived,
+    /// A command took effect, and something is another than before.
+    CommandSucceeded,
+    /// A command found everything as it wants it.
+    CommandUnchanged,
+    /// A command was refused: `INVALID_ARGUMENT` or `FAILED_PRECONDITION`.
+    CommandRefused,
+    /// A command failed although it should have worked: `INTERNAL`.
+    CommandBroken,
+    /// A command seen before was answered with its stored result.
+    CommandRepeated,
+    /// What came has no usable id, or could not be judged now.
+    CommandUnanswerable,
+    /// The service has the result.
+    ResultDelivered,
+    /// The service does not take the result, for good.
+    ResultRefused,
+    /// The channel answers, for the first time or again.
+    ChannelWorks,
+    /// The channel fails, or fails in another way than before.
+    ChannelFails,
+    /// The service said which instance this is.
+    InstanceKnown,
+    /// The state or its lock cannot be used, or recovery could not finish.
+    TransactionTrouble,
+    /// The service does not take the document on what runs here.
+    AnnounceFailed,
+}
+
+impl Event {
+    /// Its `MESSAGE_ID`: fixed once released.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Started => "8e6f8cf1792d4ed0b8ac50acb68459ff",
+            Self::Stopped => "4ac0f9762c5d4cfc831b56a697b36209",
+            Self::CommandReceived => "ce6ddf448e5f408e8eae9497a0e7c62c",
+            Self::CommandSucceeded => "edca2945a7a14960bc607ef223e8d32d",
+            Self::CommandUnchanged => "f5642c684cb84ccdbb29d94c606797cc",
+            Self::CommandRefused => "013c8bbb522541fc954b1a8058ae257c",
+            Self::CommandBroken => "3829bbd0d6374aba8ae0f5236474c20d",
+            Self::CommandRepeated => "bb8ea762f28343e59491f0089a69298a",
+            Self::CommandUnanswerable => "b8bb7de7f9c2465ab9a09db9336510e8",
+            Self::ResultDelivered => "990eed8f526949ac9fbad071d1659e05",
+            Self::ResultRefused => "523674472b7e4a38872705b264cd69fd",
+            Self::ChannelWorks => "f56daaead0c94d4197f3def9fad836f2",
+            Self::ChannelFails => "32e40a04373448448a9a65e1bcd44687",
+            Self::InstanceKnown => "6df800318e974a6db413bd5770406139",
+            Self::TransactionTrouble => "10b40cfeb38d4b5196c32045f13ccb41",
+            Self::AnnounceFailed => "2a04cf2930c642debf424b54861ad251",
+        }
+    }
+}
+
+/// Sets up the log of this process; called once, early.
+pub fn init() {
+    let named = std::env::var(LEVEL_VARIABLE).ok();
+    let level = named.as_deref().map_or(Some(LevelFilter::INFO), level);
+    let registry = tracing_subscriber::registry().with(level.unwrap_or(LevelFilter::INFO));
+    // A journal that cannot be reached is no reason to be silent.
+    let journal = if stderr_is_the_journal() { tracing_journald::layer().ok() } else { None };
+    let set = match journal {
+        Some(journal) => {
+            // Ordinary words are no notices to the journal.
+            let priorities = PriorityMappings {
+                info: Priority::Informational,
+                debug: Priority::Debug,
+                ..PriorityMappings::new()
+            };
+            let journal = journal
+                .with_field_prefix(None)
+                .with_syslog_identifier("keypair-agent".to_owned())
+                .with_priority_mappings(priorities);
+            tracing::subscriber::set_global_default(registry.with(journal))
+        }
+        None => {
+            let text = Text { times: !io::stderr().is_terminal(), out: io::stderr };
+            tracing::subscriber::set_global_default(registry.with(text))
+        }
+    };
+    if set.is_ok() && level.is_none() {
+        tracing::warn!("{LEVEL_VARIABLE} is none of error, warn, info and debug; taken as info");
+    }
+}
+
+fn level(name: &str) -> Option<LevelFilter> {
+    match name {
+        "" | "info" => Some(LevelFilter::INFO),
+        "error" => Some(LevelFilter::ERROR),
+        "warn" => Some(LevelFilter::WARN),
+        "debug" => Some(LevelFilter::DEBUG),
+        _ => None,
+    }
+}
+
+/// Whether systemd connected stderr to the journal: `JOURNAL_STREAM` names its device and inode. A child of a
+/// service inherits the variable too, so the two are compared.
+fn stderr_is_the_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(io::stderr()).is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// A line of text an event.
+struct Text<O> {
+    times: bool,
+    out: fn() -> O,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>, O: io::Write + 'static> Layer<S> for Text<O> {
+    fn on_event(&self, record: &Record<'_>, _: Context<'_, S>) {
+        let now = self.times.then(now);
+        let mut line = line(record, now.as_deref());
+        line.push('\n');
+        // There is nowhere left to say that this failed.
+        let _ = (self.out)().write_all(line.as_bytes());
+    }
+}
+
+/// The present second; RFC 3339, UTC.
+pub(crate) fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    // No nanoseconds, and a year of four digits: both succeed.
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
+}
+
+/// `2026-01-01T00:00:00Z WARN words of the event field=value`
+fn line(record: &Record<'_>, time: Option<&str>) -> String {
+    let mut fields = Fields::default();
+    record.record(&mut fields);
+    let mut line = String::new();
+    if let Some(time) = time {
+        line.push_str(time);
+        line.push(' ');
+    }
+    // Ordinary words need no label.
+    if *record.metadata().level() != Level::INFO {
+        let _ = write!(line, "{}: ", record.metadata().level().as_str().to_ascii_lowercase());
+    }
+    line.push_str(&fields.message);
+    line.push_str(&fields.others);
+    line
+}
+
+/// The fields of an event, each on one line whatever it holds.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: String,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => escape(value, &mut self.message),
+            MESSAGE_ID => {}
+            name => {
+                let _ = write!(self.others, " {name}=");
+                escape(value, &mut self.others);
+            }
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, &format!("{value:?}"));
+    }
+}
+
+/// What came from elsewhere ends no line and paints no terminal.
+fn escape(text: &str, line: &mut String) {
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+}
+
+/// What a test's thread logs, line by line.
+#[cfg(test)]
+pub(crate) mod capture {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Gathers lines as long as it lives.
+    pub(crate) struct Captured {
+        lines: Arc<Mutex<Vec<String>>>,
+        _guard: tracing::subscriber::DefaultGuard,
+    }
+
+    impl Captured {
+        pub(crate) fn begin() -> Self {
+            let lines = Arc::default();
+            let registry =
+                tracing_subscriber::registry().with(LevelFilter::INFO).with(Lines(Arc::clone(&lines)));
+            Self { lines, _guard: tracing::subscriber::set_default(registry) }
+        }
+
+        pub(crate) fn lines(&self) -> Vec<String> {
+            self.lines.lock().unwrap().clone()
+        }
+    }
+
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    impl<S: Subscriber> Layer<S> for Lines {
+        fn on_event(&self, record: &Record<'_>, _: Context<'_, S>) {
+            self.0.lock().unwrap().push(line(record, None));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const ALL: [Event; 16] = [
+        Event::Started,
+        Event::Stopped,
+        Event::CommandReceived,
+        Event::CommandSucceeded,
+        Event::CommandUnchanged,
+        Event::CommandRefused,
+        Event::CommandBroken,
+        Event::CommandRepeated,
+        Event::CommandUnanswerable,
+        Event::ResultDelivered,
+        Event::ResultRefused,
+        Event::ChannelWorks,
+        Event::ChannelFails,
+        Event::InstanceKnown,
+        Event::TransactionTrouble,
+        Event::AnnounceFailed,
+    ];
+
+    #[test]
+    fn message_ids_are_distinct_and_well_formed() {
+        let ids: BTreeSet<_> = ALL.iter().map(|event| event.id()).collect();
+        assert_eq!(ids.len(), ALL.len());
+        for id in ids {
+            assert!(
+                id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
+                "{id}"
+            );
+        }
+    }
+
+    #[test]
+    fn levels() {
+        assert_eq!(level("debug"), Some(LevelFilter::DEBUG));
+        assert_eq!(level(""), Some(LevelFilter::INFO));
+        assert_eq!(level("trace"), None);
+    }
+
+    static WRITTEN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+    struct Out;
+
+    impl io::Write for Out {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            WRITTEN.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn text_is_one_line_an_event_without_message_ids() {
+        let subscriber = tracing_subscriber::registry().with(Text { times: false, out: || Out });
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(MESSAGE_ID = Event::Started.id(), command = %"c-1", "received");
+            tracing::warn!(count = 2, "two\nlines \u{1b}[31m");
+        });
+        let written = String::from_utf8(WRITTEN.lock().unwrap().clone()).unwrap();
+        assert_eq!(written, "received command=c-1\nwarn: two\\nlines \\u{1b}[31m count=2\n");
+    }
+}

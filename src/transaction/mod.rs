@@ -1,0 +1,118 @@
+//! Making it happen, or not at all: the one path of `run` and `apply` (contract 4 and 7).
+//!
+//! ```text
+//!  bytes ─► parse ─► lock ─► state ─► recover ─► judge ─► observe ─► plan ─► intent ─► steps ─► result
+//!                                        │                                              │
+//!                                        └───────────────── undo ◄──────────────────────┘
+//! ```
+
+pub mod judge;
+pub mod look;
+pub mod observe;
+pub mod outbox;
+pub mod perform;
+pub mod recovery;
+pub mod sheet;
+pub mod state;
+pub mod steps;
+pub mod undo;
+
+use std::fmt;
+
+use crate::guest::{Guest, LockFailure};
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::sshd_config::KbdInteractive;
+use crate::policy::types::InstanceId;
+
+use state::State;
+
+/// What the configuration says about carrying out commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Whose authorized_keys file the key goes into.
+    pub target_user: String,
+    /// Whether keyboard-interactive follows password login.
+    pub kbd_interactive: KbdInteractive,
+    /// This instance's id, where the channel must not say it.
+    pub instance_id: Option<InstanceId>,
+}
+
+/// The transaction room: a guest, and how commands are carried out on it.
+#[derive(Debug)]
+pub struct Transaction<G> {
+    guest: G,
+    settings: Settings,
+}
+
+/// Why nothing could be done, beyond any command's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// Another process holds the lock; it is worth another try.
+    Busy(String),
+    /// The state cannot be read or written, or an open intent not be undone.
+    Refused(Refusal),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy(who) => f.write_str(who),
+            Self::Refused(refusal) => f.write_str(&refusal.message),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<LockFailure> for Failure {
+    fn from(failure: LockFailure) -> Self {
+        match failure {
+            LockFailure::Busy(who) => Self::Busy(who),
+            LockFailure::Directory(error) => Self::Refused(error.into()),
+        }
+    }
+}
+
+impl<G: Guest> Transaction<G> {
+    /// The room for this guest.
+    pub fn new(guest: G, settings: Settings) -> Self {
+        Self { guest, settings }
+    }
+
+    /// The guest, to look at.
+    pub fn guest(&self) -> &G {
+        &self.guest
+    }
+
+    /// How commands are carried out.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The state as it stands.
+    ///
+    /// # Errors
+    /// `IO_ERROR`: it cannot be read, or is a newer version's; the remedy is `undo`.
+    pub fn load(&self) -> Result<State, Refusal> {
+        let bytes = self.guest.load_state().map_err(Refusal::from)?;
+        State::parse(bytes.as_deref()).map_err(|error| {
+            Refusal::new(
+                Reason::IoError,
+                format!(
+                    "the state file is not usable: {error}; nothing was touched. \"keypair-agent undo\" takes back \
+                     all that is ours and starts anew"
+                ),
+            )
+        })
+    }
+
+    fn save(&mut self, state: &State) -> Result<(), Refusal> {
+        self.guest.save_state(&state.to_bytes()).map_err(Refusal::from)
+    }
+}

@@ -1,0 +1,131 @@
+//! What the loop of `run` asks of the state: who this is, what is to be delivered, what runs here (contract 3).
+
+use serde::Serialize;
+
+use crate::guest::{Guest, HostKey, Identity};
+use crate::policy::outcome::EffectiveReport;
+use crate::policy::public_key::Fingerprint;
+use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequence};
+
+use super::state::StoredResult;
+use super::{Failure, Transaction};
+
+/// What this agent can do, as it tells the control plane.
+const CAPABILITIES: [&str; 4] = ["attach", "detach", "setPasswordAuth", "replace"];
+
+/// The document of `PUT keypair/agent`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WhatRunsHere {
+    agent_version: &'static str,
+    component_version: Option<String>,
+    instance_id: Option<InstanceId>,
+    #[serde(flatten)]
+    identity: Identity,
+    capabilities: [&'static str; 4],
+    binding: Option<BindingReport>,
+    #[serde(rename = "passWordAuth")]
+    password_auth: Option<PasswordAuth>,
+    effective: Option<EffectiveReport>,
+    highest_sequence: Option<Sequence>,
+    undelivered: usize,
+    warnings: Vec<String>,
+    host_keys: Vec<HostKey>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BindingReport {
+    key_name: KeyName,
+    fingerprint: Fingerprint,
+    inherited: bool,
+}
+
+impl<G: Guest> Transaction<G> {
+    /// Takes `id` for this instance's; a clone's state starts anew.
+    ///
+    /// # Errors
+    /// That the state cannot be read or written.
+    pub fn adopt(&mut self, id: &InstanceId) -> Result<(), Failure> {
+        let _lock = self.guest.lock()?;
+        let mut state = self.load()?;
+        if state.adopt(id) {
+            self.save(&state)?;
+        }
+        Ok(())
+    }
+
+    /// The result that the control plane has yet to accept.
+    ///
+    /// # Errors
+    /// That the state cannot be read.
+    pub fn undelivered(&self) -> Result<Option<StoredResult>, Failure> {
+        Ok(self.load()?.undelivered)
+    }
+
+    /// Takes `id`'s result out of the outbox.
+    ///
+    /// # Errors
+    /// That the state cannot be read or written.
+    pub fn delivered(&mut self, id: &CommandId) -> Result<(), Failure> {
+        let _lock = self.guest.lock()?;
+        let mut state = self.load()?;
+        if state.undelivered.as_ref().is_some_and(|stored| stored.command_id == *id) {
+            state.undelivered = None;
+            self.save(&state)?;
+        }
+        Ok(())
+    }
+
+    /// The document of `PUT keypair/agent`: what runs here.
+    pub fn describe(&self) -> String {
+        let state = self.load().ok();
+        let sshd = self.guest.sshd(&self.settings.target_user);
+        let first = sshd.as_ref().ok().and_then(|sshd| sshd.answers.first());
+        let document = WhatRunsHere {
+            agent_version: crate::VERSION,
+            component_version: self.component().ok().map(|version| version.to_string()),
+            instance_id: state.as_ref().and_then(|state| self.settings.instance(state)).cloned(),
+            identity: self.guest.identity(),
+            capabilities: CAPABILITIES,
+            binding: state.as_ref().and_then(|state| state.binding.as_ref()).map(|binding| BindingReport {
+                key_name: binding.key_pair.key_name.clone(),
+                fingerprint: binding.key_pair.public_key.fingerprint(),
+                inherited: binding.inherited,
+            }),
+            password_auth: state.as_ref().and_then(|state| state.password_auth),
+            effective: first.map(|answer| answer.effective.report()),
+            highest_sequence: state
+                .as_ref()
+                .and_then(|state| state.highest.as_ref())
+                .map(|highest| highest.sequence),
+            undelivered: state.as_ref().map_or(0, |state| usize::from(state.undelivered.is_some())),
+            warnings: sshd.as_ref().err().map(|refusal| refusal.message.clone()).into_iter().collect(),
+            host_keys: sshd.as_ref().map(|sshd| self.guest.host_keys(sshd)).unwrap_or_default(),
+        };
+        // Serializing fails only for maps with keys that are no strings, and there is no map here.
+        serde_json::to_string(&document).unwrap_or_default()
+    }
+
+    /// One line for `systemctl status`: what is bound, password login, the component.
+    pub fn summary(&self) -> String {
+        let (bound, password) = match self.load() {
+            Err(refusal) => return refusal.message,
+            Ok(state) => (
+                state.binding.map_or("no key pair bound".to_owned(), |binding| {
+                    format!("key pair {} bound", binding.key_pair.key_name)
+                }),
+                match state.password_auth {
+                    Some(PasswordAuth::Yes) => "password login on",
+                    Some(PasswordAuth::No) => "password login off",
+                    None => "password login as configured",
+                },
+            ),
+        };
+        let component = match self.component() {
+            Ok(version) => format!("component {version}"),
+            Err(_) => "component version unreadable".to_owned(),
+        };
+        format!("{bound}, {password}, {component}")
+    }
+}

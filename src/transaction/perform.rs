@@ -1,0 +1,334 @@
+//! `perform`: the one path of a command, from `run` and from `apply`, and the only one that changes the guest.
+
+use std::sync::atomic::AtomicBool;
+
+use crate::guest::Guest;
+use crate::policy::command::{self, Action, Command, Origin, Received};
+use crate::policy::outcome::{Outcome, Reason, Refusal, Status};
+use crate::policy::plan::Plan;
+use crate::policy::types::{CommandId, PasswordAuth};
+
+use super::judge::Judgement;
+use super::observe::Prepared;
+use super::sheet::Sheet;
+use super::state::{InFlight, Intent, State, StoredResult};
+use super::steps::{Halt, carry_out, changed_twice};
+use super::{Failure, Transaction};
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Performed {
+    /// It has a result.
+    Answered(Answered),
+    /// It has none: it cannot be answered, or not now. The text says why.
+    Unanswered(String),
+}
+
+/// A command's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Which command.
+    pub id: CommandId,
+    /// The result's JSON text, as it is stored and sent.
+    pub result: String,
+    /// Whether it succeeded.
+    pub succeeded: bool,
+    /// Whether a byte of the guest's files is another than before.
+    pub changed: bool,
+    /// Whether the state holds it for delivery; else it is to be delivered from memory.
+    pub recorded: bool,
+    /// Whether it is the stored result of a command seen before.
+    pub repeated: bool,
+}
+
+/// What `plan` shows: a plan that is not carried out, or the result of a command that would be refused.
+#[derive(Debug)]
+pub enum Planned {
+    /// What would be done.
+    Plan(Box<Plan>),
+    /// The result that `apply` would print.
+    Refused(Box<Outcome>),
+    /// The stored result of a command seen before: nothing would be done.
+    Repeated(Answered),
+}
+
+/// How a command without a sequence of steps ends.
+enum End {
+    /// With a result, to be recorded.
+    Outcome(Outcome),
+    /// With a result, while the state keeps the intent that could not be undone.
+    Stuck(Outcome),
+    /// Not yet.
+    Later(String),
+}
+
+impl<G: Guest> Transaction<G> {
+    /// Receives, judges, plans, carries out and records one command. `stop` asks it to begin no further step.
+    pub fn perform(&mut self, bytes: &[u8], origin: Origin, stop: &AtomicBool) -> Performed {
+        match command::parse(bytes, origin, &self.guest.random_id()) {
+            Ok(received) => self.perform_received(&received, origin, stop),
+            Err(unanswerable) => Performed::Unanswered(unanswerable.to_string()),
+        }
+    }
+
+    /// The same for a command that is parsed already.
+    pub fn perform_received(&mut self, received: &Received, origin: Origin, stop: &AtomicBool) -> Performed {
+        let mut sheet = Sheet::new(&self.guest, received);
+        let _lock = match self.guest.lock() {
+            Ok(lock) => lock,
+            Err(failure) => match Failure::from(failure) {
+                Failure::Busy(who) => return Performed::Unanswered(who),
+                Failure::Refused(refusal) => return unrecorded(sheet.fail(&self.guest, refusal)),
+            },
+        };
+        let mut state = match self.load() {
+            Ok(state) => state,
+            Err(refusal) => return unrecorded(sheet.fail(&self.guest, refusal)),
+        };
+        sheet.instance(self.settings.instance(&state));
+        if let Err(refusal) = self.close_intent(&mut state) {
+            return unrecorded(sheet.fail(&self.guest, refusal));
+        }
+        if let Some(stored) = seen(&state, received) {
+            return Performed::Answered(repeated(stored));
+        }
+        let command = match &received.command {
+            Ok(command) => command,
+            Err(refusal) => {
+                // It did not pass the signature's place in the order, so it is not remembered as seen.
+                let outcome = sheet.fail(&self.guest, refusal.clone());
+                return self.record(state, outcome, origin, false);
+            }
+        };
+        match self.decide(command, origin, &mut state, sheet, stop) {
+            End::Outcome(outcome) => self.record(state, outcome, origin, true),
+            End::Stuck(outcome) => unrecorded(outcome),
+            End::Later(why) => Performed::Unanswered(why),
+        }
+    }
+
+    /// What `perform` would do now, without a lock and without a change (contract 8, `plan`).
+    ///
+    /// # Errors
+    /// Where the bytes are no command, the state cannot be read, or an interrupted command has to be undone
+    /// first.
+    pub fn plan(&self, bytes: &[u8], origin: Origin) -> Result<Planned, Failure> {
+        let received = command::parse(bytes, origin, &self.guest.random_id())
+            .map_err(|why| Refusal::new(Reason::MalformedCommand, why.to_string()))?;
+        self.plan_received(&received, origin)
+    }
+
+    /// The same for a command that is parsed already.
+    ///
+    /// # Errors
+    /// As for [`Self::plan`].
+    pub fn plan_received(&self, received: &Received, origin: Origin) -> Result<Planned, Failure> {
+        let mut sheet = Sheet::new(&self.guest, received);
+        let mut state = self.load()?;
+        sheet.instance(self.settings.instance(&state));
+        if state.intent.is_some() {
+            return Err(Failure::Refused(Refusal::new(
+                Reason::IoError,
+                "an interrupted command has to be taken back first: run, apply and undo do that",
+            )));
+        }
+        if let Some(stored) = seen(&state, received) {
+            return Ok(Planned::Repeated(repeated(stored)));
+        }
+        let refusal = match &received.command {
+            Err(refusal) => refusal.clone(),
+            Ok(command) => match self.judge(command, origin, &mut state, &mut sheet) {
+                Judgement::Refuse(refusal) => refusal,
+                Judgement::TryLater(why) => return Err(Failure::Busy(why)),
+                Judgement::Obey => match self.prepare(command, &state, &mut sheet) {
+                    Ok(prepared) => return Ok(Planned::Plan(Box::new(prepared.plan))),
+                    Err(refusal) => refusal,
+                },
+            },
+        };
+        Ok(Planned::Refused(Box::new(sheet.fail(&self.guest, refusal))))
+    }
+
+    /// Judges a command, then plans it and carries it out; once more where a file changed meanwhile.
+    fn decide(
+        &mut self,
+        command: &Command,
+        origin: Origin,
+        state: &mut State,
+        mut sheet: Sheet,
+        stop: &AtomicBool,
+    ) -> End {
+        match self.judge(command, origin, state, &mut sheet) {
+            Judgement::Obey => {}
+            Judgement::Refuse(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal)),
+            Judgement::TryLater(why) => return End::Later(why),
+        }
+        let mut tries_left = 2;
+        loop {
+            tries_left -= 1;
+            let prepared = match self.prepare(command, state, &mut sheet) {
+                Ok(prepared) => prepared,
+                Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal)),
+            };
+            let halt = match self.carry_out(command, origin, &prepared, state, &mut sheet, stop) {
+                Ok(()) => return End::Outcome(self.success(command, &prepared, state, sheet)),
+                Err(halt) => halt,
+            };
+            return match halt {
+                Halt::Changed(_) if tries_left > 0 => continue,
+                Halt::Changed(error) => End::Outcome(sheet.fail(&self.guest, changed_twice(&error))),
+                Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal)),
+                Halt::Stuck(refusal) => End::Stuck(sheet.fail(&self.guest, refusal)),
+                Halt::Stopped => {
+                    if let Err(refusal) = self.save(state) {
+                        tracing::warn!("{}", refusal.message);
+                    }
+                    End::Later("the agent is stopping: the command was taken back and will come again".into())
+                }
+            };
+        }
+    }
+
+    /// The intent, then the steps. In `state` the intent is gone again whenever the steps came to an end.
+    fn carry_out(
+        &mut self,
+        command: &Command,
+        origin: Origin,
+        prepared: &Prepared,
+        state: &mut State,
+        sheet: &mut Sheet,
+        stop: &AtomicBool,
+    ) -> Result<(), Halt> {
+        let Prepared { plan, .. } = prepared;
+        if !plan.changes_files() {
+            return Ok(());
+        }
+        let interrupted =
+            Refusal::new(Reason::Interrupted, "the agent was interrupted three times in this command");
+        let intent = Intent {
+            command: InFlight {
+                id: command.id.clone(),
+                origin,
+                outline: sheet.clone().fail(&self.guest, interrupted),
+            },
+            key_files: plan.key_edits.iter().map(|edit| edit.intent()).collect(),
+            sshd_files: plan.sshd_edits.iter().map(|edit| edit.intent()).collect(),
+        };
+        state.intent = Some(intent.clone());
+        if let Err(refusal) = self.save(state) {
+            state.intent = None;
+            return Err(Halt::Failed(refusal));
+        }
+        let kbd_interactive = self.settings.kbd_interactive;
+        let done = carry_out(&mut self.guest, prepared, &intent, kbd_interactive, stop);
+        if !matches!(done, Err(Halt::Stuck(_))) {
+            state.intent = None;
+        }
+        let answers = done?;
+        if let Some(first) = answers.first() {
+            sheet.outcome.effective = Some(first.effective.report());
+        }
+        Ok(())
+    }
+
+    fn success(&self, command: &Command, prepared: &Prepared, state: &mut State, sheet: Sheet) -> Outcome {
+        let Prepared { plan, .. } = prepared;
+        let changed = plan.changes_files();
+        if let Some(password_auth) = command.action.password_auth() {
+            state.password_auth = Some(password_auth);
+        }
+        let user = sheet.outcome.user.clone().unwrap_or_default();
+        let password = |setting: &PasswordAuth| match setting {
+            PasswordAuth::Yes => "password login is on",
+            PasswordAuth::No => "password login is off",
+        };
+        let message = match &command.action {
+            Action::Attach { key_pair, password_auth, .. } => {
+                format!("key pair {} is bound for {user}; {}", key_pair.key_name, password(password_auth))
+            }
+            Action::Detach { .. } => match &state.binding {
+                Some(unbound) => format!("key pair {} is unbound", unbound.key_pair.key_name),
+                None if changed => "the block of an earlier key pair is taken out".to_owned(),
+                None => "no key pair was bound".to_owned(),
+            },
+            Action::SetPasswordAuth { password_auth } => password(password_auth).to_owned(),
+        };
+        state.binding = plan.binding.clone();
+        sheet.succeed(&self.guest, message, changed, plan.warnings.clone())
+    }
+
+    /// Result, binding and the end of the intent, in one write. Where it cannot be written, nothing is done.
+    fn record(&mut self, mut state: State, outcome: Outcome, origin: Origin, seen: bool) -> Performed {
+        let stored = StoredResult { command_id: outcome.command_id.clone(), result: outcome.to_json() };
+        let succeeded = outcome.reason.is_none();
+        let changed = outcome.changed;
+        if seen {
+            state.remember(stored.clone());
+        }
+        state.interrupted = None;
+        if origin == Origin::Channel {
+            state.undelivered = Some(stored.clone());
+        }
+        if let Err(refusal) = self.save(&state) {
+            return self.take_back_unrecorded(outcome, refusal);
+        }
+        Performed::Answered(Answered {
+            id: stored.command_id,
+            result: stored.result,
+            succeeded,
+            changed,
+            recorded: true,
+            repeated: false,
+        })
+    }
+
+    /// The result could not be stored: the state file still holds the intent, if there was one.
+    fn take_back_unrecorded(&mut self, mut outcome: Outcome, refusal: Refusal) -> Performed {
+        if let Ok(mut state) = self.load()
+            && state.intent.is_some()
+            && let Err(stuck) = self.close_intent(&mut state)
+        {
+            tracing::error!("{}", stuck.message);
+        }
+        outcome.status = Status::Failed;
+        outcome.code = refusal.reason.code();
+        outcome.reason = Some(refusal.reason);
+        outcome.message = refusal.message;
+        outcome.changed = false;
+        outcome.warnings = Vec::new();
+        unrecorded(outcome)
+    }
+}
+
+/// The stored result of a command seen before. A malformed one is judged before it is recognised; its result
+/// stands for it only while it says the same.
+fn seen(state: &State, received: &Received) -> Option<StoredResult> {
+    let stored = state.result_of(&received.id)?;
+    let Err(refusal) = &received.command else { return Some(stored.clone()) };
+    let outcome: Outcome = serde_json::from_str(&stored.result).ok()?;
+    (outcome.reason == Some(refusal.reason)).then(|| stored.clone())
+}
+
+/// The stored result, once more.
+fn repeated(stored: StoredResult) -> Answered {
+    let outcome: Option<Outcome> = serde_json::from_str(&stored.result).ok();
+    Answered {
+        id: stored.command_id,
+        succeeded: outcome.is_some_and(|outcome| outcome.reason.is_none()),
+        result: stored.result,
+        changed: false,
+        recorded: false,
+        repeated: true,
+    }
+}
+
+fn unrecorded(outcome: Outcome) -> Performed {
+    Performed::Answered(Answered {
+        id: outcome.command_id.clone(),
+        result: outcome.to_json(),
+        succeeded: outcome.reason.is_none(),
+        changed: false,
+        recorded: false,
+        repeated: false,
+    })
+}

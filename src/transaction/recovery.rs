@@ -1,0 +1,166 @@
+//! Taking back what a command did, after a step that failed and after a crash alike (contract 7).
+
+use std::path::PathBuf;
+
+use crate::guest::Guest;
+use crate::guest::files::FileError;
+use crate::policy::edit::{FileIntent, Inverse};
+use crate::policy::observation::{Reload, Sshd};
+use crate::policy::outcome::{Reason, Refusal};
+
+use super::state::{Intent, MAX_INTERRUPTIONS, State, StoredResult};
+use super::{Failure, Transaction};
+use crate::policy::command::Origin;
+
+/// How often a file that changes under the undo is looked at again.
+const TRIES: usize = 3;
+
+/// What sshd needs after its files are restored.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Settle<'a> {
+    /// Nothing: it was never told of the new files.
+    NotNeeded,
+    /// It was told, and may have died of it.
+    BringBack(&'a Sshd),
+    /// It is not known what it was told: it is found afresh, for this user, and told to read its files.
+    Reload(&'a str),
+}
+
+/// Takes the intent back: sshd's side first, so that there is never a moment without password and key. Returns
+/// what was left alone, since somebody changed it.
+///
+/// # Errors
+/// What could not be taken back; what was is not done again by another call.
+pub(super) fn undo(
+    guest: &mut impl Guest,
+    intent: &Intent,
+    settle: Settle<'_>,
+) -> Result<Vec<PathBuf>, Refusal> {
+    let mut left_alone = Vec::new();
+    for file in intent.sshd_files.iter().rev() {
+        take_back(guest, file, &mut left_alone)?;
+    }
+    if !intent.sshd_files.is_empty() {
+        match settle {
+            Settle::NotNeeded => {}
+            Settle::BringBack(sshd) => {
+                guest.bring_back(sshd)?;
+                // One that lived through the reload may have read what is no longer there.
+                if let Err(refusal) = guest.reload_is_safe(sshd).and_then(|()| guest.reload(sshd)) {
+                    tracing::error!("sshd may not have read its restored files: {}", refusal.message);
+                }
+            }
+            Settle::Reload(user) => reload_afresh(guest, user)?,
+        }
+    }
+    for file in intent.key_files.iter().rev() {
+        take_back(guest, file, &mut left_alone)?;
+    }
+    for path in &left_alone {
+        tracing::warn!(path = %path.display(), "left alone: what stands there of ours was changed by somebody since");
+    }
+    Ok(left_alone)
+}
+
+fn take_back(
+    guest: &mut impl Guest,
+    file: &FileIntent,
+    left_alone: &mut Vec<PathBuf>,
+) -> Result<(), Refusal> {
+    let FileIntent { path, kind, creates_directory, .. } = file;
+    for _ in 0..TRIES {
+        let now = guest.read(kind, path)?;
+        let hash = now.as_deref().map(crate::policy::types::ContentHash::of);
+        let done = match (file.inverse(now.as_deref()), &hash) {
+            (Inverse::Nothing, None) => match (creates_directory, &file.hash_after) {
+                // The directory may have been made before the file.
+                (Some(directory), Some(after)) => guest.remove(kind, path, after, Some(directory)),
+                _ => Ok(()),
+            },
+            (Inverse::Nothing, Some(_)) | (Inverse::Remove, None) => Ok(()),
+            (Inverse::LeftAlone, _) => {
+                left_alone.push(path.clone());
+                Ok(())
+            }
+            (Inverse::Replace(content), expected) => guest.write(kind, path, expected.as_ref(), &content),
+            (Inverse::Remove, Some(expected)) => {
+                guest.remove(kind, path, expected, creates_directory.as_deref())
+            }
+        };
+        match done {
+            Err(FileError::Changed { .. }) => {}
+            done => return done.map_err(Refusal::from),
+        }
+    }
+    Err(Refusal::new(Reason::IoError, format!("{} changes faster than it can be restored", path.display())))
+}
+
+/// sshd is found anew, and told to read its files as they now are.
+pub(super) fn reload_afresh(guest: &mut impl Guest, user: &str) -> Result<(), Refusal> {
+    let sshd = match guest.sshd(user) {
+        Ok(sshd) => sshd,
+        // No sshd: nobody has to be told.
+        Err(refusal) if refusal.reason == Reason::SshdNotFound => return Ok(()),
+        Err(refusal) => return Err(refusal),
+    };
+    if matches!(sshd.reload, Reload::None(_)) {
+        return Ok(());
+    }
+    guest.reload_is_safe(&sshd)?;
+    guest.reload(&sshd).or_else(|failed| {
+        tracing::error!("{}", failed.message);
+        guest.bring_back(&sshd)
+    })
+}
+
+impl<G: Guest> Transaction<G> {
+    /// Undoes an open intent and sweeps what a crash left behind, under the lock.
+    ///
+    /// # Errors
+    /// That the state cannot be read or written, or the intent not be undone.
+    pub fn recover(&mut self) -> Result<(), Failure> {
+        let _lock = self.guest.lock()?;
+        self.guest.sweep_state();
+        let mut state = self.load()?;
+        if let Some(binding) = &state.binding {
+            let kind = crate::policy::edit::FileKind::AuthorizedKeys {
+                user: binding.user.clone(),
+                known: Vec::new(),
+            };
+            self.guest.sweep(&kind, &binding.path.clone());
+        }
+        self.close_intent(&mut state)?;
+        Ok(())
+    }
+
+    /// Undoes an open intent. The third time a command is found in flight, `INTERRUPTED` is its result.
+    pub(super) fn close_intent(&mut self, state: &mut State) -> Result<(), Refusal> {
+        let Some(intent) = &state.intent else { return Ok(()) };
+        tracing::warn!("a command was interrupted: what it did is taken back");
+        for file in intent.key_files.iter().chain(&intent.sshd_files) {
+            self.guest.sweep(&file.kind, &file.path);
+        }
+        undo(&mut self.guest, intent, Settle::Reload(&self.settings.target_user)).map_err(|refusal| {
+            Refusal::new(
+                Reason::IoError,
+                format!(
+                    "an interrupted command could not be taken back, and is tried again: {}",
+                    refusal.message
+                ),
+            )
+        })?;
+        if let Some(Intent { command: in_flight, .. }) = state.intent.take()
+            && state.count_interruption(&in_flight.id) >= MAX_INTERRUPTIONS
+        {
+            let mut outcome = in_flight.outline;
+            outcome.finished_at = super::sheet::timestamp(&self.guest);
+            let stored = StoredResult { command_id: in_flight.id, result: outcome.to_json() };
+            state.interrupted = None;
+            state.remember(stored.clone());
+            if in_flight.origin == Origin::Channel {
+                state.undelivered = Some(stored);
+            }
+        }
+        self.save(state)
+    }
+}

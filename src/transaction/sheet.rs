@@ -1,0 +1,98 @@
+//! The result as it fills up while a command goes through.
+
+use std::time::Duration;
+
+use time::format_description::well_known::Rfc3339;
+
+use crate::guest::Guest;
+use crate::policy::command::Received;
+use crate::policy::outcome::{Code, Outcome, Refusal, Status, Warning};
+use crate::policy::types::InstanceId;
+
+/// An unfinished [`Outcome`], and when its command was first looked at.
+#[derive(Debug, Clone)]
+pub struct Sheet {
+    /// What is known so far; its status is not yet meant.
+    pub outcome: Outcome,
+    started: Duration,
+}
+
+impl Sheet {
+    /// A sheet for a command that was just received.
+    pub fn new(guest: &impl Guest, received: &Received) -> Self {
+        let public_key = received.command.as_ref().ok().and_then(|command| command.action.public_key());
+        Self {
+            started: guest.elapsed(),
+            outcome: Outcome {
+                command_id: received.id.clone(),
+                instance_id: received.instance_id.clone(),
+                action: received.action,
+                status: Status::Failed,
+                code: Code::Internal,
+                reason: None,
+                message: String::new(),
+                changed: false,
+                key_name: received.key_name.clone(),
+                fingerprint: public_key.map(|key| key.fingerprint()),
+                user: None,
+                authorized_keys_file: None,
+                password_auth: received.password_auth,
+                effective: None,
+                proof: None,
+                warnings: Vec::new(),
+                component_version: None,
+                agent_version: crate::VERSION.to_owned(),
+                finished_at: String::new(),
+                duration_ms: 0,
+            },
+        }
+    }
+
+    /// Says which instance this is, where that is known.
+    pub fn instance(&mut self, id: Option<&InstanceId>) {
+        if let Some(id) = id {
+            self.outcome.instance_id = Some(id.as_str().to_owned());
+        }
+    }
+
+    /// The result of a command that took effect.
+    pub fn succeed(
+        mut self,
+        guest: &impl Guest,
+        message: String,
+        changed: bool,
+        warnings: Vec<Warning>,
+    ) -> Outcome {
+        self.outcome.status = Status::Succeeded;
+        self.outcome.code = Code::Ok;
+        self.outcome.reason = None;
+        self.outcome.message = message;
+        self.outcome.changed = changed;
+        self.outcome.warnings = warnings;
+        self.finish(guest)
+    }
+
+    /// The result of a command that did not.
+    pub fn fail(mut self, guest: &impl Guest, refusal: Refusal) -> Outcome {
+        self.outcome.status = Status::Failed;
+        self.outcome.code = refusal.reason.code();
+        self.outcome.reason = Some(refusal.reason);
+        self.outcome.message = refusal.message;
+        self.outcome.changed = false;
+        self.outcome.warnings = Vec::new();
+        self.finish(guest)
+    }
+
+    fn finish(mut self, guest: &impl Guest) -> Outcome {
+        self.outcome.finished_at = timestamp(guest);
+        let took = guest.elapsed().saturating_sub(self.started);
+        self.outcome.duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.outcome
+    }
+}
+
+/// Now, in RFC 3339, to the second.
+pub fn timestamp(guest: &impl Guest) -> String {
+    let now = guest.now();
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,267 @@
+//! The one state file: binding, the command in flight with what undoes it, results, the outbox (contract 7).
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::command::Origin;
+use crate::policy::edit::FileIntent;
+use crate::policy::plan::Binding;
+use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
+
+/// The version of the format below. A state file of a higher one is left alone.
+const VERSION: u32 = 1;
+
+/// How many results are kept.
+const KEPT_RESULTS: usize = 128;
+
+/// How often a command may be interrupted before that is its result.
+pub const MAX_INTERRUPTIONS: u32 = 3;
+
+/// All that is durable.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The format's version.
+    version: u32,
+    /// Which instance this is, as far as is known.
+    pub instance_id: Option<InstanceId>,
+    /// What is bound.
+    pub binding: Option<Binding>,
+    /// The last setting that a command made.
+    #[serde(rename = "passWordAuth")]
+    pub password_auth: Option<PasswordAuth>,
+    /// The highest sequence that passed its check, and whose it was.
+    pub highest: Option<Highest>,
+    /// The command in flight.
+    pub intent: Option<Intent>,
+    /// How often a command was interrupted.
+    pub interrupted: Option<Interrupted>,
+    /// The last results, the newest at the end.
+    results: VecDeque<StoredResult>,
+    /// The result that the control plane has yet to accept.
+    pub undelivered: Option<StoredResult>,
+}
+
+/// The highest sequence so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Highest {
+    /// The sequence.
+    pub sequence: Sequence,
+    /// The command it came with.
+    pub command_id: CommandId,
+}
+
+/// How often a command was interrupted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interrupted {
+    /// The command.
+    pub command_id: CommandId,
+    /// How many recoveries found it in flight.
+    pub times: u32,
+}
+
+/// A result as it was, or will be, sent: byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredResult {
+    /// The command it answers.
+    pub command_id: CommandId,
+    /// The JSON text.
+    pub result: String,
+}
+
+/// A command in flight: written before its first effect, gone with its result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Intent {
+    /// The command.
+    pub command: InFlight,
+    /// The edits of authorized_keys files.
+    pub key_files: Vec<FileIntent>,
+    /// The edits of sshd's configuration.
+    pub sshd_files: Vec<FileIntent>,
+}
+
+/// What is needed to answer a command that was interrupted too often.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InFlight {
+    /// The command.
+    pub id: CommandId,
+    /// Where it came from.
+    pub origin: Origin,
+    /// What its result would say but for the outcome.
+    pub outline: crate::policy::outcome::Outcome,
+}
+
+/// Why a state file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It is not what this program writes.
+    Garbled {
+        /// The line of the fault.
+        line: usize,
+        /// The fault, without the text.
+        why: String,
+    },
+    /// A newer version of this program wrote it.
+    Newer(u32),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Garbled { line, why } => write!(f, "it cannot be read (line {line}: {why})"),
+            Self::Newer(version) => write!(
+                f,
+                "it is of format {version}, written by a newer version; this one knows format {VERSION}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+impl State {
+    /// Reads a state file; no file is the empty state.
+    ///
+    /// # Errors
+    /// [`Unreadable`]: nothing is to be touched then.
+    pub fn parse(bytes: Option<&[u8]>) -> Result<Self, Unreadable> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Some(bytes) = bytes else { return Ok(Self { version: VERSION, ..Self::default() }) };
+        let garbled = |error: serde_json::Error| {
+            let why = match error.classify() {
+                serde_json::error::Category::Eof => "it ends too early",
+                serde_json::error::Category::Syntax => "it is not JSON",
+                serde_json::error::Category::Data => "a field is missing or of the wrong type",
+                serde_json::error::Category::Io => "it could not be read",
+            };
+            Unreadable::Garbled { line: error.line(), why: why.to_owned() }
+        };
+        // The version first: what a newer one wrote need not parse as ours.
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(garbled)?;
+        if version > VERSION {
+            return Err(Unreadable::Newer(version));
+        }
+        serde_json::from_slice(bytes).map_err(garbled)
+    }
+
+    /// The bytes of the state file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Serializing fails only for maps with keys that are no strings, and there is no map here.
+        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// The stored result of a command seen before.
+    pub fn result_of(&self, id: &CommandId) -> Option<&StoredResult> {
+        self.results.iter().rev().chain(&self.undelivered).find(|stored| stored.command_id == *id)
+    }
+
+    /// Remembers a result as seen.
+    pub fn remember(&mut self, stored: StoredResult) {
+        self.results.push_back(stored);
+        while self.results.len() > KEPT_RESULTS {
+            self.results.pop_front();
+        }
+    }
+
+    /// Counts an interruption of `id` and returns how many there were.
+    pub fn count_interruption(&mut self, id: &CommandId) -> u32 {
+        let before = self.interrupted.take().filter(|one| one.command_id == *id).map_or(0, |one| one.times);
+        self.interrupted = Some(Interrupted { command_id: id.clone(), times: before + 1 });
+        before + 1
+    }
+
+    /// Takes `id` for this instance's. Where another one was known this is a clone: its results and its
+    /// sequence go, its binding stays as inherited (contract 7). Says whether anything changed.
+    pub fn adopt(&mut self, id: &InstanceId) -> bool {
+        match self.instance_id.replace(id.clone()) {
+            Some(known) if known == *id => false,
+            None => true,
+            Some(_) => {
+                self.results.clear();
+                self.undelivered = None;
+                self.highest = None;
+                self.interrupted = None;
+                if let Some(binding) = &mut self.binding {
+                    binding.inherited = true;
+                }
+                true
+            }
+        }
+    }
+
+    /// Whether it holds anything that belongs to one instance.
+    pub fn remembers_anything(&self) -> bool {
+        *self != Self { version: self.version, ..Self::default() }
+    }
+
+    /// Forgets binding, sequence and results, as `undo` does (contract 8). The instance stays the same, and a
+    /// result under way is still delivered: else its command would come again and undo the `undo`.
+    pub fn forget(&mut self) {
+        let (instance_id, undelivered) = (self.instance_id.take(), self.undelivered.take());
+        *self = Self { version: VERSION, instance_id, undelivered, ..Self::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn stored(id: &str) -> StoredResult {
+        StoredResult { command_id: id.parse().unwrap(), result: format!("{{\"commandId\":\"{id}\"}}") }
+    }
+
+    #[test]
+    fn round_trip() {
+        let mut state = State::parse(None).unwrap();
+        state.remember(stored("a"));
+        state.undelivered = Some(stored("b"));
+        assert_eq!(State::parse(Some(&state.to_bytes())), Ok(state.clone()));
+        assert!(state.result_of(&"b".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn unreadable_states() {
+        assert!(matches!(State::parse(Some(b"{\"version\": 2}")), Err(Unreadable::Newer(2))));
+        for garbled in ["", "{", "[]", "{}", "{\"version\": 1}", "\0\0\0"] {
+            assert!(
+                matches!(State::parse(Some(garbled.as_bytes())), Err(Unreadable::Garbled { .. })),
+                "{garbled}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_128_results_are_kept() {
+        let mut state = State::parse(None).unwrap();
+        for number in 0..200 {
+            state.remember(stored(&format!("c{number}")));
+        }
+        assert!(state.result_of(&"c71".parse().unwrap()).is_none());
+        assert!(state.result_of(&"c72".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_clone_starts_anew() {
+        let mut state = State::parse(None).unwrap();
+        assert!(state.adopt(&"i-1".parse().unwrap()));
+        assert!(!state.adopt(&"i-1".parse().unwrap()));
+        state.remember(stored("a"));
+        state.highest = Some(Highest { sequence: 7.try_into().unwrap(), command_id: "a".parse().unwrap() });
+        assert!(state.adopt(&"i-2".parse().unwrap()));
+        assert_eq!(state.result_of(&"a".parse().unwrap()), None);
+        assert_eq!(state.highest, None);
+    }
+}

@@ -1,0 +1,102 @@
+//! The steps of a plan, in their order: key in place, then passwords off, then live. What fails is undone.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::guest::Guest;
+use crate::guest::files::FileError;
+use crate::policy::edit::FileEdit;
+use crate::policy::observation::Answer;
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::plan::judge_setting;
+use crate::policy::sshd_config::KbdInteractive;
+
+use super::observe::Prepared;
+use super::recovery::{Settle, undo};
+use super::state::Intent;
+
+/// Why the steps did not come to their end. Everything is undone, but for [`Halt::Stuck`].
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// Somebody changed a file between the look and the write.
+    Changed(FileError),
+    /// A step failed.
+    Failed(Refusal),
+    /// The daemon is to stop.
+    Stopped,
+    /// A step failed, and so did the undo: the intent stays open.
+    Stuck(Refusal),
+}
+
+/// Carries the plan out. The intent is on disk before.
+pub(super) fn carry_out(
+    guest: &mut impl Guest,
+    prepared: &Prepared,
+    intent: &Intent,
+    kbd_interactive: KbdInteractive,
+    stop: &AtomicBool,
+) -> Result<Vec<Answer>, Halt> {
+    let mut reloading = false;
+    step_by_step(guest, prepared, kbd_interactive, stop, &mut reloading).map_err(|halt| {
+        let settle = match &prepared.facts.sshd {
+            Some(sshd) if reloading => Settle::BringBack(sshd),
+            _ => Settle::NotNeeded,
+        };
+        match undo(guest, intent, settle) {
+            Ok(_) => halt,
+            Err(stuck) => Halt::Stuck(stuck),
+        }
+    })
+}
+
+fn step_by_step(
+    guest: &mut impl Guest,
+    Prepared { plan, facts }: &Prepared,
+    kbd_interactive: KbdInteractive,
+    stop: &AtomicBool,
+    reloading: &mut bool,
+) -> Result<Vec<Answer>, Halt> {
+    let go_on = || if stop.load(Ordering::Relaxed) { Err(Halt::Stopped) } else { Ok(()) };
+    for edit in &plan.key_edits {
+        go_on()?;
+        write(guest, edit)?;
+    }
+    let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) else {
+        return Ok(plan.answers.clone());
+    };
+    for edit in &plan.sshd_edits {
+        go_on()?;
+        write(guest, edit)?;
+    }
+    go_on()?;
+    let answers = guest.ask_live(sshd).map_err(Halt::Failed)?;
+    if let Some(asked) = plan.expect {
+        judge_setting(asked, kbd_interactive, sshd, &answers).map_err(Halt::Failed)?;
+    }
+    guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
+    go_on()?;
+    *reloading = true;
+    guest.reload(sshd).map_err(Halt::Failed)?;
+    Ok(answers)
+}
+
+/// Writes one edit, if the file still is what it was planned on.
+fn write(guest: &mut impl Guest, edit: &FileEdit) -> Result<(), Halt> {
+    let intent = edit.intent();
+    let done = match (&edit.after, &intent.hash_before) {
+        (Some(after), expected) => guest.write(&edit.kind, &edit.path, expected.as_ref(), after),
+        (None, Some(expected)) => guest.remove(&edit.kind, &edit.path, expected, None),
+        (None, None) => Ok(()),
+    };
+    done.map_err(|error| match error {
+        changed @ FileError::Changed { .. } => Halt::Changed(changed),
+        other => Halt::Failed(Refusal::from(other)),
+    })
+}
+
+/// What a file that changed twice under our hands is reported as.
+pub(super) fn changed_twice(error: &FileError) -> Refusal {
+    Refusal::new(
+        Reason::IoError,
+        format!("{error}; it changed twice while the command was carried out: try again"),
+    )
+}
