@@ -1,0 +1,142 @@
+//! `keypairs/{keyName}:attach` and `:detach`: a request is refused whole, or queued whole and waited for.
+
+use axum::extract::{Path, State};
+use keypair_agent::policy::outcome;
+use keypair_agent::policy::types::KeyName;
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::body::{Fields, RawBody};
+use super::envelope::{Handled, Reply};
+use super::error::ApiError;
+use super::keypairs;
+use crate::inventory::{Instance, OsType, Status};
+use crate::keypair::Region;
+use crate::platform::Platform;
+use crate::store::{Order, OrderVerb, Placed, Refused, StoreError};
+
+/// What is asked of a key pair, behind the colon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Attach,
+    Detach,
+}
+
+/// Answers `POST /v1/regions/{region}/keypairs/{keyName}:{verb}`.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn post(
+    State(platform): State<Platform>,
+    Path((region, target)): Path<(String, String)>,
+    body: RawBody,
+) -> Handled {
+    // A name holds no colon, so the last one is the verb's.
+    let (key_name, verb) = match target.rsplit_once(':') {
+        Some((name, "attach")) => (name, Verb::Attach),
+        Some((name, "detach")) => (name, Verb::Detach),
+        _ => return Err(ApiError::NoSuchPath),
+    };
+    let region = keypairs::region(&region)?;
+    let fields = Fields::read(body)?;
+    let ids = fields.instance_ids()?;
+    let verb = match verb {
+        Verb::Attach => OrderVerb::Attach(fields.password_auth()?),
+        Verb::Detach => OrderVerb::Detach,
+    };
+    // A name that cannot be is a name that is not there.
+    let no_key_pair = || ApiError::NoKeyPair(key_name.to_owned());
+    let key_name: KeyName = key_name.parse().map_err(|_| no_key_pair())?;
+    if !platform.store.has_key_pair(&region, &key_name).await? {
+        return Err(no_key_pair());
+    }
+    let instances = fit_instances(&platform, &region, &ids)?;
+    let order = Order {
+        region,
+        key_name,
+        verb,
+        instances: instances.iter().map(|instance| instance.id.clone()).collect(),
+    };
+    let placed = platform.store.place(&order).await?.map_err(|refused| match (refused, verb) {
+        (Refused::NoKeyPair, _) => ApiError::NoKeyPair(order.key_name.to_string()),
+        (Refused::Bound(id), OrderVerb::Attach(_)) => ApiError::AlreadyAttached(id),
+        (Refused::Bound(id), OrderVerb::Detach) => ApiError::OtherAttached(id),
+    })?;
+    log_placed(&platform, &order, &placed).await?;
+    let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
+    let deadline = Instant::now() + platform.attach_wait;
+    for (instance, placed) in instances.iter().zip(&placed) {
+        match accepted(&platform, instance, placed, deadline).await? {
+            true => succeeded.push(instance.id.as_str()),
+            false => failed.push(instance.id.as_str()),
+        }
+    }
+    Ok(Reply(json!({ "successInstanceId": succeeded, "failInstanceId": failed })))
+}
+
+/// The instances named, where all of them are there, run Linux, and are running or stopped: each fault is
+/// looked for on all instances before the next one is.
+fn fit_instances<'a>(
+    platform: &'a Platform,
+    region: &Region,
+    ids: &[&str],
+) -> Result<Vec<&'a Instance>, ApiError> {
+    let mut instances = Vec::with_capacity(ids.len());
+    for id in ids {
+        let found = platform.inventory.get(id).filter(|instance| instance.region == *region);
+        instances.push(found.ok_or_else(|| ApiError::NoInstance((*id).to_owned()))?);
+    }
+    if instances.iter().any(|instance| instance.os_type == OsType::Windows) {
+        return Err(ApiError::WindowsOs);
+    }
+    for instance in &instances {
+        match instance.status {
+            Status::Running | Status::Stopped => {}
+            Status::Other(_) => return Err(ApiError::InvalidStatus(instance.status.clone())),
+        }
+    }
+    Ok(instances)
+}
+
+/// Whether an instance counts as successful: a stopped one at once, a running one when its guest says so
+/// before the deadline. What comes later is stored all the same.
+async fn accepted(
+    platform: &Platform,
+    instance: &Instance,
+    placed: &Placed,
+    deadline: Instant,
+) -> Result<bool, StoreError> {
+    if instance.status == Status::Stopped {
+        return Ok(true);
+    }
+    let mut changes = platform.store.changes(&placed.instance);
+    loop {
+        changes.borrow_and_update();
+        if let Some(outcome) = platform.store.outcome(&placed.instance, &placed.command).await? {
+            return Ok(outcome.status == outcome::Status::Succeeded);
+        }
+        tokio::select! {
+            changed = changes.changed() => changed.map_err(|_| StoreError("it tells no changes".into()))?,
+            () = tokio::time::sleep_until(deadline) => break,
+            () = platform.shutdown.begun() => break,
+        }
+    }
+    warn!(instance = %instance.id, command = %placed.command, "the guest is silent; the command stays queued");
+    Ok(false)
+}
+
+async fn log_placed(platform: &Platform, order: &Order, placed: &[Placed]) -> Result<(), StoreError> {
+    let verb = match order.verb {
+        OrderVerb::Attach(_) => "attach",
+        OrderVerb::Detach => "detach",
+    };
+    for Placed { instance, command, fresh } in placed {
+        let binding = platform.store.binding(instance).await?;
+        let key = binding.map(|binding| binding.key_pair.key_pair.public_key.fingerprint().sha256);
+        let said = if *fresh { "queued" } else { "asked for again, still queued" };
+        let (key_name, key) = (&order.key_name, key.as_deref());
+        info!(%instance, %command, %key_name, key, "{verb}: {said}");
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Bodies of requests: a JSON object, whatever content type it claims to be, with fields nobody asked for.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use keypair_agent::policy::types::PasswordAuth;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+
+/// A request's body as the handlers take it.
+pub type RawBody = Result<Bytes, BytesRejection>;
+
+/// The fields of a request's body; `null` counts as absent.
+#[derive(Debug)]
+pub struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` where it is no JSON object or too long.
+    pub fn read(body: RawBody) -> Result<Self, ApiError> {
+        let bytes = body.map_err(|_| invalid("the body cannot be read: 64 KiB are read at most"))?;
+        Self::parse(&bytes)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        // serde_json's own message may quote the input; its place does not.
+        serde_json::from_slice(bytes).map(Self).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            invalid(format!("the body is not a JSON object (line {line}, column {column})"))
+        })
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A text that must be there.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` where it is not, or is no text.
+    pub fn text(&self, name: &str) -> Result<&str, ApiError> {
+        match self.get(name) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => Err(invalid(format!("{name} is not a string"))),
+            None => Err(invalid(format!("{name} is missing"))),
+        }
+    }
+
+    /// `instanceIds`, each once, in the order given.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` where it is not an array of at least one text.
+    pub fn instance_ids(&self) -> Result<Vec<&str>, ApiError> {
+        let wrong = || invalid("instanceIds is not an array of instance ids");
+        let values = self.get("instanceIds").ok_or_else(|| invalid("instanceIds is missing"))?;
+        let mut ids = Vec::new();
+        for value in values.as_array().ok_or_else(wrong)? {
+            let id = value.as_str().ok_or_else(wrong)?;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        if ids.is_empty() {
+            return Err(invalid("instanceIds is empty: at least one instance is needed"));
+        }
+        Ok(ids)
+    }
+
+    /// `passWordAuth`, in both spellings and with every value that real clients send; compared by meaning.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` where it is missing, contradicts itself or means nothing.
+    pub fn password_auth(&self) -> Result<PasswordAuth, ApiError> {
+        let mut found = None;
+        for name in ["passWordAuth", "passwordAuth"] {
+            let value = match self.get(name) {
+                None => continue,
+                Some(Value::Bool(true)) => PasswordAuth::Yes,
+                Some(Value::Bool(false)) => PasswordAuth::No,
+                Some(Value::String(text)) => text.parse().map_err(|error| invalid(format!("{error}")))?,
+                Some(_) => return Err(invalid("passWordAuth is 'yes' or 'no'")),
+            };
+            if found.is_some_and(|first| first != value) {
+                return Err(invalid("passWordAuth is given in both spellings, and they differ"));
+            }
+            found = Some(value);
+        }
+        found.ok_or_else(|| invalid("passWordAuth is missing: 'yes' or 'no' is needed"))
+    }
+}
+
+fn invalid(what: impl Into<String>) -> ApiError {
+    ApiError::InvalidArgument(what.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn fields(text: &str) -> Fields {
+        Fields::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn password_auth_has_two_spellings_and_many_words() {
+        for (text, meant) in [
+            (r#"{"passWordAuth":"yes"}"#, PasswordAuth::Yes),
+            (r#"{"passwordAuth":"No"}"#, PasswordAuth::No),
+            (r#"{"passwordAuth":"True"}"#, PasswordAuth::Yes),
+            (r#"{"passWordAuth":"FALSE"}"#, PasswordAuth::No),
+            (r#"{"passWordAuth":true}"#, PasswordAuth::Yes),
+            (r#"{"passWordAuth":false,"passwordAuth":null}"#, PasswordAuth::No),
+            (r#"{"passWordAuth":"no","passwordAuth":false}"#, PasswordAuth::No),
+        ] {
+            assert_eq!(fields(text).password_auth(), Ok(meant), "{text}");
+        }
+        for text in [
+            "{}",
+            r#"{"passWordAuth":null}"#,
+            r#"{"passWordAuth":"maybe"}"#,
+            r#"{"passWordAuth":1}"#,
+            r#"{"passWordAuth":"yes","passwordAuth":"no"}"#,
+            r#"{"passWordAuth":"yes","passwordAuth":"maybe"}"#,
+        ] {
+            assert!(matches!(fields(text).password_auth(), Err(ApiError::InvalidArgument(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn instance_ids_are_kept_once_and_in_order() {
+        assert_eq!(fields(r#"{"instanceIds":["b","a","b"]}"#).instance_ids().unwrap(), ["b", "a"]);
+        for text in ["{}", r#"{"instanceIds":[]}"#, r#"{"instanceIds":"a"}"#, r#"{"instanceIds":["a",1]}"#] {
+            assert!(fields(text).instance_ids().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_an_object_and_never_repeated() {
+        for text in ["", "[]", "null", "{\"a\":", "ssh-ed25519 AAAA"] {
+            let error = Fields::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("line ") && !error.contains("AAAA"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The envelope of every answer: `requestId`, and `result` or `error` (contract 9).
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::error::ApiError;
+use crate::ids;
+
+/// What a handler answers; [`wrap`] puts it into its envelope.
+#[derive(Debug, Clone)]
+pub struct Reply(pub Value);
+
+/// What a handler returns.
+pub type Handled = Result<Reply, ApiError>;
+
+#[derive(Clone)]
+struct Content(Result<Value, ApiError>);
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::OK.into_response();
+        response.extensions_mut().insert(Content(Ok(self.0)));
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.http_status().into_response();
+        response.extensions_mut().insert(Content(Err(self)));
+        response
+    }
+}
+
+/// Gives a request its id, and its answer the envelope; logs one line.
+pub async fn wrap(request: Request, next: Next) -> Response {
+    let id = ids::fresh();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = next.run(request).await;
+    let content = match response.extensions_mut().remove::<Content>() {
+        Some(Content(content)) => content,
+        None => Err(ApiError::from_http_status(response.status())),
+    };
+    let body = match content {
+        Ok(result) => {
+            info!(request = id, "{method} {path}: OK");
+            json!({ "requestId": id, "result": result })
+        }
+        Err(error) => {
+            *response.status_mut() = error.http_status();
+            info!(request = id, "{method} {path}: {}", loggable(&error));
+            let (code, status) = (error.http_status().as_u16(), error.status());
+            json!({ "requestId": id, "error": { "code": code, "status": status, "message": error.to_string() } })
+        }
+    };
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert("x-jdcloud-request-id", value);
+    }
+    *response.body_mut() = Body::from(body.to_string());
+    response
+}
+
+/// The error without what must not be logged: the text given as a public key.
+fn loggable(error: &ApiError) -> String {
+    match error {
+        ApiError::MalformedPublicKey(_) => "Malformed PublicKey".to_owned(),
+        // What the caller named is repeated; quoted, so that it cannot forge a line of the log.
+        other => format!("{} {:?}", other.status(), other.to_string()),
+    }
+}

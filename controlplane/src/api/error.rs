@@ -1,0 +1,125 @@
+//! What goes wrong at the API, word for word (contract 9).
+
+use std::fmt;
+
+use axum::http::StatusCode;
+use keypair_agent::policy::types::InstanceId;
+use tracing::error;
+
+use crate::inventory::Status;
+use crate::store::StoreError;
+
+/// An error of the API; its text is the platform's own, and ours for what the platform does not word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiError {
+    /// The instance runs Windows.
+    WindowsOs,
+    /// The instance is neither running nor stopped.
+    InvalidStatus(Status),
+    /// An attach, and something is bound.
+    AlreadyAttached(InstanceId),
+    /// A detach, and another key pair is bound.
+    OtherAttached(InstanceId),
+    /// No such instance in the region.
+    NoInstance(String),
+    /// No such key pair in the region.
+    NoKeyPair(String),
+    /// An import under a name that is taken.
+    NameInUse(String),
+    /// An import of something that is no public key that can be bound; the text given.
+    MalformedPublicKey(String),
+    /// Any other bad parameter: which, and what would do.
+    InvalidArgument(String),
+    /// No such path.
+    NoSuchPath,
+    /// The path does not know this method.
+    NoSuchMethod,
+    /// Something here failed; the log says what.
+    Internal,
+    /// Nobody knows what happened.
+    Unknown,
+}
+
+impl ApiError {
+    /// The HTTP status, which is the envelope's `code` too.
+    pub fn http_status(&self) -> StatusCode {
+        match self {
+            Self::WindowsOs
+            | Self::InvalidStatus(_)
+            | Self::AlreadyAttached(_)
+            | Self::OtherAttached(_)
+            | Self::NameInUse(_)
+            | Self::MalformedPublicKey(_)
+            | Self::InvalidArgument(_) => StatusCode::BAD_REQUEST,
+            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The envelope's `status`.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::WindowsOs
+            | Self::InvalidStatus(_)
+            | Self::AlreadyAttached(_)
+            | Self::OtherAttached(_)
+            | Self::NameInUse(_)
+            | Self::MalformedPublicKey(_) => "FAILED_PRECONDITION",
+            Self::InvalidArgument(_) => "INVALID_ARGUMENT",
+            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoSuchPath => "NOT_FOUND",
+            Self::NoSuchMethod => "METHOD_NOT_ALLOWED",
+            Self::Internal => "INTERNAL",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+
+    /// What is said of an answer that no handler of ours gave.
+    pub fn from_http_status(status: StatusCode) -> Self {
+        match status {
+            StatusCode::NOT_FOUND => Self::NoSuchPath,
+            StatusCode::METHOD_NOT_ALLOWED => Self::NoSuchMethod,
+            _ if status.is_client_error() => Self::InvalidArgument("the request cannot be read".into()),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WindowsOs => f.write_str("Windows OS doesn't support attach keypair."),
+            Self::InvalidStatus(status) => write!(f, "Invalid instance status {status}"),
+            Self::AlreadyAttached(id) => write!(f, "Already attached key pair. instance id {id}"),
+            Self::OtherAttached(id) => write!(f, "Already attached other keypair. instance id {id}"),
+            Self::NoInstance(id) => write!(f, "Instance '{id}' not found."),
+            Self::NoKeyPair(name) => write!(f, "Keypair '{name}' not found"),
+            Self::NameInUse(name) => write!(f, "KeyName '{name}' already in use"),
+            Self::MalformedPublicKey(text) => write!(f, "Malformed PublicKey {text}"),
+            Self::InvalidArgument(what) => f.write_str(what),
+            Self::NoSuchPath => f.write_str("no such path here"),
+            Self::NoSuchMethod => f.write_str("this path does not know this method"),
+            Self::Internal => f.write_str("Internal server error"),
+            Self::Unknown => f.write_str("Unknown server error"),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl From<StoreError> for ApiError {
+    fn from(cause: StoreError) -> Self {
+        error!("{cause}");
+        Self::Internal
+    }
+}
+
+/// Answers a path that is none.
+pub async fn no_such_path() -> ApiError {
+    ApiError::NoSuchPath
+}
+
+/// Answers a method that the path does not know.
+pub async fn no_such_method() -> ApiError {
+    ApiError::NoSuchMethod
+}

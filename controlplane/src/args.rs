@@ -1,0 +1,47 @@
+//! The command line (contract 9).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::store::StoreUrl;
+
+/// Reference control plane for keypair-agent.
+#[derive(Debug, Parser)]
+#[command(name = "keypair-controlplane", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Serve the platform's API and the metadata service until SIGTERM.
+    Serve(ServeArgs),
+}
+
+/// The flags of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where the platform's API listens; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8480")]
+    pub api: SocketAddr,
+    /// Where the metadata service listens; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8481")]
+    pub metadata: SocketAddr,
+    /// A running Linux instance in cn-north-1; may be repeated.
+    #[arg(long = "instance", value_name = "ID")]
+    pub instance_ids: Vec<String>,
+    /// A TOML file of instances: tables with id, region, os_type, status, hostname and address.
+    #[arg(long = "instances", value_name = "FILE")]
+    pub instances_file: Option<PathBuf>,
+    /// Where key pairs, bindings and commands are kept; memory: forgets them at the end.
+    #[arg(long, value_name = "URL", default_value = "memory:")]
+    pub store: StoreUrl,
+    /// How long an attach or detach waits for its running guests, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=300))]
+    pub attach_wait: u64,
+}

@@ -1,0 +1,328 @@
+//! The instances there are: from `--instance` and from the file of `--instances`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use keypair_agent::policy::types::{InstanceId, Invalid};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::keypair::Region;
+
+/// What runs in an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OsType {
+    /// Linux: key pairs can be bound.
+    #[default]
+    Linux,
+    /// Windows: they cannot.
+    Windows,
+}
+
+impl OsType {
+    /// The word of the metadata tree's `image/os-type`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Linux => "linux",
+            Self::Windows => "windows",
+        }
+    }
+}
+
+/// The state of an instance, as far as key pairs care.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Status {
+    /// Its agent answers.
+    #[default]
+    Running,
+    /// Its agent answers after the next boot.
+    Stopped,
+    /// Any other word of the platform's: key pairs can be neither bound nor unbound.
+    Other(String),
+}
+
+impl TryFrom<String> for Status {
+    type Error = Invalid;
+    fn try_from(word: String) -> Result<Self, Invalid> {
+        match word.as_str() {
+            "running" => Ok(Self::Running),
+            "stopped" => Ok(Self::Stopped),
+            "" => Err(Invalid("a status is a word: running, stopped or another of the platform's".into())),
+            _ => Ok(Self::Other(word)),
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Other(word) => word,
+        })
+    }
+}
+
+/// An instance of the platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// What identifies it.
+    pub id: InstanceId,
+    /// Where it is; it is not found elsewhere.
+    pub region: Region,
+    /// What runs in it.
+    pub os_type: OsType,
+    /// Whether it runs.
+    pub status: Status,
+    /// Its host name.
+    pub hostname: String,
+    /// The address its metadata calls come from.
+    pub address: Option<IpAddr>,
+}
+
+impl Instance {
+    /// A running Linux instance in cn-north-1.
+    fn plain(id: InstanceId) -> Self {
+        Self {
+            hostname: id.as_str().to_owned(),
+            id,
+            region: Region::default(),
+            os_type: OsType::default(),
+            status: Status::default(),
+            address: None,
+        }
+    }
+}
+
+/// Why the instances given are no inventory: what, where, and what would do.
+#[derive(Debug)]
+pub enum InventoryError {
+    /// A value of `--instance` is no instance id.
+    Flag(String),
+    /// The file cannot be read.
+    Unreadable(PathBuf, std::io::Error),
+    /// The file says something that cannot be.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line in it, from 1.
+        line: usize,
+        /// What is wrong, and what would do.
+        message: String,
+    },
+}
+
+impl fmt::Display for InventoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(message) => write!(f, "--instance: {message}"),
+            Self::Unreadable(path, error) => {
+                write!(f, "--instances: {} is not readable: {error}", path.display())
+            }
+            Self::File { path, line, message } => write!(f, "{}:{line}: {message}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for InventoryError {}
+
+/// All instances, by id.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    instances: BTreeMap<InstanceId, Instance>,
+}
+
+impl Inventory {
+    /// The instances of the flags and of the file.
+    ///
+    /// # Errors
+    /// An id that is none, is given twice or cannot stand in a path; a file that cannot be read or understood.
+    pub fn load(ids: &[String], file: Option<&Path>) -> Result<Self, InventoryError> {
+        let mut inventory = Self::default();
+        for text in ids {
+            let id = path_safe(text).map_err(|error| InventoryError::Flag(format!("'{text}': {error}")))?;
+            inventory.add(Instance::plain(id)).map_err(InventoryError::Flag)?;
+        }
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| InventoryError::Unreadable(path.to_owned(), error))?;
+            inventory.add_file(path, &text)?;
+        }
+        Ok(inventory)
+    }
+
+    fn add_file(&mut self, path: &Path, text: &str) -> Result<(), InventoryError> {
+        let at = |offset: usize, message: String| InventoryError::File {
+            path: path.to_owned(),
+            line: text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1,
+            message,
+        };
+        let file: FileForm = toml::from_str(text).map_err(|error| {
+            at(error.span().map_or(0, |span| span.start), error.message().trim().to_owned())
+        })?;
+        for entry in file.instances {
+            let start = entry.id.span().start;
+            let id = path_safe(entry.id.get_ref())
+                .map_err(|error| at(start, format!("id '{}': {error}", entry.id.get_ref())))?;
+            let instance = Instance {
+                hostname: entry.hostname.unwrap_or_else(|| id.as_str().to_owned()),
+                id,
+                region: entry.region,
+                os_type: entry.os_type,
+                status: entry.status,
+                address: entry.address,
+            };
+            self.add(instance).map_err(|message| at(start, message))?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, instance: Instance) -> Result<(), String> {
+        if self.instances.contains_key(&instance.id) {
+            return Err(format!("instance '{}' is given twice; ids are unique", instance.id));
+        }
+        let namesake = |other: &&Instance| instance.address.is_some() && other.address == instance.address;
+        if let Some(other) = self.instances.values().find(namesake) {
+            return Err(format!(
+                "instances '{}' and '{}' have the same address; a caller could not be told apart",
+                other.id, instance.id
+            ));
+        }
+        self.instances.insert(instance.id.clone(), instance);
+        Ok(())
+    }
+
+    /// The instance of that id.
+    pub fn get(&self, id: &str) -> Option<&Instance> {
+        self.instances.get(&id.parse().ok()?)
+    }
+
+    /// The instance whose address is the caller's, or the only one there is (contract 9).
+    pub fn of_caller(&self, caller: IpAddr) -> Option<&Instance> {
+        let caller = caller.to_canonical();
+        let by_address = self.instances.values().find(|instance| instance.address == Some(caller));
+        by_address.or_else(|| match self.instances.len() {
+            1 => self.instances.values().next(),
+            _ => None,
+        })
+    }
+
+    /// All instances, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.values()
+    }
+}
+
+/// An instance id that may be a segment of a path, as it is in the metadata service's.
+fn path_safe(text: &str) -> Result<InstanceId, Invalid> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if !text.bytes().all(allowed) || text == "." || text == ".." {
+        return Err(Invalid(
+            "an instance id is letters, digits, '-', '_' and '.' here, since it stands in a path".into(),
+        ));
+    }
+    text.parse()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileForm {
+    #[serde(rename = "instance", default)]
+    instances: Vec<InstanceForm>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InstanceForm {
+    id: Spanned<String>,
+    #[serde(default)]
+    region: Region,
+    #[serde(default)]
+    os_type: OsType,
+    #[serde(default)]
+    status: Status,
+    hostname: Option<String>,
+    address: Option<IpAddr>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn from_file(text: &str) -> Result<Inventory, String> {
+        let mut inventory = Inventory::default();
+        inventory.add_file(Path::new("fleet.toml"), text).map_err(|error| error.to_string())?;
+        Ok(inventory)
+    }
+
+    #[test]
+    fn a_flag_is_a_running_linux_instance_in_cn_north_1() {
+        let inventory = Inventory::load(&["i-1".into()], None).unwrap();
+        let instance = inventory.get("i-1").unwrap();
+        assert_eq!(instance.region.to_string(), "cn-north-1");
+        assert_eq!((instance.os_type, &instance.status), (OsType::Linux, &Status::Running));
+        assert_eq!(instance.hostname, "i-1");
+    }
+
+    #[test]
+    fn a_file_says_everything() {
+        let inventory = from_file(
+            "[[instance]]\nid = 'i-1'\nregion = 'cn-east-2'\nos_type = 'windows'\nstatus = 'error'\n\
+             hostname = 'web'\naddress = '10.0.0.3'\n[[instance]]\nid = 'i-2'\n",
+        )
+        .unwrap();
+        let first = inventory.get("i-1").unwrap();
+        assert_eq!(first.region.to_string(), "cn-east-2");
+        assert_eq!((first.os_type, first.status.to_string()), (OsType::Windows, "error".to_owned()));
+        assert_eq!(first.hostname, "web");
+        assert_eq!(inventory.get("i-2").unwrap().status, Status::Running);
+    }
+
+    #[test]
+    fn faults_name_file_and_line() {
+        let cases = [
+            ("[[instance]]\nid = 'i-1'\nregio = 'x'\n", "fleet.toml:3: ", "regio"),
+            ("[[instance]]\nid = 'i-1'\nos_type = 'bsd'\n", "fleet.toml:3: ", "bsd"),
+            ("[[instance]]\nid = 'i-1'\nstatus = ''\n", "fleet.toml:3: ", "status"),
+            ("[[instance]]\nid = 'i-1'\naddress = 'here'\n", "fleet.toml:3: ", "IP"),
+            ("[[instance]]\nid = 'i-1'\nregion = 'A B'\n", "fleet.toml:3: ", "region"),
+            ("\n[[instance]]\nstatus = 'running'\n", "fleet.toml:2: ", "id"),
+            ("[[instance]]\nid = 'a/b'\n", "fleet.toml:2: ", "a/b"),
+            ("[[instance]]\nid = 'i-1'\n\n[[instance]]\nid = 'i-1'\n", "fleet.toml:5: ", "twice"),
+            (
+                "[[instance]]\nid = 'a'\naddress = '::1'\n[[instance]]\nid = 'b'\naddress = '::1'\n",
+                "fleet.toml:5: ",
+                "same address",
+            ),
+            ("nonsense", "fleet.toml:1: ", ""),
+        ];
+        for (text, place, what) in cases {
+            let error = from_file(text).unwrap_err();
+            assert!(error.starts_with(place) && error.contains(what), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_are_held_to_the_same_rules() {
+        for bad in [vec!["".to_owned()], vec!["..".into()], vec!["i-1".into(), "i-1".into()]] {
+            assert!(matches!(Inventory::load(&bad, None), Err(InventoryError::Flag(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_caller_is_told_by_address_or_by_being_alone() {
+        let caller: IpAddr = "10.0.0.3".parse().unwrap();
+        let two =
+            from_file("[[instance]]\nid = 'a'\naddress = '10.0.0.3'\n[[instance]]\nid = 'b'\n").unwrap();
+        assert_eq!(two.of_caller(caller).unwrap().id.as_str(), "a");
+        assert_eq!(two.of_caller("::ffff:10.0.0.3".parse().unwrap()).unwrap().id.as_str(), "a");
+        assert!(two.of_caller("10.0.0.4".parse().unwrap()).is_none());
+        let one = Inventory::load(&["i-1".into()], None).unwrap();
+        assert_eq!(one.of_caller(caller).unwrap().id.as_str(), "i-1");
+    }
+}

@@ -1,0 +1,239 @@
+//! What one instance is bound to and what it has yet to do: the rules, without I/O, clock or chance.
+//!
+//! A ledger holds the binding that the guest last confirmed and the commands in sequence order. What is bound
+//! *now* is the confirmed binding with every unanswered command taken as done: a queued attach counts as
+//! attached, and when its result says `failed` it is no longer among the unanswered, so that the instance is
+//! free again, or still bound to what it was bound to before.
+
+use std::collections::VecDeque;
+
+use keypair_agent::policy::command::{Action, Command};
+use keypair_agent::policy::outcome::{Outcome, Status};
+use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, PasswordAuth, Sequence};
+
+use crate::keypair::StoredKeyPair;
+
+/// How many answered commands are kept to recognise a result that comes again; the agent keeps as many.
+const ANSWERED_KEPT: usize = 128;
+
+/// A key pair that is bound to an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// What is bound; it may have been deleted on the platform since.
+    pub key_pair: StoredKeyPair,
+    /// The password setting it was bound with.
+    pub password_auth: PasswordAuth,
+}
+
+/// The result of a command, with the bytes it came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What it says.
+    pub outcome: Outcome,
+    /// How it was said: the same bytes again are the same result.
+    pub bytes: Vec<u8>,
+}
+
+/// A command and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The command as it is handed out.
+    pub command: Command,
+    /// Its place in the order.
+    pub sequence: Sequence,
+    /// What an attach binds; `None` for a detach.
+    pub binding: Option<Binding>,
+    /// The guest's answer, once there is one.
+    pub answer: Option<Answer>,
+}
+
+/// What a new command is stamped with.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    /// Its id.
+    pub id: CommandId,
+    /// The time, in milliseconds since 1970.
+    pub now: u64,
+}
+
+/// What has to be done so that a request is met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// The same was asked before and is not answered yet: that command.
+    Waiting(CommandId),
+    /// This is to be queued.
+    Queue(Box<Entry>),
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotNow {
+    /// A key pair is bound that does not give way.
+    Bound,
+    /// No sequence is left: the clock or a store stands beyond 2^53 milliseconds.
+    NoSequence(Invalid),
+}
+
+/// What became of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It is stored.
+    Stored,
+    /// It was already, byte for byte.
+    Again,
+    /// Another one is.
+    Conflict,
+    /// There is no such command here.
+    Unknown,
+}
+
+/// One instance's binding and commands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    confirmed: Option<Binding>,
+    /// The command that `confirmed` comes from.
+    confirmed_by: Option<Sequence>,
+    /// In sequence order; the answered ones are dropped once there are many.
+    entries: VecDeque<Entry>,
+    highest: u64,
+}
+
+impl Ledger {
+    /// What is bound, every unanswered command taken as done.
+    pub fn binding(&self) -> Option<&Binding> {
+        self.unanswered().fold(self.confirmed.as_ref(), after)
+    }
+
+    /// The oldest command without a result.
+    pub fn oldest_unanswered(&self) -> Option<&Command> {
+        self.unanswered().next().map(|entry| &entry.command)
+    }
+
+    /// The command of that id.
+    pub fn entry(&self, id: &CommandId) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.command.id == *id)
+    }
+
+    /// What it takes to bind `key_pair`. A bound key pair gives way only where `is_live` says that it was
+    /// deleted on the platform; then the command replaces it.
+    ///
+    /// # Errors
+    /// [`NotNow::Bound`] where another attach came first, queued or done.
+    pub fn attach(
+        &self,
+        instance: &InstanceId,
+        wanted: &Binding,
+        is_live: impl Fn(&StoredKeyPair) -> bool,
+        stamp: Stamp,
+    ) -> Result<Next, NotNow> {
+        let replace = match self.binding() {
+            None => false,
+            Some(bound) => match self.unanswered().last() {
+                Some(last) if last.binding.as_ref().is_some_and(|queued| same(queued, wanted)) => {
+                    return Ok(Next::Waiting(last.command.id.clone()));
+                }
+                _ if !is_live(&bound.key_pair) => true,
+                _ => return Err(NotNow::Bound),
+            },
+        };
+        let action = Action::Attach {
+            key_pair: wanted.key_pair.key_pair.clone(),
+            password_auth: wanted.password_auth,
+            replace,
+        };
+        self.queued(instance, action, Some(wanted.clone()), stamp)
+    }
+
+    /// What it takes to unbind the key pair of that name. With nothing bound the guest is asked all the same:
+    /// it answers that there was nothing, and where this side forgot a binding it is gone afterwards.
+    ///
+    /// # Errors
+    /// [`NotNow::Bound`] where a key pair of another name is bound.
+    pub fn detach(&self, instance: &InstanceId, name: &KeyName, stamp: Stamp) -> Result<Next, NotNow> {
+        let action = Action::Detach { key_name: Some(name.clone()) };
+        match (self.binding(), self.unanswered().last()) {
+            (Some(bound), _) if bound.key_pair.key_pair.key_name != *name => Err(NotNow::Bound),
+            (None, Some(last)) if last.command.action == action => Ok(Next::Waiting(last.command.id.clone())),
+            _ => self.queued(instance, action, None, stamp),
+        }
+    }
+
+    /// Appends what [`Ledger::attach`] or [`Ledger::detach`] said is to be queued.
+    pub fn push(&mut self, entry: Entry) {
+        self.highest = self.highest.max(entry.sequence.into());
+        self.entries.push_back(entry);
+    }
+
+    /// Takes the result of a command.
+    pub fn settle(&mut self, answer: Answer) -> Settled {
+        let id = &answer.outcome.command_id;
+        let Some(entry) = self.entries.iter_mut().find(|entry| entry.command.id == *id) else {
+            return Settled::Unknown;
+        };
+        match &entry.answer {
+            Some(stored) if stored.bytes == answer.bytes => return Settled::Again,
+            Some(_) => return Settled::Conflict,
+            None => {}
+        }
+        let succeeded = answer.outcome.status == Status::Succeeded;
+        entry.answer = Some(answer);
+        // A guest acts in sequence order, so a late word on an older command says nothing about now.
+        if succeeded && self.confirmed_by.is_none_or(|sequence| sequence < entry.sequence) {
+            self.confirmed = after(self.confirmed.as_ref(), entry).cloned();
+            self.confirmed_by = Some(entry.sequence);
+        }
+        self.drop_oldest_answered();
+        Settled::Stored
+    }
+
+    fn unanswered(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.answer.is_none())
+    }
+
+    fn queued(
+        &self,
+        instance: &InstanceId,
+        action: Action,
+        binding: Option<Binding>,
+        stamp: Stamp,
+    ) -> Result<Next, NotNow> {
+        let sequence =
+            Sequence::try_from(stamp.now.max(self.highest.saturating_add(1))).map_err(NotNow::NoSequence)?;
+        let command = Command {
+            id: stamp.id,
+            sequence: Some(sequence),
+            instance_id: Some(instance.as_str().to_owned()),
+            action,
+            expires_at: None,
+        };
+        Ok(Next::Queue(Box::new(Entry { command, sequence, binding, answer: None })))
+    }
+
+    fn drop_oldest_answered(&mut self) {
+        let answered = self.entries.iter().filter(|entry| entry.answer.is_some()).count();
+        if answered > ANSWERED_KEPT
+            && let Some(oldest) = self.entries.iter().position(|entry| entry.answer.is_some())
+        {
+            self.entries.remove(oldest);
+        }
+    }
+}
+
+/// Whether two attaches ask the same.
+fn same(one: &Binding, other: &Binding) -> bool {
+    one.key_pair.id == other.key_pair.id && one.password_auth == other.password_auth
+}
+
+/// What is bound after a command, taken as done.
+fn after<'a>(bound: Option<&'a Binding>, entry: &'a Entry) -> Option<&'a Binding> {
+    match &entry.command.action {
+        Action::Attach { .. } => entry.binding.as_ref(),
+        Action::Detach { key_name } => {
+            bound.filter(|binding| Some(&binding.key_pair.key_pair.key_name) != key_name.as_ref())
+        }
+        Action::SetPasswordAuth { .. } => bound,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! The command channel (contract 3): commands out, results in, and what runs in the guest.
+
+use std::time::Duration;
+
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use keypair_agent::policy::outcome::{Outcome, Status};
+use keypair_agent::policy::types::CommandId;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{MetadataError, Subject, json};
+use crate::ledger::{Answer, Settled};
+use crate::platform::Platform;
+use crate::store::StoreError;
+
+/// The longest a poll waits, whatever it asks for.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+
+/// The query of a poll; without `wait` it does not wait.
+#[derive(Deserialize)]
+pub struct Poll {
+    #[serde(default)]
+    wait: u64,
+}
+
+/// Answers `GET keypair/command`: the oldest command without a result, at once or as soon as there is one.
+/// Handing out changes nothing, so a client that went away swallows nothing.
+///
+/// # Errors
+/// [`MetadataError`], where the poll is none, or the service ends under it.
+pub async fn command(
+    State(platform): State<Platform>,
+    Subject(instance): Subject,
+    poll: Result<Query<Poll>, QueryRejection>,
+) -> Result<Response, MetadataError> {
+    let Query(poll) = poll.map_err(|_| MetadataError::Bad("wait is not a number of seconds".into()))?;
+    let deadline = Instant::now() + Duration::from_secs(poll.wait).min(MAX_WAIT);
+    let mut changes = platform.store.changes(&instance.id);
+    loop {
+        changes.borrow_and_update();
+        if let Some(command) = platform.store.next(&instance.id).await? {
+            let text = serde_json::to_string(&command).map_err(|error| StoreError(error.to_string()))?;
+            info!(instance = %instance.id, command = %command.id, "handed out");
+            return Ok(json(text));
+        }
+        if poll.wait == 0 {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        tokio::select! {
+            changed = changes.changed() => changed.map_err(|_| StoreError("it tells no changes".into()))?,
+            () = tokio::time::sleep_until(deadline) => return Ok(StatusCode::NO_CONTENT.into_response()),
+            () = platform.shutdown.begun() => return Err(MetadataError::Ending),
+        }
+    }
+}
+
+/// The command whose result it is.
+#[derive(Deserialize)]
+pub struct OfCommand {
+    command: String,
+}
+
+/// Answers `PUT keypair/results/{commandId}`.
+///
+/// # Errors
+/// [`MetadataError`]: not found, no result of that command, or another one is stored.
+pub async fn result(
+    State(platform): State<Platform>,
+    Subject(instance): Subject,
+    Path(OfCommand { command }): Path<OfCommand>,
+    body: Result<axum::body::Bytes, BytesRejection>,
+) -> Result<StatusCode, MetadataError> {
+    let id: CommandId = command.parse().map_err(|_| MetadataError::NotFound)?;
+    if !platform.store.knows(&instance.id, &id).await? {
+        return Err(MetadataError::NotFound);
+    }
+    let bytes = body.map_err(|_| MetadataError::Bad("a result has 64 KiB at most".into()))?;
+    let outcome: Outcome = serde_json::from_slice(&bytes).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        MetadataError::Bad(format!("this is not a result (line {line}, column {column})"))
+    })?;
+    if outcome.command_id != id {
+        return Err(MetadataError::Bad("this is the result of another command".into()));
+    }
+    let answer = Answer { outcome: outcome.clone(), bytes: bytes.to_vec() };
+    match platform.store.settle(&instance.id, answer).await? {
+        Settled::Stored => {
+            // What a guest says is quoted, so that it cannot forge a line of the log.
+            match outcome.status {
+                Status::Succeeded => {
+                    info!(instance = %instance.id, command = %id, changed = outcome.changed, "succeeded");
+                }
+                Status::Failed => warn!(
+                    instance = %instance.id, command = %id, reason = ?outcome.reason, message = ?outcome.message,
+                    "failed in the guest"
+                ),
+            }
+            for warning in &outcome.warnings {
+                let (reason, message) = (warning.reason, &warning.message);
+                warn!(instance = %instance.id, command = %id, ?reason, ?message, "warned by the guest");
+            }
+            Ok(StatusCode::NO_CONTENT)
+        }
+        Settled::Again => Ok(StatusCode::NO_CONTENT),
+        Settled::Conflict => Err(MetadataError::Conflict),
+        Settled::Unknown => Err(MetadataError::NotFound),
+    }
+}
+
+/// Answers `PUT keypair/agent`: what runs in the guest, kept until it says it anew.
+///
+/// # Errors
+/// [`MetadataError::Bad`] where it is no JSON object.
+pub async fn agent(
+    State(platform): State<Platform>,
+    Subject(instance): Subject,
+    body: Result<axum::body::Bytes, BytesRejection>,
+) -> Result<StatusCode, MetadataError> {
+    let bytes = body.map_err(|_| MetadataError::Bad("a report has 64 KiB at most".into()))?;
+    let report: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|_| MetadataError::Bad("a report is a JSON object".into()))?;
+    let version = report.get("agentVersion").and_then(Value::as_str).unwrap_or_default();
+    let component = report.get("componentVersion").and_then(Value::as_str).unwrap_or_default();
+    info!(instance = %instance.id, ?version, ?component, "the agent reported");
+    platform.store.keep_report(&instance.id, bytes.to_vec()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

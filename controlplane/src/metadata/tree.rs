@@ -1,0 +1,105 @@
+//! The documented tree: a directory answers an array of names, a leaf a quoted text (contract 1).
+
+use axum::extract::{Path, State};
+use axum::response::Response;
+use base64ct::{Base64, Encoding};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{MetadataError, Subject, json as json_response};
+use crate::inventory::Instance;
+use crate::platform::Platform;
+
+/// The part of a path behind the base; absent for the base itself.
+#[derive(Deserialize)]
+pub struct Below {
+    #[serde(default)]
+    path: String,
+}
+
+/// Answers a `GET` in the tree.
+///
+/// # Errors
+/// [`MetadataError::NotFound`] for what is not in it.
+pub async fn get(
+    State(platform): State<Platform>,
+    Subject(instance): Subject,
+    Path(Below { path }): Path<Below>,
+) -> Result<Response, MetadataError> {
+    let bound = platform.store.binding(&instance.id).await?;
+    let key = bound.map(|binding| binding.key_pair.key_pair.public_key.line());
+    read(&instance, key.as_deref(), &path)
+        .map(|value| json_response(value.to_string()))
+        .ok_or(MetadataError::NotFound)
+}
+
+/// What stands at `path` for an instance that is bound to the key of this line. With nothing bound there is
+/// no `ssh-keys`: an empty one could be taken for a key.
+fn read(instance: &Instance, key: Option<&str>, path: &str) -> Option<Value> {
+    Some(match path.trim_matches('/') {
+        "" => json!([
+            "attributes/",
+            "network/",
+            "placement/",
+            "image/",
+            "description",
+            "instance-name",
+            "instance-type",
+            "instance-id",
+            "pin"
+        ]),
+        "attributes" => match key {
+            Some(_) => json!(["hostname", "ssh-keys"]),
+            None => json!(["hostname"]),
+        },
+        "attributes/hostname" => json!(instance.hostname),
+        "attributes/ssh-keys" => json!(Base64::encode_string(key?.as_bytes())),
+        "network" => json!([]),
+        "placement" => json!(["region"]),
+        "placement/region" => json!(instance.region.to_string()),
+        "image" => json!(["os-type"]),
+        "image/os-type" => json!(instance.os_type.as_str()),
+        "instance-id" => json!(instance.id.as_str()),
+        "instance-name" => json!(instance.hostname),
+        "description" | "instance-type" | "pin" => json!(""),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::inventory::Inventory;
+
+    #[test]
+    fn every_name_of_a_directory_is_there() {
+        let inventory = Inventory::load(&["i-1".into()], None).unwrap();
+        let instance = inventory.get("i-1").unwrap();
+        let mut directories = vec![String::new()];
+        let mut leaves = 0;
+        while let Some(directory) = directories.pop() {
+            for name in read(instance, Some("a key"), &directory).unwrap().as_array().unwrap() {
+                let path = format!("{directory}{}", name.as_str().unwrap());
+                match path.ends_with('/') {
+                    true => directories.push(path),
+                    false => {
+                        assert!(read(instance, Some("a key"), &path).unwrap().is_string(), "{path}");
+                        leaves += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(leaves, 9);
+    }
+
+    #[test]
+    fn nothing_bound_is_no_key() {
+        let inventory = Inventory::load(&["i-1".into()], None).unwrap();
+        let instance = inventory.get("i-1").unwrap();
+        assert_eq!(read(instance, None, "attributes/"), Some(json!(["hostname"])));
+        assert_eq!(read(instance, None, "attributes/ssh-keys"), None);
+        assert_eq!(read(instance, Some("a b"), "attributes/ssh-keys"), Some(json!("YSBi")));
+        assert_eq!(read(instance, None, "keypair"), None);
+    }
+}

@@ -1,0 +1,162 @@
+//! `serve`: both listeners, the first line, and the end.
+
+use std::fmt;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::ListenerExt;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::args::ServeArgs;
+use crate::inventory::{Inventory, InventoryError};
+use crate::platform::Platform;
+use crate::shutdown::Shutdown;
+use crate::{api, metadata};
+
+/// How long a connection may take to end once the service does.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why the service does not run.
+#[derive(Debug)]
+pub enum ServeError {
+    /// The instances given cannot be.
+    Inventory(InventoryError),
+    /// An address cannot be listened at.
+    Listen {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The system refuses what every service needs.
+    System(&'static str, std::io::Error),
+}
+
+impl ServeError {
+    /// 2 for errors of usage and configuration, 1 for what the moment does not allow.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Inventory(_) => 2,
+            Self::Listen { .. } | Self::System(..) => 1,
+        }
+    }
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inventory(error) => error.fmt(f),
+            Self::Listen { flag, address, cause } => {
+                write!(
+                    f,
+                    "cannot listen at {address}: {cause}; {flag} names another address, port 0 a free one"
+                )
+            }
+            Self::System(what, cause) => write!(f, "{what}: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for ServeError {}
+
+/// Runs the service until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where it cannot begin.
+pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
+    let inventory =
+        Inventory::load(&args.instance_ids, args.instances_file.as_deref()).map_err(ServeError::Inventory)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|cause| ServeError::System("cannot start the runtime", cause))?;
+    let ended = runtime.block_on(serve(args, inventory));
+    // What has not ended by now is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(args: &ServeArgs, inventory: Inventory) -> Result<(), ServeError> {
+    let catch = |kind| signal(kind).map_err(|cause| ServeError::System("cannot catch signals", cause));
+    let mut terminate = catch(SignalKind::terminate())?;
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let (api_listener, api_address) = listen("--api", args.api).await?;
+    let (metadata_listener, metadata_address) = listen("--metadata", args.metadata).await?;
+    if inventory.iter().next().is_none() {
+        warn!("there is no instance: nothing can be bound (--instance, --instances)");
+    }
+    announce(&first_line(api_address, metadata_address, &inventory))
+        .map_err(|cause| ServeError::System("cannot write to the standard output", cause))?;
+
+    let (trigger, shutdown) = Shutdown::channel();
+    let platform = Platform {
+        store: args.store.open(),
+        inventory: Arc::new(inventory),
+        attach_wait: Duration::from_secs(args.attach_wait),
+        shutdown: shutdown.clone(),
+    };
+    let api = tokio::spawn(face(api_listener, api::router(platform.clone()), shutdown.clone()));
+    let metadata = tokio::spawn(face(metadata_listener, metadata::router(platform), shutdown));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("ending");
+    trigger.fire();
+    let ends = async {
+        // A face that failed has ended, too.
+        let _ = api.await;
+        let _ = metadata.await;
+    };
+    if tokio::time::timeout(GRACE, ends).await.is_err() {
+        info!("some connections are cut");
+    }
+    Ok(())
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |cause| ServeError::Listen { flag, address, cause };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Serves one face until the end.
+async fn face(listener: TcpListener, router: Router, shutdown: Shutdown) {
+    let listener = listener.tap_io(|stream| {
+        // Without it an answer may wait for an acknowledgement; it comes all the same.
+        let _ = stream.set_nodelay(true);
+    });
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let ended = axum::serve(listener, service).with_graceful_shutdown(async move { shutdown.begun().await });
+    if let Err(error) = ended.await {
+        warn!("a listener ended: {error}");
+    }
+}
+
+/// The line that says where everything is (contract 9).
+fn first_line(api: SocketAddr, metadata: SocketAddr, inventory: &Inventory) -> String {
+    let bases: Map<String, Value> = inventory
+        .iter()
+        .map(|instance| {
+            let id = instance.id.to_string();
+            let base = format!("http://{metadata}/{id}/metadata/latest");
+            (id, Value::String(base))
+        })
+        .collect();
+    json!({ "api": format!("http://{api}"), "metadata": bases }).to_string()
+}
+
+fn announce(line: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
+}

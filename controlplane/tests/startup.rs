@@ -1,0 +1,71 @@
+//! How it begins and ends.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::net::TcpListener;
+
+use serde_json::json;
+use support::{Server, binary, file, http};
+
+#[test]
+fn the_first_line_says_where_everything_is() {
+    let server = Server::start(&["--instance", "i-b", "--instances", &file("[[instance]]\nid = 'i-a'\n")]);
+    let bases = server.bases.as_object().unwrap();
+    assert_eq!(bases.keys().collect::<Vec<_>>(), ["i-a", "i-b"]);
+    for (id, base) in bases {
+        let base = base.as_str().unwrap().strip_prefix("http://").unwrap();
+        let (host, path) = base.split_once('/').unwrap();
+        assert_eq!(path, format!("{id}/metadata/latest"));
+        assert_eq!(http(host, "GET", &format!("/{path}/instance-id"), "").json(), json!(id));
+    }
+    assert_eq!(http(&server.api, "GET", "/v1/regions/cn-north-1/keypairs", "").status, 200);
+}
+
+#[test]
+fn both_signals_end_it() {
+    for signal in ["TERM", "INT"] {
+        let (status, _) = Server::start(&["--instance", "i-1"]).end(signal);
+        assert_eq!(status.code(), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn errors_of_usage_and_configuration_exit_2_and_say_what_and_where() {
+    let bad = file("[[instance]]\nid = 'i-1'\nstate = 'running'\n");
+    let twice = file("[[instance]]\nid = 'i-1'\n");
+    for (args, said) in [
+        (vec![], "Usage"),
+        (vec!["serve", "--store", "sqlite:x.db"], "'memory:' is the one that can be used"),
+        (vec!["serve", "--api", "nowhere"], "--api"),
+        (vec!["serve", "--attach-wait", "soon"], "--attach-wait"),
+        (vec!["serve", "--access-keys", "x"], "--access-keys"),
+        (vec!["serve", "--signing-key", "x"], "--signing-key"),
+        (vec!["serve", "--instance", "a/b"], "'a/b'"),
+        (vec!["serve", "--instances", "/does/not/exist"], "/does/not/exist"),
+        (vec!["serve", "--instances", &bad], ".toml:3: "),
+        (vec!["serve", "--instance", "i-1", "--instances", &twice], ".toml:2: "),
+    ] {
+        let output = binary().args(&args).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(said), "{args:?}: {error}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_is_said() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = binary().args(["serve", "--metadata", "127.0.0.1:0", "--api", &address]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains(&address) && error.contains("--api"), "{error}");
+}
+
+#[test]
+fn the_version_is_the_agents() {
+    let output = binary().arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "keypair-controlplane 3.1.0\n");
+}
