@@ -1,0 +1,299 @@
+//! Contract 6 against the real sshd: whom we ask, for whom, and what is tried before it is live.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+
+#[path = "support/private_sshd.rs"]
+#[allow(dead_code)]
+mod private_sshd;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use keypair_agent::guest::sshd::{SshdSettings, ask_live, host_keys, observe, try_ahead};
+use keypair_agent::policy::observation::{Answer, Reload};
+use keypair_agent::policy::outcome::{Reason, Refusal};
+use private_sshd::{PrivateSshd, SSHD};
+
+fn passwords(answers: &[Answer]) -> Vec<bool> {
+    answers.iter().map(|answer| answer.effective.password_authentication()).collect()
+}
+
+fn refusal(settings: &SshdSettings) -> Refusal {
+    observe(settings, "root").unwrap_err()
+}
+
+#[test]
+fn the_listeners_options_are_repeated() {
+    needs_sshd!();
+    let sshd = PrivateSshd::daemon("PasswordAuthentication no", &["-o", "PasswordAuthentication=yes", "-4"]);
+    let settings = sshd.settings();
+    let seen = observe(&settings, "root").unwrap();
+    assert_eq!(seen.options, ["-o", "PasswordAuthentication=yes", "-4"]);
+    assert!(seen.running && seen.main_is_writable);
+    assert_eq!(passwords(&seen.answers), [true, true]);
+    let Reload::Pid { pid, arguments } = &seen.reload else { panic!("{:?}", seen.reload) };
+    assert_eq!(Some(*pid), sshd.pid());
+    assert_eq!(arguments[0], SSHD);
+    assert_eq!(seen.config.main, sshd.config());
+    assert_eq!(seen.config.files[&sshd.config()], fs::read(sshd.config()).unwrap());
+    // What the command line decides, no file turns off.
+    assert_eq!(passwords(&try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap()), [true, true]);
+    assert_eq!(passwords(&ask_live(&settings, &seen).unwrap()), [true, true]);
+}
+
+#[test]
+fn for_each_port_and_family() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let second = private_sshd::free_port();
+    sshd.configure(&format!("Port {second}\nListenAddress ::1"));
+    sshd.start(Path::new(SSHD), &["-D"]);
+    let seen = observe(&sshd.settings(), "root").unwrap();
+    let asked: Vec<String> = seen
+        .answers
+        .iter()
+        .map(|Answer { connection: c, .. }| {
+            format!("{} {} {} {} {}", c.user, c.host, c.addr, c.laddr, c.lport)
+        })
+        .collect();
+    let expected = |port: u16| {
+        [
+            format!("root 192.0.2.1 192.0.2.1 127.0.0.1 {port}"),
+            format!("root 2001:db8::1 2001:db8::1 ::1 {port}"),
+        ]
+    };
+    assert_eq!(asked, [expected(sshd.port), expected(second)].concat());
+}
+
+#[test]
+fn match_blocks_and_named_addresses() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files(
+        "AllowUsers root@192.0.2.1 root@*\nPasswordAuthentication no\nMatch User root Address 2001:db8::/32,*\n \
+         PasswordAuthentication yes\nMatch LocalPort 1\n X11Forwarding no",
+    );
+    let settings = sshd.settings();
+    let seen = observe(&settings, "root").unwrap();
+    assert!(!seen.running);
+    assert!(matches!(&seen.reload, Reload::None(text) if text.contains("there is no")), "{:?}", seen.reload);
+    assert_eq!(passwords(&seen.answers), [true, true]);
+    assert_eq!(seen.answers[0].connection.addr.to_string(), "198.51.100.1");
+    assert_eq!(seen.answers[1].connection.addr.to_string(), "3fff::1");
+    // A block decides over what stands ahead of it.
+    let tried = try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap();
+    assert_eq!(passwords(&tried), [true, true]);
+    assert_eq!(passwords(&observe(&settings, "nobody").unwrap().answers), [false, false]);
+}
+
+#[test]
+fn a_setting_is_tried_without_a_write() {
+    needs_sshd!();
+    let sshd = PrivateSshd::daemon("AuthenticationMethods publickey,password password", &[]);
+    let settings = sshd.settings();
+    let seen = observe(&settings, "root").unwrap();
+    let before = sshd.snapshot();
+    let tried = try_ahead(&settings, &seen, "KbdInteractiveAuthentication no").unwrap();
+    assert_eq!(passwords(&tried), [true, true]);
+    assert_eq!(tried[0].connection, seen.answers[0].connection);
+    let refused = try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap_err();
+    assert_eq!(refused.reason, Reason::SshdConfigRejected);
+    assert!(refused.message.contains("AuthenticationMethods"), "{}", refused.message);
+    let refused = try_ahead(&settings, &seen, "NoSuchOption yes").unwrap_err();
+    assert_eq!(refused.reason, Reason::SshdConfigRejected);
+    assert!(
+        refused.message.contains("the new setting: line 1: Bad configuration option"),
+        "{}",
+        refused.message
+    );
+    assert_eq!(sshd.snapshot(), before);
+}
+
+#[test]
+fn a_large_setting_goes_through_standard_input() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("");
+    let seen = observe(&sshd.settings(), "root").unwrap();
+    let ahead = format!("{}PasswordAuthentication no", "# a comment of some length\n".repeat(8000));
+    assert_eq!(passwords(&try_ahead(&sshd.settings(), &seen, &ahead).unwrap()), [false, false]);
+}
+
+/// OpenSSH before 8.2 has no Include: a stand-in that refuses it, and asks the real one for the rest.
+#[test]
+fn where_there_is_no_include_the_text_is_inlined() {
+    needs_sshd!();
+    let sshd =
+        PrivateSshd::files("PasswordAuthentication yes\nMatch User nobody\n PasswordAuthentication yes");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *-f\\ /dev/stdin*) ;; *) exec {SSHD} \"$@\" ;; esac\ntext=$(cat)\n\
+         case $text in *Include*) echo '/dev/stdin: line 2: Bad configuration option: Include' >&2; exit 255 ;; \
+         esac\nprintf '%s\\n' \"$text\" | exec {SSHD} \"$@\"\n"
+    );
+    fs::write(sshd.at("script"), script).unwrap();
+    let installed =
+        Command::new("install").arg("-m755").args([sshd.at("script"), sshd.at("old-sshd")]).status();
+    assert!(installed.unwrap().success());
+    let mut settings = sshd.settings();
+    settings.binary = sshd.at("old-sshd");
+    let seen = observe(&settings, "root").unwrap();
+    assert_eq!(passwords(&try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap()), [false, false]);
+    let nobody = observe(&settings, "nobody").unwrap();
+    assert_eq!(passwords(&try_ahead(&settings, &nobody, "PasswordAuthentication no").unwrap()), [true, true]);
+    let refused = try_ahead(&settings, &seen, "NoSuchOption yes").unwrap_err();
+    assert_eq!(refused.reason, Reason::SshdConfigRejected);
+}
+
+#[test]
+fn a_path_that_include_would_expand_is_refused() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("");
+    let mut settings = sshd.settings();
+    settings.config = sshd.at("a[b]c");
+    fs::copy(sshd.config(), &settings.config).unwrap();
+    let seen = observe(&settings, "root").unwrap();
+    assert_eq!(try_ahead(&settings, &seen, "Port 1").unwrap_err().reason, Reason::UnsafePath);
+}
+
+#[test]
+fn a_configuration_that_is_invalid_already() {
+    needs_sshd!();
+    let sshd = PrivateSshd::daemon("", &[]);
+    let seen = observe(&sshd.settings(), "root").unwrap();
+    sshd.configure("Nonsense yes");
+    let refused = refusal(&sshd.settings());
+    assert_eq!(refused.reason, Reason::SshdConfigAlreadyInvalid);
+    assert!(refused.message.contains(&*sshd.config().to_string_lossy()), "{}", refused.message);
+    assert!(refused.message.contains("line 6"), "{}", refused.message);
+    assert_eq!(ask_live(&sshd.settings(), &seen).unwrap_err().reason, Reason::SshdConfigRejected);
+}
+
+#[test]
+fn no_host_key_yet() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("PasswordAuthentication no");
+    fs::remove_file(sshd.at("host_key")).unwrap();
+    let seen = observe(&sshd.settings(), "root").unwrap();
+    assert_eq!(passwords(&seen.answers), [false, false]);
+    assert_eq!(seen.answers[0].effective.values("hostkey"), [sshd.at("host_key").to_string_lossy()]);
+    assert_eq!(
+        passwords(&try_ahead(&sshd.settings(), &seen, "PasswordAuthentication yes").unwrap()),
+        [true, true]
+    );
+    assert!(!sshd.at("run").exists());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("");
+    let with = |change: &dyn Fn(&mut SshdSettings)| {
+        let mut settings = sshd.settings();
+        change(&mut settings);
+        let refused = refusal(&settings);
+        assert_eq!(refused.reason, Reason::SshdNotFound, "{}", refused.message);
+        refused.message
+    };
+    let message = with(&|settings| settings.binary = PathBuf::from("/nonexistent/sshd"));
+    assert!(message.contains("/nonexistent/sshd") && message.contains("'binary'"), "{message}");
+    let message = with(&|settings| settings.config = PathBuf::from("/nonexistent/config"));
+    assert!(message.contains("/nonexistent/config") && message.contains("'config'"), "{message}");
+}
+
+#[test]
+fn another_main_file_than_the_configured_one() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let other = sshd.at("other_config");
+    fs::copy(sshd.config(), &other).unwrap();
+    sshd.start_on(Path::new(SSHD), &other, &[]);
+    let refused = refusal(&sshd.settings());
+    assert_eq!(refused.reason, Reason::SshdNotFound);
+    assert!(
+        refused.message.contains("other_config") && refused.message.contains("sshd_config"),
+        "{}",
+        refused.message
+    );
+    // The same file by another name is the same file.
+    let mut settings = sshd.settings();
+    settings.config = sshd.at("link");
+    std::os::unix::fs::symlink(&other, &settings.config).unwrap();
+    assert!(observe(&settings, "root").unwrap().running);
+}
+
+#[test]
+fn a_main_file_that_this_sshd_does_not_read_by_itself() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let config = sshd.config();
+    let text = fs::read_to_string(&config).unwrap();
+    let options: Vec<String> =
+        text.lines().filter_map(|line| line.split_once(' ')).map(|(k, v)| format!("-o{k}={v}")).collect();
+    let mut arguments: Vec<&str> = options.iter().map(String::as_str).collect();
+    arguments.push("-oBanner=none");
+    // Without -f it reads the one it was built with.
+    let started = Command::new(SSHD).args(&arguments).current_dir(sshd.at("")).status();
+    assert!(started.unwrap().success());
+    private_sshd::wait_until("pid file", || sshd.pid().is_some());
+    let refused = refusal(&sshd.settings());
+    assert_eq!(refused.reason, Reason::SshdNotFound);
+    assert!(refused.message.contains("/etc/ssh/sshd_config"), "{}", refused.message);
+    sshd.stop();
+}
+
+#[test]
+fn a_relative_main_file() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    sshd.start_on(Path::new(SSHD), Path::new("sshd_config"), &["-D"]);
+    let refused = refusal(&sshd.settings());
+    assert_eq!(refused.reason, Reason::SshdNotFound);
+    assert!(refused.message.contains("relative '-f sshd_config'"), "{}", refused.message);
+}
+
+#[test]
+fn pid_files_that_lead_to_no_listener() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let none = |text: &str| {
+        fs::write(sshd.pid_file(), text).unwrap();
+        match observe(&sshd.settings(), "root").map(|seen| (seen.running, seen.reload)) {
+            Ok((false, Reload::None(why))) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
+    let why = none(&format!("{}\n", sleeper.id()));
+    assert!(why.contains("no sshd listener"), "{why}");
+    assert!(sleeper.try_wait().unwrap().is_none());
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(none("4194304").contains("does not run"));
+    for garbage in ["", "sshd", "-1", "0"] {
+        fs::write(sshd.pid_file(), garbage).unwrap();
+        let refused = refusal(&sshd.settings());
+        assert_eq!(refused.reason, Reason::SshdNotFound);
+        assert!(refused.message.contains("holds no pid"), "{}", refused.message);
+    }
+    fs::remove_file(sshd.pid_file()).unwrap();
+    sshd.start(Path::new(SSHD), &[]);
+    let pid = sshd.pid().unwrap().to_string();
+    // The listener is there, and nobody says where.
+    fs::remove_file(sshd.pid_file()).unwrap();
+    let refused = refusal(&sshd.settings());
+    fs::write(sshd.pid_file(), &pid).unwrap();
+    assert_eq!(refused.reason, Reason::SshdNotFound);
+    assert!(refused.message.contains(&pid) && refused.message.contains("'pid_file'"), "{}", refused.message);
+}
+
+#[test]
+fn host_keys_are_told_by_fingerprint() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("HostKey /nonexistent/key");
+    let seen = observe(&sshd.settings(), "root").unwrap();
+    let keys = host_keys(&sshd.settings(), &seen);
+    let shown = Command::new("ssh-keygen").arg("-lf").arg(sshd.at("host_key.pub")).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert_eq!(keys.len(), 1);
+    assert_eq!(keys[0].0, "ssh-ed25519");
+    assert_eq!(Some(keys[0].1.as_str()), shown.split(' ').nth(1));
+}

@@ -1,0 +1,231 @@
+//! A metadata service that speaks the wire (contract 3), and can be told to speak it badly.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// What it answers to `keypair/command` instead of a command.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault {
+    /// A status line, headers and body, as they are.
+    Raw(Vec<u8>),
+    /// Nothing, while the connection stays.
+    Hang,
+    /// A byte of the head a second.
+    Drip,
+}
+
+#[derive(Default)]
+struct Inner {
+    commands: VecDeque<Value>,
+    results: Vec<(String, String)>,
+    announced: Vec<Value>,
+    polls: Vec<Instant>,
+    fault: Option<Fault>,
+    refuse_results: bool,
+}
+
+/// The service. It ends with the test.
+pub struct Metadata {
+    address: SocketAddr,
+    shared: Arc<(Mutex<Inner>, Condvar)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Metadata {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new((Mutex::new(Inner::default()), Condvar::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (for_thread, stopped) = (Arc::clone(&shared), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let shared = Arc::clone(&for_thread);
+                let stopped = Arc::clone(&stopped);
+                std::thread::spawn(move || serve(stream, &shared, &stopped));
+            }
+        });
+        Self { address, shared, stop }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/metadata/latest", self.address)
+    }
+
+    /// Queues a command; it is handed out until its result is stored.
+    pub fn queue(&self, command: Value) {
+        self.shared.0.lock().unwrap().commands.push_back(command);
+        self.shared.1.notify_all();
+    }
+
+    pub fn fault(&self, fault: Option<Fault>) {
+        self.shared.0.lock().unwrap().fault = fault;
+        self.shared.1.notify_all();
+    }
+
+    /// Whether results are answered with 503.
+    pub fn refuse_results(&self, refuse: bool) {
+        self.shared.0.lock().unwrap().refuse_results = refuse;
+    }
+
+    /// Every result that was stored, in order, byte for byte.
+    pub fn results(&self) -> Vec<(String, String)> {
+        self.shared.0.lock().unwrap().results.clone()
+    }
+
+    pub fn result(&self, id: &str) -> Option<Value> {
+        let results = self.results();
+        let (_, text) = results.iter().find(|(stored, _)| stored == id)?;
+        Some(serde_json::from_str(text).unwrap())
+    }
+
+    pub fn wait_for_result(&self, id: &str) -> Value {
+        super::wait_for(&format!("the result of {id}"), || self.result(id))
+    }
+
+    pub fn announced(&self) -> Vec<Value> {
+        self.shared.0.lock().unwrap().announced.clone()
+    }
+
+    /// When each poll for a command began.
+    pub fn polls(&self) -> Vec<Instant> {
+        self.shared.0.lock().unwrap().polls.clone()
+    }
+}
+
+impl Drop for Metadata {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.shared.1.notify_all();
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn serve(stream: TcpStream, shared: &(Mutex<Inner>, Condvar), stop: &AtomicBool) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut stream = stream;
+    loop {
+        let Some((method, path, body)) = request(&mut reader) else { return };
+        let path = path.strip_prefix("/metadata/latest/").unwrap_or(&path).to_owned();
+        let (resource, query) = path.split_once('?').unwrap_or((&path, ""));
+        let answered = match (method.as_str(), resource) {
+            ("GET", "instance-id") => answer(&mut stream, 200, "\"i-test\""),
+            ("GET", "keypair/command") => command(&mut stream, shared, query, stop),
+            ("PUT", "keypair/agent") => {
+                shared.0.lock().unwrap().announced.push(serde_json::from_slice(&body).unwrap());
+                answer(&mut stream, 200, "")
+            }
+            ("PUT", result) if result.starts_with("keypair/results/") => {
+                let id = result.trim_start_matches("keypair/results/");
+                let status = store(shared, id, &body);
+                answer(&mut stream, status, "")
+            }
+            _ => answer(&mut stream, 404, ""),
+        };
+        if answered.is_none() {
+            return;
+        }
+    }
+}
+
+fn request(reader: &mut BufReader<TcpStream>) -> Option<(String, String, Vec<u8>)> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
+    let mut words = line.split_whitespace();
+    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let mut length = 0;
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).ok()?;
+        if header.trim().is_empty() {
+            break;
+        }
+        if let Some((name, value)) = header.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((method, path, body))
+}
+
+fn answer(stream: &mut TcpStream, status: u16, body: &str) -> Option<()> {
+    let length = if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    write!(stream, "HTTP/1.1 {status} X\r\n{length}\r\n{body}").ok()
+}
+
+fn command(
+    stream: &mut TcpStream,
+    (inner, changed): &(Mutex<Inner>, Condvar),
+    query: &str,
+    stop: &AtomicBool,
+) -> Option<()> {
+    let wait: u64 = query.trim_start_matches("wait=").parse().unwrap_or(0);
+    let end = Instant::now() + Duration::from_secs(wait);
+    let mut guard = inner.lock().unwrap();
+    guard.polls.push(Instant::now());
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        match guard.fault.clone() {
+            None => {}
+            Some(Fault::Raw(bytes)) => {
+                drop(guard);
+                let _ = stream.write_all(&bytes);
+                return None;
+            }
+            Some(fault) => {
+                drop(guard);
+                let mut head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n".iter();
+                while !stop.load(Ordering::Relaxed) {
+                    if fault == Fault::Drip
+                        && let Some(byte) = head.next()
+                        && stream.write_all(&[*byte]).is_err()
+                    {
+                        return None;
+                    }
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                return None;
+            }
+        }
+        if let Some(command) = guard.commands.front() {
+            let body = command.to_string();
+            drop(guard);
+            return answer(stream, 200, &body);
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            drop(guard);
+            return answer(stream, 204, "");
+        }
+        guard = changed.wait_timeout(guard, left).unwrap().0;
+    }
+}
+
+fn store((inner, changed): &(Mutex<Inner>, Condvar), id: &str, body: &[u8]) -> u16 {
+    let mut inner = inner.lock().unwrap();
+    if inner.refuse_results {
+        return 503;
+    }
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    if let Some((_, stored)) = inner.results.iter().find(|(stored, _)| stored == id) {
+        return if *stored == text { 200 } else { 409 };
+    }
+    inner.results.push((id.to_owned(), text));
+    inner.commands.retain(|command| command["commandId"] != id);
+    changed.notify_all();
+    200
+}

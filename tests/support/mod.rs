@@ -1,0 +1,239 @@
+//! What every integration test stands on: a private sshd with the real client, a metadata service that speaks
+//! the wire, the built agent. Nothing needs a fixed port, and nothing is left behind.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+pub mod metadata;
+pub mod sshd;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub use metadata::Metadata;
+pub use sshd::Sshd;
+
+/// Says why a test cannot run here, and whether it can.
+pub fn available(what: &[&str]) -> bool {
+    for tool in what {
+        let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
+        if !found {
+            eprintln!("SKIPPED: {tool} is not installed");
+            return false;
+        }
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: not root, and a private sshd that logs root in needs it");
+        return false;
+    }
+    true
+}
+
+/// Waits for a condition that another process brings about; fails after a long while.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(90);
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A private folder whose every parent is root's, so that StrictModes accepts it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = PathBuf::from(format!("/run/keypair-agent-test.{}.{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").args(["-R", "-i"]).arg(&self.0).stderr(Stdio::null()).status();
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A guest: folder, sshd, component, configuration.
+pub struct Guest {
+    pub sshd: Sshd,
+    pub folder: Folder,
+    pub config: PathBuf,
+}
+
+/// What differs between guests.
+#[derive(Default)]
+pub struct Form<'a> {
+    /// Lines of the main file, ahead of the lines every guest has.
+    pub main: &'a str,
+    /// Whether the main file has no drop-in directory.
+    pub without_drop_ins: bool,
+    /// sshd's arguments besides `-f`.
+    pub arguments: &'a [&'a str],
+    /// Lines of the agent's configuration, ahead of its tables.
+    pub agent: &'a str,
+    /// Where the metadata service is.
+    pub metadata: Option<&'a Metadata>,
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        Self::of(Form::default())
+    }
+
+    pub fn of(form: Form<'_>) -> Self {
+        let folder = Folder::new();
+        let sshd = Sshd::start(folder.path(), &form);
+        let guest = Self { config: folder.path().join("agent.toml"), sshd, folder };
+        guest.component("3.0.1042");
+        let metadata = form.metadata.map_or("http://127.0.0.1:9/metadata/latest".to_owned(), Metadata::url);
+        fs::write(
+            &guest.config,
+            format!(
+                "{}\nmetadata_url = \"{metadata}\"\ncomponent_info = \"{dir}/componentInfo.cfg\"\n\
+                 state_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
+                 [sshd]\nconfig = \"{dir}/sshd_config\"\npid_file = \"{dir}/sshd.pid\"\n",
+                form.agent,
+                dir = guest.folder.path().display()
+            ),
+        )
+        .unwrap();
+        guest
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn component(&self, content: &str) {
+        fs::write(self.path("componentInfo.cfg"), content).unwrap();
+    }
+
+    /// The user's key file, as this sshd reads it.
+    pub fn key_file(&self) -> PathBuf {
+        self.path("keys/root")
+    }
+
+    pub fn drop_in(&self) -> PathBuf {
+        self.path("sshd_config.d/00-keypair-agent.conf")
+    }
+
+    pub fn agent(&self, arguments: &[&str]) -> Output {
+        self.agent_with_input(arguments, "")
+    }
+
+    pub fn agent_with_input(&self, arguments: &[&str], input: &str) -> Output {
+        use std::io::Write;
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// The agent as a process that is yet to be started.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keypair-agent"));
+        command.args(arguments).arg("--config").arg(&self.config);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// `apply` of a command; its result, which must agree with the exit status.
+    pub fn apply(&self, command: &Value) -> Value {
+        let output = self.agent_with_input(&["apply", "-"], &command.to_string());
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+            panic!("no result: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        });
+        let status = if result["status"] == "succeeded" { 0 } else { 1 };
+        assert_eq!(output.status.code(), Some(status), "{result}");
+        result
+    }
+
+    /// Every byte, mode and owner of what a command may touch.
+    pub fn snapshot(&self) -> Vec<(PathBuf, Vec<u8>, u32, u32)> {
+        use std::os::unix::fs::MetadataExt;
+        let mut seen = Vec::new();
+        for directory in ["", "keys", "sshd_config.d"] {
+            for entry in fs::read_dir(self.path(directory)).unwrap().flatten() {
+                let metadata = entry.path().symlink_metadata().unwrap();
+                let log = entry.path().extension().is_some_and(|extension| extension == "log");
+                if metadata.is_file() && !log {
+                    seen.push((entry.path(), fs::read(entry.path()).unwrap(), metadata.mode(), metadata.uid()));
+                }
+            }
+        }
+        seen.sort();
+        seen
+    }
+}
+
+/// A key pair of the user's, made by ssh-keygen.
+pub struct Key {
+    pub private: PathBuf,
+    pub line: String,
+}
+
+impl Key {
+    pub fn new(folder: &Folder, name: &str) -> Self {
+        Self::of_type(folder, name, &["-t", "ed25519"])
+    }
+
+    pub fn of_type(folder: &Folder, name: &str, kind: &[&str]) -> Self {
+        let private = folder.path().join(format!("{name}.key"));
+        let done = Command::new("ssh-keygen")
+            .args(["-q", "-N", "", "-C", &format!("{name}@laptop"), "-f"])
+            .arg(&private)
+            .args(kind)
+            .status()
+            .unwrap();
+        assert!(done.success());
+        let line = fs::read_to_string(private.with_extension("key.pub")).unwrap().trim_end().to_owned();
+        Self { private, line }
+    }
+
+    pub fn fingerprint(&self, hash: &str) -> String {
+        let output = Command::new("ssh-keygen").args(["-l", "-E", hash, "-f"]).arg(&self.private).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let print = text.split_whitespace().nth(1).unwrap();
+        print.strip_prefix("MD5:").unwrap_or(print).to_owned()
+    }
+}
+
+/// An `attach` for the console.
+pub fn attach(name: &str, key: &Key, password_auth: &str) -> Value {
+    serde_json::json!({ "action": "attach", "keyName": name, "publicKey": key.line, "passWordAuth": password_auth })
+}
+
+/// A `detach` for the console.
+pub fn detach(name: &str) -> Value {
+    serde_json::json!({ "action": "detach", "keyName": name })
+}
+
+/// A `setPasswordAuth` for the console.
+pub fn set_password_auth(password_auth: &str) -> Value {
+    serde_json::json!({ "action": "setPasswordAuth", "passWordAuth": password_auth })
+}
+
+/// A command with a field set or, by `null`, taken out.
+pub fn with(mut command: Value, name: &str, value: Value) -> Value {
+    let fields = command.as_object_mut().unwrap();
+    match value {
+        Value::Null => drop(fields.remove(name)),
+        value => drop(fields.insert(name.to_owned(), value)),
+    }
+    command
+}

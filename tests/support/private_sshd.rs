@@ -1,0 +1,176 @@
+//! A private sshd on a loopback port, with its own configuration, host key and pid file in a temporary
+//! directory. It is ended by its own pid, and only while its command line names that directory.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use keypair_agent::guest::sshd::SshdSettings;
+
+/// The real one.
+pub const SSHD: &str = "/usr/sbin/sshd";
+
+/// Why the tests with a real sshd can't run here.
+pub fn unavailable() -> Option<&'static str> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("not root");
+    }
+    (!Path::new(SSHD).exists()).then_some("there is no /usr/sbin/sshd")
+}
+
+/// Ends the test, loudly, where it cannot run.
+#[macro_export]
+macro_rules! needs_sshd {
+    () => {
+        if let Some(reason) = private_sshd::unavailable() {
+            eprintln!("SKIPPED: {reason}");
+            return;
+        }
+    };
+}
+
+/// A port that nobody has just now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The private sshd, or what one would be started from.
+pub struct PrivateSshd {
+    directory: tempfile::TempDir,
+    pub port: u16,
+    child: Option<Child>,
+}
+
+impl PrivateSshd {
+    /// Its files alone: nothing runs.
+    pub fn files(lines: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("private-sshd-").tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let sshd = Self { directory, port: free_port(), child: None };
+        let key = sshd.at("host_key");
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(key).status();
+        assert!(made.unwrap().success());
+        sshd.configure(lines);
+        sshd
+    }
+
+    /// Writes its configuration: what it needs, and `lines`.
+    pub fn configure(&self, lines: &str) {
+        let text = format!(
+            "Port {}\nListenAddress 127.0.0.1\nHostKey {}\nPidFile {}\nUsePAM no\n{lines}\n",
+            self.port,
+            self.at("host_key").display(),
+            self.pid_file().display()
+        );
+        fs::write(self.config(), text).unwrap();
+    }
+
+    /// As a daemon.
+    pub fn daemon(lines: &str, arguments: &[&str]) -> Self {
+        let mut sshd = Self::files(lines);
+        sshd.start(Path::new(SSHD), arguments);
+        sshd
+    }
+
+    /// Starts `binary` on its configuration; with `-D` among the arguments it stays our child.
+    pub fn start(&mut self, binary: &Path, arguments: &[&str]) {
+        let config = self.config();
+        self.start_on(binary, &config, arguments);
+    }
+
+    /// Starts `binary` in its directory, on any main file.
+    pub fn start_on(&mut self, binary: &Path, config: &Path, arguments: &[&str]) {
+        let mut command = Command::new(binary);
+        command.arg("-f").arg(config).args(arguments).current_dir(self.directory.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        if arguments.contains(&"-D") {
+            self.child = Some(child);
+        } else {
+            assert!(child.wait().unwrap().success());
+        }
+        wait_until("the private sshd writes its pid file", || self.pid().is_some());
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.at("sshd_config")
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.at("pid")
+    }
+
+    pub fn pid(&self) -> Option<i32> {
+        fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()
+    }
+
+    /// The agent's settings for it.
+    pub fn settings(&self) -> SshdSettings {
+        SshdSettings {
+            binary: PathBuf::from(SSHD),
+            config: self.config(),
+            pid_file: Some(self.pid_file()),
+            run_dir: self.at("run"),
+        }
+    }
+
+    /// Names and times of all that stands in its directory.
+    pub fn snapshot(&self) -> Vec<(PathBuf, std::time::SystemTime)> {
+        let mut entries: Vec<_> = fs::read_dir(self.directory.path())
+            .unwrap()
+            .flatten()
+            .map(|entry| (entry.path(), entry.metadata().unwrap().modified().unwrap()))
+            .collect();
+        entries.sort();
+        entries
+    }
+
+    /// Ends it, if it runs.
+    pub fn stop(&mut self) {
+        let listener = self.pid().filter(|pid| self.is_ours(*pid));
+        if let Some(pid) = listener {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while listener.is_some_and(|pid| self.is_ours(pid)) && Instant::now() < deadline {
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether a pid is a process that was started in our directory.
+    fn is_ours(&self, pid: i32) -> bool {
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        let directory = self.directory.path();
+        String::from_utf8_lossy(&cmdline).contains(&*directory.to_string_lossy())
+            || cwd.starts_with(directory)
+    }
+}
+
+impl Drop for PrivateSshd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Waits for something that will come; fails by its name where it does not.
+pub fn wait_until(what: &str, mut come: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !come() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        sleep(Duration::from_millis(5));
+    }
+}

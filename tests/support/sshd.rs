@@ -1,0 +1,126 @@
+//! A private sshd on a free port of loopback, and the real client against it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::{Form, Key, wait_for};
+
+pub struct Sshd {
+    child: Child,
+    folder: PathBuf,
+    pub port: u16,
+}
+
+/// A port that nothing listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Sshd {
+    pub fn start(folder: &Path, form: &Form<'_>) -> Self {
+        let port = free_port();
+        for directory in ["keys", "sshd_config.d"] {
+            fs::create_dir(folder.join(directory)).unwrap();
+        }
+        let key = folder.join("host_key");
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
+        assert!(made.unwrap().success());
+        let dir = folder.display();
+        let include = match form.without_drop_ins {
+            true => String::new(),
+            false => format!("Include {dir}/sshd_config.d/*.conf\n"),
+        };
+        fs::write(
+            folder.join("sshd_config"),
+            format!(
+                "{include}Port {port}\nListenAddress 127.0.0.1\nHostKey {dir}/host_key\nPidFile {dir}/sshd.pid\n\
+                 AuthorizedKeysFile {dir}/keys/%u\nUsePAM no\nPermitRootLogin yes\n{}",
+                form.main
+            ),
+        )
+        .unwrap();
+        Self { child: Self::spawn(folder, form.arguments), folder: folder.to_owned(), port }.ready()
+    }
+
+    fn spawn(folder: &Path, arguments: &[&str]) -> Child {
+        // sshd refuses to start without it; a running system has it, a fresh machine may not.
+        let _ = fs::create_dir("/run/sshd");
+        let log = fs::File::create(folder.join("sshd.log")).unwrap();
+        Command::new("/usr/sbin/sshd")
+            .arg("-D")
+            .arg("-e")
+            .arg("-f")
+            .arg(folder.join("sshd_config"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    fn ready(self) -> Self {
+        wait_for("sshd to listen", || std::net::TcpStream::connect(("127.0.0.1", self.port)).ok());
+        wait_for("sshd's pid file", || fs::read_to_string(self.folder.join("sshd.pid")).ok());
+        self
+    }
+
+    /// Whether the listener this test started still lives.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn client(&self) -> Command {
+        let mut command = Command::new("ssh");
+        command
+            .args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"])
+            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args(["-o", "ControlPath=none", "-p", &self.port.to_string()])
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Whether this key lets root in.
+    pub fn lets_in(&self, key: &Key) -> bool {
+        let mut client = self.client();
+        client.arg("-i").arg(&key.private).args(["root@127.0.0.1", "true"]);
+        client.stderr(Stdio::null()).status().unwrap().success()
+    }
+
+    /// The methods that the running sshd offers.
+    pub fn offers(&self) -> Vec<String> {
+        wait_for("sshd's offer", || {
+            let mut client = self.client();
+            client.args(["-v", "-o", "PreferredAuthentications=none", "root@127.0.0.1", "true"]);
+            let output = client.output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let (_, methods) = text.split_once("Authentications that can continue: ")?;
+            Some(methods.lines().next()?.trim().split(',').map(str::to_owned).collect())
+        })
+    }
+
+    /// Whether the running sshd offers password login.
+    pub fn offers_password(&self) -> bool {
+        self.offers().iter().any(|method| method == "password")
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        // Another one may have taken its place: it is found by the pid file of this test's own folder.
+        if let Ok(text) = fs::read_to_string(self.folder.join("sshd.pid"))
+            && let Ok(pid) = text.trim().parse::<i32>()
+            && pid != self.child.id() as i32
+        {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
