@@ -9,15 +9,17 @@ use super::{FAILED, diff};
 pub(super) fn check(config: &Config, json: bool) -> u8 {
     let transaction = super::transaction(config);
     let mut checks = Vec::new();
-    checks.push(match transaction.load() {
-        Ok(state) if state.remembers_anything() => Check::fails(
-            "state",
-            "it remembers an instance, a key pair or results; run 'keypair-agent undo', then remove the state file",
-        ),
-        Ok(_) => Check::holds("state", "nothing is remembered"),
-        Err(refusal) => Check::fails("state", &refusal.message),
-    }
-    .at(Some(&config.state_dir.join("state.json")), None));
+    checks.push(
+        match transaction.load() {
+            Ok(state) if state.remembers_anything() => Check::fails(
+                "state",
+                "it remembers a key pair, a setting or results of this instance; run 'keypair-agent undo'",
+            ),
+            Ok(_) => Check::holds("state", "nothing is remembered"),
+            Err(refusal) => Check::fails("state", &refusal.message),
+        }
+        .at(Some(&config.state_dir.join("state.json")), None),
+    );
     let standing = transaction.standing();
     for edit in &standing.edits {
         let message = format!("{} of ours stands there; run 'keypair-agent undo'", diff::what(edit));

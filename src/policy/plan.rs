@@ -74,8 +74,8 @@ pub struct Draft {
     pub ahead: Option<String>,
     /// What is bound afterwards.
     pub binding: Option<Binding>,
-    /// The key that was unbound, by a detach.
-    pub unbound: Option<PublicKey>,
+    /// The key pair that was unbound, by a detach.
+    pub unbound: Option<KeyPair>,
     warnings: Vec<Warning>,
     takes_away: Option<PublicKey>,
     own_lines: Vec<KeyLine>,
@@ -94,8 +94,8 @@ pub struct Plan {
     pub expect: Option<PasswordAuth>,
     /// What is bound afterwards.
     pub binding: Option<Binding>,
-    /// The key that was unbound, by a detach.
-    pub unbound: Option<PublicKey>,
+    /// The key pair that was unbound, by a detach.
+    pub unbound: Option<KeyPair>,
     /// What sshd said, with the plan's lines ahead.
     pub answers: Vec<Answer>,
     /// What the owner should know.
@@ -262,8 +262,8 @@ impl Draft {
     fn unbind(&mut self, facts: &Facts, bound: Option<&Binding>, known: &[PublicKey]) {
         self.binding = None;
         self.key_edits.extend(key_edit(&facts.account, &facts.key_file, known, Vec::new()));
-        self.unbound = bound.map(|bound| bound.key_pair.public_key.clone());
-        let Some(unbound) = &self.unbound else { return };
+        self.unbound = bound.map(|bound| bound.key_pair.clone());
+        let Some(KeyPair { public_key: unbound, .. }) = &self.unbound else { return };
         let path = &facts.key_file.path;
         if let Some(copy) = authorized_keys::copy_of(&self.own_lines, unbound) {
             self.warnings.push(
@@ -291,7 +291,7 @@ impl Draft {
             self.warnings.push(Warning::new(
                 WarningReason::NoWayIn,
                 format!(
-                    "user {} has no key left in {} and passwords are off: attach a key pair or allow password login",
+                    "user {} has no key left in {}, and no password would let him in; attach a key pair or allow password login",
                     facts.account.name,
                     path.display()
                 ),

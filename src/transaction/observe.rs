@@ -56,7 +56,8 @@ impl<G: Guest> Transaction<G> {
             self.guest.reload_is_safe(sshd)?;
         }
         if let Some(unbound) = &plan.unbound {
-            sheet.outcome.fingerprint = Some(unbound.fingerprint());
+            sheet.outcome.fingerprint = Some(unbound.public_key.fingerprint());
+            sheet.outcome.key_name = Some(unbound.key_name.clone());
         }
         Ok(Prepared { plan, facts })
     }

@@ -246,9 +246,9 @@ impl<G: Guest> Transaction<G> {
             Action::Attach { key_pair, password_auth, .. } => {
                 format!("key pair {} is bound for {user}; {}", key_pair.key_name, password(password_auth))
             }
-            Action::Detach { .. } => match &state.binding {
-                Some(unbound) => format!("key pair {} is unbound", unbound.key_pair.key_name),
-                None if changed => "the block of an earlier key pair is taken out".to_owned(),
+            Action::Detach { .. } => match &plan.unbound {
+                Some(unbound) => format!("key pair {} is unbound", unbound.key_name),
+                None if changed => "what was left of a block of ours is taken out".to_owned(),
                 None => "no key pair was bound".to_owned(),
             },
             Action::SetPasswordAuth { password_auth } => password(password_auth).to_owned(),

@@ -201,9 +201,10 @@ impl State {
         }
     }
 
-    /// Whether it holds anything that belongs to one instance.
+    /// Whether it holds anything but the instance's id, which a clone replaces by its own.
     pub fn remembers_anything(&self) -> bool {
-        *self != Self { version: self.version, ..Self::default() }
+        let instance_id = self.instance_id.clone();
+        *self != Self { version: self.version, instance_id, ..Self::default() }
     }
 
     /// Forgets binding, sequence and results, as `undo` does (contract 8). The instance stays the same, and a

@@ -56,9 +56,10 @@ impl<G: Guest> Transaction<G> {
         for edit in keys {
             self.take_out(edit, &mut undone);
         }
-        state.forget();
-        if let Err(refusal) = self.save(&state) {
-            undone.failures.push(refusal);
+        // What could not be taken back is still known to the next try.
+        if undone.failures.is_empty() {
+            state.forget();
+            undone.failures.extend(self.save(&state).err());
         }
         Ok(undone)
     }

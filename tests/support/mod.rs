@@ -20,7 +20,8 @@ pub use sshd::Sshd;
 /// Says why a test cannot run here, and whether it can.
 pub fn available(what: &[&str]) -> bool {
     for tool in what {
-        let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
+        let found =
+            ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
         if !found {
             eprintln!("SKIPPED: {tool} is not installed");
             return false;
@@ -156,7 +157,11 @@ impl Guest {
     pub fn apply(&self, command: &Value) -> Value {
         let output = self.agent_with_input(&["apply", "-"], &command.to_string());
         let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
-            panic!("no result: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+            panic!(
+                "no result: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            )
         });
         let status = if result["status"] == "succeeded" { 0 } else { 1 };
         assert_eq!(output.status.code(), Some(status), "{result}");
@@ -172,7 +177,12 @@ impl Guest {
                 let metadata = entry.path().symlink_metadata().unwrap();
                 let log = entry.path().extension().is_some_and(|extension| extension == "log");
                 if metadata.is_file() && !log {
-                    seen.push((entry.path(), fs::read(entry.path()).unwrap(), metadata.mode(), metadata.uid()));
+                    seen.push((
+                        entry.path(),
+                        fs::read(entry.path()).unwrap(),
+                        metadata.mode(),
+                        metadata.uid(),
+                    ));
                 }
             }
         }
@@ -206,7 +216,8 @@ impl Key {
     }
 
     pub fn fingerprint(&self, hash: &str) -> String {
-        let output = Command::new("ssh-keygen").args(["-l", "-E", hash, "-f"]).arg(&self.private).output().unwrap();
+        let output =
+            Command::new("ssh-keygen").args(["-l", "-E", hash, "-f"]).arg(&self.private).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let print = text.split_whitespace().nth(1).unwrap();
         print.strip_prefix("MD5:").unwrap_or(print).to_owned()

@@ -25,7 +25,8 @@ impl Sshd {
             fs::create_dir(folder.join(directory)).unwrap();
         }
         let key = folder.join("host_key");
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
         assert!(made.unwrap().success());
         let dir = folder.display();
         let include = match form.without_drop_ins {
@@ -79,7 +80,16 @@ impl Sshd {
     fn client(&self) -> Command {
         let mut command = Command::new("ssh");
         command
-            .args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"])
+            .args([
+                "-F",
+                "none",
+                "-o",
+                "BatchMode=yes",
+                "-o",
+                "IdentitiesOnly=yes",
+                "-o",
+                "IdentityAgent=none",
+            ])
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
             .args(["-o", "ControlPath=none", "-p", &self.port.to_string()])
             .stdin(Stdio::null());
@@ -118,7 +128,8 @@ impl Drop for Sshd {
             && let Ok(pid) = text.trim().parse::<i32>()
             && pid != self.child.id() as i32
         {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
