@@ -1,0 +1,383 @@
+//! From bytes to a command: every fault of contract 3's "parse", in its order.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64ct::{Base64, Encoding};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Action, ActionName, Command, KeyPair, Origin, Received, Unanswerable};
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::public_key::PublicKey;
+use crate::policy::types::{CommandId, KeyName, PasswordAuth, Sequence};
+
+/// Reads a command's bytes. An envelope's payload is read as the command (contract 3, "Signed commands").
+///
+/// The console may leave the `commandId` out: its command then gets `fallback_id`. It is answered under that id
+/// too where it is no command at all, since a person waits for an answer.
+///
+/// # Errors
+/// [`Unanswerable`] where the channel's bytes are not a JSON object with a usable `commandId`.
+pub fn parse(bytes: &[u8], origin: Origin, fallback_id: &CommandId) -> Result<Received, Unanswerable> {
+    let read = Fields::of_command(bytes).and_then(|fields| Ok((fields.id()?, fields)));
+    let (id, fields) = match (read, origin) {
+        (Ok((Some(id), fields)), _) => (id, fields),
+        (Ok((None, fields)), Origin::Console) => (fallback_id.clone(), fields),
+        (Ok((None, _)), Origin::Channel) => return Err(Unanswerable("the command has no commandId".into())),
+        (Err(why), Origin::Channel) => return Err(why),
+        (Err(Unanswerable(why)), Origin::Console) => {
+            return Ok(Received {
+                id: fallback_id.clone(),
+                action: None,
+                instance_id: None,
+                key_name: None,
+                password_auth: None,
+                command: Err(malformed(why)),
+            });
+        }
+    };
+    let refusal = match fields.command(&id, origin) {
+        Ok(command) => return Ok(command.into()),
+        Err(refusal) => refusal,
+    };
+    let action = fields.action();
+    let named = fields.string("keyName").ok().flatten().and_then(|name| name.parse().ok());
+    Ok(Received {
+        id,
+        action,
+        instance_id: fields.string("instanceId").ok().flatten().map(str::to_owned),
+        key_name: named.filter(|_| action != Some(ActionName::SetPasswordAuth)),
+        password_auth: fields.password_auth().ok().filter(|_| action != Some(ActionName::Detach)),
+        command: Err(refusal),
+    })
+}
+
+/// The fields of a JSON object; the first of two of the same name, and that there were two.
+struct Fields {
+    map: BTreeMap<String, Value>,
+    repeated: Option<String>,
+    contradictory_id: bool,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields { map: BTreeMap::new(), repeated: None, contradictory_id: false };
+                while let Some((name, value)) = access.next_entry::<String, Value>()? {
+                    match fields.map.get(&name) {
+                        None => drop(fields.map.insert(name, value)),
+                        Some(first) => {
+                            fields.contradictory_id |= name == "commandId" && *first != value;
+                            fields.repeated.get_or_insert(name);
+                        }
+                    }
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+impl Fields {
+    /// The fields of a command, bare or as an envelope's payload.
+    fn of_command(bytes: &[u8]) -> Result<Self, Unanswerable> {
+        let fields = Self::from_json(bytes)?;
+        let Some(Value::String(payload)) = fields.get("payload").filter(|_| fields.has("signature")) else {
+            return Ok(fields);
+        };
+        if fields.has("commandId") {
+            return Ok(fields);
+        }
+        let payload = Base64::decode_vec(payload.trim_end())
+            .map_err(|_| Unanswerable("the envelope's payload is not base64".into()))?;
+        Self::from_json(&payload)
+    }
+
+    /// The `commandId`; `None` where there is none.
+    fn id(&self) -> Result<Option<CommandId>, Unanswerable> {
+        match self.get("commandId") {
+            Some(_) if self.contradictory_id => {
+                Err(Unanswerable("the command has two different commandIds".into()))
+            }
+            None => Ok(None),
+            Some(Value::String(text)) => text
+                .parse()
+                .map(Some)
+                .map_err(|error| Unanswerable(format!("the commandId is not usable: {error}"))),
+            Some(_) => Err(Unanswerable("the commandId is not a string".into())),
+        }
+    }
+
+    fn from_json(bytes: &[u8]) -> Result<Self, Unanswerable> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            // serde_json's own message may quote the input; its place does not.
+            Unanswerable(format!(
+                "the command is not a JSON object (line {}, column {})",
+                error.line(),
+                error.column()
+            ))
+        })
+    }
+
+    /// The value of a field; `null` counts as absent.
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    fn string(&self, name: &str) -> Result<Option<&str>, Refusal> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(malformed(format!("{name} is not a string"))),
+        }
+    }
+
+    fn action(&self) -> Option<ActionName> {
+        match self.string("action") {
+            Ok(Some("attach")) => Some(ActionName::Attach),
+            Ok(Some("detach")) => Some(ActionName::Detach),
+            Ok(Some("setPasswordAuth")) => Some(ActionName::SetPasswordAuth),
+            _ => None,
+        }
+    }
+
+    /// Both spellings, compared by meaning.
+    fn password_auth(&self) -> Result<PasswordAuth, Refusal> {
+        let invalid = |why: &str| Refusal::new(Reason::InvalidPasswordAuth, format!("passWordAuth {why}"));
+        let mut found = None;
+        for name in ["passWordAuth", "passwordAuth"] {
+            let value = match self.get(name) {
+                None => continue,
+                Some(Value::Bool(true)) => PasswordAuth::Yes,
+                Some(Value::Bool(false)) => PasswordAuth::No,
+                Some(Value::String(text)) => {
+                    text.parse().map_err(|_| invalid("is neither 'yes' nor 'no'"))?
+                }
+                Some(_) => return Err(malformed(format!("{name} is neither a string nor a boolean"))),
+            };
+            if found.is_some_and(|first| first != value) {
+                return Err(invalid("is given in both spellings, and they differ"));
+            }
+            found = Some(value);
+        }
+        found.ok_or_else(|| invalid("is missing: 'yes' or 'no' is required"))
+    }
+
+    fn key_name(&self) -> Result<KeyName, Refusal> {
+        let invalid =
+            |why: String| Refusal::new(Reason::InvalidKeyName, format!("keyName is refused: {why}"));
+        match self.string("keyName")? {
+            None => Err(invalid("it is missing".into())),
+            Some(text) => text.parse().map_err(|error| invalid(format!("{error}"))),
+        }
+    }
+
+    fn public_key(&self) -> Result<PublicKey, Refusal> {
+        match self.string("publicKey")? {
+            None => Err(Refusal::new(Reason::InvalidPublicKey, "publicKey is missing")),
+            Some(text) => PublicKey::parse(text),
+        }
+    }
+
+    fn sequence(&self, origin: Origin) -> Result<Option<Sequence>, Refusal> {
+        match (self.get("sequence"), origin) {
+            (None, Origin::Console) => Ok(None),
+            (None, Origin::Channel) => Err(malformed("sequence is missing")),
+            (Some(value), _) => value
+                .as_u64()
+                .and_then(|number| Sequence::try_from(number).ok())
+                .map(Some)
+                .ok_or_else(|| malformed("sequence is not an integer from 1 to 2^53-1")),
+        }
+    }
+
+    fn command(&self, id: &CommandId, origin: Origin) -> Result<Command, Refusal> {
+        if let Some(name) = &self.repeated {
+            return Err(malformed(match name.as_str() {
+                known @ ("commandId" | "sequence" | "action" | "instanceId" | "keyName" | "publicKey"
+                | "passWordAuth" | "passwordAuth" | "replace" | "expiresAt") => {
+                    format!("{known} is given twice")
+                }
+                _ => "a field is given twice".to_owned(),
+            }));
+        }
+        let sequence = self.sequence(origin)?;
+        let instance_id = self.string("instanceId")?.map(str::to_owned);
+        if instance_id.is_none() && origin == Origin::Channel {
+            return Err(malformed("instanceId is missing"));
+        }
+        let expires_at = match self.string("expiresAt")? {
+            None => None,
+            Some(text) => Some(
+                OffsetDateTime::parse(text, &Rfc3339)
+                    .map_err(|_| malformed("expiresAt is not an RFC 3339 time"))?,
+            ),
+        };
+        let name = match self.string("action")? {
+            None => return Err(malformed("action is missing")),
+            Some(_) => self
+                .action()
+                .ok_or_else(|| malformed("action is none of 'attach', 'detach' and 'setPasswordAuth'"))?,
+        };
+        let action = match name {
+            ActionName::Attach => {
+                let replace = match self.get("replace") {
+                    None => false,
+                    Some(Value::Bool(replace)) => *replace,
+                    Some(_) => return Err(malformed("replace is not a boolean")),
+                };
+                // All that is malformed comes before the reasons a field has of its own.
+                let faults = [self.key_name().err(), self.public_key().err(), self.password_auth().err()];
+                let faults = faults.iter().flatten();
+                if let Some(fault) = faults.clone().find(|fault| fault.reason == Reason::MalformedCommand) {
+                    return Err(fault.clone());
+                }
+                Action::Attach {
+                    key_pair: KeyPair { key_name: self.key_name()?, public_key: self.public_key()? },
+                    password_auth: self.password_auth()?,
+                    replace,
+                }
+            }
+            ActionName::Detach => Action::Detach { key_name: Some(self.key_name()?) },
+            ActionName::SetPasswordAuth => Action::SetPasswordAuth { password_auth: self.password_auth()? },
+        };
+        Ok(Command { id: id.clone(), sequence, instance_id, action, expires_at })
+    }
+}
+
+fn malformed(why: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::MalformedCommand, format!("the command is malformed: {}", why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use Reason::{InvalidKeyName, InvalidPasswordAuth, InvalidPublicKey, MalformedCommand};
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
+
+    fn fallback() -> CommandId {
+        "made".parse().unwrap()
+    }
+
+    fn received(text: &str) -> Received {
+        parse(text.as_bytes(), Origin::Channel, &fallback()).unwrap()
+    }
+
+    fn attach(rest: &str) -> String {
+        format!(r#"{{"commandId":"c","sequence":1,"instanceId":"i","action":"attach"{rest}}}"#)
+    }
+
+    fn whole(password_auth: &str) -> String {
+        attach(&format!(r#","keyName":"k","publicKey":"{KEY}","passWordAuth":{password_auth}"#))
+    }
+
+    #[test]
+    fn a_command_survives_its_own_serialization() {
+        for text in [
+            whole("\"no\""),
+            r#"{"commandId":"c","sequence":9007199254740991,"instanceId":"i","action":"detach","keyName":"k"}"#.into(),
+            r#"{"commandId":"c","sequence":1,"instanceId":"i","action":"setPasswordAuth","passWordAuth":"YES",
+                "expiresAt":"2026-12-01T00:00:00Z","keyName":5,"replace":"x"}"#
+                .into(),
+        ] {
+            let command = received(&text).command.unwrap();
+            assert_eq!(received(&serde_json::to_string(&command).unwrap()).command.unwrap(), command);
+        }
+    }
+
+    #[test]
+    fn reasons_in_their_order() {
+        let key = format!(r#","publicKey":"{KEY}""#);
+        for (text, reason) in [
+            (attach(""), InvalidKeyName),
+            (attach(r#","keyName":"a b""#), InvalidKeyName),
+            (attach(r#","keyName":"k""#), InvalidPublicKey),
+            (attach(&format!(r#","keyName":"k"{key}"#)), InvalidPasswordAuth),
+            (attach(&format!(r#","keyName":"k"{key},"passWordAuth":"maybe""#)), InvalidPasswordAuth),
+            (attach(&format!(r#","keyName":"k"{key},"passWordAuth":1"#)), MalformedCommand),
+            (attach(r#","keyName":"","passWordAuth":[]"#), MalformedCommand),
+            (
+                attach(&format!(r#","keyName":"k"{key},"passWordAuth":"yes","replace":"true""#)),
+                MalformedCommand,
+            ),
+            (attach(r#","keyName":"k","keyName":"k""#), MalformedCommand),
+            (attach(r#","expiresAt":"tomorrow""#), MalformedCommand),
+            (r#"{"commandId":"c","instanceId":"i","action":"attach"}"#.into(), MalformedCommand),
+            (r#"{"commandId":"c","sequence":1,"action":"attach"}"#.into(), MalformedCommand),
+            (r#"{"commandId":"c","sequence":1,"instanceId":"i"}"#.into(), MalformedCommand),
+            (r#"{"commandId":"c","sequence":1,"instanceId":"i","action":"reboot"}"#.into(), MalformedCommand),
+            (
+                r#"{"commandId":"c","sequence":1.5,"instanceId":"i","action":"detach","keyName":"k"}"#.into(),
+                MalformedCommand,
+            ),
+        ] {
+            assert_eq!(received(&text).command.unwrap_err().reason, reason, "{text}");
+        }
+    }
+
+    #[test]
+    fn both_spellings_are_compared_by_meaning() {
+        let both = |one: &str, other: &str| {
+            received(&whole(&format!(r#"{one},"passwordAuth":{other}"#)))
+                .command
+                .map_err(|refusal| refusal.reason)
+        };
+        assert!(both("\"yes\"", "true").is_ok());
+        assert!(both("false", "\"No\"").is_ok());
+        assert_eq!(both("\"yes\"", "\"no\"").unwrap_err(), InvalidPasswordAuth);
+        assert_eq!(both("\"yes\"", "\"on\"").unwrap_err(), InvalidPasswordAuth);
+    }
+
+    #[test]
+    fn what_cannot_be_answered() {
+        for text in [
+            "",
+            "[]",
+            "null",
+            "7",
+            "{",
+            r#"{"sequence":1}"#,
+            r#"{"commandId":7}"#,
+            r#"{"commandId":".."}"#,
+            r#"{"commandId":"a","commandId":"b"}"#,
+        ] {
+            assert!(parse(text.as_bytes(), Origin::Channel, &fallback()).is_err(), "{text}");
+            let at_the_console = parse(text.as_bytes(), Origin::Console, &fallback()).unwrap();
+            assert_eq!(
+                (at_the_console.id, at_the_console.command.unwrap_err().reason),
+                (fallback(), MalformedCommand)
+            );
+        }
+    }
+
+    #[test]
+    fn a_field_of_another_action_is_ignored() {
+        let text = r#"{"commandId":"c","sequence":1,"instanceId":"i","action":"detach","keyName":"k","passWordAuth":7}"#;
+        let received = received(text);
+        assert_eq!(received.password_auth, None);
+        assert!(received.command.is_ok());
+    }
+
+    #[test]
+    fn an_envelope_is_obeyed_as_its_payload() {
+        let payload = Base64::encode_string(whole("true").as_bytes());
+        let text = format!(r#"{{"payload":"{payload}","signature":"-----BEGIN SSH SIGNATURE-----"}}"#);
+        assert_eq!(received(&text), received(&whole("true")));
+    }
+}
