@@ -22,6 +22,7 @@ use time::OffsetDateTime;
 use crate::policy::edit::FileKind;
 use crate::policy::observation::{Account, Answer, ConfigTree, KeyFile, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::public_key::PublicKey;
 use crate::policy::types::{CommandId, ContentHash};
 
 use files::FileError;
@@ -102,6 +103,12 @@ pub trait Guest {
     /// Removes those in the state directory.
     fn sweep_state(&mut self);
 
+    /// Whether OpenSSH itself reads this key: a point that is not on its curve looks well-formed here, and sshd
+    /// passes such a line over. Where there is no ssh-keygen(1) to ask, it is taken for readable.
+    ///
+    /// # Errors
+    /// `INVALID_PUBLIC_KEY`, `IO_ERROR`.
+    fn reads_key(&self, key: &PublicKey) -> Result<(), Refusal>;
     /// The sshd of this guest, found and asked (contract 6).
     ///
     /// # Errors

@@ -12,11 +12,12 @@ use crate::policy::component;
 use crate::policy::edit::FileKind;
 use crate::policy::observation::{Account, Answer, ConfigTree, KeyFile, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::public_key::PublicKey;
 use crate::policy::types::{CommandId, ContentHash};
 
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
-use super::{Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, service};
+use super::{Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, service};
 
 /// How long a command waits for its turn (contract 8).
 const TURN: Duration = Duration::from_secs(20);
@@ -173,6 +174,18 @@ impl Guest for RealGuest {
         let swept = StateDirectory::open(&self.state_dir, false).and_then(|directory| directory.sweep());
         if let Err(error) = swept {
             tracing::warn!("temporaries of an earlier run may be left: {error}");
+        }
+    }
+
+    fn reads_key(&self, key: &PublicKey) -> Result<(), Refusal> {
+        match child::run(Path::new("ssh-keygen"), &["-l", "-f", "-"], &format!("{}\n", key.line())) {
+            Ok(output) if output.succeeded() => Ok(()),
+            Ok(_) => Err(Refusal::new(
+                Reason::InvalidPublicKey,
+                "publicKey is refused: ssh-keygen -l cannot read it, and so could sshd not; make a new key",
+            )),
+            Err(error) if error.is_missing_program() => Ok(()),
+            Err(error) => Err(Refusal::new(Reason::IoError, error.to_string())),
         }
     }
 

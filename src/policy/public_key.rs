@@ -222,3 +222,85 @@ fn split_word(text: &str) -> (&str, &str) {
 fn invalid(why: &str) -> Refusal {
     Refusal::new(Reason::InvalidPublicKey, format!("publicKey is refused: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
+    const RSA_2048: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQCI9jzNlp5KiAb4JIO7tbA5Ru4POU1NtTpTwwDJ6bwE00PRuSHByNr3pzSsVsuMjEXahtFCMtycUvqC1+fqv/jWxZWpSi+3Ag7yKRvzHu9zAYNUPFHChXFfZNGrkNSLtRErjL2k5mPjwVax8q1WX0ZJEeSLuX2v0chA4xeQEOHCYx8cm+QaGdUTGbogTd3ao2lvwMssKvPrs2qaN8Fzb9TYt0mwITW71YyDSVpGTxDowIgkuaMU1lnTJzsAmCeZpMDfNTYUl2GLm1ypNAL4ASYADBnnV1pRSe+0GhSdSH1OOIJutkL4YwOjQVOEDkc3EEBY8SwVjrOrvcEbj/N5Z88r";
+    const ACCEPTED: [&str; 7] = [
+        ED25519,
+        RSA_2048,
+        "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBFwqkl3S48X6z9EaFcU3vkiTTaPppyQlUdaxAJdrd2FeDpAIJ11FDK3qvPMTHibeMMC9Zil1TcRE3CtOphwyTOY=",
+        "ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTItbmlzdHAzODQAAAAIbmlzdHAzODQAAABhBK0gowBafdXjrhdc3YqMA9mMaeinH5ecON43+4VN5eBATi2Us13e7CNCJiBtnsi5CTi1y2slSihHvr/kTOxeKWW4YOKdLSvCDElSm476rYE0y/nGTdfiognrUVdkypvK5g==",
+        "ecdsa-sha2-nistp521 AAAAE2VjZHNhLXNoYTItbmlzdHA1MjEAAAAIbmlzdHA1MjEAAACFBAFZDzZ5BlEZeQNPm03W1CBxBTv26z5XCstgq0hjoA6LBcKYCJHMo+3JZf579j+Mmp2rbWV3I0jBtrYlex9cDAK5SgH/KvqAV36e4nOUB+dWBqaP3go7MzSyE/K61Y60CcqZTswWr8Mn1I9vzCszusoq3zLI0Uni0/cqW+eNksui4NSHYw==",
+        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfxAAAABHNzaDo=",
+        "sk-ecdsa-sha2-nistp256@openssh.com AAAAInNrLWVjZHNhLXNoYTItbmlzdHAyNTZAb3BlbnNzaC5jb20AAAAIbmlzdHAyNTYAAABBBFwqkl3S48X6z9EaFcU3vkiTTaPppyQlUdaxAJdrd2FeDpAIJ11FDK3qvPMTHibeMMC9Zil1TcRE3CtOphwyTOYAAAAEc3NoOg==",
+    ];
+    const WEAK: [&str; 3] = [
+        "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQCeNIHRXa13Y4dOl1rbPD6zwSFBgaftYIGLoWxeTb/DGufM2lobuR8oP6Gbn2y3NxHUnrGZ/PLLacABAvVSORWC2xcug6luG5Qb3EmckcczWs749wAW6wTPIAuciaCHq+CZP2G38C/fbIITcJ2UFZ/6A5IDFO4/nFrN3vthKzhJnw==",
+        "ssh-dss AAAAB3NzaC1kc3MAAACBANTN+YnQ7U1joh5OPkGHesZxWZrhxVR4NN94ciXIKHuN0IxkjiPtiXKfG3S0iBv9wlGa1WNMTkOuzn3PcJtmPKVX4UCyggDFVwf4wKwLPn6C06GQV9YvEVsMoUEgFTQg7Sg06mq3tJbJgniAUTBW7gX8/yVXzlZUwaD9y+PPA4WLAAAAFQDfzn06P/MNf7sEUQWNVCdq7cyTIQAAAIEArhruBzWNV9iDpXk/evBXu0bza7Ck36DeY2/ZwR+fDIyl8+cTJzUaRdPfwQy4WgO8QMzIG887LLPoRxDoywZ7WSzCsgdbWgzd8vR6MrVXE849gCx4p5SU1+N/31qaJAgSpA8h2c/VOKIt9ZLEbdqgKAX8tcQHHCrP0Bugb+KN0NwAAACALiSc2RbOe9O1GOxCmQq9j4qoDgXSX1WWAd3H8hBEwnCgqdD3Z0pfXlVe1K57nwi9MoMv1VrMmO0lxDQ492LNogqw4JnHwbMIDi16+8xeFaure+MilN7lNvQgA539m2ir77AApqeiN2pLk6BiS0BAeL4zjd3Y3J83zqLaXiQpQoo=",
+        // Exponent 1: a signature is its own message.
+        "ssh-rsa AAAAB3NzaC1yc2EAAAABAQAAAQEAiPY8zZaeSogG+CSDu7WwOUbuDzlNTbU6U8MAyem8BNND0bkhwcja96c0rFbLjIxF2obRQjLcnFL6gtfn6r/41sWVqUovtwIO8ikb8x7vcwGDVDxRwoVxX2TRq5DUi7URK4y9pOZj48FWsfKtVl9GSRHki7l9r9HIQOMXkBDhwmMfHJvkGhnVExm6IE3d2qNpb8DLLCrz67NqmjfBc2/U2LdJsCE1u9WMg0laRk8Q6MCIJLmjFNZZ0yc7AJgnmaTA3zU2FJdhi5tcqTQC+AEmAAwZ51daUUnvtBoUnUh9TjiCbrZC+GMDo0FThA5HNxBAWPEsFY6zq73BG4/zeWfPKw==",
+    ];
+
+    fn reason(text: &str) -> Reason {
+        PublicKey::parse(text).unwrap_err().reason
+    }
+
+    #[test]
+    fn accepted_kinds() {
+        for line in ACCEPTED {
+            let key = PublicKey::parse(line).unwrap();
+            assert_eq!(key.line(), line);
+            assert_eq!(PublicKey::parse(&format!("{line} me@laptop, at home\n")).unwrap(), key);
+            assert_eq!(
+                PublicKey::parse(&Base64::encode_string(format!("{line} c\n").as_bytes())).unwrap(),
+                key
+            );
+        }
+    }
+
+    #[test]
+    fn weak_kinds() {
+        for line in WEAK {
+            assert_eq!(reason(line), Reason::WeakPublicKey, "{line}");
+        }
+    }
+
+    #[test]
+    fn refused_lines() {
+        let blob = ED25519.split(' ').nth(1).unwrap();
+        let trailing = Base64::encode_string(&[Base64::decode_vec(blob).unwrap(), vec![0]].concat());
+        for line in [
+            String::new(),
+            "ssh-ed25519".into(),
+            "ssh-ed25519 AAAA".into(),
+            format!("no-pty {ED25519}"),
+            format!("command=\"x\" {ED25519}"),
+            format!("{ED25519}\n{ED25519}"),
+            format!("{ED25519}\r\n"),
+            format!("{ED25519} a\0b"),
+            format!("{ED25519} {RSA_2048}"),
+            format!("ssh-rsa {blob}"),
+            format!("ecdsa-sha2-nistp256 {blob}"),
+            format!("ssh-ed25519-cert-v01@openssh.com {blob}"),
+            format!("ssh-ed25519 {trailing}"),
+            format!("ssh-ed25519 {}", blob.trim_end_matches('x')),
+            format!("{ED25519} {}", "c".repeat(16 * 1024)),
+            Base64::encode_string(b"not a key"),
+        ] {
+            assert_eq!(reason(&line), Reason::InvalidPublicKey, "{line:.200}");
+        }
+    }
+
+    #[test]
+    fn no_key_text_in_debug() {
+        let key = PublicKey::parse(ED25519).unwrap();
+        assert!(!format!("{key:?}").contains("AAAA"));
+        assert!(key.fingerprint().sha256.starts_with("SHA256:"));
+        assert_eq!(key.fingerprint().md5.len(), 47);
+    }
+}

@@ -30,6 +30,9 @@ impl<G: Guest> Transaction<G> {
     pub fn prepare(&self, command: &Command, state: &State, sheet: &mut Sheet) -> Result<Prepared, Refusal> {
         let instance_id = self.settings.instance(state);
         plan::admit(&command.action, state.binding.as_ref(), instance_id)?;
+        if let Some(key) = command.action.public_key() {
+            self.guest.reads_key(key)?;
+        }
         let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
         let present = facts.sshd.iter().flat_map(|sshd| &sshd.answers).next();
         sheet.outcome.effective = present.map(|answer| answer.effective.report());
