@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use serde_json::json;
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth, with};
+use support::{Guest, Key, attach, available, detach};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 

@@ -290,7 +290,7 @@ fn host_keys_are_told_by_fingerprint() {
     needs_sshd!();
     let sshd = PrivateSshd::files("HostKey /nonexistent/key");
     let seen = observe(&sshd.settings(), "root").unwrap();
-    let keys = host_keys(&sshd.settings(), &seen);
+    let keys = host_keys(&seen);
     let shown = Command::new("ssh-keygen").arg("-lf").arg(sshd.at("host_key.pub")).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert_eq!(keys.len(), 1);

@@ -54,9 +54,8 @@ impl<G: Guest> Transaction<G> {
         state: &mut State,
         sheet: &mut Sheet,
     ) -> Judgement {
-        match self.obey(command, state, sheet) {
-            Err(refusal) => return Judgement::Refuse(refusal),
-            Ok(()) => {}
+        if let Err(refusal) = self.obey(command, state, sheet) {
+            return Judgement::Refuse(refusal);
         }
         if let Some(expires_at) = command.expires_at {
             let now = self.guest.now();
