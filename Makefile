@@ -1,0 +1,28 @@
+# Two targets do everything on a fresh machine: `make demo` and `make test`.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench size deps
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## bind a key to a private sshd through the control plane, log in with it, take it away again
+	@bash demo/demo.sh
+
+test: deps ## every test; what a machine cannot run says why it is skipped
+	cargo test --workspace
+
+check: ## format, lints, documentation, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+	cargo deny --workspace check bans licenses sources
+
+bench: deps ## one attach against the floor (write + fsync + rename + fsync of the directory)
+	cargo bench -p keypair-agent
+
+size: ## the release binary's size, and its memory while it waits for commands
+	@bash demo/footprint.sh
+
+deps: ## what the tests need besides Rust: sshd, ssh, strace, setfacl
+	@bash demo/install-tools.sh sshd ssh ssh-keygen strace setfacl
