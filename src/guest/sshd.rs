@@ -219,14 +219,19 @@ fn refuse_an_unseen_listener(
     }
     let ports = listening_ports(effective);
     let sockets = sockets::listening(None).unwrap_or_default();
-    let taken = sockets.iter().any(|socket| ports.contains(&socket.address.port()));
+    let Some(taken) = sockets.iter().map(|socket| socket.address.port()).find(|port| ports.contains(port))
+    else {
+        return Ok(());
+    };
     let on_a_port = |own: &[u16]| own.is_empty() || own.iter().any(|port| ports.contains(port));
-    let mut listeners = if taken { process::listeners(&settings.binary) } else { Vec::new() }.into_iter();
-    let unseen = listeners.find(|(_, _, own)| on_a_port(own));
-    let Some((pid, line, _)) = unseen else { return Ok(()) };
+    let mut listeners = process::listeners(&settings.binary).into_iter();
+    let who = match listeners.find(|(_, _, own)| on_a_port(own)) {
+        Some((pid, line, _)) => format!("pid {pid} ('{line}')"),
+        None => "something".to_owned(),
+    };
     let text = format!(
-        "{why}, but pid {pid} ('{line}') listens on its port: name that listener's pid file as 'pid_file' in \
-         [sshd] of the agent's configuration"
+        "{why}, but {who} listens on its port {taken}: name that listener's pid file as 'pid_file' in [sshd] of \
+         the agent's configuration"
     );
     Err(Refusal::new(Reason::SshdNotFound, text))
 }

@@ -19,6 +19,7 @@ pub mod undo;
 
 use std::fmt;
 
+use crate::guest::files::FileError;
 use crate::guest::{Guest, LockFailure};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::KbdInteractive;
@@ -74,7 +75,7 @@ impl From<LockFailure> for Failure {
     fn from(failure: LockFailure) -> Self {
         match failure {
             LockFailure::Busy(who) => Self::Busy(who),
-            LockFailure::Directory(error) => Self::Refused(error.into()),
+            LockFailure::Directory(error) => Self::Refused(unusable(&error)),
         }
     }
 }
@@ -100,7 +101,7 @@ impl<G: Guest> Transaction<G> {
     /// # Errors
     /// `IO_ERROR`: it cannot be read, or is a newer version's; the remedy is `undo`.
     pub fn load(&self) -> Result<State, Refusal> {
-        let bytes = self.guest.load_state().map_err(Refusal::from)?;
+        let bytes = self.guest.load_state().map_err(|error| unusable(&error))?;
         State::parse(bytes.as_deref()).map_err(|error| {
             Refusal::new(
                 Reason::IoError,
@@ -113,6 +114,11 @@ impl<G: Guest> Transaction<G> {
     }
 
     fn save(&mut self, state: &State) -> Result<(), Refusal> {
-        self.guest.save_state(&state.to_bytes()).map_err(Refusal::from)
+        self.guest.save_state(&state.to_bytes()).map_err(|error| unusable(&error))
     }
+}
+
+/// Whatever is wrong with the place of the state: nothing can be done without it (contract 7).
+fn unusable(error: &FileError) -> Refusal {
+    Refusal::new(Reason::IoError, format!("the state cannot be kept: {error}"))
 }

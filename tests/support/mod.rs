@@ -88,6 +88,8 @@ pub struct Form<'a> {
     pub arguments: &'a [&'a str],
     /// Lines of the agent's configuration, ahead of its tables.
     pub agent: &'a str,
+    /// Whether sshd runs from a copy of its binary, `sshd9` in the folder, which a test can take away.
+    pub copied_binary: bool,
     /// Where the metadata service is.
     pub metadata: Option<&'a Metadata>,
 }

@@ -42,14 +42,20 @@ impl Sshd {
             ),
         )
         .unwrap();
-        Self { child: Self::spawn(folder, form.arguments), folder: folder.to_owned(), port }.ready()
+        let mut program = PathBuf::from("/usr/sbin/sshd");
+        if form.copied_binary {
+            let copy = folder.join("sshd9");
+            fs::copy(&program, &copy).unwrap();
+            program = copy;
+        }
+        Self { child: Self::spawn(&program, folder, form.arguments), folder: folder.to_owned(), port }.ready()
     }
 
-    fn spawn(folder: &Path, arguments: &[&str]) -> Child {
+    fn spawn(program: &Path, folder: &Path, arguments: &[&str]) -> Child {
         // sshd refuses to start without it; a running system has it, a fresh machine may not.
         let _ = fs::create_dir("/run/sshd");
         let log = fs::File::create(folder.join("sshd.log")).unwrap();
-        Command::new("/usr/sbin/sshd")
+        Command::new(program)
             .arg("-D")
             .arg("-e")
             .arg("-f")
