@@ -177,8 +177,12 @@ impl Guest {
         for directory in ["", "keys", "sshd_config.d"] {
             for entry in fs::read_dir(self.path(directory)).unwrap().flatten() {
                 let metadata = entry.path().symlink_metadata().unwrap();
-                let log = entry.path().extension().is_some_and(|extension| extension == "log");
-                if metadata.is_file() && !log {
+                // sshd's own log and pid file are not the agent's to keep.
+                let own = entry
+                    .path()
+                    .extension()
+                    .is_some_and(|extension| extension == "log" || extension == "pid");
+                if metadata.is_file() && !own {
                     seen.push((
                         entry.path(),
                         fs::read(entry.path()).unwrap(),

@@ -1,0 +1,91 @@
+//! Exit statuses, usage, configuration, and the shapes of what is printed.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use support::{Guest, Key, attach, available};
+
+const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
+
+fn bare(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_keypair-agent")).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    for arguments in [
+        &[][..],
+        &["attach"],
+        &["apply"],
+        &["run", "--json"],
+        &["password-auth", "maybe"],
+        &["status", "--config"],
+    ] {
+        let (status, stdout, stderr) = bare(arguments);
+        assert_eq!((status, stdout.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(stderr.contains("usage: keypair-agent COMMAND"), "{stderr}");
+    }
+    assert_eq!(bare(&["--version"]), (Some(0), "keypair-agent 3.1.0\n".into(), String::new()));
+    assert!(bare(&["--help"]).1.contains("password-auth yes|no"));
+}
+
+#[test]
+fn a_wrong_configuration_exits_2_and_names_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let (status, _, stderr) = bare(&["status", "--config", path.to_str().unwrap()]);
+    assert_eq!(status, Some(2));
+    assert!(stderr.contains("config.toml: the configuration cannot be read: No such file"), "{stderr}");
+    fs::write(&path, "target_user = \"root\"\nshell = \"/bin/sh\"\n").unwrap();
+    let (status, _, stderr) = bare(&["status", "--config", path.to_str().unwrap()]);
+    assert_eq!(status, Some(2));
+    assert!(stderr.contains("config.toml:2: unknown field `shell`"), "{stderr}");
+}
+
+#[test]
+fn status_and_check_say_how_it_is() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    let json = |arguments: &[&str]| -> (Option<i32>, Value) {
+        let output = guest.agent(arguments);
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    };
+    let (status, check) = json(&["check", "--json"]);
+    assert_eq!((status, &check["accepted"]), (Some(0), &Value::Bool(true)), "{check}");
+    for field in ["name", "ok", "message", "file", "line", "remedy"] {
+        assert!(
+            check["checks"].as_array().unwrap().iter().all(|check| check.get(field).is_some()),
+            "{field}"
+        );
+    }
+    assert_eq!(guest.agent(&["check", "--image"]).status.code(), Some(0), "nothing of ours yet");
+    assert!(!guest.path("state").exists(), "check writes nothing");
+
+    guest.apply(&attach("my-test", &key, "no"));
+    assert_eq!(guest.agent(&["check", "--image"]).status.code(), Some(1));
+    let (status, report) = json(&["status", "--json"]);
+    assert_eq!((status, &report["healthy"]), (Some(1), &Value::Bool(false)), "no run is alive");
+    assert_eq!(report["binding"]["keyName"], "my-test");
+    assert_eq!(report["binding"]["fingerprint"]["sha256"], key.fingerprint("sha256"));
+    assert_eq!(report["problems"].as_array().unwrap().len(), 1, "{report}");
+
+    fs::remove_file(guest.drop_in()).unwrap();
+    let text = String::from_utf8(guest.agent(&["status"]).stdout).unwrap();
+    assert!(text.contains("00-keypair-agent.conf was changed by somebody"), "{text}");
+    guest.component("3.0.1");
+    let (status, check) = json(&["check", "--json"]);
+    assert_eq!((status, &check["checks"][0]["name"]), (Some(1), &Value::from("component")));
+    assert_eq!(check["checks"][0]["ok"], false);
+    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0), "undo needs no component");
+    assert_eq!(guest.agent(&["check", "--image"]).status.code(), Some(0));
+}

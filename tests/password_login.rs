@@ -1,0 +1,110 @@
+//! Where the setting goes, what it says, and that it is what sshd does.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::json;
+use support::{Form, Guest, Key, attach, available, set_password_auth};
+
+const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
+
+fn directives(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| !line.starts_with('#')).collect()
+}
+
+#[test]
+fn the_drop_in_where_it_wins_and_the_top_of_the_main_file_elsewhere() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let places: [(&str, &str, bool); 4] = [
+        ("50-cloud-init.conf", "PasswordAuthentication yes\n", true),
+        ("+a.conf", "PasswordAuthentication yes\n", false),
+        ("00-a.conf", "KbdInteractiveAuthentication yes\n", false),
+        ("10-empty.conf", "# nothing\n", true),
+    ];
+    for (name, text, drop_in) in places {
+        let guest = Guest::new();
+        let key = Key::new(&guest.folder, "k");
+        fs::write(guest.path("sshd_config.d").join(name), text).unwrap();
+        let result = guest.apply(&attach("my-test", &key, "no"));
+        assert_eq!(result["status"], "succeeded", "{name} {result}");
+        assert!(!guest.sshd.offers_password(), "{name}");
+        let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+        assert_eq!(guest.drop_in().exists(), drop_in, "{name}");
+        assert_eq!(main.starts_with("# BEGIN keypair-agent"), !drop_in, "{name}");
+        assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+        assert!(guest.sshd.offers_password());
+    }
+}
+
+#[test]
+fn yes_and_no_in_turn() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    guest.apply(&attach("my-test", &key, "no"));
+    let text = fs::read_to_string(guest.drop_in()).unwrap();
+    assert_eq!(directives(&text), ["PasswordAuthentication no", "KbdInteractiveAuthentication no"]);
+    assert!(text.contains("for command local-") && text.contains("to take it back: rm '"), "{text}");
+    assert_eq!(fs::metadata(guest.drop_in()).unwrap().mode() & 0o7777, 0o644);
+
+    let seen = |guest: &Guest| {
+        let metadata = fs::metadata(guest.drop_in()).unwrap();
+        (metadata.ino(), metadata.mtime_nsec())
+    };
+    let before = seen(&guest);
+    let again = guest.apply(&set_password_auth("no"));
+    assert_eq!((&again["status"], &again["changed"]), (&json!("succeeded"), &json!(false)), "{again}");
+    assert_eq!(seen(&guest), before, "nothing to write, nothing written");
+
+    let yes = guest.agent(&["password-auth", "yes"]);
+    assert_eq!(yes.status.code(), Some(0), "{yes:?}");
+    assert_eq!(directives(&fs::read_to_string(guest.drop_in()).unwrap()), ["PasswordAuthentication yes"]);
+    assert!(guest.sshd.offers_password());
+    assert_eq!(guest.agent(&["password-auth", "no"]).status.code(), Some(0));
+    assert!(!guest.sshd.offers_password());
+}
+
+#[test]
+fn keyboard_interactive_may_be_left() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::of(Form {
+        main: "Match all\n",
+        agent: "kbd_interactive = \"leave\"",
+        arguments: &["-o", "UsePAM=yes", "-o", "KbdInteractiveAuthentication=yes"],
+        ..Form::default()
+    });
+    let key = Key::new(&guest.folder, "k");
+    let result = guest.apply(&attach("my-test", &key, "no"));
+    assert_eq!(result["status"], "succeeded", "{result}");
+    let reasons: Vec<_> =
+        result["warnings"].as_array().unwrap().iter().map(|warning| &warning["reason"]).collect();
+    assert_eq!(reasons, ["KBD_INTERACTIVE_LEFT"]);
+    assert_eq!(directives(&fs::read_to_string(guest.drop_in()).unwrap()), ["PasswordAuthentication no"]);
+    assert_eq!(guest.sshd.offers(), ["publickey", "keyboard-interactive"]);
+}
+
+#[test]
+fn a_main_file_behind_a_link() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::of(Form { without_drop_ins: true, ..Form::default() });
+    let key = Key::new(&guest.folder, "k");
+    let (main, real) = (guest.path("sshd_config"), guest.path("real_config"));
+    fs::rename(&main, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &main).unwrap();
+    assert_eq!(guest.apply(&attach("my-test", &key, "no"))["status"], "succeeded");
+    assert!(main.symlink_metadata().unwrap().is_symlink());
+    assert!(fs::read_to_string(&real).unwrap().starts_with("# BEGIN keypair-agent"));
+    assert!(!guest.sshd.offers_password());
+}

@@ -1,0 +1,109 @@
+//! `plan` shows what `apply` then does, to the byte, and changes nothing; `undo` gives every byte back.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use support::{Form, Guest, Key, attach, available};
+
+const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "patch"];
+
+/// A file with the diff of it applied by patch(1).
+fn patched(diff: &str, file: &Path) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    fs::write(&copy, fs::read(file).unwrap_or_default()).unwrap();
+    let from = format!("+++ {}\n", file.display());
+    let hunks = diff.split_once(&from).unwrap().1;
+    let hunks: String = hunks
+        .split_inclusive('\n')
+        .take_while(|line| !line.starts_with("--- ") && !line.starts_with("# "))
+        .collect();
+    let mut child = Command::new("patch").arg("-s").arg(&copy).stdin(Stdio::piped()).spawn().unwrap();
+    write!(child.stdin.take().unwrap(), "--- copy\n+++ copy\n{hunks}").unwrap();
+    assert!(child.wait().unwrap().success(), "{hunks}");
+    fs::read_to_string(&copy).unwrap()
+}
+
+/// Without the comment that names time and command.
+fn settled(text: &str) -> String {
+    text.lines()
+        .filter(|line| !line.contains("written by keypair-agent at"))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[test]
+fn what_is_shown_is_done_and_undone() {
+    if !available(&TOOLS) {
+        return;
+    }
+    for without_drop_ins in [false, true] {
+        let guest = Guest::of(Form { without_drop_ins, ..Form::default() });
+        let key = Key::new(&guest.folder, "k");
+        let mine = "\u{feff}# mine\r\nssh-rsa broken\n\nno newline at the end";
+        fs::write(guest.key_file(), mine).unwrap();
+        let setting = if without_drop_ins { guest.path("sshd_config") } else { guest.drop_in() };
+        let command = attach("my-test", &key, "no").to_string();
+
+        let before = guest.snapshot();
+        let plan = guest.agent_with_input(&["plan", "-"], &command);
+        assert_eq!(plan.status.code(), Some(0), "{plan:?}");
+        assert_eq!(guest.snapshot(), before);
+        assert!(!guest.path("state").exists(), "plan writes nothing");
+        let diff = String::from_utf8(plan.stdout).unwrap();
+        assert!(diff.contains("# then: SIGHUP to sshd, pid "), "{diff}");
+        let expected = [patched(&diff, &guest.key_file()), settled(&patched(&diff, &setting))];
+
+        guest.apply(&attach("my-test", &key, "no"));
+        let read = |path: &Path| fs::read_to_string(path).unwrap();
+        assert_eq!([read(&guest.key_file()), settled(&read(&setting))], expected);
+        assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+
+        let undo = guest.agent(&["undo"]);
+        assert_eq!(undo.status.code(), Some(0));
+        assert!(String::from_utf8_lossy(&undo.stdout).contains("-PasswordAuthentication no\n"));
+        let after: Vec<_> = guest.snapshot();
+        assert_eq!(after, before);
+        assert!(guest.sshd.offers_password() && !guest.sshd.lets_in(&key));
+    }
+}
+
+#[test]
+fn undo_needs_no_readable_state() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    let before = guest.snapshot();
+    guest.apply(&attach("my-test", &key, "no"));
+    for garbled in ["{ garbled", "{\"version\": 99}", ""] {
+        fs::write(guest.path("state/state.json"), garbled).unwrap();
+        assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+        assert_eq!(guest.snapshot(), before);
+        assert_eq!(guest.apply(&attach("my-test", &key, "no"))["status"], "succeeded");
+    }
+    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+    let nothing = guest.agent(&["undo"]);
+    assert_eq!(String::from_utf8_lossy(&nothing.stdout), "# nothing of ours was found\n");
+}
+
+#[test]
+fn a_refusal_is_shown_as_its_result() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::of(Form { main: "AuthenticationMethods publickey,publickey\n", ..Form::default() });
+    let key = Key::new(&guest.folder, "k");
+    let plan = guest.agent_with_input(&["plan", "-"], &attach("my-test", &key, "no").to_string());
+    assert_eq!(plan.status.code(), Some(1));
+    let result: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(result["reason"], "LOCKOUT_GUARD");
+}
