@@ -10,6 +10,7 @@ use crate::policy::types::{CommandId, PasswordAuth};
 
 use super::judge::Judgement;
 use super::observe::Prepared;
+use super::recovery::{Settle, undo};
 use super::sheet::Sheet;
 use super::state::{InFlight, Intent, State, StoredResult};
 use super::steps::{Halt, carry_out, changed_twice};
@@ -54,8 +55,8 @@ pub enum Planned {
 
 /// How a command without a sequence of steps ends.
 enum End {
-    /// With a result, to be recorded.
-    Outcome(Outcome),
+    /// With a result, to be recorded, and what was done for it.
+    Outcome(Outcome, Option<Intent>),
     /// With a result, while the state keeps the intent that could not be undone.
     Stuck(Outcome),
     /// Not yet.
@@ -78,16 +79,17 @@ impl<G: Guest> Transaction<G> {
             Ok(lock) => lock,
             Err(failure) => match Failure::from(failure) {
                 Failure::Busy(who) => return Performed::Unanswered(who),
-                Failure::Refused(refusal) => return unrecorded(sheet.fail(&self.guest, refusal)),
+                Failure::Refused(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
             },
         };
+        self.guest.sweep_state();
         let mut state = match self.load() {
             Ok(state) => state,
-            Err(refusal) => return unrecorded(sheet.fail(&self.guest, refusal)),
+            Err(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
         };
         sheet.instance(self.settings.instance(&state));
         if let Err(refusal) = self.close_intent(&mut state) {
-            return unrecorded(sheet.fail(&self.guest, refusal));
+            return unrecorded(&sheet.fail(&self.guest, refusal));
         }
         if let Some(stored) = seen(&state, received) {
             return Performed::Answered(repeated(stored));
@@ -97,12 +99,16 @@ impl<G: Guest> Transaction<G> {
             Err(refusal) => {
                 // It did not pass the signature's place in the order, so it is not remembered as seen.
                 let outcome = sheet.fail(&self.guest, refusal.clone());
-                return self.record(state, outcome, origin, false);
+                return self.record(&state.clone(), state, outcome, origin, None);
             }
         };
+        let before = state.clone();
         match self.decide(command, origin, &mut state, sheet, stop) {
-            End::Outcome(outcome) => self.record(state, outcome, origin, true),
-            End::Stuck(outcome) => unrecorded(outcome),
+            End::Outcome(outcome, done) => {
+                state.remember(stored(&outcome));
+                self.record(&before, state, outcome, origin, done.as_ref())
+            }
+            End::Stuck(outcome) => unrecorded(&outcome),
             End::Later(why) => Performed::Unanswered(why),
         }
     }
@@ -160,7 +166,7 @@ impl<G: Guest> Transaction<G> {
     ) -> End {
         match self.judge(command, origin, state, &mut sheet) {
             Judgement::Obey => {}
-            Judgement::Refuse(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal)),
+            Judgement::Refuse(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
             Judgement::TryLater(why) => return End::Later(why),
         }
         let mut tries_left = 2;
@@ -168,16 +174,16 @@ impl<G: Guest> Transaction<G> {
             tries_left -= 1;
             let prepared = match self.prepare(command, state, &mut sheet) {
                 Ok(prepared) => prepared,
-                Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal)),
+                Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
             };
             let halt = match self.carry_out(command, origin, &prepared, state, &mut sheet, stop) {
-                Ok(()) => return End::Outcome(self.success(command, &prepared, state, sheet)),
+                Ok(done) => return End::Outcome(self.success(command, &prepared, state, sheet), done),
                 Err(halt) => halt,
             };
             return match halt {
                 Halt::Changed(_) if tries_left > 0 => continue,
-                Halt::Changed(error) => End::Outcome(sheet.fail(&self.guest, changed_twice(&error))),
-                Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal)),
+                Halt::Changed(error) => End::Outcome(sheet.fail(&self.guest, changed_twice(&error)), None),
+                Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
                 Halt::Stuck(refusal) => End::Stuck(sheet.fail(&self.guest, refusal)),
                 Halt::Stopped => {
                     if let Err(refusal) = self.save(state) {
@@ -189,7 +195,8 @@ impl<G: Guest> Transaction<G> {
         }
     }
 
-    /// The intent, then the steps. In `state` the intent is gone again whenever the steps came to an end.
+    /// The intent, then the steps; what was done, where anything was. In `state` the intent is gone again whenever
+    /// the steps came to an end.
     fn carry_out(
         &mut self,
         command: &Command,
@@ -198,10 +205,10 @@ impl<G: Guest> Transaction<G> {
         state: &mut State,
         sheet: &mut Sheet,
         stop: &AtomicBool,
-    ) -> Result<(), Halt> {
+    ) -> Result<Option<Intent>, Halt> {
         let Prepared { plan, .. } = prepared;
         if !plan.changes_files() {
-            return Ok(());
+            return Ok(None);
         }
         let interrupted =
             Refusal::new(Reason::Interrupted, "the agent was interrupted three times in this command");
@@ -228,7 +235,7 @@ impl<G: Guest> Transaction<G> {
         if let Some(first) = answers.first() {
             sheet.outcome.effective = Some(first.effective.report());
         }
-        Ok(())
+        Ok(Some(intent))
     }
 
     fn success(&self, command: &Command, prepared: &Prepared, state: &mut State, sheet: Sheet) -> Outcome {
@@ -258,37 +265,42 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// Result, binding and the end of the intent, in one write. Where it cannot be written, nothing is done.
-    fn record(&mut self, mut state: State, outcome: Outcome, origin: Origin, seen: bool) -> Performed {
-        let stored = StoredResult { command_id: outcome.command_id.clone(), result: outcome.to_json() };
-        let succeeded = outcome.reason.is_none();
-        let changed = outcome.changed;
-        if seen {
-            state.remember(stored.clone());
-        }
+    fn record(
+        &mut self,
+        before: &State,
+        mut state: State,
+        outcome: Outcome,
+        origin: Origin,
+        done: Option<&Intent>,
+    ) -> Performed {
         state.interrupted = None;
         if origin == Origin::Channel {
-            state.undelivered = Some(stored.clone());
+            state.undelivered = Some(stored(&outcome));
         }
-        if let Err(refusal) = self.save(&state) {
-            return self.take_back_unrecorded(outcome, refusal);
+        match self.save(&state) {
+            Ok(()) => Performed::Answered(answered(&outcome, true)),
+            Err(refusal) => self.take_back_unrecorded(before, outcome, refusal, done),
         }
-        Performed::Answered(Answered {
-            id: stored.command_id,
-            result: stored.result,
-            succeeded,
-            changed,
-            recorded: true,
-            repeated: false,
-        })
     }
 
-    /// The result could not be stored: the state file still holds the intent, if there was one.
-    fn take_back_unrecorded(&mut self, mut outcome: Outcome, refusal: Refusal) -> Performed {
-        if let Ok(mut state) = self.load()
-            && state.intent.is_some()
-            && let Err(stuck) = self.close_intent(&mut state)
+    /// The result could not be stored for good, and what the state file now holds is not known: it may be the new
+    /// state, only not on the disk yet. So what was done is taken back, and the old state put in its place again.
+    fn take_back_unrecorded(
+        &mut self,
+        before: &State,
+        mut outcome: Outcome,
+        refusal: Refusal,
+        done: Option<&Intent>,
+    ) -> Performed {
+        let mut old = before.clone();
+        if let Some(intent) = done
+            && let Err(stuck) = undo(&mut self.guest, intent, Settle::Reload(&self.settings.target_user))
         {
             tracing::error!("{}", stuck.message);
+            old.intent = Some(intent.clone());
+        }
+        if let Err(again) = self.save(&old) {
+            tracing::error!("{}", again.message);
         }
         outcome.status = Status::Failed;
         outcome.code = refusal.reason.code();
@@ -296,7 +308,7 @@ impl<G: Guest> Transaction<G> {
         outcome.message = refusal.message;
         outcome.changed = false;
         outcome.warnings = Vec::new();
-        unrecorded(outcome)
+        unrecorded(&outcome)
     }
 }
 
@@ -322,13 +334,24 @@ fn repeated(stored: StoredResult) -> Answered {
     }
 }
 
-fn unrecorded(outcome: Outcome) -> Performed {
-    Performed::Answered(Answered {
-        id: outcome.command_id.clone(),
-        result: outcome.to_json(),
+/// A result that the state does not hold.
+fn unrecorded(outcome: &Outcome) -> Performed {
+    Performed::Answered(answered(outcome, false))
+}
+
+fn answered(outcome: &Outcome, recorded: bool) -> Answered {
+    let StoredResult { command_id, result } = stored(outcome);
+    Answered {
+        id: command_id,
+        result,
         succeeded: outcome.reason.is_none(),
-        changed: false,
-        recorded: false,
+        changed: outcome.changed,
+        recorded,
         repeated: false,
-    })
+    }
+}
+
+/// A result as the state holds it.
+fn stored(outcome: &Outcome) -> StoredResult {
+    StoredResult { command_id: outcome.command_id.clone(), result: outcome.to_json() }
 }

@@ -171,7 +171,7 @@ impl Guest {
     }
 
     /// Every byte, mode and owner of what a command may touch.
-    pub fn snapshot(&self) -> Vec<(PathBuf, Vec<u8>, u32, u32)> {
+    pub fn snapshot(&self) -> Vec<(PathBuf, String, u32, u32)> {
         use std::os::unix::fs::MetadataExt;
         let mut seen = Vec::new();
         for directory in ["", "keys", "sshd_config.d"] {
@@ -185,7 +185,7 @@ impl Guest {
                 if metadata.is_file() && !own {
                     seen.push((
                         entry.path(),
-                        fs::read(entry.path()).unwrap(),
+                        fs::read(entry.path()).unwrap().escape_ascii().to_string(),
                         metadata.mode(),
                         metadata.uid(),
                     ));

@@ -1,0 +1,118 @@
+//! The rooms of docs/architecture.md are the folders of src/, and they import each other as it says.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each room may use of the crate besides itself.
+const IMPORTS: [(&str, &[&str]); 8] = [
+    ("policy", &[]),
+    ("channel", &["policy"]),
+    ("guest", &["policy", "config"]),
+    ("transaction", &["policy", "guest"]),
+    ("config", &["policy", "channel"]),
+    ("logging", &["policy"]),
+    ("agent", &["policy", "channel", "transaction", "logging"]),
+    ("cli", &["policy", "channel", "guest", "transaction", "config", "logging", "agent"]),
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every file of src/ with its room and its code, tests and comments left out.
+fn rooms() -> Vec<(String, PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    assert!(files.len() > 40, "{}", files.len());
+    files
+        .into_iter()
+        .filter(|path| !path.components().any(|part| part.as_os_str().to_string_lossy().contains("tests")))
+        .map(|path| {
+            let inside = path.strip_prefix(&src).unwrap();
+            let room = inside.components().next().unwrap().as_os_str().to_string_lossy().replace(".rs", "");
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
+            let code: String = code
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            (room, path, code)
+        })
+        .collect()
+}
+
+#[test]
+fn rooms_import_only_what_they_may() {
+    let names: Vec<&str> = IMPORTS.iter().map(|(room, _)| *room).collect();
+    for (room, path, code) in rooms() {
+        let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == room) else {
+            assert!(room == "lib" || room == "main", "{room} is no room of the picture");
+            continue;
+        };
+        for name in &names {
+            let used =
+                code.contains(&format!("crate::{name}::")) || code.contains(&format!("crate::{name};"));
+            assert!(
+                !used || *name == room || allowed.contains(name),
+                "{} uses crate::{name}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn policy_sees_no_machine() {
+    for (room, path, code) in rooms() {
+        if room == "policy" {
+            for machine in ["std::fs", "std::process", "std::env", "SystemTime", "Instant", "tokio", "nix::"]
+            {
+                assert!(!code.contains(machine), "{} uses {machine}", path.display());
+            }
+            let sockets = code.replace("std::net::IpAddr", "").replace("std::net::{IpAddr, SocketAddr}", "");
+            assert!(!sockets.contains("std::net::Tcp"), "{}", path.display());
+        }
+        if !["agent", "channel"].contains(&room.as_str()) {
+            assert!(!code.contains("async ") && !code.contains(".await"), "{} is async", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_picture_names_every_room() {
+    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let text = fs::read_to_string(picture).unwrap();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![src.clone()];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let inside = path.strip_prefix(&src).unwrap().display().to_string();
+            if path.is_dir() && !inside.ends_with("tests") {
+                assert!(
+                    text.contains(&format!("`{inside}/`")),
+                    "docs/architecture.md does not name `{inside}/`"
+                );
+                seen += 1;
+                folders.push(path);
+            }
+        }
+    }
+    assert!(seen >= 8);
+    for line in text.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let (name, _) = line.split_once('`').unwrap();
+        assert!(src.join(name).exists(), "docs/architecture.md names {name}, which is not there");
+    }
+}

@@ -1,0 +1,157 @@
+//! The user's file: our block at its top, every other byte his (contract 5).
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
+
+const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
+
+fn block(name: &str, key: &Key) -> String {
+    format!(
+        "# BEGIN keypair-agent {name} (bound by the cloud; \"keypair-agent undo\" takes it out)\n{}\n\
+         # END keypair-agent {name}\n",
+        key.line
+    )
+}
+
+fn reasons(result: &Value) -> Vec<&str> {
+    result["warnings"].as_array().unwrap().iter().filter_map(|warning| warning["reason"].as_str()).collect()
+}
+
+#[test]
+fn every_other_byte_mode_and_owner_stays() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    let acl = available(&["setfacl", "getfacl"]);
+    for (content, mode) in [
+        (&b""[..], 0o600),
+        (b"# one\r\n\r\nssh-rsa AAAA broken\r\n", 0o640),
+        (b"\xef\xbb\xbfssh-ed25519 AAAA", 0o644),
+        (b"\xff\xfe\0 no text at all, no newline", 0o400),
+    ] {
+        fs::write(guest.key_file(), content).unwrap();
+        fs::set_permissions(guest.key_file(), fs::Permissions::from_mode(mode)).unwrap();
+        let entries = |set: bool| {
+            if set {
+                assert!(
+                    Command::new("setfacl")
+                        .args(["-m", "u:65534:r"])
+                        .arg(guest.key_file())
+                        .status()
+                        .unwrap()
+                        .success()
+                );
+            }
+            Command::new("getfacl").arg("-cE").arg(guest.key_file()).output().unwrap().stdout
+        };
+        let before_acl = acl.then(|| entries(true));
+        let before = fs::metadata(guest.key_file()).unwrap().mode();
+        let result = guest.apply(&attach("my-test", &key, "yes"));
+        assert_eq!(result["status"], "succeeded", "{result}");
+        let attached = fs::read(guest.key_file()).unwrap();
+        assert_eq!(attached, [block("my-test", &key).as_bytes(), content].concat());
+        assert!(guest.sshd.lets_in(&key));
+
+        let seen = fs::metadata(guest.key_file()).unwrap();
+        let again = guest.apply(&attach("my-test", &key, "yes"));
+        assert_eq!(again["changed"], false, "{again}");
+        let unchanged = fs::metadata(guest.key_file()).unwrap();
+        assert_eq!((unchanged.ino(), unchanged.mtime_nsec()), (seen.ino(), seen.mtime_nsec()));
+
+        guest.apply(&detach("my-test"));
+        assert_eq!(fs::read(guest.key_file()).unwrap(), content);
+        assert_eq!(fs::metadata(guest.key_file()).unwrap().mode(), before);
+        assert_eq!(acl.then(|| entries(false)), before_acl);
+    }
+}
+
+#[test]
+fn a_block_that_was_edited_by_hand() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let (key, mine) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "mine"));
+    let lines = block("my-test", &key);
+    let [begin, ours, end] = lines.split_inclusive('\n').collect::<Vec<_>>()[..] else { panic!() };
+    let his = format!("{}\n", mine.line);
+    for edited in [
+        format!("{begin}{his}{ours}{end}"),
+        format!("{begin}{ours}{his}"),
+        format!("{his}{ours}{end}"),
+        format!("{begin}{begin}{ours}{end}{his}"),
+        format!("{begin}{ours}{end}{end}{his}"),
+        format!("{his}{begin}{ours}{end}"),
+    ] {
+        fs::write(guest.key_file(), &his).unwrap();
+        guest.apply(&attach("my-test", &key, "yes"));
+        fs::write(guest.key_file(), &edited).unwrap();
+        let repaired = guest.apply(&attach("my-test", &key, "yes"));
+        assert_eq!(repaired["changed"], true, "{edited}");
+        assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), format!("{lines}{his}"), "{edited}");
+        fs::write(guest.key_file(), &edited).unwrap();
+        guest.apply(&detach("my-test"));
+        assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), his, "{edited}");
+    }
+}
+
+#[test]
+fn what_the_owner_is_warned_of() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    fs::write(guest.key_file(), format!("# mine\ncommand=\"echo no\",no-pty {}\n", key.line)).unwrap();
+    let result = guest.apply(&attach("my-test", &key, "no"));
+    assert_eq!(reasons(&result), ["RESTRICTED_COPY"]);
+    assert_eq!(result["warnings"][0]["line"], 2);
+    assert!(guest.sshd.lets_in(&key), "ours stands ahead of the copy");
+    let result = guest.apply(&detach("my-test"));
+    assert_eq!(reasons(&result), ["KEY_STILL_PRESENT", "NO_WAY_IN"], "{result}");
+    assert_eq!(result["keyName"], "my-test");
+
+    fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
+    assert_eq!(reasons(&guest.apply(&attach("my-test", &key, "no"))), [] as [&str; 0]);
+    assert_eq!(reasons(&guest.apply(&detach("my-test"))), ["KEY_STILL_PRESENT"]);
+    fs::write(guest.key_file(), "").unwrap();
+    guest.apply(&attach("my-test", &key, "no"));
+    assert_eq!(reasons(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
+    assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
+    guest.apply(&attach("my-test", &key, "yes"));
+    assert_eq!(reasons(&guest.apply(&detach("my-test"))), [] as [&str; 0]);
+}
+
+#[test]
+fn the_block_follows_the_file_that_sshd_reads() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::of(Form { main: "# stock\n", ..Form::default() });
+    let key = Key::new(&guest.folder, "k");
+    guest.apply(&attach("my-test", &key, "no"));
+    let main = guest.path("sshd_config");
+    let stock = fs::read_to_string(&main).unwrap();
+    fs::create_dir(guest.path("other")).unwrap();
+    fs::write(&main, stock.replace("/keys/%u", "/other/%u")).unwrap();
+    let moved = guest.apply(&attach("my-test", &key, "no"));
+    assert_eq!((&moved["status"], &moved["changed"]), (&json!("succeeded"), &json!(true)), "{moved}");
+    assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "", "not in the old place");
+    assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), block("my-test", &key));
+
+    // A detach goes where the block is, whatever sshd says now, and needs no sshd at all.
+    fs::write(&main, "nonsense\n").unwrap();
+    let result = guest.apply(&detach("my-test"));
+    assert_eq!((&result["status"], &result["effective"]), (&json!("succeeded"), &Value::Null), "{result}");
+    assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), "");
+}
