@@ -25,6 +25,9 @@ mod tell;
 /// How far apart polls start where no command comes and nothing fails.
 const SPACING: Duration = Duration::from_secs(2);
 
+/// How long a poll goes unanswered before it is taken that no command stands behind the last one.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// When a connect that never left the host is tried again, until `READY=1`.
 const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 
@@ -187,7 +190,18 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         let course = self.course;
         let begun = Instant::now();
         let wait = if course.report.is_ready() { course.long_poll } else { Duration::ZERO };
-        let polled = self.beside(course.channel.next(wait)).await;
+        let mut next = pin!(course.channel.next(wait));
+        let polled = match timeout(QUIET, self.beside(next.as_mut())).await {
+            Ok(polled) => polled,
+            Err(_) => {
+                // A long poll may wait for minutes, and the news is of now. Before it is quiet the next command
+                // would have to wait until sshd is asked for the document.
+                if course.report.is_ready() {
+                    self.announce_if_due();
+                }
+                self.beside(next).await
+            }
+        };
         match polled {
             Ok(Polled::Command(delivery)) => return self.command(delivery).await,
             Ok(Polled::Nothing) => {

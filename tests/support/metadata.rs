@@ -20,6 +20,19 @@ pub enum Fault {
     Drip,
 }
 
+/// What was asked of it, in the order of its coming.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// `instance-id`
+    Instance,
+    /// `keypair/command`, with its `wait`.
+    Poll(u64),
+    /// A result, whatever it was answered.
+    Result(String),
+    /// `keypair/agent`
+    Agent,
+}
+
 #[derive(Default)]
 struct Inner {
     commands: VecDeque<Value>,
@@ -28,6 +41,11 @@ struct Inner {
     polls: Vec<Instant>,
     fault: Option<Fault>,
     refuse_results: bool,
+    result_status: Option<u16>,
+    keep_commands: bool,
+    instance: Option<String>,
+    attempts: Vec<(String, String)>,
+    asked: Vec<Asked>,
 }
 
 /// The service. It ends with the test.
@@ -77,6 +95,41 @@ impl Metadata {
         self.shared.0.lock().unwrap().refuse_results = refuse;
     }
 
+    /// What results are answered, without being stored; `None`: as the contract says.
+    pub fn answer_results(&self, status: Option<u16>) {
+        self.shared.0.lock().unwrap().result_status = status;
+    }
+
+    /// Whether a command is handed out again although its result is stored.
+    pub fn keep_commands(&self, keep: bool) {
+        self.shared.0.lock().unwrap().keep_commands = keep;
+    }
+
+    /// Takes the command out of the queue, answered or not.
+    pub fn withdraw(&self, id: &str) {
+        self.shared.0.lock().unwrap().commands.retain(|command| command["commandId"] != id);
+    }
+
+    /// Who it says the guest is.
+    pub fn instance(&self, id: &str) {
+        self.shared.0.lock().unwrap().instance = Some(id.to_owned());
+    }
+
+    /// Every result that came, stored or not, byte for byte.
+    pub fn attempts(&self) -> Vec<(String, String)> {
+        self.shared.0.lock().unwrap().attempts.clone()
+    }
+
+    /// All that was asked.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.shared.0.lock().unwrap().asked.clone()
+    }
+
+    /// Waits until so many polls came.
+    pub fn wait_for_polls(&self, count: usize) {
+        super::wait_for(&format!("{count} polls"), || (self.polls().len() >= count).then_some(()));
+    }
+
     /// Every result that was stored, in order, byte for byte.
     pub fn results(&self) -> Vec<(String, String)> {
         self.shared.0.lock().unwrap().results.clone()
@@ -118,10 +171,19 @@ fn serve(stream: TcpStream, shared: &(Mutex<Inner>, Condvar), stop: &AtomicBool)
         let path = path.strip_prefix("/metadata/latest/").unwrap_or(&path).to_owned();
         let (resource, query) = path.split_once('?').unwrap_or((&path, ""));
         let answered = match (method.as_str(), resource) {
-            ("GET", "instance-id") => answer(&mut stream, 200, "\"i-test\""),
+            ("GET", "instance-id") => {
+                let mut inner = shared.0.lock().unwrap();
+                inner.asked.push(Asked::Instance);
+                let id = inner.instance.clone().unwrap_or_else(|| "i-test".to_owned());
+                drop(inner);
+                answer(&mut stream, 200, &format!("\"{id}\""))
+            }
             ("GET", "keypair/command") => command(&mut stream, shared, query, stop),
             ("PUT", "keypair/agent") => {
-                shared.0.lock().unwrap().announced.push(serde_json::from_slice(&body).unwrap());
+                let mut inner = shared.0.lock().unwrap();
+                inner.asked.push(Asked::Agent);
+                inner.announced.push(serde_json::from_slice(&body).unwrap());
+                drop(inner);
                 answer(&mut stream, 200, "")
             }
             ("PUT", result) if result.starts_with("keypair/results/") => {
@@ -175,6 +237,7 @@ fn command(
     let end = Instant::now() + Duration::from_secs(wait);
     let mut guard = inner.lock().unwrap();
     guard.polls.push(Instant::now());
+    guard.asked.push(Asked::Poll(wait));
     loop {
         if stop.load(Ordering::Relaxed) {
             return None;
@@ -217,15 +280,22 @@ fn command(
 
 fn store((inner, changed): &(Mutex<Inner>, Condvar), id: &str, body: &[u8]) -> u16 {
     let mut inner = inner.lock().unwrap();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    inner.attempts.push((id.to_owned(), text.clone()));
+    inner.asked.push(Asked::Result(id.to_owned()));
     if inner.refuse_results {
         return 503;
     }
-    let text = String::from_utf8(body.to_vec()).unwrap();
+    if let Some(status) = inner.result_status {
+        return status;
+    }
     if let Some((_, stored)) = inner.results.iter().find(|(stored, _)| stored == id) {
         return if *stored == text { 200 } else { 409 };
     }
     inner.results.push((id.to_owned(), text));
-    inner.commands.retain(|command| command["commandId"] != id);
+    if !inner.keep_commands {
+        inner.commands.retain(|command| command["commandId"] != id);
+    }
     changed.notify_all();
     200
 }

@@ -116,6 +116,15 @@ async fn what_runs_here_is_told_again_after_a_change_and_after_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_is_told_while_the_next_long_poll_waits() {
+    let polls = [Ok(Polled::Nothing), command("c-1"), command("c-2")];
+    let diary = World::new().polls(polls).for_seconds(30).await.diary;
+    assert_eq!(diary.times("next"), [0, 2000, 2000, 2000]);
+    // Once for both, when no third came at once.
+    assert_eq!(diary.times("announce"), [0, 2500]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_waits_for_who_does_not_listen() {
     let world = World::new();
     world.service.announce.borrow_mut().push_back((10 * SECOND, Err(ChannelError::TimedOut(10 * SECOND))));
