@@ -81,7 +81,7 @@ fn status_and_check_say_how_it_is() {
 
     fs::remove_file(guest.drop_in()).unwrap();
     let text = String::from_utf8(guest.agent(&["status"]).stdout).unwrap();
-    assert!(text.contains("00-keypair-agent.conf was changed by somebody"), "{text}");
+    assert!(text.contains("the password setting does not hold any more"), "{text}");
     guest.component("3.0.1");
     let (status, check) = json(&["check", "--json"]);
     assert_eq!((status, &check["checks"][0]["name"]), (Some(1), &Value::from("component")));

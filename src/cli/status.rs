@@ -10,6 +10,7 @@ use crate::policy::component::REQUIRED;
 use crate::policy::outcome::EffectiveReport;
 use crate::policy::plan::Binding;
 use crate::policy::public_key::Fingerprint;
+use crate::policy::sshd_config::spelling;
 use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequence};
 use crate::transaction::look::Drift;
 use crate::transaction::state::State;
@@ -97,7 +98,7 @@ fn look(config: &Config) -> Report {
                 "{} line {} says '{} {}', which our setting overrides",
                 line.file.display(),
                 line.line,
-                line.keyword,
+                spelling(&line.keyword),
                 line.value()
             )
         })),
@@ -113,7 +114,11 @@ fn look(config: &Config) -> Report {
                 "what we wrote in {} was changed by somebody; attaching the key pair again repairs it",
                 path.display()
             ),
-            Drift::Overridden(message) => message,
+            Drift::Overridden(message) => {
+                format!(
+                    "the password setting does not hold any more: {message}, or attach the key pair again"
+                )
+            }
         })),
     }
     let run = run_lock::holder(&config.run_dir).map(|pid| Run { pid });

@@ -219,11 +219,11 @@ impl Guest for RealGuest {
 
     fn identity(&self) -> Identity {
         Identity {
-            host_name: System::host_name().ok(),
+            host_name: System::host_name(),
             os: OperatingSystem {
-                name: System::name().ok(),
-                version: System::os_version().ok(),
-                kernel: System::kernel_version().ok(),
+                name: System::name(),
+                version: System::os_version(),
+                kernel: System::kernel_version(),
                 architecture: System::cpu_arch(),
             },
         }

@@ -431,7 +431,7 @@ impl Draft {
             verdict.refusals.push(lockout::Finding {
                 rule: lockout::Rule::AuthorizedKeysFile,
                 message: format!(
-                    "{}: it holds no key of {user}'s that could let him in; attach a key pair first",
+                    "AuthorizedKeysFile: {} holds no key of {user}'s that could let him in; attach a key pair first",
                     path.display()
                 ),
                 file: Some(path.clone()),

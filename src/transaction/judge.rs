@@ -7,7 +7,7 @@ use crate::policy::component::ComponentVersion;
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::types::InstanceId;
 
-use super::sheet::Sheet;
+use super::sheet::{Sheet, rfc3339};
 use super::state::{Highest, State};
 use super::{Settings, Transaction};
 
@@ -41,7 +41,7 @@ impl<G: Guest> Transaction<G> {
         content.and_then(|content| ComponentVersion::parse(&content)).map_err(|why| {
             Refusal::new(
                 Reason::ComponentVersionUnreadable,
-                format!("the platform component's version is unreadable: {why}; is the component installed?"),
+                format!("the platform component's version is unreadable: {why}; install or repair the platform's component"),
             )
         })
     }
@@ -61,13 +61,14 @@ impl<G: Guest> Transaction<G> {
             let now = self.guest.now();
             if now.unix_timestamp() < BUILD_DATE && origin == Origin::Channel {
                 return Judgement::TryLater(format!(
-                    "the clock says {now}: whether the command expired cannot be told yet"
+                    "the clock says {}: whether the command expired cannot be told yet",
+                    rfc3339(now)
                 ));
             }
             if now.unix_timestamp() < BUILD_DATE || now >= expires_at {
                 return Judgement::Refuse(Refusal::new(
                     Reason::Expired,
-                    format!("the command was to be obeyed until {expires_at}, and it is {now}"),
+                    format!("the command was to be obeyed until {}, which is past", rfc3339(expires_at)),
                 ));
             }
         }

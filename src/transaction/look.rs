@@ -47,13 +47,17 @@ impl<G: Guest> Transaction<G> {
         };
         let facts = self.observe_sshd_user(state.binding.as_ref())?;
         let draft = plan::draft(&purpose, &facts)?;
-        let edits = draft.key_edits.iter().chain(&draft.sshd_edits);
-        let mut drift: Vec<Drift> = edits.map(|edit| Drift::Changed(edit.path.clone())).collect();
-        if let (Some(sshd), Some(asked), Some(_)) = (&facts.sshd, action.password_auth(), &draft.ahead)
-            && let Err(refusal) =
-                plan::judge_setting(asked, self.settings.kbd_interactive, sshd, &sshd.answers)
-        {
-            drift.push(Drift::Overridden(refusal.message));
+        let mut drift: Vec<Drift> =
+            draft.key_edits.iter().map(|edit| Drift::Changed(edit.path.clone())).collect();
+        if let (Some(sshd), Some(asked), Some(_)) = (&facts.sshd, action.password_auth(), &draft.ahead) {
+            // Where ours stands as it was written, it is somebody else's line that changed what holds.
+            let overridden =
+                plan::judge_setting(asked, self.settings.kbd_interactive, sshd, &sshd.answers).err();
+            drift.push(match (overridden, draft.sshd_edits.first()) {
+                (Some(refusal), _) => Drift::Overridden(refusal.message),
+                (None, Some(edit)) => Drift::Changed(edit.path.clone()),
+                (None, None) => return Ok(drift),
+            });
         }
         Ok(drift)
     }

@@ -51,9 +51,6 @@ impl<G: Guest> Transaction<G> {
             (Some(sshd), None) => sshd.answers.clone(),
             (None, _) => Vec::new(),
         };
-        if let Some(first) = answers.first() {
-            sheet.outcome.effective = Some(first.effective.report());
-        }
         let plan = draft.judge(&purpose, &facts, answers)?;
         if let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) {
             self.guest.reload_is_safe(sshd)?;

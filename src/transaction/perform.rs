@@ -56,7 +56,7 @@ pub enum Planned {
 /// How a command without a sequence of steps ends.
 enum End {
     /// With a result, to be recorded, and what was done for it.
-    Outcome(Outcome, Option<Intent>),
+    Outcome(Outcome, Option<Box<Intent>>),
     /// With a result, while the state keeps the intent that could not be undone.
     Stuck(Outcome),
     /// Not yet.
@@ -106,7 +106,7 @@ impl<G: Guest> Transaction<G> {
         match self.decide(command, origin, &mut state, sheet, stop) {
             End::Outcome(outcome, done) => {
                 state.remember(stored(&outcome));
-                self.record(&before, state, outcome, origin, done.as_ref())
+                self.record(&before, state, outcome, origin, done.as_deref())
             }
             End::Stuck(outcome) => unrecorded(&outcome),
             End::Later(why) => Performed::Unanswered(why),
@@ -177,7 +177,9 @@ impl<G: Guest> Transaction<G> {
                 Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
             };
             let halt = match self.carry_out(command, origin, &prepared, state, &mut sheet, stop) {
-                Ok(done) => return End::Outcome(self.success(command, &prepared, state, sheet), done),
+                Ok(done) => {
+                    return End::Outcome(self.success(command, &prepared, state, sheet), done.map(Box::new));
+                }
                 Err(halt) => halt,
             };
             return match halt {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::guest::Guest;
@@ -93,6 +94,10 @@ impl Sheet {
 
 /// Now, in RFC 3339, to the second.
 pub fn timestamp(guest: &impl Guest) -> String {
-    let now = guest.now();
-    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
+    rfc3339(guest.now())
+}
+
+/// A moment in RFC 3339, to the second.
+pub fn rfc3339(moment: OffsetDateTime) -> String {
+    moment.replace_nanosecond(0).unwrap_or(moment).format(&Rfc3339).unwrap_or_default()
 }

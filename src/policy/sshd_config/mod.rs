@@ -50,7 +50,7 @@ fn is_set_by_us(keyword: &str) -> bool {
 }
 
 /// A keyword as sshd_config(5) spells it, where it is one we speak of.
-fn spelling(keyword: &str) -> &str {
+pub fn spelling(keyword: &str) -> &str {
     const KNOWN: &[&str] = &[
         PASSWORD,
         KBD_INTERACTIVE,

@@ -109,8 +109,8 @@ fn not_effective(
     Refusal::new(
         Reason::PasswordAuthNotEffective,
         format!(
-            "password login would not be `{asked}` for {} from {} on port {}: sshd would have {keyword} {observed} \
-             because of {}; {remedy}",
+            "password login is not `{asked}` for {} from {} on port {}: sshd has {keyword} {observed} because of \
+             {}; {remedy}",
             who.user,
             who.addr,
             who.lport,
