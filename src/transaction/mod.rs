@@ -43,6 +43,8 @@ pub struct Settings {
 pub struct Transaction<G> {
     guest: G,
     settings: Settings,
+    /// Who the daemon learnt that this is: it outlives a state that is lost, or could not be written, under it.
+    adopted: Option<InstanceId>,
 }
 
 /// Why nothing could be done, beyond any command's result.
@@ -83,7 +85,7 @@ impl From<LockFailure> for Failure {
 impl<G: Guest> Transaction<G> {
     /// The room for this guest.
     pub fn new(guest: G, settings: Settings) -> Self {
-        Self { guest, settings }
+        Self { guest, settings, adopted: None }
     }
 
     /// The guest, to look at.

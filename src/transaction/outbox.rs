@@ -42,11 +42,13 @@ struct BindingReport {
 }
 
 impl<G: Guest> Transaction<G> {
-    /// Takes `id` for this instance's; a clone's state starts anew.
+    /// Takes `id` for this instance's; a clone's state starts anew. Where that cannot be kept now, the next
+    /// command keeps it.
     ///
     /// # Errors
     /// That the state cannot be read or written.
     pub fn adopt(&mut self, id: &InstanceId) -> Result<(), Failure> {
+        self.adopted = Some(id.clone());
         let _lock = self.guest.lock()?;
         let mut state = self.load()?;
         if state.adopt(id) {

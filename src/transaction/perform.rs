@@ -75,6 +75,7 @@ impl<G: Guest> Transaction<G> {
     /// The same for a command that is parsed already.
     pub fn perform_received(&mut self, received: &Received, origin: Origin, stop: &AtomicBool) -> Performed {
         let mut sheet = Sheet::new(&self.guest, received);
+        sheet.instance(self.adopted.as_ref());
         let _lock = match self.guest.lock() {
             Ok(lock) => lock,
             Err(failure) => match Failure::from(failure) {
@@ -87,12 +88,16 @@ impl<G: Guest> Transaction<G> {
             Ok(state) => state,
             Err(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
         };
-        sheet.instance(self.settings.instance(&state));
+        sheet.instance(self.adopted.as_ref().or(self.settings.instance(&state)));
         if let Err(refusal) = self.close_intent(&mut state) {
             return unrecorded(&sheet.fail(&self.guest, refusal));
         }
+        // Since the daemon's start the state may have been lost (`undo` of a garbled one), or it was locked then.
+        if let Some(id) = &self.adopted {
+            state.adopt(id);
+        }
         if let Some(stored) = seen(&state, received) {
-            return Performed::Answered(repeated(stored));
+            return Performed::Answered(repeated(stored, &state));
         }
         let command = match &received.command {
             Ok(command) => command,
@@ -139,7 +144,7 @@ impl<G: Guest> Transaction<G> {
             )));
         }
         if let Some(stored) = seen(&state, received) {
-            return Ok(Planned::Repeated(repeated(stored)));
+            return Ok(Planned::Repeated(repeated(stored, &state)));
         }
         let refusal = match &received.command {
             Err(refusal) => refusal.clone(),
@@ -323,15 +328,15 @@ fn seen(state: &State, received: &Received) -> Option<StoredResult> {
     (outcome.reason == Some(refusal.reason)).then(|| stored.clone())
 }
 
-/// The stored result, once more.
-fn repeated(stored: StoredResult) -> Answered {
+/// The stored result, once more. It may still be the one that waits for its delivery.
+fn repeated(stored: StoredResult, state: &State) -> Answered {
     let outcome: Option<Outcome> = serde_json::from_str(&stored.result).ok();
     Answered {
+        recorded: state.undelivered.as_ref() == Some(&stored),
         id: stored.command_id,
         succeeded: outcome.is_some_and(|outcome| outcome.reason.is_none()),
         result: stored.result,
         changed: false,
-        recorded: false,
         repeated: true,
     }
 }
