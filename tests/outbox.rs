@@ -1,6 +1,6 @@
-//! Results reach the control plane once, whatever dies meanwhile (contract 3 and 7).
+//! Results on their way (contract 3): until there is a final answer, across a kill, byte for byte, once.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -8,121 +8,164 @@ use std::fs;
 
 use serde_json::{Value, json};
 use support::daemon::{Daemon, queued};
-use support::metadata::{Asked, Metadata};
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth, wait_for, with};
+use support::metadata::Asked;
+use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, wait_for};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
+fn guest(metadata: &Metadata) -> Guest {
+    Guest::of(Form { metadata: Some(metadata), ..Form::default() })
+}
+
+fn state(guest: &Guest) -> Value {
+    serde_json::from_slice(&fs::read(guest.path("state/state.json")).unwrap()).unwrap()
+}
+
+fn wait_for_attempts(metadata: &Metadata, count: usize) -> Vec<(String, String)> {
+    wait_for("results on their way", || Some(metadata.attempts()).filter(|all| all.len() >= count))
+}
+
 #[test]
-fn a_result_outlives_the_agent_and_the_outage() {
+fn a_result_outlives_an_outage_and_a_kill() {
     if !available(&TOOLS) {
         return;
     }
     let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
     metadata.refuse_results(true);
     metadata.queue(queued("c-1", 1, attach("my-test", &key, "no")));
-    metadata.queue(queued("c-2", 2, set_password_auth("yes")));
+    metadata.queue(queued("c-2", 2, detach("my-test")));
     let daemon = Daemon::start(&guest);
-    wait_for("two tries", || (metadata.attempts().len() >= 2).then_some(()));
-    assert!(guest.sshd.lets_in(&key));
-    let status: Value = serde_json::from_slice(&guest.agent(&["status", "--json"]).stdout).unwrap();
-    assert_eq!(status["undelivered"], "c-1");
+    wait_for_attempts(&metadata, 3);
     daemon.kill();
+    // The service still refuses when the next one starts: it tries with the same bytes, and asks for nothing.
+    let before = metadata.asked().len();
+    let daemon = Daemon::start(&guest);
     let tries = metadata.attempts().len();
-    let _daemon = Daemon::start(&guest);
-    wait_for("a try after the restart", || (metadata.attempts().len() > tries).then_some(()));
-    assert!(metadata.results().is_empty());
+    wait_for_attempts(&metadata, tries + 2);
+    let asked = metadata.asked()[before..].to_vec();
+    assert!(!asked.iter().any(|asked| matches!(asked, Asked::Poll(_))), "{asked:?}");
+    daemon.kill();
+
+    let daemon = Daemon::start(&guest);
+    let tries = metadata.attempts().len();
+    wait_for_attempts(&metadata, tries + 1);
     metadata.refuse_results(false);
     metadata.wait_for_result("c-2");
     let results = metadata.results();
-    let ids: Vec<&str> = results.iter().map(|(id, _)| id.as_str()).collect();
-    assert_eq!(ids, ["c-1", "c-2"]);
-    let of_first: Vec<String> =
-        metadata.attempts().into_iter().filter(|(id, _)| id == "c-1").map(|(_, text)| text).collect();
-    assert!(of_first.iter().all(|text| *text == results[0].1), "byte for byte");
-    // The second command was not asked for before the first result was taken.
+    assert_eq!(results.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["c-1", "c-2"]);
+    let (_, stored) = &results[0];
+    for (id, sent) in metadata.attempts().iter().filter(|(id, _)| id == "c-1") {
+        assert_eq!(sent, stored, "{id} was sent with other bytes");
+    }
+    let result: Value = serde_json::from_str(stored).unwrap();
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
+    assert!(!guest.sshd.lets_in(&key), "the detach behind it is done");
+    wait_for("an empty outbox", || state(&guest)["undelivered"].is_null().then_some(()));
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn the_next_command_is_asked_for_only_after_delivery() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    metadata.refuse_results(true);
+    metadata.queue(queued("c-1", 1, set_password_auth("no")));
+    metadata.queue(queued("c-2", 2, set_password_auth("yes")));
+    let _daemon = Daemon::start(&guest);
+    wait_for_attempts(&metadata, 4);
+    assert_eq!(metadata.polls().len(), 1, "{:?}", metadata.asked());
+    metadata.refuse_results(false);
+    metadata.wait_for_result("c-2");
     let asked = metadata.asked();
-    let last_of_first = asked.iter().rposition(|one| *one == Asked::Result("c-1".into())).unwrap();
-    let first_try = asked.iter().position(|one| *one == Asked::Result("c-1".into())).unwrap();
-    assert!(!asked[first_try..last_of_first].iter().any(|one| matches!(one, Asked::Poll(_))), "{asked:?}");
+    let first = asked.iter().position(|asked| *asked == Asked::Result("c-2".to_owned())).unwrap();
+    let polls = asked[..first].iter().filter(|asked| matches!(asked, Asked::Poll(_))).count();
+    assert_eq!(polls, 2, "{asked:?}");
 }
 
 #[test]
-fn final_answers_are_final() {
+fn these_answers_are_final() {
     if !available(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let _daemon = Daemon::start(&guest);
-    for (sequence, status) in [(1, 404), (2, 409), (3, 400)] {
+    for status in [404, 409, 400] {
+        let metadata = Metadata::start();
+        let guest = guest(&metadata);
         metadata.answer_results(Some(status));
-        let id = format!("c-{status}");
-        metadata.queue(queued(&id, sequence, set_password_auth("yes")));
-        wait_for("the result", || metadata.attempts().iter().any(|(tried, _)| *tried == id).then_some(()));
-        metadata.withdraw(&id);
+        metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+        let daemon = Daemon::start(&guest);
+        wait_for_attempts(&metadata, 1);
+        // As of a service that knows no such command, or has its result already.
+        metadata.withdraw("c-1");
+        metadata.answer_results(None);
+        metadata.queue(queued("c-2", 2, set_password_auth("yes")));
+        metadata.wait_for_result("c-2");
+        let log = daemon.log();
+        let said = log.lines().any(|line| line.contains("not taken") && line.contains(&status.to_string()));
+        assert!(said, "{status}: {log}");
+        daemon.kill();
+        // Not even a new start sends it again.
+        let asked = metadata.asked().len();
+        let daemon = Daemon::start(&guest);
+        wait_for("polls", || {
+            metadata.asked()[asked..].iter().any(|asked| matches!(asked, Asked::Poll(_))).then_some(())
+        });
+        let sent = metadata.attempts().iter().filter(|(id, _)| id == "c-1").count();
+        // Handed out between the answer and its withdrawal it would be answered once more, with a pause.
+        assert!((1..=2).contains(&sent), "{status}: sent {sent} times");
+        assert_eq!(daemon.terminate().code(), Some(0));
     }
+}
+
+#[test]
+fn these_answers_are_not_final() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let statuses = [302, 401, 408, 429, 500];
+    metadata.answer_results(Some(statuses[0]));
+    metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+    let _daemon = Daemon::start(&guest);
+    for status in statuses {
+        metadata.answer_results(Some(status));
+        let tries = metadata.attempts().len();
+        wait_for_attempts(&metadata, tries + 1);
+    }
+    assert_eq!(metadata.polls().len(), 1);
     metadata.answer_results(None);
-    metadata.queue(queued("good", 4, set_password_auth("yes")));
-    metadata.wait_for_result("good");
-    let tried = |id: &str| metadata.attempts().iter().filter(|(tried, _)| tried == id).count();
-    assert!(tried("c-400") >= 1 && tried("good") == 1);
-}
-
-#[test]
-fn the_console_and_the_daemon_see_each_other() {
-    if !available(&TOOLS) {
-        return;
-    }
-    let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
-    let _daemon = Daemon::start(&guest);
-    metadata.queue(queued("c-1", 1, attach("my-test", &key, "no")));
     metadata.wait_for_result("c-1");
-    assert_eq!(guest.apply(&detach("my-test"))["changed"], true);
-    metadata.queue(queued("c-2", 2, attach("other", &other, "no")));
-    assert_eq!(metadata.wait_for_result("c-2")["status"], "succeeded", "nothing was bound any more");
-
-    // A result of the console's is sent when the service hands the same command out.
-    let command = with(set_password_auth("yes"), "commandId", json!("shared"));
-    let said = guest.agent_with_input(&["apply", "-"], &command.to_string());
-    metadata.queue(queued("shared", 3, set_password_auth("yes")));
-    metadata.wait_for_result("shared");
-    let results = metadata.results();
-    let (_, stored) = results.iter().find(|(id, _)| id == "shared").unwrap();
-    assert_eq!(*stored, String::from_utf8(said.stdout).unwrap().trim_end());
-
-    fs::write(guest.path("state/state.json"), "{ garbled").unwrap();
-    metadata.queue(queued("c-4", 4, set_password_auth("no")));
-    assert_eq!(metadata.wait_for_result("c-4")["reason"], "IO_ERROR");
-    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
-    assert!(!guest.sshd.lets_in(&other) && guest.sshd.offers_password());
-    metadata.queue(queued("c-5", 5, attach("my-test", &key, "no")));
-    assert_eq!(metadata.wait_for_result("c-5")["status"], "succeeded");
-    assert!(guest.sshd.lets_in(&key));
+    assert_eq!(metadata.results().len(), 1);
 }
 
 #[test]
-fn a_clone_starts_anew_with_an_inherited_key() {
+fn a_result_from_memory_of_a_state_that_is_mended_leaves_no_rest() {
     if !available(&TOOLS) {
         return;
     }
     let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
+    let guest = guest(&metadata);
+    metadata.refuse_results(true);
+    metadata.queue(queued("c-1", 1, set_password_auth("yes")));
     let daemon = Daemon::start(&guest);
-    metadata.queue(queued("c-1", 900, attach("my-test", &key, "no")));
-    metadata.wait_for_result("c-1");
-    assert!(daemon.terminate().success());
-    metadata.instance("i-clone");
+    wait_for_attempts(&metadata, 1);
+    daemon.kill();
+    // The outbox cannot be read at the start, and can when the command comes again.
+    let good = fs::read(guest.path("state/state.json")).unwrap();
+    fs::write(guest.path("state/state.json"), "{ garbled").unwrap();
+    metadata.withdraw("c-1");
+    metadata.refuse_results(false);
     let _daemon = Daemon::start(&guest);
-    let first = with(queued("c-2", 1, attach("other", &other, "no")), "instanceId", json!("i-clone"));
-    metadata.queue(first);
-    let result = metadata.wait_for_result("c-2");
-    assert_eq!(result["status"], "succeeded", "{result}");
-    assert_eq!(result["warnings"][0]["reason"], "INHERITED_KEY_REPLACED");
-    assert!(guest.sshd.lets_in(&other) && !guest.sshd.lets_in(&key));
+    wait_for("a long poll", || metadata.asked().contains(&Asked::Poll(60)).then_some(()));
+    fs::write(guest.path("state/state.json"), &good).unwrap();
+    metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+    metadata.wait_for_result("c-1");
+    let sent: Vec<String> = metadata.attempts().into_iter().map(|(_, text)| text).collect();
+    assert!(sent.iter().all(|text| *text == sent[0]), "{sent:?}");
+    wait_for("an empty outbox", || state(&guest)["undelivered"].is_null().then_some(()));
 }

@@ -280,7 +280,8 @@ impl<G: Guest> Transaction<G> {
         origin: Origin,
         done: Option<&Intent>,
     ) -> Performed {
-        state.interrupted = None;
+        // Another command's, so that whatever comes in between does not keep it from its end.
+        state.interrupted.take_if(|interrupted| interrupted.command_id == outcome.command_id);
         if origin == Origin::Channel {
             state.undelivered = Some(stored(&outcome));
         }

@@ -1,0 +1,267 @@
+//! The person at the console beside a running daemon (contract 8): both see what the other did.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use support::daemon::{Daemon, queued};
+use support::metadata::Asked;
+use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, wait_for, with};
+
+const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "flock"];
+
+fn guest(metadata: &Metadata) -> Guest {
+    Guest::of(Form { metadata: Some(metadata), ..Form::default() })
+}
+
+/// A daemon in its long poll.
+fn idle(guest: &Guest, metadata: &Metadata) -> Daemon {
+    let daemon = Daemon::start(guest);
+    wait_for("a long poll", || metadata.asked().contains(&Asked::Poll(60)).then_some(()));
+    daemon
+}
+
+fn ask(metadata: &Metadata, command: Value) -> Value {
+    let id = command["commandId"].as_str().unwrap().to_owned();
+    metadata.queue(command);
+    metadata.wait_for_result(&id)
+}
+
+fn word(guest: &Guest, arguments: &[&str]) -> Value {
+    let output = guest.agent(arguments);
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.success(), result["status"] == "succeeded", "{result}");
+    result
+}
+
+#[test]
+fn the_daemon_sees_what_the_console_did() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let (key, other) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "other"));
+    let mut daemon = idle(&guest, &metadata);
+
+    let result = guest.apply(&attach("mine", &key, "no"));
+    // The daemon's start has made known who this is.
+    assert_eq!((&result["changed"], &result["instanceId"]), (&json!(true), &json!("i-test")), "{result}");
+    let result = ask(&metadata, queued("c-1", 1, attach("theirs", &other, "no")));
+    assert_eq!(result["reason"], "ALREADY_ATTACHED", "{result}");
+    let result = ask(&metadata, queued("c-2", 2, attach("mine", &key, "no")));
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
+
+    let result = word(&guest, &["password-auth", "yes"]);
+    assert_eq!((&result["action"], &result["passWordAuth"]), (&json!("setPasswordAuth"), &json!("yes")));
+    assert!(guest.sshd.offers_password());
+    let result = ask(&metadata, queued("c-3", 3, attach("mine", &key, "no")));
+    assert_eq!(result["changed"], true, "{result}");
+    assert!(!guest.sshd.offers_password());
+
+    let result = word(&guest, &["detach"]);
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
+    assert_eq!(result["fingerprint"]["sha256"], key.fingerprint("sha256"));
+    assert!(!guest.sshd.lets_in(&key));
+    let result = ask(&metadata, queued("c-4", 4, detach("mine")));
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
+    let result = ask(&metadata, queued("c-5", 5, attach("theirs", &other, "no")));
+    assert_eq!(result["changed"], true, "{result}");
+
+    let undo = guest.agent(&["undo"]);
+    assert_eq!(undo.status.code(), Some(0), "{undo:?}");
+    assert!(!guest.sshd.lets_in(&other) && guest.sshd.offers_password());
+    // Binding and sequence are forgotten: what is bound may be another, and its number lower.
+    let result = ask(&metadata, queued("c-6", 1, attach("mine", &key, "yes")));
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
+    assert!(guest.sshd.lets_in(&key) && daemon.is_alive());
+    // The console's commands were no business of the service.
+    let stored: Vec<String> = metadata.results().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(stored, ["c-1", "c-2", "c-3", "c-4", "c-5", "c-6"]);
+}
+
+#[test]
+fn undo_mends_a_garbled_state_under_the_daemon() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    let _daemon = idle(&guest, &metadata);
+    let result = ask(&metadata, queued("c-1", 1, attach("mine", &key, "no")));
+    assert_eq!(result["status"], "succeeded", "{result}");
+
+    fs::write(guest.path("state/state.json"), "{ garbled").unwrap();
+    let before = guest.snapshot();
+    let result = ask(&metadata, queued("c-2", 2, detach("mine")));
+    assert_eq!((&result["code"], &result["reason"]), (&json!("INTERNAL"), &json!("IO_ERROR")), "{result}");
+    assert!(result["message"].as_str().unwrap().contains("undo"), "the remedy is named: {result}");
+    assert_eq!(guest.apply(&set_password_auth("yes"))["reason"], "IO_ERROR");
+    assert_eq!(guest.snapshot(), before);
+    let report: Value = serde_json::from_slice(&guest.agent(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(report["healthy"], false);
+    assert!(report["problems"].to_string().contains("state file"), "{report}");
+
+    let undo = guest.agent(&["undo"]);
+    assert_eq!(undo.status.code(), Some(0), "{undo:?}");
+    let diff = String::from_utf8(undo.stdout).unwrap();
+    assert!(diff.contains("-# BEGIN keypair-agent mine") && diff.contains("00-keypair-agent.conf"), "{diff}");
+    assert!(!guest.sshd.lets_in(&key) && guest.sshd.offers_password());
+
+    // The state was lost, who we are was not: the running daemon knows it.
+    let foreign = with(queued("c-3", 3, attach("mine", &key, "no")), "instanceId", json!("i-other"));
+    let result = ask(&metadata, foreign);
+    assert_eq!((&result["reason"], &result["instanceId"]), (&json!("WRONG_INSTANCE"), &json!("i-test")));
+    assert!(!guest.sshd.lets_in(&key));
+    let result = ask(&metadata, queued("c-4", 4, attach("mine", &key, "no")));
+    assert_eq!(
+        (&result["status"], &result["instanceId"]),
+        (&json!("succeeded"), &json!("i-test")),
+        "{result}"
+    );
+    assert!(guest.sshd.lets_in(&key));
+    let report: Value = serde_json::from_slice(&guest.agent(&["status", "--json"]).stdout).unwrap();
+    assert_eq!((&report["instanceId"], &report["binding"]["keyName"]), (&json!("i-test"), &json!("mine")));
+}
+
+/// flock(1) on the state directory, until it is let go.
+struct Holder(std::process::Child);
+
+impl Holder {
+    fn of(guest: &Guest) -> Self {
+        fs::create_dir_all(guest.path("state")).unwrap();
+        let mut child = Command::new("flock")
+            .arg(guest.path("state"))
+            .args(["sh", "-c", "echo held; read line"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut word = [0; 4];
+        child.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
+        assert_eq!(&word, b"held");
+        Self(child)
+    }
+
+    fn let_go(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether a process waits for its turn: it asks for the lock again and again, and sleeps in between.
+fn has_opened(pid: u32, path: &std::path::Path) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
+}
+
+#[test]
+fn a_command_waits_for_its_turn() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    let _daemon = idle(&guest, &metadata);
+    let holder = Holder::of(&guest);
+    fs::write(guest.path("command.json"), attach("mine", &key, "no").to_string()).unwrap();
+    let path = guest.path("command.json");
+    let mut apply = guest.command(&["apply", path.to_str().unwrap()]).spawn().unwrap();
+    let mut undo = guest.command(&["undo"]).stdout(Stdio::null()).spawn().unwrap();
+    metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+    for pid in [apply.id(), undo.id()] {
+        wait_for("both to ask for the lock", || has_opened(pid, &guest.path("state")).then_some(()));
+    }
+    // They have asked, and nothing is done while another holds it.
+    assert!(apply.try_wait().unwrap().is_none() && undo.try_wait().unwrap().is_none());
+    assert!(!guest.key_file().exists() && !guest.drop_in().exists());
+    assert_eq!(metadata.attempts(), []);
+    // To look takes no lock.
+    assert_eq!(guest.agent(&["check"]).status.code(), Some(0));
+    let plan = guest.agent(&["plan", path.to_str().unwrap()]);
+    assert_eq!(plan.status.code(), Some(0), "{plan:?}");
+    assert!(guest.agent(&["status", "--json"]).status.success());
+
+    holder.let_go();
+    let output = apply.wait_with_output().unwrap();
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!(undo.wait().unwrap().code(), Some(0));
+    assert_eq!(metadata.wait_for_result("c-1")["status"], "succeeded");
+}
+
+#[test]
+fn who_holds_the_lock_too_long_is_named() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let holder = Holder::of(&guest);
+    let before = guest.snapshot();
+    let output = guest.agent_with_input(&["apply", "-"], &set_password_auth("yes").to_string());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains("locked by process") && words.contains("20 s"), "{words}");
+    assert_eq!(guest.snapshot(), before);
+    holder.let_go();
+    assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
+}
+
+#[test]
+fn a_result_of_the_console_is_sent_when_the_service_hands_out_that_command() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    let _daemon = idle(&guest, &metadata);
+    let command = with(attach("mine", &key, "no"), "commandId", json!("c-1"));
+    let output = guest.agent_with_input(&["apply", "-"], &command.to_string());
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let again = guest.agent_with_input(&["apply", "-"], &command.to_string());
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), printed, "a command seen before");
+    let written = fs::metadata(guest.key_file()).unwrap().modified().unwrap();
+    assert_eq!(metadata.attempts(), [], "not queued for delivery");
+
+    metadata.queue(queued("c-1", 1, attach("mine", &key, "no")));
+    metadata.wait_for_result("c-1");
+    assert_eq!(metadata.results(), [("c-1".to_owned(), printed.trim_end().to_owned())]);
+    assert_eq!(fs::metadata(guest.key_file()).unwrap().modified().unwrap(), written);
+    // And the other way round: what the service asked for is not done again here.
+    let result = ask(&metadata, queued("c-2", 2, detach("mine")));
+    let here = guest.apply(&with(detach("mine"), "commandId", json!("c-2")));
+    assert_eq!(here, result);
+}
+
+#[test]
+fn an_instance_named_at_the_console_is_held_against_the_known_one() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    let foreign = with(attach("mine", &key, "no"), "instanceId", json!("i-other"));
+    let before = guest.apply(&with(detach("mine"), "instanceId", json!("i-anyone")));
+    assert_eq!(before["status"], "succeeded", "none is known yet: {before}");
+    let daemon = idle(&guest, &metadata);
+    let result = guest.apply(&foreign);
+    assert_eq!((&result["reason"], &result["instanceId"]), (&json!("WRONG_INSTANCE"), &json!("i-test")));
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(guest.apply(&foreign)["reason"], "WRONG_INSTANCE");
+}
