@@ -280,7 +280,7 @@ impl<G: Guest> Transaction<G> {
         origin: Origin,
         done: Option<&Intent>,
     ) -> Performed {
-        // Another command's, so that whatever comes in between does not keep it from its end.
+        // Another command's count stays: what comes in between must not keep that one from its end.
         state.interrupted.take_if(|interrupted| interrupted.command_id == outcome.command_id);
         if origin == Origin::Channel {
             state.undelivered = Some(stored(&outcome));
