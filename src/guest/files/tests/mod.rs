@@ -34,11 +34,15 @@ const SCRATCH: &str = "KEYPAIR_AGENT_TEST_SCRATCH";
 fn scratch() -> TempDir {
     let mut refused = String::new();
     let told = std::env::var_os(SCRATCH).map(PathBuf::from);
-    let bases = [concat!(env!("CARGO_MANIFEST_DIR"), "/target"), "/var/lib", "/root"].map(PathBuf::from);
+    // First the place that others may pass through too, wherever the checkout is.
+    let bases = ["/var/lib", concat!(env!("CARGO_MANIFEST_DIR"), "/target"), "/root"].map(PathBuf::from);
     for base in told.into_iter().chain(bases) {
         match Walk::to_directory(Way::Root, &base, |_| true) {
             Ok(walk) if walk.missing.is_empty() && walk.judge_last().is_ok() => {
-                return tempfile::Builder::new().prefix("files-").tempdir_in(&base).unwrap();
+                match tempfile::Builder::new().prefix("files-").tempdir_in(&base) {
+                    Ok(scratch) => return scratch,
+                    Err(error) => refused.push_str(&error.to_string()),
+                }
             }
             Ok(_) => refused.push_str(&base.to_string_lossy()),
             Err(error) => refused.push_str(&error.to_string()),
