@@ -287,7 +287,12 @@ impl<G: Guest> Transaction<G> {
         }
         match self.save(&state) {
             Ok(()) => Performed::Answered(answered(&outcome, true)),
-            Err(refusal) => self.take_back_unrecorded(before, outcome, refusal, done),
+            Err(refusal) => {
+                // A sequence that passed its check stays the highest, whatever became of its command.
+                let mut old = before.clone();
+                old.highest = state.highest;
+                self.take_back_unrecorded(old, outcome, refusal, done)
+            }
         }
     }
 
@@ -295,12 +300,11 @@ impl<G: Guest> Transaction<G> {
     /// state, only not on the disk yet. So what was done is taken back, and the old state put in its place again.
     fn take_back_unrecorded(
         &mut self,
-        before: &State,
+        mut old: State,
         mut outcome: Outcome,
         refusal: Refusal,
         done: Option<&Intent>,
     ) -> Performed {
-        let mut old = before.clone();
         if let Some(intent) = done
             && let Err(stuck) = undo(&mut self.guest, intent, Settle::Reload(&self.settings.target_user))
         {

@@ -34,6 +34,7 @@ impl<G: Guest> Transaction<G> {
     /// Where the lock cannot be had.
     pub fn undo(&mut self) -> Result<Undone, Failure> {
         let _lock = self.guest.lock()?;
+        self.guest.sweep_state();
         let mut undone = Undone::default();
         let mut state = self.load().unwrap_or_else(|unreadable| {
             undone.notes.push(unreadable.message);
