@@ -97,6 +97,11 @@ fn undo_mends_a_garbled_state_under_the_daemon() {
     let result = ask(&metadata, queued("c-1", 1, attach("mine", &key, "no")));
     assert_eq!(result["status"], "succeeded", "{result}");
 
+    // The daemon notes a delivery after the service has the result; that write would mend the state again.
+    wait_for("the delivery to be noted", || {
+        let state: Value = serde_json::from_slice(&fs::read(guest.path("state/state.json")).ok()?).ok()?;
+        state["undelivered"].is_null().then_some(())
+    });
     fs::write(guest.path("state/state.json"), "{ garbled").unwrap();
     let before = guest.snapshot();
     let result = ask(&metadata, queued("c-2", 2, detach("mine")));

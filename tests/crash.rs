@@ -1,193 +1,245 @@
-//! Killed at a system call, or refused by the disk: after the next start every file is the old or the new one, the
-//! user's lines stand, and sshd runs what the files say (contract 7).
+//! Killed at any instant (contract 7): after the restart a command is done or undone, what the user changed
+//! since stands, and sshd does what its files say.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
-use support::{Guest, Key, attach, available, detach, set_password_auth, with};
+use support::daemon::Daemon;
+use support::metadata::Asked;
+use support::strace::{self, CHANGING, Point};
+use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, wait_for, with};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
 
-/// What can change anything, or make it durable.
-const CALLS: &str = "renameat,renameat2,rename,fsync,unlinkat,mkdirat";
-
-/// `apply` under strace(1), with a fault at the n-th of the calls. strace counts each call by itself.
-fn apply_with_fault(guest: &Guest, command: &Value, calls: &str, fault: &str, nth: usize) -> Output {
-    let mut child = Command::new("strace")
-        .args(["-o", "/dev/null", "-e", &format!("trace={calls}")])
-        .args(["-e", &format!("inject={calls}:{fault}:when={nth}")])
-        .arg(env!("CARGO_BIN_EXE_keypair-agent"))
-        .args(["apply", "-", "--config"])
-        .arg(&guest.config)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(command.to_string().as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
+/// A guest, and the keys of who uses it.
+struct Scene {
+    metadata: Metadata,
+    guest: Guest,
+    /// Bound, or to be bound.
+    key: Key,
+    other: Key,
+    /// The user's own, in the file from the start.
+    own: Key,
 }
 
-fn append(path: &Path, line: &str) {
-    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-    writeln!(file, "{line}").unwrap();
-}
+impl Scene {
+    /// Prepared by these commands at the console.
+    fn new(prepare: fn(&Self) -> Vec<Value>) -> Self {
+        let metadata = Metadata::start();
+        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
+        let key = |name| Key::new(&guest.folder, name);
+        let (key, other, own) = (key("me"), key("other"), key("own"));
+        fs::write(guest.key_file(), format!("# mine\n{}\n", own.line)).unwrap();
+        let scene = Self { metadata, guest, key, other, own };
+        for command in prepare(&scene) {
+            let result = scene.guest.apply(&command);
+            assert_eq!(result["status"], "succeeded", "{result}");
+        }
+        scene
+    }
 
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_default()
-}
-
-/// Nothing half-done: no temporaries, one block at most, sshd as its files say, no open intent.
-fn consistent(guest: &Guest, what: &str) {
-    for folder in ["keys", "sshd_config.d", "state"] {
-        for entry in fs::read_dir(guest.path(folder)).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            assert!(!name.ends_with(".tmp"), "{what}: {name} is left behind");
+    /// What is ours.
+    fn look(&self) -> Look {
+        let file = |path: PathBuf| fs::read_to_string(path).ok();
+        Look {
+            key_file: file(self.guest.key_file()).unwrap(),
+            drop_in: file(self.guest.drop_in()),
+            binding: self.state()["binding"].clone(),
+            password_auth: self.state()["passWordAuth"].clone(),
         }
     }
-    assert!(read(&guest.key_file()).matches("# BEGIN keypair-agent").count() <= 1, "{what}");
-    let off = read(&guest.drop_in()).contains("PasswordAuthentication no");
-    assert_eq!(guest.sshd.offers_password(), !off, "{what}: sshd runs something else than its files say");
-    let state: Value = serde_json::from_str(&read(&guest.path("state/state.json"))).unwrap();
-    assert_eq!(state["intent"], Value::Null, "{what}");
+
+    /// The same, where the user has edited since.
+    fn look_past_edits(&self, at: &str) -> Look {
+        let look = self.look();
+        Look { key_file: look.key_file.strip_suffix("# his line\n").expect(at).to_owned(), ..look }
+    }
+
+    fn state(&self) -> Value {
+        let text = fs::read(self.guest.path("state/state.json")).unwrap_or_else(|_| b"{}".to_vec());
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    /// The user goes on with his day.
+    fn user_edits(&self) {
+        for (path, line) in
+            [(self.guest.key_file(), "# his line\n"), (self.guest.path("sshd_config"), "# his line\n")]
+        {
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, text + line).unwrap();
+        }
+    }
+
+    /// Recovery alone: a command that finds nothing to do, or the daemon.
+    fn restart(&self, by_daemon: bool) {
+        if by_daemon {
+            let asked = self.metadata.asked().len();
+            let daemon = Daemon::start(&self.guest);
+            wait_for("a poll", || {
+                self.metadata.asked()[asked..]
+                    .iter()
+                    .any(|asked| matches!(asked, Asked::Poll(_)))
+                    .then_some(())
+            });
+            assert_eq!(daemon.terminate().code(), Some(0));
+        } else {
+            let result = self.guest.apply(&detach("nobodys"));
+            assert!(result["reason"].is_null() || result["reason"] == "NOT_ATTACHED", "{result}");
+            assert_eq!(result["changed"], false, "{result}");
+        }
+    }
+
+    /// What the live files say of password login, by sshd itself.
+    fn files_allow_password(&self) -> bool {
+        let output =
+            Command::new("/usr/sbin/sshd").arg("-T").arg("-f").arg(self.guest.path("sshd_config")).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        text.lines().any(|line| line == "passwordauthentication yes")
+    }
+
+    fn temporaries(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for directory in ["", "keys", "sshd_config.d", "state", "run"] {
+            let Ok(entries) = fs::read_dir(self.guest.path(directory)) else { continue };
+            found.extend(
+                entries
+                    .flatten()
+                    .map(|entry| entry.path())
+                    .filter(|path| path.file_name().unwrap().to_string_lossy().contains(".keypair-agent-")),
+            );
+        }
+        found
+    }
+
+    /// Healthy, but for what is not running.
+    fn assert_healthy(&self, at: &str) {
+        let report: Value = serde_json::from_slice(&self.guest.agent(&["status", "--json"]).stdout).unwrap();
+        let problems: Vec<&Value> = report["problems"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|problem| !problem.as_str().unwrap().contains("not running"))
+            .collect();
+        assert!(problems.is_empty(), "{at}: {report}");
+    }
 }
 
-#[test]
-fn killed_at_any_call() {
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Look {
+    key_file: String,
+    drop_in: Option<String>,
+    binding: Value,
+    password_auth: Value,
+}
+
+/// Kills `command` at each point of its course, and looks at what a restart makes of it.
+fn at_every_point(prepare: fn(&Scene) -> Vec<Value>, command: fn(&Scene) -> Value) {
     if !available(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
-    let no = attach("my-test", &key, "no");
-    let replace = with(attach("other", &other, "no"), "replace", json!(true));
-    // What goes before, and what is killed.
-    let commands: [(&str, Vec<&Value>, Value); 4] = [
-        ("attach", vec![], no.clone()),
-        ("replace", vec![&no], replace),
-        ("detach", vec![&no], detach("my-test")),
-        ("setPasswordAuth", vec![&no], set_password_auth("yes")),
-    ];
-    let mut points = 0;
-    for (name, before, command) in &commands {
-        for call in CALLS.split(',') {
-            for nth in 1.. {
-                assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
-                fs::write(guest.key_file(), "# first\n").unwrap();
-                for command in before {
-                    assert_eq!(guest.apply(command)["status"], "succeeded");
+    let scene = Scene::new(prepare);
+    let points = strace::points(&scene.guest, &command(&scene), CHANGING);
+    // Intent, one file at least, and the result: file, rename and directory each.
+    assert!(points.len() >= 9, "{points:#?}");
+    // Most of the time of each is spent waiting, so some go side by side.
+    let next = AtomicUsize::new(0);
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(point) = points.get(number) else { return };
+                    let is_done = at_point(prepare, command, point, number.is_multiple_of(2));
+                    done.fetch_add(usize::from(is_done), Ordering::Relaxed);
                 }
-                let id = json!(format!("{name}-{call}-{nth}"));
-                let command = with(command.clone(), "commandId", id);
-                let what = format!("{name}, {call} {nth}");
-                let output = apply_with_fault(&guest, &command, call, "signal=SIGKILL", nth);
-                if output.status.success() {
-                    break;
-                }
-                points += 1;
-                append(&guest.key_file(), "# his key line");
-                append(&guest.path("sshd_config"), "# his sshd line");
-                // The service hands the command out again: it is done, once.
-                let again = guest.apply(&command);
-                assert_eq!(again["status"], "succeeded", "{what}: {again}");
-                consistent(&guest, &what);
-                let keys = read(&guest.key_file());
-                assert!(keys.ends_with("# first\n# his key line\n"), "{what}: {keys}");
-                assert!(read(&guest.path("sshd_config")).ends_with("# his sshd line\n"), "{what}");
-                let bound = if *name == "replace" { &other } else { &key };
-                assert_eq!(keys.contains(&bound.line), *name != "detach", "{what}");
-                assert_eq!(again.to_string(), guest.apply(&command).to_string(), "{what}: one result");
-            }
+            });
         }
+    });
+    // It counts as done from the rename of the state that holds its result, and not before.
+    assert_eq!(done.into_inner(), 1, "{points:#?}");
+}
+
+/// Whether the command is done, after it was killed at this point and others came.
+fn at_point(
+    prepare: fn(&Scene) -> Vec<Value>,
+    command: fn(&Scene) -> Value,
+    point: &Point,
+    by_daemon: bool,
+) -> bool {
+    let scene = Scene::new(prepare);
+    let before = scene.look();
+    let command = with(command(&scene), "commandId", json!("c-1"));
+    strace::killed(&scene.guest, &command, point);
+    let at = format!("killed before {}", point.words);
+    scene.user_edits();
+    scene.restart(by_daemon);
+
+    assert_eq!(scene.state()["intent"], json!(null), "{at}");
+    assert_eq!(scene.temporaries(), Vec::<PathBuf>::new(), "{at}");
+    let text = fs::read_to_string(scene.guest.path("sshd_config")).unwrap();
+    assert!(text.ends_with("# his line\n"), "{at}: {text}");
+    let now = scene.look_past_edits(&at);
+    scene.assert_healthy(&at);
+    // sshd does what the files say.
+    assert_eq!(scene.guest.sshd.offers_password(), scene.files_allow_password(), "{at}");
+    for key in [&scene.key, &scene.other, &scene.own] {
+        let stands = now.key_file.contains(key.line.split(' ').nth(1).unwrap());
+        assert_eq!(scene.guest.sshd.lets_in(key), stands, "{at}: {}", key.private.display());
     }
-    println!("{points} kill points");
-    assert!(points >= 30, "only {points} points were reached");
+    if now == before {
+        // It can be done now, to its end.
+        let result = scene.guest.apply(&command);
+        assert_eq!(
+            (&result["status"], &result["changed"]),
+            (&json!("succeeded"), &json!(true)),
+            "{at}: {result}"
+        );
+        return false;
+    }
+    // Then it is done: not once more under its id, and with nothing left to do under another.
+    let result = scene.guest.apply(&command);
+    assert_eq!(
+        (&result["status"], &result["changed"]),
+        (&json!("succeeded"), &json!(true)),
+        "{at}: {result}"
+    );
+    let result = scene.guest.apply(&with(command, "commandId", json!("c-2")));
+    assert_eq!(
+        (&result["status"], &result["changed"]),
+        (&json!("succeeded"), &json!(false)),
+        "{at}: {result}"
+    );
+    assert_eq!(scene.look_past_edits(&at), now, "{at}");
+    true
 }
 
 #[test]
-fn the_third_interruption_is_the_result() {
-    if !available(&TOOLS) {
-        return;
-    }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    let command = with(attach("my-test", &key, "no"), "commandId", json!("unlucky"));
-    for _ in 0..3 {
-        // This call puts a new key file in place: the intent is on disk by then.
-        let output = apply_with_fault(&guest, &command, "renameat2", "signal=SIGKILL", 1);
-        assert!(!output.status.success());
-    }
-    let result = guest.apply(&command);
-    assert_eq!((&result["code"], &result["reason"]), (&json!("INTERNAL"), &json!("INTERRUPTED")), "{result}");
-    consistent(&guest, "three interruptions");
-    assert!(!read(&guest.key_file()).contains("keypair-agent"));
-    let next = guest.apply(&with(command, "commandId", json!("lucky")));
-    assert_eq!(next["status"], "succeeded", "{next}");
+fn attach_with_passwords_off() {
+    at_every_point(|_| vec![], |scene| attach("my-test", &scene.key, "no"));
 }
 
 #[test]
-fn a_disk_that_refuses() {
-    if !available(&TOOLS) {
-        return;
-    }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    fs::write(guest.key_file(), "# mine\n").unwrap();
-    assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
-    let mut points = 0;
-    for (call, error) in
-        [("fsync", "EIO"), ("write", "ENOSPC"), ("renameat", "EDQUOT"), ("renameat2", "EROFS")]
-    {
-        for nth in 1..12 {
-            let before = guest.snapshot();
-            let command = with(attach("my-test", &key, "no"), "commandId", json!(format!("{call}-{nth}")));
-            let output = apply_with_fault(&guest, &command, call, &format!("error={error}"), nth);
-            // Where its own output could not be written, it may have come to its end all the same.
-            let result = serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default();
-            if result["status"] != "failed" {
-                assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
-                assert_eq!(guest.snapshot(), before, "{call} {nth}");
-                continue;
-            }
-            points += 1;
-            assert_eq!(result["reason"], "IO_ERROR", "{call} {nth}: {result}");
-            assert!(result["message"].as_str().unwrap().contains("os error"), "{call} {nth}: {result}");
-            assert_eq!(guest.snapshot(), before, "{call} {nth}");
-            // Whatever stayed open is closed by the next command.
-            assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded", "{call} {nth}");
-            consistent(&guest, call);
-            assert_eq!(guest.snapshot(), before, "{call} {nth}");
-        }
-    }
-    println!("{points} fault points");
-    assert!(points >= 6, "only {points} faults were met");
+fn replace() {
+    at_every_point(
+        |scene| vec![attach("my-test", &scene.key, "no")],
+        |scene| with(attach("other", &scene.other, "yes"), "replace", json!(true)),
+    );
 }
 
 #[test]
-fn what_somebody_changed_is_left_alone() {
-    if !available(&TOOLS) {
-        return;
-    }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    // The third rename makes the drop-in; killed at the fourth call, the result's, all of it stands.
-    let command = attach("my-test", &key, "no");
-    let mut nth = 1;
-    while !guest.drop_in().exists() {
-        let output = apply_with_fault(&guest, &command, "fsync", "signal=SIGKILL", nth);
-        assert!(!output.status.success(), "it came to its end before the drop-in was there");
-        nth += 1;
-    }
-    append(&guest.drop_in(), "# changed by hand");
-    let output = guest.agent_with_input(&["apply", "-"], &set_password_auth("yes").to_string());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("left alone") && said.contains("00-keypair-agent.conf"), "{said}");
-    assert!(!read(&guest.key_file()).contains("keypair-agent"));
+fn detach_of_the_bound_key() {
+    at_every_point(|scene| vec![attach("my-test", &scene.key, "no")], |_| detach("my-test"));
+}
+
+#[test]
+fn passwords_off_and_nothing_else() {
+    at_every_point(|scene| vec![attach("my-test", &scene.key, "yes")], |_| set_password_auth("no"));
 }

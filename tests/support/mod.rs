@@ -6,6 +6,7 @@
 pub mod daemon;
 pub mod metadata;
 pub mod sshd;
+pub mod strace;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -20,7 +20,6 @@ pub fn free_port() -> u16 {
 
 impl Sshd {
     pub fn start(folder: &Path, form: &Form<'_>) -> Self {
-        let port = free_port();
         for directory in ["keys", "sshd_config.d"] {
             fs::create_dir(folder.join(directory)).unwrap();
         }
@@ -28,27 +27,43 @@ impl Sshd {
         let made =
             Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
         assert!(made.unwrap().success());
+        let mut program = PathBuf::from("/usr/sbin/sshd");
+        if form.copied_binary {
+            // By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel test, and
+            // the kernel then runs no such file (ETXTBSY).
+            let copy = folder.join("sshd9");
+            assert!(Command::new("cp").arg(&program).arg(&copy).status().unwrap().success());
+            program = copy;
+        }
+        // A free port may be somebody else's by the time sshd binds it: then sshd ends, and takes another one.
+        for _ in 0..20 {
+            let port = free_port();
+            fs::write(folder.join("sshd_config"), Self::config(folder, form, port)).unwrap();
+            let child = Self::spawn(&program, folder, form.arguments);
+            let mut sshd = Self { child, folder: folder.to_owned(), port };
+            let is_up = wait_for("sshd to listen or to end", || {
+                // The pid file is written once the port is bound.
+                let bound = fs::read_to_string(folder.join("sshd.pid")).is_ok_and(|pid| pid.ends_with('\n'));
+                if bound { Some(true) } else { (!sshd.is_alive()).then_some(false) }
+            });
+            if is_up {
+                return sshd;
+            }
+        }
+        panic!("sshd does not start: {}", fs::read_to_string(folder.join("sshd.log")).unwrap());
+    }
+
+    fn config(folder: &Path, form: &Form<'_>, port: u16) -> String {
         let dir = folder.display();
         let include = match form.without_drop_ins {
             true => String::new(),
             false => format!("Include {dir}/sshd_config.d/*.conf\n"),
         };
-        fs::write(
-            folder.join("sshd_config"),
-            format!(
-                "{include}Port {port}\nListenAddress 127.0.0.1\nHostKey {dir}/host_key\nPidFile {dir}/sshd.pid\n\
-                 AuthorizedKeysFile {dir}/keys/%u\nUsePAM no\nPermitRootLogin yes\n{}",
-                form.main
-            ),
+        format!(
+            "{include}Port {port}\nListenAddress 127.0.0.1\nHostKey {dir}/host_key\nPidFile {dir}/sshd.pid\n\
+             AuthorizedKeysFile {dir}/keys/%u\nUsePAM no\nPermitRootLogin yes\n{}",
+            form.main
         )
-        .unwrap();
-        let mut program = PathBuf::from("/usr/sbin/sshd");
-        if form.copied_binary {
-            let copy = folder.join("sshd9");
-            fs::copy(&program, &copy).unwrap();
-            program = copy;
-        }
-        Self { child: Self::spawn(&program, folder, form.arguments), folder: folder.to_owned(), port }.ready()
     }
 
     fn spawn(program: &Path, folder: &Path, arguments: &[&str]) -> Child {
@@ -66,12 +81,6 @@ impl Sshd {
             .stderr(log)
             .spawn()
             .unwrap()
-    }
-
-    fn ready(self) -> Self {
-        wait_for("sshd to listen", || std::net::TcpStream::connect(("127.0.0.1", self.port)).ok());
-        wait_for("sshd's pid file", || fs::read_to_string(self.folder.join("sshd.pid")).ok());
-        self
     }
 
     /// Whether the listener this test started still lives.

@@ -1,0 +1,277 @@
+//! What an interruption leaves behind (contract 7): the third is the result, what others changed is left alone,
+//! and an image's clone starts anew.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+
+use serde_json::{Value, json};
+use support::daemon::{Daemon, queued};
+use support::metadata::Asked;
+use support::strace::{self, Point};
+use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, wait_for, with};
+
+const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
+
+fn guest(metadata: &Metadata) -> Guest {
+    Guest::of(Form { metadata: Some(metadata), ..Form::default() })
+}
+
+fn state(guest: &Guest) -> Value {
+    serde_json::from_slice(&fs::read(guest.path("state/state.json")).unwrap()).unwrap()
+}
+
+fn status(guest: &Guest) -> Value {
+    serde_json::from_slice(&guest.agent(&["status", "--json"]).stdout).unwrap()
+}
+
+fn wait_for_a_poll(metadata: &Metadata, since: usize) {
+    wait_for("a poll", || {
+        metadata.asked()[since..].iter().any(|asked| matches!(asked, Asked::Poll(_))).then_some(())
+    });
+}
+
+/// Ends the attach when the key is in place and the new drop-in would be next: of the renames only that one
+/// replaces nothing.
+const BEFORE_THE_DROP_IN: &str = "inject=renameat2:signal=SIGKILL:when=1";
+
+#[test]
+fn the_third_interruption_is_the_result() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    // So that there is a state file to replace.
+    assert_eq!(guest.apply(&detach("nothing"))["status"], "succeeded");
+    let before = guest.snapshot();
+    metadata.queue(queued("c-1", 5, attach("my-test", &key, "no")));
+    for time in 1..=3 {
+        let output = strace::run(&guest, BEFORE_THE_DROP_IN);
+        assert_eq!(output.status.signal(), Some(9), "{time}: {output:?}");
+        assert_eq!(state(&guest)["intent"]["command"]["id"], "c-1", "{time}");
+        assert!(guest.sshd.lets_in(&key), "{time}: it was not killed where it should have been");
+        assert_eq!(metadata.attempts(), [], "{time}");
+        assert!(
+            status(&guest)["problems"].to_string().contains("interrupted"),
+            "{time}: an open intent is told"
+        );
+        if time == 1 {
+            // The console in between: it takes back what was begun, and does not make the count begin anew.
+            let result = guest.apply(&set_password_auth("yes"));
+            assert_eq!(
+                (&result["status"], &result["reason"]),
+                (&json!("succeeded"), &json!(null)),
+                "{result}"
+            );
+            assert!(!guest.sshd.lets_in(&key));
+        }
+    }
+    let daemon = Daemon::start(&guest);
+    let result = metadata.wait_for_result("c-1");
+    assert_eq!((&result["code"], &result["reason"]), (&json!("INTERNAL"), &json!("INTERRUPTED")), "{result}");
+    assert_eq!((&result["status"], &result["changed"]), (&json!("failed"), &json!(false)));
+    assert_eq!((&result["action"], &result["keyName"]), (&json!("attach"), &json!("my-test")));
+    assert_eq!(
+        (&result["fingerprint"]["sha256"], &result["instanceId"]),
+        (&json!(key.fingerprint("sha256")), &json!("i-test"))
+    );
+    assert_eq!(metadata.attempts().len(), 1);
+    assert_eq!(guest.snapshot(), before);
+    assert!(!guest.sshd.lets_in(&key) && guest.sshd.offers_password());
+    // It stands in nobody's way.
+    metadata.queue(queued("c-2", 6, attach("my-test", &key, "no")));
+    assert_eq!(metadata.wait_for_result("c-2")["status"], "succeeded");
+    assert!(guest.sshd.lets_in(&key));
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn two_interruptions_are_none() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    assert_eq!(guest.apply(&detach("nothing"))["status"], "succeeded");
+    metadata.queue(queued("c-1", 5, attach("my-test", &key, "no")));
+    for _ in 0..2 {
+        assert_eq!(strace::run(&guest, BEFORE_THE_DROP_IN).status.signal(), Some(9));
+    }
+    let daemon = Daemon::start(&guest);
+    let result = metadata.wait_for_result("c-1");
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
+    assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+    assert_eq!(metadata.attempts().len(), 1, "exactly one result");
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(state(&guest)["interrupted"], json!(null));
+}
+
+#[test]
+fn what_others_changed_meanwhile_is_left_alone_and_named() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let (key, own) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "own"));
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
+    strace::killed(&guest, &attach("my-test", &key, "no"), &reload);
+    // Both are written, sshd is not told. The user turns both into something of his.
+    let theirs = "PasswordAuthentication no\nMaxAuthTries 3\n";
+    fs::write(guest.drop_in(), theirs).unwrap();
+    let blob = |key: &Key| key.line.split(' ').nth(1).unwrap().to_owned();
+    let block = fs::read_to_string(guest.key_file()).unwrap().replace(&blob(&key), &blob(&own));
+    fs::write(guest.key_file(), &block).unwrap();
+
+    let daemon = Daemon::start(&guest);
+    wait_for_a_poll(&metadata, 0);
+    let log = daemon.log();
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(fs::read_to_string(guest.drop_in()).unwrap(), theirs);
+    assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), block);
+    for path in [guest.drop_in(), guest.key_file()] {
+        let named =
+            log.lines().any(|line| line.contains("left alone") && line.contains(path.to_str().unwrap()));
+        assert!(named, "{}: {log}", path.display());
+    }
+    assert_eq!(state(&guest)["intent"], json!(null));
+    // sshd was told of what stands there.
+    assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&own) && !guest.sshd.lets_in(&key));
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_tried_again() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    let before = guest.snapshot();
+    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
+    strace::killed(&guest, &attach("my-test", &key, "no"), &reload);
+    // He breaks his configuration before the restart: sshd can't be told to read it.
+    let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    fs::write(guest.path("sshd_config"), format!("{main}NoSuchKeyword yes\n")).unwrap();
+    let result = guest.apply(&set_password_auth("yes"));
+    assert_eq!(result["reason"], "IO_ERROR", "{result}");
+    assert!(result["message"].as_str().unwrap().contains("NoSuchKeyword"), "{result}");
+    let mut daemon = Daemon::start(&guest);
+    metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+    assert_eq!(metadata.wait_for_result("c-1")["reason"], "IO_ERROR");
+    let report = status(&guest);
+    assert!(report["problems"].to_string().contains("interrupted"), "{report}");
+    // Mended, the next one takes it back and goes on.
+    fs::write(guest.path("sshd_config"), main).unwrap();
+    metadata.queue(queued("c-2", 2, detach("my-test")));
+    let result = metadata.wait_for_result("c-2");
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
+    assert_eq!(guest.snapshot(), before);
+    assert!(guest.sshd.offers_password() && !guest.sshd.lets_in(&key) && daemon.is_alive());
+    assert_eq!(state(&guest)["intent"], json!(null));
+}
+
+#[test]
+fn a_clone_starts_anew_and_inherits_the_binding() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let (key, other) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "other"));
+    metadata.queue(queued("c-1", 70, attach("my-test", &key, "no")));
+    let daemon = Daemon::start(&guest);
+    metadata.wait_for_result("c-1");
+    metadata.refuse_results(true);
+    metadata.queue(queued("c-2", 71, set_password_auth("no")));
+    wait_for("a result under way", || metadata.attempts().iter().find(|(id, _)| id == "c-2").cloned());
+    daemon.kill();
+    assert_eq!(state(&guest)["undelivered"]["commandId"], "c-2");
+
+    // The image of it is another instance.
+    metadata.instance("i-clone");
+    metadata.withdraw("c-2");
+    metadata.refuse_results(false);
+    let (asked, told, sent) = (metadata.asked().len(), metadata.announced().len(), metadata.attempts().len());
+    let _daemon = Daemon::start(&guest);
+    wait_for_a_poll(&metadata, asked);
+    let document = wait_for("an announcement", || metadata.announced().get(told).cloned());
+    assert_eq!((&document["instanceId"], &document["highestSequence"]), (&json!("i-clone"), &json!(null)));
+    assert_eq!(
+        (&document["binding"]["keyName"], &document["binding"]["inherited"]),
+        (&json!("my-test"), &json!(true))
+    );
+    assert_eq!(document["undelivered"], 0);
+    assert_eq!(metadata.attempts().len(), sent, "the other instance's result is not sent");
+    let report = status(&guest);
+    assert_eq!(
+        (&report["instanceId"], &report["binding"]["inherited"]),
+        (&json!("i-clone"), &json!(true)),
+        "{report}"
+    );
+    assert!(guest.sshd.lets_in(&key));
+
+    let of_clone =
+        |id: &str, sequence, command| with(queued(id, sequence, command), "instanceId", json!("i-clone"));
+    metadata.queue(queued("c-3", 72, detach("my-test")));
+    assert_eq!(metadata.wait_for_result("c-3")["reason"], "WRONG_INSTANCE");
+    // A lower number and another key pair: allowed, with a word about it.
+    metadata.queue(of_clone("c-4", 1, attach("other", &other, "no")));
+    let result = metadata.wait_for_result("c-4");
+    assert_eq!(
+        (&result["status"], &result["instanceId"]),
+        (&json!("succeeded"), &json!("i-clone")),
+        "{result}"
+    );
+    let warned = result["warnings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|warning| warning["reason"] == "INHERITED_KEY_REPLACED");
+    assert!(warned, "{result}");
+    assert!(guest.sshd.lets_in(&other) && !guest.sshd.lets_in(&key));
+    let report = status(&guest);
+    assert_eq!(
+        (&report["highestSequence"], &report["binding"]["inherited"]),
+        (&json!(1), &json!(false)),
+        "{report}"
+    );
+    metadata.queue(of_clone("c-5", 2, attach("my-test", &key, "no")));
+    assert_eq!(metadata.wait_for_result("c-5")["reason"], "ALREADY_ATTACHED");
+}
+
+#[test]
+fn a_clone_may_be_bound_to_the_inherited_key() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    metadata.queue(queued("c-1", 70, attach("my-test", &key, "no")));
+    let daemon = Daemon::start(&guest);
+    metadata.wait_for_result("c-1");
+    assert_eq!(daemon.terminate().code(), Some(0));
+    metadata.instance("i-clone");
+    let _daemon = Daemon::start(&guest);
+    // The id was used on the instance that the image is of: here it is not known.
+    let command = with(queued("c-10", 1, attach("my-test", &key, "no")), "instanceId", json!("i-clone"));
+    metadata.queue(command);
+    let result = metadata.wait_for_result("c-10");
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
+    assert_eq!(result["warnings"], json!([]));
+    assert_eq!(status(&guest)["binding"]["inherited"], false, "it is ours now");
+    let repeated = with(queued("c-1", 2, detach("my-test")), "instanceId", json!("i-clone"));
+    let here = guest.apply(&repeated);
+    assert_eq!((&here["action"], &here["changed"]), (&json!("detach"), &json!(true)), "{here}");
+}
