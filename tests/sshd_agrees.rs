@@ -1,64 +1,121 @@
-//! sshd itself is asked what random configurations amount to, and the reader has to predict its answer.
-//! Passes without a word where there is no sshd to ask.
+//! sshd itself is asked what random configurations amount to, and the reader has to say the same, keyword by
+//! keyword: value and so the line that decides (contract 6, "What decides").
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use keypair_agent::guest::accounts;
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::observation::{ConfigTree, Connection, Included};
-use keypair_agent::policy::sshd_config::{Place, Scope, applies, directives, placement};
+use keypair_agent::policy::sshd_config::{
+    Counts, KNOWN, Keyword, Names, Place, Reading, directives, placement,
+};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+use proptest::sample::select;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
-const SSHD: &str = "/usr/sbin/sshd";
-const KEYWORDS: [&str; 3] =
-    ["passwordauthentication", "pubkeyauthentication", "kbdinteractiveauthentication"];
+/// How many configurations are tried.
+const CASES: u32 = 2_000;
 
-fn connection() -> Connection {
-    Connection {
-        user: "root".into(),
-        host: "192.0.2.1".into(),
-        addr: IpAddr::from([192, 0, 2, 1]),
-        laddr: IpAddr::from([192, 0, 2, 2]),
-        lport: 22,
+/// Another sshd can be asked than the installed one.
+const SSHD_VARIABLE: &str = "KEYPAIR_TEST_SSHD";
+
+fn sshd() -> PathBuf {
+    std::env::var_os(SSHD_VARIABLE).map_or_else(|| PathBuf::from("/usr/sbin/sshd"), PathBuf::from)
+}
+
+/// Six users and addresses, one of them of an account that does not exist.
+fn connections() -> Vec<(Connection, Vec<String>)> {
+    [
+        ("root", "192.0.2.1", "192.0.2.2", 22),
+        ("root", "127.0.0.1", "127.0.0.1", 22),
+        ("daemon", "10.1.2.3", "192.0.2.2", 22),
+        ("nobody", "2001:db8::5", "2001:db8::2", 22),
+        ("ghost", "192.0.2.200", "192.0.2.2", 22),
+        ("bin", "10.9.9.9", "10.0.0.1", 2222),
+    ]
+    .map(|(user, addr, laddr, lport)| {
+        let addr: IpAddr = addr.parse().unwrap();
+        let connection = Connection {
+            user: user.into(),
+            host: addr.to_string(),
+            addr,
+            laddr: laddr.parse().unwrap(),
+            lport,
+        };
+        (connection, accounts::account(user).unwrap().map(|account| account.groups).unwrap_or_default())
+    })
+    .to_vec()
+}
+
+/// A folder with a main file, a drop-in directory and a host key.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.at("host_key"));
+        assert!(keygen.status().unwrap().success());
+        folder
     }
-}
 
-/// What sshd says of the configuration in `directory`; `None` where it refuses it.
-fn asked(directory: &Path) -> Option<Effective> {
-    let output = Command::new(SSHD)
-        .arg("-T")
-        .args(["-f".as_ref(), directory.join("main").as_os_str()])
-        .args(["-h".as_ref(), directory.join("host_key").as_os_str()])
-        .args(["-C", "user=root,host=192.0.2.1,addr=192.0.2.1,laddr=192.0.2.2,lport=22"])
-        .output()
-        .ok()?;
-    output.status.success().then(|| Effective::parse(&String::from_utf8_lossy(&output.stdout)))
-}
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
 
-/// The tree as it stands on the disk.
-fn observed(directory: &Path) -> ConfigTree {
-    let mut tree = ConfigTree { main: directory.join("main"), ..ConfigTree::default() };
-    let mut open = vec![tree.main.clone()];
-    while let Some(file) = open.pop() {
-        let Ok(content) = fs::read(&file) else { continue };
-        if tree.files.insert(file.clone(), content).is_some() {
-            continue;
+    fn write(&self, files: &BTreeMap<PathBuf, String>) {
+        let _ = fs::remove_dir_all(self.at("d"));
+        fs::create_dir(self.at("d")).unwrap();
+        for (file, text) in files {
+            fs::write(file, text).unwrap();
         }
-        for directive in directives(&ConfigTree { main: file.clone(), ..tree.clone() }) {
-            if directive.keyword != "include" || directive.file != file {
+    }
+
+    /// What sshd says of it; its own words where it refuses it.
+    fn asked(&self, options: &[String], who: &Connection) -> Result<Effective, String> {
+        let Connection { user, host, addr, laddr, lport } = who;
+        let output = Command::new(sshd())
+            .arg("-T")
+            .args(["-f".as_ref(), self.at("main").as_os_str()])
+            .args(["-h".as_ref(), self.at("host_key").as_os_str()])
+            .args(options)
+            .args(["-C", &format!("user={user},host={host},addr={addr},laddr={laddr},lport={lport}")])
+            .output()
+            .unwrap();
+        match output.status.success() {
+            true => Ok(Effective::parse(&String::from_utf8_lossy(&output.stdout))),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// The tree as it stands on the disk.
+    fn tree(&self) -> ConfigTree {
+        let mut tree = ConfigTree { main: self.at("main"), ..ConfigTree::default() };
+        let mut open = vec![tree.main.clone()];
+        while let Some(file) = open.pop() {
+            let Ok(content) = fs::read(&file) else { continue };
+            if tree.files.insert(file.clone(), content).is_some() {
                 continue;
             }
-            let included: Vec<Included> =
-                directive.arguments.iter().map(|argument| include(argument)).collect();
-            open.extend(included.iter().flat_map(|included| included.files.clone()));
-            tree.includes.insert((file.clone(), directive.line), included);
+            for directive in directives(&ConfigTree { main: file.clone(), ..tree.clone() }) {
+                if directive.keyword != "include" || directive.file != file {
+                    continue;
+                }
+                let included: Vec<Included> =
+                    directive.arguments.iter().map(|argument| include(argument)).collect();
+                open.extend(included.iter().flat_map(|included| included.files.clone()));
+                tree.includes.insert((file.clone(), directive.line), included);
+            }
         }
+        tree
     }
-    tree
 }
 
 fn include(argument: &str) -> Included {
@@ -72,138 +129,254 @@ fn include(argument: &str) -> Included {
     Included { pattern, directory_exists, files }
 }
 
-/// What the reader predicts: a `Match` block that picks the connection, else the first global value.
-fn predicted(tree: &ConfigTree, keyword: &str) -> Option<String> {
-    let is_named = |name: &str| match name {
-        "challengeresponseauthentication" | "skeyauthentication" => keyword == "kbdinteractiveauthentication",
-        _ => name == keyword,
-    };
-    let mut found = directives(tree);
-    found.retain(|d| is_named(&d.keyword));
-    let picks = |scope: &Scope| match scope {
-        Scope::Global => false,
-        Scope::Match { criteria, .. } => applies(criteria, &connection(), None) == Some(true),
-    };
-    let first = found.iter().find(|d| picks(&d.scope)).or_else(|| found.iter().find(|d| d.is_global()));
-    first.map(|d| d.value().to_ascii_lowercase())
+/// The name under which `sshd -T` prints a keyword; `None` where this sshd does not know it.
+fn printed(keyword: &Keyword, defaults: &Effective) -> Option<String> {
+    let names = std::iter::once(&keyword.name).chain(keyword.also).map(|name| name.to_ascii_lowercase());
+    // Lists are printed only where they are not empty.
+    names.into_iter().find(|name| keyword.counts == Counts::Every || defaults.knows(name))
 }
 
-/// A few lines, written as people write them.
-fn content(directory: &str) -> impl Strategy<Value = String> + use<> {
-    let keyword = prop::sample::select(vec![
-        "PasswordAuthentication",
-        "passwordauthentication",
-        "\"PasswordAuthentication\"",
-        "PubkeyAuthentication",
-        "KbdInteractiveAuthentication",
-        "ChallengeResponseAuthentication",
-        "SkeyAuthentication",
-    ]);
-    let separator = prop::sample::select(vec![" ", "\t", "=", " = ", "= ", "  "]);
-    let value = prop::sample::select(vec!["yes", "no", "\"yes\"", "'no'", "No", "\"no\" # why"]);
-    let end = prop::sample::select(vec!["\n", " \n", "\r\n", "\t#\n", "\x0c\n"]);
-    let setting = (prop::sample::select(vec!["", " ", "\t"]), keyword, separator, value, end)
-        .prop_map(|(lead, keyword, separator, value, end)| format!("{lead}{keyword}{separator}{value}{end}"));
-    let criteria = prop::sample::select(vec![
-        "all",
-        "User root",
-        "User bob",
-        "user=root",
-        "User *,!root",
-        "Address 192.0.2.0/24",
-        "Address *,!192.0.2.1",
-        "Address 10.0.0.0/8",
-        "Host 192.0.2.?",
-        "LocalPort 22",
-        "LocalAddress 192.0.2.2 User ro*",
-        "Address 2001:db8::/32,192.0.2.1",
-        "Host \"192.*\"",
-    ]);
-    let block = criteria.prop_map(|criteria| format!("Match {criteria}\n"));
-    let d = directory.to_owned();
-    let include = prop::sample::select(vec!["d/*.conf", "d/[0-9]*", "d/?b*", "d/absent d/a.conf"]).prop_map(
-        move |names| {
-            let patterns: Vec<String> = names.split(' ').map(|name| format!("\"{d}/{name}\"")).collect();
+/// Words of sshd, so that two ways to write one value are the same.
+fn words(words: &[&str]) -> Vec<String> {
+    words
+        .iter()
+        .map(|word| match word.to_ascii_lowercase().as_str() {
+            "prohibit-password" => "without-password".to_owned(),
+            low @ ("yes" | "no" | "none" | "any") => low.to_owned(),
+            _ => (*word).to_owned(),
+        })
+        .collect()
+}
+
+/// Values of each keyword, as people write them.
+fn values(keyword: &str) -> Vec<&'static str> {
+    match keyword {
+        "AllowGroups" | "DenyGroups" => vec!["root", "wheel staff", "*", "\"nogroup\" d*"],
+        "AllowUsers" | "DenyUsers" => {
+            vec!["root", "bin daemon@10.0.0.0/8", "ro?t", "*@192.0.2.*", "\"ghost\""]
+        }
+        "AuthenticationMethods" => vec!["any", "publickey", "publickey,password publickey", "\"any\""],
+        "AuthorizedKeysCommand" => vec!["/bin/true %u", "none", "/usr/bin/keys"],
+        "AuthorizedKeysFile" => vec![".ssh/authorized_keys", "%h/k /etc/keys/%u", "none", "\"/etc/a b\""],
+        "ChrootDirectory" => vec!["none", "/srv/%u", "/srv"],
+        "ForceCommand" => vec!["none", "/bin/false", "internal-sftp -l INFO"],
+        "MaxSessions" => vec!["0", "10", "3"],
+        "PermitRootLogin" => {
+            vec!["yes", "no", "prohibit-password", "without-password", "forced-commands-only"]
+        }
+        "PubkeyAcceptedAlgorithms" => vec!["ssh-ed25519", "rsa-sha2-512,rsa-sha2-256", "ecdsa-sha2-nistp256"],
+        "RequiredRSASize" => vec!["1024", "3072"],
+        "RevokedKeys" => vec!["none", "/etc/ssh/revoked"],
+        _ => vec!["yes", "no", "\"yes\"", "No", "YES"],
+    }
+}
+
+/// What one sshd knows, from which configurations are made.
+#[derive(Clone)]
+struct Language {
+    keywords: Vec<&'static Keyword>,
+    two_names: bool,
+}
+
+impl Language {
+    /// One setting as a line, in any of its forms.
+    fn setting(&self, in_match: bool) -> impl Strategy<Value = String> + use<> {
+        let names: Vec<(&'static str, &'static str)> = self
+            .keywords
+            .iter()
+            .filter(|keyword| keyword.in_match || !in_match)
+            // The ones we set, more often than the others.
+            .flat_map(|keyword| {
+                let often = if keyword.name.ends_with("Authentication") { 4 } else { 1 };
+                std::iter::repeat_n((keyword.name, keyword.name), often)
+                    .chain(keyword.also.iter().map(|also| (keyword.name, *also)))
+            })
+            .filter(|(_, name)| {
+                !(in_match && self.two_names && (name.starts_with("Ch") || name.starts_with("Sk")))
+            })
+            .collect();
+        let plain = self.two_names;
+        let line = select(names).prop_flat_map(|(keyword, name)| {
+            let spelled = vec![name.to_owned(), name.to_ascii_lowercase(), name.to_ascii_uppercase()];
+            (select(spelled), select(values(keyword)), Just(keyword))
+        });
+        let separator = select(vec![" ", "\t", "=", " = ", "= ", "  "]);
+        let end = select(vec!["\n", " \n", "\r\n", "\t#\n", "\n\n"]);
+        (select(vec!["", " ", "\t"]), line, separator, end).prop_map(
+            move |(lead, (name, value, keyword), separator, end)| {
+                // Commands are taken as they stand, up to the end of the line.
+                let end = if keyword.ends_with("Command") || plain { "\n" } else { end };
+                format!("{lead}{name}{separator}{value}{end}")
+            },
+        )
+    }
+
+    fn include(&self, folder: &Path) -> impl Strategy<Value = String> + use<> {
+        let folder = folder.display().to_string();
+        select(vec!["d/*.conf", "d/[0-9]*", "d/?b*", "d/absent d/a.conf", "d/c/*"]).prop_map(move |names| {
+            let patterns: Vec<String> = names.split(' ').map(|name| format!("\"{folder}/{name}\"")).collect();
             format!("Include {}\n", patterns.join(" "))
-        },
-    );
-    let other = prop::sample::select(vec!["\n", "# PasswordAuthentication no\n", "UsePAM no\n", " \t\n"])
-        .prop_map(str::to_owned);
-    let line = prop_oneof![4 => setting, 2 => block, 1 => include, 1 => other];
-    prop::collection::vec(line, 0..7).prop_map(|lines| lines.concat())
+        })
+    }
+
+    /// Global lines, then `Match` blocks.
+    fn content(&self, folder: &Path) -> BoxedStrategy<String> {
+        let criteria = select(vec![
+            "all",
+            "User root",
+            "User bin,daemon",
+            "user=root",
+            "User *,!root",
+            "Group root",
+            "Group *,!nogroup",
+            "Address 192.0.2.0/24",
+            "Address *,!192.0.2.1",
+            "Address *,!127.0.0.1",
+            "Address 10.0.0.0/8",
+            "Host 192.0.2.?",
+            "LocalPort 22",
+            "LocalPort 2222",
+            "LocalAddress 192.0.2.2 User ro*",
+            "LocalAddress 127.0.0.1",
+            "Address 2001:db8::/32,192.0.2.1",
+            "Host \"192.*\"",
+        ]);
+        let other = select(vec!["\n", "# PasswordAuthentication no\n", " \t\n", "X11Forwarding no\n"]);
+        let line = |in_match: bool| {
+            prop_oneof![
+                6 => self.setting(in_match),
+                1 => self.include(folder),
+                1 => other.clone().prop_map(str::to_owned),
+            ]
+        };
+        let block = (criteria, prop::collection::vec(line(true), 0..4))
+            .prop_map(|(criteria, lines)| format!("Match {criteria}\n{}", lines.concat()));
+        let (globals, blocks) =
+            (prop::collection::vec(line(false), 0..6), prop::collection::vec(block, 0..4));
+        (globals, blocks).prop_map(|(lines, blocks)| lines.concat() + &blocks.concat()).boxed()
+    }
+
+    fn options(&self) -> impl Strategy<Value = Vec<String>> + use<> {
+        let setting = select(self.keywords.clone()).prop_flat_map(|keyword| {
+            select(values(keyword.name)).prop_map(move |value| {
+                vec!["-o".to_owned(), format!("{}={}", keyword.name, value.replace('"', ""))]
+            })
+        });
+        prop_oneof![3 => Just(Vec::new()), 1 => setting]
+    }
 }
 
 #[test]
-fn what_the_reader_predicts() -> std::io::Result<()> {
-    let directory = tempfile::tempdir()?;
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(directory.path().join("host_key"))
-        .status();
-    if !Path::new(SSHD).exists() || !made.is_ok_and(|status| status.success()) {
-        return Ok(());
+fn the_reader_says_what_sshd_says() {
+    if !sshd().exists() {
+        eprintln!("SKIPPED: {} is not there", sshd().display());
+        return;
     }
-    fs::create_dir(directory.path().join("d"))?;
-    fs::write(directory.path().join("main"), "")?;
-    let Some(defaults) = asked(directory.path()) else { return Ok(()) };
-    if defaults.has_challenge_response() {
-        return Ok(()); // two options under the names of one: only the newer rule is held here
-    }
-    let text = directory.path().to_string_lossy().into_owned();
-    let names =
-        prop::sample::select(vec!["+a.conf", "a.conf", "0b.conf", "00-keypair-agent.conf", ".c.conf"]);
-    let drop_ins = prop::collection::btree_map(names, content(&text), 0..3);
+    let folder = Folder::new();
+    folder.write(&[(folder.at("main"), String::new())].into());
+    let connections = connections();
+    let defaults = folder.asked(&[], &connections[0].0).unwrap();
+    let known = KNOWN.iter().filter(|keyword| printed(keyword, &defaults).is_some()).collect();
+    let language = Language { keywords: known, two_names: defaults.has_challenge_response() };
+    let answered = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| run(&language, &defaults, &connections, CASES.div_ceil(threads), &answered));
+        }
+    });
+    let answered = answered.load(Ordering::Relaxed);
+    println!("{answered} of {CASES} configurations were ones that sshd takes");
+    assert!(answered > CASES as usize / 2, "sshd took only {answered} of the configurations");
+}
+
+fn run(
+    language: &Language,
+    defaults: &Effective,
+    connections: &[(Connection, Vec<String>)],
+    cases: u32,
+    answered: &AtomicUsize,
+) {
+    let folder = Folder::new();
+    let names = select(vec!["+a.conf", "a.conf", "0b.conf", "00-keypair-agent.conf", ".c.conf"]);
+    let drop_ins = prop::collection::btree_map(names, language.content(folder.0.path()), 0..3);
     let config = ProptestConfig {
-        cases: 150,
+        cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..ProptestConfig::default()
     };
-    let answered = std::cell::Cell::new(0);
-    let run = proptest::test_runner::TestRunner::new(config).run(
-        &(content(&text), drop_ins),
-        |(main, drop_ins)| {
-            let files: BTreeMap<PathBuf, String> = drop_ins
-                .into_iter()
-                .map(|(name, text)| (directory.path().join("d").join(name), text))
-                .chain([(directory.path().join("main"), main)])
-                .collect();
-            fs::remove_dir_all(directory.path().join("d"))?;
-            fs::create_dir(directory.path().join("d"))?;
-            for (file, text) in &files {
-                fs::write(file, text)?;
+    let all = (language.content(folder.0.path()), drop_ins, language.options());
+    let run = TestRunner::new(config).run(&all, |(main, drop_ins, options)| {
+        // A command of a file goes with the account that runs it.
+        let main = format!("{main}\n");
+        let needed = "AuthorizedKeysCommandUser nobody\n".to_owned();
+        let files: BTreeMap<PathBuf, String> = drop_ins
+            .into_iter()
+            .map(|(name, text)| (folder.at("d").join(name), text))
+            .chain([(folder.at("main"), needed + &main)])
+            .collect();
+        folder.write(&files);
+        let tree = folder.tree();
+        let names = if language.two_names { Names::Two } else { Names::One };
+        let reading = Reading::new(&tree, &options, names);
+        for (index, (who, groups)) in connections.iter().enumerate() {
+            let Ok(said) = folder.asked(&options, who) else { return Ok(()) };
+            if index == 0 {
+                answered.fetch_add(1, Ordering::Relaxed);
+                ours_decides(&folder, &tree, &options, who, &said, &files)?;
+                folder.write(&files);
             }
-            let Some(said) = asked(directory.path()) else { return Ok(()) };
-            answered.set(answered.get() + 1);
-            let tree = observed(directory.path());
-            for keyword in KEYWORDS {
-                let expected =
-                    predicted(&tree, keyword).unwrap_or_else(|| defaults.value(keyword).to_owned());
-                prop_assert_eq!(said.value(keyword), expected, "{} in {:#?}", keyword, files);
+            for keyword in &language.keywords {
+                let Some(name) = printed(keyword, defaults) else { continue };
+                let decision = reading.decision(keyword.name, who, Some(groups));
+                let expected = match &decision.value {
+                    Some(value) => value.join(" "),
+                    None => defaults.words(&name).join(" "),
+                };
+                let expected: Vec<&str> = expected.split_ascii_whitespace().collect();
+                prop_assert_eq!(
+                    words(&said.words(&name)),
+                    words(&expected),
+                    "{} for {:?}, by {:?}, options {:?}, in {:#?}",
+                    keyword.name,
+                    who,
+                    decision.by,
+                    options,
+                    files
+                );
             }
-            // Put where the placement says, ours decides for all but those whom a Match block picks.
-            if let Ok(placement) = placement(&tree, true) {
-                let other = if said.password_authentication() { "no" } else { "yes" };
-                let ours = format!("PasswordAuthentication {other}\n");
-                match &placement.place {
-                    Place::DropIn(file) => fs::write(file, ours)?,
-                    Place::TopBlock(file) => fs::write(file, ours + &fs::read_to_string(file)?)?,
-                }
-                let picked =
-                    directives(&tree).iter().any(|d| d.keyword == "passwordauthentication" && !d.is_global());
-                if let (false, Some(said)) = (picked, asked(directory.path())) {
-                    prop_assert_eq!(
-                        said.value("passwordauthentication"),
-                        other,
-                        "{:?} in {:#?}",
-                        placement,
-                        files
-                    );
-                }
-            }
-            Ok(())
-        },
-    );
-    assert_eq!(run.map_err(|failure| failure.to_string()), Ok(()));
-    assert!(answered.get() > 50, "sshd took only {} of the configurations", answered.get());
+        }
+        Ok(())
+    });
+    if let Err(failure) = run {
+        panic!("{failure}");
+    }
+}
+
+/// Put where the placement says, ours decides for all but those whom a Match block or an option picks.
+fn ours_decides(
+    folder: &Folder,
+    tree: &ConfigTree,
+    options: &[String],
+    who: &Connection,
+    said: &Effective,
+    files: &BTreeMap<PathBuf, String>,
+) -> Result<(), TestCaseError> {
+    let sets = |d: &keypair_agent::policy::sshd_config::Directive| d.keyword == "passwordauthentication";
+    let picked = directives(tree).iter().any(|d| sets(d) && !d.is_global());
+    let Ok(placement) = placement(tree, true) else { return Ok(()) };
+    if picked || options.iter().any(|option| option.starts_with("PasswordAuthentication")) {
+        return Ok(());
+    }
+    let other = if said.password_authentication() { "no" } else { "yes" };
+    let ours = format!("PasswordAuthentication {other}\n");
+    match &placement.place {
+        Place::DropIn(file) => fs::write(file, ours)?,
+        Place::TopBlock(file) => fs::write(file, ours + &fs::read_to_string(file)?)?,
+    }
+    // It may ask for a method that is off now.
+    if let Ok(said) = folder.asked(options, who) {
+        prop_assert_eq!(said.value("passwordauthentication"), other, "{:?} in {:#?}", placement, files);
+    }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::policy::command::{Action, Command, KeyPair, Origin, Received};
 use crate::policy::observation::{Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::public_key::PublicKey;
-use crate::policy::sshd_config::{Decider, decider};
+use crate::policy::sshd_config::{Decider, Reading};
 use crate::policy::types::PasswordAuth;
 use crate::transaction::Transaction;
 use crate::transaction::perform::{Answered, Planned};
@@ -166,7 +166,7 @@ fn present(sshd: &Sshd) -> Check {
         return Check::fails("password login", "sshd names no port on which it would listen");
     };
     let word = if first.effective.password_authentication() { "on" } else { "off" };
-    let decides = decider(&sshd.config, &sshd.options, "PasswordAuthentication");
+    let decides = Reading::of(sshd).decision("PasswordAuthentication", &first.connection, None).by;
     let by = match &decides {
         Decider::Option(option) => format!("by the command line, {option}"),
         Decider::Line { .. } => "by".to_owned(),

@@ -10,9 +10,9 @@ mod tests;
 use std::path::PathBuf;
 
 use super::effective::Effective;
-use super::observation::{Account, ConfigTree, Connection, KeyFile};
+use super::observation::{Account, Connection, KeyFile};
 use super::outcome::Warning;
-use super::sshd_config::{Decider, winner};
+use super::sshd_config::{Decider, Reading};
 
 pub use key_file::authorized_keys_path;
 
@@ -111,10 +111,8 @@ pub struct Facts<'a> {
     pub effective: &'a Effective,
     /// For whom it says so.
     pub connection: &'a Connection,
-    /// The configuration as text, to name what decides.
-    pub tree: &'a ConfigTree,
-    /// The options of sshd's command line, likewise.
-    pub options: &'a [String],
+    /// The configuration as text and the options of sshd's command line, to name what decides.
+    pub reading: &'a Reading,
 }
 
 /// What the guard says: no refusals, no lockout.
@@ -184,7 +182,7 @@ impl Facts<'_> {
     /// A finding about a keyword that has one value.
     fn by_value(&self, rule: Rule, observed: &str, cause: &str, remedy: &str) -> Finding {
         let groups = Some(self.account.groups.as_slice());
-        let decides = winner(self.tree, self.options, rule.name(), observed, self.connection, groups);
+        let decides = self.reading.explain(rule.name(), observed, self.connection, groups);
         finding(rule, &decides, cause, remedy)
     }
 }

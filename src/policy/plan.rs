@@ -15,7 +15,7 @@ use super::lockout;
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Reload, Sshd};
 use super::outcome::{Reason, Refusal, Warning, WarningReason};
 use super::public_key::PublicKey;
-use super::sshd_config::{self, KbdInteractive, Place, Provenance};
+use super::sshd_config::{self, KbdInteractive, Place, Provenance, Reading};
 use super::types::{InstanceId, PasswordAuth};
 
 /// The key pair that is bound here, and where its block stands.
@@ -317,7 +317,8 @@ impl Draft {
         };
         let desired =
             sshd_config::desired(password_auth, purpose.kbd_interactive, &first.effective, &sshd.config);
-        let satisfied = judge_setting(password_auth, purpose.kbd_interactive, sshd, &sshd.answers).is_ok();
+        let satisfied =
+            judge_setting(password_auth, purpose.kbd_interactive, facts, sshd, &sshd.answers).is_ok();
         let standing = sshd_config::taken(&sshd.config);
         let as_desired = match standing.as_slice() {
             [] => true,
@@ -366,7 +367,7 @@ impl Draft {
     ) -> Result<Plan, Refusal> {
         let expect = purpose.action.password_auth();
         if let (Some(password_auth), Some(sshd)) = (expect, &facts.sshd) {
-            judge_setting(password_auth, purpose.kbd_interactive, sshd, &answers)?;
+            judge_setting(password_auth, purpose.kbd_interactive, facts, sshd, &answers)?;
             self.guard(purpose, facts, sshd, &answers, password_auth)?;
             if !sshd.running {
                 let found = match &sshd.reload {
@@ -403,14 +404,14 @@ impl Draft {
         password_auth: PasswordAuth,
     ) -> Result<(), Refusal> {
         let mut verdict = lockout::Verdict::default();
+        let reading = Reading::of(sshd);
         for answer in answers {
             let one = lockout::judge(&lockout::Facts {
                 account: &facts.account,
                 key_file: &facts.key_file,
                 effective: &answer.effective,
                 connection: &answer.connection,
-                tree: &sshd.config,
-                options: &sshd.options,
+                reading: &reading,
             });
             verdict.refusals.extend(one.refusals);
             for warning in one.warnings {
@@ -480,10 +481,12 @@ impl Draft {
 pub fn judge_setting(
     asked: PasswordAuth,
     kbd_interactive: KbdInteractive,
+    facts: &Facts,
     sshd: &Sshd,
     answers: &[Answer],
 ) -> Result<(), Refusal> {
-    sshd_config::judge_setting(asked, kbd_interactive, answers, &sshd.config, &sshd.options)
+    let groups = &facts.account.groups;
+    sshd_config::judge_setting(asked, kbd_interactive, answers, &Reading::of(sshd), groups)
 }
 
 /// What stands of ours at a place.

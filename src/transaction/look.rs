@@ -52,7 +52,7 @@ impl<G: Guest> Transaction<G> {
         if let (Some(sshd), Some(asked), Some(_)) = (&facts.sshd, action.password_auth(), &draft.ahead) {
             // Where ours stands as it was written, it is somebody else's line that changed what holds.
             let overridden =
-                plan::judge_setting(asked, self.settings.kbd_interactive, sshd, &sshd.answers).err();
+                plan::judge_setting(asked, self.settings.kbd_interactive, &facts, sshd, &sshd.answers).err();
             drift.push(match (overridden, draft.sshd_edits.first()) {
                 (Some(refusal), _) => Drift::Overridden(refusal.message),
                 (None, Some(edit)) => Drift::Changed(edit.path.clone()),

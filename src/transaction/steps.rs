@@ -70,7 +70,7 @@ fn step_by_step(
     go_on()?;
     let answers = guest.ask_live(sshd).map_err(Halt::Failed)?;
     if let Some(asked) = plan.expect {
-        judge_setting(asked, kbd_interactive, sshd, &answers).map_err(Halt::Failed)?;
+        judge_setting(asked, kbd_interactive, facts, sshd, &answers).map_err(Halt::Failed)?;
     }
     guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
     go_on()?;

@@ -3,7 +3,7 @@
 use super::{Facts, Finding, Judged, Rule, finding};
 use crate::policy::outcome::{Warning, WarningReason};
 use crate::policy::pattern::{BadMask, from_source, matches, user};
-use crate::policy::sshd_config::{Decider, Scope, applies, decider, directives, options_setting};
+use crate::policy::sshd_config::Decider;
 
 /// Any pattern that matches name and source refuses.
 pub(super) fn deny_users(facts: &Facts<'_>) -> Judged {
@@ -50,7 +50,7 @@ pub(super) fn allow_users(facts: &Facts<'_>) -> Judged {
             Err(facts.by_list(Rule::AllowUsers, &cause, &format!("add {} to it", account.name)))
         }
         Some(pattern) => {
-            let decides = facts.says(Rule::AllowUsers, pattern);
+            let decides = facts.says(Rule::AllowUsers, |said| said == pattern);
             let message = format!(
                 "AllowUsers lets {} in from some addresses only (`{pattern}`), by {}",
                 account.name,
@@ -95,17 +95,11 @@ pub(super) fn allow_groups(facts: &Facts<'_>) -> Judged {
 
 impl Facts<'_> {
     fn by_pattern(&self, rule: Rule, pattern: &str, cause: &str, remedy: &str) -> Finding {
-        finding(rule, &self.says(rule, pattern), cause, remedy)
+        finding(rule, &self.says(rule, |said| said == pattern), cause, remedy)
     }
 
     fn by_list(&self, rule: Rule, cause: &str, remedy: &str) -> Finding {
-        let decides = self.sayers(rule, |_| true).into_iter().next();
-        finding(
-            rule,
-            &decides.unwrap_or_else(|| decider(self.tree, self.options, rule.name())),
-            cause,
-            remedy,
-        )
+        finding(rule, &self.says(rule, |_| true), cause, remedy)
     }
 
     fn bad_mask(&self, rule: Rule, pattern: &str) -> Finding {
@@ -113,30 +107,11 @@ impl Facts<'_> {
         self.by_pattern(rule, pattern, &cause, "correct it")
     }
 
-    /// What put `pattern` into the list.
-    fn says(&self, rule: Rule, pattern: &str) -> Decider {
-        let found = self.sayers(rule, |arguments| arguments.iter().any(|argument| argument == pattern));
-        found.into_iter().next().unwrap_or_else(|| decider(self.tree, self.options, rule.name()))
-    }
-
-    /// The lines and options on a list that hold for this connection: options first, then `Match` blocks,
-    /// whose list replaces the global one, then global lines.
-    fn sayers(&self, rule: Rule, says: impl Fn(&[String]) -> bool) -> Vec<Decider> {
-        let by_option = options_setting(self.options, rule.name())
-            .into_iter()
-            .filter(|(_, value)| says(&value.split(' ').map(str::to_owned).collect::<Vec<_>>()));
-        let mut found: Vec<Decider> = by_option.map(|(text, _)| Decider::Option(text)).collect();
-        let mut lines = directives(self.tree);
-        lines.retain(|d| d.keyword.eq_ignore_ascii_case(rule.name()) && says(&d.arguments));
-        let holds = |scope: &Scope| match scope {
-            Scope::Global => true,
-            Scope::Match { criteria, .. } => {
-                applies(criteria, self.connection, Some(&self.account.groups)) != Some(false)
-            }
-        };
-        lines.retain(|d| holds(&d.scope));
-        lines.sort_by_key(|d| d.is_global());
-        found.extend(lines.iter().map(Decider::from));
-        found
+    /// The first line or option on the list that says something for this connection.
+    fn says(&self, rule: Rule, something: impl Fn(&str) -> bool) -> Decider {
+        let said = self.reading.sayings(rule.name(), self.connection, Some(&self.account.groups));
+        let mut said = said.into_iter();
+        let found = said.find(|saying| saying.arguments.iter().any(|argument| something(argument)));
+        found.map_or(Decider::Default, |saying| saying.by)
     }
 }

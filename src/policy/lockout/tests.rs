@@ -6,6 +6,7 @@ use super::*;
 use crate::policy::observation::{EntryKind, PathFact};
 use crate::policy::outcome::{Reason, WarningReason};
 use crate::policy::sshd_config::fixture::tree;
+use crate::policy::sshd_config::{Names, Reading};
 
 const MAIN: &str = "/etc/ssh/sshd_config";
 const SAID: &str = "pubkeyauthentication yes\nauthorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2\n\
@@ -65,8 +66,7 @@ fn verdict(account: &Account, facts: Vec<PathFact>, said: &str, main: &str, opti
         key_file: &key_file(account, facts),
         effective: &Effective::parse(&format!("{said}{defaults}")),
         connection: &client(),
-        tree: &tree(&[(MAIN, main)]),
-        options: &options,
+        reading: &Reading::new(&tree(&[(MAIN, main)]), &options, Names::One),
     })
 }
 
@@ -154,7 +154,7 @@ fn the_place_that_decides_is_named() {
         "PermitRootLogin: `no` keeps root out even with a key, because of /etc/ssh/sshd_config line 5 \
          (`PermitRootLogin no`, in a Match block); set `PermitRootLogin prohibit-password` there"
     );
-    let by_option = message(said, main, &["-o", "PermitRootLogin=no"]);
+    let by_option = message(said, "PermitRootLogin yes\n", &["-o", "PermitRootLogin=no"]);
     assert!(by_option.contains("the option `-o PermitRootLogin=no`"), "{by_option}");
     let by_default = message("allowusers bob\n", "", &["-oAllowUsers=bob"]);
     assert!(by_default.contains("`-o AllowUsers=bob`"), "{by_default}");

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::criteria::applies;
+use super::keyword::{Counts, Keyword, is_same_option, spelling};
 use super::reader::{Directive, Scope, directives};
-use super::{is_same_option, spelling, tokens};
-use crate::policy::observation::{ConfigTree, Connection};
+use super::{CHALLENGE_RESPONSE, KBD_INTERACTIVE, options};
+use crate::policy::observation::{ConfigTree, Connection, Sshd};
 
 /// What decides the value of a keyword.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub enum Decider {
         line: usize,
         /// Whether it stands in a `Match` block, which beats every global value.
         in_match: bool,
-        /// The arguments.
-        value: String,
+        /// The keyword and its arguments.
+        text: String,
     },
     /// Nothing sets it: sshd's own default holds.
     Default,
@@ -30,14 +31,13 @@ pub enum Decider {
 impl Decider {
     /// The place for a person, in words that fit after "by" or before "decides".
     pub fn describe(&self, keyword: &str) -> String {
-        let keyword = spelling(keyword);
         match self {
             Self::Option(text) => format!("the option `-o {text}` of sshd's command line"),
-            Self::Line { file, line, in_match, value } => {
+            Self::Line { file, line, in_match, text } => {
                 let block = if *in_match { ", in a Match block" } else { "" };
-                format!("{} line {line} (`{keyword} {value}`{block})", file.display())
+                format!("{} line {line} (`{text}`{block})", file.display())
             }
-            Self::Default => format!("sshd's default of {keyword}, which no file sets"),
+            Self::Default => format!("sshd's default of {}, which no file sets", spelling(keyword)),
         }
     }
 
@@ -45,7 +45,7 @@ impl Decider {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Line { file, .. } => Some(file),
-            _ => None,
+            Self::Option(_) | Self::Default => None,
         }
     }
 
@@ -53,7 +53,7 @@ impl Decider {
     pub fn line(&self) -> Option<usize> {
         match self {
             Self::Line { line, .. } => Some(*line),
-            _ => None,
+            Self::Option(_) | Self::Default => None,
         }
     }
 }
@@ -64,79 +64,150 @@ impl From<&Directive> for Decider {
             file: directive.file.clone(),
             line: directive.line,
             in_match: !directive.is_global(),
-            value: directive.value(),
+            text: format!("{} {}", spelling(&directive.keyword), directive.value()),
         }
     }
 }
 
-/// What decides `keyword` (in any case, under any of its names) for those whom no `Match` picks: the first
-/// option of the command line, else the first global line, else the default: sshd_config(5), sshd(8) `-o`.
-pub fn decider(tree: &ConfigTree, options: &[String], keyword: &str) -> Decider {
-    if let Some((text, _)) = options_setting(options, keyword).into_iter().next() {
-        return Decider::Option(text);
+/// How this sshd names keyboard-interactive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// Since OpenSSH 8.7 `ChallengeResponseAuthentication` is another name of the one option.
+    One,
+    /// Before it they were two, and the older one, `yes` by default and not for `Match`, turned the method on.
+    Two,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// What sets it.
+    pub by: Decider,
+    /// The words it is set to; `None` where nothing sets it.
+    pub value: Option<Vec<String>>,
+}
+
+/// One line or option that has a say on a keyword for a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saying {
+    /// Which one.
+    pub by: Decider,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// False where it depends on what is not known here whether its `Match` picks the connection.
+    pub certain: bool,
+}
+
+/// All that sshd reads, its command line first.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    directives: Vec<Directive>,
+    options: Vec<options::Setting>,
+    names: Names,
+}
+
+impl Reading {
+    /// What the files of `tree` and the listener's `options` say.
+    pub fn new(tree: &ConfigTree, options: &[String], names: Names) -> Self {
+        Self { directives: directives(tree), options: options::settings(options), names }
     }
-    let found = directives(tree);
-    let first = found.iter().find(|d| d.is_global() && is_same_option(&d.keyword, keyword));
-    first.map_or(Decider::Default, Decider::from)
-}
 
-/// The directives on `keyword` inside `Match` blocks, in reading order: sshd_config(5) "Match".
-pub fn match_scoped(tree: &ConfigTree, keyword: &str) -> Vec<Directive> {
-    directives(tree).into_iter().filter(|d| !d.is_global() && is_same_option(&d.keyword, keyword)).collect()
-}
+    /// The same of an sshd that was observed.
+    pub fn of(sshd: &Sshd) -> Self {
+        let has_two = sshd.answers.first().is_some_and(|first| first.effective.has_challenge_response());
+        Self::new(&sshd.config, &sshd.options, if has_two { Names::Two } else { Names::One })
+    }
 
-/// What the listener's options (`-o`, in its forms of getopt(3)) say on `keyword`: the text after `-o`, and
-/// the value in it. The first one counts: sshd(8).
-pub fn options_setting(options: &[String], keyword: &str) -> Vec<(String, String)> {
-    /// sshd's own option letters that take an argument.
-    const WITH_ARGUMENT: &[char] = &['C', 'E', 'b', 'c', 'f', 'g', 'h', 'k', 'o', 'p', 'u'];
-    let mut found = Vec::new();
-    let mut words = options.iter();
-    while let Some(word) = words.next() {
-        let Some(letters) = word.strip_prefix('-') else { continue };
-        let Some((at, letter)) = letters.char_indices().find(|(_, c)| WITH_ARGUMENT.contains(c)) else {
-            continue;
+    /// Every directive, in sshd's reading order.
+    pub fn directives(&self) -> &[Directive] {
+        &self.directives
+    }
+
+    /// What decides `keyword` (in any case, under any of its names) for this connection: sshd_config(5). A line of
+    /// a `Match` block that picks it; else the first option of the command line; else the first line outside every
+    /// `Match` but `Match all`; else the default. For a keyword whose every line counts, the first of them.
+    pub fn decision(&self, keyword: &str, connection: &Connection, groups: Option<&[String]>) -> Decision {
+        let said = self.sayings(keyword, connection, groups);
+        let mut certain = said.iter().filter(|saying| saying.certain).peekable();
+        let Some(first) = certain.peek() else { return Decision { by: Decider::Default, value: None } };
+        let by = first.by.clone();
+        let value = match Keyword::of(keyword).map(|keyword| keyword.counts) {
+            Some(Counts::Every) => certain.flat_map(|saying| saying.arguments.clone()).collect(),
+            Some(Counts::First) | None => first.arguments.clone(),
         };
-        let attached = letters.get(at + letter.len_utf8()..).unwrap_or_default();
-        let argument = if attached.is_empty() { words.next().map(String::as_str) } else { Some(attached) };
-        if let ('o', Some(text)) = (letter, argument)
-            && let Some((name, arguments)) = tokens::split(text.as_bytes())
-            && is_same_option(&name, keyword)
-        {
-            found.push((text.to_owned(), arguments.join(" ")));
-        }
+        Decision { by, value: Some(value) }
     }
-    found
-}
 
-/// What most likely made sshd say `observed` on `keyword` for this connection, where something else was
-/// asked: an option that says so; else a `Match` block that may pick this connection and says so; else the
-/// first global line that says so; else whatever decides for everyone (contract 6, "For whom").
-pub fn winner(
-    tree: &ConfigTree,
-    options: &[String],
-    keyword: &str,
-    observed: &str,
-    connection: &Connection,
-    groups: Option<&[String]>,
-) -> Decider {
-    if let Some((text, value)) = options_setting(options, keyword).into_iter().next()
-        && is_same_value(&value, observed)
-    {
-        return Decider::Option(text);
+    /// What most likely made sshd say `observed`: what decides, unless a `Match` block that may pick the
+    /// connection says just that.
+    pub fn explain(
+        &self,
+        keyword: &str,
+        observed: &str,
+        connection: &Connection,
+        groups: Option<&[String]>,
+    ) -> Decider {
+        let says_so = |arguments: &[String]| is_same_value(&arguments.join(" "), observed);
+        let decision = self.decision(keyword, connection, groups);
+        if decision.value.as_deref().is_some_and(says_so) {
+            return decision.by;
+        }
+        let said = self.sayings(keyword, connection, groups);
+        let perhaps = said.into_iter().find(|saying| !saying.certain && says_so(&saying.arguments));
+        perhaps.map_or(decision.by, |saying| saying.by)
     }
-    let mut found = directives(tree);
-    found.retain(|d| is_same_option(&d.keyword, keyword) && is_same_value(&d.value(), observed));
-    let picks = |directive: &Directive, said: Option<bool>| match &directive.scope {
-        Scope::Global => false,
-        Scope::Match { criteria, .. } => applies(criteria, connection, groups) == said,
-    };
-    let first = found
-        .iter()
-        .find(|d| picks(d, Some(true)))
-        .or_else(|| found.iter().find(|d| picks(d, None)))
-        .or_else(|| found.iter().find(|d| d.is_global()));
-    first.map_or_else(|| decider(tree, options, keyword), Decider::from)
+
+    /// Every line and option that has a say on `keyword` for this connection, in the order in which they count.
+    pub fn sayings(&self, keyword: &str, connection: &Connection, groups: Option<&[String]>) -> Vec<Saying> {
+        // A keyword that sshd refuses inside a `Match` counts in `Match all` as outside of it.
+        if Keyword::of(keyword).is_some_and(|keyword| !keyword.in_match) {
+            return self.everywhere(keyword);
+        }
+        let in_match = self.in_match(keyword, connection, groups);
+        if in_match.iter().any(|saying| saying.certain) {
+            return in_match;
+        }
+        let two = self.names == Names::Two && is_same_option(keyword, KBD_INTERACTIVE);
+        let challenge = if two { self.by_the_older_name() } else { None };
+        in_match.into_iter().chain(challenge.unwrap_or_else(|| self.everywhere(keyword))).collect()
+    }
+
+    fn in_match(&self, keyword: &str, connection: &Connection, groups: Option<&[String]>) -> Vec<Saying> {
+        let of = |directive: &Directive| {
+            let Scope::Match { criteria, .. } = &directive.scope else { return None };
+            let picks = applies(criteria, connection, groups);
+            (self.names_it(&directive.keyword, keyword) && picks != Some(false)).then(|| Saying {
+                by: Decider::from(directive),
+                arguments: directive.arguments.clone(),
+                certain: picks == Some(true),
+            })
+        };
+        self.directives.iter().filter_map(of).collect()
+    }
+
+    /// Options, then the lines that hold for everyone.
+    fn everywhere(&self, keyword: &str) -> Vec<Saying> {
+        let options = self.options.iter().filter(|setting| self.names_it(&setting.keyword, keyword));
+        let options = options.map(|setting| (Decider::Option(setting.text.clone()), &setting.arguments));
+        let lines = self.directives.iter().filter(|d| d.is_for_all() && self.names_it(&d.keyword, keyword));
+        let lines = lines.map(|directive| (Decider::from(directive), &directive.arguments));
+        let all = options.chain(lines);
+        all.map(|(by, arguments)| Saying { by, arguments: arguments.clone(), certain: true }).collect()
+    }
+
+    /// Before OpenSSH 8.7: what the older name says, where that turns the method on.
+    fn by_the_older_name(&self) -> Option<Vec<Saying>> {
+        let said = self.everywhere(CHALLENGE_RESPONSE);
+        let is_off = said.first().is_some_and(|first| is_same_value(&first.arguments.join(" "), "no"));
+        (!is_off).then_some(said)
+    }
+
+    /// Whether a name in the text is a name of this keyword to this sshd.
+    fn names_it(&self, name: &str, keyword: &str) -> bool {
+        let older =
+            |name: &str| is_same_option(name, KBD_INTERACTIVE) && !name.eq_ignore_ascii_case(KBD_INTERACTIVE);
+        is_same_option(name, keyword) && (self.names == Names::One || older(name) == older(keyword))
+    }
 }
 
 /// Whether two values are the same to sshd, as far as yes, no and lists go.
@@ -149,104 +220,5 @@ fn is_same_value(one: &str, other: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use super::super::fixture::tree;
-    use super::*;
-
-    fn options(words: &[&str]) -> Vec<String> {
-        words.iter().map(|&word| word.to_owned()).collect()
-    }
-
-    fn line(file: &str, line: usize, in_match: bool, value: &str) -> Decider {
-        Decider::Line { file: file.into(), line, in_match, value: value.into() }
-    }
-
-    const MAIN: &str = "/etc/ssh/sshd_config";
-
-    #[test]
-    fn options_in_every_form() {
-        for (words, said) in [
-            (vec!["-o", "PasswordAuthentication=yes"], Some("yes")),
-            (vec!["-oPasswordAuthentication=yes"], Some("yes")),
-            (vec!["-Do", "passwordauthentication no"], Some("no")),
-            (vec!["-D", "-p", "2222", "-o", "PasswordAuthentication yes"], Some("yes")),
-            (vec!["-p", "-oPasswordAuthentication=yes"], None),
-            (vec!["-o", "UsePAM=yes"], None),
-            (vec!["-o"], None),
-        ] {
-            let found = options_setting(&options(&words), "passwordauthentication");
-            assert_eq!(found.first().map(|(_, value)| value.as_str()), said, "{words:?}");
-        }
-    }
-
-    #[test]
-    fn who_decides() {
-        let tree = tree(&[
-            (
-                MAIN,
-                "Include d.d/*\nPasswordAuthentication yes\nMatch User root\nPasswordAuthentication yes\n",
-            ),
-            ("/etc/ssh/d.d/a.conf", "ChallengeResponseAuthentication yes\npasswordauthentication no\n"),
-        ]);
-        let password = |options: &[String]| decider(&tree, options, "PasswordAuthentication");
-        assert_eq!(password(&[]), line("/etc/ssh/d.d/a.conf", 2, false, "no"));
-        assert_eq!(
-            password(&options(&["-oPasswordAuthentication=yes"])),
-            Decider::Option("PasswordAuthentication=yes".into())
-        );
-        let kbd = decider(&tree, &[], "kbdinteractiveauthentication");
-        assert_eq!(kbd, line("/etc/ssh/d.d/a.conf", 1, false, "yes"));
-        assert_eq!(decider(&tree, &[], "usepam"), Decider::Default);
-        assert_eq!(match_scoped(&tree, "passwordauthentication").len(), 1);
-    }
-
-    #[test]
-    fn who_won() {
-        let connection = Connection {
-            user: "root".into(),
-            host: "192.0.2.1".into(),
-            addr: IpAddr::from([192, 0, 2, 1]),
-            laddr: IpAddr::from([192, 0, 2, 2]),
-            lport: 22,
-        };
-        let won = |text: &str, given: &[&str]| {
-            winner(
-                &tree(&[(MAIN, text)]),
-                &options(given),
-                "passwordauthentication",
-                "yes",
-                &connection,
-                None,
-            )
-        };
-        let others = "PasswordAuthentication no\nMatch User bob\nPasswordAuthentication yes\n";
-        for (text, given, expected) in [
-            (
-                format!("{others}Match Address *\nPasswordAuthentication yes\n"),
-                vec![],
-                line(MAIN, 5, true, "yes"),
-            ),
-            (
-                format!("{others}Match Group g\nPasswordAuthentication yes\n"),
-                vec![],
-                line(MAIN, 5, true, "yes"),
-            ),
-            (others.to_owned(), vec![], line(MAIN, 1, false, "no")),
-            (
-                format!("PasswordAuthentication no\n{}", "PasswordAuthentication yes\n"),
-                vec![],
-                line(MAIN, 2, false, "yes"),
-            ),
-            (
-                others.to_owned(),
-                vec!["-oPasswordAuthentication=yes"],
-                Decider::Option("PasswordAuthentication=yes".into()),
-            ),
-            (String::new(), vec![], Decider::Default),
-        ] {
-            assert_eq!(won(&text, &given), expected, "{text}");
-        }
-    }
-}
+#[path = "decider_tests.rs"]
+mod tests;

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use super::keyword::{is_same_option, spelling};
 use super::reader::{Directive, directives};
 use super::text::our_lines;
-use super::{DROP_IN, is_same_option, is_set_by_us, spelling};
+use super::{DROP_IN, is_set_by_us};
 use crate::policy::observation::ConfigTree;
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::pattern::{glob_path, has_wildcard};

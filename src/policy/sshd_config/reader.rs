@@ -52,6 +52,14 @@ impl Directive {
     pub fn is_global(&self) -> bool {
         self.scope == Scope::Global
     }
+
+    /// Whether it holds for everyone: outside every `Match` block, or in `Match all`.
+    pub fn is_for_all(&self) -> bool {
+        match &self.scope {
+            Scope::Global => true,
+            Scope::Match { criteria, .. } => criteria.iter().all(|word| word.eq_ignore_ascii_case("all")),
+        }
+    }
 }
 
 /// Every directive of `tree` in sshd's reading order, Include followed where it stands: sshd_config(5).

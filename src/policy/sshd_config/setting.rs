@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::placement::is_ours;
 use super::reader::directives;
-use super::{CHALLENGE_RESPONSE, Decider, KBD_INTERACTIVE, PASSWORD, winner};
+use super::{CHALLENGE_RESPONSE, Decider, KBD_INTERACTIVE, PASSWORD, Reading};
 use crate::policy::effective::Effective;
 use crate::policy::observation::{Answer, ConfigTree};
 use crate::policy::outcome::{Reason, Refusal};
@@ -55,17 +55,18 @@ fn is_on_by_itself(tree: &ConfigTree) -> bool {
 
 /// Whether every answer says what was asked (contract 6, "For whom"): `no`, that no password is taken, nor
 /// keyboard-interactive where UsePAM is on; `yes`, PasswordAuthentication yes and an AuthenticationMethods
-/// that a password alone satisfies. Else PASSWORD_AUTH_NOT_EFFECTIVE names the line or option that wins.
+/// that a password alone satisfies. Else PASSWORD_AUTH_NOT_EFFECTIVE names the line or option that wins, which may
+/// be one for the user's `groups`.
 pub fn judge_setting(
     asked: PasswordAuth,
     kbd: KbdInteractive,
     answers: &[Answer],
-    tree: &ConfigTree,
-    options: &[String],
+    reading: &Reading,
+    groups: &[String],
 ) -> Result<(), Refusal> {
     for answer in answers {
         if let Some(keyword) = contrary(asked, kbd, &answer.effective) {
-            return Err(not_effective(asked, keyword, answer, tree, options));
+            return Err(not_effective(asked, keyword, answer, reading, groups));
         }
     }
     Ok(())
@@ -88,8 +89,8 @@ fn not_effective(
     asked: PasswordAuth,
     keyword: &str,
     answer: &Answer,
-    tree: &ConfigTree,
-    options: &[String],
+    reading: &Reading,
+    groups: &[String],
 ) -> Refusal {
     let who = &answer.connection;
     let observed = match keyword {
@@ -97,7 +98,7 @@ fn not_effective(
         _ if asked == PasswordAuth::No => "yes".to_owned(),
         _ => "no".to_owned(),
     };
-    let decides = winner(tree, options, keyword, &observed, who, None);
+    let decides = reading.explain(keyword, &observed, who, Some(groups));
     let remedy = match (&decides, keyword) {
         (Decider::Option(_), _) => "take it out of the way sshd is started and restart sshd".to_owned(),
         (Decider::Line { .. }, "AuthenticationMethods") => {
@@ -123,6 +124,7 @@ fn not_effective(
 mod tests {
     use std::net::IpAddr;
 
+    use super::super::Names;
     use super::super::fixture::tree;
     use super::*;
     use crate::policy::observation::Connection;
@@ -211,7 +213,8 @@ mod tests {
             (PasswordAuth::Yes, Follow, either, true),
         ] {
             let answers = [answer(if asked == PasswordAuth::No { off } else { on }), answer(said)];
-            let judged = judge_setting(asked, follow, &answers, &tree(&[(MAIN, "")]), &[]);
+            let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);
+            let judged = judge_setting(asked, follow, &answers, &reading, &[]);
             assert_eq!(judged.is_ok(), fine, "{asked} {said}");
         }
     }
@@ -221,7 +224,8 @@ mod tests {
         let told = |main: &str, options: &[&str], asked, said: &str| {
             let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
             let answers = [answer(said)];
-            match judge_setting(asked, KbdInteractive::Follow, &answers, &tree(&[(MAIN, main)]), &options) {
+            let reading = Reading::new(&tree(&[(MAIN, main)]), &options, Names::One);
+            match judge_setting(asked, KbdInteractive::Follow, &answers, &reading, &["wheel".to_owned()]) {
                 Ok(()) => String::new(),
                 Err(refusal) => refusal.message,
             }
@@ -229,9 +233,13 @@ mod tests {
         let main = "PasswordAuthentication no\nMatch User root\n  PasswordAuthentication yes\n";
         let message = told(main, &[], PasswordAuth::No, "passwordauthentication yes\n");
         assert!(message.contains("/etc/ssh/sshd_config line 3"), "{message}");
+        let main = "PasswordAuthentication no\n";
         let message =
             told(main, &["-oPasswordAuthentication=yes"], PasswordAuth::No, "passwordauthentication yes\n");
         assert!(message.contains("`-o PasswordAuthentication=yes`"), "{message}");
+        let main = "Match Group wheel\nPasswordAuthentication yes\n";
+        let message = told(main, &[], PasswordAuth::No, "passwordauthentication yes\n");
+        assert!(message.contains("line 2 (`PasswordAuthentication yes`, in a Match block)"), "{message}");
         let main = "PasswordAuthentication yes\nAuthenticationMethods publickey,password\n";
         let said = "passwordauthentication yes\nauthenticationmethods publickey,password\n";
         let message = told(main, &[], PasswordAuth::Yes, said);

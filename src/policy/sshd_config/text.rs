@@ -3,7 +3,8 @@
 
 use crate::policy::block::{self, BEGIN, END};
 
-use super::{CHALLENGE_RESPONSE, KBD_INTERACTIVE, PASSWORD, spelling, tokens};
+use super::keyword::spelling;
+use super::{CHALLENGE_RESPONSE, KBD_INTERACTIVE, PASSWORD, tokens};
 
 /// How every comment of ours begins, so that it can be told from a user's.
 pub const COMMENT: &str = "# keypair-agent: ";

@@ -1,0 +1,63 @@
+//! The `-o` options of sshd's command line: sshd(8).
+
+use super::tokens;
+
+/// sshd's own option letters that take an argument.
+const WITH_ARGUMENT: &[char] = &['C', 'E', 'b', 'c', 'f', 'g', 'h', 'k', 'o', 'p', 'u'];
+
+/// A setting by `-o`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Setting {
+    /// What stands after `-o`.
+    pub(super) text: String,
+    /// The keyword in it.
+    pub(super) keyword: String,
+    /// Its arguments.
+    pub(super) arguments: Vec<String>,
+}
+
+/// What the listener's options set by `-o`, in its forms of getopt(3), in order.
+pub(super) fn settings(options: &[String]) -> Vec<Setting> {
+    let mut found = Vec::new();
+    let mut words = options.iter();
+    while let Some(word) = words.next() {
+        let Some(letters) = word.strip_prefix('-') else { continue };
+        let Some((at, letter)) = letters.char_indices().find(|(_, c)| WITH_ARGUMENT.contains(c)) else {
+            continue;
+        };
+        let attached = letters.get(at + letter.len_utf8()..).unwrap_or_default();
+        let argument = if attached.is_empty() { words.next().map(String::as_str) } else { Some(attached) };
+        if let ('o', Some(text)) = (letter, argument)
+            && let Some((keyword, arguments)) = tokens::split(text.as_bytes())
+        {
+            found.push(Setting { text: text.to_owned(), keyword, arguments });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_in_every_form() {
+        for (words, said) in [
+            (vec!["-o", "PasswordAuthentication=yes"], Some("PasswordAuthentication yes")),
+            (vec!["-oPasswordAuthentication=yes"], Some("PasswordAuthentication yes")),
+            (vec!["-Do", "passwordauthentication no"], Some("passwordauthentication no")),
+            (
+                vec!["-D", "-p", "2222", "-o", "PasswordAuthentication yes"],
+                Some("PasswordAuthentication yes"),
+            ),
+            (vec!["-p", "-oPasswordAuthentication=yes"], None),
+            (vec!["-o", "AllowUsers = a b"], Some("AllowUsers a b")),
+            (vec!["-o"], None),
+        ] {
+            let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+            let found = settings(&words);
+            let found = found.first().map(|one| format!("{} {}", one.keyword, one.arguments.join(" ")));
+            assert_eq!(found.as_deref(), said, "{words:?}");
+        }
+    }
+}
