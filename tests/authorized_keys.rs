@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
+use support::{Form, Guest, Key, attach, available, detach, set_password_auth, warnings};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
@@ -19,10 +19,6 @@ fn block(name: &str, key: &Key) -> String {
          # END keypair-agent {name}\n",
         key.line
     )
-}
-
-fn reasons(result: &Value) -> Vec<&str> {
-    result["warnings"].as_array().unwrap().iter().filter_map(|warning| warning["reason"].as_str()).collect()
 }
 
 #[test]
@@ -114,22 +110,22 @@ fn what_the_owner_is_warned_of() {
     let key = Key::new(&guest.folder, "k");
     fs::write(guest.key_file(), format!("# mine\ncommand=\"echo no\",no-pty {}\n", key.line)).unwrap();
     let result = guest.apply(&attach("my-test", &key, "no"));
-    assert_eq!(reasons(&result), ["RESTRICTED_COPY"]);
+    assert_eq!(warnings(&result), ["RESTRICTED_COPY"]);
     assert_eq!(result["warnings"][0]["line"], 2);
     assert!(guest.sshd.lets_in(&key), "ours stands ahead of the copy");
     let result = guest.apply(&detach("my-test"));
-    assert_eq!(reasons(&result), ["KEY_STILL_PRESENT", "NO_WAY_IN"], "{result}");
+    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT", "NO_WAY_IN"], "{result}");
     assert_eq!(result["keyName"], "my-test");
 
     fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
-    assert_eq!(reasons(&guest.apply(&attach("my-test", &key, "no"))), [] as [&str; 0]);
-    assert_eq!(reasons(&guest.apply(&detach("my-test"))), ["KEY_STILL_PRESENT"]);
+    assert_eq!(warnings(&guest.apply(&attach("my-test", &key, "no"))), [] as [&str; 0]);
+    assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["KEY_STILL_PRESENT"]);
     fs::write(guest.key_file(), "").unwrap();
     guest.apply(&attach("my-test", &key, "no"));
-    assert_eq!(reasons(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
+    assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
     assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
     guest.apply(&attach("my-test", &key, "yes"));
-    assert_eq!(reasons(&guest.apply(&detach("my-test"))), [] as [&str; 0]);
+    assert_eq!(warnings(&guest.apply(&detach("my-test"))), [] as [&str; 0]);
 }
 
 #[test]

@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use support::daemon::{Daemon, queued};
 use support::metadata::Asked;
 use support::strace::{self, Point};
-use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, wait_for, with};
+use support::{
+    Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, wait_for, warnings, with,
+};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
 
@@ -233,12 +235,7 @@ fn a_clone_starts_anew_and_inherits_the_binding() {
         (&json!("succeeded"), &json!("i-clone")),
         "{result}"
     );
-    let warned = result["warnings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .any(|warning| warning["reason"] == "INHERITED_KEY_REPLACED");
-    assert!(warned, "{result}");
+    assert_eq!(warnings(&result), ["INHERITED_KEY_REPLACED"], "{result}");
     assert!(guest.sshd.lets_in(&other) && !guest.sshd.lets_in(&key));
     let report = status(&guest);
     assert_eq!(
@@ -269,7 +266,7 @@ fn a_clone_may_be_bound_to_the_inherited_key() {
     metadata.queue(command);
     let result = metadata.wait_for_result("c-10");
     assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
-    assert_eq!(result["warnings"], json!([]));
+    assert_eq!(warnings(&result), [] as [&str; 0]);
     assert_eq!(status(&guest)["binding"]["inherited"], false, "it is ours now");
     let repeated = with(queued("c-1", 2, detach("my-test")), "instanceId", json!("i-clone"));
     let here = guest.apply(&repeated);

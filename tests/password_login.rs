@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use serde_json::json;
-use support::{Form, Guest, Key, attach, available, set_password_auth};
+use support::{Form, Guest, Key, attach, available, set_password_auth, warnings};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
@@ -86,9 +86,7 @@ fn keyboard_interactive_may_be_left() {
     let key = Key::new(&guest.folder, "k");
     let result = guest.apply(&attach("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    let reasons: Vec<_> =
-        result["warnings"].as_array().unwrap().iter().map(|warning| &warning["reason"]).collect();
-    assert_eq!(reasons, ["KBD_INTERACTIVE_LEFT"]);
+    assert_eq!(warnings(&result), ["KBD_INTERACTIVE_LEFT"]);
     assert_eq!(directives(&fs::read_to_string(guest.drop_in()).unwrap()), ["PasswordAuthentication no"]);
     assert_eq!(guest.sshd.offers(), ["publickey", "keyboard-interactive"]);
 }

@@ -10,13 +10,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use keypair_agent::guest::sshd::{SshdSettings, ask_live, host_keys, observe, try_ahead};
-use keypair_agent::policy::observation::{Answer, Reload};
+use keypair_agent::guest::sshd::{self, SshdSettings, host_keys, observe};
+use keypair_agent::policy::observation::{Answer, Connection, Reload, Sshd};
 use keypair_agent::policy::outcome::{Reason, Refusal};
+use keypair_agent::policy::public_key::fingerprint_of;
 use private_sshd::{PrivateSshd, SSHD};
 
 fn passwords(answers: &[Answer]) -> Vec<bool> {
     answers.iter().map(|answer| answer.effective.password_authentication()).collect()
+}
+
+fn connections(seen: &Sshd) -> Vec<Connection> {
+    seen.answers.iter().map(|answer| answer.connection.clone()).collect()
+}
+
+fn try_ahead(settings: &SshdSettings, seen: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal> {
+    sshd::try_ahead(settings, seen, ahead, &connections(seen))
+}
+
+fn ask_live(settings: &SshdSettings, seen: &Sshd) -> Result<Vec<Answer>, Refusal> {
+    sshd::ask_live(settings, seen, &connections(seen))
 }
 
 fn refusal(settings: &SshdSettings) -> Refusal {
@@ -294,6 +307,6 @@ fn host_keys_are_told_by_fingerprint() {
     let shown = Command::new("ssh-keygen").arg("-lf").arg(sshd.at("host_key.pub")).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert_eq!(keys.len(), 1);
-    assert_eq!(keys[0].0, "ssh-ed25519");
-    assert_eq!(Some(keys[0].1.as_str()), shown.split(' ').nth(1));
+    assert_eq!(keys[0].key_type, "ssh-ed25519");
+    assert_eq!(Some(fingerprint_of(&keys[0].blob).sha256.as_str()), shown.split(' ').nth(1));
 }

@@ -64,6 +64,7 @@ pub fn main() -> ExitCode {
 /// The transaction room of this machine.
 fn transaction(config: &Config) -> Transaction<RealGuest> {
     let settings = Settings {
+        proof: config.proof,
         target_user: config.target_user.clone(),
         kbd_interactive: config.kbd_interactive,
         instance_id: config.instance_id.clone(),

@@ -12,8 +12,8 @@ use crate::policy::observation::Account;
 
 use super::files::{FileError, read_file};
 
-const PASSWD: &str = "/etc/passwd";
-const PASSWD_LIMIT: usize = 64 * 1024 * 1024;
+pub(super) const PASSWD: &str = "/etc/passwd";
+pub(super) const PASSWD_LIMIT: usize = 64 * 1024 * 1024;
 
 /// The name service did not answer.
 #[derive(Debug)]
@@ -73,7 +73,8 @@ pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
         uid: user.uid.as_raw(),
         gid: user.gid.as_raw(),
         home: user.dir,
-        shell: user.shell,
+        // passwd(5): an empty one is /bin/sh.
+        shell: if user.shell.as_os_str().is_empty() { "/bin/sh".into() } else { user.shell },
         groups,
         group_is_private,
     }))

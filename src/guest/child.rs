@@ -116,6 +116,11 @@ impl std::error::Error for ChildError {
     }
 }
 
+/// Whether a program of this name would be found.
+pub fn finds(program: &str) -> bool {
+    SEARCH_PATH.split(':').any(|directory| Path::new(directory).join(program).is_file())
+}
+
 /// Runs `program` with `arguments` and `input` on its standard input, for 10 s at most.
 pub fn run(program: &Path, arguments: &[impl AsRef<OsStr>], input: &str) -> Result<Output, ChildError> {
     run_for(program, arguments, input, LIMIT)

@@ -21,6 +21,8 @@ pub(super) struct Located {
     pub(super) arguments: Vec<String>,
     /// Whether they are a running listener's.
     pub(super) running: bool,
+    /// That listener.
+    pub(super) pid: Option<i32>,
     /// How it is told.
     pub(super) reload: Reload,
     /// Who it is, for messages.
@@ -61,7 +63,7 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
         })?;
         let reload =
             Reload::None(format!("{id} is {}: nothing runs that would have to be told", unit.active_state));
-        return Ok(Located { arguments, running: false, reload, name: id.clone() });
+        return Ok(Located { arguments, running: false, pid: None, reload, name: id.clone() });
     }
     let name = format!("{id} (pid {})", unit.main_pid);
     let found = process::listener_arguments(unit.main_pid, &settings.binary, words.as_deref().ok());
@@ -75,7 +77,7 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
     })?;
     let sockets = systemd::active_sockets(unit).map_err(|error| not_found(format!("systemd: {error}")))?;
     let reload = if sockets.is_empty() { Reload::Unit(id.clone()) } else { Reload::SocketUnit(id.clone()) };
-    Ok(Located { arguments, running: true, reload, name })
+    Ok(Located { arguments, running: true, pid: Some(unit.main_pid), reload, name })
 }
 
 /// Why a unit whose listener runs can't be told: one that stays on its way swallows a reload.
@@ -100,6 +102,7 @@ fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refu
     let nobody = |text: String| Located {
         arguments: vec![settings.binary.to_string_lossy().into_owned()],
         running: false,
+        pid: None,
         reload: Reload::None(text),
         name: format!("the sshd of {}", pid_file.display()),
     };
@@ -111,6 +114,7 @@ fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refu
             reload: Reload::Pid { pid, arguments: arguments.clone() },
             arguments,
             running: true,
+            pid: Some(pid),
             name: format!("the sshd of {} (pid {pid})", pid_file.display()),
         }),
         Err(NotListener::Gone) => {

@@ -5,23 +5,30 @@ pub mod child;
 mod config_tree;
 pub mod files;
 mod locate;
+mod login;
+mod people;
+mod private;
 mod process;
+mod proof;
 mod question;
 pub mod real;
+mod revoked;
 pub mod service;
 pub mod sockets;
 pub mod sshd;
 mod systemd;
 mod unit_words;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use crate::policy::edit::FileKind;
-use crate::policy::observation::{Account, Answer, ConfigTree, KeyFile, Sshd};
+use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::proof::Seen;
 use crate::policy::public_key::PublicKey;
 use crate::policy::types::{CommandId, ContentHash};
 
@@ -119,16 +126,44 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.
     fn sshd_files(&self) -> Result<ConfigTree, Refusal>;
-    /// What it would say with these lines ahead of its configuration; writes nothing.
+    /// What it says for these connections, with these lines ahead of its configuration or, without any, by its files
+    /// as they stand now; writes nothing.
     ///
     /// # Errors
     /// `SSHD_CONFIG_REJECTED`, `IO_ERROR`.
-    fn try_ahead(&self, sshd: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal>;
-    /// What the live files say now.
+    fn ask(
+        &self,
+        sshd: &Sshd,
+        ahead: Option<&str>,
+        connections: &[Connection],
+    ) -> Result<Vec<Answer>, Refusal>;
+    /// What beside sshd's settings decides whether the account gets in with one of `keys`; its `people` are left
+    /// empty.
     ///
     /// # Errors
-    /// `SSHD_CONFIG_REJECTED`, `IO_ERROR`.
-    fn ask_live(&self, sshd: &Sshd) -> Result<Vec<Answer>, Refusal>;
+    /// `IO_ERROR`.
+    fn login(&self, account: &Account, sshd: &Sshd, keys: &[PublicKey]) -> Result<Login, Refusal>;
+    /// Every account of this guest; whether they have keys is not looked up.
+    ///
+    /// # Errors
+    /// `IO_ERROR`.
+    fn people(&self) -> Result<Vec<Person>, Refusal>;
+    /// Whether an ssh client is installed, and the running sshd can be asked.
+    fn has_client(&self) -> bool;
+    /// One question to the running sshd at `address` (contract 6, "Proof"): what it offers this user, and whether it
+    /// would accept his key.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    fn probe(
+        &self,
+        sshd: &Sshd,
+        address: SocketAddr,
+        user: &str,
+        key: Option<&PublicKey>,
+    ) -> Result<Seen, String>;
+    /// Whether the listener has read its files as they now stand; `None` where that cannot be told.
+    fn has_read_its_files(&self, sshd: &Sshd) -> Option<bool>;
     /// Whether a reload would leave the listener alive.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::sockets;
 use crate::policy::listener::{self, ListenerError};
+use crate::policy::observation::OtherListener;
 
 /// How long a listener may be without a socket: while it executes itself anew it has none.
 const WITHOUT_SOCKET: Duration = Duration::from_millis(500);
@@ -84,9 +85,9 @@ pub(super) fn listener_arguments(
     Err(NotListener::Gone)
 }
 
-/// Every process of our own rank that looks like an sshd listener in our network namespace: pid, arguments or
-/// title, ports; no ports where its descriptors can't be read.
-pub(super) fn listeners(binary: &Path) -> Vec<(i32, String, Vec<u16>)> {
+/// Every process of our own rank that looks like an sshd listener in our network namespace; no ports where its
+/// descriptors can't be read.
+pub(super) fn listeners(binary: &Path) -> Vec<OtherListener> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let looks_like_one = |pid: i32| {
@@ -101,8 +102,8 @@ pub(super) fn listeners(binary: &Path) -> Vec<(i32, String, Vec<u16>)> {
             return None;
         }
         let ports = listening_ports(pid)?;
-        let text = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
-        Some((pid, text, ports))
+        let line = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
+        Some(OtherListener { pid, line, ports })
     };
     pids.filter_map(looks_like_one).collect()
 }

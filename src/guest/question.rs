@@ -5,9 +5,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-
 use super::child;
+use super::private::PrivateDirectory;
 use crate::policy::effective::Effective;
 use crate::policy::observation::{Answer, Connection};
 use crate::policy::outcome::{Reason, Refusal};
@@ -156,18 +155,7 @@ fn make_directory(path: &Path) -> Result<(), Refusal> {
 /// A host key for questions alone, in a private directory that goes with it.
 struct ThrowAwayKey {
     path: PathBuf,
-    // Dropped in this order: what stands in the run directory, then the directory if it was made for it.
-    _directory: TempDir,
-    _run_dir: Option<MadeDirectory>,
-}
-
-/// A directory that is removed again, if nothing stands in it.
-struct MadeDirectory(PathBuf);
-
-impl Drop for MadeDirectory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
+    _directory: PrivateDirectory,
 }
 
 impl ThrowAwayKey {
@@ -180,16 +168,7 @@ impl ThrowAwayKey {
             );
             Refusal::new(Reason::IoError, text)
         };
-        let made = match DirBuilder::new().mode(0o755).create(run_dir) {
-            Ok(()) => Some(MadeDirectory(run_dir.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
-            Err(error) => return Err(failed(&error)),
-        };
-        let directory = tempfile::Builder::new()
-            .prefix("host-key-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(run_dir)
-            .map_err(|error| failed(&error))?;
+        let directory = PrivateDirectory::make(run_dir, "host-key-").map_err(|error| failed(&error))?;
         let path = directory.path().join("key");
         // ecdsa: FIPS mode knows no ed25519.
         let arguments: [&std::ffi::OsStr; 9] = [
@@ -207,7 +186,7 @@ impl ThrowAwayKey {
         if !output.succeeded() {
             return Err(failed(&output.words()));
         }
-        Ok(Self { path, _directory: directory, _run_dir: made })
+        Ok(Self { path, _directory: directory })
     }
 }
 

@@ -1,6 +1,8 @@
 //! The machine this runs on.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,14 +12,19 @@ use time::OffsetDateTime;
 use crate::config::Config;
 use crate::policy::component;
 use crate::policy::edit::FileKind;
-use crate::policy::observation::{Account, Answer, ConfigTree, KeyFile, Sshd};
+use crate::policy::lockout;
+use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::public_key::PublicKey;
+use crate::policy::proof::Seen;
+use crate::policy::public_key::{PublicKey, fingerprint_of};
 use crate::policy::types::{CommandId, ContentHash};
 
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
-use super::{Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, service};
+use super::{
+    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, proof, revoked,
+    service,
+};
 
 /// How long a command waits for its turn (contract 8).
 const TURN: Duration = Duration::from_secs(20);
@@ -197,12 +204,63 @@ impl Guest for RealGuest {
         sshd::files(&self.sshd)
     }
 
-    fn try_ahead(&self, sshd: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal> {
-        sshd::try_ahead(&self.sshd, sshd, ahead)
+    fn ask(
+        &self,
+        sshd: &Sshd,
+        ahead: Option<&str>,
+        connections: &[Connection],
+    ) -> Result<Vec<Answer>, Refusal> {
+        match ahead {
+            Some(ahead) => sshd::try_ahead(&self.sshd, sshd, ahead, connections),
+            None => sshd::ask_live(&self.sshd, sshd, connections),
+        }
     }
 
-    fn ask_live(&self, sshd: &Sshd) -> Result<Vec<Answer>, Refusal> {
-        sshd::ask_live(&self.sshd, sshd)
+    fn login(&self, account: &Account, sshd: &Sshd, keys: &[PublicKey]) -> Result<Login, Refusal> {
+        let effective = sshd.answers.first().map(|first| &first.effective);
+        let pam = effective.map(login::pam).transpose().map_err(|error| {
+            Refusal::new(Reason::IoError, format!("sshd's service of PAM cannot be read: {error}"))
+        })?;
+        let values = sshd.answers.iter().map(|answer| answer.effective.value("revokedkeys"));
+        let files: BTreeSet<PathBuf> = values.filter_map(lockout::revoked_keys_file).collect();
+        let mut revocations = BTreeMap::new();
+        for file in files {
+            for key in keys {
+                let place = (file.clone(), key.fingerprint().sha256);
+                revocations.insert(place, revoked::revocation(&file, key));
+            }
+        }
+        Ok(Login {
+            shell: login::shell(account),
+            shadow: login::shadow(&account.name),
+            today: self.now().unix_timestamp() / (24 * 60 * 60),
+            nologin: login::nologin(),
+            pam: pam.unwrap_or_default(),
+            revocations,
+            people: Vec::new(),
+        })
+    }
+
+    fn people(&self) -> Result<Vec<Person>, Refusal> {
+        people::people().map_err(Refusal::from)
+    }
+
+    fn has_client(&self) -> bool {
+        child::finds("ssh")
+    }
+
+    fn probe(
+        &self,
+        sshd: &Sshd,
+        address: SocketAddr,
+        user: &str,
+        key: Option<&PublicKey>,
+    ) -> Result<Seen, String> {
+        proof::probe(&self.sshd.run_dir, &sshd::host_keys(sshd), address, user, key)
+    }
+
+    fn has_read_its_files(&self, sshd: &Sshd) -> Option<bool> {
+        sshd::has_read_its_files(sshd)
     }
 
     fn reload_is_safe(&self, sshd: &Sshd) -> Result<(), Refusal> {
@@ -230,8 +288,10 @@ impl Guest for RealGuest {
     }
 
     fn host_keys(&self, sshd: &Sshd) -> Vec<HostKey> {
-        let keys = sshd::host_keys(sshd);
-        keys.into_iter().map(|(key_type, sha256)| HostKey { key_type, sha256 }).collect()
+        let keys = sshd::host_keys(sshd).into_iter();
+        { keys }
+            .map(|key| HostKey { key_type: key.key_type, sha256: fingerprint_of(&key.blob).sha256 })
+            .collect()
     }
 }
 

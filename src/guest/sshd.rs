@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::locate::{self, Located};
@@ -11,9 +12,8 @@ use super::{child, config_tree, process, sockets};
 use crate::policy::connection::{anybody, connections, listening_ports};
 use crate::policy::effective::Effective;
 use crate::policy::listener;
-use crate::policy::observation::{Answer, ConfigTree, Reload, Sshd};
+use crate::policy::observation::{Answer, ConfigTree, Connection, OtherListener, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::public_key::fingerprint_of;
 use crate::policy::sshd_config::named_hosts;
 
 /// The main file of an sshd that was built as all distributions do.
@@ -59,7 +59,8 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     let connections = connections(user, &effective, &hosts(&config, &options));
     let answers = questioner.answers(About::Live, connections)?.map_err(already_invalid)?;
     drop(questioner);
-    refuse_an_unseen_listener(settings, &located, &effective)?;
+    let listeners = process::listeners(&settings.binary);
+    refuse_an_unseen_listener(settings, &located, &effective, &listeners)?;
     Ok(Sshd {
         binary: settings.binary.clone(),
         options,
@@ -68,6 +69,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
         config,
         answers,
         reload: located.reload,
+        others: listeners.into_iter().filter(|other| Some(other.pid) != located.pid).collect(),
     })
 }
 
@@ -79,7 +81,12 @@ pub fn files(settings: &SshdSettings) -> Result<ConfigTree, Refusal> {
 
 /// What sshd would say if `ahead` stood ahead of its present configuration (contract 6, "Tried before it is
 /// live"). Nothing is written.
-pub fn try_ahead(settings: &SshdSettings, sshd: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal> {
+pub fn try_ahead(
+    settings: &SshdSettings,
+    sshd: &Sshd,
+    ahead: &str,
+    connections: &[Connection],
+) -> Result<Vec<Answer>, Refusal> {
     let main = &sshd.config.main;
     let path = main.to_string_lossy();
     if path.contains(['[', '*', '?', '"', '\\', '\n']) {
@@ -88,7 +95,7 @@ pub fn try_ahead(settings: &SshdSettings, sshd: &Sshd, ahead: &str) -> Result<Ve
     }
     let mut questioner = questioner(settings, sshd);
     let include = format!("{ahead}\nInclude \"{path}\"\n");
-    let refused = match answer(&mut questioner, sshd, About::Text(&include))? {
+    let refused = match answer(&mut questioner, connections, About::Text(&include))? {
         Ok(answers) => return Ok(answers),
         Err(words) => words,
     };
@@ -98,21 +105,43 @@ pub fn try_ahead(settings: &SshdSettings, sshd: &Sshd, ahead: &str) -> Result<Ve
     // Before OpenSSH 8.2.
     let text = sshd.config.files.get(main).map(|bytes| String::from_utf8_lossy(bytes)).unwrap_or_default();
     let inlined = format!("{ahead}\n{text}");
-    answer(&mut questioner, sshd, About::Text(&inlined))?.map_err(|words| rejected(&words, main))
+    answer(&mut questioner, connections, About::Text(&inlined))?.map_err(|words| rejected(&words, main))
 }
 
-/// What sshd says of its files as they stand now, for the connections of the observation.
-pub fn ask_live(settings: &SshdSettings, sshd: &Sshd) -> Result<Vec<Answer>, Refusal> {
-    answer(&mut questioner(settings, sshd), sshd, About::Live)?.map_err(|words| {
+/// What sshd says of its files as they stand now.
+pub fn ask_live(
+    settings: &SshdSettings,
+    sshd: &Sshd,
+    connections: &[Connection],
+) -> Result<Vec<Answer>, Refusal> {
+    answer(&mut questioner(settings, sshd), connections, About::Live)?.map_err(|words| {
         Refusal::new(Reason::SshdConfigRejected, format!("sshd refuses its configuration: {words}"))
     })
 }
 
-/// The public host keys of this guest: type and SHA-256 fingerprint (contract 3, "What runs here"). One that
-/// can't be read is left out.
-pub fn host_keys(sshd: &Sshd) -> Vec<(String, String)> {
+/// A host key's public half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostKey {
+    /// Its type, as in `ssh-ed25519`.
+    pub key_type: String,
+    /// Its bytes.
+    pub blob: Vec<u8>,
+}
+
+/// The public host keys of this guest. One that can't be read is left out.
+pub fn host_keys(sshd: &Sshd) -> Vec<HostKey> {
     let files = sshd.answers.first().map(|answer| answer.effective.values("hostkey")).unwrap_or_default();
     files.iter().filter_map(|file| host_key(Path::new(&format!("{file}.pub")))).collect()
+}
+
+/// Whether the listener has read its files as they now stand: it writes its pid file anew whenever it has. `None`
+/// where there is none.
+pub fn has_read_its_files(sshd: &Sshd) -> Option<bool> {
+    let pid_file = sshd.answers.first()?.effective.value("pidfile");
+    let written = fs::metadata(pid_file).ok()?;
+    let written = (written.mtime(), written.mtime_nsec());
+    let changed = |file: &PathBuf| fs::metadata(file).map(|file| (file.ctime(), file.ctime_nsec())).ok();
+    Some(sshd.config.files.keys().filter_map(changed).all(|changed| changed < written))
 }
 
 /// `sshd -T` of the files as they stand, for the first connection of the observation.
@@ -127,13 +156,13 @@ fn questioner<'a>(settings: &'a SshdSettings, sshd: &'a Sshd) -> Questioner<'a> 
 
 fn answer(
     questioner: &mut Questioner<'_>,
-    sshd: &Sshd,
+    connections: &[Connection],
     about: About<'_>,
 ) -> Result<Result<Vec<Answer>, String>, Refusal> {
     if let Err(words) = questioner.test(about)? {
         return Ok(Err(words));
     }
-    questioner.answers(about, sshd.answers.iter().map(|answer| answer.connection.clone()))
+    questioner.answers(about, connections.iter().cloned())
 }
 
 fn already_invalid(words: String) -> Refusal {
@@ -212,6 +241,7 @@ fn refuse_an_unseen_listener(
     settings: &SshdSettings,
     located: &Located,
     effective: &Effective,
+    listeners: &[OtherListener],
 ) -> Result<(), Refusal> {
     let Reload::None(why) = &located.reload else { return Ok(()) };
     if settings.pid_file.is_none() && super::systemd::is_running() {
@@ -224,9 +254,8 @@ fn refuse_an_unseen_listener(
         return Ok(());
     };
     let on_a_port = |own: &[u16]| own.is_empty() || own.iter().any(|port| ports.contains(port));
-    let mut listeners = process::listeners(&settings.binary).into_iter();
-    let who = match listeners.find(|(_, _, own)| on_a_port(own)) {
-        Some((pid, line, _)) => format!("pid {pid} ('{line}')"),
+    let who = match listeners.iter().find(|listener| on_a_port(&listener.ports)) {
+        Some(OtherListener { pid, line, .. }) => format!("pid {pid} ('{line}')"),
         None => "something".to_owned(),
     };
     let text = format!(
@@ -236,15 +265,14 @@ fn refuse_an_unseen_listener(
     Err(Refusal::new(Reason::SshdNotFound, text))
 }
 
-/// Type and fingerprint of a public key's file.
-fn host_key(file: &Path) -> Option<(String, String)> {
+/// The public key in a file.
+fn host_key(file: &Path) -> Option<HostKey> {
     use base64ct::{Base64, Encoding};
     let mut line = String::new();
     fs::File::open(file).ok()?.take(MAX_PUBLIC_KEY).read_to_string(&mut line).ok()?;
     let mut words = line.split_ascii_whitespace();
-    let (kind, blob) = (words.next()?, words.next()?);
-    let blob = Base64::decode_vec(blob).ok()?;
-    Some((kind.to_owned(), fingerprint_of(&blob).sha256))
+    let (key_type, blob) = (words.next()?, words.next()?);
+    Some(HostKey { key_type: key_type.to_owned(), blob: Base64::decode_vec(blob).ok()? })
 }
 
 #[cfg(test)]

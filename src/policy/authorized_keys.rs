@@ -135,11 +135,11 @@ pub fn copy_of<'a>(without_ours: &'a [KeyLine], key: &PublicKey) -> Option<&'a K
     without_ours.iter().find(|line| line.key == *key)
 }
 
-/// A line of the user's own that lets him in as far as the file goes: no option refuses or redirects it, and
-/// no earlier line with the same key does.
-pub fn way_in(without_ours: &[KeyLine]) -> Option<&KeyLine> {
-    without_ours.iter().find(|line| {
-        line.is_unrestricted() && copy_of(without_ours, &line.key).is_none_or(KeyLine::is_unrestricted)
+/// The lines that let the user in as far as the file goes: no option refuses or redirects them, and no earlier line
+/// with the same key does.
+pub fn ways_in(lines: &[KeyLine]) -> impl Iterator<Item = &KeyLine> {
+    lines.iter().filter(|line| {
+        line.is_unrestricted() && copy_of(lines, &line.key).is_none_or(KeyLine::is_unrestricted)
     })
 }
 
@@ -206,11 +206,11 @@ mod tests {
     #[test]
     fn what_still_lets_the_user_in() {
         let restricted = key_lines(format!("command=\"x\" {ED}\n{ED}\n").as_bytes());
-        assert_eq!(way_in(&restricted), None, "the first line with a key captures it");
+        assert_eq!(ways_in(&restricted).next(), None, "the first line with a key captures it");
         let free = key_lines(format!("no-agent-forwarding,no-X11-forwarding {ED}\n").as_bytes());
-        assert_eq!(way_in(&free).map(|line| line.line), Some(1));
+        assert_eq!(ways_in(&free).next().map(|line| line.line), Some(1));
         let other = key_lines(format!("restrict {ED}\n{ED2}\n").as_bytes());
-        assert_eq!(way_in(&other).map(|line| line.line), Some(2));
+        assert_eq!(ways_in(&other).next().map(|line| line.line), Some(2));
     }
 
     fn files(marker: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {

@@ -86,6 +86,27 @@ pub fn connections(user: &str, effective: &Effective, hosts: &[String]) -> Vec<C
         .collect()
 }
 
+/// From loopback, where sshd listens there: the address to connect to and the connection it is, for IPv4 ahead of
+/// IPv6, each on the first port that has it.
+pub fn loopbacks(user: &str, effective: &Effective) -> Vec<(SocketAddr, Connection)> {
+    let listen = listen_addresses(effective);
+    let ports = listening_ports(effective);
+    let of = |loopback: IpAddr| {
+        let reaches = |own: &SocketAddr, port: u16| {
+            let is_there =
+                own.ip() == loopback || own.ip().is_unspecified() && own.is_ipv4() == loopback.is_ipv4();
+            own.port() == port && is_there
+        };
+        let port = ports.iter().copied().find(|port| listen.iter().any(|own| reaches(own, *port)))?;
+        // sshd looks the name up where UseDNS is on.
+        let host = if effective.is_yes("usedns") { "localhost".to_owned() } else { loopback.to_string() };
+        let connection =
+            Connection { user: user.to_owned(), host, addr: loopback, laddr: loopback, lport: port };
+        Some((SocketAddr::new(loopback, port), connection))
+    };
+    [of(Ipv4Addr::LOCALHOST.into()), of(Ipv6Addr::LOCALHOST.into())].into_iter().flatten().collect()
+}
+
 /// The first of `candidates` that no pattern names; the first of all where each is named.
 fn neutral<const N: usize>(candidates: &[IpAddr; N], hosts: &[String]) -> IpAddr {
     let free = |addr: &&IpAddr| !hosts.iter().any(|pattern| names(pattern, **addr));
@@ -161,6 +182,20 @@ mod tests {
         // `Port` keeps its default where every ListenAddress has a port of its own.
         let own = "port 22\nlistenaddress 127.0.0.1:2299\n";
         assert_eq!(shown(own, &[]), ["192.0.2.1 127.0.0.1 2299", "2001:db8::1 2001:db8::2 2299"]);
+    }
+
+    #[test]
+    fn from_loopback() {
+        for (listen, expected) in [
+            ("port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n", vec!["127.0.0.1:22", "[::1]:22"]),
+            ("port 22\nlistenaddress 127.0.0.1:2222\n", vec!["127.0.0.1:2222"]),
+            ("port 22\nport 23\nlistenaddress 10.0.0.5:22\nlistenaddress [::1]:23\n", vec!["[::1]:23"]),
+            ("port 22\nlistenaddress 10.0.0.5:22\n", vec![]),
+        ] {
+            let found = loopbacks("root", &Effective::parse(listen));
+            let found: Vec<String> = found.iter().map(|(address, _)| address.to_string()).collect();
+            assert_eq!(found, expected, "{listen}");
+        }
     }
 
     #[test]

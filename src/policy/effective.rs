@@ -77,6 +77,21 @@ impl Effective {
         lists.is_empty() || lists.iter().any(|list| list.as_slice() == [method])
     }
 
+    /// Which of the methods that are spoken of here sshd offers at first: those that are on and with which a list of
+    /// AuthenticationMethods begins.
+    pub fn offered_methods(&self) -> Vec<Method> {
+        let lists = self.authentication_methods();
+        let firsts: Vec<&str> =
+            lists.iter().filter_map(|list| list.first().and_then(|first| first.split(':').next())).collect();
+        let begins = |method: Method| lists.is_empty() || firsts.contains(&method.as_str());
+        let is_on = |method: &Method| match method {
+            Method::PublicKey => self.is_yes("pubkeyauthentication"),
+            Method::Password => self.password_authentication(),
+            Method::KeyboardInteractive => self.kbd_interactive_authentication(),
+        };
+        Method::ALL.into_iter().filter(|method| is_on(method) && begins(*method)).collect()
+    }
+
     /// `Port`, each of them.
     pub fn ports(&self) -> Vec<u16> {
         self.words("port").into_iter().filter_map(|port| port.parse().ok()).collect()
@@ -92,9 +107,49 @@ impl Effective {
     }
 }
 
+/// A method of authentication: RFC 4252, RFC 4256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// `publickey`.
+    PublicKey,
+    /// `password`.
+    Password,
+    /// `keyboard-interactive`.
+    KeyboardInteractive,
+}
+
+impl Method {
+    /// Those that are spoken of here; sshd may offer others besides.
+    pub const ALL: [Self; 3] = [Self::PublicKey, Self::Password, Self::KeyboardInteractive];
+
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PublicKey => "publickey",
+            Self::Password => "password",
+            Self::KeyboardInteractive => "keyboard-interactive",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_offered() {
+        let on = "pubkeyauthentication yes\npasswordauthentication yes\nkbdinteractiveauthentication no\n";
+        for (said, expected) in [
+            (on.to_owned(), vec!["publickey", "password"]),
+            (format!("{on}authenticationmethods publickey,password\n"), vec!["publickey"]),
+            (format!("{on}authenticationmethods password keyboard-interactive:pam\n"), vec!["password"]),
+            (format!("{on}authenticationmethods any\n"), vec!["publickey", "password"]),
+            ("kbdinteractiveauthentication yes\nauthenticationmethods keyboard-interactive:pam,publickey\n".to_owned(), vec!["keyboard-interactive"]),
+        ] {
+            let offered: Vec<&str> = Effective::parse(&said).offered_methods().into_iter().map(Method::as_str).collect();
+            assert_eq!(offered, expected, "{said}");
+        }
+    }
 
     #[test]
     fn reads_what_sshd_prints() {

@@ -3,33 +3,34 @@
 //! neither is enough alone.
 
 mod access;
+mod account;
+mod key;
 mod key_file;
+mod session;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 
 use super::effective::Effective;
-use super::observation::{Account, Connection, KeyFile};
+use super::observation::{Account, Connection, KeyFile, Login};
 use super::outcome::Warning;
+use super::public_key::PublicKey;
 use super::sshd_config::{Decider, Reading};
 
+pub use access::may_come;
+pub(crate) use account::is_closed;
+pub use key::revoked_keys_file;
 pub use key_file::authorized_keys_path;
 
 /// What sshd asks of a user who comes with a key. A new rule is a variant here, its place in [`Rule::ALL`]
 /// and its judgement in `Rule::judge`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rule {
-    /// Owners and modes of the key file and its directories: sshd_config(5) "StrictModes".
-    StrictModes,
-    /// The file must be one that sshd reads, and that the user may read: sshd_config(5).
-    AuthorizedKeysFile,
-    /// sshd_config(5) "PubkeyAuthentication".
-    PubkeyAuthentication,
-    /// A list that one key alone satisfies: sshd_config(5) "AuthenticationMethods".
-    AuthenticationMethods,
-    /// sshd_config(5) "PermitRootLogin", for uid 0.
-    PermitRootLogin,
+    /// The user's shell: passwd(5), sshd's `allowed_user`.
+    Shell,
+    /// A locked password, without PAM: sshd's `allowed_user`.
+    LockedAccount,
     /// sshd_config(5) "DenyUsers".
     DenyUsers,
     /// sshd_config(5) "AllowUsers".
@@ -38,6 +39,38 @@ pub enum Rule {
     DenyGroups,
     /// sshd_config(5) "AllowGroups".
     AllowGroups,
+    /// sshd_config(5) "RefuseConnection".
+    RefuseConnection,
+    /// sshd_config(5) "PubkeyAuthentication".
+    PubkeyAuthentication,
+    /// sshd_config(5) "PubkeyAcceptedAlgorithms".
+    PubkeyAcceptedAlgorithms,
+    /// sshd_config(5) "RequiredRSASize".
+    RequiredRSASize,
+    /// sshd_config(5) "RevokedKeys".
+    RevokedKeys,
+    /// The file must be one that sshd reads, and that the user may read: sshd_config(5).
+    AuthorizedKeysFile,
+    /// Owners and modes of the key file and its directories: sshd_config(5) "StrictModes".
+    StrictModes,
+    /// sshd_config(5) "PermitRootLogin", for uid 0.
+    PermitRootLogin,
+    /// A list that one key alone satisfies: sshd_config(5) "AuthenticationMethods".
+    AuthenticationMethods,
+    /// The account's end: shadow(5).
+    ExpiredAccount,
+    /// A password that has to be changed first: shadow(5), pam_unix(8).
+    ForcedPasswordChange,
+    /// nologin(5).
+    Nologin,
+    /// Rules of PAM that are not evaluated: pam.d(5).
+    Pam,
+    /// sshd_config(5) "MaxSessions".
+    MaxSessions,
+    /// sshd_config(5) "ChrootDirectory".
+    ChrootDirectory,
+    /// sshd_config(5) "ForceCommand".
+    ForceCommand,
 }
 
 /// What one rule says: nothing, a warning, or a refusal.
@@ -46,43 +79,111 @@ type Judged = Result<Option<Warning>, Finding>;
 impl Rule {
     /// Every rule, in the order in which sshd comes to them.
     pub const ALL: &'static [Self] = &[
+        Self::Shell,
+        Self::LockedAccount,
         Self::DenyUsers,
         Self::AllowUsers,
         Self::DenyGroups,
         Self::AllowGroups,
+        Self::RefuseConnection,
         Self::PubkeyAuthentication,
+        Self::PubkeyAcceptedAlgorithms,
+        Self::RequiredRSASize,
+        Self::RevokedKeys,
         Self::AuthorizedKeysFile,
         Self::StrictModes,
         Self::PermitRootLogin,
         Self::AuthenticationMethods,
+        Self::ExpiredAccount,
+        Self::ForcedPasswordChange,
+        Self::Nologin,
+        Self::Pam,
+        Self::MaxSessions,
+        Self::ChrootDirectory,
+        Self::ForceCommand,
     ];
 
-    /// Its name: the keyword of sshd_config(5).
+    /// Its name: the keyword of sshd_config(5), or what it is about.
     pub fn name(self) -> &'static str {
         match self {
-            Self::StrictModes => "StrictModes",
-            Self::AuthorizedKeysFile => "AuthorizedKeysFile",
-            Self::PubkeyAuthentication => "PubkeyAuthentication",
-            Self::AuthenticationMethods => "AuthenticationMethods",
-            Self::PermitRootLogin => "PermitRootLogin",
+            Self::Shell => "Shell",
+            Self::LockedAccount => "Locked account",
             Self::DenyUsers => "DenyUsers",
             Self::AllowUsers => "AllowUsers",
             Self::DenyGroups => "DenyGroups",
             Self::AllowGroups => "AllowGroups",
+            Self::RefuseConnection => "RefuseConnection",
+            Self::PubkeyAuthentication => "PubkeyAuthentication",
+            Self::PubkeyAcceptedAlgorithms => "PubkeyAcceptedAlgorithms",
+            Self::RequiredRSASize => "RequiredRSASize",
+            Self::RevokedKeys => "RevokedKeys",
+            Self::AuthorizedKeysFile => "AuthorizedKeysFile",
+            Self::StrictModes => "StrictModes",
+            Self::PermitRootLogin => "PermitRootLogin",
+            Self::AuthenticationMethods => "AuthenticationMethods",
+            Self::ExpiredAccount => "Expired account",
+            Self::ForcedPasswordChange => "Forced password change",
+            Self::Nologin => "nologin",
+            Self::Pam => "PAM",
+            Self::MaxSessions => "MaxSessions",
+            Self::ChrootDirectory => "ChrootDirectory",
+            Self::ForceCommand => "ForceCommand",
+        }
+    }
+
+    /// Whether sshd says that it accepts a key although this rule refuses the login: only
+    /// where a session is to begin is it asked.
+    pub fn comes_after_the_key(self) -> bool {
+        match self {
+            Self::PermitRootLogin
+            | Self::AuthenticationMethods
+            | Self::ExpiredAccount
+            | Self::ForcedPasswordChange
+            | Self::Nologin
+            | Self::Pam
+            | Self::MaxSessions
+            | Self::ChrootDirectory
+            | Self::ForceCommand => true,
+            Self::Shell
+            | Self::LockedAccount
+            | Self::DenyUsers
+            | Self::AllowUsers
+            | Self::DenyGroups
+            | Self::AllowGroups
+            | Self::RefuseConnection
+            | Self::PubkeyAuthentication
+            | Self::PubkeyAcceptedAlgorithms
+            | Self::RequiredRSASize
+            | Self::RevokedKeys
+            | Self::AuthorizedKeysFile
+            | Self::StrictModes => false,
         }
     }
 
     fn judge(self, facts: &Facts<'_>) -> Judged {
         match self {
-            Self::StrictModes => key_file::strict_modes(facts),
-            Self::AuthorizedKeysFile => key_file::authorized_keys_file(facts),
-            Self::PubkeyAuthentication => pubkey_authentication(facts),
-            Self::AuthenticationMethods => authentication_methods(facts),
-            Self::PermitRootLogin => permit_root_login(facts),
+            Self::Shell => account::shell(facts),
+            Self::LockedAccount => account::locked(facts),
             Self::DenyUsers => access::deny_users(facts),
             Self::AllowUsers => access::allow_users(facts),
             Self::DenyGroups => access::deny_groups(facts),
             Self::AllowGroups => access::allow_groups(facts),
+            Self::RefuseConnection => session::refuse_connection(facts),
+            Self::PubkeyAuthentication => pubkey_authentication(facts),
+            Self::PubkeyAcceptedAlgorithms => key::accepted_algorithms(facts),
+            Self::RequiredRSASize => key::required_rsa_size(facts),
+            Self::RevokedKeys => key::revoked_keys(facts),
+            Self::AuthorizedKeysFile => key_file::authorized_keys_file(facts),
+            Self::StrictModes => key_file::strict_modes(facts),
+            Self::PermitRootLogin => permit_root_login(facts),
+            Self::AuthenticationMethods => authentication_methods(facts),
+            Self::ExpiredAccount => account::expired(facts),
+            Self::ForcedPasswordChange => account::forced_change(facts),
+            Self::Nologin => account::nologin(facts),
+            Self::Pam => account::pam(facts),
+            Self::MaxSessions => session::max_sessions(facts),
+            Self::ChrootDirectory => session::chroot_directory(facts),
+            Self::ForceCommand => session::force_command(facts),
         }
     }
 }
@@ -105,8 +206,12 @@ pub struct Finding {
 pub struct Facts<'a> {
     /// The target user.
     pub account: &'a Account,
+    /// The key he is to get in with.
+    pub key: &'a PublicKey,
     /// His key file as it stands; what is missing will be created right.
     pub key_file: &'a KeyFile,
+    /// His account beside sshd's settings.
+    pub login: &'a Login,
     /// What sshd says of the candidate configuration, for `connection`.
     pub effective: &'a Effective,
     /// For whom it says so.
@@ -124,7 +229,7 @@ pub struct Verdict {
     pub warnings: Vec<Warning>,
 }
 
-/// Whether sshd would let the user in with a key in his file, by every rule (contract 6, "Lockout guard").
+/// Whether sshd would let the user in with this key in his file, by every rule (contract 6, "Lockout guard").
 pub fn judge(facts: &Facts<'_>) -> Verdict {
     let mut verdict = Verdict::default();
     for rule in Rule::ALL {

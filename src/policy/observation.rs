@@ -25,6 +25,98 @@ pub struct Account {
     pub group_is_private: bool,
 }
 
+/// Beside sshd's own settings, what decides whether the target user gets in: his account as login(1) and PAM
+/// judge it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// His shell, as sshd looks at it.
+    pub shell: Shell,
+    /// His entry in shadow(5).
+    pub shadow: Shadow,
+    /// Days since 1970, in shadow(5)'s count.
+    pub today: i64,
+    /// nologin(5)'s file, where it stands.
+    pub nologin: Option<PathBuf>,
+    /// The rules of sshd's PAM service by which a login may be refused and which nobody evaluates here.
+    pub pam: Vec<PamRule>,
+    /// What RevokedKeys says of the keys that matter: by file and the key's SHA-256 fingerprint.
+    pub revocations: BTreeMap<(PathBuf, String), Revocation>,
+    /// Every account of this guest, for witnesses and for those who have a password alone.
+    pub people: Vec<Person>,
+}
+
+/// A user's shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shell {
+    /// A regular file that may be executed.
+    Runs,
+    /// There is none at that path.
+    Missing,
+    /// It is no regular file, or nobody may execute it.
+    NotExecutable,
+}
+
+/// What shadow(5) says of an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shadow {
+    /// It cannot be read; the text says why.
+    Unseen(String),
+    /// He has no entry.
+    NoEntry,
+    /// His entry.
+    Entry(ShadowEntry),
+}
+
+/// An entry of shadow(5); days count from 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShadowEntry {
+    /// Whether the password begins with `!`.
+    pub is_locked: bool,
+    /// Whether it is the hash of some password.
+    pub has_password: bool,
+    /// The day of its last change; 0 forces one.
+    pub last_change: Option<i64>,
+    /// How many days it lasts.
+    pub maximum: Option<i64>,
+    /// How many days after that the account is still good for a change.
+    pub inactive: Option<i64>,
+    /// The day on which the account ends.
+    pub expires: Option<i64>,
+}
+
+/// A rule of pam.d(5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PamRule {
+    /// The file.
+    pub file: PathBuf,
+    /// The line in it, from 1.
+    pub line: usize,
+    /// The module, without its directory and suffix.
+    pub module: String,
+}
+
+/// What a file of RevokedKeys says of a key: sshd_config(5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revocation {
+    /// It is not in it.
+    NotRevoked,
+    /// It is.
+    Revoked,
+    /// The file cannot be read, and sshd then takes no key at all; the text says why.
+    Unreadable(String),
+}
+
+/// An account of this guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// His account.
+    pub account: Account,
+    /// Whether he has a password; false where shadow(5) cannot be read.
+    pub has_password: bool,
+    /// Whether he has a key of his own in the file that sshd reads for him; looked up only where he has a password.
+    pub has_key: bool,
+}
+
 /// What a directory entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {
@@ -147,4 +239,17 @@ pub struct Sshd {
     pub answers: Vec<Answer>,
     /// How a change is made live.
     pub reload: Reload,
+    /// Other listeners of this guest's, which are neither asked nor told.
+    pub others: Vec<OtherListener>,
+}
+
+/// An sshd that listens beside the one that is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherListener {
+    /// Its process.
+    pub pid: i32,
+    /// Its title or command line.
+    pub line: String,
+    /// The ports it listens on; empty where that cannot be read.
+    pub ports: Vec<u16>,
 }

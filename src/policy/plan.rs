@@ -12,11 +12,21 @@ use super::authorized_keys::{self, KeyLine, key_lines};
 use super::command::{Action, KeyPair};
 use super::edit::{FileEdit, FileKind};
 use super::lockout;
-use super::observation::{Account, Answer, ConfigTree, KeyFile, Reload, Sshd};
+use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
 use super::outcome::{Reason, Refusal, Warning, WarningReason};
+use super::proof::ProofPlan;
 use super::public_key::PublicKey;
-use super::sshd_config::{self, KbdInteractive, Place, Provenance, Reading};
+use super::sshd_config::{self, KbdInteractive};
 use super::types::{InstanceId, PasswordAuth};
+
+mod questions;
+mod setting;
+mod verdict;
+
+pub use questions::{Answers, Questions};
+pub use verdict::judge_setting;
+
+use setting::removal;
 
 /// The key pair that is bound here, and where its block stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +54,8 @@ pub struct Facts {
     pub key_file: KeyFile,
     /// The file that holds the bound block, where that is another one (and whose it is).
     pub elsewhere: Option<(Account, KeyFile)>,
+    /// What else decides about a login; `None` for a detach.
+    pub login: Option<Login>,
 }
 
 /// What a plan is made for besides the command's own action.
@@ -57,6 +69,8 @@ pub struct Purpose<'a> {
     pub instance_id: Option<&'a InstanceId>,
     /// Whether keyboard-interactive follows password login.
     pub kbd_interactive: KbdInteractive,
+    /// Whether the running sshd can and shall be asked as well.
+    pub proof: bool,
     /// RFC 3339, for the comment in sshd's configuration.
     pub when: &'a str,
     /// For the same comment.
@@ -90,6 +104,8 @@ pub struct Plan {
     pub sshd_edits: Vec<FileEdit>,
     /// How a changed configuration is made live; `None` where it is not changed.
     pub reload: Option<Reload>,
+    /// What the running sshd is asked; `None` where nothing changes at its door.
+    pub proof: Option<ProofPlan>,
     /// What sshd must say afterwards.
     pub expect: Option<PasswordAuth>,
     /// What is bound afterwards.
@@ -286,7 +302,7 @@ impl Draft {
                 format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
             ));
         } else if !lockout::password_would_let_in(effective, &facts.account)
-            && authorized_keys::way_in(&self.own_lines).is_none()
+            && authorized_keys::ways_in(&self.own_lines).next().is_none()
         {
             self.warnings.push(Warning::new(
                 WarningReason::NoWayIn,
@@ -297,235 +313,5 @@ impl Draft {
                 ),
             ));
         }
-    }
-
-    /// sshd's side: what has to be written so that `password_auth` holds.
-    fn set(
-        &mut self,
-        purpose: &Purpose<'_>,
-        facts: &Facts,
-        password_auth: PasswordAuth,
-    ) -> Result<(), Refusal> {
-        let Some(sshd) = &facts.sshd else {
-            return Err(Refusal::new(
-                Reason::SshdNotFound,
-                "there is no sshd whose setting could be changed",
-            ));
-        };
-        let Some(first) = sshd.answers.first() else {
-            return Err(Refusal::new(Reason::SshdNotFound, "sshd names no port on which it would listen"));
-        };
-        let desired =
-            sshd_config::desired(password_auth, purpose.kbd_interactive, &first.effective, &sshd.config);
-        let satisfied =
-            judge_setting(password_auth, purpose.kbd_interactive, facts, sshd, &sshd.answers).is_ok();
-        let standing = sshd_config::taken(&sshd.config);
-        let as_desired = match standing.as_slice() {
-            [] => true,
-            [place] => sshd_config::directives_of_ours(&ours_at(sshd, place)) == desired,
-            _ => false,
-        };
-        if satisfied && as_desired {
-            return Ok(());
-        }
-        let placement = sshd_config::placement(&sshd.config, sshd.main_is_writable)?;
-        let place = placement.place;
-        let take_back = take_back(&place, &sshd.reload);
-        let provenance =
-            Provenance { when: purpose.when, command_id: purpose.command_id, take_back: &take_back };
-        self.ahead = Some(desired.iter().map(|(keyword, value)| format!("{keyword} {value}\n")).collect());
-        match &place {
-            Place::DropIn(path) => {
-                let before = sshd.config.files.get(path).map(Vec::as_slice);
-                if before.is_none_or(|before| sshd_config::directives_of_ours(before) != desired) {
-                    let text = sshd_config::render(&desired, &provenance);
-                    self.sshd_edits.push(FileEdit::whole(path, before, Some(text)));
-                }
-            }
-            Place::TopBlock(path) => {
-                // A block with the same directives at another place than the top is moved there.
-                let main = sshd.config.files.get(path).map(Vec::as_slice);
-                let block = sshd_config::render_block(&desired, &provenance).into_bytes();
-                self.sshd_edits.extend(FileEdit::block(path, FileKind::SshdConfig, main, block));
-            }
-        }
-        let stale = placement.stale.iter().filter_map(|stale| removal(&sshd.config, stale));
-        self.sshd_edits.extend(stale);
-        Ok(())
-    }
-
-    /// The plan, if sshd's answers and the guard allow it. `answers` are those to [`Self::ahead`], or the
-    /// present ones where nothing is ahead.
-    ///
-    /// # Errors
-    /// `PASSWORD_AUTH_NOT_EFFECTIVE` and `LOCKOUT_GUARD`.
-    pub fn judge(
-        mut self,
-        purpose: &Purpose<'_>,
-        facts: &Facts,
-        answers: Vec<Answer>,
-    ) -> Result<Plan, Refusal> {
-        let expect = purpose.action.password_auth();
-        if let (Some(password_auth), Some(sshd)) = (expect, &facts.sshd) {
-            judge_setting(password_auth, purpose.kbd_interactive, facts, sshd, &answers)?;
-            self.guard(purpose, facts, sshd, &answers, password_auth)?;
-            if !sshd.running {
-                let found = match &sshd.reload {
-                    Reload::None(found) => found.as_str(),
-                    Reload::Unit(_) | Reload::SocketUnit(_) | Reload::Pid { .. } => "no listener was found",
-                };
-                self.warnings.push(Warning::new(
-                    WarningReason::SshdNotRunning,
-                    format!("sshd is not running: {found}"),
-                ));
-            }
-        }
-        let reload =
-            facts.sshd.as_ref().filter(|_| !self.sshd_edits.is_empty()).map(|sshd| sshd.reload.clone());
-        Ok(Plan {
-            key_edits: self.key_edits,
-            sshd_edits: self.sshd_edits,
-            reload,
-            expect,
-            binding: self.binding,
-            unbound: self.unbound,
-            answers,
-            warnings: self.warnings,
-        })
-    }
-
-    /// The lockout guard, before passwords go off (contract 6).
-    fn guard(
-        &mut self,
-        purpose: &Purpose<'_>,
-        facts: &Facts,
-        sshd: &Sshd,
-        answers: &[Answer],
-        password_auth: PasswordAuth,
-    ) -> Result<(), Refusal> {
-        let mut verdict = lockout::Verdict::default();
-        let reading = Reading::of(sshd);
-        for answer in answers {
-            let one = lockout::judge(&lockout::Facts {
-                account: &facts.account,
-                key_file: &facts.key_file,
-                effective: &answer.effective,
-                connection: &answer.connection,
-                reading: &reading,
-            });
-            verdict.refusals.extend(one.refusals);
-            for warning in one.warnings {
-                if !verdict.warnings.contains(&warning) {
-                    verdict.warnings.push(warning);
-                }
-            }
-        }
-        let has_key = match purpose.action {
-            Action::Attach { .. } => true,
-            Action::Detach { .. } | Action::SetPasswordAuth { .. } => {
-                let content = facts.key_file.content.as_deref().unwrap_or_default();
-                authorized_keys::way_in(&key_lines(content)).is_some()
-            }
-        };
-        if !has_key {
-            let (user, path) = (&facts.account.name, &facts.key_file.path);
-            verdict.refusals.push(lockout::Finding {
-                rule: lockout::Rule::AuthorizedKeysFile,
-                message: format!(
-                    "AuthorizedKeysFile: {} holds no key of {user}'s that could let him in; attach a key pair first",
-                    path.display()
-                ),
-                file: Some(path.clone()),
-                line: None,
-            });
-        }
-        let password_left =
-            answers.iter().all(|a| lockout::password_would_let_in(&a.effective, &facts.account));
-        let needed = match (purpose.action, password_auth) {
-            (Action::Detach { .. }, _) => false,
-            (_, PasswordAuth::No) => true,
-            (_, PasswordAuth::Yes) => self.takes_away.is_some() && !password_left,
-        };
-        match verdict.refusals.first() {
-            None => self.warnings.extend(verdict.warnings),
-            Some(finding) if needed => {
-                return Err(Refusal::new(Reason::LockoutGuard, finding.message.clone()));
-            }
-            Some(finding) if matches!(purpose.action, Action::Attach { .. }) => self.warnings.push(Warning {
-                reason: WarningReason::KeyNotUsable,
-                message: finding.message.clone(),
-                file: finding.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
-                line: finding.line,
-            }),
-            Some(_) => {}
-        }
-        if password_auth == PasswordAuth::No
-            && purpose.kbd_interactive == KbdInteractive::Leave
-            && answers
-                .iter()
-                .any(|a| a.effective.kbd_interactive_authentication() && a.effective.is_yes("usepam"))
-        {
-            self.warnings.push(Warning::new(
-                WarningReason::KbdInteractiveLeft,
-                "keyboard-interactive is left on (kbd_interactive = \"leave\") and may ask for the same password",
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Whether every answer says what was asked.
-///
-/// # Errors
-/// `PASSWORD_AUTH_NOT_EFFECTIVE`.
-pub fn judge_setting(
-    asked: PasswordAuth,
-    kbd_interactive: KbdInteractive,
-    facts: &Facts,
-    sshd: &Sshd,
-    answers: &[Answer],
-) -> Result<(), Refusal> {
-    let groups = &facts.account.groups;
-    sshd_config::judge_setting(asked, kbd_interactive, answers, &Reading::of(sshd), groups)
-}
-
-/// What stands of ours at a place.
-fn ours_at(sshd: &Sshd, place: &Place) -> Vec<u8> {
-    match place {
-        Place::DropIn(path) => sshd.config.files.get(path).cloned().unwrap_or_default(),
-        Place::TopBlock(path) => {
-            let content = sshd.config.files.get(path).map(Vec::as_slice).unwrap_or_default();
-            FileKind::SshdConfig.ours(content).into_iter().flat_map(|segment| segment.bytes).collect()
-        }
-    }
-}
-
-/// The edit that takes ours out of a place.
-fn removal(config: &ConfigTree, place: &Place) -> Option<FileEdit> {
-    match place {
-        Place::DropIn(path) => {
-            let before = config.files.get(path)?;
-            Some(FileEdit::whole(path, Some(before), None))
-        }
-        Place::TopBlock(path) => {
-            let main = config.files.get(path).map(Vec::as_slice);
-            FileEdit::block(path, FileKind::SshdConfig, main, Vec::new())
-        }
-    }
-}
-
-/// The line of shell that takes the setting back without this program.
-fn take_back(place: &Place, reload: &Reload) -> String {
-    let away = match place {
-        Place::DropIn(path) => format!("rm '{}'", path.display()),
-        Place::TopBlock(path) => {
-            format!("sed -i '/^{}/,/^{}/d' '{}'", super::block::BEGIN, super::block::END, path.display())
-        }
-    };
-    match reload {
-        Reload::Unit(unit) => format!("{away} && systemctl reload {unit}"),
-        Reload::SocketUnit(unit) => format!("{away} && systemctl try-restart {unit}"),
-        Reload::Pid { .. } => format!("{away}, then send SIGHUP to the sshd listener"),
-        Reload::None(_) => away,
     }
 }

@@ -42,6 +42,7 @@ impl<G: Guest> Transaction<G> {
             binding: state.binding.as_ref(),
             instance_id: self.settings.instance(state),
             kbd_interactive: self.settings.kbd_interactive,
+            proof: false,
             when: &when,
             command_id: "status",
         };

@@ -11,6 +11,7 @@ pub mod look;
 pub mod observe;
 pub mod outbox;
 pub mod perform;
+pub mod proof;
 pub mod recovery;
 pub mod sheet;
 pub mod state;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub target_user: String,
     /// Whether keyboard-interactive follows password login.
     pub kbd_interactive: KbdInteractive,
+    /// Whether the running sshd is asked as well (contract 6, "Proof").
+    pub proof: bool,
     /// This instance's id, where the channel must not say it.
     pub instance_id: Option<InstanceId>,
 }

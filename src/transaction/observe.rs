@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use crate::guest::Guest;
+use crate::policy::authorized_keys::{key_lines, ways_in};
 use crate::policy::command::{Action, Command};
 use crate::policy::lockout;
-use crate::policy::observation::{Account, Sshd};
+use crate::policy::observation::{Account, Login, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, Purpose};
+use crate::policy::public_key::PublicKey;
+use crate::policy::types::PasswordAuth;
 
 use super::Transaction;
 use super::sheet::{Sheet, timestamp};
@@ -42,16 +45,17 @@ impl<G: Guest> Transaction<G> {
             binding: state.binding.as_ref(),
             instance_id,
             kbd_interactive: self.settings.kbd_interactive,
+            proof: self.settings.proof && self.guest.has_client(),
             when: &when,
             command_id: command.id.as_str(),
         };
         let draft = plan::draft(&purpose, &facts)?;
-        let answers = match (&facts.sshd, &draft.ahead) {
-            (Some(sshd), Some(ahead)) => self.guest.try_ahead(sshd, ahead)?,
-            (Some(sshd), None) => sshd.answers.clone(),
-            (None, _) => Vec::new(),
+        let questions = draft.questions(&purpose, &facts);
+        let answers = match &facts.sshd {
+            Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
+            None => Vec::new(),
         };
-        let plan = draft.judge(&purpose, &facts, answers)?;
+        let plan = draft.judge(&purpose, &facts, questions.answered(answers))?;
         if let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) {
             self.guest.reload_is_safe(sshd)?;
         }
@@ -74,7 +78,11 @@ impl<G: Guest> Transaction<G> {
         };
         sheet.outcome.user = Some(user);
         let facts = match action {
-            Action::Attach { .. } | Action::SetPasswordAuth { .. } => self.observe_sshd_user(binding)?,
+            Action::Attach { .. } | Action::SetPasswordAuth { .. } => {
+                let mut facts = self.observe_sshd_user(binding)?;
+                facts.login = self.observe_login(action, binding, &facts)?;
+                facts
+            }
             Action::Detach { .. } => self.observe_block(binding)?,
         };
         sheet.outcome.authorized_keys_file = Some(facts.key_file.path.to_string_lossy().into_owned());
@@ -95,7 +103,39 @@ impl<G: Guest> Transaction<G> {
             }
             _ => None,
         };
-        Ok(Facts { account, sshd: Some(sshd), key_file, elsewhere })
+        Ok(Facts { account, sshd: Some(sshd), key_file, elsewhere, login: None })
+    }
+
+    /// What else decides about a login with the keys that the command is about; where it forbids passwords, who
+    /// else has one.
+    fn observe_login(
+        &self,
+        action: &Action,
+        binding: Option<&Binding>,
+        facts: &Facts,
+    ) -> Result<Option<Login>, Refusal> {
+        let Some(sshd) = &facts.sshd else { return Ok(None) };
+        let lines = key_lines(facts.key_file.content.as_deref().unwrap_or_default());
+        let bound = binding.map(|binding| &binding.key_pair.public_key);
+        let keys: Vec<PublicKey> = match action.public_key() {
+            Some(key) => [key].into_iter().chain(bound).cloned().collect(),
+            None => ways_in(&lines).map(|line| line.key.clone()).collect(),
+        };
+        let mut login = self.guest.login(&facts.account, sshd, &keys)?;
+        if action.password_auth() == Some(PasswordAuth::No) {
+            login.people = self.guest.people()?;
+            for person in login.people.iter_mut().filter(|person| person.has_password) {
+                person.has_key = self.has_key(sshd, &person.account);
+            }
+        }
+        Ok(Some(login))
+    }
+
+    /// Whether an account has a key in the file that sshd reads for it. What cannot be told counts as none.
+    fn has_key(&self, sshd: &Sshd, account: &Account) -> bool {
+        let file = key_path(sshd, account).ok().and_then(|path| self.guest.key_file(account, &path).ok());
+        let content = file.and_then(|file| file.content).unwrap_or_default();
+        !key_lines(&content).is_empty()
     }
 
     /// For a detach: the file that holds the block. It needs no sshd and no readable configuration.
@@ -109,7 +149,7 @@ impl<G: Guest> Transaction<G> {
             (None, None) => usual_key_path(&account),
         };
         let key_file = self.guest.key_file(&account, &path)?;
-        Ok(Facts { account, sshd, key_file, elsewhere: None })
+        Ok(Facts { account, sshd, key_file, elsewhere: None, login: None })
     }
 }
 

@@ -11,7 +11,7 @@ use super::state::StoredResult;
 use super::{Failure, Transaction};
 
 /// What this agent can do, as it tells the control plane.
-const CAPABILITIES: [&str; 4] = ["attach", "detach", "setPasswordAuth", "replace"];
+const CAPABILITIES: [&str; 5] = ["attach", "detach", "setPasswordAuth", "replace", "proof"];
 
 /// The document of `PUT keypair/agent`.
 #[derive(Debug, Serialize)]
@@ -22,7 +22,7 @@ struct WhatRunsHere {
     instance_id: Option<InstanceId>,
     #[serde(flatten)]
     identity: Identity,
-    capabilities: [&'static str; 4],
+    capabilities: [&'static str; 5],
     binding: Option<BindingReport>,
     #[serde(rename = "passWordAuth")]
     password_auth: Option<PasswordAuth>,

@@ -234,7 +234,7 @@ impl<G: Guest> Transaction<G> {
             return Err(Halt::Failed(refusal));
         }
         let kbd_interactive = self.settings.kbd_interactive;
-        let done = carry_out(&mut self.guest, prepared, &intent, kbd_interactive, stop);
+        let done = carry_out(&mut self.guest, prepared, &intent, kbd_interactive, &mut sheet.asked, stop);
         if !matches!(done, Err(Halt::Stuck(_))) {
             state.intent = None;
         }

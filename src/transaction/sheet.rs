@@ -10,11 +10,15 @@ use crate::policy::command::Received;
 use crate::policy::outcome::{Code, Outcome, Refusal, Status, Warning};
 use crate::policy::types::InstanceId;
 
+use super::proof::Asked;
+
 /// An unfinished [`Outcome`], and when its command was first looked at.
 #[derive(Debug, Clone)]
 pub struct Sheet {
     /// What is known so far; its status is not yet meant.
     pub outcome: Outcome,
+    /// What the running sshd was asked, over all tries.
+    pub asked: Asked,
     started: Duration,
 }
 
@@ -24,6 +28,7 @@ impl Sheet {
         let public_key = received.command.as_ref().ok().and_then(|command| command.action.public_key());
         Self {
             started: guest.elapsed(),
+            asked: Asked::default(),
             outcome: Outcome {
                 command_id: received.id.clone(),
                 instance_id: received.instance_id.clone(),
@@ -85,6 +90,7 @@ impl Sheet {
     }
 
     fn finish(mut self, guest: &impl Guest) -> Outcome {
+        self.outcome.proof = self.asked.proof;
         self.outcome.finished_at = timestamp(guest);
         let took = guest.elapsed().saturating_sub(self.started);
         self.outcome.duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);

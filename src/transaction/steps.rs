@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::edit::FileEdit;
-use crate::policy::observation::Answer;
+use crate::policy::observation::{Answer, Connection, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::judge_setting;
 use crate::policy::sshd_config::KbdInteractive;
 
 use super::observe::Prepared;
+use super::proof::Asked;
 use super::recovery::{Settle, undo};
 use super::state::Intent;
 
@@ -33,10 +34,11 @@ pub(super) fn carry_out(
     prepared: &Prepared,
     intent: &Intent,
     kbd_interactive: KbdInteractive,
+    asked: &mut Asked,
     stop: &AtomicBool,
 ) -> Result<Vec<Answer>, Halt> {
     let mut reloading = false;
-    step_by_step(guest, prepared, kbd_interactive, stop, &mut reloading).map_err(|halt| {
+    step_by_step(guest, prepared, kbd_interactive, asked, stop, &mut reloading).map_err(|halt| {
         let settle = match &prepared.facts.sshd {
             Some(sshd) if reloading => Settle::BringBack(sshd),
             _ => Settle::NotNeeded,
@@ -50,25 +52,62 @@ pub(super) fn carry_out(
 
 fn step_by_step(
     guest: &mut impl Guest,
-    Prepared { plan, facts }: &Prepared,
+    prepared: &Prepared,
     kbd_interactive: KbdInteractive,
+    asked: &mut Asked,
     stop: &AtomicBool,
     reloading: &mut bool,
 ) -> Result<Vec<Answer>, Halt> {
+    let Prepared { plan, facts } = prepared;
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Halt::Stopped) } else { Ok(()) };
     for edit in &plan.key_edits {
         go_on()?;
         write(guest, edit)?;
     }
-    let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) else {
-        return Ok(plan.answers.clone());
+    let Some(sshd) = &facts.sshd else { return Ok(plan.answers.clone()) };
+    // The owner's key lets him in before his password goes.
+    if let Some(proof) = &plan.proof {
+        go_on()?;
+        asked.begin(proof, sshd);
+        asked.key(guest, proof, sshd).map_err(Halt::Failed)?;
+    }
+    let Live { answers, loopback } = match &plan.reload {
+        Some(_) => set(guest, prepared, sshd, kbd_interactive, &go_on, reloading)?,
+        None => Live { answers: plan.answers.clone(), loopback: None },
     };
+    if let Some(proof) = &plan.proof {
+        asked.methods(guest, proof, sshd, loopback.as_ref(), reloading).map_err(Halt::Failed)?;
+    }
+    Ok(answers)
+}
+
+/// What sshd says of its live files.
+struct Live {
+    /// For those who must get what was asked.
+    answers: Vec<Answer>,
+    /// For the connection that asks for the proof.
+    loopback: Option<Answer>,
+}
+
+/// sshd's files, then sshd.
+fn set(
+    guest: &mut impl Guest,
+    Prepared { plan, facts }: &Prepared,
+    sshd: &Sshd,
+    kbd_interactive: KbdInteractive,
+    go_on: &impl Fn() -> Result<(), Halt>,
+    reloading: &mut bool,
+) -> Result<Live, Halt> {
     for edit in &plan.sshd_edits {
         go_on()?;
         write(guest, edit)?;
     }
     go_on()?;
-    let answers = guest.ask_live(sshd).map_err(Halt::Failed)?;
+    let must = plan.answers.iter().map(|answer| &answer.connection);
+    let loopback = plan.proof.iter().filter_map(|proof| Some(&proof.forecast.as_ref()?.connection));
+    let connections: Vec<Connection> = must.chain(loopback).cloned().collect();
+    let mut answers = guest.ask(sshd, None, &connections).map_err(Halt::Failed)?;
+    let loopback = answers.split_off(plan.answers.len().min(answers.len())).into_iter().next();
     if let Some(asked) = plan.expect {
         judge_setting(asked, kbd_interactive, facts, sshd, &answers).map_err(Halt::Failed)?;
     }
@@ -76,7 +115,7 @@ fn step_by_step(
     go_on()?;
     *reloading = true;
     guest.reload(sshd).map_err(Halt::Failed)?;
-    Ok(answers)
+    Ok(Live { answers, loopback })
 }
 
 /// Writes one edit, if the file still is what it was planned on.

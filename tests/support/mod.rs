@@ -232,6 +232,13 @@ impl Key {
     }
 }
 
+/// What a result warns of, but for the sshds of the tests that run beside this one.
+pub fn warnings(result: &Value) -> Vec<&str> {
+    let reasons =
+        result["warnings"].as_array().unwrap().iter().map(|warning| warning["reason"].as_str().unwrap());
+    reasons.filter(|reason| *reason != "SECOND_SSHD").collect()
+}
+
 /// An `attach` for the console.
 pub fn attach(name: &str, key: &Key, password_auth: &str) -> Value {
     serde_json::json!({ "action": "attach", "keyName": name, "publicKey": key.line, "passWordAuth": password_auth })

@@ -1,9 +1,11 @@
 //! The guard, rule by rule.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::IpAddr;
 
 use super::*;
-use crate::policy::observation::{EntryKind, PathFact};
+use crate::policy::observation::{EntryKind, PamRule, PathFact, Revocation, Shadow, ShadowEntry, Shell};
 use crate::policy::outcome::{Reason, WarningReason};
 use crate::policy::sshd_config::fixture::tree;
 use crate::policy::sshd_config::{Names, Reading};
@@ -55,14 +57,47 @@ fn client() -> Connection {
     }
 }
 
+fn login() -> Login {
+    Login {
+        shell: Shell::Runs,
+        shadow: Shadow::NoEntry,
+        today: 20000,
+        nologin: None,
+        pam: Vec::new(),
+        revocations: Default::default(),
+        people: Vec::new(),
+    }
+}
+
+const ED: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
+
+fn key() -> PublicKey {
+    PublicKey::parse(ED).unwrap()
+}
+
 /// The verdict on `account` where `sshd -T` says `said` ahead of what lets him in, and `main` is the text.
 fn verdict(account: &Account, facts: Vec<PathFact>, said: &str, main: &str, options: &[&str]) -> Verdict {
+    whole_verdict(account, &login(), &key(), facts, said, main, options)
+}
+
+/// The same with what beside sshd's settings decides, and by another key.
+fn whole_verdict(
+    account: &Account,
+    login: &Login,
+    key: &PublicKey,
+    facts: Vec<PathFact>,
+    said: &str,
+    main: &str,
+    options: &[&str],
+) -> Verdict {
     let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
     let is_said = |line: &str| line.split(' ').next().is_some_and(|keyword| said.contains(keyword));
     let defaults: String =
         SAID.lines().filter(|line| !is_said(line)).map(|line| format!("{line}\n")).collect();
     judge(&Facts {
         account,
+        key,
+        login,
         key_file: &key_file(account, facts),
         effective: &Effective::parse(&format!("{said}{defaults}")),
         connection: &client(),
@@ -108,6 +143,21 @@ fn each_rule_of_the_configuration() {
         ("AuthorizedKeysFile /etc/keys", Some((Rule::AuthorizedKeysFile, Some(1)))),
         ("AuthorizedKeysFile none", Some((Rule::AuthorizedKeysFile, Some(1)))),
         ("AuthorizedKeysFile /etc/keys %h/.ssh/authorized_keys", None),
+        ("PubkeyAcceptedAlgorithms rsa-sha2-512,ssh-rsa", Some((Rule::PubkeyAcceptedAlgorithms, Some(1)))),
+        ("UsePAM no\nPubkeyAcceptedKeyTypes ecdsa-*", Some((Rule::PubkeyAcceptedAlgorithms, Some(2)))),
+        ("PubkeyAcceptedAlgorithms *ed25519", None),
+        ("RequiredRSASize 16384", None),
+        ("RefuseConnection no", None),
+        ("RefuseConnection yes", Some((Rule::RefuseConnection, Some(1)))),
+        ("MaxSessions 0", Some((Rule::MaxSessions, Some(1)))),
+        ("MaxSessions 1", None),
+        ("ForceCommand none", None),
+        ("ForceCommand /bin/false", Some((Rule::ForceCommand, Some(1)))),
+        ("ForceCommand internal-sftp", Some((Rule::ForceCommand, Some(1)))),
+        ("ChrootDirectory none", None),
+        ("ChrootDirectory /srv/%u", Some((Rule::ChrootDirectory, Some(1)))),
+        ("RevokedKeys none", None),
+        ("RevokedKeys /etc/ssh/not-looked-at", None),
     ] {
         assert_eq!(refused(text), expected, "{text}");
     }
@@ -254,5 +304,107 @@ fn where_a_password_is_left() {
         (root(), "passwordauthentication yes\npermitrootlogin yes\n", true),
     ] {
         assert_eq!(password_would_let_in(&Effective::parse(said), &account), left, "{said}");
+    }
+}
+
+#[test]
+fn the_account_itself() {
+    let whole = ShadowEntry {
+        is_locked: false,
+        has_password: true,
+        last_change: Some(19000),
+        maximum: Some(99999),
+        inactive: None,
+        expires: None,
+    };
+    let (pam, no_pam) = ("usepam yes\n", "usepam no\n");
+    let expired = Some(Rule::ExpiredAccount);
+    let forced = Some(Rule::ForcedPasswordChange);
+    for (name, entry, said, expected) in [
+        ("whole", whole, pam, None),
+        ("locked, with PAM", ShadowEntry { is_locked: true, ..whole }, pam, None),
+        ("locked", ShadowEntry { is_locked: true, ..whole }, no_pam, Some(Rule::LockedAccount)),
+        ("ends today", ShadowEntry { expires: Some(20000), ..whole }, pam, expired),
+        ("ends today, sshd counts", ShadowEntry { expires: Some(20000), ..whole }, no_pam, None),
+        ("ended", ShadowEntry { expires: Some(19999), ..whole }, no_pam, expired),
+        ("ends tomorrow", ShadowEntry { expires: Some(20001), ..whole }, pam, None),
+        ("to be changed", ShadowEntry { last_change: Some(0), ..whole }, pam, forced),
+        ("to be changed, nobody asks", ShadowEntry { last_change: Some(0), ..whole }, no_pam, None),
+        ("aged", ShadowEntry { maximum: Some(999), ..whole }, pam, forced),
+        ("just not aged", ShadowEntry { maximum: Some(1000), ..whole }, pam, None),
+        (
+            "changed in the future",
+            ShadowEntry { last_change: Some(30000), maximum: Some(1), ..whole },
+            pam,
+            None,
+        ),
+        ("never changed", ShadowEntry { last_change: None, maximum: Some(1), ..whole }, pam, None),
+    ] {
+        let login = Login { shadow: Shadow::Entry(entry), ..login() };
+        let verdict = whole_verdict(&bob(), &login, &key(), vec![], said, "", &[]);
+        assert_eq!(verdict.refusals.first().map(|finding| finding.rule), expected, "{name}");
+    }
+}
+
+#[test]
+fn shells_and_nologin() {
+    let with_shell = |path: &str, shell| {
+        let account = Account { shell: path.into(), ..bob() };
+        let verdict = whole_verdict(&account, &Login { shell, ..login() }, &key(), vec![], "", "", &[]);
+        verdict.refusals.first().map(|finding| finding.rule)
+    };
+    for (path, shell, expected) in [
+        ("/bin/bash", Shell::Runs, None),
+        ("/bin/bash", Shell::Missing, Some(Rule::Shell)),
+        ("/bin/bash", Shell::NotExecutable, Some(Rule::Shell)),
+        ("/usr/sbin/nologin", Shell::Runs, Some(Rule::Shell)),
+        ("/bin/false", Shell::Runs, Some(Rule::Shell)),
+    ] {
+        assert_eq!(with_shell(path, shell), expected, "{path} {shell:?}");
+    }
+    let closed = Login { nologin: Some("/etc/nologin".into()), ..login() };
+    for (account, expected) in [(root(), None), (bob(), Some(Rule::Nologin))] {
+        let verdict = whole_verdict(&account, &closed, &key(), vec![], "", "", &[]);
+        assert_eq!(verdict.refusals.first().map(|finding| finding.rule), expected, "{}", account.name);
+    }
+}
+
+#[test]
+fn keys_that_sshd_does_not_take() {
+    let rsa = PublicKey::parse(include_str!("rsa3072.pub").trim_end()).unwrap();
+    let judged = |key: &PublicKey, login: &Login, said: &str| {
+        let verdict = whole_verdict(&root(), login, key, vec![], said, "", &[]);
+        verdict.refusals.first().map(|finding| finding.rule)
+    };
+    assert_eq!(judged(&rsa, &login(), "pubkeyacceptedalgorithms rsa-sha2-256\nrequiredrsasize 3072\n"), None);
+    assert_eq!(
+        judged(&rsa, &login(), "pubkeyacceptedalgorithms ssh-rsa\n"),
+        Some(Rule::PubkeyAcceptedAlgorithms),
+        "no client of today signs by SHA-1"
+    );
+    assert_eq!(judged(&rsa, &login(), "requiredrsasize 4096\n"), Some(Rule::RequiredRSASize));
+    for (revocation, expected) in [
+        (Revocation::NotRevoked, None),
+        (Revocation::Revoked, Some(Rule::RevokedKeys)),
+        (Revocation::Unreadable("gone".into()), Some(Rule::RevokedKeys)),
+    ] {
+        let place = (PathBuf::from("/etc/revoked"), key().fingerprint().sha256);
+        let login = Login { revocations: [(place, revocation)].into(), ..login() };
+        assert_eq!(judged(&key(), &login, "revokedkeys /etc/revoked\n"), expected);
+        assert_eq!(judged(&rsa, &login, "revokedkeys /etc/revoked\n"), None);
+    }
+}
+
+#[test]
+fn rules_of_pam_that_nobody_evaluates() {
+    let rule = PamRule { file: "/etc/pam.d/sshd".into(), line: 7, module: "pam_access".into() };
+    let login = Login { pam: vec![rule], ..login() };
+    for (said, expected) in
+        [("usepam no\n", vec![]), ("usepam yes\n", vec![(WarningReason::PamNotEvaluated, Some(7))])]
+    {
+        let verdict = whole_verdict(&root(), &login, &key(), vec![], said, "", &[]);
+        assert_eq!(verdict.refusals, []);
+        let warnings: Vec<_> = verdict.warnings.iter().map(|w| (w.reason, w.line)).collect();
+        assert_eq!(warnings, expected);
     }
 }

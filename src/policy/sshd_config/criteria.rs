@@ -7,19 +7,26 @@ use crate::policy::pattern::{Listed, listed, listed_address, listed_host};
 /// not known here (a criterion of a newer sshd, groups that were not looked up).
 pub fn applies(criteria: &[String], connection: &Connection, groups: Option<&[String]>) -> Option<bool> {
     let mut known = true;
-    let mut words = words(criteria).into_iter();
-    while let Some(name) = words.next() {
-        if name.eq_ignore_ascii_case("all") {
-            continue;
-        }
-        let patterns = words.next()?;
-        match holds(&name.to_ascii_lowercase(), patterns, connection, groups) {
+    for (name, patterns) in criteria_pairs(criteria) {
+        match holds(&name.to_ascii_lowercase(), patterns?, connection, groups) {
             Some(true) => {}
             Some(false) => return Some(false),
             None => known = false,
         }
     }
     known.then_some(true)
+}
+
+/// The criteria, each with its patterns; `all` is left out. A last one without patterns is a mistake of its writer.
+pub fn criteria_pairs(criteria: &[String]) -> Vec<(&str, Option<&str>)> {
+    let mut words = words(criteria).into_iter();
+    let mut pairs = Vec::new();
+    while let Some(name) = words.next() {
+        if !name.eq_ignore_ascii_case("all") {
+            pairs.push((name, words.next()));
+        }
+    }
+    pairs
 }
 
 fn holds(name: &str, patterns: &str, connection: &Connection, groups: Option<&[String]>) -> Option<bool> {

@@ -14,7 +14,7 @@ mod setting;
 mod text;
 mod tokens;
 
-pub use criteria::applies;
+pub use criteria::{applies, criteria_pairs};
 pub use decider::{Decider, Decision, Names, Reading};
 pub use include::{include_patterns, named_hosts};
 pub use keyword::{Counts, KNOWN, Keyword, spelling};

@@ -1,0 +1,123 @@
+//! The account itself: a shell that lets in, not locked, not expired, no forced change of the password, no
+//! nologin(5). sshd judges some of it by itself; the rest is pam_unix(8)'s and pam_nologin(8)'s, where UsePAM is on.
+
+use std::path::Path;
+
+use super::{Facts, Finding, Judged, Rule};
+use crate::policy::observation::{Shadow, ShadowEntry, Shell};
+use crate::policy::outcome::{Warning, WarningReason};
+
+const PASSWD: &str = "/etc/passwd";
+const SHADOW: &str = "/etc/shadow";
+
+/// Shells that end at once, or let nobody do anything.
+const CLOSED: [&str; 7] = ["nologin", "false", "true", "sync", "halt", "shutdown", "git-shell"];
+
+/// It must exist and be executable, or sshd takes the user for nobody; and it must be one to work with.
+pub(super) fn shell(facts: &Facts<'_>) -> Judged {
+    let account = facts.account;
+    let path = account.shell.display();
+    let cause = match facts.login.shell {
+        Shell::Missing => format!("{}'s shell {path} does not exist", account.name),
+        Shell::NotExecutable => format!("{}'s shell {path} is no program that may be executed", account.name),
+        Shell::Runs if is_closed(&account.shell) => {
+            format!("{}'s shell {path} lets nobody in", account.name)
+        }
+        Shell::Runs => return Ok(None),
+    };
+    Err(about(Rule::Shell, PASSWD, &cause, &format!("usermod -s /bin/sh {}", account.name)))
+}
+
+/// Whether a shell lets nobody in although it can be executed.
+pub(crate) fn is_closed(shell: &Path) -> bool {
+    shell.file_name().is_some_and(|name| CLOSED.iter().any(|closed| name == *closed))
+}
+
+/// A locked password keeps its user out where PAM is not asked: sshd's `allowed_user`.
+pub(super) fn locked(facts: &Facts<'_>) -> Judged {
+    let name = &facts.account.name;
+    match entry(facts) {
+        Some(entry) if entry.is_locked && !uses_pam(facts) => {
+            let cause =
+                format!("{name}'s password is locked, and without UsePAM sshd then takes no key either");
+            let remedy = format!("usermod -p '*' {name}, or set `UsePAM yes`");
+            Err(about(Rule::LockedAccount, SHADOW, &cause, &remedy))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The account's own end.
+pub(super) fn expired(facts: &Facts<'_>) -> Judged {
+    let (name, today) = (&facts.account.name, facts.login.today);
+    let Some(expires) = entry(facts).and_then(|entry| entry.expires) else { return Ok(None) };
+    // pam_unix takes the day itself for its end, sshd the one after it.
+    let is_over = if uses_pam(facts) { today >= expires } else { expires > 0 && today > expires };
+    if !is_over {
+        return Ok(None);
+    }
+    let cause = format!("the account {name} expired on day {expires} of shadow(5)'s count, today is {today}");
+    Err(about(Rule::ExpiredAccount, SHADOW, &cause, &format!("chage -E -1 {name}")))
+}
+
+/// A password that must be changed first: with a terminal, PAM asks for the old one; without one it refuses.
+pub(super) fn forced_change(facts: &Facts<'_>) -> Judged {
+    let (name, today) = (&facts.account.name, facts.login.today);
+    let Some(entry) = entry(facts).filter(|_| uses_pam(facts)) else { return Ok(None) };
+    let Some(last_change) = entry.last_change else { return Ok(None) };
+    let age = today - last_change;
+    let is_old = entry.maximum.is_some_and(|maximum| maximum >= 0 && last_change <= today && age > maximum);
+    if last_change != 0 && !is_old {
+        return Ok(None);
+    }
+    let cause = format!("the password of {name} must be changed before anybody gets in, also with a key");
+    let remedy = format!("chage -d {today} {name}, and chage -M -1 {name} where passwords shall not age");
+    Err(about(Rule::ForcedPasswordChange, SHADOW, &cause, &remedy))
+}
+
+/// nologin(5) lets nobody in but root.
+pub(super) fn nologin(facts: &Facts<'_>) -> Judged {
+    match &facts.login.nologin {
+        Some(file) if facts.account.uid != 0 => {
+            let cause = format!("{} keeps everyone out but root", file.display());
+            Err(about(Rule::Nologin, &file.to_string_lossy(), &cause, &format!("rm {}", file.display())))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Rules of PAM that nobody evaluates here may still refuse: PAM_NOT_EVALUATED.
+pub(super) fn pam(facts: &Facts<'_>) -> Judged {
+    let [first, ..] = facts.login.pam.as_slice() else { return Ok(None) };
+    if !uses_pam(facts) {
+        return Ok(None);
+    }
+    let mut modules: Vec<&str> = facts.login.pam.iter().map(|rule| rule.module.as_str()).collect();
+    modules.dedup();
+    let message = format!(
+        "PAM may refuse {} by rules that are not evaluated here: {}",
+        facts.account.name,
+        modules.join(", ")
+    );
+    Ok(Some(Warning::new(WarningReason::PamNotEvaluated, message).at(&first.file, Some(first.line))))
+}
+
+fn entry<'f>(facts: &Facts<'f>) -> Option<&'f ShadowEntry> {
+    match &facts.login.shadow {
+        Shadow::Entry(entry) => Some(entry),
+        Shadow::Unseen(_) | Shadow::NoEntry => None,
+    }
+}
+
+fn uses_pam(facts: &Facts<'_>) -> bool {
+    facts.effective.is_yes("usepam")
+}
+
+fn about(rule: Rule, file: &str, cause: &str, remedy: &str) -> Finding {
+    Finding {
+        rule,
+        message: format!("{}: {cause} ({file}); {remedy}", rule.name()),
+        file: Some(file.into()),
+        line: None,
+    }
+}

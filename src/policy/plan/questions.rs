@@ -1,0 +1,72 @@
+//! For whom sshd is asked about a draft (contract 6, "For whom").
+
+use std::net::SocketAddr;
+
+use super::super::connection::loopbacks;
+use super::super::observation::{Answer, Connection};
+use super::super::sshd_config::Reading;
+use super::super::types::PasswordAuth;
+use super::super::witness::{Witness, witnesses};
+use super::{Draft, Facts, Purpose};
+
+/// The connections that sshd is asked about.
+#[derive(Debug, Clone, Default)]
+pub struct Questions {
+    /// Those that must all say what was asked.
+    must: Vec<Connection>,
+    /// One for each `Match` block.
+    witnesses: Vec<Witness>,
+    /// From loopback, where sshd listens there: the first one is the proof's.
+    loopback: Vec<(SocketAddr, Connection)>,
+}
+
+/// What sshd said about them.
+#[derive(Debug, Clone, Default)]
+pub struct Answers {
+    /// Of those that must all say what was asked.
+    pub must: Vec<Answer>,
+    /// Of the witnesses.
+    pub witnesses: Vec<(Witness, Answer)>,
+    /// Of loopback.
+    pub loopback: Vec<(SocketAddr, Answer)>,
+}
+
+impl Draft {
+    /// For whom sshd is to be asked, with the draft's lines ahead.
+    pub fn questions(&self, purpose: &Purpose<'_>, facts: &Facts) -> Questions {
+        let Some(sshd) = &facts.sshd else { return Questions::default() };
+        let must: Vec<Connection> = sshd.answers.iter().map(|answer| answer.connection.clone()).collect();
+        let (Some(asked), Some(login), Some(first)) =
+            (purpose.action.password_auth(), &facts.login, sshd.answers.first())
+        else {
+            return Questions { must, ..Questions::default() };
+        };
+        let effective = &first.effective;
+        let witnesses = match asked {
+            PasswordAuth::No => {
+                witnesses(&Reading::of(sshd), &first.connection, &facts.account, login, effective)
+            }
+            PasswordAuth::Yes => Vec::new(),
+        };
+        Questions { must, witnesses, loopback: loopbacks(&facts.account.name, effective) }
+    }
+}
+
+impl Questions {
+    /// Every connection, in an order that [`Self::answered`] knows.
+    pub fn connections(&self) -> Vec<Connection> {
+        let witnesses = self.witnesses.iter().map(|witness| &witness.connection);
+        let loopback = self.loopback.iter().map(|(_, connection)| connection);
+        self.must.iter().chain(witnesses).chain(loopback).cloned().collect()
+    }
+
+    /// Each with its answer; `answers` are those to [`Self::connections`].
+    pub fn answered(&self, answers: Vec<Answer>) -> Answers {
+        let mut answers = answers.into_iter();
+        Answers {
+            must: answers.by_ref().take(self.must.len()).collect(),
+            witnesses: self.witnesses.iter().cloned().zip(answers.by_ref()).collect(),
+            loopback: self.loopback.iter().map(|(address, _)| *address).zip(answers).collect(),
+        }
+    }
+}
