@@ -1,149 +1,95 @@
-//! `check`: each precondition of an attach that forbids passwords, on this guest as it stands.
-
-use std::path::Path;
-
-use serde::Serialize;
+//! `check`: what an attach that forbids passwords would do on this guest as it stands, why, and what to do about it.
 
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::policy::command::{Action, Command, KeyPair, Origin, Received};
-use crate::policy::observation::{Reload, Sshd};
+use crate::policy::observation::{Account, Reload, Shadow, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::plan::Plan;
+use crate::policy::proof::Verdict;
 use crate::policy::public_key::PublicKey;
-use crate::policy::sshd_config::{Decider, Reading};
+use crate::policy::sshd_config::{Decider, Reading, spelling};
 use crate::policy::types::PasswordAuth;
 use crate::transaction::Transaction;
+use crate::transaction::look::Door;
 use crate::transaction::perform::{Answered, Planned};
 use crate::transaction::state::State;
 
-use super::{FAILED, OK};
+use super::report::{Check, Report};
 
 /// A key of the usual kind for a guest where none is bound: RFC 8709's kind, made of zeros, never written.
 const ANY_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// What `check --json` prints.
-#[derive(Debug, Serialize)]
-pub(super) struct Report {
-    /// Whether all is well.
-    pub(super) accepted: bool,
-    /// Each precondition, in the order a command meets them.
-    pub(super) checks: Vec<Check>,
-}
-
-/// One precondition.
-#[derive(Debug, Serialize)]
-pub(super) struct Check {
-    /// Its name.
-    pub(super) name: &'static str,
-    /// Whether it holds.
-    pub(super) ok: bool,
-    /// What was found.
-    pub(super) message: String,
-    /// The file that decides.
-    pub(super) file: Option<String>,
-    /// The line in it.
-    pub(super) line: Option<usize>,
-    /// What to do where it does not hold.
-    pub(super) remedy: Option<String>,
-}
-
-impl Check {
-    /// One that holds.
-    pub(super) fn holds(name: &'static str, message: impl Into<String>) -> Self {
-        Self { name, ok: true, message: message.into(), file: None, line: None, remedy: None }
-    }
-
-    /// One that does not. What helps stands behind the last semicolon of our messages.
-    pub(super) fn fails(name: &'static str, message: &str) -> Self {
-        let (message, remedy) = match message.rsplit_once("; ") {
-            Some((message, remedy)) => (message, Some(remedy.to_owned())),
-            None => (message, None),
-        };
-        Self { name, ok: false, message: message.to_owned(), file: None, line: None, remedy }
-    }
-
-    /// The same, about a place.
-    pub(super) fn at(mut self, file: Option<&Path>, line: Option<usize>) -> Self {
-        self.file = file.map(|file| file.to_string_lossy().into_owned());
-        self.line = line;
-        self
-    }
-}
-
 /// `check [--json]`.
 pub(super) fn check(config: &Config, json: bool) -> u8 {
-    show(&Report::from(look(config)), json)
+    look(config).show(json)
 }
 
-impl From<Vec<Check>> for Report {
-    fn from(checks: Vec<Check>) -> Self {
-        Self { accepted: checks.iter().all(|check| check.ok), checks }
-    }
-}
-
-/// Prints a report; its exit status.
-pub(super) fn show(report: &Report, json: bool) -> u8 {
-    if json {
-        super::print(&format!("{}\n", serde_json::to_string(report).unwrap_or_default()));
-    } else {
-        for check in &report.checks {
-            let place = match (&check.file, check.line) {
-                (Some(file), Some(line)) => format!(" [{file}:{line}]"),
-                (Some(file), None) => format!(" [{file}]"),
-                (None, _) => String::new(),
-            };
-            let mark = if check.ok { "ok  " } else { "FAIL" };
-            super::print(&format!("{mark} {:<15} {}{place}\n", check.name, check.message));
-            if let Some(remedy) = &check.remedy {
-                super::print(&format!("     {:<15} remedy: {remedy}\n", ""));
-            }
-        }
-    }
-    if report.accepted { OK } else { FAILED }
-}
-
-fn look(config: &Config) -> Vec<Check> {
+fn look(config: &Config) -> Report {
     let transaction = super::transaction(config);
-    let guest = transaction.guest();
     let mut checks = Vec::new();
     checks.push(match transaction.component().and_then(|version| version.gate().map(|()| version)) {
         Ok(version) => Check::holds("component", version.to_string()).at(Some(&config.component_info), None),
         Err(refusal) => Check::fails("component", &refusal.message).at(Some(&config.component_info), None),
     });
     let state = match transaction.load() {
-        Ok(state) if state.intent.is_some() => {
-            checks.push(Check::fails(
-                "state",
-                "a command was interrupted; run 'keypair-agent undo' or the agent",
-            ));
-            return checks;
-        }
         Ok(state) => state,
         Err(refusal) => {
             checks.push(Check::fails("state", &refusal.message));
-            return checks;
+            return Report::new(refused(None), checks);
         }
     };
+    if state.intent.is_some() {
+        let text = "a command was interrupted and is not taken back yet; start the agent, or run 'keypair-agent undo'";
+        checks.push(Check::fails("state", text));
+        return Report::new(refused(None), checks);
+    }
+    about_the_guest(&transaction, config, &state, &mut checks);
+    let (summary, verdict) = attach(&transaction, &state);
+    checks.extend(verdict);
+    Report::new(summary, checks)
+}
+
+fn about_the_guest(
+    transaction: &Transaction<impl Guest>,
+    config: &Config,
+    state: &State,
+    checks: &mut Vec<Check>,
+) {
+    let guest = transaction.guest();
     let account = match guest.account(&config.target_user) {
         Ok(account) => account,
-        Err(refusal) => {
-            checks.push(Check::fails("user", &refusal.message));
-            return checks;
-        }
+        Err(refusal) => return checks.push(Check::fails("user", &refusal.message)),
     };
-    checks.push(Check::holds(
-        "user",
-        format!("{} (uid {}), home {}", account.name, account.uid, account.home.display()),
-    ));
-    match guest.sshd(&account.name) {
-        Err(refusal) => checks.push(Check::fails("sshd", &refusal.message)),
-        Ok(sshd) => {
-            checks.push(Check::holds("sshd", found(&sshd)).at(Some(&sshd.config.main), None));
-            checks.push(present(&sshd));
-        }
+    checks.push(Check::holds("user", user(&account)));
+    let sshd = match guest.sshd(&account.name) {
+        Ok(sshd) => sshd,
+        Err(refusal) => return checks.push(Check::fails("sshd", &refusal.message)),
+    };
+    checks.push(Check::holds("sshd", found(&sshd)).at(Some(&sshd.config.main), None));
+    checks.push(key_file(transaction, &sshd, &account, state));
+    checks.extend(present(&sshd, &account));
+    for line in transaction.contrary(&sshd) {
+        let text = format!(
+            "`{} {}` stands there, and our setting overrides it",
+            spelling(&line.keyword),
+            line.value()
+        );
+        checks.push(Check::note("another setting", &text).at(Some(&line.file), Some(line.line)));
     }
-    checks.push(attach(&transaction, &state));
-    checks
+    if let Ok(login) = guest.login(&account, &sshd, &[])
+        && let Shadow::Unseen(why) = login.shadow
+    {
+        let text = format!("whether the account is locked or expired was not seen: {why}; run this as root");
+        checks.push(Check::note("account", &text));
+    }
+    let key = state.binding.as_ref().map(|binding| &binding.key_pair.public_key);
+    checks.push(running(transaction.door(&sshd, &account, key), key.is_some()));
+}
+
+fn user(account: &Account) -> String {
+    let Account { name, uid, home, shell, .. } = account;
+    format!("{name} (uid {uid}), home {}, shell {}", home.display(), shell.display())
 }
 
 fn found(sshd: &Sshd) -> String {
@@ -151,42 +97,100 @@ fn found(sshd: &Sshd) -> String {
         true => String::new(),
         false => format!(" with {}", sshd.options.join(" ")),
     };
-    let reload = match &sshd.reload {
+    format!("{}{options}, {}", sshd.binary.display(), reload(&sshd.reload))
+}
+
+fn reload(reload: &Reload) -> String {
+    match reload {
         Reload::Unit(unit) => format!("reloaded as {unit}"),
         Reload::SocketUnit(unit) => format!("started by a socket, restarted as {unit}"),
         Reload::Pid { pid, .. } => format!("reloaded by SIGHUP to pid {pid}"),
         Reload::None(why) => format!("not running: {why}"),
-    };
-    format!("{}{options}, {reload}", sshd.binary.display())
+    }
+}
+
+/// The file that sshd reads for the user, and what stands in it.
+fn key_file(transaction: &Transaction<impl Guest>, sshd: &Sshd, account: &Account, state: &State) -> Check {
+    const NAME: &str = "key file";
+    match transaction.key_file(sshd, account) {
+        Err(refusal) => Check::fails(NAME, &refusal.message),
+        Ok(file) => {
+            let what = match (&state.binding, &file.content) {
+                (Some(binding), Some(_)) if binding.path == file.path => {
+                    format!("holds the key pair {}", binding.key_pair.key_name)
+                }
+                (_, Some(_)) => "stands".to_owned(),
+                (_, None) => "does not exist yet".to_owned(),
+            };
+            Check::holds(NAME, format!("{} {what}", file.path.display())).at(Some(&file.path), None)
+        }
+    }
 }
 
 /// What sshd would answer now, and what decides it.
-fn present(sshd: &Sshd) -> Check {
+fn present(sshd: &Sshd, account: &Account) -> Vec<Check> {
     let Some(first) = sshd.answers.first() else {
-        return Check::fails("password login", "sshd names no port on which it would listen");
+        return vec![Check::fails("password login", "sshd names no port on which it would listen")];
     };
-    let word = if first.effective.password_authentication() { "on" } else { "off" };
-    let decides = Reading::of(sshd).decision("PasswordAuthentication", &first.connection, None).by;
-    let by = match &decides {
-        Decider::Option(option) => format!("by the command line, {option}"),
-        Decider::Line { .. } => "by".to_owned(),
-        Decider::Default => "by sshd's own default".to_owned(),
+    let reading = Reading::of(sshd);
+    let about = |name: &str, keyword: &str, is_on: bool| {
+        let decides = reading.decision(keyword, &first.connection, Some(&account.groups)).by;
+        let by = match &decides {
+            Decider::Option(option) => format!("by `-o {option}` on sshd's command line"),
+            Decider::Line { text, .. } => format!("by `{text}`"),
+            Decider::Default => "by sshd's own default".to_owned(),
+        };
+        let word = if is_on { "on" } else { "off" };
+        Check::holds(name, format!("{word} now, {by}")).at(decides.file(), decides.line())
     };
-    Check::holds("password login", format!("{word} now, {by}")).at(decides.file(), decides.line())
+    let effective = &first.effective;
+    vec![
+        about("password login", "PasswordAuthentication", effective.password_authentication()),
+        about(
+            "keyboard-interactive",
+            "KbdInteractiveAuthentication",
+            effective.kbd_interactive_authentication(),
+        ),
+    ]
 }
 
-/// The attach itself, planned and not carried out.
-fn attach(transaction: &Transaction<impl Guest>, state: &State) -> Check {
+/// What the running sshd says.
+fn running(door: Door, asked_for_key: bool) -> Check {
+    const NAME: &str = "running sshd";
+    let (address, methods, key) = match door {
+        Door::NotAsked(why) => return Check::note(NAME, &format!("was not asked: {why}")),
+        Door::Asked { address, methods, key, .. } => (address, methods, key),
+    };
+    match methods {
+        (Verdict::Contradicted(why), _) => {
+            Check::note(NAME, &format!("{why}; reload it, if it has not read its present files"))
+        }
+        (Verdict::NotTaken(why), _) => Check::note(NAME, &format!("{address} gave no answer: {why}")),
+        (Verdict::AsForetold, offered) => {
+            let bound = match key {
+                _ if !asked_for_key => "",
+                Verdict::AsForetold => ", and accepts the bound key",
+                Verdict::Contradicted(_) => ", and refuses the bound key",
+                Verdict::NotTaken(_) => "",
+            };
+            Check::holds(NAME, format!("{address} offers {}{bound}", offered.join(", ")))
+        }
+    }
+}
+
+/// The attach itself, planned and not carried out: the summary, the verdict and what is worth knowing.
+fn attach(transaction: &Transaction<impl Guest>, state: &State) -> (String, Vec<Check>) {
     const NAME: &str = "attach with no";
-    let key_pair = state.binding.as_ref().map(|binding| Ok(binding.key_pair.clone()));
+    let fails = |reason: Option<Reason>, message: &str| (refused(reason), vec![Check::fails(NAME, message)]);
+    let bound = state.binding.as_ref().map(|binding| Ok(binding.key_pair.clone()));
     let any = || -> Result<KeyPair, Refusal> {
         let key_name =
             "check".parse().map_err(|error| Refusal::new(Reason::InvalidKeyName, format!("{error}")))?;
         Ok(KeyPair { key_name, public_key: PublicKey::parse(ANY_KEY)? })
     };
-    let key_pair = match key_pair.unwrap_or_else(any) {
+    let key_pair = match bound.unwrap_or_else(any) {
         Ok(key_pair) => key_pair,
-        Err(refusal) => return Check::fails(NAME, &refusal.message),
+        Err(refusal) => return fails(Some(refusal.reason), &refusal.message),
     };
     let action = Action::Attach { key_pair, password_auth: PasswordAuth::No, replace: true };
     let id = transaction.guest().random_id();
@@ -194,23 +198,42 @@ fn attach(transaction: &Transaction<impl Guest>, state: &State) -> Check {
         Received::from(Command { id, sequence: None, instance_id: None, action, expires_at: None });
     match transaction.plan_received(&received, Origin::Console) {
         Ok(Planned::Plan(plan)) => {
-            let files: Vec<String> = plan
-                .key_edits
-                .iter()
-                .chain(&plan.sshd_edits)
-                .map(|edit| edit.path.display().to_string())
-                .collect();
-            let mut message = match files.as_slice() {
-                [] => "would be accepted, and has nothing to change".to_owned(),
-                files => format!("would be accepted, and write {}", files.join(" and ")),
-            };
-            for warning in &plan.warnings {
-                message.push_str(&format!("; warning: {}", warning.message));
-            }
-            Check::holds(NAME, message)
+            let mut checks = vec![Check::holds(NAME, "would be accepted")];
+            checks.extend(plan.warnings.iter().map(Check::from));
+            (accepted(&plan), checks)
         }
-        Ok(Planned::Refused(outcome)) => Check::fails(NAME, &outcome.message),
-        Ok(Planned::Repeated(Answered { result, .. })) => Check::fails(NAME, &result),
-        Err(failure) => Check::fails(NAME, &failure.to_string()),
+        Ok(Planned::Refused(outcome)) => fails(outcome.reason, &outcome.message),
+        Ok(Planned::Repeated(Answered { result, .. })) => fails(None, &result),
+        Err(failure) => fails(None, &failure.to_string()),
     }
+}
+
+fn accepted(plan: &Plan) -> String {
+    let edits = plan.key_edits.iter().chain(&plan.sshd_edits);
+    let files: Vec<String> = edits.map(|edit| edit.path.display().to_string()).collect();
+    let does = match (files.as_slice(), &plan.reload) {
+        ([], _) => "there is nothing to change".to_owned(),
+        (files, None | Some(Reload::None(_))) => format!("it would write {}", files.join(" and ")),
+        (files, Some(Reload::SocketUnit(unit))) => {
+            format!("it would write {} and restart {unit}", files.join(" and "))
+        }
+        (files, Some(Reload::Unit(unit))) => {
+            format!("it would write {} and reload {unit}", files.join(" and "))
+        }
+        (files, Some(Reload::Pid { pid, .. })) => {
+            format!("it would write {} and reload sshd (pid {pid})", files.join(" and "))
+        }
+    };
+    format!("A key pair can be attached here with passwords forbidden: {does}.")
+}
+
+fn refused(reason: Option<Reason>) -> String {
+    let reason = reason.and_then(|reason| serde_json::to_value(reason).ok());
+    let word = match reason.as_ref().and_then(|reason| reason.as_str()) {
+        Some(word) => format!(" ({word})"),
+        None => String::new(),
+    };
+    format!(
+        "A key pair cannot be attached here with passwords forbidden{word}: see what FAILs below; nothing would be touched."
+    )
 }

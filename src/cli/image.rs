@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 
-use super::check::{Check, Report, show};
+use super::report::{Check, Report};
 use super::{FAILED, diff};
 
 /// `check --image [--json]`.
@@ -29,9 +29,14 @@ pub(super) fn check(config: &Config, json: bool) -> u8 {
         checks.push(Check::holds("files", "neither a key block nor a password setting of ours stands"));
     }
     for note in standing.notes {
-        checks.push(Check::holds("note", note));
+        checks.push(Check::note("note", &note));
     }
-    let status = show(&Report::from(checks), json);
+    let carries = checks.iter().any(|check| !check.ok) || !standing.failures.is_empty();
+    let summary = match carries {
+        true => "An image of this guest would carry something of ours along: see what FAILs below.",
+        false => "An image of this guest would carry nothing of ours along.",
+    };
+    let status = Report::new(summary, checks).show(json);
     if standing.failures.is_empty() {
         return status;
     }

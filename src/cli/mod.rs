@@ -6,6 +6,7 @@ mod check;
 mod diff;
 mod image;
 mod plan;
+mod report;
 mod run;
 mod status;
 mod undo;

@@ -166,17 +166,20 @@ pub fn allowed(
         let Some(keyword) = may_use_password(witness, &answer.effective, people, kbd) else { continue };
         let who = &witness.connection;
         let by = reading.explain(keyword, "yes", who, Some(&witness.groups));
-        let message = format!(
-            "a password is still taken from {} at {} (port {}), because of {}; {}",
-            if witness.names_user { who.user.as_str() } else { "users" },
-            who.addr,
-            who.lport,
-            by.describe(keyword),
-            match &witness.criteria {
-                Some(criteria) => format!("take it out of the block `Match {criteria}` if that is not meant"),
-                None => "that is loopback; look at its Match block".to_owned(),
+        let somebody = match witness.names_user {
+            true => format!(
+                "{} may still use a password (asked as from {}, port {})",
+                who.user, who.addr, who.lport
+            ),
+            false => {
+                format!("whoever comes from {} (to port {}) may still use a password", who.addr, who.lport)
             }
-        );
+        };
+        let remedy = match &witness.criteria {
+            Some(criteria) => format!("if that is not meant, take it out of the block `Match {criteria}`"),
+            None => "if that is not meant, take it out of its Match block".to_owned(),
+        };
+        let message = format!("{somebody}, because of {}; {remedy}", by.describe(keyword));
         let warning = Warning::new(WarningReason::MatchAllowsPassword, message);
         let warning = match by.file() {
             Some(file) => warning.at(file, by.line()),

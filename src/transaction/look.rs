@@ -1,16 +1,21 @@
 //! Looking without a lock and without a change: what stands of ours, and who changed it (contract 8, `status`
 //! and `check`).
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::guest::Guest;
 use crate::policy::command::Action;
-use crate::policy::observation::Sshd;
+use crate::policy::connection::loopbacks;
+use crate::policy::observation::{Account, KeyFile, Sshd};
 use crate::policy::outcome::Refusal;
 use crate::policy::plan::{self, Purpose};
+use crate::policy::proof::{Forecast, Verdict};
+use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::{Directive, contrary_lines, taken};
 
 use super::Transaction;
+use super::observe::key_path;
 use super::sheet::timestamp;
 use super::state::State;
 
@@ -23,7 +28,65 @@ pub enum Drift {
     Overridden(String),
 }
 
+/// What the running sshd said, for `check`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Door {
+    /// Nothing: it was not asked.
+    NotAsked(String),
+    /// One connection's answer.
+    Asked {
+        /// Where.
+        address: SocketAddr,
+        /// Whether it offers what its configuration says, and what it offers.
+        methods: (Verdict, Vec<String>),
+        /// Whether it would accept the key; a key that it was not asked about is not taken.
+        key: Verdict,
+    },
+}
+
 impl<G: Guest> Transaction<G> {
+    /// What the running sshd says of its present configuration, and of a key that is in place: one connection.
+    pub fn door(&self, sshd: &Sshd, account: &Account, key: Option<&PublicKey>) -> Door {
+        let not_asked = |why: &str| Door::NotAsked(why.to_owned());
+        if !self.settings.proof {
+            return not_asked("`proof = false` in the agent's configuration");
+        }
+        if !self.guest.has_client() {
+            return not_asked("no ssh client is installed");
+        }
+        if !sshd.running {
+            return not_asked("it does not run");
+        }
+        let first = sshd.answers.first().map(|answer| &answer.effective);
+        let loopback = first.and_then(|first| loopbacks(&account.name, first).into_iter().next());
+        let Some((address, connection)) = loopback else {
+            return not_asked("it listens neither on 127.0.0.1 nor on ::1");
+        };
+        let answers = match self.guest.ask(sshd, None, std::slice::from_ref(&connection)) {
+            Ok(answers) => answers,
+            Err(refusal) => return Door::NotAsked(refusal.message),
+        };
+        let methods = answers.first().map(|answer| answer.effective.offered_methods()).unwrap_or_default();
+        let forecast = Forecast { address, connection, methods, accepts_key: true };
+        let said = self.guest.probe(sshd, address, &account.name, key);
+        Door::Asked {
+            address,
+            methods: (
+                forecast.judge_methods(&said),
+                said.clone().map(|seen| seen.methods).unwrap_or_default(),
+            ),
+            key: forecast.judge_key(&said),
+        }
+    }
+
+    /// The file that sshd reads for the account.
+    ///
+    /// # Errors
+    /// `AUTHORIZED_KEYS_UNSUPPORTED`, `UNSAFE_PATH`, `IO_ERROR`.
+    pub fn key_file(&self, sshd: &Sshd, account: &Account) -> Result<KeyFile, Refusal> {
+        Ok(self.guest.key_file(account, &key_path(sshd, account)?)?)
+    }
+
     /// What of ours was changed by others since the last command. Nothing, where nothing was ever done.
     ///
     /// # Errors

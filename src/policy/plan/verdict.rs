@@ -213,7 +213,9 @@ impl Door<'_> {
         (!names.is_empty()).then(|| {
             Warning::new(
                 WarningReason::PasswordOnlyAccounts,
-                format!("these accounts have a password and no key of their own: {listed}{more}"),
+                format!(
+                    "these accounts have a password and no key of their own: {listed}{more}; give them keys"
+                ),
             )
         })
     }
@@ -228,7 +230,7 @@ impl Door<'_> {
         let groups = Some(self.facts.account.groups.as_slice());
         let by = self.reading.explain("PermitRootLogin", said, &answer.connection, groups);
         let message = format!(
-            "password login is on, but not for {}, because of {}",
+            "password login is on, but not for {}, because of {}; set `PermitRootLogin yes` there if it shall be",
             self.facts.account.name,
             by.describe("PermitRootLogin")
         );
@@ -248,7 +250,7 @@ impl Door<'_> {
             };
             let message = format!(
                 "another sshd (pid {}, `{}`) listens{on}: it is neither asked nor told, and takes what its own \
-                 configuration says",
+                 configuration says; end it, or set it up by hand",
                 other.pid, other.line
             );
             Warning::new(WarningReason::SecondSshd, message)

@@ -1,0 +1,133 @@
+//! What `check` found, for a person and as JSON (contract 8).
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::policy::outcome::Warning;
+
+use super::{FAILED, OK};
+
+/// The width of a check's name.
+const NAME: usize = 23;
+
+/// What `check --json` prints.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// What it all amounts to, for a person.
+    #[serde(skip)]
+    pub(super) summary: String,
+    /// Whether all is well.
+    pub(super) accepted: bool,
+    /// Each precondition, in the order a command meets them.
+    pub(super) checks: Vec<Check>,
+}
+
+/// One precondition, or something worth knowing.
+#[derive(Debug, Serialize)]
+pub(super) struct Check {
+    /// Its name.
+    pub(super) name: String,
+    /// Whether it holds.
+    pub(super) ok: bool,
+    /// What was found.
+    pub(super) message: String,
+    /// The file that decides.
+    pub(super) file: Option<String>,
+    /// The line in it.
+    pub(super) line: Option<usize>,
+    /// What to do about it.
+    pub(super) remedy: Option<String>,
+    /// Whether it is no precondition.
+    #[serde(skip)]
+    is_note: bool,
+}
+
+impl Check {
+    /// One that holds.
+    pub(super) fn holds(name: &str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            name: name.to_owned(),
+            ok: true,
+            message,
+            file: None,
+            line: None,
+            remedy: None,
+            is_note: false,
+        }
+    }
+
+    /// One that does not. What helps stands behind the last semicolon of our messages.
+    pub(super) fn fails(name: &str, message: &str) -> Self {
+        Self { ok: false, ..Self::holds(name, "") }.says(message)
+    }
+
+    /// No precondition, and worth knowing.
+    pub(super) fn note(name: &str, message: &str) -> Self {
+        Self { is_note: true, ..Self::holds(name, "") }.says(message)
+    }
+
+    fn says(mut self, message: &str) -> Self {
+        let (message, remedy) = match message.rsplit_once("; ") {
+            Some((message, remedy)) => (message, Some(remedy.to_owned())),
+            None => (message, None),
+        };
+        self.message = message.to_owned();
+        self.remedy = remedy;
+        self
+    }
+
+    /// The same, about a place.
+    pub(super) fn at(mut self, file: Option<&Path>, line: Option<usize>) -> Self {
+        self.file = file.map(|file| file.to_string_lossy().into_owned());
+        self.line = line;
+        self
+    }
+}
+
+impl From<&Warning> for Check {
+    fn from(warning: &Warning) -> Self {
+        let name = serde_json::to_value(warning.reason).ok();
+        let name = name.as_ref().and_then(|name| name.as_str()).unwrap_or("warning");
+        Self::note(name, &warning.message).at(warning.file.as_deref().map(Path::new), warning.line)
+    }
+}
+
+impl Report {
+    /// A report of these checks.
+    pub(super) fn new(summary: impl Into<String>, checks: Vec<Check>) -> Self {
+        Self { summary: summary.into(), accepted: checks.iter().all(|check| check.ok), checks }
+    }
+
+    /// Prints it; its exit status.
+    pub(super) fn show(&self, json: bool) -> u8 {
+        let text = match json {
+            true => format!("{}\n", serde_json::to_string(self).unwrap_or_default()),
+            false => self.text(),
+        };
+        super::print(&text);
+        if self.accepted { OK } else { FAILED }
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{}\n\n", self.summary);
+        for check in &self.checks {
+            let mark = match (check.ok, check.is_note) {
+                (false, _) => "FAIL",
+                (true, true) => "note",
+                (true, false) => "ok",
+            };
+            let place = match (&check.file, check.line) {
+                (Some(file), Some(line)) if !check.message.contains(file) => format!(" [{file} line {line}]"),
+                (Some(file), None) if !check.message.contains(file) => format!(" [{file}]"),
+                _ => String::new(),
+            };
+            text.push_str(&format!("{mark:<5} {:<NAME$} {}{place}\n", check.name, check.message));
+            if let Some(remedy) = &check.remedy {
+                text.push_str(&format!("{:<5} {:<NAME$} what to do: {remedy}\n", "", ""));
+            }
+        }
+        text
+    }
+}
