@@ -1,16 +1,19 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench size deps
+.PHONY: help demo test test-sshd check bench size deps
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## bind a key to a private sshd through the control plane, log in with it, take it away again
 	@bash demo/demo.sh
 
 test: deps ## every test; what a machine cannot run says why it is skipped
 	cargo test --workspace
+
+test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
+	@bash tests/suites.sh
 
 check: ## format, lints, documentation, dependencies
 	cargo fmt --all --check

@@ -9,6 +9,10 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     ssh:fedora | ssh-keygen:fedora) echo openssh-clients ;;
     sshd:* | ssh:* | ssh-keygen:*) echo openssh ;;
     setfacl:*) echo acl ;;
+    systemd-nspawn:*) echo systemd-container ;;
+    ip:debian) echo iproute2 ;;
+    ip:*) echo iproute ;;
+    unshare:* | nsenter:*) echo util-linux ;;
     *) echo "$1" ;;
   esac
 }
