@@ -191,8 +191,9 @@ impl Language {
                 std::iter::repeat_n((keyword.name, keyword.name), often)
                     .chain(keyword.also.iter().map(|also| (keyword.name, *also)))
             })
-            .filter(|(_, name)| {
-                !(in_match && self.two_names && (name.starts_with("Ch") || name.starts_with("Sk")))
+            // Before 8.7 the older names may not stand in a Match.
+            .filter(|(keyword, name)| {
+                !(in_match && self.two_names && *keyword == "KbdInteractiveAuthentication" && name != keyword)
             })
             .collect();
         let plain = self.two_names;

@@ -264,9 +264,12 @@ impl Door<'_> {
             address: *address,
             connection: answer.connection.clone(),
             methods: answer.effective.offered_methods(),
+            // The guard passes a list that lets in from some addresses; loopback is one address.
             accepts_key: key.is_some_and(|key| {
-                let verdict = self.verdict(key, [answer]);
-                verdict.refusals.iter().all(|finding| finding.rule.comes_after_the_key())
+                let refusals = self.verdict(key, [answer]).refusals;
+                let groups = &self.facts.account.groups;
+                refusals.iter().all(|finding| finding.rule.comes_after_the_key())
+                    && lockout::may_come(&answer.effective, &answer.connection, groups)
             }),
         });
         ProofPlan { user: self.facts.account.name.clone(), key: key.cloned(), forecast }

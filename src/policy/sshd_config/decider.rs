@@ -195,18 +195,26 @@ impl Reading {
         all.map(|(by, arguments)| Saying { by, arguments: arguments.clone(), certain: true }).collect()
     }
 
-    /// Before OpenSSH 8.7: what the older name says, where that turns the method on.
+    /// Before OpenSSH 8.7: what the older name says, where that turns the method on, or off with nobody to turn it on
+    /// by the other name.
     fn by_the_older_name(&self) -> Option<Vec<Saying>> {
         let said = self.everywhere(CHALLENGE_RESPONSE);
         let is_off = said.first().is_some_and(|first| is_same_value(&first.arguments.join(" "), "no"));
-        (!is_off).then_some(said)
+        (!is_off || self.everywhere(KBD_INTERACTIVE).is_empty()).then_some(said)
     }
 
-    /// Whether a name in the text is a name of this keyword to this sshd.
+    /// Whether a name in the text is a name of this keyword to this sshd. While there were two, the third,
+    /// `SkeyAuthentication`, stood for nothing.
     fn names_it(&self, name: &str, keyword: &str) -> bool {
-        let older =
-            |name: &str| is_same_option(name, KBD_INTERACTIVE) && !name.eq_ignore_ascii_case(KBD_INTERACTIVE);
-        is_same_option(name, keyword) && (self.names == Names::One || older(name) == older(keyword))
+        let is_apart = |name: &str| {
+            self.names == Names::Two
+                && is_same_option(name, KBD_INTERACTIVE)
+                && !name.eq_ignore_ascii_case(KBD_INTERACTIVE)
+        };
+        match is_apart(name) || is_apart(keyword) {
+            true => name.eq_ignore_ascii_case(keyword),
+            false => is_same_option(name, keyword),
+        }
     }
 }
 

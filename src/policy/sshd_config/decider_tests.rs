@@ -89,8 +89,8 @@ fn the_older_name_on_its_own() {
     for (main, expected) in [
         ("KbdInteractiveAuthentication no\n", "default: "),
         ("ChallengeResponseAuthentication no\nKbdInteractiveAuthentication yes\n", "line 2: yes"),
-        ("ChallengeResponseAuthentication no\n", "default: "),
-        ("KbdInteractiveAuthentication no\nSkeyAuthentication yes\n", "line 2: yes"),
+        ("ChallengeResponseAuthentication no\n", "line 1: no"),
+        ("ChallengeResponseAuthentication no\nSkeyAuthentication yes\n", "line 1: no"),
         ("Match User root\nKbdInteractiveAuthentication no\n", "line 2: no"),
     ] {
         assert_eq!(decided(&reading(&[(MAIN, main)], &[], Names::Two), KBD_INTERACTIVE), expected, "{main}");
