@@ -84,12 +84,15 @@ pub fn proof(kind: ProofKind, both_due: bool, result: &Value, key_lets_in: bool,
     if methods.as_ref().is_some_and(|methods| *methods != loopback.offers) {
         faults.push(format!("proof: says {methods:?}, and loopback is offered {:?}", loopback.offers));
     }
-    if key_lets_in && proof["key"] == "refused" {
+    if key_lets_in && proof["key"] == "refused" && kind != ProofKind::Refused {
         faults.push(format!("proof: the key is refused, and lets in: {proof}"));
     }
     match kind {
         ProofKind::NotTaken if proof["notTaken"].is_null() => {
             faults.push(format!("proof: should say why it was not taken: {proof}"));
+        }
+        ProofKind::Refused if proof["key"] == "accepted" => {
+            faults.push(format!("proof: the key is accepted from loopback, and would not let in: {proof}"));
         }
         ProofKind::Asked if both_due && (proof["key"] != "accepted" || methods.is_none()) => {
             faults.push(format!("proof: both questions should have been answered: {proof}"));

@@ -143,6 +143,8 @@ pub enum ProofKind {
     Asked,
     /// One at least has none, and the result says why.
     NotTaken,
+    /// From loopback the key is refused, as it has to be there, or nobody asks.
+    Refused,
     /// There is no proof.
     None,
 }
