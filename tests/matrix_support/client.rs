@@ -87,6 +87,10 @@ pub fn login(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>) -> Seen {
         .find_map(|line| line.split_once("Authentications that can continue: "))
         .map(|(_, methods)| methods.trim().split(',').map(str::to_owned).collect())
         .unwrap_or_default();
+    if output.status.code() == Some(124) {
+        let processes = guest.command("/bin/ps").args(["axfo", "pid,stat,wchan:30,args"]).output().unwrap();
+        eprintln!("HANG {}\n{}\n{}", both(&processes), guest.log(), said);
+    }
     Seen {
         answered: said.contains("Remote protocol version"),
         offers,

@@ -174,8 +174,8 @@ impl<'a> Course<'a> {
         if let Some(difference) = before.difference(&now) {
             self.faults.push(format!("undo does not give everything back: {difference}"));
         }
-        // A reload made the row's pending edits live.
-        if self.row.pending.is_empty() || !tells_sshd {
+        // Pending edits are live by now.
+        if self.row.pending.is_empty() || !succeeded {
             let faults = self.view(&self.row.before(), self.row.before.key.is_some());
             self.note("after undo", faults);
         }
