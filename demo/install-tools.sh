@@ -9,6 +9,10 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     ssh:fedora | ssh-keygen:fedora) echo openssh-clients ;;
     sshd:* | ssh:* | ssh-keygen:*) echo openssh ;;
     setfacl:*) echo acl ;;
+    ip:fedora) echo iproute ;;
+    ip:*) echo iproute2 ;;
+    unshare:* | nsenter:*) echo util-linux ;;
+    timeout:*) echo coreutils ;;
     *) echo "$1" ;;
   esac
 }

@@ -50,7 +50,19 @@ pub enum With<'a> {
 pub fn login(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>) -> Seen {
     let from = way.from.clone().unwrap_or_else(|| lab.client_address(&way.to));
     let mut command = guest.outside("timeout");
-    command.args(["30", "ssh", "-v", "-F", "none", "-b", &from, "-p", &way.port.to_string(), "-l", &way.user]);
+    command.args([
+        "30",
+        "ssh",
+        "-v",
+        "-F",
+        "none",
+        "-b",
+        &from,
+        "-p",
+        &way.port.to_string(),
+        "-l",
+        &way.user,
+    ]);
     let mut options = vec![
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",
@@ -87,10 +99,6 @@ pub fn login(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>) -> Seen {
         .find_map(|line| line.split_once("Authentications that can continue: "))
         .map(|(_, methods)| methods.trim().split(',').map(str::to_owned).collect())
         .unwrap_or_default();
-    if output.status.code() == Some(124) {
-        let processes = guest.command("/bin/ps").args(["axfo", "pid,stat,wchan:30,args"]).output().unwrap();
-        eprintln!("HANG {}\n{}\n{}", both(&processes), guest.log(), said);
-    }
     Seen {
         answered: said.contains("Remote protocol version"),
         offers,

@@ -75,6 +75,9 @@ pub fn run(lab: &Lab, row: &Row) -> Vec<(Trial, String)> {
         if let Err(fault) = course.attempt(trial) {
             course.faults.push(fault);
         }
+        if let (false, Some(stand)) = (course.faults.is_empty(), &course.stand) {
+            course.faults.push(format!("(sshd's log: {})", stand.guest.log().replace('\n', " | ")));
+        }
         // The next trial begins in the state that the row describes. The one with the rollback counts the calls of
         // the first, so it begins where that one did: with no state file and no key file, if the row has none.
         if !course.faults.is_empty() || row.wants_fresh_guests() || trial == Trial::Yes {
@@ -128,8 +131,7 @@ impl<'a> Course<'a> {
         let tells_sshd = after.differs_in_sshd(&before, &key_file) && self.row.running;
         if setting == "no" {
             let result_stored_by = self.last_rename();
-            self.known =
-                Some(Known { reloads: tells_sshd, changes: difference.is_some(), result_stored_by });
+            self.known = Some(Known { reloads: tells_sshd, changes: difference.is_some(), result_stored_by });
         }
         self.guest().shell(&expected.then)?;
 
@@ -225,8 +227,7 @@ impl<'a> Course<'a> {
         let before = self.snapshot();
         let command = attach("matrix", self.lab.key(self.row.key), "no").to_string();
         let log = self.trace_log();
-        let tracer =
-            ["strace", "-f", "-qq", "-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
+        let tracer = ["strace", "-f", "-qq", "-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
         let output = self.guest().agent(&tracer, &["apply", "-"], &command);
         if !output.stdout.is_empty() {
             return Err(format!("it was not killed before its result: {}", both(&output)));
@@ -263,7 +264,10 @@ impl<'a> Course<'a> {
         };
         let failed = reason.is_some();
         // A refusal is judged by the trial with `no`.
-        self.note("", judge::result(&Expected { reason, ..Expected::default() }, &result_without_warnings(&result)));
+        self.note(
+            "",
+            judge::result(&Expected { reason, ..Expected::default() }, &result_without_warnings(&result)),
+        );
         if !failed {
             return Ok(());
         }
@@ -311,8 +315,16 @@ impl<'a> Course<'a> {
     /// `apply`, while strace(1) notes what is renamed; its result.
     fn apply(&mut self, command: &Value, arguments: &[&str]) -> Result<(Value, Output), String> {
         let log = self.trace_log();
-        let tracer =
-            ["strace", "-f", "-qq", "-o", log.to_str().unwrap(), "-e", "trace=renameat,renameat2"];
+        let tracer = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-o",
+            log.to_str().unwrap(),
+            "-e",
+            "trace=renameat,renameat2",
+        ];
         // Only the attach with `no` needs it, and a daemon that the agent starts would be traced for good.
         let traced = command["passWordAuth"] == "no" && self.known.is_none();
         let tracer = if traced { &tracer[..] } else { &[] };
@@ -325,8 +337,8 @@ impl<'a> Course<'a> {
             let text = format!("{asked} connections from loopback for {} commands", stand.commands);
             self.faults.push(text);
         }
-        let result: Value = serde_json::from_slice(&output.stdout)
-            .map_err(|_| format!("no result: {}", both(&output)))?;
+        let result: Value =
+            serde_json::from_slice(&output.stdout).map_err(|_| format!("no result: {}", both(&output)))?;
         if output.status.success() != (result["status"] == "succeeded") {
             self.faults.push(format!("its exit status is {}: {result}", output.status));
         }

@@ -12,6 +12,8 @@ mount -t proc proc proc
 mount -t tmpfs -o mode=755 dev dev
 mount -t tmpfs -o mode=755 run run
 mount -t tmpfs -o mode=1777 tmp tmp
+# What the machine's own root has in his shell's files is not every guest's.
+mount -t tmpfs -o mode=700 root root
 cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty dev/
 ln -s /proc/self/fd dev/fd
 ln -s fd/0 dev/stdin

@@ -36,6 +36,7 @@ impl Lab {
         let root = std::env::var_os("KEYPAIR_MATRIX_ROOT").map_or_else(|| "/".into(), PathBuf::from);
         let agent = std::env::var_os("KEYPAIR_MATRIX_AGENT")
             .map_or_else(|| env!("CARGO_BIN_EXE_keypair-agent").into(), PathBuf::from);
+        sweep();
         let folder = Folder::new();
         let version = version(&root);
         let lab = Self {
@@ -83,6 +84,20 @@ impl Lab {
             return format!("fd99::1:{:x}", 1 + number);
         }
         format!("10.99.{}.{}", 1 + number / 250 % 250, 2 + number % 250)
+    }
+}
+
+/// Removes what labs left behind that were killed: guests end with them, their folder does not.
+fn sweep() {
+    for entry in fs::read_dir("/run").unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(pid) = name.strip_prefix("keypair-agent-test.").and_then(|rest| rest.split('.').next())
+        else {
+            continue;
+        };
+        if entry.path().join("askpass").exists() && !Path::new("/proc").join(pid).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -103,7 +103,8 @@ impl Snapshot {
     /// How `now` differs, for a person; `None` where it does not.
     pub fn difference(&self, now: &Self) -> Option<String> {
         let all = self.differences(now);
-        let lines: Vec<String> = all.iter().map(|(path, said)| format!("{} {said}", path.display())).collect();
+        let lines: Vec<String> =
+            all.iter().map(|(path, said)| format!("{} {said}", path.display())).collect();
         (!lines.is_empty()).then(|| lines.join("; "))
     }
 }
