@@ -20,12 +20,17 @@ ln -s fd/0 dev/stdin
 ln -s fd/1 dev/stdout
 ln -s fd/2 dev/stderr
 mkdir run/sshd
-ip link set lo up
-ip addr add 10.99.0.1/16 dev lo
-ip addr add 10.1.2.3/32 dev lo
-# Any address of the prefix is ours to come from.
-ip -6 addr add fd99::1/64 dev lo nodad
-ip -6 route add local fd99::/64 dev lo
-echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind
-# As the first process it is the parent of every daemon: the shell reaps them while it waits.
-exec chroot . /bin/sh -c 'echo "$0"; exec 3<&0; cat <&3 >/dev/null & wait $!' "$pid"
+# A network within the network: the outer one says how small the inner one's table of connections is. A reader of
+# /proc/net/tcp pays for all of the table, the machine's if it has none of its own (Linux before 6.1).
+echo 256 2>/dev/null >/proc/sys/net/ipv4/tcp_child_ehash_entries || true
+exec unshare --net sh -ec '
+    ip link set lo up
+    ip addr add 10.99.0.1/16 dev lo
+    ip addr add 10.1.2.3/32 dev lo
+    # Any address of the prefix is ours to come from.
+    ip -6 addr add fd99::1/64 dev lo nodad
+    ip -6 route add local fd99::/64 dev lo
+    echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind
+    # As the first process it is the parent of every daemon: the shell reaps them while it waits.
+    exec chroot . /bin/sh -c "echo $0; exec 3<&0; cat <&3 >/dev/null & wait \$!"
+' "$pid"
