@@ -10,9 +10,10 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     sshd:* | ssh:* | ssh-keygen:*) echo openssh ;;
     setfacl:*) echo acl ;;
     systemd-nspawn:*) echo systemd-container ;;
-    ip:debian) echo iproute2 ;;
-    ip:*) echo iproute ;;
+    ip:fedora) echo iproute ;;
+    ip:*) echo iproute2 ;;
     unshare:* | nsenter:*) echo util-linux ;;
+    timeout:*) echo coreutils ;;
     *) echo "$1" ;;
   esac
 }

@@ -1,0 +1,86 @@
+//! The matrix of issue 4: what the agent says of sshd is what a client sees, on every configuration in
+//! tests/matrix, and no trial takes anything from anybody. A file there is a configuration.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod matrix_support;
+mod support;
+
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use matrix_support::course::{self, Trial};
+use matrix_support::lab::Lab;
+use matrix_support::row::Row;
+
+const TOOLS: [&str; 9] =
+    ["sshd", "ssh", "ssh-keygen", "strace", "unshare", "nsenter", "ip", "chroot", "timeout"];
+
+/// So many configurations at least are to be tried.
+const ROWS: usize = 60;
+
+/// Most of a trial's time is spent waiting.
+const WORKERS: usize = 6;
+
+/// Whether this machine lets us make guests: a container may not.
+fn can_make_guests() -> bool {
+    let script = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && \
+                  mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w o /mnt/r && ip link set lo up";
+    let output = Command::new("unshare")
+        .args(["--mount", "--net", "--pid", "--fork", "sh", "-c", script])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        eprintln!(
+            "SKIPPED: namespaces with an overlay are not allowed here: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    output.status.success()
+}
+
+#[test]
+fn every_configuration() {
+    if !support::available(&TOOLS) || !can_make_guests() {
+        return;
+    }
+    let lab = Lab::new();
+    let all = Row::all(course::rows());
+    assert!(all.len() >= ROWS, "only {} configurations", all.len());
+    let only = std::env::var("KEYPAIR_MATRIX_ROW").unwrap_or_default();
+    let rows: Vec<&Row> =
+        all.iter().filter(|row| row.is_for(lab.version) && row.name.contains(&only)).collect();
+
+    let next = AtomicUsize::new(0);
+    let failures: Mutex<Vec<(String, Trial, String)>> = Mutex::default();
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let faults = course::run(&lab, row);
+                    let named = faults.into_iter().map(|(trial, fault)| (row.name.clone(), trial, fault));
+                    failures.lock().unwrap().extend(named);
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort_by(|a, b| a.0.cmp(&b.0));
+    for (row, trial, fault) in &failures {
+        eprintln!("{row}, {trial}: {fault}");
+    }
+    eprintln!(
+        "{} of {} configurations, {} trials, OpenSSH {}.{}, {} s",
+        rows.len(),
+        all.len(),
+        rows.len() * Trial::ALL.len(),
+        lab.version.0,
+        lab.version.1,
+        begin.elapsed().as_secs()
+    );
+    assert!(failures.is_empty(), "{} failures", failures.len());
+}

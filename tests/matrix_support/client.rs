@@ -1,0 +1,108 @@
+//! The judge: a real client, from an address that is not loopback.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+
+use super::guest::{Guest, both};
+use super::lab::Lab;
+
+/// What the client's user wants to be told by the other end.
+const WORD: &str = "here-I-am";
+
+/// One login, or the refusal of it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Whether sshd answered at all.
+    pub answered: bool,
+    /// The methods that it offers at first.
+    pub offers: BTreeSet<String>,
+    /// Whether a command of the user's ran there.
+    pub let_in: bool,
+    /// What the client said of it.
+    pub said: String,
+}
+
+/// Who comes, and from where to where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    pub user: String,
+    /// `None`: an address that nobody came from yet.
+    pub from: Option<String>,
+    pub to: String,
+    pub port: u16,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{} port {}", self.user, self.to, self.port)?;
+        self.from.as_ref().map_or(Ok(()), |from| write!(f, " from {from}"))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum With<'a> {
+    Nothing,
+    Password,
+    Key(&'a Path),
+}
+
+pub fn login(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>) -> Seen {
+    let from = way.from.clone().unwrap_or_else(|| lab.client_address(&way.to));
+    let mut command = guest.outside("timeout");
+    command.args([
+        "30",
+        "ssh",
+        "-v",
+        "-F",
+        "none",
+        "-b",
+        &from,
+        "-p",
+        &way.port.to_string(),
+        "-l",
+        &way.user,
+    ]);
+    let mut options = vec![
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "GlobalKnownHostsFile=/dev/null",
+        "IdentitiesOnly=yes",
+        "IdentityAgent=none",
+        "ControlPath=none",
+        "NumberOfPasswordPrompts=1",
+        "ConnectTimeout=10",
+        // The cheapest that every sshd has.
+        "KexAlgorithms=curve25519-sha256",
+    ];
+    options.push(match with {
+        With::Nothing => "PreferredAuthentications=none",
+        With::Password => "PreferredAuthentications=password,keyboard-interactive",
+        With::Key(_) => "PreferredAuthentications=publickey",
+    });
+    for option in options {
+        command.args(["-o", option]);
+    }
+    match with {
+        With::Nothing => {}
+        With::Password => {
+            command.env("SSH_ASKPASS", lab.askpass()).env("SSH_ASKPASS_REQUIRE", "force");
+        }
+        With::Key(private) => {
+            command.arg("-i").arg(private);
+        }
+    }
+    let output = command.arg(&way.to).arg(format!("echo {WORD}")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let offers = said
+        .lines()
+        .find_map(|line| line.split_once("Authentications that can continue: "))
+        .map(|(_, methods)| methods.trim().split(',').map(str::to_owned).collect())
+        .unwrap_or_default();
+    Seen {
+        answered: said.contains("Remote protocol version"),
+        offers,
+        let_in: String::from_utf8_lossy(&output.stdout).contains(WORD),
+        said: both(&output),
+    }
+}

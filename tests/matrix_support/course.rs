@@ -1,0 +1,400 @@
+//! The trials of a row: an attach with `no`, one with `yes`, a rollback, a reload that fails.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use super::client::{Seen, Way, With, login};
+use super::guest::{Guest, both};
+use super::judge;
+use super::lab::Lab;
+use super::row::{Expected, ProofKind, Row, View};
+use super::snapshot::Snapshot;
+use crate::support::{attach, detach};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    No,
+    Yes,
+    /// The agent is killed before it could write its result.
+    Rollback,
+    /// sshd does not survive its reload.
+    FailingReload,
+}
+
+impl Trial {
+    pub const ALL: [Self; 4] = [Self::No, Self::Yes, Self::Rollback, Self::FailingReload];
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::No => "no",
+            Self::Yes => "yes",
+            Self::Rollback => "rollback",
+            Self::FailingReload => "failing reload",
+        })
+    }
+}
+
+/// What the trial with `no` says of the others.
+struct Known {
+    /// Whether it changed sshd's files and told a running sshd.
+    reloads: bool,
+    /// Whether it changed any file.
+    changes: bool,
+    /// The call by which its result is stored, and which of its kind that is.
+    result_stored_by: Option<(String, usize)>,
+}
+
+/// A guest, and how often its sshd was asked from loopback.
+struct Stand<'a> {
+    guest: Guest<'a>,
+    commands: usize,
+    own_questions: usize,
+}
+
+pub struct Course<'a> {
+    lab: &'a Lab,
+    row: &'a Row,
+    stand: Option<Stand<'a>>,
+    was_looked_at: bool,
+    known: Option<Known>,
+    faults: Vec<String>,
+}
+
+/// Every trial of a row; what was not as it should be.
+pub fn run(lab: &Lab, row: &Row) -> Vec<(Trial, String)> {
+    let mut course = Course { lab, row, stand: None, was_looked_at: false, known: None, faults: Vec::new() };
+    let mut all = Vec::new();
+    for trial in Trial::ALL {
+        if let Err(fault) = course.attempt(trial) {
+            course.faults.push(fault);
+        }
+        if let (false, Some(stand)) = (course.faults.is_empty(), &course.stand) {
+            course.faults.push(format!("(sshd's log: {})", stand.guest.log().replace('\n', " | ")));
+        }
+        // The next trial begins in the state that the row describes. The one with the rollback counts the calls of
+        // the first, so it begins where that one did: with no state file and no key file, if the row has none.
+        if !course.faults.is_empty() || row.wants_fresh_guests() || trial == Trial::Yes {
+            course.stand = None;
+        }
+        all.extend(course.faults.drain(..).map(|fault| (trial, fault)));
+    }
+    all
+}
+
+impl<'a> Course<'a> {
+    fn attempt(&mut self, trial: Trial) -> Result<(), String> {
+        if self.stand.is_none() {
+            let guest = Guest::new(self.lab, self.row)?;
+            self.stand = Some(Stand { guest, commands: 0, own_questions: 0 });
+        }
+        if !self.was_looked_at {
+            self.was_looked_at = true;
+            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
+            self.note("before any command", faults);
+        }
+        match trial {
+            Trial::No => self.attach("no", &self.row.no)?,
+            Trial::Yes => self.attach("yes", &self.row.yes)?,
+            Trial::Rollback => self.rollback()?,
+            Trial::FailingReload => self.failing_reload()?,
+        }
+        if self.row.valid
+            && self.row.host_key
+            && let Some(complaint) = self.guest().complaint()
+        {
+            self.faults.push(format!("sshd -t refuses the configuration at the end: {complaint}"));
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, setting: &str, expected: &'a Expected) -> Result<(), String> {
+        let before = self.snapshot();
+        let (result, output) = self.apply(&attach("matrix", self.lab.key(self.row.key), setting), &[])?;
+        let succeeded = result["status"] == "succeeded";
+        self.note("", judge::result(expected, &result));
+        let after = self.snapshot();
+        let difference = before.difference(&after);
+        if !succeeded && let Some(difference) = &difference {
+            self.faults.push(format!("it failed, and changed files: {difference}"));
+        }
+        if result["changed"] != difference.is_some() {
+            self.faults.push(format!("changed is {}, and it did this: {difference:?}", result["changed"]));
+        }
+        let key_file = PathBuf::from(result["authorizedKeysFile"].as_str().unwrap_or_default());
+        let tells_sshd = after.differs_in_sshd(&before, &key_file) && self.row.running;
+        if setting == "no" {
+            let result_stored_by = self.last_rename();
+            self.known = Some(Known { reloads: tells_sshd, changes: difference.is_some(), result_stored_by });
+        }
+        self.guest().shell(&expected.then)?;
+
+        let wanted = if succeeded == expected.reason.is_none() {
+            self.row.after(expected, setting == "no")
+        } else {
+            // Judged already. What is left to see is that a failure changed nothing.
+            if succeeded { View::default() } else { self.row.before() }
+        };
+        let is_open = self.row.running || !expected.then.is_empty();
+        let key = (is_open && succeeded).then(|| self.see(&self.way(), self.with_key()));
+        let password = is_open.then(|| self.see(&self.way(), With::Password));
+        let faults = judge::view(&wanted, key.as_ref(), password.as_ref());
+        self.note("then", faults);
+        if let (true, Some(key), Some(password)) = (succeeded, &key, &password) {
+            self.note("the result", judge::effective(self.row, &result, password));
+            self.hold_proof(expected, tells_sshd, &result, key.let_in);
+        }
+        if succeeded {
+            self.other_clients(expected);
+        }
+        if !expected.then.is_empty() {
+            return Ok(());
+        }
+
+        if succeeded {
+            let (result, _) = self.apply(&detach("matrix"), &[])?;
+            if result["status"] != "succeeded" {
+                self.faults.push(format!("the detach failed: {result}"));
+            }
+            let now = self.snapshot();
+            if now.content(&key_file) != before.content(&key_file) {
+                self.faults.push("the detach does not give back the bytes of the key file".into());
+            }
+        }
+        let undo = self.guest().agent(&[], &["undo"], "");
+        // Where it may not look, it cannot say that nothing of ours is there.
+        if !undo.status.success() && result["reason"] != "UNSAFE_PATH" {
+            self.faults.push(format!("undo failed: {}", both(&undo)));
+        }
+        let now = self.snapshot().without_empty_leftovers(&before, &key_file);
+        if let Some(difference) = before.difference(&now) {
+            self.faults.push(format!("undo does not give everything back: {difference}"));
+        }
+        // Pending edits are live by now.
+        if self.row.pending.is_empty() || !succeeded {
+            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
+            self.note("after undo", faults);
+        }
+        if !self.faults.is_empty() {
+            let log = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            self.faults.push(format!("(agent: {log})"));
+        }
+        Ok(())
+    }
+
+    /// What the proof says, and that sshd was not asked more often than it may be.
+    fn hold_proof(&mut self, expected: &Expected, tells_sshd: bool, result: &Value, key_lets_in: bool) {
+        let kind = if self.row.running { expected.proof } else { ProofKind::NotTaken };
+        let way = Way { from: Some("127.0.0.1".into()), to: "127.0.0.1".into(), ..self.way() };
+        let loopback = self.see(&way, With::Nothing);
+        if let Some(stand) = &mut self.stand {
+            stand.own_questions += 1;
+        }
+        self.note("", judge::proof(kind, tells_sshd, result, key_lets_in, &loopback));
+    }
+
+    fn other_clients(&mut self, expected: &Expected) {
+        for client in &expected.client {
+            let usual = self.way();
+            let way = Way {
+                user: client.user.clone().unwrap_or(usual.user),
+                from: client.from.clone(),
+                to: client.to.clone().unwrap_or(usual.to),
+                port: client.port.unwrap_or(usual.port),
+            };
+            let wanted = View { offers: client.offers.clone(), key: client.key, password: client.password };
+            let key = client.key.map(|_| self.see(&way, self.key_of(&way.user)));
+            let password =
+                (key.is_none() || client.password.is_some()).then(|| self.see(&way, With::Password));
+            let faults = judge::view(&wanted, key.as_ref(), password.as_ref());
+            self.note(&format!("for {way}"), faults);
+        }
+    }
+
+    fn rollback(&mut self) -> Result<(), String> {
+        let Some(Known { result_stored_by: Some((call, nth)), changes, reloads }) = &self.known else {
+            return Err("the trial with `no` stored no result, so there is no moment to kill it at".into());
+        };
+        let (changes, reloads) = (*changes, *reloads);
+        let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
+        let trace = format!("trace={call}");
+        let before = self.snapshot();
+        let command = attach("matrix", self.lab.key(self.row.key), "no").to_string();
+        let log = self.trace_log();
+        let tracer = ["strace", "-f", "-qq", "-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
+        let output = self.guest().agent(&tracer, &["apply", "-"], &command);
+        if !output.stdout.is_empty() {
+            return Err(format!("it was not killed before its result: {}", both(&output)));
+        }
+        if changes && self.snapshot() == before {
+            self.faults.push("it was killed before it did anything".into());
+        }
+        let (result, _) = self.apply(&detach("nobodys"), &[])?;
+        // What keeps a command from being tried at all keeps this one too.
+        let is_quiet = result["reason"].is_null()
+            || result["reason"] == "NOT_ATTACHED"
+            || result["reason"].as_str() == self.row.no.reason.as_deref();
+        if !is_quiet || result["changed"] != false {
+            self.faults.push(format!("the next command: {result}"));
+        }
+        if let Some(difference) = before.difference(&self.snapshot()) {
+            self.faults.push(format!("the recovery does not give everything back: {difference}"));
+        }
+        if self.row.pending.is_empty() || !reloads {
+            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
+            self.note("after the recovery", faults);
+        }
+        Ok(())
+    }
+
+    fn failing_reload(&mut self) -> Result<(), String> {
+        let reloads = self.known.as_ref().is_some_and(|known| known.reloads);
+        self.guest().take_sshds_program_away();
+        let before = self.snapshot();
+        let (result, _) = self.apply(&attach("matrix", self.lab.key(self.row.key), "no"), &[])?;
+        let reason = match &self.row.no.reason {
+            None if reloads => Some("SSHD_RELOAD_FAILED".to_owned()),
+            reason => reason.clone(),
+        };
+        let failed = reason.is_some();
+        // A refusal is judged by the trial with `no`.
+        self.note(
+            "",
+            judge::result(&Expected { reason, ..Expected::default() }, &result_without_warnings(&result)),
+        );
+        if !failed {
+            return Ok(());
+        }
+        if let Some(difference) = before.difference(&self.snapshot()) {
+            self.faults.push(format!("it failed, and changed files: {difference}"));
+        }
+        if self.row.pending.is_empty() || !reloads {
+            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
+            self.note("after the failure", faults);
+        }
+        Ok(())
+    }
+
+    /// What the target user sees, by a password and, where it matters, by the key.
+    fn view(&self, wanted: &View, also_by_key: bool) -> Vec<String> {
+        if !self.row.running {
+            return Vec::new();
+        }
+        let key = also_by_key.then(|| self.see(&self.way(), self.with_key()));
+        let password = self.see(&self.way(), With::Password);
+        let mut faults = judge::view(wanted, key.as_ref(), Some(&password));
+        if !password.answered && wanted.offers.as_ref().is_some_and(|offers| !offers.is_empty()) {
+            faults.push(format!("nobody answers: {}", password.said));
+        }
+        faults
+    }
+
+    fn see(&self, way: &Way, with: With<'_>) -> Seen {
+        login(self.lab, self.guest(), way, with)
+    }
+
+    fn way(&self) -> Way {
+        let Row { user, to, port, .. } = self.row;
+        Way { user: user.clone(), from: None, to: to.clone(), port: *port }
+    }
+
+    fn with_key(&self) -> With<'a> {
+        With::Key(&self.lab.key(self.row.key).private)
+    }
+
+    fn key_of(&self, user: &str) -> With<'a> {
+        if user == self.row.user { self.with_key() } else { With::Key(&self.lab.other.private) }
+    }
+
+    /// `apply`, while strace(1) notes what is renamed; its result.
+    fn apply(&mut self, command: &Value, arguments: &[&str]) -> Result<(Value, Output), String> {
+        let log = self.trace_log();
+        let tracer = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-o",
+            log.to_str().unwrap(),
+            "-e",
+            "trace=renameat,renameat2",
+        ];
+        // Only the attach with `no` needs it, and a daemon that the agent starts would be traced for good.
+        let traced = command["passWordAuth"] == "no" && self.known.is_none();
+        let tracer = if traced { &tracer[..] } else { &[] };
+        let words: Vec<&str> = ["apply", "-"].iter().chain(arguments).copied().collect();
+        let output = self.guest().agent(tracer, &words, &command.to_string());
+        let stand = self.stand.as_mut().unwrap();
+        stand.commands += 1;
+        let (asked, allowed) = (questions(&stand.guest.log()), 2 * stand.commands + stand.own_questions);
+        if asked > allowed {
+            let text = format!("{asked} connections from loopback for {} commands", stand.commands);
+            self.faults.push(text);
+        }
+        let result: Value =
+            serde_json::from_slice(&output.stdout).map_err(|_| format!("no result: {}", both(&output)))?;
+        if output.status.success() != (result["status"] == "succeeded") {
+            self.faults.push(format!("its exit status is {}: {result}", output.status));
+        }
+        Ok((result, output))
+    }
+
+    fn trace_log(&self) -> PathBuf {
+        self.lab.folder.path().join(format!("strace.{}", self.guest().pid()))
+    }
+
+    /// The last rename of the agent's: of the state that holds its result.
+    fn last_rename(&self) -> Option<(String, usize)> {
+        let text = fs::read_to_string(self.trace_log()).ok()?;
+        let calls: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.contains("resumed"))
+            .filter_map(|line| line.split_once('(')?.0.split_whitespace().last())
+            .collect();
+        let last = (*calls.last()?).to_owned();
+        let nth = calls.iter().filter(|call| **call == last).count();
+        Some((last, nth))
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::of(self.guest(), &self.row.home(), &self.row.keeps)
+    }
+
+    fn guest(&self) -> &Guest<'a> {
+        &self.stand.as_ref().unwrap().guest
+    }
+
+    fn note(&mut self, when: &str, faults: Vec<String>) {
+        let head = if when.is_empty() { String::new() } else { format!("{when}: ") };
+        self.faults.extend(faults.into_iter().map(|fault| head.clone() + &fault));
+    }
+}
+
+fn result_without_warnings(result: &Value) -> Value {
+    let mut result = result.clone();
+    result["warnings"] = json!([]);
+    result
+}
+
+/// How many connections sshd had from loopback, by its log.
+fn questions(log: &str) -> usize {
+    let ports: BTreeSet<&str> = log
+        .lines()
+        .filter(|line| !line.contains("listening on"))
+        .flat_map(|line| ["127.0.0.1 port ", "::1 port "].map(|from| line.split_once(from)))
+        .flatten()
+        .filter_map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
+        .collect();
+    ports.len()
+}
+
+/// Where the rows are.
+pub fn rows() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/matrix"))
+}

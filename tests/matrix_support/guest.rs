@@ -1,0 +1,275 @@
+//! A guest: namespaces and an overlay of its own, an sshd that stays in it, and the agent.
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::lab::{Lab, PASSWORD_HASH, PATH};
+use super::row::Row;
+use crate::support::wait_for;
+
+/// What a guest must not inherit of the machine that the test runs on.
+const CLEARED: [&str; 7] = [
+    "etc/ssh/sshd_config",
+    "etc/ssh/sshd_config.d",
+    "usr/etc/ssh",
+    "etc/nologin",
+    "etc/keypair-agent",
+    "var/lib/keypair-agent",
+    "run/nologin",
+];
+
+pub struct Guest<'a> {
+    lab: &'a Lab,
+    row: &'a Row,
+    init: Child,
+    pid: String,
+    log: Arc<Mutex<String>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl<'a> Guest<'a> {
+    /// A guest in the state that the row describes, before any command.
+    pub fn new(lab: &'a Lab, row: &'a Row) -> Result<Self, String> {
+        let mut init = Command::new("unshare")
+            .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"])
+            .arg(include_str!("guest.sh"))
+            .env_clear()
+            .envs([("PATH", PATH.as_ref()), ("AT", lab.mount_point().as_os_str())])
+            .envs([("ROOT", lab.root.as_os_str()), ("AGENT", lab.agent.as_os_str())])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("unshare: {error}"))?;
+        let mut pid = String::new();
+        let said = BufReader::new(init.stdout.take().unwrap()).read_line(&mut pid);
+        let (log, ended) = (Arc::default(), Arc::default());
+        let guest = Self { lab, row, init, pid: pid.trim().to_owned(), log, ended };
+        if said.is_err() || guest.pid.is_empty() {
+            return Err("the guest's namespaces or overlay could not be made".into());
+        }
+        guest.furnish().map_err(|error| format!("the guest's files: {error}"))?;
+        guest.shell(&row.setup)?;
+        if row.running {
+            guest.start_sshd()?;
+        }
+        guest.shell(&row.pending)?;
+        Ok(guest)
+    }
+
+    /// A path of the guest's, as the test sees it. Its parents must hold no absolute links.
+    pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        Path::new("/proc").join(&self.pid).join("root").join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    fn furnish(&self) -> std::io::Result<()> {
+        self.listen_to_syslog()?;
+        for path in CLEARED {
+            let path = self.at(path);
+            match path.symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path)?,
+                Ok(_) => fs::remove_file(&path)?,
+                Err(_) => {}
+            }
+        }
+        for entry in fs::read_dir(self.at("/etc/ssh"))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with("ssh_host_") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::create_dir(self.at("/etc/ssh/sshd_config.d"))?;
+        if self.row.host_key {
+            let to = self.at("/etc/ssh/ssh_host_ed25519_key");
+            fs::copy(self.lab.host_key(), &to)?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
+            fs::copy(self.lab.host_key().with_extension("key.pub"), to.with_extension("pub"))?;
+        }
+        // pam_unix waits two seconds after a wrong password; nothing here is about that.
+        if let Ok(text) = fs::read_to_string(self.at("/etc/pam.d/common-auth")) {
+            fs::write(self.at("/etc/pam.d/common-auth"), text.replace("pam_unix.so", "pam_unix.so nodelay"))?;
+        }
+        self.accounts()?;
+        self.write("/usr/local/share/jcloud/agent/core/componentInfo.cfg", "3.0.1042\n")?;
+        let Row { user, agent, .. } = self.row;
+        self.write("/etc/keypair-agent/config.toml", &format!("target_user = \"{user}\"\n{agent}\n"))?;
+        for (path, text) in &self.row.files {
+            self.write(path, &self.filled_in(text))?;
+        }
+        Ok(())
+    }
+
+    /// The row's words for what differs between runs.
+    fn filled_in(&self, text: &str) -> String {
+        text.replace("@KEY@", &self.lab.key(self.row.key).line).replace("@OTHER_KEY@", &self.lab.other.line)
+    }
+
+    pub fn write(&self, path: &str, text: &str) -> std::io::Result<()> {
+        let path = self.at(path);
+        fs::create_dir_all(path.parent().unwrap())?;
+        fs::write(path, text)
+    }
+
+    /// Passwords for the target user and the row's accounts, and for nobody else.
+    fn accounts(&self) -> std::io::Result<()> {
+        let Row { user, accounts, password_only, .. } = self.row;
+        let [mut passwd, mut group, mut shadow] =
+            ["passwd", "group", "shadow"].map(|name| fs::read_to_string(self.at("/etc").join(name)).unwrap());
+        shadow = shadow
+            .lines()
+            .map(|line| {
+                let mut fields: Vec<&str> = line.split(':').collect();
+                let hash = fields[1];
+                fields[1] = match fields[0] {
+                    "root" if user == "root" || password_only.iter().any(|name| name == "root") => {
+                        PASSWORD_HASH
+                    }
+                    _ if hash.starts_with(['!', '*']) => hash,
+                    _ => "!",
+                };
+                fields.join(":") + "\n"
+            })
+            .collect();
+        let mut made: Vec<&String> = accounts.iter().chain(password_only).collect();
+        if !made.contains(&user) {
+            made.push(user);
+        }
+        made.retain(|name| *name != "root");
+        for (name, uid) in made.into_iter().zip(4242..) {
+            passwd += &format!("{name}:x:{uid}:{uid}::/home/{name}:/bin/sh\n");
+            group += &format!("{name}:x:{uid}:\n");
+            shadow += &format!("{name}:{PASSWORD_HASH}:19000:0:99999:7:::\n");
+            let home = self.at("/home").join(name);
+            fs::create_dir_all(&home)?;
+            chown(&home, Some(uid), Some(uid))?;
+            if accounts.contains(name) {
+                let ssh = home.join(".ssh");
+                fs::create_dir(&ssh)?;
+                fs::write(ssh.join("authorized_keys"), format!("{}\n", self.lab.other.line))?;
+            }
+        }
+        for (name, text) in [("passwd", passwd), ("group", group), ("shadow", shadow)] {
+            fs::write(self.at("/etc").join(name), text)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what sshd says of its connections. Nobody else listens on the guest's /dev/log.
+    fn listen_to_syslog(&self) -> std::io::Result<()> {
+        let socket = UnixDatagram::bind(self.at("/dev/log"))?;
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let (log, ended) = (Arc::clone(&self.log), Arc::clone(&self.ended));
+        std::thread::spawn(move || {
+            let mut datagram = [0; 8192];
+            while !ended.load(Ordering::Relaxed) {
+                match socket.recv(&mut datagram) {
+                    Ok(length) => {
+                        let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
+                        *log.lock().unwrap() += &format!("{}\n", text.trim_end());
+                    }
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// A program in the guest.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.pid, "-m", "-n", "-p", "-r", "-w", program]);
+        command.env_clear().env("PATH", PATH).env("HOME", "/root").stdin(Stdio::null());
+        command
+    }
+
+    /// A program outside, in the guest's network alone.
+    pub fn outside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.pid, "-n", program]);
+        command.env_clear().env("PATH", PATH).stdin(Stdio::null());
+        command
+    }
+
+    /// A script of the row's.
+    pub fn shell(&self, script: &str) -> Result<(), String> {
+        if script.is_empty() {
+            return Ok(());
+        }
+        let output = self.command("/bin/sh").args(["-ec", &self.filled_in(script)]).output().unwrap();
+        if output.status.success() { Ok(()) } else { Err(format!("the row's script: {}", both(&output))) }
+    }
+
+    /// By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel trial, and the
+    /// kernel then runs no such file (ETXTBSY).
+    fn start_sshd(&self) -> Result<(), String> {
+        let start = "cp /usr/sbin/sshd /usr/local/sbin/sshd; exec /usr/local/sbin/sshd \"$@\"";
+        let output =
+            self.command("/bin/sh").args(["-ec", start, "sshd"]).args(&self.row.arguments).output().unwrap();
+        if !output.status.success() {
+            return Err(format!("sshd does not start: {}", both(&output)));
+        }
+        wait_for("sshd's pid file", || {
+            fs::read_to_string(self.at("/run/sshd.pid")).is_ok_and(|pid| pid.ends_with('\n')).then_some(())
+        });
+        Ok(())
+    }
+
+    /// From now on sshd cannot execute itself anew: a SIGHUP ends it.
+    pub fn take_sshds_program_away(&self) {
+        let _ = fs::remove_file(self.at("/usr/local/sbin/sshd"));
+    }
+
+    /// What `sshd -t` has against the configuration.
+    pub fn complaint(&self) -> Option<String> {
+        let output = self.command("/usr/sbin/sshd").arg("-t").args(&self.row.arguments).output().unwrap();
+        (!output.status.success()).then(|| both(&output))
+    }
+
+    /// The agent, with something on its standard input; under `tracer` where it has words.
+    pub fn agent(&self, tracer: &[&str], arguments: &[&str], input: &str) -> Output {
+        let inner = self.command("/usr/bin/keypair-agent");
+        let mut command = match tracer {
+            [] => self.command("/usr/bin/keypair-agent"),
+            [program, options @ ..] => {
+                let mut command = Command::new(program);
+                command.args(options).arg(inner.get_program()).args(inner.get_args());
+                command.env_clear().env("PATH", PATH).env("HOME", "/root");
+                command
+            }
+        };
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    pub fn pid(&self) -> &str {
+        &self.pid
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // The end of its input ends it, and --kill-child the rest.
+        drop(self.init.stdin.take());
+        let _ = self.init.wait();
+    }
+}
+
+/// What a program said.
+pub fn both(output: &Output) -> String {
+    let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).trim().to_owned());
+    text.join(" ").trim().to_owned()
+}

@@ -1,0 +1,123 @@
+//! What a result says, held against the row and against what clients see.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::client::Seen;
+use super::row::{Expected, ProofKind, Row, View};
+
+/// Reasons that were meant to be one thing and are another, in words.
+pub type Faults = Vec<String>;
+
+/// The result against what the row says of it.
+pub fn result(expected: &Expected, result: &Value) -> Faults {
+    let mut faults = Faults::new();
+    let status = if expected.reason.is_none() { "succeeded" } else { "failed" };
+    let reason = expected.reason.as_deref();
+    if result["status"] != status || result["reason"].as_str() != reason {
+        let expected = reason.unwrap_or("success");
+        let (got, message) = (result["reason"].as_str().unwrap_or("success"), &result["message"]);
+        return vec![format!("expected {expected}, got {got}: {message}")];
+    }
+    let message = result["message"].as_str().unwrap_or_default();
+    for part in &expected.says {
+        if !message.contains(part.as_str()) {
+            faults.push(format!("the message should say {part:?}: {message}"));
+        }
+    }
+    let warnings = result["warnings"].as_array().cloned().unwrap_or_default();
+    let mut got: Vec<&str> = warnings.iter().filter_map(|warning| warning["reason"].as_str()).collect();
+    let mut wanted: Vec<&str> = expected.warnings.iter().map(String::as_str).collect();
+    got.sort_unstable();
+    wanted.sort_unstable();
+    if got != wanted {
+        faults.push(format!("expected the warnings {wanted:?}, got {got:?}: {}", result["warnings"]));
+    }
+    let places: Vec<String> = warnings
+        .iter()
+        .map(|warning| {
+            let text = |name: &str| warning[name].as_str().unwrap_or_default().to_owned();
+            format!("{} {} {} line {}", text("reason"), text("message"), text("file"), warning["line"])
+        })
+        .collect();
+    for part in &expected.warns {
+        if !places.iter().any(|place| place.contains(part.as_str())) {
+            faults.push(format!("a warning should say {part:?}: {places:?}"));
+        }
+    }
+    faults
+}
+
+/// What the result calls effective, against what a client is offered.
+pub fn effective(row: &Row, result: &Value, seen: &Seen) -> Faults {
+    let Some(effective) = result["effective"].as_object() else {
+        return vec![format!("nothing is said to be effective: {result}")];
+    };
+    let methods = [
+        ("passwordAuthentication", "password"),
+        ("kbdInteractiveAuthentication", "keyboard-interactive"),
+        ("pubkeyAuthentication", "publickey"),
+    ];
+    let mut faults = Faults::new();
+    for (name, method) in methods {
+        let is_on = effective[name] == true;
+        let offered = seen.offers.contains(method);
+        // A list of methods may keep one that is on from being offered, never the other way.
+        if is_on != offered && !(is_on && row.names_method_lists()) {
+            faults.push(format!("{name} is said to be {is_on}, and a client is offered {:?}", seen.offers));
+        }
+    }
+    faults
+}
+
+/// The proof, against what a client at loopback is offered and whether the key really lets in.
+pub fn proof(kind: ProofKind, both_due: bool, result: &Value, key_lets_in: bool, loopback: &Seen) -> Faults {
+    let proof = &result["proof"];
+    let mut faults = Faults::new();
+    if kind == ProofKind::None {
+        return if proof.is_null() { faults } else { vec![format!("proof: expected none, got {proof}")] };
+    }
+    let methods: Option<BTreeSet<String>> = proof["methods"]
+        .as_array()
+        .map(|methods| methods.iter().filter_map(Value::as_str).map(str::to_owned).collect());
+    if methods.as_ref().is_some_and(|methods| *methods != loopback.offers) {
+        faults.push(format!("proof: says {methods:?}, and loopback is offered {:?}", loopback.offers));
+    }
+    if key_lets_in && proof["key"] == "refused" && kind != ProofKind::Refused {
+        faults.push(format!("proof: the key is refused, and lets in: {proof}"));
+    }
+    match kind {
+        ProofKind::NotTaken if proof["notTaken"].is_null() => {
+            faults.push(format!("proof: should say why it was not taken: {proof}"));
+        }
+        ProofKind::Refused if proof["key"] == "accepted" => {
+            faults.push(format!("proof: the key is accepted from loopback, and would not let in: {proof}"));
+        }
+        ProofKind::Asked if both_due && (proof["key"] != "accepted" || methods.is_none()) => {
+            faults.push(format!("proof: both questions should have been answered: {proof}"));
+        }
+        _ => {}
+    }
+    faults
+}
+
+/// What is seen against what should be; `None` where nothing was looked at.
+pub fn view(expected: &View, key: Option<&Seen>, password: Option<&Seen>) -> Faults {
+    let mut faults = Faults::new();
+    if let (Some(offers), Some(seen)) = (&expected.offers, password.or(key)) {
+        let wanted: BTreeSet<String> = offers.iter().cloned().collect();
+        if wanted != seen.offers {
+            faults.push(format!("expected the offer {wanted:?}, got {:?}", seen.offers));
+        }
+    }
+    for (what, wanted, seen) in [("key", expected.key, key), ("password", expected.password, password)] {
+        if let (Some(wanted), Some(seen)) = (wanted, seen)
+            && wanted != seen.let_in
+        {
+            let end: Vec<&str> = seen.said.lines().rev().take(3).collect();
+            faults.push(format!("a login with the {what}: expected {wanted}, got {}: {end:?}", seen.let_in));
+        }
+    }
+    faults
+}

@@ -1,0 +1,109 @@
+//! What all guests share: the root file system they stand on, the agent, keys, and the client's password.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::row::{KeyType, Version};
+use crate::support::{Folder, Key};
+
+/// Every account's that has one.
+pub const PASSWORD: &str = "let-me-in";
+
+/// The same for /etc/shadow. Few rounds: it is verified often.
+pub const PASSWORD_HASH: &str = "$6$rounds=1000$matrix$LO7ykdxJaW4DGi948fnCHmAYBTfoliO1H8oUv8SDfR.ND4YORGG3vNRX2g4XRnHO4m7V7RZJ4AVwrKACcD81K1";
+
+/// The directories of programs, in the guest and outside.
+pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+pub struct Lab {
+    pub folder: Folder,
+    /// The lower layer of every guest.
+    pub root: PathBuf,
+    pub agent: PathBuf,
+    pub version: Version,
+    pub ed25519: Key,
+    pub rsa: Key,
+    /// The key of accounts that have one of their own.
+    pub other: Key,
+    next_address: AtomicU32,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let root = std::env::var_os("KEYPAIR_MATRIX_ROOT").map_or_else(|| "/".into(), PathBuf::from);
+        let agent = std::env::var_os("KEYPAIR_MATRIX_AGENT")
+            .map_or_else(|| env!("CARGO_BIN_EXE_keypair-agent").into(), PathBuf::from);
+        sweep();
+        let folder = Folder::new();
+        let version = version(&root);
+        let lab = Self {
+            ed25519: Key::new(&folder, "ed25519"),
+            rsa: Key::of_type(&folder, "rsa", &["-t", "rsa", "-b", "2048"]),
+            other: Key::new(&folder, "other"),
+            folder,
+            root,
+            agent,
+            version,
+            next_address: AtomicU32::new(0),
+        };
+        Key::new(&lab.folder, "host");
+        fs::create_dir(lab.mount_point()).unwrap();
+        fs::write(lab.askpass(), format!("#!/bin/sh\necho {PASSWORD}\n")).unwrap();
+        fs::set_permissions(lab.askpass(), fs::Permissions::from_mode(0o755)).unwrap();
+        lab
+    }
+
+    pub fn key(&self, kind: KeyType) -> &Key {
+        match kind {
+            KeyType::Ed25519 => &self.ed25519,
+            KeyType::Rsa => &self.rsa,
+        }
+    }
+
+    /// The private host key; the public one stands beside it.
+    pub fn host_key(&self) -> PathBuf {
+        self.folder.path().join("host.key")
+    }
+
+    pub fn askpass(&self) -> PathBuf {
+        self.folder.path().join("askpass")
+    }
+
+    /// Where each guest mounts its file systems, for itself alone.
+    pub fn mount_point(&self) -> PathBuf {
+        self.folder.path().join("guest")
+    }
+
+    /// An address for one login in the server's family: sshd remembers what an address did (PerSourcePenalties).
+    pub fn client_address(&self, server: &str) -> String {
+        let number = self.next_address.fetch_add(1, Ordering::Relaxed);
+        if server.contains(':') {
+            return format!("fd99::1:{:x}", 1 + number);
+        }
+        format!("10.99.{}.{}", 1 + number / 250 % 250, 2 + number % 250)
+    }
+}
+
+/// Removes what labs left behind that were killed: guests end with them, their folder does not.
+fn sweep() {
+    for entry in fs::read_dir("/run").unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(pid) = name.strip_prefix("keypair-agent-test.").and_then(|rest| rest.split('.').next())
+        else {
+            continue;
+        };
+        if entry.path().join("askpass").exists() && !Path::new("/proc").join(pid).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// What OpenSSH the guests have. Its sshd knows no option for that before 9.0, but says it when asked wrongly.
+fn version(root: &Path) -> Version {
+    let output = Command::new("chroot").arg(root).args(["/usr/sbin/sshd", "-V"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Version::find(&text).unwrap_or_else(|| panic!("no OpenSSH version in {text:?}"))
+}

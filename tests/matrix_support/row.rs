@@ -1,0 +1,262 @@
+//! A row: a configuration, and what must become of it. Every field is explained in tests/matrix/README.md.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+/// OpenSSH's version, as far as rows depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32, pub u32);
+
+impl Version {
+    /// The first of a text such as `OpenSSH_9.2p1 Debian-2`.
+    pub fn find(text: &str) -> Option<Self> {
+        let (_, rest) = text.split_once("OpenSSH_")?;
+        Self::parse(rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once('.')?;
+        Some(Self(major.parse().ok()?, minor.parse().ok()?))
+    }
+}
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| D::Error::custom("an OpenSSH version, as in \"9.2\""))
+    }
+}
+
+/// Where a row's files come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// They are the suite's own, copied from where its packages put them.
+    Shipped,
+    /// Written down from knowledge: no suite here ships them.
+    Knowledge,
+    /// Made up, to deceive.
+    Hostile,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyType {
+    #[default]
+    Ed25519,
+    Rsa,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// The file's name.
+    #[serde(skip)]
+    pub name: String,
+    pub what: String,
+    pub source: Source,
+    pub since: Option<Version>,
+    pub until: Option<Version>,
+    #[serde(default = "root")]
+    pub user: String,
+    #[serde(default)]
+    pub key: KeyType,
+    #[serde(default)]
+    pub agent: String,
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    #[serde(default)]
+    pub accounts: Vec<String>,
+    #[serde(default)]
+    pub password_only: Vec<String>,
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    #[serde(default)]
+    pub setup: String,
+    #[serde(default)]
+    pub pending: String,
+    #[serde(default = "yes")]
+    pub running: bool,
+    #[serde(default = "yes")]
+    pub valid: bool,
+    #[serde(default = "yes")]
+    pub host_key: bool,
+    #[serde(default)]
+    pub keeps: Vec<PathBuf>,
+    #[serde(default = "server")]
+    pub to: String,
+    #[serde(default = "ssh_port")]
+    pub port: u16,
+    #[serde(default)]
+    pub before: View,
+    pub no: Expected,
+    pub yes: Expected,
+}
+
+/// What a client sees; what is absent is said by [`Row::before`], [`Row::after`].
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    pub offers: Option<Vec<String>>,
+    pub key: Option<bool>,
+    pub password: Option<bool>,
+}
+
+/// What becomes of an attach.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expected {
+    /// Why it fails; absent, it succeeds.
+    pub reason: Option<String>,
+    /// Parts of the result's message.
+    #[serde(default)]
+    pub says: Vec<String>,
+    /// The reasons of its warnings, all of them.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// Parts of the warnings: their messages and places.
+    #[serde(default)]
+    pub warns: Vec<String>,
+    #[serde(default)]
+    pub proof: ProofKind,
+    /// sh, in the guest, between the command and the look at it.
+    #[serde(default)]
+    pub then: String,
+    pub offers: Option<Vec<String>>,
+    pub key: Option<bool>,
+    pub password: Option<bool>,
+    /// Other clients.
+    #[serde(default)]
+    pub client: Vec<Client>,
+}
+
+/// How far the running sshd is asked, where the command changes its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProofKind {
+    /// Both questions have their answers.
+    #[default]
+    Asked,
+    /// One at least has none, and the result says why.
+    NotTaken,
+    /// From loopback the key is refused, as it has to be there, or nobody asks.
+    Refused,
+    /// There is no proof.
+    None,
+}
+
+/// Another client than the target user's from an address that no rule names.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    pub user: Option<String>,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    pub port: Option<u16>,
+    pub offers: Option<Vec<String>>,
+    pub key: Option<bool>,
+    pub password: Option<bool>,
+}
+
+fn root() -> String {
+    "root".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn server() -> String {
+    "10.99.0.1".to_owned()
+}
+
+fn ssh_port() -> u16 {
+    22
+}
+
+impl Row {
+    /// Every row of a directory, by name.
+    ///
+    /// # Panics
+    /// Where a file is no row.
+    pub fn all(directory: &Path) -> Vec<Self> {
+        let mut paths: Vec<PathBuf> =
+            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        paths.sort();
+        paths
+            .iter()
+            .map(|path| {
+                let text = fs::read_to_string(path).unwrap();
+                let mut row: Self =
+                    toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                row.name = path.file_stem().unwrap().to_string_lossy().into_owned();
+                row
+            })
+            .collect()
+    }
+
+    pub fn is_for(&self, version: Version) -> bool {
+        self.since.is_none_or(|since| since <= version) && self.until.is_none_or(|until| version < until)
+    }
+
+    /// Whether a trial leaves another guest than it found, although all of ours is taken back.
+    pub fn wants_fresh_guests(&self) -> bool {
+        !self.pending.is_empty() || !self.no.then.is_empty() || !self.yes.then.is_empty()
+    }
+
+    /// What is seen before any command, with nothing left open.
+    pub fn before(&self) -> View {
+        if !self.running {
+            return View { offers: Some(Vec::new()), key: Some(false), password: Some(false) };
+        }
+        View {
+            offers: Some(self.before.offers.clone().unwrap_or_else(|| words(&["publickey", "password"]))),
+            key: Some(self.before.key.unwrap_or(false)),
+            password: Some(self.before.password.unwrap_or(true)),
+        }
+    }
+
+    /// What is seen after a command: where nothing else is said, a refused one leaves all as it was, a `no` leaves
+    /// the key, a `yes` adds the password to it.
+    pub fn after(&self, expected: &Expected, no: bool) -> View {
+        let usual = if expected.reason.is_some() || (!self.running && expected.then.is_empty()) {
+            self.before()
+        } else if no {
+            View { offers: Some(words(&["publickey"])), key: Some(true), password: Some(false) }
+        } else {
+            View { offers: Some(words(&["publickey", "password"])), key: Some(true), password: Some(true) }
+        };
+        View {
+            offers: expected.offers.clone().or(usual.offers),
+            key: expected.key.or(usual.key),
+            password: expected.password.or(usual.password),
+        }
+    }
+
+    /// Whether some configuration may keep a method that is on from being offered at first.
+    pub fn names_method_lists(&self) -> bool {
+        let name = "authenticationmethods";
+        self.files
+            .values()
+            .chain(&self.arguments)
+            .chain([&self.setup, &self.pending])
+            .any(|text| text.to_ascii_lowercase().contains(name))
+    }
+
+    /// The target user's home, as the guest is made.
+    pub fn home(&self) -> PathBuf {
+        match self.user.as_str() {
+            "root" => PathBuf::from("/root"),
+            user => Path::new("/home").join(user),
+        }
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}

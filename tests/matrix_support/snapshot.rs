@@ -1,0 +1,118 @@
+//! Every byte, mode and owner of what the agent may touch.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::guest::Guest;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot(BTreeMap<PathBuf, Entry>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    kind: &'static str,
+    mode: u32,
+    owner: (u32, u32),
+    content: Vec<u8>,
+}
+
+impl Snapshot {
+    /// Of sshd's configuration, the home and the key file's directory, and of what else the row names.
+    pub fn of(guest: &Guest<'_>, home: &Path, others: &[PathBuf]) -> Self {
+        let mut snapshot = Self(BTreeMap::new());
+        snapshot.add(guest, home);
+        for path in [Path::new("/etc/ssh"), Path::new("/usr/etc/ssh"), &home.join(".ssh")] {
+            snapshot.add_all(guest, path);
+        }
+        for path in others {
+            snapshot.add_all(guest, path);
+        }
+        snapshot
+    }
+
+    fn add(&mut self, guest: &Guest<'_>, path: &Path) -> bool {
+        let real = guest.at(path);
+        let Ok(metadata) = real.symlink_metadata() else { return false };
+        let (kind, content) = if metadata.is_dir() {
+            ("directory", Vec::new())
+        } else if metadata.is_symlink() {
+            ("link", fs::read_link(&real).unwrap().into_os_string().into_encoded_bytes())
+        } else if metadata.is_file() {
+            ("file", fs::read(&real).unwrap_or_default())
+        } else {
+            ("special", Vec::new())
+        };
+        let owner = (metadata.uid(), metadata.gid());
+        self.0.insert(path.to_owned(), Entry { kind, mode: metadata.mode() & 0o7777, owner, content });
+        metadata.is_dir()
+    }
+
+    fn add_all(&mut self, guest: &Guest<'_>, path: &Path) {
+        if self.add(guest, path) {
+            for entry in fs::read_dir(guest.at(path)).unwrap().flatten() {
+                self.add_all(guest, &path.join(entry.file_name()));
+            }
+        }
+    }
+
+    /// What a file holds; nothing, where there is none.
+    pub fn content(&self, path: &Path) -> &[u8] {
+        self.0.get(path).map(|entry| entry.content.as_slice()).unwrap_or_default()
+    }
+
+    /// Without the key file and its directory, where `before` had none and the file is empty: they stay.
+    pub fn without_empty_leftovers(mut self, before: &Self, key_file: &Path) -> Self {
+        if !before.0.contains_key(key_file) && self.content(key_file).is_empty() {
+            self.0.remove(key_file);
+        }
+        if let Some(directory) = key_file.parent()
+            && !before.0.contains_key(directory)
+            && !self.0.keys().any(|path| path.parent() == Some(directory))
+        {
+            self.0.remove(directory);
+        }
+        self
+    }
+
+    /// Whether sshd's own files differ.
+    pub fn differs_in_sshd(&self, other: &Self, key_file: &Path) -> bool {
+        self.differences(other).iter().any(|(path, _)| {
+            path != key_file && (path.starts_with("/etc/ssh") || path.starts_with("/usr/etc/ssh"))
+        })
+    }
+
+    fn differences(&self, now: &Self) -> Vec<(PathBuf, String)> {
+        let paths: std::collections::BTreeSet<&PathBuf> = self.0.keys().chain(now.0.keys()).collect();
+        paths
+            .into_iter()
+            .filter(|path| self.0.get(*path) != now.0.get(*path))
+            .map(|path| {
+                let said = match (self.0.get(path), now.0.get(path)) {
+                    (None, Some(entry)) => format!("is new: {entry}"),
+                    (Some(_), None) => "is gone".to_owned(),
+                    (Some(old), Some(new)) => format!("was {old}, is {new}"),
+                    (None, None) => unreachable!(),
+                };
+                (path.clone(), said)
+            })
+            .collect()
+    }
+
+    /// How `now` differs, for a person; `None` where it does not.
+    pub fn difference(&self, now: &Self) -> Option<String> {
+        let all = self.differences(now);
+        let lines: Vec<String> =
+            all.iter().map(|(path, said)| format!("{} {said}", path.display())).collect();
+        (!lines.is_empty()).then(|| lines.join("; "))
+    }
+}
+
+impl std::fmt::Display for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = self.content.escape_ascii().to_string();
+        let (uid, gid) = self.owner;
+        write!(f, "a {} {:o} of {uid}:{gid} `{}`", self.kind, self.mode, text.get(..300).unwrap_or(&text))
+    }
+}
