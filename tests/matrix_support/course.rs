@@ -176,8 +176,8 @@ impl<'a> Course<'a> {
         if let Some(difference) = before.difference(&now) {
             self.faults.push(format!("undo does not give everything back: {difference}"));
         }
-        // Pending edits are live by now.
-        if self.row.pending.is_empty() || !succeeded {
+        // After a failure it was looked at above; pending edits are live by now.
+        if self.row.pending.is_empty() && succeeded {
             let faults = self.view(&self.row.before(), self.row.before.key.is_some());
             self.note("after undo", faults);
         }
