@@ -1,4 +1,4 @@
-//! The matrix of issue 4: what the agent says of sshd is what a client sees, on every configuration in
+//! The matrix: what the agent says of sshd is what a client sees, on every configuration in
 //! tests/matrix, and no trial takes anything from anybody. A file there is a configuration.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -146,9 +146,20 @@ fn is_sshd(exe: &Path, binary: &Path) -> bool {
 
 /// The effective user id, of /proc/PID/status.
 fn effective_uid(pid: i32) -> Option<u32> {
+    status_line(pid, "Uid:")?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Whether it catches SIGHUP: from one until it listens again sshd ignores it, and another one would be lost. `None`
+/// where that can't be read.
+pub(super) fn catches_hup(pid: i32) -> Option<bool> {
+    let caught = u64::from_str_radix(status_line(pid, "SigCgt:")?.trim(), 16).ok()?;
+    Some(caught & (1 << (nix::libc::SIGHUP - 1)) != 0)
+}
+
+/// What stands behind a name in /proc/PID/status.
+fn status_line(pid: i32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
 }
 
 #[cfg(test)]

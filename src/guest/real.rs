@@ -1,6 +1,7 @@
 //! The machine this runs on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -165,12 +166,15 @@ impl Guest for RealGuest {
     }
 
     fn sweep(&mut self, kind: &FileKind, path: &Path) {
-        let swept = match (kind, path.parent()) {
-            (FileKind::AuthorizedKeys { user, .. }, _) => {
+        let swept = match kind {
+            FileKind::AuthorizedKeys { user, .. } => {
                 owner(user, path).and_then(|account| files::sweep_key_directory(&account, path))
             }
-            (FileKind::SshdConfig, Some(directory)) => files::sweep(directory),
-            (FileKind::SshdConfig, None) => Ok(0),
+            // A link is written at its target, and so was the temporary.
+            FileKind::SshdConfig => {
+                let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+                target.parent().map_or(Ok(0), files::sweep)
+            }
         };
         if let Err(error) = swept {
             tracing::warn!("temporaries of an earlier run may be left: {error}");

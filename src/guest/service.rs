@@ -90,6 +90,10 @@ pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure>
     }
     let effective = effective_now(settings, sshd).map_err(|refusal| failure(refusal.message))?;
     let wanted = listen_addresses(&effective);
+    // One that is still on its way through an earlier SIGHUP would lose this one, and has not all its sockets yet.
+    if !comes_within(AGAIN, || process::catches_hup(pid) != Some(false)) {
+        return Err(failure(format!("sshd (pid {pid}) ignores SIGHUP; see whether it started")));
+    }
     let before: BTreeSet<u64> = sockets_of(Some(pid))?.iter().map(|socket| socket.inode).collect();
     let told = match &sshd.reload {
         Reload::Unit(unit) => systemd::systemctl(&["reload", unit]).map(drop).map_err(failure),
@@ -217,14 +221,24 @@ fn listens_again(
         let sockets = sockets_of(Some(pid))?;
         let own = owned_by(pid);
         let is_new = |socket: &Listening| !before.contains(&socket.inode) && own(socket);
-        let Some(port) = silent_port(wanted, &sockets, is_new) else { return Ok(()) };
+        let silent = silent_port(wanted, &sockets, is_new);
+        // Then it has bound all that it will, and the next SIGHUP is heard.
+        if silent.is_none() && process::catches_hup(pid) != Some(false) {
+            return Ok(());
+        }
         if Instant::now() >= deadline {
             let seconds = AGAIN.as_secs();
             let as_before = silent_port(wanted, &sockets, &own).is_none();
-            return Err(failure(if as_before {
-                format!("sshd (pid {pid}) was told to reload and still has its old sockets after {seconds} s")
-            } else {
-                format!("sshd does not listen on port {port} again within {seconds} s of its reload")
+            return Err(failure(match silent {
+                Some(_) if as_before => {
+                    format!(
+                        "sshd (pid {pid}) was told to reload and still has its old sockets after {seconds} s"
+                    )
+                }
+                Some(port) => {
+                    format!("sshd does not listen on port {port} again within {seconds} s of its reload")
+                }
+                None => format!("sshd (pid {pid}) did not finish its reload within {seconds} s"),
             }));
         }
         sleep(LOOK);

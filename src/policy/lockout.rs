@@ -131,19 +131,20 @@ impl Rule {
         }
     }
 
-    /// Whether sshd says that it accepts a key although this rule refuses the login: only
-    /// where a session is to begin is it asked.
-    pub fn comes_after_the_key(self) -> bool {
+    /// Whether sshd says that it accepts a key although this rule refuses the login: only where a session is to
+    /// begin is it asked.
+    pub fn comes_after_the_key(self, effective: &Effective) -> bool {
         match self {
             Self::PermitRootLogin
             | Self::AuthenticationMethods
-            | Self::ExpiredAccount
             | Self::ForcedPasswordChange
             | Self::Nologin
             | Self::Pam
             | Self::MaxSessions
             | Self::ChrootDirectory
             | Self::ForceCommand => true,
+            // Without PAM sshd asks it of every user who comes.
+            Self::ExpiredAccount => effective.is_yes("usepam"),
             Self::Shell
             | Self::LockedAccount
             | Self::DenyUsers

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -128,7 +129,7 @@ impl<'a> Course<'a> {
             self.faults.push(format!("changed is {}, and it did this: {difference:?}", result["changed"]));
         }
         let key_file = PathBuf::from(result["authorizedKeysFile"].as_str().unwrap_or_default());
-        let tells_sshd = after.differs_in_sshd(&before, &key_file) && self.row.running;
+        let tells_sshd = (expected.reloads || after.differs_in_sshd(&before, &key_file)) && self.row.running;
         if setting == "no" {
             let result_stored_by = self.last_rename();
             self.known = Some(Known { reloads: tells_sshd, changes: difference.is_some(), result_stored_by });
@@ -191,7 +192,11 @@ impl<'a> Course<'a> {
     /// What the proof says, and that sshd was not asked more often than it may be.
     fn hold_proof(&mut self, expected: &Expected, tells_sshd: bool, result: &Value, key_lets_in: bool) {
         let kind = if self.row.running { expected.proof } else { ProofKind::NotTaken };
-        let way = Way { from: Some("127.0.0.1".into()), to: "127.0.0.1".into(), ..self.way() };
+        // Where the agent says that it asked; a question of ours there may well be the first.
+        let asked = result["proof"]["address"].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
+        let asked = asked.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], self.row.port)));
+        let (to, port) = (asked.ip().to_string(), asked.port());
+        let way = Way { from: Some(to.clone()), to, port, ..self.way() };
         let loopback = self.see(&way, With::Nothing);
         if let Some(stand) = &mut self.stand {
             stand.own_questions += 1;

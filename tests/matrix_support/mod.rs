@@ -1,4 +1,4 @@
-//! The matrix of issue 4: one TOML file a configuration, each tried in a guest of its own, by real clients.
+//! The matrix: one TOML file a configuration, each tried in a guest of its own, by real clients.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 

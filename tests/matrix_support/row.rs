@@ -123,6 +123,9 @@ pub struct Expected {
     pub warns: Vec<String>,
     #[serde(default)]
     pub proof: ProofKind,
+    /// Whether sshd is told although none of its files changes: it has not read them.
+    #[serde(default)]
+    pub reloads: bool,
     /// sh, in the guest, between the command and the look at it.
     #[serde(default)]
     pub then: String,

@@ -5,7 +5,7 @@ use super::super::block::{BEGIN, END};
 use super::super::edit::{FileEdit, FileKind};
 use super::super::observation::{ConfigTree, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal};
-use super::super::sshd_config::{self, Place, Provenance};
+use super::super::sshd_config::{self, Place, Provenance, Reading};
 use super::super::types::PasswordAuth;
 use super::{Draft, Facts, Purpose, judge_setting};
 
@@ -28,8 +28,10 @@ impl Draft {
         };
         let desired =
             sshd_config::desired(password_auth, purpose.kbd_interactive, &first.effective, &sshd.config);
-        let satisfied =
-            judge_setting(password_auth, purpose.kbd_interactive, facts, sshd, &sshd.answers).is_ok();
+        let kbd = purpose.kbd_interactive;
+        let satisfied = judge_setting(password_auth, kbd, facts, sshd, &sshd.answers).is_ok()
+            && (password_auth == PasswordAuth::Yes
+                || sshd_config::forbids_all(kbd, first, &Reading::of(sshd)));
         let standing = sshd_config::taken(&sshd.config);
         let as_desired = match standing.as_slice() {
             [] => true,

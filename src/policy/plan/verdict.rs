@@ -268,7 +268,7 @@ impl Door<'_> {
             accepts_key: key.is_some_and(|key| {
                 let refusals = self.verdict(key, [answer]).refusals;
                 let groups = &self.facts.account.groups;
-                refusals.iter().all(|finding| finding.rule.comes_after_the_key())
+                refusals.iter().all(|finding| finding.rule.comes_after_the_key(&answer.effective))
                     && lockout::may_come(&answer.effective, &answer.connection, groups)
             }),
         });

@@ -20,7 +20,7 @@ pub use include::{include_patterns, named_hosts};
 pub use keyword::{Counts, KNOWN, Keyword, spelling};
 pub use placement::{Place, Placement, contrary_lines, placement, taken};
 pub use reader::{Directive, Scope, directives};
-pub use setting::{KbdInteractive, desired, judge_setting};
+pub use setting::{KbdInteractive, desired, forbids_all, judge_setting};
 pub use text::{COMMENT, Provenance, directives_of_ours, is_our_line_in_block, render, render_block};
 
 use keyword::is_same_option;

@@ -7,7 +7,7 @@ use super::placement::is_ours;
 use super::reader::directives;
 use super::{CHALLENGE_RESPONSE, Decider, KBD_INTERACTIVE, PASSWORD, Reading};
 use crate::policy::effective::Effective;
-use crate::policy::observation::{Answer, ConfigTree};
+use crate::policy::observation::{Answer, ConfigTree, Connection};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::types::PasswordAuth;
 
@@ -51,6 +51,19 @@ fn is_on_by_itself(tree: &ConfigTree) -> bool {
         .iter()
         .find(|d| d.is_global() && d.keyword.eq_ignore_ascii_case(KBD_INTERACTIVE) && !is_ours(tree, d))
         .is_some_and(|d| !d.value().eq_ignore_ascii_case("no"))
+}
+
+/// Whether the configuration forbids passwords to everybody, but for those whom a `Match` block picks: that they are
+/// off for the target user may be his own block's doing. `first` is an answer about him.
+pub fn forbids_all(kbd: KbdInteractive, first: &Answer, reading: &Reading) -> bool {
+    // A name that no account has, and that no pattern means but one that means all.
+    let anybody = Connection { user: "nobody.in.particular".to_owned(), ..first.connection.clone() };
+    let is_off = |keyword: &str| {
+        let value = reading.decision(keyword, &anybody, Some(&[])).value;
+        value.is_some_and(|words| words.join(" ").eq_ignore_ascii_case("no"))
+    };
+    let asks = kbd == KbdInteractive::Follow && first.effective.is_yes("usepam");
+    is_off(PASSWORD) && (!asks || is_off(KBD_INTERACTIVE))
 }
 
 /// Whether every answer says what was asked (contract 6, "For whom"): `no`, that no password is taken, nor
@@ -127,7 +140,6 @@ mod tests {
     use super::super::Names;
     use super::super::fixture::tree;
     use super::*;
-    use crate::policy::observation::Connection;
 
     const MAIN: &str = "/etc/ssh/sshd_config";
 
@@ -216,6 +228,26 @@ mod tests {
             let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);
             let judged = judge_setting(asked, follow, &answers, &reading, &[]);
             assert_eq!(judged.is_ok(), fine, "{asked} {said}");
+        }
+    }
+
+    #[test]
+    fn forbidden_to_all() {
+        use KbdInteractive::{Follow, Leave};
+        let off = "KbdInteractiveAuthentication no\n";
+        for (main, kbd, pam, expected) in [
+            ("PasswordAuthentication no\n", Follow, "no", true),
+            ("PasswordAuthentication no\n", Follow, "yes", false),
+            ("PasswordAuthentication no\n", Leave, "yes", true),
+            (&*format!("{off}PasswordAuthentication no\n"), Follow, "yes", true),
+            ("", Follow, "no", false),
+            ("Match User root\nPasswordAuthentication no\n", Follow, "no", false),
+            ("Match all\nPasswordAuthentication no\n", Follow, "no", true),
+            ("PasswordAuthentication no\nMatch User bob\nPasswordAuthentication yes\n", Follow, "no", true),
+        ] {
+            let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
+            let first = answer(&format!("usepam {pam}\n"));
+            assert_eq!(forbids_all(kbd, &first, &reading), expected, "{main} {kbd:?} {pam}");
         }
     }
 
