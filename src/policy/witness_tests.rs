@@ -1,6 +1,7 @@
 //! Witnesses, block by block.
 
 use super::*;
+use crate::policy::connection::anybody;
 use crate::policy::observation::{Shadow, Shell};
 use crate::policy::sshd_config::Names;
 use crate::policy::sshd_config::fixture::tree;
@@ -37,20 +38,10 @@ fn login() -> Login {
     }
 }
 
-fn base() -> Connection {
-    Connection {
-        user: "root".into(),
-        host: "192.0.2.1".into(),
-        addr: IpAddr::from([192, 0, 2, 1]),
-        laddr: IpAddr::from([192, 0, 2, 2]),
-        lport: 22,
-    }
-}
-
 fn found(main: &str, said: &str) -> Vec<Witness> {
     let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
     let effective = Effective::parse(&format!("{LISTENS}{said}"));
-    witnesses(&reading, &base(), &account("root", 0, &["root"]), &login(), &effective)
+    witnesses(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective)
 }
 
 #[test]

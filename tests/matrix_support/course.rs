@@ -93,7 +93,9 @@ impl<'a> Course<'a> {
     fn attempt(&mut self, trial: Trial) -> Result<(), String> {
         if self.stand.is_none() {
             let guest = Guest::new(self.lab, self.row)?;
-            self.stand = Some(Stand { guest, commands: 0, own_questions: 0 });
+            // The row may have asked already.
+            let own_questions = questions(&guest.log());
+            self.stand = Some(Stand { guest, commands: 0, own_questions });
         }
         if !self.was_looked_at {
             self.was_looked_at = true;

@@ -2,9 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::IpAddr;
-
 use super::*;
+use crate::policy::connection::anybody;
 use crate::policy::observation::{EntryKind, PamRule, PathFact, Revocation, Shadow, ShadowEntry, Shell};
 use crate::policy::outcome::{Reason, WarningReason};
 use crate::policy::sshd_config::fixture::tree;
@@ -44,16 +43,6 @@ fn key_file(account: &Account, facts: Vec<PathFact>) -> KeyFile {
         content: None,
         missing_directory: None,
         path_facts: facts,
-    }
-}
-
-fn client() -> Connection {
-    Connection {
-        user: "root".into(),
-        host: "192.0.2.1".into(),
-        addr: IpAddr::from([192, 0, 2, 1]),
-        laddr: IpAddr::from([192, 0, 2, 2]),
-        lport: 22,
     }
 }
 
@@ -100,7 +89,7 @@ fn whole_verdict(
         login,
         key_file: &key_file(account, facts),
         effective: &Effective::parse(&format!("{said}{defaults}")),
-        connection: &client(),
+        connection: &anybody("root"),
         reading: &Reading::new(&tree(&[(MAIN, main)]), &options, Names::One),
     })
 }

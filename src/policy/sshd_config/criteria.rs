@@ -52,19 +52,12 @@ fn words(criteria: &[String]) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
+    use crate::policy::connection::anybody;
 
     #[test]
     fn whom_a_match_line_picks() {
-        let connection = Connection {
-            user: "root".into(),
-            host: "192.0.2.1".into(),
-            addr: IpAddr::from([192, 0, 2, 1]),
-            laddr: IpAddr::from([192, 0, 2, 2]),
-            lport: 22,
-        };
+        let connection = anybody("root");
         let groups = ["root".to_owned(), "wheel".to_owned()];
         for (criteria, said) in [
             ("all", Some(true)),

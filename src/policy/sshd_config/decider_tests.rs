@@ -1,21 +1,10 @@
 //! Who decides, by tables; tests/sshd_agrees.rs holds the same against sshd.
 
-use std::net::IpAddr;
-
 use super::super::fixture::tree;
 use super::*;
+use crate::policy::connection::anybody;
 
 const MAIN: &str = "/etc/ssh/sshd_config";
-
-fn connection() -> Connection {
-    Connection {
-        user: "root".into(),
-        host: "192.0.2.1".into(),
-        addr: IpAddr::from([192, 0, 2, 1]),
-        laddr: IpAddr::from([192, 0, 2, 2]),
-        lport: 22,
-    }
-}
 
 fn reading(files: &[(&str, &str)], options: &[&str], names: Names) -> Reading {
     let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
@@ -24,7 +13,7 @@ fn reading(files: &[(&str, &str)], options: &[&str], names: Names) -> Reading {
 
 /// The place and the value, in short.
 fn decided(reading: &Reading, keyword: &str) -> String {
-    let Decision { by, value } = reading.decision(keyword, &connection(), Some(&["root".to_owned()]));
+    let Decision { by, value } = reading.decision(keyword, &anybody("root"), Some(&["root".to_owned()]));
     let by = match by {
         Decider::Option(text) => format!("-o {text}"),
         Decider::Line { line, .. } => format!("line {line}"),
@@ -102,14 +91,14 @@ fn a_match_that_may_pick_the_connection() {
     let main = "PasswordAuthentication no\nMatch User bob\nPasswordAuthentication yes\nMatch RDomain x\n\
                 PasswordAuthentication yes\n";
     let reading = reading(&[(MAIN, main)], &[], Names::One);
-    let told = |observed| reading.explain("PasswordAuthentication", observed, &connection(), None).line();
+    let told = |observed| reading.explain("PasswordAuthentication", observed, &anybody("root"), None).line();
     assert_eq!((told("no"), told("yes")), (Some(1), Some(5)));
 }
 
 #[test]
 fn the_place_in_words() {
     let files = [(MAIN, "Include d.d/*\n"), ("/etc/ssh/d.d/a.conf", "\nskeyauthentication yes\n")];
-    let by = reading(&files, &[], Names::One).decision(KBD_INTERACTIVE, &connection(), None).by;
+    let by = reading(&files, &[], Names::One).decision(KBD_INTERACTIVE, &anybody("root"), None).by;
     assert_eq!(by.describe(KBD_INTERACTIVE), "/etc/ssh/d.d/a.conf line 2 (`SkeyAuthentication yes`)");
     assert_eq!(Decider::Default.describe("usepam"), "sshd's default of UsePAM, which no file sets");
 }

@@ -135,23 +135,15 @@ fn not_effective(
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::super::Names;
     use super::super::fixture::tree;
     use super::*;
+    use crate::policy::connection::anybody;
 
     const MAIN: &str = "/etc/ssh/sshd_config";
 
     fn answer(said: &str) -> Answer {
-        let connection = Connection {
-            user: "root".into(),
-            host: "192.0.2.1".into(),
-            addr: IpAddr::from([192, 0, 2, 1]),
-            laddr: IpAddr::from([192, 0, 2, 2]),
-            lport: 22,
-        };
-        Answer { connection, effective: Effective::parse(said) }
+        Answer { connection: anybody("root"), effective: Effective::parse(said) }
     }
 
     #[test]
