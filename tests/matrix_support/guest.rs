@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::lab::{Lab, PASSWORD_HASH, PATH};
-use super::row::Row;
+use super::row::{Row, Version};
 use crate::support::wait_for;
 
 /// What a guest must not inherit of the machine that the test runs on.
@@ -105,9 +105,22 @@ impl<'a> Guest<'a> {
         Ok(())
     }
 
-    /// The row's words for what differs between runs.
+    /// The row's words for what differs between runs. Before OpenSSH 8.7 a global line that turns keyboard-interactive
+    /// off has the older name, as every file of that time has it.
     fn filled_in(&self, text: &str) -> String {
-        text.replace("@KEY@", &self.lab.key(self.row.key).line).replace("@OTHER_KEY@", &self.lab.other.line)
+        let text = text
+            .replace("@KEY@", &self.lab.key(self.row.key).line)
+            .replace("@OTHER_KEY@", &self.lab.other.line);
+        if self.lab.version >= Version(8, 7) {
+            return text;
+        }
+        let lines = text.split_inclusive('\n').map(|line| {
+            match line.strip_prefix("KbdInteractiveAuthentication no") {
+                Some(rest) => format!("ChallengeResponseAuthentication no{rest}"),
+                None => line.to_owned(),
+            }
+        });
+        lines.collect()
     }
 
     pub fn write(&self, path: &str, text: &str) -> std::io::Result<()> {
