@@ -72,6 +72,30 @@ fn yes_and_no_in_turn() {
     assert!(!guest.sshd.offers_password());
 }
 
+/// The files say what was asked, and the listener has not read them.
+#[test]
+fn a_listener_that_does_another_thing_than_its_files_say() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    guest.apply(&attach("my-test", &key, "no"));
+    let ours = fs::read_to_string(guest.drop_in()).unwrap();
+    fs::remove_file(guest.drop_in()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(guest.sshd.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    support::wait_for("passwords to be on", || guest.sshd.offers_password().then_some(()));
+    fs::write(guest.drop_in(), ours).unwrap();
+    for command in [attach("my-test", &key, "no"), set_password_auth("no")] {
+        let result = guest.apply(&command);
+        assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
+        assert_eq!(guest.sshd.offers(), ["publickey"], "{result}");
+    }
+    let again = guest.apply(&attach("my-test", &key, "no"));
+    assert_eq!(again["proof"], json!(null), "now it has read them: {again}");
+}
+
 #[test]
 fn keyboard_interactive_may_be_left() {
     if !available(&TOOLS) {

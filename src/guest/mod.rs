@@ -162,8 +162,6 @@ pub trait Guest {
         user: &str,
         key: Option<&PublicKey>,
     ) -> Result<Seen, String>;
-    /// Whether the listener has read its files as they now stand; `None` where that cannot be told.
-    fn has_read_its_files(&self, sshd: &Sshd) -> Option<bool>;
     /// Whether a reload would leave the listener alive.
     ///
     /// # Errors

@@ -263,10 +263,6 @@ impl Guest for RealGuest {
         proof::probe(&self.sshd.run_dir, &sshd::host_keys(sshd), address, user, key)
     }
 
-    fn has_read_its_files(&self, sshd: &Sshd) -> Option<bool> {
-        sshd::has_read_its_files(sshd)
-    }
-
     fn reload_is_safe(&self, sshd: &Sshd) -> Result<(), Refusal> {
         service::reload_is_safe(&self.sshd, sshd)
     }

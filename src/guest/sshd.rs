@@ -61,6 +61,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     drop(questioner);
     let listeners = process::listeners(&settings.binary);
     refuse_an_unseen_listener(settings, &located, &effective, &listeners)?;
+    let has_read_its_files = has_read_its_files(effective.value("pidfile"), &config);
     Ok(Sshd {
         binary: settings.binary.clone(),
         options,
@@ -69,6 +70,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
         config,
         answers,
         reload: located.reload,
+        has_read_its_files,
         others: listeners.into_iter().filter(|other| Some(other.pid) != located.pid).collect(),
     })
 }
@@ -134,14 +136,13 @@ pub fn host_keys(sshd: &Sshd) -> Vec<HostKey> {
     files.iter().filter_map(|file| host_key(Path::new(&format!("{file}.pub")))).collect()
 }
 
-/// Whether the listener has read its files as they now stand: it writes its pid file anew whenever it has. `None`
-/// where there is none.
-pub fn has_read_its_files(sshd: &Sshd) -> Option<bool> {
-    let pid_file = sshd.answers.first()?.effective.value("pidfile");
+/// Whether the listener has read its files as they stand: it writes its pid file anew whenever it has. `None` where
+/// there is none.
+fn has_read_its_files(pid_file: &str, config: &ConfigTree) -> Option<bool> {
     let written = fs::metadata(pid_file).ok()?;
     let written = (written.mtime(), written.mtime_nsec());
     let changed = |file: &PathBuf| fs::metadata(file).map(|file| (file.ctime(), file.ctime_nsec())).ok();
-    Some(sshd.config.files.keys().filter_map(changed).all(|changed| changed < written))
+    Some(config.files.keys().filter_map(changed).all(|changed| changed < written))
 }
 
 /// `sshd -T` of the files as they stand, for the first connection of the observation.

@@ -239,6 +239,8 @@ pub struct Sshd {
     pub answers: Vec<Answer>,
     /// How a change is made live.
     pub reload: Reload,
+    /// Whether the listener has read its files as they stand; `None` where that cannot be told.
+    pub has_read_its_files: Option<bool>,
     /// Other listeners of this guest's, which are neither asked nor told.
     pub others: Vec<OtherListener>,
 }

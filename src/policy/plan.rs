@@ -104,7 +104,7 @@ pub struct Plan {
     pub sshd_edits: Vec<FileEdit>,
     /// How a changed configuration is made live; `None` where it is not changed.
     pub reload: Option<Reload>,
-    /// What the running sshd is asked; `None` where nothing changes at its door.
+    /// What the running sshd is asked; `None` where nothing changes at its door, and it has read its files.
     pub proof: Option<ProofPlan>,
     /// What sshd must say afterwards.
     pub expect: Option<PasswordAuth>,

@@ -214,7 +214,7 @@ impl<G: Guest> Transaction<G> {
         stop: &AtomicBool,
     ) -> Result<Option<Intent>, Halt> {
         let Prepared { plan, .. } = prepared;
-        if !plan.changes_files() {
+        if !plan.changes_files() && plan.proof.is_none() {
             return Ok(None);
         }
         let interrupted =

@@ -44,7 +44,7 @@ impl Asked {
         let said = self.ask(|| guest.probe(sshd, forecast.address, &plan.user, Some(key)));
         self.first = Some(said.clone());
         let (key, why) = match forecast.judge_key(&said) {
-            Verdict::Contradicted(why) if guest.has_read_its_files(sshd) == Some(true) => {
+            Verdict::Contradicted(why) if sshd.has_read_its_files == Some(true) => {
                 self.note(|proof| proof.key = KeyProof::Refused);
                 return Err(contradicted(&why));
             }

@@ -28,8 +28,10 @@ impl Draft {
             let door = Door { purpose, facts, sshd, login, reading: Reading::of(sshd) };
             self.guard(&door, &answers.must, password_auth)?;
             self.warnings.extend(door.warnings(&answers, password_auth));
+            // Where nothing changes there is nothing to prove, unless the listener may do another thing than its files say.
             let changes = !self.key_edits.is_empty() || !self.sshd_edits.is_empty();
-            proof = (changes && purpose.proof).then(|| door.proof(&answers));
+            let is_due = changes || sshd.has_read_its_files == Some(false);
+            proof = (is_due && purpose.proof).then(|| door.proof(&answers));
         }
         let reload =
             facts.sshd.as_ref().filter(|_| !self.sshd_edits.is_empty()).map(|sshd| sshd.reload.clone());
