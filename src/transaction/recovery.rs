@@ -22,7 +22,8 @@ pub(super) enum Settle<'a> {
     NotNeeded,
     /// It was told, and may have died of it.
     BringBack(&'a Sshd),
-    /// It is not known what it was told: it is found afresh, for this user, and told to read its files.
+    /// It is not known what it was told: where its files were touched, it is found afresh, for this user, and told to
+    /// read them.
     Reload(&'a str),
 }
 
@@ -40,18 +41,17 @@ pub(super) fn undo(
     for file in intent.sshd_files.iter().rev() {
         take_back(guest, file, &mut left_alone)?;
     }
-    if !intent.sshd_files.is_empty() {
-        match settle {
-            Settle::NotNeeded => {}
-            Settle::BringBack(sshd) => {
-                guest.bring_back(sshd)?;
-                // One that lived through the reload may have read what is no longer there.
-                if let Err(refusal) = guest.reload_is_safe(sshd).and_then(|()| guest.reload(sshd)) {
-                    tracing::error!("sshd may not have read its restored files: {}", refusal.message);
-                }
+    match settle {
+        Settle::NotNeeded => {}
+        Settle::BringBack(sshd) => {
+            guest.bring_back(sshd)?;
+            // One that lived through the reload may have read what is no longer there.
+            if let Err(refusal) = guest.reload_is_safe(sshd).and_then(|()| guest.reload(sshd)) {
+                tracing::error!("sshd may not have read its restored files: {}", refusal.message);
             }
-            Settle::Reload(user) => reload_afresh(guest, user)?,
         }
+        Settle::Reload(user) if !intent.sshd_files.is_empty() => reload_afresh(guest, user)?,
+        Settle::Reload(_) => {}
     }
     for file in intent.key_files.iter().rev() {
         take_back(guest, file, &mut left_alone)?;

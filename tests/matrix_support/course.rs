@@ -284,6 +284,9 @@ impl<'a> Course<'a> {
         if self.row.pending.is_empty() || !reloads {
             let faults = self.view(&self.row.before(), self.row.before.key.is_some());
             self.note("after the failure", faults);
+        } else if !self.see(&self.way(), With::Password).answered {
+            // What it offers is that of the pending edits, and it has to be alive.
+            self.faults.push("after the failure nobody answers".into());
         }
         Ok(())
     }
