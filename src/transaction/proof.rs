@@ -59,7 +59,8 @@ impl Asked {
         Ok(())
     }
 
-    /// The methods question, where sshd was reloaded; else what the key question's answer says of it. A
+    /// The methods question, where sshd was reloaded; else what the key question's answer says of it. A key that had
+    /// no answer yet is offered along with it: nobody is left with a key that the reloaded sshd refuses. A
     /// contradiction gets one more reload while a connection is left. `live` is what `sshd -T` says of the connection
     /// since its files were written.
     ///
@@ -75,11 +76,13 @@ impl Asked {
     ) -> Result<(), Refusal> {
         let Some(forecast) = askable(plan, sshd) else { return Ok(()) };
         let forecast = &live.map_or_else(|| forecast.clone(), |live| forecast.clone().by(live));
+        let is_open = |proof: &Proof| proof.key == KeyProof::NotTaken;
+        let key = plan.key.as_ref().filter(|_| self.proof.as_ref().is_some_and(is_open));
         let said = match self.first.take() {
             Some(first) if !*reloading => first,
-            _ => self.ask(|| guest.probe(sshd, forecast.address, &plan.user, None)),
+            _ => self.ask(|| guest.probe(sshd, forecast.address, &plan.user, key)),
         };
-        let why = match self.judged(forecast, said) {
+        let why = match self.judged(forecast, said, *reloading) {
             Verdict::Contradicted(why) => why,
             Verdict::AsForetold | Verdict::NotTaken(_) => return Ok(()),
         };
@@ -89,16 +92,19 @@ impl Asked {
         guest.reload_is_safe(sshd)?;
         *reloading = true;
         guest.reload(sshd)?;
-        let again = self.ask(|| guest.probe(sshd, forecast.address, &plan.user, None));
-        match self.judged(forecast, again) {
+        let again = self.ask(|| guest.probe(sshd, forecast.address, &plan.user, key));
+        match self.judged(forecast, again, true) {
             Verdict::Contradicted(why) => Err(contradicted(&why)),
             Verdict::AsForetold | Verdict::NotTaken(_) => Ok(()),
         }
     }
 
-    /// The verdict on the methods, noted for the result.
-    fn judged(&mut self, forecast: &Forecast, said: Result<Seen, String>) -> Verdict {
-        let verdict = forecast.judge_methods(&said);
+    /// The verdict on the methods, noted for the result; by an sshd that was just reloaded, on the key too.
+    fn judged(&mut self, forecast: &Forecast, said: Result<Seen, String>, reloaded: bool) -> Verdict {
+        let verdict = match (forecast.judge_methods(&said), forecast.judge_key(&said)) {
+            (Verdict::AsForetold, refused @ Verdict::Contradicted(_)) if reloaded => refused,
+            (verdict, _) => verdict,
+        };
         let first_reason = match &verdict {
             Verdict::NotTaken(why) => Some(why.clone()),
             Verdict::AsForetold | Verdict::Contradicted(_) => None,

@@ -1,0 +1,115 @@
+//! The running sshd is asked (contract 6, "Proof"): what it says is in the result, and a contradiction takes all back.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
+
+const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
+
+/// A guest whose sshd was started with `option`, while the agent's `sshd -T` is told by `lie` (sed) otherwise.
+fn deceived(option: &str, lie: &str) -> Guest {
+    let guest = Guest::of(Form { arguments: &["-o", option], ..Form::default() });
+    let liar = guest.path("liar");
+    let script =
+        format!("#!/bin/sh\nset -e\nsaid=$(/usr/sbin/sshd \"$@\")\nprintf '%s\\n' \"$said\" | sed '{lie}'\n");
+    fs::write(&liar, script).unwrap();
+    fs::set_permissions(&liar, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = fs::OpenOptions::new().append(true).open(&guest.config).unwrap();
+    writeln!(config, "binary = \"{}\"", liar.display()).unwrap();
+    guest
+}
+
+#[test]
+fn what_the_running_sshd_says() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    let address = format!("127.0.0.1:{}", guest.sshd.port);
+    let proof = |key: &str, methods: &[&str], why: Option<&str>| json!({ "key": key, "methods": methods, "address": address, "notTaken": why });
+    let no_key = Some("the command has no key to ask about");
+    for (command, expected) in [
+        (attach("k", &key, "no"), proof("accepted", &["publickey"], None)),
+        (attach("k", &key, "no"), json!(null)),
+        (
+            set_password_auth("yes"),
+            proof("notTaken", &guest.sshd.offers().iter().map(String::as_str).collect::<Vec<_>>(), no_key),
+        ),
+        (detach("k"), json!(null)),
+    ] {
+        let result = guest.apply(&command);
+        assert_eq!(result["proof"], expected, "{command} {result}");
+    }
+}
+
+#[test]
+fn nobody_is_asked_where_nobody_shall_be() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::of(Form { agent: "proof = false", ..Form::default() });
+    let key = Key::new(&guest.folder, "k");
+    let result = guest.apply(&attach("k", &key, "no"));
+    assert_eq!((&result["status"], &result["proof"]), (&json!("succeeded"), &json!(null)), "{result}");
+}
+
+#[test]
+fn a_contradiction_takes_everything_back() {
+    if !available(&TOOLS) {
+        return;
+    }
+    for (option, lie, key_proof, methods) in [
+        // The key is not read by the sshd that runs: seen before its own files are touched.
+        (
+            "AuthorizedKeysFile=/nonexistent",
+            "s#^authorizedkeysfile .*#authorizedkeysfile KEYS#",
+            "refused",
+            None,
+        ),
+        // It goes on offering passwords.
+        (
+            "PasswordAuthentication=yes",
+            "s/^passwordauthentication yes/passwordauthentication no/",
+            "accepted",
+            Some(true),
+        ),
+        // It takes no keys at all.
+        (
+            "PubkeyAuthentication=no",
+            "s/^pubkeyauthentication no/pubkeyauthentication yes/",
+            "notTaken",
+            Some(false),
+        ),
+    ] {
+        let guest = deceived(option, lie);
+        let liar = fs::read_to_string(guest.path("liar")).unwrap();
+        fs::write(guest.path("liar"), liar.replace("KEYS", &format!("{}/%u", guest.path("keys").display())))
+            .unwrap();
+        let key = Key::new(&guest.folder, "k");
+        let (before, offered) = (guest.snapshot(), guest.sshd.offers());
+        let result = guest.apply(&attach("k", &key, "no"));
+        assert_eq!(
+            (&result["code"], &result["reason"]),
+            (&json!("INTERNAL"), &json!("PROOF_CONTRADICTED")),
+            "{option} {result}"
+        );
+        assert_eq!(result["proof"]["key"], key_proof, "{option} {result}");
+        let password =
+            result["proof"]["methods"].as_array().map(|methods| methods.contains(&json!("password")));
+        assert_eq!(password, methods, "{option} {result}");
+        assert_eq!(
+            (&result["changed"], guest.snapshot() == before),
+            (&json!(false), true),
+            "{option} {result}"
+        );
+        assert_eq!(guest.sshd.offers(), offered, "{option}");
+    }
+}
