@@ -2,7 +2,6 @@
 //! service of PAM.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -75,16 +74,17 @@ pub(super) fn shadow_entry(line: &str) -> Option<(&str, ShadowEntry)> {
     Some((name, entry))
 }
 
-/// The rules of sshd's service that may refuse a login with a key and are not evaluated.
-pub(super) fn pam(effective: &Effective) -> io::Result<Vec<PamRule>> {
+/// The rules of sshd's service that may refuse a login with a key and are not evaluated; a file that cannot be read is
+/// one of them.
+pub(super) fn pam(effective: &Effective) -> Vec<PamRule> {
     let service = match effective.value("pamservicename") {
         "" => "sshd",
         service => service,
     };
     let mut found = Vec::new();
     let mut before = None;
-    follow(service, None, 0, &mut before, &mut found)?;
-    Ok(found)
+    follow(service, None, 0, &mut before, &mut found);
+    found
 }
 
 fn follow(
@@ -93,30 +93,29 @@ fn follow(
     depth: usize,
     before: &mut Option<Rule>,
     found: &mut Vec<PamRule>,
-) -> io::Result<()> {
-    if depth > DEEPEST {
-        return Ok(());
-    }
+) {
     let places = PAM_DIRECTORIES.map(|directory| Path::new(directory).join(service));
-    for file in places {
-        let Some(content) = read_file(&file, PAM_LIMIT).map_err(io::Error::other)? else { continue };
-        for (line, entry) in pam::lines(&content) {
-            match entry {
-                Line::Include(service, of) if kind.is_none() || of.is_none() || of.as_deref() == kind => {
-                    follow(&service, of.as_deref().or(kind), depth + 1, before, found)?;
-                }
-                Line::Rule(rule) if kind.is_none_or(|kind| kind == rule.kind) => {
-                    if rule.is_not_evaluated(before.as_ref()) {
-                        found.push(PamRule { file: file.clone(), line, module: rule.module.clone() });
-                    }
-                    *before = Some(rule);
-                }
-                Line::Include(..) | Line::Rule(_) => {}
+    let Some(file) = places.into_iter().find(|file| file.exists()).filter(|_| depth <= DEEPEST) else {
+        return;
+    };
+    let Ok(Some(content)) = read_file(&file, PAM_LIMIT) else {
+        found.push(PamRule { file, line: 1, module: "a file that cannot be read".to_owned() });
+        return;
+    };
+    for (line, entry) in pam::lines(&content) {
+        match entry {
+            Line::Include(service, of) if kind.is_none() || of.is_none() || of.as_deref() == kind => {
+                follow(&service, of.as_deref().or(kind), depth + 1, before, found);
             }
+            Line::Rule(rule) if kind.is_none_or(|kind| kind == rule.kind) => {
+                if rule.is_not_evaluated(before.as_ref()) {
+                    found.push(PamRule { file: file.clone(), line, module: rule.module.clone() });
+                }
+                *before = Some(rule);
+            }
+            Line::Include(..) | Line::Rule(_) => {}
         }
-        return Ok(());
     }
-    Ok(())
 }
 
 #[cfg(test)]

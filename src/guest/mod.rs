@@ -139,10 +139,7 @@ pub trait Guest {
     ) -> Result<Vec<Answer>, Refusal>;
     /// What beside sshd's settings decides whether the account gets in with one of `keys`; its `people` are left
     /// empty.
-    ///
-    /// # Errors
-    /// `IO_ERROR`.
-    fn login(&self, account: &Account, sshd: &Sshd, keys: &[PublicKey]) -> Result<Login, Refusal>;
+    fn login(&self, account: &Account, sshd: &Sshd, keys: &[PublicKey]) -> Login;
     /// Every account of this guest; whether they have keys is not looked up.
     ///
     /// # Errors
