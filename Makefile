@@ -9,8 +9,9 @@ help: ## this list
 demo: ## bind a key to a private sshd through the control plane, log in with it, take it away again
 	@bash demo/demo.sh
 
+# Most tests wait for somebody most of the time: more of them at once than there are cores.
 test: deps ## every test; what a machine cannot run says why it is skipped
-	cargo test --workspace
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace
 
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
 	@bash tests/suites.sh

@@ -22,6 +22,8 @@ pub struct Lab {
     pub folder: Folder,
     /// The lower layer of every guest.
     pub root: PathBuf,
+    /// Whether trials that can change nothing are tried too.
+    pub is_thorough: bool,
     pub agent: PathBuf,
     pub version: Version,
     pub ed25519: Key,
@@ -33,7 +35,9 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        let root = std::env::var_os("KEYPAIR_MATRIX_ROOT").map_or_else(|| "/".into(), PathBuf::from);
+        let named = std::env::var_os("KEYPAIR_MATRIX_ROOT");
+        let is_thorough = named.is_some();
+        let root = named.map_or_else(|| "/".into(), PathBuf::from);
         let agent = std::env::var_os("KEYPAIR_MATRIX_AGENT")
             .map_or_else(|| env!("CARGO_BIN_EXE_keypair-agent").into(), PathBuf::from);
         sweep();
@@ -45,6 +49,7 @@ impl Lab {
             other: Key::new(&folder, "other"),
             folder,
             root,
+            is_thorough,
             agent,
             version,
             next_address: AtomicU32::new(0),
