@@ -11,7 +11,7 @@ use crate::policy::observation::{Account, PamRule, Shadow, ShadowEntry, Shell};
 use crate::policy::pam::{self, Line, Rule};
 
 const NOLOGIN: &str = "/etc/nologin";
-pub(super) const SHADOW: &str = "/etc/shadow";
+const SHADOW: &str = "/etc/shadow";
 
 /// The most that is read of an account file.
 pub(super) const ACCOUNT_FILE_LIMIT: usize = 64 * 1024 * 1024;

@@ -75,6 +75,13 @@ pub fn listed_host(host: &str, patterns: &str) -> Listed {
     listed(&host.to_ascii_lowercase(), &patterns.to_ascii_lowercase())
 }
 
+/// Whether the list `patterns` picks one who is in these groups: one of them is meant, and none is negated. sshd_config(5)
+/// "Match Group".
+pub fn lists_group(groups: &[String], patterns: &str) -> bool {
+    let said: Vec<Listed> = groups.iter().map(|group| listed(group, patterns)).collect();
+    said.contains(&Listed::Yes) && !said.contains(&Listed::Negated)
+}
+
 /// What a list of addresses, networks in CIDR form and patterns says of `address`: sshd_config(5) "Match".
 pub fn listed_address(address: IpAddr, patterns: &str) -> Result<Listed, BadMask> {
     let text = address.to_string();

@@ -8,7 +8,7 @@ use super::effective::Effective;
 use super::lockout;
 use super::observation::{Account, Answer, Connection, Login, Person};
 use super::outcome::{Warning, WarningReason};
-use super::pattern::{Listed, listed, listed_address, listed_host, matches};
+use super::pattern::{Listed, listed, listed_address, listed_host, lists_group, matches};
 use super::sshd_config::{KbdInteractive, Reading, Scope, applies, criteria_pairs};
 
 /// The most `Match` blocks that get a witness each.
@@ -70,7 +70,7 @@ fn witness(
     if names_user {
         let is_meant = |name: &str, groups: &[String]| {
             users.iter().all(|patterns| listed(name, patterns) == Listed::Yes)
-                && of(&["group"]).iter().all(|patterns| is_in(groups, patterns))
+                && of(&["group"]).iter().all(|patterns| lists_group(groups, patterns))
         };
         // Somebody with a password, if there is one.
         let with = people.iter().filter(|person| person.has_password).chain(people);
@@ -117,11 +117,6 @@ fn witness(
     let criteria_hold = applies(criteria, &connection, Some(&his_groups)) == Some(true);
     let words = criteria.join(" ");
     criteria_hold.then_some(Witness { connection, groups: his_groups, criteria: Some(words), names_user })
-}
-
-fn is_in(groups: &[String], patterns: &str) -> bool {
-    let said: Vec<Listed> = groups.iter().map(|group| listed(group, patterns)).collect();
-    said.contains(&Listed::Yes) && !said.contains(&Listed::Negated)
 }
 
 /// A text that a pattern matches: `*` stands for nothing in particular, `?` for one letter.
@@ -180,11 +175,7 @@ pub fn allowed(
             None => "if that is not meant, take it out of its Match block".to_owned(),
         };
         let message = format!("{somebody}, because of {}; {remedy}", by.describe(keyword));
-        let warning = Warning::new(WarningReason::MatchAllowsPassword, message);
-        let warning = match by.file() {
-            Some(file) => warning.at(file, by.line()),
-            None => warning,
-        };
+        let warning = by.place(Warning::new(WarningReason::MatchAllowsPassword, message));
         let is_new = |other: &Warning| (&other.file, other.line) != (&warning.file, warning.line);
         if warnings.iter().all(is_new) {
             warnings.push(warning);

@@ -75,11 +75,7 @@ pub(super) fn allow_users(facts: &Facts<'_>) -> Judged {
                 account.name,
                 decides.describe("AllowUsers")
             );
-            let warning = Warning::new(WarningReason::SourceLimited, message);
-            Ok(Some(match decides.file() {
-                Some(file) => warning.at(file, decides.line()),
-                None => warning,
-            }))
+            Ok(Some(decides.place(Warning::new(WarningReason::SourceLimited, message))))
         }
     }
 }

@@ -236,11 +236,7 @@ impl Door<'_> {
             self.facts.account.name,
             by.describe("PermitRootLogin")
         );
-        let warning = Warning::new(WarningReason::RootPasswordProhibited, message);
-        Some(match by.file() {
-            Some(file) => warning.at(file, by.line()),
-            None => warning,
-        })
+        Some(by.place(Warning::new(WarningReason::RootPasswordProhibited, message)))
     }
 
     fn second_sshd(&self) -> impl Iterator<Item = Warning> {

@@ -1,7 +1,7 @@
 //! Whom a `Match` line picks: sshd_config(5) "Match".
 
 use crate::policy::observation::Connection;
-use crate::policy::pattern::{Listed, listed, listed_address, listed_host};
+use crate::policy::pattern::{Listed, listed, listed_address, listed_host, lists_group};
 
 /// Whether the criteria of a `Match` line hold for this connection; `None` where that depends on what is
 /// not known here (a criterion of a newer sshd, groups that were not looked up).
@@ -37,10 +37,7 @@ fn holds(name: &str, patterns: &str, connection: &Connection, groups: Option<&[S
         "address" => is(listed_address(connection.addr, patterns).unwrap_or(Listed::No)),
         "localaddress" => is(listed_address(connection.laddr, patterns).unwrap_or(Listed::No)),
         "localport" => Some(patterns.parse() == Ok(connection.lport)),
-        "group" => {
-            let said: Vec<Listed> = groups?.iter().map(|group| listed(group, patterns)).collect();
-            Some(said.contains(&Listed::Yes) && !said.contains(&Listed::Negated))
-        }
+        "group" => Some(lists_group(groups?, patterns)),
         _ => None,
     }
 }

@@ -7,6 +7,7 @@ use super::keyword::{Counts, Keyword, is_same_option, spelling};
 use super::reader::{Directive, Scope, directives};
 use super::{CHALLENGE_RESPONSE, KBD_INTERACTIVE, options};
 use crate::policy::observation::{ConfigTree, Connection, Sshd};
+use crate::policy::outcome::Warning;
 
 /// What decides the value of a keyword.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,14 @@ impl Decider {
                 format!("{} line {line} (`{text}`{block})", file.display())
             }
             Self::Default => format!("sshd's default of {}, which no file sets", spelling(keyword)),
+        }
+    }
+
+    /// The warning, about this place where it is a line.
+    pub fn place(&self, warning: Warning) -> Warning {
+        match self {
+            Self::Line { file, line, .. } => warning.at(file, Some(*line)),
+            Self::Option(_) | Self::Default => warning,
         }
     }
 
