@@ -14,6 +14,8 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     ip:*) echo iproute2 ;;
     unshare:* | nsenter:*) echo util-linux ;;
     timeout:*) echo coreutils ;;
+    readelf:*) echo binutils ;;
+    qemu-aarch64:*) echo qemu-user ;;
     *) echo "$1" ;;
   esac
 }
