@@ -1,0 +1,440 @@
+//! The man pages, the completions and the default configuration say what the binary knows, and nothing else.
+//!
+//! What it knows is asked of it: `--help` names the commands; a flag or an operand is tried with a configuration
+//! that is not there, so that nothing is ever carried out; its complaint of an unknown key lists the keys.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use keypair_agent::config::Config;
+
+const NOWHERE: &str = "/nonexistent/keypair-agent.toml";
+
+/// The values of an option that are no files.
+type Words = BTreeSet<String>;
+
+fn words<'a>(words: impl IntoIterator<Item = &'a str>) -> Words {
+    words.into_iter().map(str::to_owned).collect()
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(repository(path)).unwrap()
+}
+
+/// Both of its streams.
+fn agent(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_keypair-agent")).args(arguments).output().unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
+/// Whether it takes these arguments: then it goes on to the configuration.
+fn takes(arguments: &[&str]) -> bool {
+    agent(&[arguments, &["--config", NOWHERE]].concat()).contains("the configuration cannot be read")
+}
+
+fn installed(tool: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(tool).exists()));
+    if !found {
+        eprintln!("SKIPPED: {tool} is not installed");
+    }
+    found
+}
+
+/// A command as `--help` writes it.
+struct Form {
+    name: String,
+    /// `FILE`, `yes|no`.
+    operand: Option<String>,
+    /// Its long options but `--help` and `--version`.
+    options: Words,
+}
+
+impl Form {
+    /// Its words with an operand it takes.
+    fn with_operand(&self) -> Vec<&str> {
+        let operand = self.operand.as_deref().map(|operand| match operand {
+            "FILE" => "-",
+            values => values.split('|').next().unwrap(),
+        });
+        std::iter::once(self.name.as_str()).chain(operand).collect()
+    }
+}
+
+/// Every `--option` in a text.
+fn options_in(text: &str) -> Words {
+    let is_part = |c: char| c.is_ascii_lowercase() || c == '-';
+    let after = text.match_indices("--").map(|(at, _)| &text[at..]);
+    let names = after.map(|rest| &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())]);
+    names.filter(|name| name.len() > 2 && !name.starts_with("---")).map(str::to_owned).collect()
+}
+
+fn forms() -> Vec<Form> {
+    let help = agent(&["--help"]);
+    let named = options_in(&help);
+    let mut forms: Vec<Form> = Vec::new();
+    for line in help.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with('-'))
+    {
+        let line = line.split("  ").next().unwrap();
+        let mut parts = line.split(' ').filter(|part| !part.starts_with(['-', '[']));
+        let Some(name) = parts.next() else { continue };
+        if forms.iter().any(|form| form.name == name) {
+            continue;
+        }
+        let mut form =
+            Form { name: name.to_owned(), operand: parts.next().map(str::to_owned), options: Words::new() };
+        assert!(takes(&form.with_operand()), "--help names `{name}`");
+        let value = |option: &str| if option == "--config" { Some(NOWHERE) } else { None };
+        let taken = named.iter().filter(|option| !["--help", "--version"].contains(&option.as_str()));
+        let taken = taken.filter(|option| {
+            let option = [option.as_str()].into_iter().chain(value(option));
+            takes(&form.with_operand().into_iter().chain(option).collect::<Vec<_>>())
+        });
+        form.options = taken.cloned().collect();
+        forms.push(form);
+    }
+    assert!(forms.len() >= 8);
+    forms
+}
+
+/// All that `--help` and what it names are.
+fn known_options(forms: &[Form]) -> Words {
+    let own = forms.iter().flat_map(|form| form.options.clone());
+    own.chain(["--help".to_owned(), "--version".to_owned()]).collect()
+}
+
+/// A page's words: requests, escapes and quotes taken out.
+fn page(path: &str) -> String {
+    let source = text(path);
+    let lines = source.lines().filter(|line| !line.starts_with(".\\\"")).map(|line| {
+        let line = match line.strip_prefix('.').map(|line| line.split_once(' ').unwrap_or((line, ""))) {
+            // The fonts of one word alternate: blanks count within quotes alone.
+            Some((request, rest)) if ["BR", "BI", "RB", "IR", "RI"].contains(&request) => {
+                let parts = rest.split('"').enumerate();
+                parts
+                    .map(|(n, part)| if n % 2 == 0 { part.replace(' ', "") } else { part.to_owned() })
+                    .collect()
+            }
+            Some((_, rest)) => rest.replace('"', ""),
+            None => line.to_owned(),
+        };
+        line.replace("\\-", "-").replace("\\(dq", "\"")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The tags of the paragraphs of a section, and their texts.
+fn paragraphs(path: &str, section: &str) -> Vec<(String, String)> {
+    let source = text(path);
+    let from = source.split(&format!("\n.SH {section}\n")).nth(1).unwrap();
+    let section = from.split("\n.SH ").next().unwrap();
+    let paragraphs = section.split(".TP\n").skip(1).map(|paragraph| {
+        let (tag, rest) = paragraph.split_once('\n').unwrap();
+        let tag = tag.split_once(' ').unwrap().1.replace('"', "").replace("\\-", "-");
+        (tag, rest.replace("\\(dq", "\"").replace("\\-", "-"))
+    });
+    paragraphs.collect()
+}
+
+#[test]
+fn the_page_of_the_commands() {
+    const PAGE: &str = "packaging/man/keypair-agent.8";
+    let forms = forms();
+    let page = page(PAGE);
+    assert_eq!(options_in(&page), known_options(&forms), "{PAGE}: what --help names, and no other option");
+    let synopsis = page.split("SYNOPSIS").nth(1).unwrap().split("DESCRIPTION").next().unwrap();
+    let explained = paragraphs(PAGE, "COMMANDS");
+    let names: Words = explained.iter().map(|(tag, _)| tag.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(names, forms.iter().map(|form| form.name.clone()).collect(), "{PAGE}: COMMANDS");
+    let tags: Vec<&str> = explained.iter().map(|(tag, _)| tag.as_str()).collect();
+    for Form { name, operand, options } in &forms {
+        let line = synopsis.split("keypair-agent ").find(|form| form.starts_with(name.as_str())).unwrap();
+        assert_eq!(&options_in(line), options, "{PAGE}: SYNOPSIS of {name}");
+        let own: Vec<&&str> = tags.iter().filter(|tag| tag.split(' ').next() == Some(name)).collect();
+        for option in options.iter().filter(|option| *option != "--config") {
+            assert!(own.iter().any(|tag| tag.contains(option.as_str())), "{PAGE}: {option} of {name}");
+        }
+        for value in operand.iter().flat_map(|operand| operand.split('|')) {
+            assert!(
+                line.contains(value) && own.iter().all(|tag| tag.contains(value)),
+                "{PAGE}: {name} {value}"
+            );
+        }
+    }
+    let explained: Words = paragraphs(PAGE, "OPTIONS").iter().flat_map(|(tag, _)| options_in(tag)).collect();
+    assert_eq!(explained, known_options(&forms), "{PAGE}: OPTIONS");
+    for short in ["-h", "-V"] {
+        assert!(page.contains(short) && !agent(&[short]).contains("invalid option"), "{short}");
+    }
+    for used in ["KEYPAIR_AGENT_LOG", "/etc/keypair-agent/config.toml", "00-keypair-agent.conf"] {
+        assert!(page.contains(used), "{PAGE}: {used}");
+    }
+}
+
+/// The keys that the binary knows, by its own complaint; those of `[sshd]` as `sshd.…`.
+fn keys() -> Words {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let mut keys = Words::new();
+    for (table, before) in [("", ""), ("sshd.", "[sshd]\n")] {
+        fs::write(&path, format!("{before}no_such_key = 1\n")).unwrap();
+        let complaint = agent(&["status", "--config", path.to_str().unwrap()]);
+        let (_, list) = complaint.split_once("expected").unwrap_or_else(|| panic!("{complaint}"));
+        keys.extend(list.split('`').skip(1).step_by(2).map(|key| format!("{table}{key}")));
+    }
+    assert!(keys.remove("sshd"));
+    assert!(keys.len() >= 13, "{keys:?}");
+    keys
+}
+
+/// The lines of packaging/config.toml with every key in effect, and each key with its value.
+fn default_configuration() -> (String, BTreeMap<String, String>) {
+    let source = text("packaging/config.toml");
+    let is_key = |line: &str| {
+        line.split_once(" = ").is_some_and(|(key, _)| {
+            !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        })
+    };
+    let lines = source.lines().map(|line| match line.strip_prefix('#') {
+        Some(key) if is_key(key) => key,
+        _ => line,
+    });
+    let lines: Vec<&str> = lines.collect();
+    let mut table = String::new();
+    let mut keys = BTreeMap::new();
+    for line in &lines {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            table = format!("{name}.");
+        } else if is_key(line) {
+            let (key, value) = line.split_once(" = ").unwrap();
+            keys.insert(format!("{table}{key}"), value.to_owned());
+        }
+    }
+    (lines.join("\n") + "\n", keys)
+}
+
+/// Without a value unless it is given; the configuration shows an example.
+const WITHOUT_DEFAULT: [&str; 3] = ["instance_id", "trusted_signers", "sshd.pid_file"];
+
+#[test]
+fn the_default_configuration_has_every_key_with_its_default() {
+    let (text, values) = default_configuration();
+    assert_eq!(values.keys().cloned().collect::<Words>(), keys());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let with = |text: &str| {
+        fs::write(&path, text).unwrap();
+        agent(&["apply", "/nonexistent/command.json", "--config", path.to_str().unwrap()])
+    };
+    let said = with(&fs::read_to_string(repository("packaging/config.toml")).unwrap());
+    assert!(said.contains("the command cannot be read"), "as it is shipped: {said}");
+    let said = with(&text);
+    assert!(said.contains("trusted_signers: this version cannot verify signed commands"), "{said}");
+    let without = |keys: &[&str]| -> String {
+        let wanted = |line: &&str| !keys.iter().any(|key| line.starts_with(&format!("{key} = ")));
+        text.lines().filter(wanted).map(|line| format!("{line}\n")).collect()
+    };
+    let said = with(&without(&["trusted_signers"]));
+    assert!(said.contains("the command cannot be read"), "every key uncommented: {said}");
+    let parse = |text: &str| Config::parse(text, Path::new("packaging/config.toml")).unwrap();
+    let optional = WITHOUT_DEFAULT.map(|key| key.rsplit('.').next().unwrap());
+    assert_eq!(parse(&without(&optional)), parse(""), "its values are the defaults");
+}
+
+#[test]
+fn the_page_of_the_configuration() {
+    const PAGE: &str = "packaging/man/keypair-agent.toml.5";
+    let source = text(PAGE);
+    let (top, sshd) = source.split_once(".SS [sshd]\n").unwrap();
+    let count = top.matches("\n.TP\n").count();
+    assert!(sshd.contains(".TP\n.B binary\n"));
+    let (_, values) = default_configuration();
+    let mut explained = Words::new();
+    for (number, (key, meaning)) in paragraphs(PAGE, "KEYS").into_iter().enumerate() {
+        let key = if number < count { key } else { format!("sshd.{key}") };
+        let (_, default) =
+            meaning.split_once("Default:").unwrap_or_else(|| panic!("{PAGE}: {key}: no default"));
+        let value = values.get(&key).unwrap_or_else(|| panic!("{PAGE}: {key}: no such key"));
+        let has_none = WITHOUT_DEFAULT.contains(&key.as_str());
+        let wanted = if has_none { "none" } else { value };
+        assert!(default.contains(wanted), "{PAGE}: {key}: the default is {wanted}, not{default}");
+        explained.insert(key);
+    }
+    assert_eq!(explained, keys(), "{PAGE}");
+    assert_eq!(options_in(&page(PAGE)), words(["--config"]), "{PAGE}");
+}
+
+#[test]
+fn the_pages_are_clean() {
+    for path in ["packaging/man/keypair-agent.8", "packaging/man/keypair-agent.toml.5"] {
+        let path = repository(path);
+        for tool in [&["groff", "-man", "-ww", "-Tutf8"][..], &["mandoc", "-Tlint"]] {
+            if installed(tool[0]) {
+                let output = Command::new(tool[0]).args(&tool[1..]).arg(&path).output().unwrap();
+                let said = if tool[0] == "mandoc" { output.stdout } else { output.stderr };
+                assert_eq!(String::from_utf8_lossy(&said), "", "{tool:?} {}", path.display());
+            }
+        }
+    }
+}
+
+/// A shell that completes: from lines to what it offers for each.
+struct Shell {
+    name: &'static str,
+    /// Where it is asked: some files, and whatever it needs.
+    folder: tempfile::TempDir,
+}
+
+impl Shell {
+    fn new(name: &'static str) -> Option<Self> {
+        if !installed(name) {
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a command.json"), "").unwrap();
+        fs::create_dir(folder.path().join("a folder")).unwrap();
+        Some(Self { name, folder })
+    }
+
+    fn offers(&self, lines: &[String]) -> Vec<Words> {
+        let completion = repository("packaging/completions");
+        let mut command = Command::new(self.name);
+        command.current_dir(self.folder.path());
+        match self.name {
+            "bash" => {
+                // The words are parted as bash does it: at blanks, and around `=`.
+                let script = r#"source "$1"; shift
+                    for line; do
+                        spaced=${line//=/ = }; COMP_WORDS=($spaced); COMPREPLY=()
+                        [[ $line == *' ' ]] && COMP_WORDS+=('')
+                        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+                        _keypair_agent keypair-agent "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}" 2>/dev/null
+                        printf '%s\t' "${COMPREPLY[@]}"; echo
+                    done; complete -p keypair-agent"#;
+                command.args(["--norc", "-c", script, "bash"]).arg(completion.join("bash/keypair-agent"));
+            }
+            "zsh" => {
+                fs::copy(completion.join("zsh/_keypair-agent"), self.folder.path().join("_keypair-agent"))
+                    .unwrap();
+                command.arg("-f").arg(repository("tests/manual/capture.zsh")).arg(self.folder.path());
+            }
+            "fish" => {
+                let script = r#"source $argv[1]
+                    for line in $argv[2..-1]
+                        for offer in (complete -C $line)
+                            printf '%s\t' (string split \t -- $offer)[1]
+                        end
+                        echo
+                    end"#;
+                command.env("HOME", self.folder.path()).args(["--no-config", "-c", script]);
+                command.arg(completion.join("fish/keypair-agent.fish"));
+            }
+            other => panic!("{other}"),
+        }
+        let output = command.args(lines).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}: {said}{}", self.name, String::from_utf8_lossy(&output.stderr));
+        let offered = said.lines().take(lines.len()).map(|line| {
+            let offers = line.split('\t').filter(|word| !word.is_empty());
+            offers.map(|word| word.trim_end_matches('/').replace('\\', "")).collect()
+        });
+        let offered: Vec<Words> = offered.collect();
+        assert_eq!(offered.len(), lines.len(), "{}: {said}", self.name);
+        offered
+    }
+}
+
+/// What is offered is what is taken: commands, options and operands, in each place.
+fn completes(shell: &'static str) {
+    let Some(shell) = Shell::new(shell) else { return };
+    let forms = forms();
+    let names: Words = forms.iter().map(|form| form.name.clone()).collect();
+    let mut asked: Vec<(String, Words)> = vec![
+        ("keypair-agent ".into(), names.clone()),
+        ("keypair-agent --config x ".into(), names.clone()),
+        ("keypair-agent --config=x ".into(), names),
+        ("keypair-agent p".into(), words(["plan", "password-auth"])),
+        ("keypair-agent --".into(), words(["--config", "--help", "--version"])),
+        ("keypair-agent --config a".into(), words(["a command.json", "a folder"])),
+        ("keypair-agent status --config a".into(), words(["a command.json", "a folder"])),
+        ("keypair-agent --config=a".into(), words(["a command.json", "a folder"])),
+        ("keypair-agent nonesuch x".into(), words([])),
+    ];
+    for form in &forms {
+        let mut options = form.options.clone();
+        options.insert("--help".into());
+        asked.push((format!("keypair-agent {} --", form.name), options.clone()));
+        asked.push((format!("keypair-agent --config x {} --", form.with_operand().join(" ")), {
+            let mut rest = options.clone();
+            rest.remove("--config");
+            rest
+        }));
+        for option in form.options.iter().filter(|option| *option != "--config") {
+            let mut rest = options.clone();
+            rest.remove(option);
+            asked.push((format!("keypair-agent {} {option} --", form.name), rest));
+        }
+        let operands = match form.operand.as_deref() {
+            Some("FILE") => words(["a command.json", "a folder"]),
+            Some(values) => words(values.split('|')),
+            None => Words::new(),
+        };
+        let begun = if form.operand.as_deref() == Some("FILE") { "a" } else { "" };
+        asked.push((format!("keypair-agent {} {begun}", form.name), operands));
+        if form.operand.is_some() {
+            asked.push((format!("keypair-agent {} ", form.with_operand().join(" ")), Words::new()));
+        }
+    }
+    let lines: Vec<String> = asked.iter().map(|(line, _)| line.clone()).collect();
+    for ((line, wanted), mut offered) in asked.into_iter().zip(shell.offers(&lines)) {
+        offered = offered.iter().map(|word| word.trim_start_matches("--config=").to_owned()).collect();
+        // Short options, options where none was begun, and those that stand already are offered by some.
+        let given: Words = line.split([' ', '=']).map(str::to_owned).collect();
+        offered.retain(|word| {
+            let is_option = word.starts_with('-');
+            !is_option || word.starts_with("--") && line.ends_with("--") && !given.contains(word)
+        });
+        assert_eq!(offered, wanted, "{}: `{line}`", shell.name);
+    }
+}
+
+#[test]
+fn bash_completes() {
+    completes("bash");
+}
+
+#[test]
+fn zsh_completes() {
+    completes("zsh");
+}
+
+#[test]
+fn fish_completes() {
+    completes("fish");
+}
+
+#[test]
+fn no_completion_names_an_option_that_is_not_known() {
+    let known = known_options(&forms());
+    for path in ["bash/keypair-agent", "zsh/_keypair-agent"] {
+        let text = text(&format!("packaging/completions/{path}"));
+        assert_eq!(options_in(&text), known, "{path}");
+    }
+    let fish = text("packaging/completions/fish/keypair-agent.fish");
+    let named = fish.split(" -l ").skip(1).map(|rest| rest.split(' ').next().unwrap());
+    assert_eq!(
+        named
+            .filter(|name| *name != "skip" && *name != "words")
+            .map(|name| format!("--{name}"))
+            .collect::<Words>(),
+        known
+    );
+}
