@@ -9,8 +9,9 @@ scene_address_filter() {
   try "the key logs in as root" key_root
   try "passwords are refused, root and u" passwords_off
   try "the proof in the result" proof_in_result
+  try "setPasswordAuth yes: passwords let in again" passwords_on
   try "detach: the key no longer lets in" detach_root
-  try "setPasswordAuth yes: passwords let in again" filter_passwords
+  try "attach with yes, by the sandboxed unit" attach_yes
   try "another address, from the unit's sandbox" other_address
   try "another metadata_url: the unit gets no answer" other_url
   try "undo, then check --image" undo_image
@@ -35,15 +36,16 @@ exposure() {
 
 filter_check() { inside keypair-agent check; inside keypair-agent status; }
 
-filter_passwords() { # by the running unit, in its sandbox: the setting goes with an attach
+attach_yes() { # `apply` above runs outside of the unit's sandbox
   attach no
   no_passwords
   detach
   attach yes
   with_password root
   with_password u
-  passwords_on
+  with_key root
   detach
+  saw "passwords let in"
 }
 
 # The same request under the unit's own filter, and without one.
@@ -63,15 +65,23 @@ reach() { # ADDRESS:PORT ALLOWED: is a connection made?
   inside systemd-run --quiet --wait --pipe "${filter[@]}" timeout 4 bash -c "exec 3<>/dev/tcp/${1/:/\/}"
 }
 
-other_url() { # sshd's port answers, though not HTTP: without the filter that is what the agent would say
-  local said
+# sshd's port answers, though not HTTP. The agent says so once the filter lets it: until then it hears nothing.
+other_url() {
+  local filtered allowed
   set_metadata_url "http://169.254.169.15:22/metadata/latest"
   wait_for 40 "the agent to say how the channel fails" channel_fails
-  said=$(log_of_agent | grep 'the channel fails' | tail -n 1)
-  saw "${said##*: }"
-  case $said in *"timed out"* | *"not permitted"* | *"no answer"*) ;; *) return 1 ;; esac
+  filtered=$(trouble)
+  inside systemctl set-property --runtime keypair-agent IPAddressAllow=169.254.169.15
+  wait_for 60 "the agent to fail in another way" fails_unlike "$filtered"
+  allowed=$(trouble)
+  saw "$filtered" "allowed: $allowed"
+  case $filtered in *"timed out"* | *"within 10 s"*) ;; *) return 1 ;; esac
+  case $allowed in *"timed out"* | *"within 10 s"*) return 1 ;; esac
+  inside systemctl revert keypair-agent
   set_configuration ''
 }
+trouble() { log_of_agent | grep 'the channel fails' | tail -n 1 | sed 's/.*: //'; }
+fails_unlike() { [ "$(trouble)" != "$1" ]; }
 set_metadata_url() {
   inside sh -c 'cp -n /etc/keypair-agent/config.toml /root/config.toml
     echo "metadata_url = \"$1\"" >/etc/keypair-agent/config.toml' sh "$1"

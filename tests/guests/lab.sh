@@ -137,7 +137,7 @@ qemu_start() { # the disk is never written: what the guest writes is gone with t
   local folder=$1 image
   image=$(cat "$folder/image")
   setsid unshare --net sh -c 'ip link set lo up; exec "$@"' sh \
-    qemu-system-x86_64 -machine q35 -accel kvm -accel tcg -cpu max -smp 2 -m 1024 -nographic -monitor none \
+    qemu-system-x86_64 -machine q35 -accel tcg -cpu max -smp 2 -m 1024 -nographic -monitor none \
     -kernel "$image/vmlinuz" -initrd "$image/initrd" -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0" \
     -drive "file=$image/disk.raw,format=raw,if=virtio,snapshot=on" \
     -netdev "user,id=n0,net=169.254.169.0/24,host=$METADATA_ADDRESS,hostfwd=tcp:127.0.0.1:2222-169.254.169.15:22,hostfwd=tcp:127.0.0.1:2323-169.254.169.15:2323" \
@@ -211,11 +211,12 @@ guest_up() { # NAME SUITE BACKEND
 guest_start() { "$(backend_of "$1")_start" "$(folder "$1")"; }
 
 guest_wait() {
-  wait_for 240 "the guest to come up" is_up "$1" && return 0
+  wait_for 240 "the guest to come up" is_up "$1" && ! ended "$(pid_of "$1")" && return 0
   tail -n 20 "$(folder "$1")/console" >&2
   return 1
 }
-is_up() { # a failed unit is what a test may look for: it is up all the same
+is_up() { # a failed unit is what a test may look for: it is up all the same. Where the guest died, waiting is over
+  ended "$(pid_of "$1")" && return 0
   case $(guest_exec "$1" systemctl is-system-running 2>/dev/null) in running | degraded) ;; *) return 1 ;; esac
 }
 

@@ -31,7 +31,7 @@ if ! command -v cargo-zigbuild >/dev/null; then
   target/tools/python/bin/pip install --quiet cargo-zigbuild ziglang
   PATH=$PWD/target/tools/python/bin:$PATH
 fi
-[ -n "${SKIP_BUILD:-}" ] || cargo zigbuild --quiet -p keypair-controlplane --target x86_64-unknown-linux-gnu.2.17
+cargo zigbuild --quiet -p keypair-controlplane --target x86_64-unknown-linux-gnu.2.17
 CONTROL_PLANE=$PWD/target/x86_64-unknown-linux-gnu/debug/keypair-controlplane
 
 export RUN CGROUP

@@ -25,7 +25,7 @@ suite() { # SUITE SCENE...: one after another, each in a guest of its own
   for scene in "$@"; do
     wanted "$scene" "${SCENES:-}" || continue
     order=$(printf '%s\n' install login boot socket upgrade remove outage address-filter rpm | grep -nx "$scene")
-    SCENE=${order%%:*} NUMBER=0 GUEST=$SUITE-$scene
+    SCENE=${order%%:*} NUMBER=0 BROKEN='' GUEST=$SUITE-$scene
     "scene_${scene//-/_}"
     [ "$SUITE" = rpm ] || guest_down "$GUEST"
   done
