@@ -1,10 +1,10 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sshd check bench size deps
+.PHONY: help demo test test-sshd packages test-packages check bench size deps
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## bind a key to a private sshd through the control plane, log in with it, take it away again
 	@bash demo/demo.sh
@@ -15,6 +15,12 @@ test: deps ## every test; what a machine cannot run says why it is skipped
 
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
 	@bash tests/suites.sh
+
+packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
+	@bash packaging/build.sh
+
+test-packages: ## builds the packages twice and tries them: the same bytes, lintian, rpmlint, the oldest C library; five minutes
+	@bash tests/packages.sh
 
 check: ## format, lints, documentation, dependencies
 	cargo fmt --all --check

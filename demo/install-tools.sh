@@ -14,6 +14,10 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     ip:*) echo iproute2 ;;
     unshare:* | nsenter:*) echo util-linux ;;
     timeout:*) echo coreutils ;;
+    readelf:*) echo binutils ;;
+    qemu-aarch64:* | qemu-x86_64:*) echo qemu-user ;;
+    /usr/aarch64-linux-gnu/*:debian) echo libc6-arm64-cross ;;
+    /usr/x86_64-linux-gnu/*:debian) echo libc6-amd64-cross ;;
     *) echo "$1" ;;
   esac
 }

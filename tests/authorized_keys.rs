@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -150,4 +151,40 @@ fn the_block_follows_the_file_that_sshd_reads() {
     let result = guest.apply(&detach("my-test"));
     assert_eq!((&result["status"], &result["effective"]), (&json!("succeeded"), &Value::Null), "{result}");
     assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), "");
+}
+
+/// Without SELinux a kernel may want CAP_SYS_ADMIN to set the label that an earlier one left, and the unit has it not:
+/// EPERM, here by strace, since not every kernel wants it.
+#[test]
+fn a_label_of_an_earlier_kernel_is_no_obstacle_in_the_unit() {
+    if !available(&[&TOOLS[..], &["strace", "setfattr"]].concat()) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    fs::write(guest.key_file(), "# the user's\n").unwrap();
+    let labelled = Command::new("setfattr")
+        .args(["-n", "security.selinux", "-v", "system_u:object_r:ssh_home_t:s0"])
+        .arg(guest.key_file())
+        .status()
+        .unwrap();
+    if !labelled.success() || Path::new("/sys/fs/selinux/enforce").exists() {
+        eprintln!("SKIPPED: this file system takes no label, or SELinux runs here");
+        return;
+    }
+    let command = guest.path("command.json");
+    fs::write(&command, attach("my-test", &key, "yes").to_string()).unwrap();
+    let agent = guest.command(&["apply", command.to_str().unwrap()]);
+    let trace = guest.path("trace");
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=fsetxattr", "-e", "inject=fsetxattr:error=EPERM", "-o"])
+        .arg(&trace)
+        .arg(agent.get_program())
+        .args(agent.get_args())
+        .output()
+        .unwrap();
+    assert!(fs::read_to_string(trace).unwrap().contains("\"security.selinux\""));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert!(guest.sshd.lets_in(&key));
 }

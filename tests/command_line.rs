@@ -8,7 +8,8 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
-use support::{Guest, Key, attach, available};
+use support::daemon::Daemon;
+use support::{Guest, Key, attach, available, wait_for};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
@@ -88,4 +89,36 @@ fn status_and_check_say_how_it_is() {
     assert_eq!(check["checks"][0]["ok"], false);
     assert_eq!(guest.agent(&["undo"]).status.code(), Some(0), "undo needs no component");
     assert_eq!(guest.agent(&["check", "--image"]).status.code(), Some(0));
+}
+
+/// As under `ProtectSystem=strict` with a home elsewhere: `check` at the console knows what the service cannot.
+#[test]
+fn check_says_what_the_service_may_not_write() {
+    if !available(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
+        return;
+    }
+    let guest = Guest::new();
+    let keys = guest.key_file().parent().unwrap().to_owned();
+    assert!(guest.agent(&["check"]).status.success());
+    let run = guest.command(&["run"]);
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-ec"])
+        .arg("mount --bind \"$0\" \"$0\"; mount -o remount,bind,ro \"$0\"; exec \"$@\"")
+        .arg(&keys)
+        .arg(run.get_program())
+        .args(run.get_args());
+    let service = Daemon::spawn(&guest, command);
+    let refused = wait_for("the service", || {
+        let output = guest.agent(&["check", "--json"]);
+        (!output.status.success()).then_some(output.stdout)
+    });
+    service.kill();
+    let report: Value = serde_json::from_slice(&refused).unwrap();
+    let attach = report["checks"].as_array().unwrap().iter().find(|check| check["ok"] == false).unwrap();
+    assert_eq!(attach["name"], "attach with no", "{report}");
+    let says = |field: &str, text: &str| attach[field].as_str().unwrap().contains(text);
+    assert!(says("message", &format!("sees {} read-only", keys.display())), "{report}");
+    assert!(says("remedy", &format!("ReadWritePaths=-{}", keys.display())), "{report}");
+    assert!(guest.agent(&["check"]).status.success());
 }

@@ -1,7 +1,8 @@
 //! `check`: what an attach that forbids passwords would do on this guest as it stands, why, and what to do about it.
 
+use crate::channel::run_lock;
 use crate::config::Config;
-use crate::guest::Guest;
+use crate::guest::{Guest, service_view};
 use crate::policy::command::{Action, Command, KeyPair, Origin, Received};
 use crate::policy::observation::{Account, Reload, Shadow, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
@@ -45,7 +46,7 @@ fn look(config: &Config) -> Report {
         return Report::new(refused(None), checks);
     }
     about_the_guest(&transaction, config, &state, &mut checks);
-    let (summary, verdict) = attach(&transaction, &state);
+    let (summary, verdict) = attach(&transaction, config, &state);
     checks.extend(verdict);
     Report::new(summary, checks)
 }
@@ -177,7 +178,7 @@ fn running(door: Door, asked_for_key: bool) -> Check {
 }
 
 /// The attach itself, planned and not carried out: the summary, the verdict and what is worth knowing.
-fn attach(transaction: &Transaction<impl Guest>, state: &State) -> (String, Vec<Check>) {
+fn attach(transaction: &Transaction<impl Guest>, config: &Config, state: &State) -> (String, Vec<Check>) {
     const NAME: &str = "attach with no";
     let fails = |reason: Option<Reason>, message: &str| (refused(reason), vec![Check::fails(NAME, message)]);
     let bound = state.binding.as_ref().map(|binding| Ok(binding.key_pair.clone()));
@@ -196,6 +197,9 @@ fn attach(transaction: &Transaction<impl Guest>, state: &State) -> (String, Vec<
         Received::from(Command { id, sequence: None, instance_id: None, action, expires_at: None });
     match transaction.plan_received(&received, Origin::Console) {
         Ok(Planned::Plan(plan)) => {
+            if let Some(message) = out_of_the_services_reach(config, &plan) {
+                return fails(Some(Reason::IoError), &message);
+            }
             let mut checks = vec![Check::holds(NAME, "would be accepted")];
             checks.extend(plan.warnings.iter().map(Check::from));
             (accepted(&plan), checks)
@@ -204,6 +208,18 @@ fn attach(transaction: &Transaction<impl Guest>, state: &State) -> (String, Vec<
         Ok(Planned::Repeated(Answered { result, .. })) => fails(None, &result),
         Err(failure) => fails(None, &failure.to_string()),
     }
+}
+
+/// Where the service, in its sandbox, cannot write what this plan writes.
+fn out_of_the_services_reach(config: &Config, plan: &Plan) -> Option<String> {
+    let pid = run_lock::holder(&config.run_dir)??;
+    let edits = plan.key_edits.iter().chain(&plan.sshd_edits);
+    let directory = edits.filter_map(|edit| service_view::read_only_for(pid, &edit.path)).next()?;
+    let directory = directory.display();
+    Some(format!(
+        "the service (process {pid}) sees {directory} read-only; add the line `ReadWritePaths=-{directory}` below [Service] \
+         with `systemctl edit keypair-agent`, then `systemctl restart keypair-agent`"
+    ))
 }
 
 fn accepted(plan: &Plan) -> String {

@@ -15,6 +15,7 @@ mod question;
 pub mod real;
 mod revoked;
 pub mod service;
+pub mod service_view;
 pub mod sockets;
 pub mod sshd;
 mod systemd;

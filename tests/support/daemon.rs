@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -25,11 +25,16 @@ impl Daemon {
 
     /// With these variables besides.
     pub fn start_with(guest: &Guest, variables: &[(&str, &str)]) -> Self {
+        let mut command = guest.command(&["run"]);
+        command.envs(variables.iter().copied());
+        Self::spawn(guest, command)
+    }
+
+    /// By a command that becomes it.
+    pub fn spawn(guest: &Guest, mut command: Command) -> Self {
         let log = guest.path("run.log");
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let mut command = guest.command(&["run"]);
-        command.stderr(stderr).envs(variables.iter().copied());
-        Self { child: command.spawn().unwrap(), log }
+        Self { child: command.stderr(stderr).spawn().unwrap(), log }
     }
 
     pub fn pid(&self) -> u32 {

@@ -14,6 +14,7 @@ use nix::unistd::{Gid, Uid, fchown};
 use xattr::FileExt;
 
 use super::error::{Context, FileError};
+use super::label;
 
 /// The POSIX ACL of a file, acl(5).
 pub(super) const ACL: &str = "system.posix_acl_access";
@@ -90,7 +91,12 @@ pub(super) fn carry_over(old: &File, stat: &FileStat, new: &File, path: &Path) -
         None => new.clear(ACL).context("clear the ACL of", path)?,
     }
     if let Some(label) = old.get(SELINUX).context("read the SELinux label of", path)? {
-        new.set(SELINUX, &label).context("set the SELinux label of", path)?;
+        match new.set(SELINUX, &label) {
+            // Where no SELinux runs, a label that an earlier kernel left takes CAP_SYS_ADMIN to set, which the unit
+            // does not have. It means nothing there, and turning SELinux on again takes a relabelling anyway.
+            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) && !label::selinux_runs() => {}
+            set => set.context("set the SELinux label of", path)?,
+        }
     }
     for name in old.user_names().context("list the attributes of", path)? {
         if let Some(value) = old.get(&name).context("read an attribute of", path)? {

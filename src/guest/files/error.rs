@@ -123,7 +123,10 @@ fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
         Errno::EACCES | Errno::EPERM => "run it as root",
         Errno::ENOSPC => "free some space on this disk",
         Errno::EDQUOT => "raise the owner's disk quota or free some of it",
-        Errno::EROFS => "mount it read-write",
+        Errno::EROFS => {
+            "mount it read-write; where the service alone sees it read-only, name its directory in a line \
+             `ReadWritePaths=` below [Service] (systemctl edit keypair-agent)"
+        }
         Errno::EIO => "the disk has errors: see the kernel's log",
         Errno::ENXIO | Errno::ELOOP => "put a regular file in its place",
         _ => return None,

@@ -2,7 +2,8 @@
 //!
 //! A file that is created inherits its directory's label, which in a well-labelled home is the right one
 //! already. Where `matchpathcon` is installed the policy itself is asked; where it is not, or does not
-//! answer, the inherited label stays, and nothing fails for it.
+//! answer, the inherited label stays, and nothing fails for it. restorecon(8) would set the same label by path,
+//! which the owner of a home can turn elsewhere meanwhile; here it is set on the descriptor.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -18,6 +19,11 @@ const MATCHPATHCON: [&str; 3] = ["/usr/sbin/matchpathcon", "/sbin/matchpathcon",
 /// Every child process has 10 s (contract 6).
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Whether this kernel runs SELinux, selinux(8).
+pub(super) fn selinux_runs() -> bool {
+    Path::new(SELINUX_FILESYSTEM).exists()
+}
+
 /// Gives a new file or directory the label the policy has for `path`, where it has one.
 pub(super) fn apply_policy(descriptor: impl AsFd, path: &Path) {
     let Some(label) = policy_label(path) else { return };
@@ -29,7 +35,7 @@ pub(super) fn apply_policy(descriptor: impl AsFd, path: &Path) {
 
 /// The policy's label as the kernel stores it, NUL-terminated; `None` without SELinux or without an answer.
 fn policy_label(path: &Path) -> Option<Vec<u8>> {
-    if !Path::new(SELINUX_FILESYSTEM).exists() {
+    if !selinux_runs() {
         return None;
     }
     let program = MATCHPATHCON.iter().find(|program| Path::new(program).exists())?;

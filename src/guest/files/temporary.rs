@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat};
+use rustix::fs::{RenameFlags, renameat_with};
 
 use super::directory::Directory;
 use super::error::{Context, FileError};
@@ -95,17 +96,16 @@ impl<'a> Temporary<'a> {
     /// rename(2) that replaces nothing; what appeared meanwhile stays.
     fn rename_to_nothing(&self, target: &OsStr) -> Result<(), FileError> {
         let path = self.directory.entry(target);
-        #[cfg(target_env = "gnu")]
+        // The system call itself: the C library has a function for it since 2.28 only.
+        let flags = RenameFlags::NOREPLACE;
+        match renameat_with(self.directory, self.name.as_os_str(), self.directory, target, flags)
+            .map_err(|error| Errno::from_raw(error.raw_os_error()))
         {
-            use nix::fcntl::{RenameFlags, renameat2};
-            let flags = RenameFlags::RENAME_NOREPLACE;
-            match renameat2(self.directory, self.name.as_os_str(), self.directory, target, flags) {
-                Ok(()) => return Ok(()),
-                Err(Errno::EEXIST) => return Err(FileError::Changed { path }),
-                // Not known to this kernel or filesystem.
-                Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
-                Err(error) => return Err(error).context("create", &path),
-            }
+            Ok(()) => return Ok(()),
+            Err(Errno::EEXIST) => return Err(FileError::Changed { path }),
+            // Not known to this kernel or filesystem.
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+            Err(error) => return Err(error).context("create", &path),
         }
         if self.directory.look(target)?.is_some() {
             return Err(FileError::Changed { path });
