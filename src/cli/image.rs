@@ -78,7 +78,7 @@ fn others(transaction: &Transaction<RealGuest>, config: &Config) -> Vec<Check> {
     for user in ["root"].into_iter().filter(|root| *root != target).chain([target]) {
         if let Some((file, count)) = transaction.keys_of_others(user) {
             let text =
-                format!("{count} of {user}'s that are not ours let in to every clone; remove the builder's");
+                format!("keys that let {user} in to every clone, ours aside: {count}; remove the builder's");
             checks.push(Check::note("keys", &text).at(Some(&file), None));
         }
     }
