@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sshd packages test-packages check bench size deps
+.PHONY: help demo test test-sshd packages test-packages test-guests check bench size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 
 test-packages: ## builds the packages twice and tries them: the same bytes, lintian, rpmlint, the oldest C library; five minutes
 	@bash tests/packages.sh
+
+test-guests: ## the packages in real Debian guests: install, log in, boot, upgrade, purge; needs root; 15 minutes, the first time 25
+	@bash tests/guests/run.sh
 
 check: ## format, lints, documentation, dependencies
 	cargo fmt --all --check

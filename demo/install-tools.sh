@@ -12,9 +12,13 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     systemd-nspawn:*) echo systemd-container ;;
     ip:fedora) echo iproute ;;
     ip:*) echo iproute2 ;;
-    unshare:* | nsenter:*) echo util-linux ;;
+    unshare:* | nsenter:* | findmnt:*) echo util-linux ;;
     timeout:*) echo coreutils ;;
     readelf:*) echo binutils ;;
+    qemu-system-x86_64:fedora) echo qemu-system-x86-core ;;
+    qemu-system-x86_64:suse) echo qemu-x86 ;;
+    qemu-system-x86_64:*) echo qemu-system-x86 ;;
+    mkfs.ext4:*) echo e2fsprogs ;;
     qemu-aarch64:* | qemu-x86_64:*) echo qemu-user ;;
     /usr/aarch64-linux-gnu/*:debian) echo libc6-arm64-cross ;;
     /usr/x86_64-linux-gnu/*:debian) echo libc6-amd64-cross ;;

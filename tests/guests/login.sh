@@ -1,0 +1,110 @@
+# The main job: an owner binds a key through the platform's API, and logs in. Sourced by suites.sh.
+
+scene_login() {
+  try "before: passwords let in root and u" before_passwords
+  try "attach with no, over the metadata address" attach_no
+  try "the key logs in as root" key_root
+  try "passwords are refused, root and u" passwords_off
+  try "systemctl status says what is bound now" status_bound
+  try "the proof in the result" proof_in_result
+  try "setPasswordAuth yes: passwords let in again" passwords_on
+  try "detach: the key no longer lets in" detach_root
+  try "target_user = u: the key logs in as u" key_u
+  try "the journal is readable, without key text" journal
+  try "undo, then check --image" undo_image
+}
+
+before_passwords() {
+  installed_guest
+  with_password root
+  with_password u
+  refused with_key root
+}
+
+attach_no() {
+  local begun; begun=$(now)
+  attach no
+  saw "$(($(now) - begun)) ms"
+}
+
+key_root() { with_key root; }
+
+passwords_off() { no_passwords; saw "refused"; }
+
+status_bound() {
+  local line
+  line=$(inside systemctl status --no-pager keypair-agent | sed -n 's/^ *Status: "\(.*\)"$/\1/p')
+  saw "$line"
+  case $line in *"my-test bound"*"password login off"*) ;; *) return 1 ;; esac
+}
+
+proof_in_result() {
+  local result
+  result=$(last_result)
+  echo "$result"
+  saw "$(sed 's/.*"proof":{"key":"\([a-z]*\)","methods":\[\([^]]*\)\].*/\1, \2/' <<<"$result" | tr -d '"')"
+  case $result in *'"proof":{"key":"accepted","methods":["publickey"],'*) ;; *) return 1 ;; esac
+}
+
+passwords_on() {
+  inside sh -c "echo '{\"action\":\"setPasswordAuth\",\"passWordAuth\":\"yes\"}' | keypair-agent apply -" | grep '"status": *"succeeded"'
+  with_password root
+  with_password u
+  with_key root
+}
+
+detach_root() {
+  detach
+  refused with_key root
+  with_password root # as the setting was before
+  attach no
+  detach
+  refused with_key root
+  no_passwords
+  inside keypair-agent password-auth yes
+  with_password root
+}
+
+key_u() {
+  set_configuration 'target_user = "u"'
+  attach no
+  with_key u
+  refused with_key root
+  no_passwords
+  detach
+  refused with_key u
+  set_configuration ''
+}
+set_configuration() {
+  inside sh -c 'cp -n /etc/keypair-agent/config.toml /root/config.toml
+    { echo "$1"; cat /root/config.toml; } >/etc/keypair-agent/config.toml' sh "$1"
+  inside systemctl restart keypair-agent
+  wait_for 20 "the agent's first poll" healthy
+}
+
+journal() {
+  local log
+  log=$(log_of_agent)
+  echo "$log"
+  saw "$(wc -l <<<"$log") lines"
+  grep -q 'succeeded: .*my-test' <<<"$log"
+  absent "$(cut -d ' ' -f 2 "$RUN/key.pub" | cut -c 30-60)" "$log" # of the key, what no other key has
+  absent '[^ -~]' "$log"
+}
+absent() { if LC_ALL=C grep "$1" <<<"$2"; then fail "found: $1"; fi; }
+
+undo_image() {
+  local said status
+  attach no
+  said=$(inside keypair-agent check --image) && status=0 || status=$?
+  echo "$said"
+  [ $status = 1 ] || fail "before undo: exit $status"
+  inside keypair-agent undo
+  said=$(inside keypair-agent check --image) && status=0 || status=$?
+  echo "$said"
+  [ $status = 0 ] || fail "after undo: exit $status"
+  saw "1, then 0"
+  refused with_key root
+  with_password root
+  [ "$(inside sh -c 'ls /etc/ssh/sshd_config.d')" = 50-lab.conf ]
+}

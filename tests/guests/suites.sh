@@ -1,0 +1,45 @@
+# The suites, two at a time, and the table. Runs as the first process of its namespaces: see run.sh.
+set -uo pipefail
+here=tests/guests
+for part in lab report cloud install login boot socket upgrade remove outage address-filter rpm; do
+  # shellcheck source=/dev/null
+  . "$here/$part.sh"
+done
+
+# What nspawn leaves in /run (locks) stays in this namespace.
+mount -t tmpfs tmpfs /run
+ssh-keygen -q -t ed25519 -N '' -C owner@laptop -f "$RUN/key"
+mkdir -p "$RUN/guests"
+: >"$RUN/results"
+
+wanted() { # NAME LIST: everything is, where the list is empty
+  case " ${2:-$1} " in *" $1 "*) ;; *) return 1 ;; esac
+}
+
+suite() { # SUITE SCENE...: one after another, each in a guest of its own
+  local scene order
+  SUITE=$1; shift
+  wanted "$SUITE" "${SUITES:-}" || return 0
+  BACKEND=nspawn
+  [ "$SUITE" != qemu ] || BACKEND=qemu
+  for scene in "$@"; do
+    wanted "$scene" "${SCENES:-}" || continue
+    order=$(printf '%s\n' install login boot socket upgrade remove outage address-filter rpm | grep -nx "$scene")
+    SCENE=${order%%:*} NUMBER=0 GUEST=$SUITE-$scene
+    "scene_${scene//-/_}"
+    [ "$SUITE" = rpm ] || guest_down "$GUEST"
+  done
+}
+
+scenes="install login boot socket upgrade remove"
+# shellcheck disable=SC2086
+{
+  # Two cores: the lane with the slow guest has the fewer others.
+  { suite bullseye $scenes outage; suite trixie $scenes outage; suite rpm rpm; } &
+  first=$!
+  { suite bookworm $scenes outage; suite qemu address-filter; } &
+  second=$!
+}
+wait "$first"
+wait "$second"
+table
