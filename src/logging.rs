@@ -35,6 +35,8 @@ pub enum Event {
     CommandSucceeded,
     /// A command found everything as it wants it.
     CommandUnchanged,
+    /// A command succeeded, and the owner should know something (contract 3, warnings).
+    CommandWarned,
     /// A command was refused: `INVALID_ARGUMENT` or `FAILED_PRECONDITION`.
     CommandRefused,
     /// A command failed although it should have worked: `INTERNAL`.
@@ -68,6 +70,7 @@ impl Event {
             Self::CommandReceived => "ce6ddf448e5f408e8eae9497a0e7c62c",
             Self::CommandSucceeded => "edca2945a7a14960bc607ef223e8d32d",
             Self::CommandUnchanged => "f5642c684cb84ccdbb29d94c606797cc",
+            Self::CommandWarned => "2f1d6c8e0b7a4c53a9d4e6f18b20c7d5",
             Self::CommandRefused => "013c8bbb522541fc954b1a8058ae257c",
             Self::CommandBroken => "3829bbd0d6374aba8ae0f5236474c20d",
             Self::CommandRepeated => "bb8ea762f28343e59491f0089a69298a",
@@ -257,12 +260,13 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Event; 16] = [
+    const ALL: [Event; 17] = [
         Event::Started,
         Event::Stopped,
         Event::CommandReceived,
         Event::CommandSucceeded,
         Event::CommandUnchanged,
+        Event::CommandWarned,
         Event::CommandRefused,
         Event::CommandBroken,
         Event::CommandRepeated,

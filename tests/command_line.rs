@@ -51,6 +51,20 @@ fn a_wrong_configuration_exits_2_and_names_its_line() {
 }
 
 #[test]
+fn status_claims_nothing_of_a_state_that_it_cannot_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().display();
+    let config = folder.path().join("config.toml");
+    fs::write(&config, format!("state_dir = \"{at}/state\"\nrun_dir = \"{at}/run\"\n")).unwrap();
+    fs::create_dir(folder.path().join("state")).unwrap();
+    fs::write(folder.path().join("state/state.json"), "{\"version\":99}").unwrap();
+    let (status, stdout, _) = bare(&["status", "--config", config.to_str().unwrap()]);
+    assert_eq!(status, Some(1));
+    assert_eq!(stdout.matches("not known: the state cannot be read").count(), 3, "{stdout}");
+    assert!(stdout.contains("\n  problem: "), "{stdout}");
+}
+
+#[test]
 fn status_and_check_say_how_it_is() {
     if !available(&TOOLS) {
         return;

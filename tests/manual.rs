@@ -1,4 +1,5 @@
-//! The man pages, the completions and the default configuration say what the binary knows, and nothing else.
+//! The man pages, the completions, the default configuration and the tables of the documents say what the binary
+//! knows, and nothing else.
 //!
 //! What it knows is asked of it: `--help` names the commands; a flag or an operand is tried with a configuration
 //! that is not there, so that nothing is ever carried out; its complaint of an unknown key lists the keys.
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use keypair_agent::config::Config;
+use keypair_agent::policy::outcome::{Reason, WarningReason};
+use serde::de::DeserializeOwned;
 
 const NOWHERE: &str = "/nonexistent/keypair-agent.toml";
 
@@ -437,4 +440,95 @@ fn no_completion_names_an_option_that_is_not_known() {
             .collect::<Words>(),
         known
     );
+}
+
+/// The words of an enumeration of the wire, by its own complaint of a word that is none.
+fn words_of<T: DeserializeOwned>() -> Words {
+    let complaint = serde_json::from_str::<T>("\"NO_SUCH_WORD\"").err().unwrap().to_string();
+    let words: Words = complaint.split('`').skip(3).step_by(2).map(str::to_owned).collect();
+    assert!(words.len() > 10, "{complaint}");
+    words
+}
+
+const OPERATING: &str = "docs/operating.md";
+
+/// The first cells of the tables below a heading, backquotes taken off. No row of ours may have an empty cell.
+fn first_cells(document: &str, heading: &str) -> Vec<String> {
+    let text = text(document);
+    let (_, section) =
+        text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("{document}: {heading}"));
+    let section = section.split("\n#").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let is_told = document != OPERATING || cells.len() > 1 && cells.iter().all(|cell| !cell.is_empty());
+        assert!(is_told, "{document}: {row}");
+        cells[0].trim_matches('`').to_owned()
+    })
+    .collect()
+}
+
+#[test]
+fn every_reason_and_every_warning_is_explained_once() {
+    for (document, reasons, warnings) in
+        [(OPERATING, "## Reasons", "## Warnings"), ("docs/protocol.md", "### Reasons", "### Warnings")]
+    {
+        for (heading, known) in [(reasons, words_of::<Reason>()), (warnings, words_of::<WarningReason>())] {
+            let cells = first_cells(document, heading);
+            assert_eq!(cells.iter().cloned().collect::<Words>(), known, "{document}: {heading}");
+            assert_eq!(cells.len(), known.len(), "{document}: {heading}: one of them twice");
+        }
+    }
+}
+
+#[test]
+fn every_line_of_status_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let at = folder.path().display();
+    fs::write(&path, format!("state_dir = \"{at}/state\"\nrun_dir = \"{at}/run\"\n")).unwrap();
+    let said = agent(&["status", "--config", path.to_str().unwrap()]);
+    let lines = said.lines().skip(1).take_while(|line| !line.contains("problem:"));
+    let labels: Vec<&str> = lines.filter(|line| line.len() > 17).map(|line| line[2..17].trim()).collect();
+    assert!(labels.len() >= 7, "{said}");
+    assert_eq!(first_cells(OPERATING, "## Is it well?"), labels, "{OPERATING}");
+}
+
+#[test]
+fn every_kind_of_event_is_explained() {
+    let ids = |text: &str| -> Words {
+        let words = text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 32);
+        words.map(str::to_owned).collect()
+    };
+    assert_eq!(ids(&text(OPERATING)), ids(&text("src/logging.rs")), "{OPERATING}");
+}
+
+/// A heading as the link to it is written.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+    heading.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let documents = ["README.md", "CHANGELOG.md", "SECURITY.md"].map(str::to_owned);
+    let more = fs::read_dir(repository("docs")).unwrap().flatten();
+    let more = more.map(|entry| format!("docs/{}", entry.file_name().to_string_lossy()));
+    for document in documents.into_iter().chain(more.filter(|name| name.ends_with(".md"))) {
+        let text = text(&document);
+        let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+        for target in targets.filter(|target| !target.contains("://")) {
+            let (file, part) = target.split_once('#').unwrap_or((target, ""));
+            let path = match file {
+                "" => repository(&document),
+                file => repository(&document).parent().unwrap().join(file),
+            };
+            assert!(path.exists(), "{document}: {target}");
+            if !part.is_empty() {
+                let there = fs::read_to_string(&path).unwrap();
+                let mut headings = there.lines().filter(|line| line.starts_with('#'));
+                assert!(headings.any(|heading| anchor(heading) == part), "{document}: {target}");
+            }
+        }
+    }
 }

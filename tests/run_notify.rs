@@ -49,6 +49,28 @@ fn ready_comes_after_what_was_queued_and_status_says_how_things_are() {
 }
 
 #[test]
+fn status_follows_what_is_done_at_the_console() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let form = Form { metadata: Some(&metadata), agent: "long_poll_seconds = 1", ..Form::default() };
+    let guest = Guest::of(form);
+    let key = Key::new(&guest.folder, "me");
+    let mut manager = Manager::listen(&guest);
+    let daemon = Daemon::start_with(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
+    manager.wait_for("READY=1", |line| line == "READY=1");
+    guest.apply(&attach("my-test", &key, "no"));
+    manager.wait_for("the binding", |line| line.starts_with("STATUS=key pair my-test bound"));
+    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+    wait_for("its end", || {
+        let last = manager.said().iter().rfind(|line| line.starts_with("STATUS="))?;
+        last.starts_with("STATUS=no key pair bound, password login as configured").then_some(())
+    });
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
 fn ready_comes_although_the_service_hangs_and_polls_do_not_wait_until_then() {
     if !available(&TOOLS) {
         return;

@@ -210,6 +210,8 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 self.announce.due |= course.report.polled();
                 self.next_poll = begun + SPACING;
                 self.announce_if_due();
+                // Somebody at the console may have changed what is bound meanwhile.
+                self.summarize().await;
             }
             Ok(Polled::NoQueue) => {
                 course.report.ready();

@@ -33,6 +33,9 @@ struct Report {
     undelivered: Option<CommandId>,
     run: Option<Run>,
     channel: Option<ChannelState>,
+    /// Whether the state can be read: where it cannot, what is bound is not known.
+    #[serde(skip)]
+    state_is_known: bool,
     /// What keeps this from being healthy, each with its remedy.
     problems: Vec<String>,
     /// What is worth knowing besides.
@@ -151,6 +154,7 @@ fn look(config: &Config) -> Report {
         undelivered: state.as_ref().and_then(undelivered),
         run,
         channel,
+        state_is_known: state.is_some(),
         problems,
         notes,
     }
@@ -172,7 +176,9 @@ fn binding(binding: &Binding) -> BindingReport {
 
 fn text(config: &Config, report: &Report) -> String {
     let on = |yes: bool| if yes { "on" } else { "off" };
+    const UNKNOWN: &str = "not known: the state cannot be read";
     let bound = match &report.binding {
+        None if !report.state_is_known => UNKNOWN.to_owned(),
         None => "no key pair".to_owned(),
         Some(binding) => format!(
             "{}{} for {} in {}\n                 {}",
@@ -184,6 +190,7 @@ fn text(config: &Config, report: &Report) -> String {
         ),
     };
     let set = match report.password_auth {
+        None if !report.state_is_known => UNKNOWN.to_owned(),
         None => "as configured, never set from here".to_owned(),
         Some(PasswordAuth::Yes) => "on, as last set".to_owned(),
         Some(PasswordAuth::No) => "off, as last set".to_owned(),
@@ -213,7 +220,10 @@ fn text(config: &Config, report: &Report) -> String {
         if report.healthy { "healthy" } else { "NOT healthy" },
         report.instance_id.as_ref().map_or("not known yet", InstanceId::as_str),
         report.component_version.as_deref().unwrap_or("unreadable"),
-        report.undelivered.as_ref().map_or("no result", CommandId::as_str),
+        report
+            .undelivered
+            .as_ref()
+            .map_or(if report.state_is_known { "no result" } else { UNKNOWN }, CommandId::as_str),
     );
     for (title, lines) in [("problem", &report.problems), ("note", &report.notes)] {
         for line in lines {

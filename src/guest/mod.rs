@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod child;
 mod config_tree;
 pub mod files;
+pub mod image;
 mod locate;
 mod login;
 mod people;

@@ -54,7 +54,7 @@ impl ComponentVersion {
         }
         Err(Refusal::new(
             Reason::ComponentTooOld,
-            format!("the platform component is {self}, and at least {REQUIRED} is needed: upgrade it"),
+            format!("the platform component is {self}, and at least {REQUIRED} is needed; upgrade it"),
         ))
     }
 }

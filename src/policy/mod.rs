@@ -7,6 +7,7 @@ pub mod component;
 pub mod connection;
 pub mod edit;
 pub mod effective;
+pub mod image;
 pub mod listener;
 pub mod lockout;
 pub mod observation;

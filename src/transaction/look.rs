@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::guest::Guest;
+use crate::policy::authorized_keys;
+use crate::policy::block::BlockEdit;
 use crate::policy::command::Action;
 use crate::policy::connection::loopbacks;
 use crate::policy::observation::{Account, KeyFile, Sshd};
@@ -15,7 +17,7 @@ use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::{Directive, contrary_lines, taken};
 
 use super::Transaction;
-use super::observe::key_path;
+use super::observe::{key_path, usual_key_path};
 use super::sheet::timestamp;
 use super::state::State;
 
@@ -85,6 +87,20 @@ impl<G: Guest> Transaction<G> {
     /// `AUTHORIZED_KEYS_UNSUPPORTED`, `UNSAFE_PATH`, `IO_ERROR`.
     pub fn key_file(&self, sshd: &Sshd, account: &Account) -> Result<KeyFile, Refusal> {
         Ok(self.guest.key_file(account, &key_path(sshd, account)?)?)
+    }
+
+    /// Where this user's keys are, and how many of them let him in that are not ours; `None` where there are none, or
+    /// they cannot be read.
+    pub fn keys_of_others(&self, user: &str) -> Option<(PathBuf, usize)> {
+        let account = self.guest.account(user).ok()?;
+        let path = self.guest.sshd(user).and_then(|sshd| key_path(&sshd, &account));
+        let file = self.guest.key_file(&account, &path.unwrap_or(usual_key_path(&account))).ok()?;
+        let content = file.content?;
+        let ours = authorized_keys::ours(&content, &[]);
+        let others = BlockEdit { removed: ours, inserted: Vec::new() }.apply(&content);
+        let lines = authorized_keys::key_lines(&others);
+        let count = authorized_keys::ways_in(&lines).count();
+        (count > 0).then_some((file.path, count))
     }
 
     /// What of ours was changed by others since the last command. Nothing, where nothing was ever done.

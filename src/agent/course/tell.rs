@@ -45,12 +45,15 @@ pub(super) fn outcome(id: &CommandId, result: &str, repeated: bool) {
         );
         return;
     }
-    let reason = outcome.reason.and_then(|reason| serde_json::to_value(reason).ok());
-    let reason = reason.as_ref().and_then(serde_json::Value::as_str);
+    let reason = outcome.reason.and_then(word);
     match outcome.code {
         Code::Ok => {
             let event = if outcome.changed { Event::CommandSucceeded } else { Event::CommandUnchanged };
             tracing::info!(MESSAGE_ID = event.id(), command = %id, key, changed = outcome.changed, "succeeded: {message}");
+            for warning in &outcome.warnings {
+                let reason = word(warning.reason);
+                tracing::warn!(MESSAGE_ID = Event::CommandWarned.id(), command = %id, key, reason, "{}", warning.message);
+            }
         }
         Code::InvalidArgument | Code::FailedPrecondition => {
             tracing::warn!(MESSAGE_ID = Event::CommandRefused.id(), command = %id, key, reason, "refused: {message}");
@@ -58,6 +61,14 @@ pub(super) fn outcome(id: &CommandId, result: &str, repeated: bool) {
         Code::Internal => {
             tracing::error!(MESSAGE_ID = Event::CommandBroken.id(), command = %id, key, reason, "failed: {message}");
         }
+    }
+}
+
+/// A reason as results have it.
+fn word(reason: impl serde::Serialize) -> Option<String> {
+    match serde_json::to_value(reason) {
+        Ok(serde_json::Value::String(word)) => Some(word),
+        Ok(_) | Err(_) => None,
     }
 }
 
@@ -100,11 +111,17 @@ mod tests {
         "keyName": "my-test", "publicKey": "ssh-ed25519 AAAAC3SECRET me@laptop", "passWordAuth": "no"}"#;
 
     fn result(code: &str, reason: &str, changed: bool) -> String {
+        let warnings = match changed {
+            true => {
+                r#"[{"reason": "NO_WAY_IN", "message": "no key and no password is left", "file": null, "line": null}]"#
+            }
+            false => "[]",
+        };
         format!(
             r#"{{"commandId": "c-1", "instanceId": "i-1", "action": "attach", "status": "succeeded", "code": "{code}",
             "reason": {reason}, "message": "as it is", "changed": {changed}, "keyName": "my-test", "fingerprint": null,
             "user": null, "authorizedKeysFile": null, "passWordAuth": null, "effective": null, "proof": null,
-            "warnings": [], "componentVersion": null, "agentVersion": "3.1.0", "finishedAt": "", "durationMs": 1}}"#
+            "warnings": {warnings}, "componentVersion": null, "agentVersion": "3.1.0", "finishedAt": "", "durationMs": 1}}"#
         )
     }
 
@@ -124,6 +141,7 @@ mod tests {
             [
                 "received: attach command=c-1 key=my-test",
                 "succeeded: as it is command=c-1 key=my-test changed=true",
+                "warn: no key and no password is left command=c-1 key=my-test reason=NO_WAY_IN",
                 "seen before, answered as then: as it is command=c-1 key=my-test",
                 "warn: refused: as it is command=c-1 key=my-test reason=LOCKOUT_GUARD",
                 "error: failed: as it is command=c-1 key=my-test reason=IO_ERROR",

@@ -1,0 +1,161 @@
+//! What every clone of this guest gets, looked at for `check --image`: the machine's id, host keys, cloud-init.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::files::{FileError, read_file};
+use crate::policy::image::Image;
+
+/// The most that is read of one of these files.
+const LIMIT: usize = 1024 * 1024;
+
+const MACHINE_ID: &str = "etc/machine-id";
+const DBUS_MACHINE_ID: &str = "var/lib/dbus/machine-id";
+const HOST_KEYS: &str = "etc/ssh";
+const CLOUD_INIT: &str = "etc/cloud/cloud.cfg";
+const CLOUD_INIT_PARTS: &str = "etc/cloud/cloud.cfg.d";
+const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
+
+/// Where units are, the administrator's first.
+const UNITS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+
+/// The programs that make host keys: OpenSSH's own, and the scripts of Red Hat's and SUSE's.
+const KEY_MAKERS: [&str; 3] = ["ssh-keygen", "sshd-keygen", "sshd-gen-keys"];
+
+/// What is seen in the tree of files at `root`, which is `/` but in tests. Host keys are looked for at their usual
+/// place alone.
+pub fn observe(root: &Path) -> Image {
+    let mut look = Look { root, unseen: Vec::new() };
+    let machine_id = look.read(MACHINE_ID);
+    let has_own_copy = root.join(DBUS_MACHINE_ID).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+    let copy = has_own_copy.then(|| look.read(DBUS_MACHINE_ID)).flatten();
+    Image {
+        machine_id,
+        dbus_machine_id: copy
+            .filter(|id| !id.trim_ascii().is_empty())
+            .map(|_| Path::new("/").join(DBUS_MACHINE_ID)),
+        host_keys: look.names(HOST_KEYS, |name| name.starts_with("ssh_host_") && name.ends_with("_key")),
+        key_maker: look.key_maker(),
+        cloud_init: look.cloud_init(),
+        unseen: look.unseen,
+    }
+}
+
+struct Look<'a> {
+    root: &'a Path,
+    unseen: Vec<String>,
+}
+
+impl Look<'_> {
+    /// A file's bytes; one that cannot be read is told of, and taken for none.
+    fn read(&mut self, path: &str) -> Option<Vec<u8>> {
+        match read_file(&self.root.join(path), LIMIT) {
+            Ok(content) => content,
+            Err(error) => {
+                self.unseen.push(FileError::to_string(&error));
+                None
+            }
+        }
+    }
+
+    /// The entries of a directory whose names are wanted, in order.
+    fn names(&self, directory: &str, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.root.join(directory)) else { return Vec::new() };
+        let names = entries.flatten().map(|entry| entry.file_name());
+        let names = names.filter(|name| name.to_str().is_some_and(&wanted));
+        let mut paths: Vec<PathBuf> = names.map(|name| Path::new("/").join(directory).join(name)).collect();
+        paths.sort();
+        paths
+    }
+
+    /// The unit that runs one of the programs which make host keys. Whether it is enabled is not looked at.
+    fn key_maker(&self) -> Option<PathBuf> {
+        let units =
+            UNITS.iter().flat_map(|directory| self.names(directory, |name| name.ends_with(".service")));
+        { units }.find(|unit| {
+            let unit = self.root.join(unit.strip_prefix("/").unwrap_or(unit));
+            // A unit that is masked is a link to /dev/null.
+            let content = read_file(&unit, LIMIT).ok().flatten().unwrap_or_default();
+            let content = String::from_utf8_lossy(&content);
+            let mut commands = content.lines().filter(|line| line.starts_with("Exec"));
+            commands.any(|command| KEY_MAKERS.iter().any(|program| command.contains(program)))
+        })
+    }
+
+    fn cloud_init(&mut self) -> Option<Vec<(PathBuf, Vec<u8>)>> {
+        if self.root.join(CLOUD_INIT_OFF).exists() || !self.root.join(CLOUD_INIT).exists() {
+            return None;
+        }
+        let parts =
+            self.names(CLOUD_INIT_PARTS, |name| Path::new(name).extension() == Some(OsStr::new("cfg")));
+        let files = std::iter::once(Path::new("/").join(CLOUD_INIT)).chain(parts);
+        let files = files.filter_map(|path| {
+            let inside = path.strip_prefix("/").unwrap_or(&path).to_string_lossy().into_owned();
+            self.read(&inside).map(|content| (path, content))
+        });
+        Some(files.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_tree() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(observe(root.path()), Image::default());
+    }
+
+    #[test]
+    fn a_tree_with_everything() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        put("etc/machine-id", "abc\n");
+        put("var/lib/dbus/machine-id", "abc\n");
+        for name in ["ssh_host_rsa_key", "ssh_host_rsa_key.pub", "ssh_host_ed25519_key", "sshd_config"] {
+            put(&format!("etc/ssh/{name}"), "");
+        }
+        put("etc/cloud/cloud.cfg", "a: 1\n");
+        for name in ["20.cfg", "10.cfg", "README"] {
+            put(&format!("etc/cloud/cloud.cfg.d/{name}"), name);
+        }
+        put("usr/lib/systemd/system/cloud-init.service", "[Unit]\nBefore=sshd-keygen.service\n");
+        put("usr/lib/systemd/system/sshd-keygen@.service", "ExecStart=/usr/libexec/openssh/sshd-keygen %i\n");
+        fs::create_dir_all(root.path().join("etc/systemd/system")).unwrap();
+        symlink("/dev/null", root.path().join("etc/systemd/system/masked.service")).unwrap();
+        let seen = observe(root.path());
+        let names = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(seen.host_keys, names(&["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_rsa_key"]));
+        assert_eq!(seen.machine_id.as_deref(), Some(&b"abc\n"[..]));
+        assert_eq!(seen.dbus_machine_id, Some("/var/lib/dbus/machine-id".into()));
+        assert_eq!(seen.key_maker, Some("/usr/lib/systemd/system/sshd-keygen@.service".into()));
+        let read: Vec<PathBuf> = seen.cloud_init.unwrap().into_iter().map(|(path, _)| path).collect();
+        assert_eq!(
+            read,
+            names(&[
+                "/etc/cloud/cloud.cfg",
+                "/etc/cloud/cloud.cfg.d/10.cfg",
+                "/etc/cloud/cloud.cfg.d/20.cfg"
+            ])
+        );
+        assert_eq!(seen.unseen, Vec::<String>::new());
+        put("etc/cloud/cloud-init.disabled", "");
+        fs::remove_file(root.path().join("var/lib/dbus/machine-id")).unwrap();
+        symlink("/etc/machine-id", root.path().join("var/lib/dbus/machine-id")).unwrap();
+        let seen = observe(root.path());
+        assert_eq!((seen.cloud_init, seen.dbus_machine_id), (None, None));
+        fs::remove_file(root.path().join("etc/machine-id")).unwrap();
+        fs::create_dir(root.path().join("etc/machine-id")).unwrap();
+        let unseen = observe(root.path()).unseen;
+        assert!(unseen.len() == 1 && unseen[0].contains("etc/machine-id"), "{unseen:?}");
+    }
+}

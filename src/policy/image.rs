@@ -1,0 +1,327 @@
+//! What would go wrong in a clone of this guest, beyond what is ours (contract 8, `check --image`): judged from what was
+//! seen of it, for an image builder to read.
+
+use std::path::{Path, PathBuf};
+
+use super::sshd_config::{DROP_IN, Place};
+
+/// What was seen of the things that every clone gets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Image {
+    /// machine-id(5)'s bytes; `None` where there is no such file.
+    pub machine_id: Option<Vec<u8>>,
+    /// D-Bus's copy of it, where that is a file of its own with something in it.
+    pub dbus_machine_id: Option<PathBuf>,
+    /// The private host keys at sshd's usual places.
+    pub host_keys: Vec<PathBuf>,
+    /// The unit that makes host keys at a boot where there are none.
+    pub key_maker: Option<PathBuf>,
+    /// cloud-init's configuration files with their bytes, in the order it reads them; `None` where it is not
+    /// installed or switched off.
+    pub cloud_init: Option<Vec<(PathBuf, Vec<u8>)>>,
+    /// What could not be looked at, and why.
+    pub unseen: Vec<String>,
+}
+
+/// What the judgement needs to know of the agent's own side.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Setting {
+    /// Whether the key lets root in.
+    pub target_is_root: bool,
+    /// Where the password setting will go, where that can be told.
+    pub place: Option<Place>,
+}
+
+/// One thing that a clone would have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about.
+    pub name: &'static str,
+    /// Whether it is as it should be.
+    pub is_well: bool,
+    /// One line for a person; where something is to be done, that stands behind the last semicolon.
+    pub message: String,
+    /// The file it is about.
+    pub file: Option<PathBuf>,
+    /// The line in it, from 1.
+    pub line: Option<usize>,
+}
+
+impl Finding {
+    fn well(name: &'static str, message: impl Into<String>) -> Self {
+        Self { name, is_well: true, message: message.into(), file: None, line: None }
+    }
+
+    fn wrong(name: &'static str, message: impl Into<String>) -> Self {
+        Self { is_well: false, ..Self::well(name, message) }
+    }
+
+    fn at(mut self, file: impl AsRef<Path>, line: Option<usize>) -> Self {
+        self.file = Some(file.as_ref().to_owned());
+        self.line = line;
+        self
+    }
+}
+
+/// All that is worth saying of an image, the good things among it.
+pub fn judge(image: &Image, setting: &Setting) -> Vec<Finding> {
+    let mut findings = machine_id(image);
+    findings.extend(host_keys(image));
+    if let Some(files) = &image.cloud_init {
+        findings.extend(password_login(files, setting.place.as_ref()));
+        findings.extend(setting.target_is_root.then(|| root(files)).flatten());
+    }
+    findings.extend(image.unseen.iter().map(|why| Finding::wrong("not looked at", why)));
+    findings
+}
+
+fn machine_id(image: &Image) -> Vec<Finding> {
+    const NAME: &str = "machine-id";
+    const FILE: &str = "/etc/machine-id";
+    let own = match image.machine_id.as_deref().map(<[u8]>::trim_ascii) {
+        None => Finding::well(NAME, "there is none: each clone makes its own"),
+        Some(b"" | b"uninitialized") => Finding::well(NAME, "it is not set: each clone makes its own"),
+        Some(_) => Finding::wrong(NAME, format!("every clone would have this one; truncate -s 0 {FILE}")),
+    };
+    let copy = image.dbus_machine_id.as_ref().map(|file| {
+        let text =
+            "D-Bus's copy is a file of its own, and systemd gives it to a clone whose machine-id is empty";
+        Finding::wrong(NAME, format!("{text}; ln -sf {FILE} {}", file.display())).at(file, None)
+    });
+    std::iter::once(own.at(FILE, None)).chain(copy).collect()
+}
+
+fn host_keys(image: &Image) -> Option<Finding> {
+    const NAME: &str = "host keys";
+    let deletes = image.cloud_init.as_deref().map(|files| {
+        let setting = last(files, "ssh_deletekeys");
+        setting.is_none_or(|setting| !setting.is_nothing())
+    });
+    let Some(first) = image.host_keys.first() else {
+        return Some(match (deletes, &image.key_maker) {
+            (Some(_), _) => Finding::well(NAME, "there are none: cloud-init makes them in each clone"),
+            (None, Some(unit)) => {
+                Finding::well(NAME, format!("there are none: {} makes them in each clone", unit.display()))
+            }
+            (None, None) => Finding::wrong(
+                NAME,
+                "there are none, and nothing was seen that makes them at a clone's first boot: its sshd will not \
+                 start; add a unit that runs `ssh-keygen -A` before it",
+            ),
+        });
+    };
+    let again = match (deletes, &image.key_maker) {
+        (Some(true), _) => return Some(Finding::well(NAME, "cloud-init makes others in each clone")),
+        (Some(false), _) => {
+            "cloud-init, which leaves these alone (`ssh_deletekeys`), makes new ones".to_owned()
+        }
+        (None, Some(unit)) => format!("{} makes new ones", unit.display()),
+        (None, None) => {
+            "nothing was seen that makes new ones (Debian's ssh.service does not): add a unit that runs \
+                         `ssh-keygen -A` before sshd"
+                .to_owned()
+        }
+    };
+    let directory = first.parent().unwrap_or(Path::new("/")).display();
+    let count = image.host_keys.len();
+    let text = format!("every clone would have these {count}; rm {directory}/ssh_host_*, and {again}");
+    Some(Finding::wrong(NAME, text).at(first, None))
+}
+
+/// `ssh_pwauth` is written to sshd's files once an instance, late in its first boot.
+fn password_login(files: &[(PathBuf, Vec<u8>)], place: Option<&Place>) -> Option<Finding> {
+    const NAME: &str = "cloud-init ssh_pwauth";
+    let setting = last(files, "ssh_pwauth")?;
+    let value = match (setting.is_true(), setting.is_false()) {
+        (true, _) => "yes",
+        (_, true) => "no",
+        _ => return None,
+    };
+    let sets = format!("it sets `PasswordAuthentication {value}` at a clone's first boot");
+    let does = match place {
+        Some(Place::TopBlock(main)) => format!(
+            "{sets}, in every such line of {}, those of ours among them: a command that came before is undone",
+            main.display()
+        ),
+        Some(Place::DropIn(_)) => {
+            format!("{sets}; it holds until a command says otherwise: {DROP_IN} is read ahead of it")
+        }
+        None => sets,
+    };
+    let text = format!("{does}; `ssh_pwauth: unchanged` leaves it to the platform");
+    Some(Finding::wrong(NAME, text).at(setting.file, Some(setting.line)))
+}
+
+/// `disable_root` is on unless it is switched off.
+fn root(files: &[(PathBuf, Vec<u8>)]) -> Option<Finding> {
+    let setting = last(files, "disable_root");
+    if setting.as_ref().is_some_and(|setting| !setting.is_true()) {
+        return None;
+    }
+    let by = if setting.is_some() { "" } else { ", which is its default" };
+    let text = format!(
+        "the keys that it is given go into root's file with `command=` in front{by}: ours stands ahead and decides \
+         (RESTRICTED_COPY), and is shut out again once it is detached; `disable_root: false` lets them in as they are"
+    );
+    let finding = Finding::wrong("cloud-init disable_root", text);
+    Some(match setting {
+        Some(setting) => finding.at(setting.file, Some(setting.line)),
+        None => finding,
+    })
+}
+
+/// A key of cloud-init's configuration, its value in lower case and without quotes.
+#[derive(Debug, PartialEq, Eq)]
+struct Scalar<'a> {
+    file: &'a Path,
+    line: usize,
+    value: String,
+}
+
+impl Scalar<'_> {
+    fn is_true(&self) -> bool {
+        ["true", "1", "on", "yes"].contains(&self.value.as_str())
+    }
+
+    fn is_false(&self) -> bool {
+        ["false", "0", "off", "no"].contains(&self.value.as_str())
+    }
+
+    /// What a language of scripts takes for no.
+    fn is_nothing(&self) -> bool {
+        self.is_false() || ["", "null", "~"].contains(&self.value.as_str())
+    }
+}
+
+/// The last value of a top-level key, which is the one that counts. No YAML is read but lines of the form `key: value`
+/// that are not indented: neither a file in braces nor an anchor, a template or `merge_how` is understood, and what a
+/// clone gets as user data wins over all of it.
+fn last<'a>(files: &'a [(PathBuf, Vec<u8>)], key: &str) -> Option<Scalar<'a>> {
+    let mut found = None;
+    for (file, content) in files {
+        for (index, line) in String::from_utf8_lossy(content).lines().enumerate() {
+            if let Some((name, value)) = line.split_once(':')
+                && name.trim_end().trim_matches(['"', '\'']) == key
+                && (value.is_empty() || value.starts_with([' ', '\t']))
+            {
+                found = Some(Scalar { file, line: index + 1, value: scalar(value) });
+            }
+        }
+    }
+    found
+}
+
+fn scalar(text: &str) -> String {
+    let text = text.trim_start();
+    let value = match text.chars().next() {
+        Some(quote @ ('"' | '\'')) => text[1..].split(quote).next().unwrap_or_default(),
+        Some('#') => "",
+        _ => text.split(" #").next().unwrap_or_default(),
+    };
+    value.trim().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn config(text: &str) -> Vec<(PathBuf, Vec<u8>)> {
+        vec![("/etc/cloud/cloud.cfg".into(), text.into())]
+    }
+
+    /// An image with nothing to say about.
+    fn clean() -> Image {
+        Image { key_maker: Some("/u/sshd-keygen@.service".into()), ..Image::default() }
+    }
+
+    fn wrong(image: &Image, setting: &Setting) -> Vec<(&'static str, String)> {
+        let findings = judge(image, setting).into_iter().filter(|finding| !finding.is_well);
+        findings.map(|finding| (finding.name, finding.message)).collect()
+    }
+
+    #[test]
+    fn machine_ids() {
+        for (id, copy, count) in [
+            (None, None, 0),
+            (Some(""), None, 0),
+            (Some("\n"), None, 0),
+            (Some("uninitialized\n"), None, 0),
+            (Some("0123456789abcdef0123456789abcdef\n"), None, 1),
+            (Some("anything"), Some("/var/lib/dbus/machine-id"), 2),
+            (Some(""), Some("/var/lib/dbus/machine-id"), 1),
+        ] {
+            let image =
+                Image { machine_id: id.map(Into::into), dbus_machine_id: copy.map(Into::into), ..clean() };
+            let seen = wrong(&image, &Setting::default());
+            assert_eq!(seen.len(), count, "{id:?} {copy:?} {seen:?}");
+            assert!(seen.iter().all(|(name, text)| *name == "machine-id" && text.contains("; ")), "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn keys_of_the_host() {
+        let some = vec![PathBuf::from("/etc/ssh/ssh_host_ed25519_key")];
+        let unit = Some(PathBuf::from("/u/keys.service"));
+        let none = Vec::new();
+        for (keys, unit, cloud_init, said) in [
+            (&some, &None, None, Some("Debian's ssh.service does not")),
+            (&some, &unit, None, Some("and /u/keys.service makes new ones")),
+            (&some, &None, Some(""), None),
+            (&some, &None, Some("ssh_deletekeys: true"), None),
+            (&some, &None, Some("ssh_deletekeys: 1\n"), None),
+            (&some, &None, Some("ssh_deletekeys: 0\n"), Some("which leaves these alone")),
+            (&some, &None, Some("ssh_deletekeys:\n"), Some("which leaves these alone")),
+            (&none, &None, Some("ssh_deletekeys: false"), None),
+            (&none, &unit, None, None),
+            (&none, &None, None, Some("its sshd will not start")),
+        ] {
+            let image = Image {
+                host_keys: keys.clone(),
+                key_maker: unit.clone(),
+                cloud_init: cloud_init.map(config),
+                ..Image::default()
+            };
+            let seen = wrong(&image, &Setting::default());
+            let found = seen.first().map(|(_, text)| text.as_str());
+            assert_eq!(found.is_some(), said.is_some(), "{cloud_init:?} {seen:?}");
+            assert!(said.is_none_or(|said| found.unwrap().contains(said)), "{said:?} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn settings_of_cloud_init() {
+        let drop_in = Some(Place::DropIn("/etc/ssh/sshd_config.d/00-keypair-agent.conf".into()));
+        let top = Some(Place::TopBlock("/etc/ssh/sshd_config".into()));
+        for (text, root, place, said) in [
+            ("disable_root: false\n", true, &drop_in, vec![]),
+            ("disable_root: false\nssh_pwauth: unchanged\n", true, &drop_in, vec![]),
+            ("disable_root: false\n  ssh_pwauth: true\n#ssh_pwauth: true\n", true, &drop_in, vec![]),
+            ("disable_root: false\nssh_pwauth: true\n", true, &drop_in, vec!["`PasswordAuthentication yes`"]),
+            ("disable_root: 0\nssh_pwauth: 0 # no\n", true, &drop_in, vec!["`PasswordAuthentication no`"]),
+            ("disable_root: no\n'ssh_pwauth': \"No\"\n", true, &None, vec!["`PasswordAuthentication no`"]),
+            ("disable_root: off\nssh_pwauth: yes\n", true, &top, vec!["is undone; `ssh_pwauth: unchanged`"]),
+            ("disable_root: off\nssh_pwauth: yes\nssh_pwauth:\n", true, &top, vec![]),
+            ("disable_root: true\n", true, &drop_in, vec!["in front: ours"]),
+            ("users:\n", true, &drop_in, vec!["its default"]),
+            ("disable_root: true\n", false, &drop_in, vec![]),
+        ] {
+            let image = Image { cloud_init: Some(config(text)), ..clean() };
+            let seen = wrong(&image, &Setting { target_is_root: root, place: place.clone() });
+            assert_eq!(seen.len(), said.len(), "{text} {seen:?}");
+            for ((_, seen), said) in seen.iter().zip(said) {
+                assert!(seen.contains(said), "{text} {seen}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_file_decides() {
+        let mut files = config("# x\nssh_pwauth: true\n");
+        files.push(("/etc/cloud/cloud.cfg.d/99.cfg".into(), b"\nssh_pwauth: false\n".into()));
+        let setting = last(&files, "ssh_pwauth").unwrap();
+        assert_eq!((setting.file, setting.line), (Path::new("/etc/cloud/cloud.cfg.d/99.cfg"), 2));
+        assert!(setting.is_false());
+        assert_eq!(last(&files, "ssh_pw"), None);
+    }
+}
