@@ -22,7 +22,7 @@ packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 test-packages: ## builds the packages twice and tries them: the same bytes, lintian, rpmlint, the oldest C library; five minutes
 	@bash tests/packages.sh
 
-test-guests: ## the packages in real Debian guests: install, log in, boot, upgrade, purge; needs root; 15 minutes, the first time 25
+test-guests: ## the packages in real Debian guests: install, log in, boot, upgrade, purge; needs root; 10 minutes, the first time 20
 	@bash tests/guests/run.sh
 
 check: ## format, lints, documentation, dependencies

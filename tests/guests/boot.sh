@@ -86,7 +86,7 @@ boot_queued() {
   boot
   bound=$(entry keypair-agent 'succeeded: .*my-test')
   listening=$(entry ssh 'Server listening')
-  saw "bound at $((bound - agent_begun))" "sshd begins $((sshd_begun - agent_begun))" "listens $((listening - agent_begun)) ms"
+  saw "bound at $((bound - agent_begun))" "sshd $((sshd_begun - agent_begun))" "listens $((listening - agent_begun)) ms"
   [ "$bound" -le "$sshd_begun" ]
   [ "$bound" -lt "$listening" ]
 }

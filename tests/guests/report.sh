@@ -34,7 +34,7 @@ table() {
     {
       if (!($3 in row)) { row[$3] = ++rows; cell[rows, 0] = $3 }
       text = ($4 == "ok" && $5 != "" ? "" : $4 " ") $5
-      if (length(text) > 44) text = substr(text, 1, 42) ".."
+      if (length(text) > 40) text = substr(text, 1, 38) ".."
       cell[row[$3], place[$1]] = text
       if (length($3) > width[0]) width[0] = length($3)
       if (length(text) > width[place[$1]]) width[place[$1]] = length(text)
