@@ -1,0 +1,184 @@
+//! The order of what becomes durable (contract 7). A kill does not show a missing fsync, since the page cache survives
+//! it; so the calls themselves are read: nothing may come before what it relies on is on the disk.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::daemon::queued;
+use support::strace::{self, Call};
+use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, with};
+
+const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
+
+/// What the disk holds for certain, call by call.
+#[derive(Default)]
+struct Disk {
+    /// Files with bytes or attributes that are not synced.
+    files: BTreeSet<PathBuf>,
+    /// Directories with an entry that came or went and is not synced.
+    directories: BTreeSet<PathBuf>,
+    /// Whether the state's last rename was seen, and its directory synced since: something is promised.
+    state_renames: usize,
+    reloads: usize,
+    reports: usize,
+}
+
+impl Disk {
+    /// Takes a call in; what is wrong with its place in the order.
+    fn after(&mut self, call: &Call, state_dir: &Path) -> Result<(), String> {
+        let is_temporary = |path: &Path| path.to_string_lossy().contains("/.keypair-agent-");
+        match call {
+            Call::Change(path) => {
+                self.files.insert(path.clone());
+            }
+            Call::Sync(path) => {
+                self.files.remove(path);
+                self.directories.remove(path);
+            }
+            Call::Rename(from, to) => {
+                if self.files.remove(from) {
+                    return Err(format!("{} takes its name before its bytes are synced", to.display()));
+                }
+                let directory = to.parent().unwrap();
+                if directory == state_dir {
+                    self.nothing_is_open("the state is written")?;
+                    self.state_renames += 1;
+                }
+                self.directories.insert(directory.to_owned());
+            }
+            Call::MakeDirectory(path) => {
+                self.directories.insert(path.parent().unwrap().to_owned());
+            }
+            Call::Unlink(path) => {
+                self.files.remove(path);
+                // One that never had its name leaves nothing behind that matters: it is swept.
+                if !is_temporary(path) {
+                    self.directories.insert(path.parent().unwrap().to_owned());
+                }
+            }
+            Call::Signal => {
+                self.nothing_is_open("sshd is told")?;
+                self.reloads += 1;
+            }
+            Call::Report => {
+                self.nothing_is_open("the result is reported")?;
+                self.reports += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn nothing_is_open(&self, what: &str) -> Result<(), String> {
+        match self.directories.first() {
+            None => Ok(()),
+            Some(directory) => Err(format!("{what} before {} is synced", directory.display())),
+        }
+    }
+}
+
+/// Reads a whole course; what it did.
+fn course(calls: &[Call], state_dir: &Path) -> Result<Disk, String> {
+    let mut disk = Disk::default();
+    for (number, call) in calls.iter().enumerate() {
+        disk.after(call, state_dir).map_err(|error| format!("call {number}, {call:?}: {error}"))?;
+    }
+    disk.nothing_is_open("it ends")?;
+    Ok(disk)
+}
+
+struct Scene {
+    metadata: Metadata,
+    guest: Guest,
+    key: Key,
+    other: Key,
+}
+
+impl Scene {
+    fn new(prepare: fn(&Self) -> Vec<Value>) -> Self {
+        let metadata = Metadata::start();
+        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
+        let (key, other) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "other"));
+        fs::write(guest.key_file(), "# mine\n").unwrap();
+        let scene = Self { metadata, guest, key, other };
+        for command in prepare(&scene) {
+            let result = scene.guest.apply(&command);
+            assert_eq!(result["status"], "succeeded", "{result}");
+        }
+        scene
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.guest.path("state")
+    }
+}
+
+/// The course of a command, by `apply` and by `run`: in order, and each of its syncs needed by the order.
+fn in_order(files: usize, reloads: usize, prepare: fn(&Scene) -> Vec<Value>, command: fn(&Scene) -> Value) {
+    if !available(&TOOLS) {
+        return;
+    }
+    let scene = Scene::new(prepare);
+    let by_hand = strace::calls_of_apply(&scene.guest, &command(&scene));
+    let reports = held(&by_hand, &scene.state_dir(), files, reloads);
+    assert_eq!(reports, 0, "apply reports nothing");
+
+    let scene = Scene::new(prepare);
+    scene.metadata.queue(queued("c-1", 7, command(&scene)));
+    let by_daemon = strace::calls_of_run(&scene.guest, || drop(scene.metadata.wait_for_result("c-1")));
+    let reports = held(&by_daemon, &scene.state_dir(), files, reloads);
+    assert_eq!(reports, 1, "{by_daemon:#?}");
+}
+
+/// Holds the order, and that the check would miss none of the syncs; how many results went out.
+fn held(calls: &[Call], state_dir: &Path, files: usize, reloads: usize) -> usize {
+    let disk = course(calls, state_dir).unwrap_or_else(|error| panic!("{error}\n{calls:#?}"));
+    // Intent and result at least.
+    assert!(disk.state_renames >= 2, "{calls:#?}");
+    assert_eq!(disk.reloads, reloads, "{calls:#?}");
+    let renames = calls.iter().filter(|call| matches!(call, Call::Rename(..))).count();
+    assert_eq!(renames - disk.state_renames, files, "{calls:#?}");
+    let needed =
+        calls.iter().enumerate().filter(|(_, call)| matches!(call, Call::Sync(_))).filter(|(number, _)| {
+            let without: Vec<Call> = calls
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| other != number)
+                .map(|(_, call)| call.clone())
+                .collect();
+            course(&without, state_dir).is_err()
+        });
+    // Each file that took a name has its own sync and its directory's.
+    assert!(needed.count() >= 2 * renames, "{calls:#?}");
+    disk.reports
+}
+
+#[test]
+fn an_attach_with_passwords_off() {
+    in_order(2, 1, |_| vec![], |scene| attach("my-test", &scene.key, "no"));
+}
+
+#[test]
+fn a_replace() {
+    in_order(
+        2,
+        1,
+        |scene| vec![attach("my-test", &scene.key, "yes")],
+        |scene| with(attach("other", &scene.other, "no"), "replace", json!(true)),
+    );
+}
+
+#[test]
+fn a_detach() {
+    in_order(1, 0, |scene| vec![attach("my-test", &scene.key, "no")], |_| detach("my-test"));
+}
+
+#[test]
+fn passwords_on_again() {
+    in_order(1, 1, |scene| vec![attach("my-test", &scene.key, "no")], |_| set_password_auth("yes"));
+}
