@@ -19,7 +19,7 @@ pub(super) fn undo(config: &Config) -> u8 {
         let _gone = std::io::stdout().write_all(&diff::of(edit));
     }
     for failure in &undone.failures {
-        eprintln!("keypair-agent: not taken back: {}", failure.message);
+        eprintln!("keypair-agent: not done: {}", failure.message);
     }
     if undone.failures.is_empty() {
         if undone.edits.is_empty() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::guest::Guest;
 use crate::policy::edit::{FileEdit, FileKind};
 use crate::policy::observation::{Account, ConfigTree, KeyFile};
-use crate::policy::outcome::Refusal;
+use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan;
 use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::DROP_IN;
@@ -28,7 +28,8 @@ pub struct Undone {
 
 impl<G: Guest> Transaction<G> {
     /// Takes back all that is ours: block, drop-in or top block, then a reload; binding, sequence and results are
-    /// forgotten. What fails does not keep the rest from being taken back.
+    /// forgotten. What fails does not keep the rest from being taken back, but for one thing: the key stays as long as
+    /// password login is not back, since it may be the only way in.
     ///
     /// # Errors
     /// Where the lock cannot be had.
@@ -43,19 +44,26 @@ impl<G: Guest> Transaction<G> {
         if let Err(refusal) = self.close_intent(&mut state) {
             undone.failures.push(refusal);
         }
-        let edits = self.all_of_ours(&state, &mut undone);
-        let mut reload = false;
-        let (settings, keys): (Vec<FileEdit>, Vec<FileEdit>) =
-            edits.into_iter().partition(|edit| edit.kind == FileKind::SshdConfig);
+        let before = undone.failures.len();
+        let (settings, keys) = self.all_of_ours(&state, &mut undone);
         for edit in settings {
-            reload |= self.take_out(edit, &mut undone);
+            self.take_out(edit, &mut undone);
         }
-        // Passwords are back before the key goes.
-        if reload && let Err(refusal) = reload_afresh(&mut self.guest, &self.settings.target_user) {
+        let all_out = undone.failures.len() == before;
+        if let Err(refusal) = self.passwords_are_back(&state, !undone.edits.is_empty()) {
             undone.failures.push(refusal);
         }
+        let passwords_are_back = all_out && undone.failures.len() == before;
         for edit in keys {
-            self.take_out(edit, &mut undone);
+            if passwords_are_back {
+                self.take_out(edit, &mut undone);
+            } else {
+                let message = format!(
+                    "{}: the key stays, since it may be the only way in; mend the above, then run 'keypair-agent undo' again",
+                    edit.path.display()
+                );
+                undone.failures.push(Refusal::new(Reason::LockoutGuard, message));
+            }
         }
         // What could not be taken back is still known to the next try.
         if undone.failures.is_empty() {
@@ -65,24 +73,56 @@ impl<G: Guest> Transaction<G> {
         Ok(undone)
     }
 
+    /// Has sshd read its files without our setting: where that was just taken out, and where an earlier try, or a person,
+    /// took it out and sshd may not know.
+    fn passwords_are_back(&mut self, state: &State, taken_out: bool) -> Result<(), Refusal> {
+        let user = self.settings.target_user.clone();
+        let is_due = taken_out
+            || (state.password_auth.is_some()
+                && match self.guest.sshd(&user) {
+                    Ok(sshd) => sshd.has_read_its_files != Some(true),
+                    Err(refusal) => refusal.reason != Reason::SshdNotFound,
+                });
+        if !is_due {
+            return Ok(());
+        }
+        reload_afresh(&mut self.guest, &user).map_err(|refusal| {
+            let message = format!("sshd has not read its files without our setting: {}", refusal.message);
+            Refusal::new(refusal.reason, message)
+        })
+    }
+
     /// What `undo` would do, without a lock and without a change.
     pub fn standing(&self) -> Undone {
         let mut standing = Undone::default();
         let state = self.load().unwrap_or_default();
-        standing.edits = self.all_of_ours(&state, &mut standing);
+        let (settings, keys) = self.all_of_ours(&state, &mut standing);
+        standing.edits = [settings, keys].concat();
         standing
     }
 
-    /// The edits that take out all that is ours.
-    fn all_of_ours(&self, state: &State, undone: &mut Undone) -> Vec<FileEdit> {
+    /// The edits that take out all that is ours: of sshd's files, and of key files.
+    fn all_of_ours(&self, state: &State, undone: &mut Undone) -> (Vec<FileEdit>, Vec<FileEdit>) {
         let known: Vec<PublicKey> =
             state.binding.iter().map(|binding| binding.key_pair.public_key.clone()).collect();
-        let mut config = self.guest.sshd_files().map_err(|refusal| undone.notes.push(refusal.message)).ok();
+        let mut config = match self.guest.sshd_files() {
+            Ok(config) => Some(config),
+            Err(refusal) if refusal.reason == Reason::SshdNotFound => {
+                undone.notes.push(refusal.message);
+                None
+            }
+            Err(refusal) => {
+                undone.failures.push(refusal);
+                None
+            }
+        };
         if let Some(config) = &mut config {
             self.find_unread_drop_in(config);
         }
         let files = self.key_files(state, undone);
         plan::draft_undo(&files, config.as_ref(), &known)
+            .into_iter()
+            .partition(|edit| edit.kind == FileKind::SshdConfig)
     }
 
     /// A drop-in of ours that no Include leads to any more is still ours.
@@ -94,7 +134,7 @@ impl<G: Guest> Transaction<G> {
         }
     }
 
-    fn take_out(&mut self, edit: FileEdit, undone: &mut Undone) -> bool {
+    fn take_out(&mut self, edit: FileEdit, undone: &mut Undone) {
         let expected = edit.intent().hash_before;
         let done = match (&edit.after, &expected) {
             (Some(after), expected) => self.guest.write(&edit.kind, &edit.path, expected.as_ref(), after),
@@ -102,14 +142,8 @@ impl<G: Guest> Transaction<G> {
             (None, None) => Ok(()),
         };
         match done {
-            Ok(()) => {
-                undone.edits.push(edit);
-                true
-            }
-            Err(error) => {
-                undone.failures.push(error.into());
-                false
-            }
+            Ok(()) => undone.edits.push(edit),
+            Err(error) => undone.failures.push(error.into()),
         }
     }
 
