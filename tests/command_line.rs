@@ -136,3 +136,32 @@ fn check_says_what_the_service_may_not_write() {
     assert!(says("remedy", &format!("ReadWritePaths=-{}", keys.display())), "{report}");
     assert!(guest.agent(&["check"]).status.success());
 }
+
+#[test]
+fn check_does_not_call_a_spoiled_key_well() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "me");
+    assert_eq!(guest.apply(&attach("my-test", &key, "no"))["status"], "succeeded");
+    let lines = |guest: &Guest| -> Vec<String> {
+        let output = String::from_utf8(guest.agent(&["check"]).stdout).unwrap();
+        output.lines().map(str::to_owned).collect()
+    };
+    let seen = lines(&guest);
+    assert!(
+        seen.iter()
+            .any(|line| line.starts_with("ok    running sshd") && line.contains("accepts the bound key"))
+    );
+    let text = fs::read_to_string(guest.key_file()).unwrap();
+    fs::write(guest.key_file(), text.replace(" AAAA", " AAAB")).unwrap();
+    let seen = lines(&guest);
+    let note = |name: &str, says: &str| {
+        let at =
+            seen.iter().position(|line| line.starts_with(&format!("note  {name}")) && line.contains(says));
+        assert!(at.is_some_and(|at| seen[at + 1].contains("attach the key pair again")), "{seen:#?}");
+    };
+    note("key file", "somebody changed the block of my-test");
+    note("running sshd", "refuses the bound key");
+}

@@ -12,7 +12,7 @@ use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::{Decider, Reading, spelling};
 use crate::policy::types::PasswordAuth;
 use crate::transaction::Transaction;
-use crate::transaction::look::Door;
+use crate::transaction::look::{Door, Drift};
 use crate::transaction::perform::{Answered, Planned};
 use crate::transaction::state::State;
 
@@ -116,7 +116,19 @@ fn key_file(transaction: &Transaction<impl Guest>, sshd: &Sshd, account: &Accoun
         Ok(file) => {
             let what = match (&state.binding, &file.content) {
                 (Some(binding), Some(_)) if binding.path == file.path => {
-                    format!("holds the key pair {}", binding.key_pair.key_name)
+                    let name = &binding.key_pair.key_name;
+                    let is_changed =
+                        |drift: &Drift| matches!(drift, Drift::Changed(path) if *path == file.path);
+                    match transaction.drift(state) {
+                        Ok(drift) if drift.iter().any(is_changed) => {
+                            let text = format!(
+                                "{}: somebody changed the block of {name}; attach the key pair again, which repairs it",
+                                file.path.display()
+                            );
+                            return Check::note(NAME, &text).at(Some(&file.path), None);
+                        }
+                        _ => format!("holds the key pair {name}"),
+                    }
                 }
                 (_, Some(_)) => "stands".to_owned(),
                 (_, None) => "does not exist yet".to_owned(),
@@ -166,13 +178,17 @@ fn running(door: Door, asked_for_key: bool) -> Check {
         }
         (Verdict::NotTaken(why), _) => Check::note(NAME, &format!("{address} gave no answer: {why}")),
         (Verdict::AsForetold, offered) => {
-            let bound = match key {
-                _ if !asked_for_key => "",
-                Verdict::AsForetold => ", and accepts the bound key",
-                Verdict::Contradicted(_) => ", and refuses the bound key",
-                Verdict::NotTaken(_) => "",
-            };
-            Check::holds(NAME, format!("{address} offers {}{bound}", offered.join(", ")))
+            let offers = format!("{address} offers {}", offered.join(", "));
+            match key {
+                Verdict::Contradicted(_) if asked_for_key => {
+                    let text = "and refuses the bound key; attach the key pair again, which repairs its file";
+                    Check::note(NAME, &format!("{offers}, {text}"))
+                }
+                Verdict::AsForetold if asked_for_key => {
+                    Check::holds(NAME, format!("{offers}, and accepts the bound key"))
+                }
+                _ => Check::holds(NAME, offers),
+            }
         }
     }
 }

@@ -44,6 +44,9 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("keypair-agent: {error}");
+            if matches!(word, Word::Undo | Word::PasswordAuth(_) | Word::Check { .. }) {
+                eprintln!("keypair-agent: to go by the defaults instead, add '--config /dev/null'");
+            }
             return USAGE.into();
         }
     };
