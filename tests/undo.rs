@@ -93,7 +93,8 @@ fn an_sshd_that_cannot_be_told_of_a_setting_alone() {
     let own = Key::new(&guest.folder, "own");
     fs::write(guest.key_file(), format!("{}\n", own.line)).unwrap();
     assert_eq!(guest.apply(&set_password_auth("no"))["status"], json!("succeeded"));
-    // Through a drop-in that goes again: no file that stands is younger than sshd's last look.
+    // Through a drop-in that goes again: no file that stands is younger than sshd's last look. Nor is the state readable.
+    fs::write(guest.path("state/state.json"), "garbled").unwrap();
     let broken = guest.path("sshd_config.d/99-broken.conf");
     fs::write(&broken, "Bogus yes\n").unwrap();
     for _ in 0..2 {

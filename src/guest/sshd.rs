@@ -136,16 +136,13 @@ pub fn host_keys(sshd: &Sshd) -> Vec<HostKey> {
     files.iter().filter_map(|file| host_key(Path::new(&format!("{file}.pub")))).collect()
 }
 
-/// Whether the listener has read its files as they stand: it writes its pid file anew whenever it has. A directory of
-/// drop-ins tells of one that went. `None` where there is no pid file.
+/// Whether the listener has read its files as they stand: it writes its pid file anew whenever it has. `None` where
+/// there is none.
 fn has_read_its_files(pid_file: &str, config: &ConfigTree) -> Option<bool> {
     let written = fs::metadata(pid_file).ok()?;
     let written = (written.mtime(), written.mtime_nsec());
     let changed = |file: &PathBuf| fs::metadata(file).map(|file| (file.ctime(), file.ctime_nsec())).ok();
-    let patterns = config.includes.values().flatten().filter(|included| included.directory_exists);
-    let directories = patterns.filter_map(|included| included.pattern.parent()).map(Path::to_owned);
-    let mut files = config.files.keys().cloned().chain(directories);
-    Some(files.all(|file| changed(&file).is_none_or(|changed| changed < written)))
+    Some(config.files.keys().filter_map(changed).all(|changed| changed < written))
 }
 
 /// `sshd -T` of the files as they stand, for the first connection of the observation.

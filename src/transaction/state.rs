@@ -32,6 +32,9 @@ pub struct State {
     /// The last setting that a command made.
     #[serde(rename = "passWordAuth")]
     pub password_auth: Option<PasswordAuth>,
+    /// Whether an `undo` took our setting out of sshd's files, and sshd could not be told yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reload_is_owed: bool,
     /// The highest sequence that passed its check, and whose it was.
     pub highest: Option<Highest>,
     /// The command in flight.

@@ -37,7 +37,9 @@ impl<G: Guest> Transaction<G> {
         let _lock = self.guest.lock()?;
         self.guest.sweep_state();
         let mut undone = Undone::default();
-        let mut state = self.load().unwrap_or_else(|unreadable| {
+        let loaded = self.load();
+        let is_readable = loaded.is_ok();
+        let mut state = loaded.unwrap_or_else(|unreadable| {
             undone.notes.push(unreadable.message);
             State::default()
         });
@@ -50,8 +52,16 @@ impl<G: Guest> Transaction<G> {
             self.take_out(edit, &mut undone);
         }
         let all_out = undone.failures.len() == before;
-        if let Err(refusal) = self.passwords_are_back(&state, !undone.edits.is_empty()) {
-            undone.failures.push(refusal);
+        state.reload_is_owed |= !undone.edits.is_empty();
+        if state.reload_is_owed {
+            match reload_afresh(&mut self.guest, &self.settings.target_user) {
+                Ok(()) => state.reload_is_owed = false,
+                Err(refusal) => {
+                    let message =
+                        format!("sshd has not read its files without our setting: {}", refusal.message);
+                    undone.failures.push(Refusal::new(refusal.reason, message));
+                }
+            }
         }
         let passwords_are_back = all_out && undone.failures.len() == before;
         for edit in keys {
@@ -65,31 +75,14 @@ impl<G: Guest> Transaction<G> {
                 undone.failures.push(Refusal::new(Reason::LockoutGuard, message));
             }
         }
-        // What could not be taken back is still known to the next try.
+        // What could not be taken back is still known to the next try, a reload that is owed above all.
         if undone.failures.is_empty() {
             state.forget();
+        }
+        if is_readable || state.reload_is_owed || undone.failures.is_empty() {
             undone.failures.extend(self.save(&state).err());
         }
         Ok(undone)
-    }
-
-    /// Has sshd read its files without our setting: where that was just taken out, and where an earlier try, or a person,
-    /// took it out and sshd may not know.
-    fn passwords_are_back(&mut self, state: &State, taken_out: bool) -> Result<(), Refusal> {
-        let user = self.settings.target_user.clone();
-        let is_due = taken_out
-            || (state.password_auth.is_some()
-                && match self.guest.sshd(&user) {
-                    Ok(sshd) => sshd.has_read_its_files != Some(true),
-                    Err(refusal) => refusal.reason != Reason::SshdNotFound,
-                });
-        if !is_due {
-            return Ok(());
-        }
-        reload_afresh(&mut self.guest, &user).map_err(|refusal| {
-            let message = format!("sshd has not read its files without our setting: {}", refusal.message);
-            Refusal::new(refusal.reason, message)
-        })
     }
 
     /// What `undo` would do, without a lock and without a change.
