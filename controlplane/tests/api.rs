@@ -392,7 +392,7 @@ fn key_text_is_never_logged() {
     server.guest("i-run").answer(&server.guest("i-run").poll(0), "failed");
     let (status, log) = server.end("TERM");
     assert!(status.success());
-    for text in ["SHA256:", "silent", "LockoutGuard", "i-run", "Malformed PublicKey"] {
+    for text in ["SHA256:", "silent", "LOCKOUT_GUARD", "i-run", "Malformed PublicKey"] {
         assert!(log.contains(text), "{text} is not in:\n{log}");
     }
     assert!(!log.contains("AAAA"), "{log}");
