@@ -258,11 +258,7 @@ fn accepted(plan: &Plan) -> String {
 }
 
 fn refused(reason: Option<Reason>) -> String {
-    let reason = reason.and_then(|reason| serde_json::to_value(reason).ok());
-    let word = match reason.as_ref().and_then(|reason| reason.as_str()) {
-        Some(word) => format!(" ({word})"),
-        None => String::new(),
-    };
+    let word = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
     format!(
         "A key pair cannot be attached here with passwords forbidden{word}: see what FAILs below; nothing would be touched."
     )

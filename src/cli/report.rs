@@ -88,9 +88,8 @@ impl Check {
 
 impl From<&Warning> for Check {
     fn from(warning: &Warning) -> Self {
-        let name = serde_json::to_value(warning.reason).ok();
-        let name = name.as_ref().and_then(|name| name.as_str()).unwrap_or("warning");
-        Self::note(name, &warning.message).at(warning.file.as_deref().map(Path::new), warning.line)
+        Self::note(&warning.reason.to_string(), &warning.message)
+            .at(warning.file.as_deref().map(Path::new), warning.line)
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use keypair_agent::policy::outcome::{Outcome, Status};
 use keypair_agent::policy::types::CommandId;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -96,27 +96,19 @@ pub async fn result(
                     info!(instance = %instance.id, command = %id, changed = outcome.changed, "succeeded");
                 }
                 Status::Failed => warn!(
-                    instance = %instance.id, command = %id, reason = named(&outcome.reason), message = ?outcome.message,
+                    instance = %instance.id, command = %id, reason = outcome.reason.map(tracing::field::display), message = ?outcome.message,
                     "failed in the guest"
                 ),
             }
             for warning in &outcome.warnings {
-                let (reason, message) = (named(&warning.reason), &warning.message);
-                warn!(instance = %instance.id, command = %id, reason, ?message, "warned by the guest");
+                let message = &warning.message;
+                warn!(instance = %instance.id, command = %id, reason = %warning.reason, ?message, "warned by the guest");
             }
             Ok(StatusCode::NO_CONTENT)
         }
         Settled::Again => Ok(StatusCode::NO_CONTENT),
         Settled::Conflict => Err(MetadataError::Conflict),
         Settled::Unknown => Err(MetadataError::NotFound),
-    }
-}
-
-/// A reason as the protocol names it, for the log: `IO_ERROR`.
-fn named(reason: &impl Serialize) -> String {
-    match serde_json::to_value(reason) {
-        Ok(Value::String(name)) => name,
-        _ => String::new(),
     }
 }
 

@@ -45,14 +45,13 @@ pub(super) fn outcome(id: &CommandId, result: &str, repeated: bool) {
         );
         return;
     }
-    let reason = outcome.reason.and_then(word);
+    let reason = outcome.reason.map(tracing::field::display);
     match outcome.code {
         Code::Ok => {
             let event = if outcome.changed { Event::CommandSucceeded } else { Event::CommandUnchanged };
             tracing::info!(MESSAGE_ID = event.id(), command = %id, key, changed = outcome.changed, "succeeded: {message}");
             for warning in &outcome.warnings {
-                let reason = word(warning.reason);
-                tracing::warn!(MESSAGE_ID = Event::CommandWarned.id(), command = %id, key, reason, "{}", warning.message);
+                tracing::warn!(MESSAGE_ID = Event::CommandWarned.id(), command = %id, key, reason = %warning.reason, "{}", warning.message);
             }
         }
         Code::InvalidArgument | Code::FailedPrecondition => {
@@ -61,14 +60,6 @@ pub(super) fn outcome(id: &CommandId, result: &str, repeated: bool) {
         Code::Internal => {
             tracing::error!(MESSAGE_ID = Event::CommandBroken.id(), command = %id, key, reason, "failed: {message}");
         }
-    }
-}
-
-/// A reason as results have it.
-fn word(reason: impl serde::Serialize) -> Option<String> {
-    match serde_json::to_value(reason) {
-        Ok(serde_json::Value::String(word)) => Some(word),
-        Ok(_) | Err(_) => None,
     }
 }
 
