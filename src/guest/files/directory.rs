@@ -9,6 +9,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, unlinkat};
 
+use super::beneath::open_beneath;
 use super::error::{Context, FileError};
 use super::label;
 
@@ -42,8 +43,8 @@ impl Directory {
     /// Opens a directory in it, following no link.
     pub(super) fn subdirectory(&self, name: &OsStr) -> Result<Self, FileError> {
         let path = self.entry(name);
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let descriptor = openat(&self.descriptor, name, flags, Mode::empty()).context("open", &path)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let descriptor = open_beneath(&self.descriptor, name, flags).context("open", &path)?;
         Ok(Self { descriptor, path })
     }
 

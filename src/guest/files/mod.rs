@@ -14,6 +14,7 @@
 //! directory that was judged, and nothing is looked up by its whole name a second time.
 
 mod attributes;
+mod beneath;
 mod directory;
 mod error;
 mod key_file;

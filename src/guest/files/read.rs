@@ -6,9 +6,10 @@ use std::io::Read;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 
+use super::beneath::open_beneath;
 use super::directory::{Directory, file_type, kind_in_words};
 use super::error::{Context, FileError};
 
@@ -30,7 +31,7 @@ pub(super) fn open_in(directory: &Directory, name: &OsStr) -> Result<Option<Open
     // Looked at before it is opened: opening a device can do something to it.
     let Some(there) = directory.look(name)? else { return Ok(None) };
     refuse_irregular(&there, &path)?;
-    let file = match openat(directory, name, READ | OFlag::O_NOFOLLOW, Mode::empty()) {
+    let file = match open_beneath(directory, name, READ) {
         Ok(descriptor) => File::from(descriptor),
         Err(Errno::ENOENT) => return Ok(None),
         Err(error) => return Err(error).context("open", &path),

@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::fcntl::{OFlag, open, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::{getegid, geteuid};
 
 use super::attributes::{ACL, XattrFile};
+use super::beneath::open_beneath;
 use super::directory::{Directory, file_type, kind_in_words};
 use super::error::{Context, FileError, shown};
 
@@ -134,10 +135,9 @@ impl Walk {
     /// One component down; whether there is such a directory.
     fn enter(&mut self, name: &OsStr, follow: bool) -> Result<bool, FileError> {
         let path = self.here(name)?;
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         // O_DIRECTORY makes an automounter mount what belongs here, open(2).
-        let place = match openat(&self.last()?.place, name, flags | OFlag::O_DIRECTORY, Mode::empty()) {
-            Err(Errno::ENOTDIR | Errno::ELOOP) => openat(&self.last()?.place, name, flags, Mode::empty()),
+        let place = match open_beneath(&self.last()?.place, name, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            Err(Errno::ENOTDIR | Errno::ELOOP) => open_beneath(&self.last()?.place, name, OFlag::O_PATH),
             answer => answer,
         };
         let place = match place {
@@ -265,8 +265,7 @@ impl Walk {
         let mut name = name;
         loop {
             let path = self.here(&name)?;
-            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let place = match openat(&self.last()?.place, name.as_os_str(), flags, Mode::empty()) {
+            let place = match open_beneath(&self.last()?.place, &name, OFlag::O_PATH) {
                 Ok(place) => place,
                 Err(Errno::ENOENT) => return Ok(name),
                 Err(error) => return Err(error).context("open", &path),

@@ -13,6 +13,7 @@ use crate::policy::types::ContentHash;
 
 use super::walk::{Walk, Way};
 
+mod again;
 mod attributes;
 mod disk;
 mod faults;
@@ -20,7 +21,7 @@ mod key_file;
 mod races;
 mod root_file;
 mod state;
-mod unprivileged;
+
 mod way;
 
 /// A uid that is nobody's here.

@@ -1,0 +1,44 @@
+//! A name in a directory that is held open, and no link: by openat2(2) where the kernel has it (Linux 5.6) and the
+//! sandbox lets it through, by openat(2) elsewhere.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::Mode;
+
+/// What the kernel is asked to refuse besides a link as the name itself: one on the way, /proc's, a step upwards.
+const NO_LINK: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
+    .union(ResolveFlag::RESOLVE_NO_SYMLINKS)
+    .union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+
+/// Opens `name`, which is one component. A link there is ELOOP, or with O_PATH the link itself.
+pub(super) fn open_beneath(directory: impl AsFd, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    loop {
+        let opened = if has_openat2() {
+            openat2(&directory, name, OpenHow::new().flags(flags).resolve(NO_LINK))
+        } else {
+            openat(&directory, name, flags, Mode::empty())
+        };
+        match opened {
+            Err(Errno::EINTR) => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// Asked once: a kernel does not learn it, and a filter of system calls (seccomp(2)) does not go.
+fn has_openat2() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = Path::new("/");
+        let asked = open(root, flags, Mode::empty())
+            .and_then(|root| openat2(root, ".", OpenHow::new().flags(flags).resolve(NO_LINK)));
+        !matches!(asked, Err(Errno::ENOSYS | Errno::EPERM))
+    })
+}

@@ -1,0 +1,47 @@
+//! All the other tests again, in other circumstances: as somebody else than root, who can use it on his own files, and
+//! on a kernel without openat2(2).
+
+use std::os::unix::process::CommandExt;
+
+use super::*;
+
+/// Runs the other tests in a copy of this program that anybody may run, their files in a directory of `owner`'s.
+fn everything_again(owner: u32, tracer: &[&str]) {
+    let scratch = scratch();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = scratch.path().join("tests");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let own = scratch.path().join("own");
+    fs::create_dir(&own).unwrap();
+    chown(&own, Some(owner), Some(owner)).unwrap();
+    let words: Vec<&Path> = tracer.iter().map(Path::new).chain([program.as_path()]).collect();
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .args(["guest::files::", "--skip", "everything_again", "--nocapture"])
+        .env(SCRATCH, &own)
+        .uid(owner)
+        .gid(owner)
+        .current_dir(&own)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("test result: ok"), "{text}");
+    assert_eq!(names(&own), [""; 0]);
+}
+
+#[test]
+fn everything_again_for_ones_own_files() {
+    if is_root("becoming somebody else") {
+        everything_again(USER, &[]);
+    }
+}
+
+#[test]
+fn everything_again_without_openat2() {
+    let inject = "inject=openat2:error=ENOSYS";
+    if is_root("a directory of one's own") && tool("strace", &["-V"]) {
+        everything_again(0, &["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", inject]);
+    }
+}
