@@ -71,11 +71,13 @@ impl Directory {
         }
     }
 
-    /// Removes an empty directory in it; whether it was removed. One that is not empty stays.
+    /// Removes an empty directory in it; whether it was removed. One that is not empty, or mounted over, stays.
     pub(super) fn remove_empty(&self, name: &OsStr) -> Result<bool, FileError> {
         match unlinkat(&self.descriptor, name, UnlinkatFlags::RemoveDir) {
             Ok(()) => Ok(true),
-            Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => Ok(false),
+            Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EBUSY) => {
+                Ok(false)
+            }
             Err(error) => Err(error).context("remove", &self.entry(name)),
         }
     }

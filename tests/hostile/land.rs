@@ -1,0 +1,145 @@
+//! The home, and the victims around it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use keypair_agent::policy::observation::Account;
+
+/// Nobody's here.
+pub const USER: u32 = 61_003;
+pub const STRANGER: u32 = 61_004;
+
+/// What no file that the user can read ever says.
+pub const SECRET: &str = "root's own";
+
+/// A folder with a home in it. What is shared by the processes of one run.
+pub struct Land(PathBuf);
+
+/// What there is of an entry: kind and mode, owner, group, bytes or the names in it.
+pub type Entry = (u32, u32, u32, Vec<u8>);
+
+impl Land {
+    pub fn at(folder: &Path) -> Self {
+        Self(folder.to_owned())
+    }
+
+    /// Lays it out.
+    pub fn prepare(&self) {
+        let file = |name: &str, owner: u32, mode: u32| {
+            fs::write(self.0.join(name), format!("{SECRET}: {name}\n")).unwrap();
+            chown(self.0.join(name), Some(owner), Some(owner)).unwrap();
+            fs::set_permissions(self.0.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let directory = |name: &str, owner: u32, mode: u32| {
+            fs::create_dir(self.0.join(name)).unwrap();
+            chown(self.0.join(name), Some(owner), Some(owner)).unwrap();
+            fs::set_permissions(self.0.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        directory("victim", 0, 0o755);
+        file("victim/authorized_keys", 0, 0o600);
+        directory("victim/ssh", 0, 0o700);
+        file("victim/ssh/authorized_keys", 0, 0o600);
+        directory("empty", 0, 0o755);
+        directory("stranger", STRANGER, 0o755);
+        file("stranger/authorized_keys", STRANGER, 0o600);
+        // Whoever can write a file may give it another name where he likes, although hard links are protected.
+        file("everyones", 0, 0o666);
+        fs::write(self.0.join("everyones"), "everyone's\n").unwrap();
+        directory("home", USER, 0o755);
+        // He can move what is root's in his home, and not look into it.
+        directory("home/treasure", 0, 0o750);
+        file("home/treasure/secret", 0, 0o600);
+        file("home/roots", 0, 0o600);
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.0.join("home")
+    }
+
+    /// The one path that the agent writes, in two forms: in the second the user owns a parent besides.
+    pub fn key_files(&self) -> [PathBuf; 2] {
+        [".ssh/authorized_keys", ".config/ssh/authorized_keys"].map(|name| self.home().join(name))
+    }
+
+    pub fn account(&self) -> Account {
+        Account {
+            name: "joe".into(),
+            uid: USER,
+            gid: USER,
+            home: self.home(),
+            shell: "/bin/sh".into(),
+            groups: vec!["joe".into()],
+            group_is_private: true,
+        }
+    }
+
+    /// All that is none of the user's: what lies around the home by its path, and root's things in it by their inode.
+    pub fn victims(&self) -> BTreeMap<String, Entry> {
+        let mut seen = BTreeMap::new();
+        for name in ["victim", "empty", "stranger", "everyones"] {
+            look(&self.0.join(name), &mut seen, &|path, _| path.to_string_lossy().into_owned());
+        }
+        // He may write there himself; the agent never.
+        for (_, (.., content)) in seen.iter_mut().filter(|(path, _)| path.ends_with("everyones")) {
+            content.retain(|byte| *byte == b'k');
+        }
+        let mut in_home = BTreeMap::new();
+        look(&self.home(), &mut in_home, &|_, inode| inode.to_string());
+        for inode in [self.inode("home/treasure"), self.inode("home/treasure/secret")] {
+            let mut entry = in_home.remove(&inode).unwrap_or_else(|| panic!("{inode} is gone"));
+            // It may have stood in the place of `.ssh`.
+            if entry.0 & 0o170_000 == 0o040_000 {
+                entry.3.clear();
+            }
+            seen.insert(format!("inode {inode}"), entry);
+        }
+        seen
+    }
+
+    /// The inode that something had at the beginning; kept in a file, since its name is the user's to change.
+    fn inode(&self, name: &str) -> String {
+        let kept = self.0.join(format!("inode-{}", name.replace('/', "-")));
+        if !kept.exists() {
+            fs::write(&kept, fs::metadata(self.0.join(name)).unwrap().ino().to_string()).unwrap();
+        }
+        fs::read_to_string(kept).unwrap()
+    }
+
+    /// Files that the user can read although they say what is root's.
+    pub fn leaks(&self) -> Vec<PathBuf> {
+        let mut leaks = Vec::new();
+        let mut seen = BTreeMap::new();
+        look(&self.home(), &mut seen, &|path, _| path.to_string_lossy().into_owned());
+        for (path, (mode, owner, _, content)) in seen {
+            let is_file = mode & 0o170_000 == 0o100_000;
+            let readable = owner == USER || mode & 0o004 != 0;
+            if is_file && readable && content.windows(SECRET.len()).any(|part| part == SECRET.as_bytes()) {
+                leaks.push(path.into());
+            }
+        }
+        leaks
+    }
+}
+
+/// Everything from `path` down, links not followed, each under its key.
+fn look(path: &Path, seen: &mut BTreeMap<String, Entry>, key: &dyn Fn(&Path, u64) -> String) {
+    let metadata = path.symlink_metadata().unwrap();
+    let mut content = Vec::new();
+    if metadata.is_file() {
+        content = fs::read(path).unwrap();
+    } else if metadata.is_dir() {
+        let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        content = names.iter().flat_map(|name| [name.as_encoded_bytes(), b"/"].concat()).collect();
+        for name in names {
+            look(&path.join(name), seen, key);
+        }
+    }
+    seen.insert(key(path, metadata.ino()), (metadata.mode(), metadata.uid(), metadata.gid(), content));
+}

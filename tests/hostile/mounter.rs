@@ -1,0 +1,47 @@
+//! Somebody who may mount where the user lets him, as fusermount(1) does for a user: in a namespace of its own.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::Dice;
+use super::land::{Land, USER};
+
+/// Mounts over `.ssh` and takes it away again until the file `done` is there; how often.
+pub fn work(land: &Land, seed: u64) -> usize {
+    let mut dice = Dice::of(seed);
+    let mut mounted = 0;
+    let place = land.home().join(".ssh");
+    let options = format!("uid={USER},gid={USER},mode=700,size=1m");
+    while !land.path("done").exists() {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        // By descriptor: the user must not have him mount over what is none of his.
+        if let Ok(held) = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&place) {
+            let target = format!("/proc/self/fd/{}", held.as_raw_fd());
+            let none = Some("none");
+            if mount(none, target.as_str(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).is_ok() {
+                mounted += 1;
+                sleep(Duration::from_millis(dice.roll(4) as u64));
+                let _ = fs::metadata(&place);
+                take_away(land);
+            }
+        }
+        sleep(Duration::from_millis(dice.roll(8) as u64));
+    }
+    mounted
+}
+
+/// The user may have moved what was mounted over.
+fn take_away(land: &Land) {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let places = table.lines().filter_map(|line| line.split(' ').nth(1));
+    for place in places.filter(|place| Path::new(place).starts_with(land.home())) {
+        umount2(place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).unwrap();
+    }
+}
