@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sshd packages test-packages test-guests check bench size deps
+.PHONY: help demo test test-sshd packages test-packages test-guests test-long-life check bench size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-packages: ## builds the packages twice and tries them: the same bytes, lint
 
 test-guests: ## the packages in real Debian guests: install, log in, boot, upgrade, purge; needs root; 10 minutes, the first time 20
 	@bash tests/guests/run.sh
+
+test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; an hour
+	KEYPAIR_LONG_LIFE=20000 cargo test --test long_life -- --nocapture
 
 check: ## format, lints, documentation, dependencies
 	cargo fmt --all --check

@@ -19,7 +19,7 @@ use keypair_agent::guest::files::{
 };
 use keypair_agent::policy::types::ContentHash;
 use serde_json::{Value, json};
-use support::{Folder, available};
+use support::{Folder, apart, available};
 
 const LAND: &str = "KEYPAIR_HOSTILE_LAND";
 const SEED: &str = "KEYPAIR_HOSTILE_SEED";
@@ -50,15 +50,9 @@ fn races(tracer: &[&str]) {
     let before = land.victims();
     let seed = std::env::var(SEED).unwrap_or_else(|_| std::process::id().to_string());
     println!("seed {seed}: {SEED}={seed} takes it again");
-    let output = Command::new("timeout")
-        .args(["300", "unshare", "--mount", "--propagation", "private"])
-        .args(tracer)
-        .arg(&program)
-        .args(["--exact", "the_agent", "--ignored", "--nocapture"])
-        .env(LAND, folder.path())
-        .env(SEED, &seed)
-        .output()
-        .unwrap();
+    let alone = [&["timeout", "300", "unshare", "--mount", "--propagation", "private"], tracer].concat();
+    let output =
+        apart(&alone, &program, "the_agent").env(LAND, folder.path()).env(SEED, &seed).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     let told = |name: &str| -> Value {

@@ -48,6 +48,13 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// A test of this program in a process of its own, which these words start.
+pub fn apart(words: &[&str], program: &Path, test: &str) -> Command {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg(program).args(["--exact", test, "--ignored", "--nocapture"]);
+    command
+}
+
 /// A private folder whose every parent is root's, so that StrictModes accepts it.
 pub struct Folder(PathBuf);
 
