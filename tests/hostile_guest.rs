@@ -62,7 +62,7 @@ fn races(tracer: &[&str]) {
     let (agent, user) = (told("agent.json"), told("user.json"));
     println!("{text}the agent: {agent}\nthe user: {user}\nmounted: {}", told("mounter.json"));
     assert_eq!(land.victims(), before);
-    assert_eq!(land.leaks(), [PathBuf::new(); 0]);
+    assert_eq!(land.leaks(), Vec::<PathBuf>::new());
     // A directory of ours that somebody mounted over is his: nothing to be removed, and no failure.
     assert!(!text.contains("resource busy"), "{text}");
     // Both had their share of it, else there was no race.
