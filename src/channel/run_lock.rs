@@ -8,15 +8,28 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 const FILE: &str = "run.lock";
 
 /// Held as long as this value lives.
 #[derive(Debug)]
 pub struct RunLock {
-    _lock: Flock<File>,
+    file: File,
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        release(&self.file);
+    }
+}
+
+/// A child that is about to start may have the descriptor too, so it is not left to its closing alone; where this
+/// fails, it is. (The lock of `nix` panics then.)
+fn release(file: &File) {
+    let _ = flock(file, FlockOperation::NonBlockingUnlock);
 }
 
 /// Why this `run` is not the one.
@@ -60,14 +73,15 @@ impl RunLock {
             .map_err(failed)?;
         // `status` looks by taking it for a moment (`holder`): such a moment is not another `run`.
         for _ in 0..5 {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(mut lock) => {
-                    lock.set_len(0).map_err(failed)?;
-                    writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-                    return Ok(Self { _lock: lock });
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    file.set_len(0).map_err(failed)?;
+                    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+                    return Ok(Self { file });
                 }
-                Err((again, Errno::EWOULDBLOCK)) => file = again,
-                Err((_, errno)) => return Err(failed(errno.into())),
+                Err(Errno::WOULDBLOCK) => {}
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(failed(errno.into())),
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -78,11 +92,15 @@ impl RunLock {
 /// The pid of the `run` that is alive, for `status`; `Some(None)` where it could not be read. Creates and
 /// changes nothing.
 pub fn holder(run_dir: &Path) -> Option<Option<u32>> {
-    let file =
+    let mut file =
         OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(run_dir.join(FILE)).ok()?;
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Err((mut file, Errno::EWOULDBLOCK)) => Some(pid_in(&mut file)),
-        Ok(_) | Err(_) => None,
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => Some(pid_in(&mut file)),
+        Ok(()) => {
+            release(&file);
+            None
+        }
+        Err(_) => None,
     }
 }
 
@@ -117,8 +135,8 @@ mod tests {
     fn a_look_by_status_is_not_another_run() {
         let dir = tempfile::tempdir().unwrap();
         drop(RunLock::acquire(dir.path()).unwrap());
-        let look =
-            Flock::lock(File::open(dir.path().join(FILE)).unwrap(), FlockArg::LockSharedNonblock).unwrap();
+        let look = File::open(dir.path().join(FILE)).unwrap();
+        flock(&look, FlockOperation::NonBlockingLockShared).unwrap();
         let thread = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(30));
             drop(look);

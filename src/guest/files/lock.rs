@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{major, minor};
 use nix::sys::stat::{FileStat, fstat};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::directory::Directory;
 use super::error::{FileError, shown};
@@ -23,7 +23,15 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 #[must_use = "the lock is held only as long as this lives"]
 pub struct Guard {
-    _lock: Flock<OwnedFd>,
+    descriptor: OwnedFd,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // A child that is about to start may have the descriptor too, so it is not left to its closing alone; where
+        // this fails, it is. (The guard of `nix` panics then.)
+        let _ = flock(&self.descriptor, FlockOperation::NonBlockingUnlock);
+    }
 }
 
 /// Why the lock was not got.
@@ -79,12 +87,12 @@ impl From<FileError> for LockError {
 /// two calls in one process shut each other out as two processes do.
 pub(super) fn lock(directory: &Directory, timeout: Duration) -> Result<Guard, LockError> {
     let asked = Instant::now();
-    let mut descriptor = directory.reopened()?;
+    let descriptor = directory.reopened()?;
     loop {
-        match Flock::lock(descriptor, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(Guard { _lock: lock }),
-            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => descriptor = back,
-            Err((_, error)) => {
+        match flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Guard { descriptor }),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(error) => {
                 let path = directory.path.clone();
                 return Err(FileError::Io { path, action: "lock", source: error.into() }.into());
             }
