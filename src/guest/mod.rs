@@ -109,7 +109,7 @@ pub trait Guest {
     ) -> Result<(), FileError>;
     /// Removes the stale temporaries of a crash beside `path`.
     fn sweep(&mut self, kind: &FileKind, path: &Path);
-    /// Removes those in the state directory.
+    /// Removes those in the state directory, and what questions that were cut off left.
     fn sweep_state(&mut self);
 
     /// Whether OpenSSH itself reads this key: a point that is not on its curve looks well-formed here, and sshd

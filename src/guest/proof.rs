@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use base64ct::{Base64, Encoding};
 
 use super::child;
-use super::private::PrivateDirectory;
+use super::private::{PROOF, PrivateDirectory};
 use super::sshd::HostKey;
 use crate::policy::proof::{Seen, read};
 use crate::policy::public_key::PublicKey;
@@ -97,7 +97,7 @@ fn arguments(directory: &Path, address: SocketAddr, user: &str, key: Option<&Pub
 
 /// A private directory with the host's own keys and the key to ask about.
 fn prepared(run_dir: &Path, host_keys: &[HostKey], key: Option<&PublicKey>) -> io::Result<PrivateDirectory> {
-    let directory = PrivateDirectory::make(run_dir, "proof-")?;
+    let directory = PrivateDirectory::make(run_dir, PROOF)?;
     let known = |key: &HostKey| format!("{ALIAS} {} {}\n", key.key_type, Base64::encode_string(&key.blob));
     fs::write(directory.path().join("known_hosts"), host_keys.iter().map(known).collect::<String>())?;
     if let Some(key) = key {

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::child;
-use super::private::PrivateDirectory;
+use super::private::{HOST_KEY, PrivateDirectory};
 use crate::policy::effective::Effective;
 use crate::policy::observation::{Answer, Connection};
 use crate::policy::outcome::{Reason, Refusal};
@@ -168,7 +168,7 @@ impl ThrowAwayKey {
             );
             Refusal::new(Reason::IoError, text)
         };
-        let directory = PrivateDirectory::make(run_dir, "host-key-").map_err(|error| failed(&error))?;
+        let directory = PrivateDirectory::make(run_dir, HOST_KEY).map_err(|error| failed(&error))?;
         let path = directory.path().join("key");
         // ecdsa: FIPS mode knows no ed25519.
         let arguments: [&std::ffi::OsStr; 9] = [

@@ -23,8 +23,8 @@ use crate::policy::types::{CommandId, ContentHash};
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
 use super::{
-    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, proof, revoked,
-    service,
+    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, private, proof,
+    revoked, service,
 };
 
 /// How long a command waits for its turn (contract 8).
@@ -185,6 +185,10 @@ impl Guest for RealGuest {
         let swept = StateDirectory::open(&self.state_dir, false).and_then(|directory| directory.sweep());
         if let Err(error) = swept {
             tracing::warn!("temporaries of an earlier run may be left: {error}");
+        }
+        if let Err(error) = private::sweep(&self.sshd.run_dir) {
+            let run_dir = self.sshd.run_dir.display();
+            tracing::warn!("directories of an earlier run may be left in {run_dir}: {error}");
         }
     }
 
