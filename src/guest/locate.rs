@@ -35,7 +35,7 @@ pub(super) fn locate(settings: &SshdSettings) -> Result<Located, Refusal> {
         return by_pid_file(settings, pid_file);
     }
     if systemd::is_running() {
-        let unit = systemd::sshd_service().map_err(|error| not_found(format!("systemd: {error}")))?;
+        let unit = systemd::sshd_service().map_err(unsaid)?;
         if let Some(unit) = unit {
             return by_unit(settings, &unit);
         }
@@ -45,6 +45,11 @@ pub(super) fn locate(settings: &SshdSettings) -> Result<Located, Refusal> {
 
 fn not_found(text: impl Into<String>) -> Refusal {
     Refusal::new(Reason::SshdNotFound, text)
+}
+
+/// A systemd that does not answer is no sshd that is not there: recovery would tell nobody, and be done.
+fn unsaid(error: String) -> Refusal {
+    Refusal::new(Reason::IoError, format!("systemd does not say who sshd is: {error}"))
 }
 
 fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Refusal> {
@@ -70,12 +75,13 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
     let arguments = found.map_err(|error| match (error, &words) {
         (NotListener::Gone, _) => not_found(format!("{id} is active without a main process; restart it")),
         (NotListener::Other(text), _) => not_found(format!("the main process of {name} is no sshd: {text}")),
+        (NotListener::Io(text), _) => Refusal::new(Reason::IoError, format!("{name}: {text}")),
         (NotListener::Unclear(text), Err(error)) => not_found(format!("{name}: {text}; {error}")),
         (NotListener::Unclear(text), Ok(_)) => {
             not_found(format!("{name}: {text}; restart it, so that it runs with its unit's options"))
         }
     })?;
-    let sockets = systemd::active_sockets(unit).map_err(|error| not_found(format!("systemd: {error}")))?;
+    let sockets = systemd::active_sockets(unit).map_err(unsaid)?;
     let reload = if sockets.is_empty() { Reload::Unit(id.clone()) } else { Reload::SocketUnit(id.clone()) };
     Ok(Located { arguments, running: true, pid: Some(unit.main_pid), reload, name })
 }
@@ -123,6 +129,9 @@ fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refu
         Err(NotListener::Other(text)) => {
             Ok(nobody(format!("{} names pid {pid}, which is no sshd listener: {text}", pid_file.display())))
         }
+        Err(NotListener::Io(text)) => {
+            Err(Refusal::new(Reason::IoError, format!("the sshd of {}: {text}", pid_file.display())))
+        }
         Err(NotListener::Unclear(text)) => {
             let file = pid_file.display();
             Err(not_found(format!("the sshd of {file} (pid {pid}): {text}; restart it with simpler options")))
@@ -136,7 +145,8 @@ pub(super) fn read_pid(pid_file: &Path) -> Result<Option<i32>, Refusal> {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            return Err(not_found(format!("cannot read sshd's pid file {}: {error}", pid_file.display())));
+            let text = format!("cannot read sshd's pid file {}: {error}", pid_file.display());
+            return Err(Refusal::new(Reason::IoError, text));
         }
     };
     let pid = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1);
@@ -159,6 +169,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         assert_eq!(read_pid(&file), Ok(None));
+        // What cannot be read is not what is not there.
+        assert_eq!(read_pid(directory.path()).unwrap_err().reason, Reason::IoError);
         for (text, expected) in [
             ("12\n", Some(12)),
             (" 7", Some(7)),

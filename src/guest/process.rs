@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -23,14 +24,41 @@ pub(super) enum NotListener {
     Other(String),
     /// It is one, and its options can't be told.
     Unclear(String),
+    /// The system did not say: nothing follows from that, least of all that nobody runs.
+    Io(String),
+}
+
+impl NotListener {
+    /// What a file of /proc that cannot be read means: without the process there is none.
+    fn unread(path: &str, error: &io::Error) -> Self {
+        match is_of_nobody(error) {
+            true => Self::Gone,
+            false => Self::Io(format!("cannot read {path}: {error}")),
+        }
+    }
+}
+
+/// Whether an error of a file of /proc says that there is no such process, proc(5).
+fn is_of_nobody(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+}
+
+/// Whether the process exists and has not ended, as far as can be told.
+pub(super) fn is_alive(pid: i32) -> bool {
+    state(pid).unwrap_or(true)
 }
 
 /// Whether the process exists and has not ended.
-pub(super) fn is_alive(pid: i32) -> bool {
+fn state(pid: i32) -> Result<bool, NotListener> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = match fs::read_to_string(&path) {
+        Ok(stat) => stat,
+        Err(error) if is_of_nobody(&error) => return Ok(false),
+        Err(error) => return Err(NotListener::unread(&path, &error)),
+    };
     // pid (comm) state …; the name may hold blanks and brackets.
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, Some('Z' | 'X' | 'x') | None)
+    Ok(!matches!(state, Some('Z' | 'X' | 'x') | None))
 }
 
 /// The inodes of the sockets it holds; `None` where that can't be read.
@@ -40,7 +68,7 @@ pub(super) fn socket_inodes(pid: i32) -> Option<BTreeSet<u64>> {
         // A descriptor may close while we look; one that may not be read makes the list useless.
         let target = match fs::read_link(entry.ok()?.path()) {
             Ok(target) => target,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(_) => return None,
         };
         let target = target.to_string_lossy();
@@ -57,7 +85,7 @@ pub(super) fn listener_arguments(
     binary: &Path,
     unit: Option<&[String]>,
 ) -> Result<Vec<String>, NotListener> {
-    if pid <= 0 || !is_alive(pid) {
+    if pid <= 0 || !state(pid)? {
         return Err(NotListener::Gone);
     }
     // A title is whatever its process makes it: only one of our own rank is believed.
@@ -67,7 +95,8 @@ pub(super) fn listener_arguments(
     if let Some(exe) = executable(pid).filter(|exe| !is_sshd(exe, binary)) {
         return Err(NotListener::Other(format!("it runs {}", exe.display())));
     }
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| NotListener::Gone)?;
+    let path = format!("/proc/{pid}/cmdline");
+    let cmdline = fs::read(&path).map_err(|error| NotListener::unread(&path, &error))?;
     let arguments = listener::arguments(&cmdline, unit).map_err(|error| match error {
         ListenerError::NotAListener(_) => NotListener::Other(error.to_string()),
         _ => NotListener::Unclear(error.to_string()),
