@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sshd packages test-packages test-guests test-long-life check bench size deps
+.PHONY: help demo test test-crash test-sshd packages test-packages test-guests test-long-life check bench size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,9 @@ demo: ## bind a key to a private sshd through the control plane, log in with it,
 # Most tests wait for somebody most of the time: more of them at once than there are cores.
 test: deps ## every test; what a machine cannot run says why it is skipped
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace
+
+test-crash: deps ## apply and run killed, and each of their calls failing, at some 2,300 points; fifteen minutes
+	KEYPAIR_CRASH_POINTS=all cargo test --test crash --test disk_faults -- --nocapture
 
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
 	@bash tests/suites.sh

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod metadata;
 pub mod sshd;
 pub mod strace;
+pub mod tracer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -114,18 +115,22 @@ impl Guest {
         let guest = Self { config: folder.path().join("agent.toml"), sshd, folder };
         guest.component("3.0.1042");
         let metadata = form.metadata.map_or("http://127.0.0.1:9/metadata/latest".to_owned(), Metadata::url);
+        guest.configure(form.agent, &metadata);
+        guest
+    }
+
+    /// Writes the agent's configuration, with these lines ahead of its tables.
+    pub fn configure(&self, agent: &str, metadata_url: &str) {
         fs::write(
-            &guest.config,
+            &self.config,
             format!(
-                "{}\nmetadata_url = \"{metadata}\"\ncomponent_info = \"{dir}/componentInfo.cfg\"\n\
+                "{agent}\nmetadata_url = \"{metadata_url}\"\ncomponent_info = \"{dir}/componentInfo.cfg\"\n\
                  state_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
                  [sshd]\nconfig = \"{dir}/sshd_config\"\npid_file = \"{dir}/sshd.pid\"\n",
-                form.agent,
-                dir = guest.folder.path().display()
+                dir = self.folder.path().display()
             ),
         )
         .unwrap();
-        guest
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

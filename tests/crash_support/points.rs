@@ -1,0 +1,256 @@
+//! The points of a suite: which there are, which of them are tried, and what came of them.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use nix::errno::Errno;
+
+use super::course::{self, Became};
+use super::scene::Scene;
+use super::subject::{SUBJECTS, Subject};
+use crate::support::tracer::{Call, Deed};
+
+/// Who carries the command out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Way {
+    Apply,
+    Run,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(if *self == Self::Apply { "apply" } else { "run" })
+    }
+}
+
+/// A point: distinct in command, way, call, path, number and deed.
+#[derive(Clone)]
+pub struct Point {
+    pub subject: &'static Subject,
+    pub way: Way,
+    pub call: Call,
+    pub deed: Deed,
+    /// Its place in the course of the command.
+    pub order: usize,
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { subject, way, call, .. } = self;
+        write!(
+            out,
+            "{way} of {}, {}, {} {}, no. {}",
+            subject.name,
+            self.kind(),
+            call.name,
+            call.path,
+            call.nth
+        )
+    }
+}
+
+impl Point {
+    /// What is done to it.
+    pub fn kind(&self) -> String {
+        match self.deed {
+            Deed::KillBefore => "killed before".to_owned(),
+            Deed::KillAfter => "killed after".to_owned(),
+            Deed::Fail(errno) => format!("{errno:?}"),
+        }
+    }
+
+    /// The files that a command writes, and the state.
+    pub fn is_about_our_files(&self) -> bool {
+        let path = self.call.path.as_str();
+        ["guest/state", "guest/keys", "guest/sshd_config"].iter().any(|ours| path.starts_with(ours))
+            || path.contains("/ssh/")
+    }
+}
+
+/// A suite: what it does at a call, and what is tried of that in `make test`.
+pub struct Suite {
+    pub name: &'static str,
+    /// Whether a command is tried by this way.
+    pub includes: fn(&Subject, Way) -> bool,
+    pub deeds: fn(&Subject, Way, &Call) -> Vec<Deed>,
+    pub attempt: fn(&Scene, &Point, usize) -> Became,
+    /// In `make test`, so many points of each command, way and kind.
+    pub sample: usize,
+}
+
+/// Most of a point's time is spent waiting.
+const WORKERS: usize = 4;
+
+impl Suite {
+    /// Tries the points, all of them where KEYPAIR_CRASH_POINTS is `all`, and those alone whose words hold
+    /// KEYPAIR_CRASH_ONLY; the points and what became of them. Where the first is `list` they are printed.
+    pub fn run(&self) -> Vec<(Point, Became)> {
+        let begun = Instant::now();
+        let wanted = std::env::var("KEYPAIR_CRASH_POINTS").unwrap_or_default();
+        let only = std::env::var("KEYPAIR_CRASH_ONLY").unwrap_or_default();
+        let all = self.points(&only);
+        if wanted == "list" {
+            all.iter().for_each(|point| eprintln!("{}: {point}", self.name));
+            return Vec::new();
+        }
+        let mut points = if wanted == "all" { all.clone() } else { self.sampled(&all) };
+        points.retain(|point| point.to_string().contains(&only));
+        let tried: Mutex<Vec<(Point, Became)>> = Mutex::default();
+        let failures: Mutex<Vec<String>> = Mutex::default();
+        in_turn(&points, |scene, number, point| {
+            let slot = scene.take();
+            let attempt = AssertUnwindSafe(|| {
+                let scene = match slot {
+                    Some(scene) if std::ptr::eq(scene.subject, point.subject) && scene.is_reusable() => scene,
+                    _ => Scene::new(point.subject),
+                };
+                let became = (self.attempt)(&scene, point, number);
+                (scene, became)
+            });
+            match catch_unwind(attempt) {
+                Ok((used, became)) => {
+                    *scene = Some(used);
+                    tried.lock().unwrap().push((point.clone(), became));
+                }
+                Err(panic) => {
+                    let text = panic
+                        .downcast_ref::<String>()
+                        .cloned()
+                        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                    failures.lock().unwrap().push(format!("{point}: {}", text.unwrap_or_default()));
+                }
+            }
+        });
+        let (mut tried, failures) = (tried.into_inner().unwrap(), failures.into_inner().unwrap());
+        tried.sort_by_key(|(point, _)| (point.way, point.subject.name, point.order));
+        self.tell(all.len(), &tried, &failures, begun.elapsed().as_secs());
+        assert!(failures.is_empty(), "{} of {} points failed", failures.len(), points.len());
+        tried
+    }
+
+    /// All points: each command's calls, by both ways.
+    fn points(&self, only: &str) -> Vec<Point> {
+        let courses: Vec<(usize, Way)> = (0..SUBJECTS.len())
+            .flat_map(|number| [(number, Way::Apply), (number, Way::Run)])
+            .filter(|(number, way)| (self.includes)(&SUBJECTS[*number], *way))
+            .filter(|(number, way)| {
+                let course = format!("{way} of {},", SUBJECTS[*number].name);
+                !only.contains(" of ") || course.contains(only) || only.contains(&course)
+            })
+            .collect();
+        let found: Mutex<BTreeMap<(usize, Way), Vec<Point>>> = Mutex::default();
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..WORKERS {
+                scope.spawn(|| {
+                    while let Some((number, way)) = courses.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let subject = &SUBJECTS[*number];
+                        let calls = course::calls(&Scene::new(subject), *way);
+                        let points = calls.iter().enumerate().flat_map(|(order, call)| {
+                            let deeds = (self.deeds)(subject, *way, call).into_iter();
+                            deeds.map(move |deed| Point {
+                                subject,
+                                way: *way,
+                                call: call.clone(),
+                                deed,
+                                order,
+                            })
+                        });
+                        found.lock().unwrap().insert((*number, *way), points.collect());
+                    }
+                });
+            }
+        });
+        let points: Vec<Point> = found.into_inner().unwrap().into_values().flatten().collect();
+        let distinct: HashSet<_> =
+            points.iter().map(|point| (point.subject.name, point.way, &point.call, point.kind())).collect();
+        assert_eq!(distinct.len(), points.len(), "points that are the same");
+        points
+    }
+
+    /// Some of each command, way and kind, the same ones every time.
+    fn sampled(&self, all: &[Point]) -> Vec<Point> {
+        let mut groups: BTreeMap<(usize, Way, String), Vec<&Point>> = BTreeMap::new();
+        for point in all {
+            let number = SUBJECTS.iter().position(|subject| std::ptr::eq(subject, point.subject)).unwrap();
+            groups.entry((number, point.way, point.kind())).or_default().push(point);
+        }
+        let mut sample = Vec::new();
+        for (number, group) in groups.into_values().enumerate() {
+            // Not the same place of each: another third of the way with every group.
+            let step = (group.len() / self.sample).max(1);
+            let first = (number * 7) % step;
+            sample.extend(group.into_iter().skip(first).step_by(step).take(self.sample).cloned());
+        }
+        sample
+    }
+
+    fn tell(&self, all: usize, tried: &[(Point, Became)], failures: &[String], seconds: u64) {
+        let reached = tried.iter().filter(|(_, became)| *became != Became::NotReached);
+        let mut kinds: BTreeMap<String, (usize, BTreeMap<Became, usize>)> = BTreeMap::new();
+        for (point, became) in reached.clone() {
+            let (count, what) = kinds.entry(point.kind()).or_default();
+            *count += 1;
+            *what.entry(became.clone()).or_default() += 1;
+        }
+        for (kind, (count, what)) in &kinds {
+            let what: Vec<String> =
+                what.iter().map(|(became, count)| format!("{count} {became:?}")).collect();
+            eprintln!("{}: {kind}: {count} points ({})", self.name, what.join(", "));
+        }
+        for (point, became) in tried {
+            if *became == Became::NotReached {
+                eprintln!("{}: not reached, not counted: {point}", self.name);
+            }
+        }
+        for failure in failures {
+            eprintln!("{}: FAILED: {failure}", self.name);
+        }
+        eprintln!(
+            "{}: {} distinct points tried of {all}, {} failed, {seconds} s",
+            self.name,
+            reached.count() + failures.len(),
+            failures.len()
+        );
+    }
+}
+
+/// Each by some worker, who keeps his scene from one to the next.
+fn in_turn(points: &[Point], attempt: impl Fn(&mut Option<Scene>, usize, &Point) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                let mut scene = None;
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(point) = points.get(number) else { return };
+                    attempt(&mut scene, number, point);
+                }
+            });
+        }
+    });
+}
+
+/// The errors that a call can meet on a disk that fails or is full, and in a process short of descriptors.
+pub fn errors_of(call: &Call) -> &'static [Errno] {
+    match call.name {
+        "openat for writing" => {
+            &[Errno::ENOSPC, Errno::EIO, Errno::EDQUOT, Errno::EROFS, Errno::EMFILE, Errno::EINTR]
+        }
+        "openat" => &[Errno::EIO, Errno::EMFILE, Errno::EINTR],
+        "read" => &[Errno::EIO, Errno::EINTR],
+        "write" => &[Errno::ENOSPC, Errno::EIO, Errno::EDQUOT, Errno::EINTR],
+        "fsync" | "fdatasync" | "rename" => {
+            &[Errno::ENOSPC, Errno::EIO, Errno::EDQUOT, Errno::EROFS, Errno::EINTR]
+        }
+        "mkdir" => &[Errno::ENOSPC, Errno::EIO, Errno::EDQUOT, Errno::EROFS],
+        "unlink" | "fchmod" | "chmod" | "fchown" | "ftruncate" => &[Errno::EIO, Errno::EROFS],
+        "flock" => &[Errno::EINTR, Errno::EIO],
+        _ => &[],
+    }
+}

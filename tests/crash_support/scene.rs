@@ -1,0 +1,360 @@
+//! A guest on which one point after another is tried: it is put back in between, and its sshd told.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::subject::{Keys, Shape, Subject};
+use crate::support::tracer::{self, Call, Deed};
+use crate::support::{Form, Guest, Metadata, attach, wait_for, with};
+
+/// The command's id.
+pub const ID: &str = "c-1";
+/// What the user adds to a file.
+const HIS_LINE: &str = "# his line\n";
+/// What a daemon leaves in `run_dir` by rights.
+const OF_THE_DAEMON: [&str; 3] = ["run.lock", "channel.json", NEW_CHANNEL_STATE];
+const NEW_CHANNEL_STATE: &str = ".channel.json.new";
+
+pub struct Scene {
+    pub guest: Guest,
+    pub subject: &'static Subject,
+    pub keys: Keys,
+    /// The parent of a key file that is below the home.
+    home: Option<HomeFolder>,
+    /// What the command finds, and the state directory then.
+    start: Look,
+    state: Vec<Entry>,
+    /// The guest without the command.
+    pub before: Look,
+    /// With it; masked.
+    pub after: Look,
+}
+
+/// A folder below the home of root, where this sshd looks for his keys.
+struct HomeFolder(PathBuf);
+
+impl Drop for HomeFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A file or directory, its times left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    path: PathBuf,
+    /// `None` for a directory.
+    content: Option<String>,
+    mode: u32,
+    owner: (u32, u32),
+}
+
+/// All that a command may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    files: Vec<Entry>,
+    binding: Value,
+    password_auth: Value,
+    /// By `sshd -T`.
+    allows_password: bool,
+}
+
+impl Look {
+    /// Without what our files say of when and for which command they were written.
+    pub fn masked(mut self) -> Self {
+        for content in self.files.iter_mut().filter_map(|entry| entry.content.as_mut()) {
+            *content = without_times(content);
+        }
+        self
+    }
+}
+
+/// Which of the two it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Now {
+    Before,
+    After,
+}
+
+impl Scene {
+    pub fn new(subject: &'static Subject) -> Self {
+        let without_drop_ins = subject.guest == Shape::WithoutDropIns;
+        let guest = Guest::of(Form { without_drop_ins, ..Form::default() });
+        let keys = Keys::write(guest.folder.path());
+        let home = (subject.guest == Shape::WithoutKeyDirectory).then(|| {
+            let name = guest.folder.path().file_name().unwrap().to_str().unwrap();
+            let main = guest.path("sshd_config");
+            let text = fs::read_to_string(&main).unwrap();
+            let old = format!("AuthorizedKeysFile {}/keys/%u", guest.folder.path().display());
+            let new = format!("AuthorizedKeysFile .{name}/ssh/authorized_keys");
+            assert!(text.contains(&old), "{text}");
+            fs::write(&main, text.replace(&old, &new)).unwrap();
+            let root = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(0)).unwrap().unwrap();
+            let folder = HomeFolder(root.dir.join(format!(".{name}")));
+            fs::create_dir(&folder.0).unwrap();
+            folder
+        });
+        let nothing = Look {
+            files: Vec::new(),
+            binding: Value::Null,
+            password_auth: Value::Null,
+            allows_password: true,
+        };
+        let (start, before, after) = (nothing.clone(), nothing.clone(), nothing);
+        let mut scene = Self { guest, subject, keys, home, start, state: Vec::new(), before, after };
+        if scene.home.is_none() {
+            fs::write(scene.guest.key_file(), format!("# mine\n{}\n", scene.keys.own.line)).unwrap();
+        }
+        scene.hang_up();
+        for command in (subject.prepare)(&scene.keys) {
+            let result = scene.guest.apply(&command);
+            assert_eq!(result["status"], "succeeded", "{result}");
+        }
+        scene.before = scene.look(&[]);
+        if subject.interrupted {
+            let cut_off = attach("my-test", &scene.keys.key, "no");
+            let ended = tracer::apply(&scene.guest, &cut_off, Some((Call::reload(), Deed::KillAfter)));
+            assert!(ended.was_killed(), "{:?}", ended.status);
+        }
+        scene.start = scene.look(&[]);
+        scene.state = entries(&scene.guest.path("state"));
+        let result = scene.guest.apply(&scene.command());
+        scene.after = scene.look(&[]).masked();
+        assert_eq!(result["status"], "succeeded", "{}: {result}", subject.name);
+        assert_eq!(result["changed"], scene.changes(), "{}: {result}", subject.name);
+        assert_ne!(scene.start.clone().masked(), scene.after, "{}: nothing to do", subject.name);
+        scene.reset();
+        scene
+    }
+
+    /// Whether the command changes the guest's files.
+    pub fn changes(&self) -> bool {
+        self.before.clone().masked() != self.after
+    }
+
+    /// The command under its id, as at the console.
+    pub fn command(&self) -> Value {
+        with((self.subject.command)(&self.keys), "commandId", json!(ID))
+    }
+
+    /// As it was before the command; a service of its own.
+    pub fn reset(&self) -> Metadata {
+        for directory in ["state", "run"] {
+            let _ = fs::remove_dir_all(self.guest.path(directory));
+        }
+        for Entry { path, content, .. } in self.files() {
+            let _ = if content.is_some() { fs::remove_file(path) } else { fs::remove_dir_all(path) };
+        }
+        for Entry { path, content, mode, owner } in self.start.files.iter().chain(&self.state) {
+            match content {
+                Some(content) => fs::write(path, content).unwrap(),
+                None => fs::create_dir(path).unwrap(),
+            }
+            chown(path, Some(owner.0), Some(owner.1)).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777)).unwrap();
+        }
+        self.hang_up();
+        assert_eq!(self.look(&[]), self.start, "put back");
+        let metadata = Metadata::start();
+        self.guest.configure("", &metadata.url());
+        metadata
+    }
+
+    /// Whether sshd is still the process that it was; a new one is not ours to tell.
+    pub fn is_reusable(&self) -> bool {
+        let pid = fs::read_to_string(self.guest.path("sshd.pid")).unwrap_or_default();
+        pid.trim() == self.guest.sshd.pid().to_string()
+    }
+
+    /// sshd reads its files, and has read them.
+    fn hang_up(&self) {
+        let written = || {
+            let metadata = fs::metadata(self.guest.path("sshd.pid")).ok()?;
+            let text = fs::read_to_string(self.guest.path("sshd.pid")).ok()?;
+            text.ends_with('\n').then_some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+        };
+        let pid = self.guest.sshd.pid();
+        // One that is still on its way through the last signal ignores this one, signal(7).
+        let hears = || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+            u64::from_str_radix(caught.trim(), 16).unwrap() & 1 != 0
+        };
+        soon("sshd to hear", || hears().then_some(()));
+        let old = soon("a pid file", written);
+        kill(Pid::from_raw(pid as i32), Signal::SIGHUP).unwrap();
+        soon("sshd to read its files", || written().filter(|now| *now != old && hears()));
+    }
+
+    /// What a command may touch, whatever stands there.
+    fn files(&self) -> Vec<Entry> {
+        let mut files = Vec::new();
+        for directory in ["keys", "sshd_config.d"] {
+            files.extend(entries(&self.guest.path(directory)));
+        }
+        for entry in fs::read_dir(self.guest.folder.path()).unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap();
+            let kept = ["agent.toml", "componentInfo.cfg", "keys", "sshd_config.d", "state", "run"];
+            let of_tests = [".log", ".pid", ".key", ".key.pub"].iter().any(|end| name.ends_with(end));
+            if !kept.contains(&name.as_str()) && !of_tests && !name.starts_with("host_key") {
+                files.extend(entry_of(&entry.path()));
+            }
+        }
+        if let Some(home) = &self.home {
+            files.extend(entries(&home.0));
+        }
+        files
+    }
+
+    fn state(&self) -> Value {
+        let text = fs::read(self.guest.path("state/state.json")).unwrap_or_else(|_| b"{}".to_vec());
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    /// As it is now, without what the user added to these files.
+    pub fn look(&self, edited: &[PathBuf]) -> Look {
+        let mut files = self.files();
+        for entry in &mut files {
+            let Some(content) = &mut entry.content else { continue };
+            if edited.contains(&entry.path) {
+                let without = content.strip_suffix(HIS_LINE);
+                *content = without.unwrap_or_else(|| panic!("his line is gone: {content}")).to_owned();
+            }
+        }
+        let state = self.state();
+        Look {
+            files,
+            binding: state["binding"].clone(),
+            password_auth: state["passWordAuth"].clone(),
+            allows_password: self.files_allow_password(),
+        }
+    }
+
+    /// The user goes on with his day; the files he edited.
+    pub fn user_edits(&self) -> Vec<PathBuf> {
+        let mut edited = Vec::new();
+        for path in [self.guest.key_file(), self.guest.path("sshd_config")] {
+            if let Ok(text) = fs::read_to_string(&path) {
+                fs::write(&path, text + HIS_LINE).unwrap();
+                edited.push(path);
+            }
+        }
+        edited
+    }
+
+    /// What the live files say, by sshd itself, which must accept them.
+    fn files_allow_password(&self) -> bool {
+        let output =
+            Command::new("/usr/sbin/sshd").arg("-T").arg("-f").arg(self.guest.path("sshd_config")).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "sshd refuses its files: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().any(|line| line == "passwordauthentication yes")
+    }
+
+    /// Nothing is half done: every file is old or new, sshd does what they say, nothing is left over, and `status` finds
+    /// nothing wrong.
+    pub fn settled(&self, edited: &[PathBuf], log_in: bool) -> Now {
+        assert_eq!(self.state()["undelivered"], json!(null), "an undelivered result");
+        assert!(
+            !self.guest.path("run").join(NEW_CHANNEL_STATE).exists(),
+            "the channel's state, half written"
+        );
+        let now = self.settled_but_for_the_daemon(edited);
+        if log_in {
+            let text: String = self.files().into_iter().filter_map(|entry| entry.content).collect();
+            for key in self.keys.all() {
+                let stands = text.contains(key.line.split(' ').nth(1).unwrap());
+                assert_eq!(self.guest.sshd.lets_in(key), stands, "{}", key.private.display());
+            }
+        }
+        let report: Value = serde_json::from_slice(&self.guest.agent(&["status", "--json"]).stdout).unwrap();
+        let problems = report["problems"].as_array().unwrap().iter();
+        let problems: Vec<&Value> =
+            problems.filter(|problem| !problem.as_str().unwrap().contains("not running")).collect();
+        assert!(problems.is_empty(), "{report}");
+        now
+    }
+
+    /// The same where it is for a daemon to deliver the result, and to write the channel's state anew.
+    pub fn settled_but_for_the_daemon(&self, edited: &[PathBuf]) -> Now {
+        assert_eq!(self.state()["intent"], json!(null), "an open intent");
+        for (directory, allowed) in [("state", &["state.json"][..]), ("run", &OF_THE_DAEMON[..])] {
+            for entry in entries(&self.guest.path(directory)) {
+                let name = entry.path.file_name().unwrap().to_str().unwrap();
+                assert!(
+                    entry.path == self.guest.path(directory) || allowed.contains(&name),
+                    "left over: {}",
+                    entry.path.display()
+                );
+            }
+        }
+        let look = self.look(edited);
+        let now = match &look {
+            look if *look == self.before => Now::Before,
+            look if look.clone().masked() == self.after => Now::After,
+            look => panic!("neither old nor new: {look:#?}\nold: {:#?}\nnew: {:#?}", self.before, self.after),
+        };
+        assert_eq!(
+            self.guest.sshd.offers_password(),
+            look.allows_password,
+            "the running sshd does another thing than its files say ({now:?})"
+        );
+        now
+    }
+}
+
+/// Waits for what comes within milliseconds.
+fn soon<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        if begun.elapsed() > Duration::from_millis(200) {
+            return wait_for(what, look);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A directory and what is below it.
+fn entries(path: &Path) -> Vec<Entry> {
+    let mut found: Vec<Entry> = entry_of(path).into_iter().collect();
+    let mut names: Vec<PathBuf> = match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => Vec::new(),
+    };
+    names.sort();
+    for name in names {
+        if name.is_dir() { found.extend(entries(&name)) } else { found.extend(entry_of(&name)) }
+    }
+    found
+}
+
+fn entry_of(path: &Path) -> Option<Entry> {
+    let metadata = path.symlink_metadata().ok()?;
+    let content = (!metadata.is_dir()).then(|| fs::read_to_string(path).unwrap());
+    let owner = (metadata.uid(), metadata.gid());
+    Some(Entry { path: path.to_owned(), content, mode: metadata.mode(), owner })
+}
+
+fn without_times(content: &str) -> String {
+    let mut masked = String::new();
+    for word in content.split_inclusive([' ', '\n']) {
+        let is_time = word.len() == 21 && word.starts_with("20") && word.trim_end().ends_with('Z');
+        masked.push_str(match word {
+            _ if is_time => "TIME ",
+            "c-1\n" | "c-2\n" => "ID\n",
+            word => word,
+        });
+    }
+    masked
+}

@@ -1,0 +1,414 @@
+//! The agent under ptrace(2): killed right before or right after one system call, or told that the call failed.
+//!
+//! strace(1) counts calls by thread and knows no "after"; a worker thread of `run` lives as long as it likes, and
+//! children count too. Here a call is known by its name, its path and its number in the whole process, whichever
+//! thread makes it, and children are not looked at.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::Guest;
+
+/// A call: the same one in every trace of the same command.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Call {
+    pub name: &'static str,
+    /// What it is about, without what differs from guest to guest.
+    pub path: String,
+    /// The how manieth of this name and path.
+    pub nth: usize,
+    /// Whether it can change something: an open for writing, a write.
+    pub changes: bool,
+}
+
+impl Call {
+    /// The first call of this name and path, one that changes something.
+    pub fn first(name: &'static str, path: &str) -> Self {
+        Self { name, path: path.to_owned(), nth: 1, changes: true }
+    }
+
+    /// The signal to sshd.
+    pub fn reload() -> Self {
+        Self::first("kill", SIGNAL)
+    }
+}
+
+const SIGNAL: &str = "SIGHUP to sshd";
+
+/// What becomes of the process at a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    KillBefore,
+    KillAfter,
+    Fail(Errno),
+}
+
+/// How it ended.
+pub struct Ended {
+    pub status: WaitStatus,
+    /// Its calls, in the order of their beginning.
+    pub calls: Vec<Call>,
+    /// Whether it came to the call that something was to become of.
+    pub reached: bool,
+}
+
+/// A traced process.
+pub struct Tracee {
+    pub pid: Pid,
+    closing: Arc<AtomicBool>,
+    tracer: JoinHandle<Ended>,
+}
+
+impl Tracee {
+    /// The agent with these arguments, what it says in `out.log` and `err.log` of the guest's folder.
+    #[allow(clippy::zombie_processes)] // The tracer waits for all that it traces.
+    pub fn start(guest: &Guest, arguments: &[&str], deed: Option<(Call, Deed)>) -> Self {
+        let agent = guest.command(arguments);
+        // The shell waits until it is traced, and becomes the agent then.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read go; exec \"$@\" </dev/null", "sh"]).arg(agent.get_program());
+        command.args(agent.get_args()).stdin(Stdio::piped());
+        command.stdout(File::create(guest.path("out.log")).unwrap());
+        command.stderr(File::create(guest.path("err.log")).unwrap());
+        let sshd = guest.sshd.pid().to_string();
+        let names = Names { folder: guest.folder.path().to_owned(), sshd, own: String::new() };
+        let closing = Arc::new(AtomicBool::new(false));
+        let (tell, told) = channel();
+        let closes = Arc::clone(&closing);
+        // Every request of ptrace(2) comes from one thread, and it waits for nobody else's children.
+        let tracer = std::thread::spawn(move || {
+            let mut child = command.spawn().unwrap();
+            let pid = Pid::from_raw(child.id() as i32);
+            let options = Options::PTRACE_O_TRACESYSGOOD
+                | Options::PTRACE_O_TRACECLONE
+                | Options::PTRACE_O_TRACEEXEC
+                | Options::PTRACE_O_EXITKILL;
+            ptrace::seize(pid, options).unwrap();
+            tell.send(pid).unwrap();
+            child.stdin.take().unwrap().write_all(b"\n").unwrap();
+            let names = Names { own: pid.to_string(), ..names };
+            let (counts, calls) = (HashMap::new(), Vec::new());
+            Tracer { pid, names, deed, closing: closes, is_agent: false, counts, calls }.attend()
+        });
+        let pid = Receiver::recv(&told).unwrap();
+        Self { pid, closing, tracer }
+    }
+
+    /// Whether it has ended; not before it was waited for.
+    pub fn has_ended(&self) -> bool {
+        self.tracer.is_finished()
+    }
+
+    /// SIGTERM; what it does from now on is not listed.
+    pub fn terminate(self) -> Ended {
+        self.closing.store(true, Ordering::SeqCst);
+        let _ = kill(self.pid, Signal::SIGTERM);
+        self.wait()
+    }
+
+    pub fn wait(self) -> Ended {
+        self.tracer.join().unwrap()
+    }
+}
+
+/// `apply` of a command.
+pub fn apply(guest: &Guest, command: &Value, deed: Option<(Call, Deed)>) -> Ended {
+    let file = guest.path("command.log");
+    fs::write(&file, command.to_string()).unwrap();
+    Tracee::start(guest, &["apply", file.to_str().unwrap()], deed).wait()
+}
+
+impl Ended {
+    /// Whether it was killed where it should be.
+    pub fn was_killed(&self) -> bool {
+        self.reached && matches!(self.status, WaitStatus::Signaled(_, Signal::SIGKILL, _))
+    }
+}
+
+struct Tracer {
+    pid: Pid,
+    names: Names,
+    deed: Option<(Call, Deed)>,
+    closing: Arc<AtomicBool>,
+    /// Whether it is the shell no more.
+    is_agent: bool,
+    counts: HashMap<(&'static str, String), usize>,
+    calls: Vec<Call>,
+}
+
+/// What a thread of it is in the middle of.
+#[derive(Default)]
+struct Thread {
+    in_call: bool,
+    pending: Option<Deed>,
+}
+
+impl Tracer {
+    fn attend(mut self) -> Ended {
+        let mut threads: HashMap<Pid, Thread> = HashMap::new();
+        let mut reached = false;
+        loop {
+            // A thread that is gone meanwhile is no matter; neither is the one that another one's exec replaced.
+            let go_on = |pid: Pid, signal: Option<Signal>| {
+                let _ = ptrace::syscall(pid, signal);
+            };
+            let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+            match waitpid(None, Some(flags)).unwrap() {
+                WaitStatus::PtraceSyscall(pid) => {
+                    let thread = threads.entry(pid).or_default();
+                    thread.in_call = !thread.in_call;
+                    if thread.in_call {
+                        let deed = self.enter(pid);
+                        match deed {
+                            Some(Deed::KillBefore) => {
+                                reached = true;
+                                skip(pid);
+                                kill(self.pid, Signal::SIGKILL).unwrap();
+                            }
+                            Some(Deed::Fail(_)) => skip(pid),
+                            Some(Deed::KillAfter) | None => {}
+                        }
+                        thread.pending = deed;
+                    } else {
+                        match thread.pending.take() {
+                            Some(Deed::KillAfter) => {
+                                reached = true;
+                                kill(self.pid, Signal::SIGKILL).unwrap();
+                            }
+                            Some(Deed::Fail(errno)) => {
+                                reached = true;
+                                answer(pid, errno);
+                            }
+                            Some(Deed::KillBefore) | None => {}
+                        }
+                    }
+                    go_on(pid, None);
+                }
+                WaitStatus::PtraceEvent(pid, _, event) => {
+                    if event == libc::PTRACE_EVENT_EXEC {
+                        self.is_agent = true;
+                        threads.insert(pid, Thread { in_call: true, pending: None });
+                    }
+                    go_on(pid, None);
+                }
+                WaitStatus::Stopped(pid, signal) => go_on(pid, Some(signal)),
+                status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) if pid == self.pid => {
+                    return Ended { status, calls: self.calls, reached };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What is to become of the call that a thread begins.
+    fn enter(&mut self, pid: Pid) -> Option<Deed> {
+        if !self.is_agent || self.closing.load(Ordering::SeqCst) {
+            return None;
+        }
+        let (name, path, changes) = self.names.call(pid, &registers(pid)?)?;
+        let count = self.counts.entry((name, path.clone())).or_default();
+        *count += 1;
+        let call = Call { name, path, nth: *count, changes };
+        let deed = self.deed.as_ref().filter(|(at, _)| *at == call).map(|(_, deed)| *deed);
+        self.calls.push(call);
+        deed
+    }
+}
+
+/// The number of a call and its arguments.
+struct Registers {
+    number: i64,
+    arguments: [u64; 4],
+}
+
+#[cfg(target_arch = "x86_64")]
+fn registers(pid: Pid) -> Option<Registers> {
+    let all = ptrace::getregs(pid).ok()?;
+    Some(Registers { number: all.orig_rax as i64, arguments: [all.rdi, all.rsi, all.rdx, all.r10] })
+}
+
+/// The call that is beginning does not happen.
+#[cfg(target_arch = "x86_64")]
+fn skip(pid: Pid) {
+    let mut all = ptrace::getregs(pid).unwrap();
+    all.orig_rax = u64::MAX;
+    ptrace::setregs(pid, all).unwrap();
+}
+
+/// What it is told instead.
+#[cfg(target_arch = "x86_64")]
+fn answer(pid: Pid, errno: Errno) {
+    let mut all = ptrace::getregs(pid).unwrap();
+    all.rax = (-i64::from(errno as i32)) as u64;
+    ptrace::setregs(pid, all).unwrap();
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn registers(_: Pid) -> Option<Registers> {
+    None
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn skip(_: Pid) {}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn answer(_: Pid, _: Errno) {}
+
+/// Says where it cannot be done.
+pub fn available() -> bool {
+    if !cfg!(target_arch = "x86_64") {
+        eprintln!("SKIPPED: the registers of a system call are known on x86_64 alone");
+    }
+    cfg!(target_arch = "x86_64")
+}
+
+/// How things are called that are called otherwise in every guest.
+struct Names {
+    folder: PathBuf,
+    sshd: String,
+    own: String,
+}
+
+impl Names {
+    /// Name, path, and whether it can change something, of a call that is looked at.
+    fn call(
+        &self,
+        pid: Pid,
+        Registers { number, arguments: [a, b, c, d] }: &Registers,
+    ) -> Option<(&'static str, String, bool)> {
+        let (a, b, c, d) = (*a, *b, *c, *d);
+        let of_fd = |name: &'static str| Some((name, self.shown(&opened(pid, a)?), true));
+        let at = |name: &'static str, directory: u64, path: u64| {
+            Some((name, self.shown(&self.joined(pid, directory, path)?), true))
+        };
+        let here = libc::AT_FDCWD as u64;
+        match *number {
+            libc::SYS_openat => {
+                let (name, path, _) = at("openat", a, b)?;
+                let changes =
+                    c as i32 & (libc::O_CREAT | libc::O_TRUNC) != 0 || c as i32 & libc::O_ACCMODE != 0;
+                Some((if changes { "openat for writing" } else { name }, path, changes))
+            }
+            libc::SYS_read | libc::SYS_pread64 => of_fd("read").map(|(name, path, _)| (name, path, false)),
+            libc::SYS_write | libc::SYS_pwrite64 => match opened(pid, a)? {
+                path if path.starts_with("socket:") => sent(&memory(pid, b, c.min(128))?),
+                path => Some(("write", self.shown(&path), true)),
+            },
+            libc::SYS_sendto => sent(&memory(pid, b, c.min(128))?),
+            libc::SYS_writev => match opened(pid, a)? {
+                path if path.starts_with("socket:") => {
+                    let vector = memory(pid, b, 16)?;
+                    let word = |at: usize| Some(u64::from_ne_bytes(vector.get(at..at + 8)?.try_into().ok()?));
+                    sent(&memory(pid, word(0)?, word(8)?.min(128))?)
+                }
+                path => Some(("write", self.shown(&path), true)),
+            },
+            libc::SYS_ftruncate => of_fd("ftruncate"),
+            libc::SYS_fchmod => of_fd("fchmod"),
+            libc::SYS_fchown => of_fd("fchown"),
+            libc::SYS_fsetxattr => of_fd("fsetxattr"),
+            libc::SYS_fremovexattr => of_fd("fremovexattr"),
+            libc::SYS_fsync => of_fd("fsync"),
+            libc::SYS_fdatasync => of_fd("fdatasync"),
+            libc::SYS_flock => of_fd("flock"),
+            libc::SYS_renameat | libc::SYS_renameat2 => at("rename", c, d),
+            libc::SYS_mkdirat => at("mkdir", a, b),
+            libc::SYS_unlinkat => at("unlink", a, b),
+            libc::SYS_symlinkat => at("symlink", b, c),
+            libc::SYS_linkat => at("link", c, d),
+            libc::SYS_fchmodat => at("chmod", a, b),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rename => at("rename", here, b),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mkdir => at("mkdir", here, a),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rmdir | libc::SYS_unlink => at("unlink", here, a),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_chmod => at("chmod", here, a),
+            libc::SYS_kill if b == libc::SIGHUP as u64 => Some(("kill", SIGNAL.to_owned(), true)),
+            _ => None,
+        }
+    }
+
+    /// A path of the tracee's, from the directory of a descriptor.
+    fn joined(&self, pid: Pid, directory: u64, path: u64) -> Option<String> {
+        let bytes = text(pid, path)?;
+        if bytes.starts_with('/') || directory as i32 == libc::AT_FDCWD {
+            return Some(bytes);
+        }
+        let directory = opened(pid, directory)?;
+        Some(if bytes == "." { directory } else { format!("{}/{bytes}", directory.trim_end_matches('/')) })
+    }
+
+    fn shown(&self, path: &str) -> String {
+        if let Some((kind, _)) = path.split_once(":[") {
+            return kind.to_owned();
+        }
+        let path = path.trim_end_matches(" (deleted)");
+        let mut shown = Vec::new();
+        let (base, rest) = match Path::new(path).strip_prefix(&self.folder) {
+            Ok(rest) => ("guest", rest.to_owned()),
+            Err(_) => ("", PathBuf::from(path)),
+        };
+        for component in rest.components() {
+            let Component::Normal(name) = component else { continue };
+            let name = name.to_string_lossy();
+            shown.push(match &*name {
+                name if name == self.sshd => "SSHD".to_owned(),
+                name if name == self.own => "OWN".to_owned(),
+                name if name.parse::<u32>().is_ok() => "PID".to_owned(),
+                name if name.starts_with(".keypair-agent-") => ".keypair-agent-*.tmp".to_owned(),
+                name if name.starts_with("proof-") => "proof-*".to_owned(),
+                name => name.to_owned(),
+            });
+        }
+        format!("{base}/{}", shown.join("/"))
+    }
+}
+
+/// A request that tells the service something.
+fn sent(bytes: &[u8]) -> Option<(&'static str, String, bool)> {
+    let text = String::from_utf8_lossy(bytes);
+    let (_, resource) = text.lines().next()?.strip_prefix("PUT ")?.split_once("/latest/")?;
+    Some(("PUT", resource.split(' ').next()?.to_owned(), true))
+}
+
+fn opened(pid: Pid, descriptor: u64) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/fd/{}", descriptor as i32)).ok()?;
+    Some(path.to_string_lossy().into_owned())
+}
+
+fn memory(pid: Pid, address: u64, length: u64) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; length as usize];
+    let read = File::open(format!("/proc/{pid}/mem")).ok()?.read_at(&mut bytes, address).ok()?;
+    bytes.truncate(read);
+    Some(bytes)
+}
+
+/// A string of the tracee's; it may end where its page does.
+fn text(pid: Pid, address: u64) -> Option<String> {
+    let page_ends = 4096 - address % 4096;
+    let mut bytes = memory(pid, address, page_ends)?;
+    if !bytes.contains(&0) {
+        bytes.extend(memory(pid, address + page_ends, 4096)?);
+    }
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    bytes.truncate(end);
+    String::from_utf8(bytes).ok()
+}
