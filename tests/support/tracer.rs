@@ -299,10 +299,14 @@ impl Names {
         };
         let here = libc::AT_FDCWD as u64;
         match *number {
-            libc::SYS_openat => {
+            libc::SYS_openat | libc::SYS_openat2 => {
                 let (name, path, _) = at("openat", a, b)?;
-                let changes =
-                    c as i32 & (libc::O_CREAT | libc::O_TRUNC) != 0 || c as i32 & libc::O_ACCMODE != 0;
+                // The flags of openat2 are the first word of what is pointed to, open_how(2type).
+                let flags = match *number {
+                    libc::SYS_openat2 => u64::from_ne_bytes(memory(pid, c, 8)?.try_into().ok()?),
+                    _ => c,
+                } as i32;
+                let changes = flags & (libc::O_CREAT | libc::O_TRUNC) != 0 || flags & libc::O_ACCMODE != 0;
                 Some((if changes { "openat for writing" } else { name }, path, changes))
             }
             libc::SYS_read | libc::SYS_pread64 => of_fd("read").map(|(name, path, _)| (name, path, false)),
