@@ -6,13 +6,14 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use support::daemon::queued;
+use support::disk::is_temporary;
+use support::scene::Scene;
 use support::strace::{self, Call};
-use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, with};
+use support::{attach, available, detach, set_password_auth, with};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
 
@@ -32,9 +33,13 @@ struct Disk {
 impl Disk {
     /// Takes a call in; what is wrong with its place in the order.
     fn after(&mut self, call: &Call, state_dir: &Path) -> Result<(), String> {
-        let is_temporary = |path: &Path| path.to_string_lossy().contains("/.keypair-agent-");
         match call {
-            Call::Change(path) => {
+            // An empty file is of no use yet.
+            Call::Create(path, _)
+            | Call::Write(path, _)
+            | Call::Mode(path, _)
+            | Call::Owner(path, ..)
+            | Call::Change(path) => {
                 self.files.insert(path.clone());
             }
             Call::Sync(path) => {
@@ -52,7 +57,7 @@ impl Disk {
                 }
                 self.directories.insert(directory.to_owned());
             }
-            Call::MakeDirectory(path) => {
+            Call::MakeDirectory(path, _) | Call::RemoveDirectory(path) => {
                 self.directories.insert(path.parent().unwrap().to_owned());
             }
             Call::Unlink(path) => {
@@ -92,32 +97,6 @@ fn course(calls: &[Call], state_dir: &Path) -> Result<Disk, String> {
     Ok(disk)
 }
 
-struct Scene {
-    metadata: Metadata,
-    guest: Guest,
-    key: Key,
-    other: Key,
-}
-
-impl Scene {
-    fn new(prepare: fn(&Self) -> Vec<Value>) -> Self {
-        let metadata = Metadata::start();
-        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-        let (key, other) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "other"));
-        fs::write(guest.key_file(), "# mine\n").unwrap();
-        let scene = Self { metadata, guest, key, other };
-        for command in prepare(&scene) {
-            let result = scene.guest.apply(&command);
-            assert_eq!(result["status"], "succeeded", "{result}");
-        }
-        scene
-    }
-
-    fn state_dir(&self) -> PathBuf {
-        self.guest.path("state")
-    }
-}
-
 /// The course of a command, by `apply` and by `run`: in order, and each of its syncs needed by the order.
 fn in_order(files: usize, reloads: usize, prepare: fn(&Scene) -> Vec<Value>, command: fn(&Scene) -> Value) {
     if !available(&TOOLS) {
@@ -125,13 +104,13 @@ fn in_order(files: usize, reloads: usize, prepare: fn(&Scene) -> Vec<Value>, com
     }
     let scene = Scene::new(prepare);
     let by_hand = strace::calls_of_apply(&scene.guest, &command(&scene));
-    let reports = held(&by_hand, &scene.state_dir(), files, reloads);
+    let reports = held(&by_hand, &scene.guest.path("state"), files, reloads);
     assert_eq!(reports, 0, "apply reports nothing");
 
     let scene = Scene::new(prepare);
     scene.metadata.queue(queued("c-1", 7, command(&scene)));
     let by_daemon = strace::calls_of_run(&scene.guest, || drop(scene.metadata.wait_for_result("c-1")));
-    let reports = held(&by_daemon, &scene.state_dir(), files, reloads);
+    let reports = held(&by_daemon, &scene.guest.path("state"), files, reloads);
     assert_eq!(reports, 1, "{by_daemon:#?}");
 }
 

@@ -110,6 +110,16 @@ impl Metadata {
         self.shared.0.lock().unwrap().commands.retain(|command| command["commandId"] != id);
     }
 
+    /// Begins anew, with nothing queued and nothing stored.
+    pub fn forget(&self) {
+        *self.shared.0.lock().unwrap() = Inner::default();
+    }
+
+    /// Has a result already.
+    pub fn has_stored(&self, id: &str, text: &str) {
+        self.shared.0.lock().unwrap().results.push((id.to_owned(), text.to_owned()));
+    }
+
     /// Who it says the guest is.
     pub fn instance(&self, id: &str) {
         self.shared.0.lock().unwrap().instance = Some(id.to_owned());

@@ -4,7 +4,9 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod daemon;
+pub mod disk;
 pub mod metadata;
+pub mod scene;
 pub mod sshd;
 pub mod strace;
 pub mod tracer;

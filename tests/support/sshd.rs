@@ -92,6 +92,36 @@ impl Sshd {
         self.child.id()
     }
 
+    /// Ends the listener.
+    fn stop(&mut self) {
+        // Another one may have taken its place: it is found by the pid file of this test's own folder.
+        if let Ok(text) = fs::read_to_string(self.folder.join("sshd.pid"))
+            && let Ok(pid) = text.trim().parse::<i32>()
+            && pid != self.child.id() as i32
+        {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// As after a boot: another listener, on the files as they are. Nobody else may take its port meanwhile.
+    pub fn boot(&mut self) {
+        self.stop();
+        let pid_file = self.folder.join("sshd.pid");
+        let _ = fs::remove_file(&pid_file);
+        self.child = Self::spawn(Path::new("/usr/sbin/sshd"), &self.folder, &[]);
+        wait_for("sshd to listen", || {
+            assert!(
+                self.is_alive(),
+                "sshd does not start: {}",
+                fs::read_to_string(self.folder.join("sshd.log")).unwrap()
+            );
+            fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n')).then_some(())
+        });
+    }
+
     fn client(&self) -> Command {
         let mut command = Command::new("ssh");
         command
@@ -140,15 +170,6 @@ impl Sshd {
 
 impl Drop for Sshd {
     fn drop(&mut self) {
-        // Another one may have taken its place: it is found by the pid file of this test's own folder.
-        if let Ok(text) = fs::read_to_string(self.folder.join("sshd.pid"))
-            && let Ok(pid) = text.trim().parse::<i32>()
-            && pid != self.child.id() as i32
-        {
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
