@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use support::daemon::queued;
 use support::disk::is_temporary;
-use support::scene::Scene;
-use support::strace::{self, Call};
+use support::scene::{Home, Scene, apart};
+use support::strace::{self, Call, Point};
 use support::{attach, available, detach, set_password_auth, with};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
@@ -57,15 +57,13 @@ impl Disk {
                 }
                 self.directories.insert(directory.to_owned());
             }
-            Call::MakeDirectory(path, _) | Call::RemoveDirectory(path) => {
+            Call::MakeDirectory(path, _) => {
                 self.directories.insert(path.parent().unwrap().to_owned());
             }
-            Call::Unlink(path) => {
+            Call::Unlink(path) | Call::RemoveDirectory(path) => {
                 self.files.remove(path);
-                // One that never had its name leaves nothing behind that matters: it is swept.
-                if !is_temporary(path) {
-                    self.directories.insert(path.parent().unwrap().to_owned());
-                }
+                self.directories.remove(path);
+                self.directories.insert(path.parent().unwrap().to_owned());
             }
             Call::Signal => {
                 self.nothing_is_open("sshd is told")?;
@@ -160,4 +158,64 @@ fn a_detach() {
 #[test]
 fn passwords_on_again() {
     in_order(1, 1, |scene| vec![attach("my-test", &scene.key, "no")], |_| set_password_auth("yes"));
+}
+
+/// The command is refused its `fsync` of the first temporary in this directory.
+fn fails_at(home: Home, directory: &str) {
+    let command = |scene: &Scene| attach("my-test", &scene.key, "no");
+    // Which one that is.
+    let mut nth = 0;
+    apart(|| {
+        let scene = Scene::of(home);
+        let calls = strace::calls_of_apply(&scene.guest, &command(&scene));
+        let place = scene.guest.path(directory);
+        let syncs = calls.iter().filter_map(|call| match call {
+            Call::Sync(path) => Some(path),
+            _ => None,
+        });
+        let is_in_place = |path: &PathBuf| is_temporary(path) && path.parent() == Some(&place);
+        nth = 1 + syncs.clone().position(is_in_place).unwrap_or_else(|| panic!("{calls:#?}"));
+    });
+    apart(|| {
+        let scene = Scene::of(home);
+        let inject = format!("inject=fsync:error=EIO:when={nth}");
+        let calls = strace::calls_of_failing_apply(&scene.guest, &command(&scene), &inject);
+        let state = scene.state();
+        assert!(state["results"][0]["result"].as_str().unwrap().contains("IO_ERROR"), "{state}");
+        let is_gone = |call: &Call| matches!(call, Call::Unlink(path) if is_temporary(path));
+        assert!(calls.iter().any(is_gone), "{calls:#?}");
+        let is_taken_back = calls.iter().any(|call| matches!(call, Call::RemoveDirectory(_)));
+        assert_eq!(is_taken_back, home == Home::Nothing, "{calls:#?}");
+        course(&calls, &scene.guest.path("state")).unwrap_or_else(|error| panic!("{error}\n{calls:#?}"));
+    });
+}
+
+#[test]
+fn what_fails_leaves_nothing_that_comes_back() {
+    if !available(&TOOLS) || !available(&["ip", "mount"]) {
+        return;
+    }
+    fails_at(Home::NoKey, "keys");
+    fails_at(Home::NoKey, "sshd_config.d");
+    fails_at(Home::Nothing, "keys");
+}
+
+#[test]
+fn what_is_taken_back_is_in_order_too() {
+    if !available(&TOOLS) || !available(&["ip", "mount"]) {
+        return;
+    }
+    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
+    let drop_in = Point { call: "renameat2".to_owned(), nth: 1, words: "the new drop-in".to_owned() };
+    for (home, point) in [(Home::NoKey, &reload), (Home::Nothing, &reload), (Home::NoKey, &drop_in)] {
+        apart(|| {
+            let scene = Scene::of(home);
+            // So that there is a state file to replace.
+            scene.carry_out(|_| vec![detach("nobodys")]);
+            strace::killed(&scene.guest, &attach("my-test", &scene.key, "no"), point);
+            let calls = strace::calls_of_apply(&scene.guest, &detach("nobodys"));
+            assert!(calls.iter().any(|call| matches!(call, Call::Unlink(_))), "{calls:#?}");
+            course(&calls, &scene.guest.path("state")).unwrap_or_else(|error| panic!("{error}\n{calls:#?}"));
+        });
+    }
 }

@@ -9,18 +9,16 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use support::daemon::{Daemon, queued};
 use support::disk::{Disk, Entry, Tree};
 use support::metadata::Asked;
-use support::scene::Scene;
+use support::scene::{Home, Scene, apart};
 use support::strace::{self, Call, Point};
 use support::{attach, available, detach, set_password_auth, wait_for, with};
 
-const TOOLS: [&str; 8] = ["sshd", "ssh", "ssh-keygen", "strace", "ip", "mount", "unshare", "chattr"];
+const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "strace", "ip", "mount"];
 
 const ID: &str = "c-1";
 
@@ -31,17 +29,6 @@ struct Course {
     command: fn(&Scene) -> Value,
     /// Where the command was killed before: then its recovery is looked at.
     killed: Option<(&'static str, usize)>,
-}
-
-/// What the user has.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Home {
-    /// A key file with a key of his.
-    Key,
-    /// A key file without one: the bound key alone lets him in.
-    NoKey,
-    /// Not even the directory of the file.
-    Nothing,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,45 +55,6 @@ enum Way {
     Daemon,
     /// The daemon, where the service has the result already.
     Stored,
-}
-
-/// Runs in a network and with mounts of its own: nobody takes sshd's port between two boots.
-fn apart(work: impl FnOnce() + Send) {
-    let done = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-            done(Command::new("mount").args(["--make-rprivate", "/"]));
-            done(Command::new("ip").args(["link", "set", "lo", "up"]));
-            work();
-        });
-        thread.join()
-    });
-    if let Err(panic) = done {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn done(command: &mut Command) {
-    assert!(command.status().unwrap().success(), "{command:?}");
-}
-
-fn scene(course: &Course) -> Scene {
-    let scene = Scene::bare();
-    match course.home {
-        Home::Key => {}
-        Home::NoKey => fs::write(scene.guest.key_file(), "# mine\n").unwrap(),
-        Home::Nothing => {
-            // Below a home alone it is made: root's is the folder here.
-            let passwd = fs::read_to_string("/etc/passwd").unwrap();
-            let home = scene.guest.folder.path().to_str().unwrap();
-            let passwd = passwd.replacen(":/root:", &format!(":{home}:"), 1);
-            fs::write(scene.guest.path("passwd"), passwd).unwrap();
-            done(Command::new("mount").arg("--bind").arg(scene.guest.path("passwd")).arg("/etc/passwd"));
-            fs::remove_dir_all(scene.guest.path("keys")).unwrap();
-        }
-    }
-    scene.carry_out(course.prepare);
-    scene
 }
 
 /// What the user sees of it.
@@ -244,7 +192,8 @@ fn at_every_cut(name: &str, course: &Course, by: By) {
         return;
     }
     apart(|| {
-        let mut scene = scene(course);
+        let mut scene = Scene::of(course.home);
+        scene.carry_out(course.prepare);
         let folder = scene.guest.folder.path().to_owned();
         let before = look(&scene);
         if let Some((call, nth)) = course.killed {
@@ -259,6 +208,7 @@ fn at_every_cut(name: &str, course: &Course, by: By) {
         let result = scene.guest.apply(&queued(ID, 7, (course.command)(&scene)));
         assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
         let after = look(&scene);
+        assert!(before.his.is_none() || before.his == after.his, "his bytes: {before:?} {after:?}");
 
         let all = std::env::var("KEYPAIR_POWER_CUTS").is_ok_and(|which| which == "all");
         let states = laid(&scene, &start, &calls, &end);
@@ -362,6 +312,9 @@ macro_rules! at_every_cut {
 /// Before this call both files are written, and sshd is not told.
 const RELOAD: (&str, usize) = ("kill", 1);
 
+/// Before this call the key is in place, and the new drop-in has not its name yet.
+const DROP_IN: (&str, usize) = ("renameat2", 1);
+
 at_every_cut!(
     attach_with_passwords_off,
     Course {
@@ -439,5 +392,15 @@ at_every_cut!(
         prepare: |scene| vec![attach("my-test", &scene.key, "yes")],
         command: |scene| with(attach("other", &scene.other, "no"), "replace", json!(true)),
         killed: Some(RELOAD),
+    }
+);
+
+at_every_cut!(
+    undo_of_half_an_attach,
+    Course {
+        home: Home::NoKey,
+        prepare: |_| vec![detach("nobodys")],
+        command: |scene| attach("my-test", &scene.key, "no"),
+        killed: Some(DROP_IN),
     }
 );

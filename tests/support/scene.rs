@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 use super::daemon::Daemon;
@@ -21,20 +22,62 @@ pub struct Scene {
     pub own: Key,
 }
 
+/// What the user has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// A key file with a key of his.
+    Key,
+    /// A key file without one: the bound key alone lets him in.
+    NoKey,
+    /// Not even the directory of the file. Only in a scene that is [`apart`].
+    Nothing,
+}
+
+/// Runs in a network and with mounts of its own: nobody takes sshd's port between two boots.
+pub fn apart(work: impl FnOnce() + Send) {
+    let ended = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+            done(Command::new("mount").args(["--make-rprivate", "/"]));
+            done(Command::new("ip").args(["link", "set", "lo", "up"]));
+            work();
+        });
+        thread.join()
+    });
+    if let Err(panic) = ended {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn done(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
 impl Scene {
     /// Prepared by these commands at the console.
     pub fn new(prepare: fn(&Self) -> Vec<Value>) -> Self {
-        let scene = Self::bare();
+        let scene = Self::of(Home::Key);
         scene.carry_out(prepare);
         scene
     }
 
-    pub fn bare() -> Self {
+    pub fn of(home: Home) -> Self {
         let metadata = Metadata::start();
         let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
         let key = |name| Key::new(&guest.folder, name);
         let (key, other, own) = (key("me"), key("other"), key("own"));
-        fs::write(guest.key_file(), format!("# mine\n{}\n", own.line)).unwrap();
+        match home {
+            Home::Key => fs::write(guest.key_file(), format!("# mine\n{}\n", own.line)).unwrap(),
+            Home::NoKey => fs::write(guest.key_file(), "# mine\n").unwrap(),
+            Home::Nothing => {
+                // Below a home alone it is made: root's is the folder here.
+                let passwd = fs::read_to_string("/etc/passwd").unwrap();
+                let home = guest.folder.path().to_str().unwrap();
+                fs::write(guest.path("passwd"), passwd.replacen(":/root:", &format!(":{home}:"), 1)).unwrap();
+                done(Command::new("mount").arg("--bind").arg(guest.path("passwd")).arg("/etc/passwd"));
+                fs::remove_dir_all(guest.path("keys")).unwrap();
+            }
+        }
         Self { metadata, guest, key, other, own }
     }
 

@@ -155,8 +155,17 @@ const CALLS: [&str; 6] = [
 
 /// The calls of `apply`.
 pub fn calls_of_apply(guest: &Guest, command: &Value) -> Vec<Call> {
+    calls_with(guest, command, &CALLS)
+}
+
+/// The calls of `apply` of a command with something injected into one of them.
+pub fn calls_of_failing_apply(guest: &Guest, command: &Value, inject: &str) -> Vec<Call> {
+    calls_with(guest, command, &[&CALLS[..], &["-e", inject]].concat())
+}
+
+fn calls_with(guest: &Guest, command: &Value, options: &[&str]) -> Vec<Call> {
     let file = command_file(guest, command);
-    let output = traced(guest, &CALLS, &["apply", &file]).output().unwrap();
+    let output = traced(guest, options, &["apply", &file]).output().unwrap();
     // Which result it is, is the caller's to judge.
     assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
     calls(guest)

@@ -116,9 +116,10 @@ impl<'a> Temporary<'a> {
 
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
-        if !self.renamed {
-            // What stays is swept at the next start.
-            let _ = self.directory.unlink(&self.name);
+        // What cannot be removed stays until a sweep. What was removed must not come back with a power cut, when the
+        // command has its result and nobody looks for it any more.
+        if !self.renamed && matches!(self.directory.unlink(&self.name), Ok(true)) {
+            let _ = self.directory.sync();
         }
     }
 }
