@@ -108,6 +108,25 @@ fn nobody_to_tell() {
 }
 
 #[test]
+fn one_that_started_since_is_told() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let settings = sshd.settings();
+    let seen = observe(&settings, "root").unwrap();
+    assert!(matches!(seen.reload, Reload::None(_)));
+    sshd.start(Path::new(SSHD), &[]);
+    let before = inodes(sshd.port);
+    let original = fs::read_to_string(sshd.config()).unwrap();
+    fs::write(sshd.config(), original.clone() + "Port 1\n").unwrap();
+    assert_eq!(reload_is_safe(&settings, &seen).unwrap_err().reason, Reason::SshdReloadUnsafe);
+    fs::write(sshd.config(), original).unwrap();
+    reload_is_safe(&settings, &seen).unwrap();
+    reload(&settings, &seen).unwrap();
+    assert!(inodes(sshd.port).iter().all(|inode| !before.contains(inode)));
+    assert!(answers(sshd.port));
+}
+
+#[test]
 fn a_listener_that_dies_of_its_edit_comes_back() {
     needs_sshd!();
     for arguments in

@@ -57,6 +57,8 @@ fn failure(message: impl Into<String>) -> ReloadFailure {
 /// Whether sshd survives a SIGHUP: it makes pending edits live too, and ends where it can bind none of a
 /// port's addresses. So each port must be its own already. Where a socket unit holds them nothing is bound.
 pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
+    let started = started_since(settings, sshd)?;
+    let sshd = started.as_ref().unwrap_or(sshd);
     let pid = match listener_now(settings, sshd) {
         Ok(Listener::Nobody) => return Ok(()),
         Ok(Listener::Pid(pid)) => pid,
@@ -81,6 +83,8 @@ pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusa
 /// Tells the running sshd to read its files again, and waits until it has: each port listens again, on
 /// another socket than before.
 pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure> {
+    let started = started_since(settings, sshd).map_err(|refusal| failure(refusal.message))?;
+    let sshd = started.as_ref().unwrap_or(sshd);
     let pid = match listener_now(settings, sshd).map_err(failure)? {
         Listener::Nobody => return Ok(()),
         Listener::Pid(pid) => pid,
@@ -142,6 +146,16 @@ pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     Err(lost(silent().map_or_else(String::new, |port| format!("nothing listens on port {port}"))))
 }
 
+/// The sshd that did not run when the guest was looked at, and was started since: on the files as they were then, or as
+/// they are. One that starts after this look reads them as they are.
+fn started_since(settings: &SshdSettings, sshd: &Sshd) -> Result<Option<Sshd>, Refusal> {
+    if !matches!(sshd.reload, Reload::None(_)) {
+        return Ok(None);
+    }
+    let found = locate::locate(settings)?;
+    Ok(found.running.then(|| Sshd { reload: found.reload, ..sshd.clone() }))
+}
+
 /// Who is to be told now.
 enum Listener {
     /// Nobody runs who would have to be.
@@ -156,7 +170,7 @@ fn listener_now(settings: &SshdSettings, sshd: &Sshd) -> Result<Listener, String
         Reload::None(_) => Ok(Listener::Nobody),
         Reload::Unit(unit) | Reload::SocketUnit(unit) => {
             let Some(unit) = systemd::unit(unit)? else { return Ok(Listener::Nobody) };
-            match locate::held_up(settings, &unit) {
+            match locate::held_up(&unit) {
                 Some(message) => Err(message),
                 None if unit.is_active() => Ok(Listener::Pid(unit.main_pid)),
                 None => Ok(Listener::Nobody),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::edit::FileEdit;
-use crate::policy::observation::{Answer, Connection, Sshd};
+use crate::policy::observation::{Answer, Connection, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::judge_setting;
 use crate::policy::sshd_config::KbdInteractive;
@@ -40,6 +40,8 @@ pub(super) fn carry_out(
     let mut reloading = false;
     step_by_step(guest, prepared, kbd_interactive, asked, stop, &mut reloading).map_err(|halt| {
         let settle = match &prepared.facts.sshd {
+            // One that was started meanwhile may have read what is taken back.
+            Some(Sshd { reload: Reload::None(_), .. }) => Settle::Reload(&prepared.facts.account.name),
             Some(sshd) if reloading => Settle::BringBack(sshd),
             _ => Settle::NotNeeded,
         };
