@@ -1,10 +1,10 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-sshd packages test-packages test-guests test-long-life check bench size deps
+.PHONY: help demo test test-crash test-sshd packages test-packages test-guests test-disk-states test-power-cuts test-long-life check bench size deps
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## bind a key to a private sshd through the control plane, log in with it, take it away again
 	@bash demo/demo.sh
@@ -30,6 +30,11 @@ test-guests: ## the packages in real Debian guests: install, log in, boot, upgra
 
 test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; an hour
 	KEYPAIR_LONG_LIFE=20000 cargo test --test long_life -- --nocapture
+test-disk-states: deps ## every state of the disk that a power cut may leave, laid out and recovered from; needs root; ten minutes
+	KEYPAIR_POWER_CUTS=all cargo test -p keypair-agent --test power_cut -- --nocapture
+
+test-power-cuts: ## 30 power cuts of a qemu guest in a stream of commands, and what became of each; needs root; half an hour
+	@SUITES="power-1 power-2" bash tests/guests/run.sh
 
 check: ## format, lints, documentation, dependencies
 	cargo fmt --all --check

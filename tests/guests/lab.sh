@@ -2,8 +2,10 @@
 # which runs in a PID and a mount namespace of its own: whatever is started here ends with it.
 #
 #   guest_up NAME SUITE nspawn|qemu    boots a fresh copy         guest_exec NAME COMMAND...   as root, inside
+#     ... qemu disk                    one that outlives its process
 #   guest_start NAME; guest_wait NAME  the same in two steps      guest_net NAME COMMAND...    the host's program, in its network
 #   guest_reboot NAME                  shut down, boot again      guest_copy NAME FILE PATH
+#   guest_cut NAME                     the power goes: of qemu's own disk, what was not written to it is lost
 #   guest_down NAME                    gone, with its files
 #
 # In both kinds the metadata address leads to a program that runs in the guest's network (guest_net) or, in nspawn,
@@ -133,13 +135,23 @@ leader_of() { # NAME -> the guest's PID 1 as this side numbers it
 
 # --- qemu -----------------------------------------------------------------------------------------------------
 
-qemu_start() { # the disk is never written: what the guest writes is gone with the process
-  local folder=$1 image
+# The image's disk is never written: what the guest writes is gone with the process. A disk of its own keeps what reached
+# it, and the page cache inside is all that is lost.
+qemu_start() {
+  local folder=$1 image disk
   image=$(cat "$folder/image")
-  setsid unshare --net sh -c 'ip link set lo up; exec "$@"' sh \
+  disk="file=$image/disk.raw,snapshot=on"
+  [ ! -e "$folder/disk.raw" ] || disk="file=$folder/disk.raw,cache=writeback"
+  # The network around it outlives it: what runs there stays.
+  if [ ! -e "$folder/network" ]; then
+    unshare --net sh -c 'ip link set lo up; echo up; exec sleep infinity' </dev/null >"$folder/network.up" 2>&1 &
+    echo $! >"$folder/network"
+    wait_for 10 "the network" grep -q up "$folder/network.up"
+  fi
+  setsid nsenter -t "$(cat "$folder/network")" -n \
     qemu-system-x86_64 -machine q35 -accel tcg -cpu max -smp 2 -m 1024 -nographic -monitor none \
     -kernel "$image/vmlinuz" -initrd "$image/initrd" -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0" \
-    -drive "file=$image/disk.raw,format=raw,if=virtio,snapshot=on" \
+    -drive "$disk,format=raw,if=virtio" \
     -netdev "user,id=n0,net=169.254.169.0/24,host=$METADATA_ADDRESS,hostfwd=tcp:127.0.0.1:2222-169.254.169.15:22,hostfwd=tcp:127.0.0.1:2323-169.254.169.15:2323" \
     -device virtio-net-pci,netdev=n0 </dev/null >>"$folder/console" 2>&1 &
   echo $! >"$folder/pid"
@@ -149,7 +161,7 @@ qemu_start() { # the disk is never written: what the guest writes is gone with t
 qemu_exec() {
   local name=$1 mark="status-$RANDOM$RANDOM:"; shift
   # shellcheck disable=SC2016
-  nsenter -t "$(pid_of "$name")" -n -- timeout 300 bash -c '
+  nsenter -t "$(network_of "$name")" -n -- timeout 300 bash -c '
     exec 3<>/dev/tcp/127.0.0.1/2323 || exit 125
     printf "%s\n" "$1" >&3
     while IFS= read -r line <&3; do
@@ -172,7 +184,7 @@ guest_exec() {
 }
 
 network_of() { # NAME -> a process in its network
-  if [ "$(backend_of "$1")" = qemu ]; then pid_of "$1"; else leader_of "$1"; fi
+  if [ "$(backend_of "$1")" = qemu ]; then cat "$(folder "$1")/network"; else leader_of "$1"; fi
 }
 
 guest_net() {
@@ -186,7 +198,7 @@ guest_copy() { # NAME FILE PATH
     install -D -m "$(stat -c %a "$2")" "$2" "$(folder "$1")/root$3"
   else
     # shellcheck disable=SC2016
-    base64 -w0 "$2" | nsenter -t "$(pid_of "$1")" -n -- timeout 300 bash -c '
+    base64 -w0 "$2" | nsenter -t "$(network_of "$1")" -n -- timeout 300 bash -c '
       exec 3<>/dev/tcp/127.0.0.1/2323
       printf "mkdir -p %q; base64 -d >%q <<E; chmod %s %q; echo; exit\n" "${1%/*}" "$1" "$2" "$1" >&3
       fold -w 4000 >&3; printf "\nE\n" >&3
@@ -194,7 +206,7 @@ guest_copy() { # NAME FILE PATH
   fi
 }
 
-guest_up() { # NAME SUITE BACKEND
+guest_up() { # NAME SUITE BACKEND [disk]
   local name=$1 folder image begun
   begun=$(now)
   image=$(root_of "$2" "$3") || return 1
@@ -203,6 +215,7 @@ guest_up() { # NAME SUITE BACKEND
   echo "$3" >"$folder/backend"
   echo "$image" >"$folder/image"
   [ "$3" = qemu ] || cp -a --reflink=auto "$image" "$folder/root"
+  [ -z "${4:-}" ] || cp --sparse=always --reflink=auto "$image/disk.raw" "$folder/disk.raw"
   guest_start "$name"
   guest_wait "$name"
   echo "$2 ($3) is up after $(($(now) - begun)) ms"
@@ -228,6 +241,14 @@ ended() { ! kill -0 "$1" 2>/dev/null; }
 
 guest_reboot() { guest_off "$1"; guest_start "$1"; guest_wait "$1"; }
 
+guest_cut() {
+  local pid
+  pid=$(pid_of "$1")
+  kill -9 "$pid"
+  wait "$pid" 2>/dev/null || true
+  wait_for 10 "the guest's end" ended "$pid"
+}
+
 guest_down() {
   local folder pid leader
   folder=$(folder "$1")
@@ -237,5 +258,6 @@ guest_down() {
   kill -9 "$pid" 2>/dev/null || true
   wait "$pid" 2>/dev/null || true
   wait_for 10 "the guest's end" ended "$pid" || true
+  [ ! -e "$folder/network" ] || kill "$(cat "$folder/network")"
   rm -rf --one-file-system "$folder"
 }

@@ -2,7 +2,7 @@
 # What `make test-guests` runs: the packages, installed in Debian guests that boot systemd and sshd (lab.sh), and what
 # an owner, an operator and an image builder see there. A table of it at the end; exit status 1 where anything failed.
 #
-#   SUITES="bookworm"         some of the suites: bullseye bookworm trixie qemu rpm
+#   SUITES="bookworm"         some of the suites: bullseye bookworm trixie qemu rpm; or power-1 power-2
 #   SCENES="login boot"       some of the scenes: the files beside this one
 #   KEYPAIR_GUESTS=FOLDER     where root file systems are kept
 #   GUEST_PACKAGES=FOLDER     packages that were built already: two versions of them
@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
 
 [ "$(id -u)" = 0 ] || { echo "guests need root: they boot systemd in namespaces" >&2; exit 1; }
-bash demo/install-tools.sh mmdebstrap systemd-nspawn qemu-system-x86_64 mkfs.ext4 ssh ssh-keygen sshpass curl ip \
+bash demo/install-tools.sh mmdebstrap systemd-nspawn qemu-system-x86_64 mkfs.ext4 ssh ssh-keygen sshpass curl jq ip \
   unshare nsenter findmnt rpm
 
 export CACHE=${KEYPAIR_GUESTS:-${XDG_CACHE_HOME:-$HOME/.cache}/keypair-agent/guests}

@@ -1,7 +1,7 @@
 # The suites, two at a time, and the table. Runs as the first process of its namespaces: see run.sh.
 set -uo pipefail
 here=tests/guests
-for part in lab report cloud install login boot socket upgrade remove outage address-filter rpm; do
+for part in lab report cloud install login boot socket upgrade remove outage address-filter rpm power-cuts; do
   # shellcheck source=/dev/null
   . "$here/$part.sh"
 done
@@ -21,10 +21,10 @@ suite() { # SUITE SCENE...: one after another, each in a guest of its own
   SUITE=$1; shift
   wanted "$SUITE" "${SUITES:-}" || return 0
   BACKEND=nspawn
-  [ "$SUITE" != qemu ] || BACKEND=qemu
+  case $SUITE in qemu | power-*) BACKEND=qemu ;; esac
   for scene in "$@"; do
     wanted "$scene" "${SCENES:-}" || continue
-    order=$(printf '%s\n' install login boot socket upgrade remove outage address-filter rpm | grep -nx "$scene")
+    order=$(printf '%s\n' install login boot socket upgrade remove outage address-filter rpm power-cuts | grep -nx "$scene")
     SCENE=${order%%:*} NUMBER=0 BROKEN='' GUEST=$SUITE-$scene
     "scene_${scene//-/_}"
     [ "$SUITE" = rpm ] || guest_down "$GUEST"
@@ -43,4 +43,11 @@ scenes="install login boot socket upgrade remove"
 }
 wait "$first"
 wait "$second"
+# Half an hour, and only where they are asked for.
+case " ${SUITES:-}" in *" power-"*)
+  for lane in $SUITES; do suite "$lane" power-cuts & done
+  wait
+  sort "$RUN/cuts" | uniq -c
+  ;;
+esac
 table
