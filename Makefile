@@ -30,6 +30,7 @@ test-guests: ## the packages in real Debian guests: install, log in, boot, upgra
 
 test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; an hour
 	KEYPAIR_LONG_LIFE=20000 cargo test --test long_life -- --nocapture
+
 test-disk-states: deps ## every state of the disk that a power cut may leave, laid out and recovered from; needs root; ten minutes
 	KEYPAIR_POWER_CUTS=all cargo test -p keypair-agent --test power_cut -- --nocapture
 
