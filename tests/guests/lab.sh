@@ -168,7 +168,7 @@ qemu_exec() {
       case $line in *"$2"*) printf %s "${line%%"$2"*}"; exit "${line##*"$2"}" ;; esac
       printf "%s\n" "$line"
     done
-    exit 125' qemu_exec "( $(printf '%q ' "$@") ) </dev/null 2>&1; echo \"$mark\$?\"; exit" "$mark" 2>/dev/null
+    exit 125' qemu_exec "( $(printf '%q ' "$@") ) </dev/null 2>&1; echo \"$mark\$?\"; exit" "$mark" 2>/dev/null || return
 }
 
 # --- both -----------------------------------------------------------------------------------------------------
@@ -224,13 +224,16 @@ guest_up() { # NAME SUITE BACKEND [disk]
 guest_start() { "$(backend_of "$1")_start" "$(folder "$1")"; }
 
 guest_wait() {
-  wait_for 240 "the guest to come up" is_up "$1" && ! ended "$(pid_of "$1")" && return 0
+  wait_for 600 "the guest to come up" is_up "$1" && ! ended "$(pid_of "$1")" && return 0
   tail -n 20 "$(folder "$1")/console" >&2
   return 1
 }
 is_up() { # a failed unit is what a test may look for: it is up all the same. Where the guest died, waiting is over
   ended "$(pid_of "$1")" && return 0
-  case $(guest_exec "$1" systemctl is-system-running 2>/dev/null) in running | degraded) ;; *) return 1 ;; esac
+  case $(guest_exec "$1" systemctl is-system-running 2>/dev/null) in running | degraded) return 0 ;; esac
+  # An emulated guest is slow, and every question makes it slower.
+  [ "$(backend_of "$1")" = nspawn ] || sleep 2
+  return 1
 }
 
 guest_off() { # shuts it down (nspawn alone: qemu's disk would not outlive it)
