@@ -13,7 +13,7 @@ demo: ## bind a key to a private sshd through the control plane, log in with it,
 test: deps ## every test; what a machine cannot run says why it is skipped
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace
 
-test-crash: deps ## apply and run killed, and each of their calls failing, at some 2,300 points; fifteen minutes
+test-crash: deps ## apply and run killed, and each of their calls failing, at some 2,600 points; fifteen minutes
 	KEYPAIR_CRASH_POINTS=all cargo test --test crash --test disk_faults -- --nocapture
 
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour

@@ -33,7 +33,7 @@ pub fn calls(scene: &Scene, way: Way) -> Vec<Call> {
     let metadata = scene.reset();
     let (ended, done) = disturbed(scene, &metadata, way, None);
     assert!(done && ended.status == WaitStatus::Exited(pid_of(&ended), 0), "{:?}", ended.status);
-    scene.settled(&[], true);
+    scene.settled(&[], 1);
     assert_eq!(scene.look(&[]).masked(), scene.after);
     ended.calls
 }
@@ -94,6 +94,11 @@ fn finish(scene: &Scene, metadata: &Metadata) -> Value {
     one_result(metadata)
 }
 
+/// In turns, and not in those of what is asked of the guest.
+fn is_by_daemon(number: usize) -> bool {
+    number % 3 == 0 || number % 6 == 1
+}
+
 fn one_result(metadata: &Metadata) -> Value {
     let results = metadata.results();
     assert_eq!(results.len(), 1, "{results:#?}");
@@ -115,15 +120,15 @@ pub fn killed(scene: &Scene, point: &Point, number: usize) -> Became {
         return Became::NotReached;
     }
     assert!(ended.was_killed(), "{:?}", ended.status);
-    let edited = if number % 4 < 2 { scene.user_edits() } else { Vec::new() };
-    let (by_daemon, log_in) = (number.is_multiple_of(2), number % 16 == 1);
+    let edited = if number % 8 < 4 { scene.user_edits() } else { Vec::new() };
+    let by_daemon = is_by_daemon(number);
     match point.way {
         Way::Apply => {
             restart(scene, &metadata, by_daemon);
-            let now = scene.settled(&edited, log_in);
+            let now = scene.settled(&edited, number);
             // It is done, and not once more under its id, with nothing left to do under another; or it can be done
             // now, which is tried half the time: `run` does so every time.
-            if now == Now::After || number % 4 >= 2 {
+            if now == Now::After || number % 8 >= 4 {
                 assert_succeeded(&scene.guest.apply(&scene.command()), scene.changes());
                 assert_eq!(scene.look(&edited).masked(), scene.after);
             }
@@ -142,7 +147,7 @@ pub fn killed(scene: &Scene, point: &Point, number: usize) -> Became {
                 Some(scene.settled_but_for_the_daemon(&edited))
             };
             assert_succeeded(&finish(scene, &metadata), true);
-            assert_eq!(scene.settled(&edited, log_in), Now::After);
+            assert_eq!(scene.settled(&edited, number), Now::After);
             Became::Killed(now.unwrap_or(Now::After))
         }
     }
@@ -187,18 +192,18 @@ pub fn failed(scene: &Scene, point: &Point, number: usize) -> Became {
             Became::Refused(result["reason"].as_str().unwrap().to_owned())
         }
     };
-    let edited: Vec<PathBuf> = if number % 4 < 2 { scene.user_edits() } else { Vec::new() };
+    let edited: Vec<PathBuf> = if number % 8 < 4 { scene.user_edits() } else { Vec::new() };
     if point.way == Way::Run && result.is_none() {
         assert_succeeded(&finish(scene, &metadata), true);
-        assert_eq!(scene.settled(&edited, false), Now::After);
+        assert_eq!(scene.settled(&edited, number), Now::After);
         return became;
     }
-    let by_daemon = number.is_multiple_of(2);
+    let by_daemon = is_by_daemon(number);
     restart(scene, &metadata, by_daemon);
     if point.way == Way::Run && !by_daemon {
         restart(scene, &metadata, true);
     }
-    let now = scene.settled(&edited, number % 16 == 1);
+    let now = scene.settled(&edited, number);
     if scene.changes() {
         assert_eq!(now == Now::After, became == Became::Survived, "{result:?}");
     }
