@@ -20,8 +20,8 @@ const TRIES: usize = 3;
 pub(super) enum Settle<'a> {
     /// Nothing: it was never told of the new files.
     NotNeeded,
-    /// It was told, and may have died of it.
-    BringBack(&'a Sshd),
+    /// This one was told, and may have died of it; it is found again for this user.
+    BringBack(&'a Sshd, &'a str),
     /// It is not known what it was told: where its files were touched, it is found afresh, for this user, and told to
     /// read them.
     Reload(&'a str),
@@ -43,12 +43,11 @@ pub(super) fn undo(
     }
     match settle {
         Settle::NotNeeded => {}
-        Settle::BringBack(sshd) => {
+        Settle::BringBack(sshd, user) => {
             guest.bring_back(sshd)?;
-            // One that lived through the reload may have read what is no longer there.
-            if let Err(refusal) = guest.reload_is_safe(sshd).and_then(|()| guest.reload(sshd)) {
-                tracing::error!("sshd may not have read its restored files: {}", refusal.message);
-            }
+            // One that lived through the reload may have read what is no longer there: until it has read its restored
+            // files, the key may be the only way in.
+            reload_afresh(guest, user)?;
         }
         Settle::Reload(user) if !intent.sshd_files.is_empty() => reload_afresh(guest, user)?,
         Settle::Reload(_) => {}
@@ -96,21 +95,29 @@ fn take_back(
 }
 
 /// sshd is found anew, and told to read its files as they now are.
+///
+/// # Errors
+/// It may not have read them.
 pub(super) fn reload_afresh(guest: &mut impl Guest, user: &str) -> Result<(), Refusal> {
-    let sshd = match guest.sshd(user) {
-        Ok(sshd) => sshd,
-        // No sshd: nobody has to be told.
-        Err(refusal) if refusal.reason == Reason::SshdNotFound => return Ok(()),
-        Err(refusal) => return Err(refusal),
-    };
-    if matches!(sshd.reload, Reload::None(_)) {
-        return Ok(());
-    }
+    let Some(sshd) = listener(guest, user)? else { return Ok(()) };
     guest.reload_is_safe(&sshd)?;
-    guest.reload(&sshd).or_else(|failed| {
-        tracing::error!("{}", failed.message);
-        guest.bring_back(&sshd)
-    })
+    let Err(failed) = guest.reload(&sshd) else { return Ok(()) };
+    tracing::error!("{}", failed.message);
+    guest.bring_back(&sshd)?;
+    // That it listens does not say that it has read them: it may have lived through the failure.
+    let Some(sshd) = listener(guest, user)? else { return Ok(()) };
+    guest.reload_is_safe(&sshd)?;
+    guest.reload(&sshd)
+}
+
+/// The sshd that has to be told; `None` where nobody has to be.
+fn listener(guest: &impl Guest, user: &str) -> Result<Option<Sshd>, Refusal> {
+    match guest.sshd(user) {
+        Ok(sshd) if matches!(sshd.reload, Reload::None(_)) => Ok(None),
+        Ok(sshd) => Ok(Some(sshd)),
+        Err(refusal) if refusal.reason == Reason::SshdNotFound => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
 }
 
 impl<G: Guest> Transaction<G> {

@@ -39,10 +39,11 @@ pub(super) fn carry_out(
 ) -> Result<Vec<Answer>, Halt> {
     let mut reloading = false;
     step_by_step(guest, prepared, kbd_interactive, asked, stop, &mut reloading).map_err(|halt| {
-        let settle = match &prepared.facts.sshd {
+        let facts = &prepared.facts;
+        let settle = match &facts.sshd {
             // One that was started meanwhile may have read what is taken back.
-            Some(Sshd { reload: Reload::None(_), .. }) => Settle::Reload(&prepared.facts.account.name),
-            Some(sshd) if reloading => Settle::BringBack(sshd),
+            Some(Sshd { reload: Reload::None(_), .. }) => Settle::Reload(&facts.account.name),
+            Some(sshd) if reloading => Settle::BringBack(sshd, &facts.account.name),
             _ => Settle::NotNeeded,
         };
         match undo(guest, intent, settle) {
