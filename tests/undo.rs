@@ -83,6 +83,18 @@ fn an_sshd_that_cannot_be_told() {
     all_is_back(&guest, &key);
 }
 
+/// Somebody took the drop-in away, and sshd was not told: it still runs by it.
+#[test]
+fn a_setting_that_was_taken_out_by_hand() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let (guest, key) = bound();
+    fs::remove_file(guest.drop_in()).unwrap();
+    assert!(!guest.sshd.offers_password());
+    all_is_back(&guest, &key);
+}
+
 /// With no key bound there is still a reload owed.
 #[test]
 fn an_sshd_that_cannot_be_told_of_a_setting_alone() {

@@ -9,6 +9,7 @@ use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan;
 use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::DROP_IN;
+use crate::policy::types::PasswordAuth;
 
 use super::observe::{key_path, usual_key_path};
 use super::recovery::reload_afresh;
@@ -52,7 +53,7 @@ impl<G: Guest> Transaction<G> {
             self.take_out(edit, &mut undone);
         }
         let all_out = undone.failures.len() == before;
-        state.reload_is_owed |= !undone.edits.is_empty();
+        state.reload_is_owed |= !undone.edits.is_empty() || self.was_taken_out_by_hand(&state, is_readable);
         if state.reload_is_owed {
             match reload_afresh(&mut self.guest, &self.settings.target_user) {
                 Ok(()) => state.reload_is_owed = false,
@@ -83,6 +84,17 @@ impl<G: Guest> Transaction<G> {
             undone.failures.extend(self.save(&state).err());
         }
         Ok(undone)
+    }
+
+    /// Where passwords were turned off here, and nothing of that stands in sshd's files any more: somebody took it out,
+    /// and sshd may still run by it. Files that say no by themselves are no reason, sshd would read nothing else.
+    fn was_taken_out_by_hand(&self, state: &State, is_readable: bool) -> bool {
+        let may_be_off = !is_readable || state.password_auth == Some(PasswordAuth::No);
+        may_be_off
+            && match self.guest.sshd(&self.settings.target_user) {
+                Ok(sshd) => sshd.answers.iter().any(|answer| answer.effective.password_authentication()),
+                Err(refusal) => refusal.reason != Reason::SshdNotFound,
+            }
     }
 
     /// What `undo` would do, without a lock and without a change.
