@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::edit::FileEdit;
-use crate::policy::observation::{Answer, Connection, Reload, Sshd};
+use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::plan::judge_setting;
+use crate::policy::plan::{Facts, Plan, judge_setting};
 use crate::policy::sshd_config::KbdInteractive;
+use crate::policy::types::PasswordAuth;
 
 use super::observe::Prepared;
 use super::proof::Asked;
@@ -28,6 +29,25 @@ pub(super) enum Halt {
     Stuck(Refusal),
 }
 
+/// How far the steps came: what may have had an effect. Else what somebody else took out of a file meanwhile would be
+/// taken for our doing, and put back.
+#[derive(Debug, Default)]
+struct Begun {
+    key_files: usize,
+    sshd_files: usize,
+    reload: bool,
+}
+
+impl Begun {
+    /// That part of the intent.
+    fn part_of(&self, intent: &Intent) -> Intent {
+        let mut part = intent.clone();
+        part.key_files.truncate(self.key_files);
+        part.sshd_files.truncate(self.sshd_files);
+        part
+    }
+}
+
 /// Carries the plan out. The intent is on disk before.
 pub(super) fn carry_out(
     guest: &mut impl Guest,
@@ -37,16 +57,14 @@ pub(super) fn carry_out(
     asked: &mut Asked,
     stop: &AtomicBool,
 ) -> Result<Vec<Answer>, Halt> {
-    let mut reloading = false;
-    step_by_step(guest, prepared, kbd_interactive, asked, stop, &mut reloading).map_err(|halt| {
+    let mut begun = Begun::default();
+    step_by_step(guest, prepared, kbd_interactive, asked, stop, &mut begun).map_err(|halt| {
         let facts = &prepared.facts;
         let settle = match &facts.sshd {
-            // One that was started meanwhile may have read what is taken back.
-            Some(Sshd { reload: Reload::None(_), .. }) => Settle::Reload(&facts.account.name),
-            Some(sshd) if reloading => Settle::BringBack(sshd, &facts.account.name),
+            Some(sshd) if begun.reload => Settle::BringBack(sshd, &facts.account.name),
             _ => Settle::NotNeeded,
         };
-        match undo(guest, intent, settle) {
+        match undo(guest, &begun.part_of(intent), settle) {
             Ok(_) => halt,
             Err(stuck) => Halt::Stuck(stuck),
         }
@@ -59,13 +77,13 @@ fn step_by_step(
     kbd_interactive: KbdInteractive,
     asked: &mut Asked,
     stop: &AtomicBool,
-    reloading: &mut bool,
+    begun: &mut Begun,
 ) -> Result<Vec<Answer>, Halt> {
     let Prepared { plan, facts } = prepared;
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Halt::Stopped) } else { Ok(()) };
     for edit in &plan.key_edits {
         go_on()?;
-        write(guest, edit)?;
+        write(guest, edit, &mut begun.key_files)?;
     }
     let Some(sshd) = &facts.sshd else { return Ok(plan.answers.clone()) };
     // The owner's key lets him in before his password goes.
@@ -75,11 +93,11 @@ fn step_by_step(
         asked.key(guest, proof, sshd).map_err(Halt::Failed)?;
     }
     let Live { answers, loopback } = match &plan.reload {
-        Some(_) => set(guest, prepared, sshd, kbd_interactive, &go_on, reloading)?,
+        Some(_) => set(guest, prepared, sshd, kbd_interactive, &go_on, begun)?,
         None => Live { answers: plan.answers.clone(), loopback: None },
     };
     if let Some(proof) = &plan.proof {
-        asked.methods(guest, proof, sshd, loopback.as_ref(), reloading).map_err(Halt::Failed)?;
+        asked.methods(guest, proof, sshd, loopback.as_ref(), &mut begun.reload).map_err(Halt::Failed)?;
     }
     Ok(answers)
 }
@@ -99,11 +117,12 @@ fn set(
     sshd: &Sshd,
     kbd_interactive: KbdInteractive,
     go_on: &impl Fn() -> Result<(), Halt>,
-    reloading: &mut bool,
+    begun: &mut Begun,
 ) -> Result<Live, Halt> {
+    the_key_still_stands(guest, plan, facts)?;
     for edit in &plan.sshd_edits {
         go_on()?;
-        write(guest, edit)?;
+        write(guest, edit, &mut begun.sshd_files)?;
     }
     go_on()?;
     let must = plan.answers.iter().map(|answer| &answer.connection);
@@ -116,19 +135,37 @@ fn set(
     }
     guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
     go_on()?;
-    *reloading = true;
+    begun.reload = true;
     guest.reload(sshd).map_err(Halt::Failed)?;
     Ok(Live { answers, loopback })
 }
 
+/// Before passwords go off: the file by whose keys the guard let that pass still is what it was, or what this command made
+/// of it.
+fn the_key_still_stands(guest: &impl Guest, plan: &Plan, facts: &Facts) -> Result<(), Halt> {
+    if plan.expect != Some(PasswordAuth::No) {
+        return Ok(());
+    }
+    let KeyFile { path, content, .. } = &facts.key_file;
+    let written = plan.key_edits.iter().find(|edit| edit.path == *path).map(|edit| &edit.after);
+    let now = guest.key_file(&facts.account, path).map_err(|error| Halt::Failed(error.into()))?;
+    if now.content != *written.unwrap_or(content) {
+        return Err(Halt::Changed(FileError::Changed { path: path.clone() }));
+    }
+    Ok(())
+}
+
 /// Writes one edit, if the file still is what it was planned on.
-fn write(guest: &mut impl Guest, edit: &FileEdit) -> Result<(), Halt> {
+fn write(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(), Halt> {
     let intent = edit.intent();
     let done = match (&edit.after, &intent.hash_before) {
         (Some(after), expected) => guest.write(&edit.kind, &edit.path, expected.as_ref(), after),
         (None, Some(expected)) => guest.remove(&edit.kind, &edit.path, expected, None),
         (None, None) => Ok(()),
     };
+    if !matches!(done, Err(FileError::Changed { .. })) {
+        *begun += 1;
+    }
     done.map_err(|error| match error {
         changed @ FileError::Changed { .. } => Halt::Changed(changed),
         other => Halt::Failed(Refusal::from(other)),
