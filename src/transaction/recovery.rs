@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
-use crate::policy::edit::{FileIntent, Inverse};
+use crate::policy::edit::{FileIntent, FileKind, Inverse};
 use crate::policy::observation::{Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::sshd_config::taken;
 
+use super::observe::usual_key_path;
 use super::state::{Intent, MAX_INTERRUPTIONS, State, StoredResult};
 use super::{Failure, Transaction};
 use crate::policy::command::Origin;
@@ -129,15 +131,25 @@ impl<G: Guest> Transaction<G> {
         let _lock = self.guest.lock()?;
         self.guest.sweep_state();
         let mut state = self.load()?;
-        if let Some(binding) = &state.binding {
-            let kind = crate::policy::edit::FileKind::AuthorizedKeys {
-                user: binding.user.clone(),
-                known: Vec::new(),
-            };
-            self.guest.sweep(&kind, &binding.path.clone());
-        }
+        self.sweep(&state);
         self.close_intent(&mut state)?;
         Ok(())
+    }
+
+    /// Sweeps beside all files that are written without an intent: `undo` knows none.
+    pub(super) fn sweep(&mut self, state: &State) {
+        let target = self.guest.account(&self.settings.target_user).ok();
+        let usual = target.map(|account| (account.name.clone(), usual_key_path(&account)));
+        let bound = state.binding.as_ref().map(|binding| (binding.user.clone(), binding.path.clone()));
+        for (user, path) in bound.into_iter().chain(usual) {
+            self.guest.sweep(&FileKind::AuthorizedKeys { user, known: Vec::new() }, &path);
+        }
+        if let Ok(config) = self.guest.sshd_files() {
+            let drop_ins = taken(&config).into_iter().map(|place| place.file().to_owned());
+            for path in drop_ins.chain([config.main.clone()]) {
+                self.guest.sweep(&FileKind::SshdConfig, &path);
+            }
+        }
     }
 
     /// Undoes an open intent. The third time a command is found in flight, `INTERRUPTED` is its result.

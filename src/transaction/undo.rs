@@ -44,6 +44,7 @@ impl<G: Guest> Transaction<G> {
             undone.notes.push(unreadable.message);
             State::default()
         });
+        self.sweep(&state);
         if let Err(refusal) = self.close_intent(&mut state) {
             undone.failures.push(refusal);
         }
