@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-sshd packages test-packages test-guests test-disk-states test-power-cuts test-long-life check bench size deps
+.PHONY: help demo test test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life check bench size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test-crash: deps ## apply and run killed, and each of their calls failing, at so
 
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
 	@bash tests/suites.sh
+
+test-model: ## the model with a larger bound, and long random ways
+	KEYPAIR_MODEL_LARGE=1 cargo test --profile model --test model --test sequences -- --nocapture
 
 packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 	@bash packaging/build.sh

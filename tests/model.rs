@@ -1,0 +1,336 @@
+//! Every way there is, within a bound, through the simulated guest: stateright explores it, and the invariants hold in
+//! every state and at every instant on the way to it.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod simulated;
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+use simulated::control_plane::{ControlPlane, Order};
+use simulated::disk::Disk;
+use simulated::edit::Edit;
+use simulated::keys::{self, Pair};
+use simulated::property::Property as Invariant;
+use simulated::world::{Action, Budget, EXPIRY, Setting, World};
+
+/// How a guest begins, and what is asked of it.
+#[derive(Clone)]
+struct Beginning {
+    main: &'static str,
+    keys: Option<String>,
+    orders: [Order; 4],
+}
+
+/// A bounded space: where it begins, and what may come in between.
+#[derive(Clone)]
+struct Space {
+    name: &'static str,
+    beginnings: Vec<Beginning>,
+    expires: bool,
+    budget: Budget,
+    setting: Setting,
+    /// Words that some result has to say.
+    meets: Vec<&'static str>,
+}
+
+impl Model for Space {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        let begin = |Beginning { main, keys, orders }: &Beginning| {
+            let control_plane = ControlPlane {
+                orders: orders.to_vec(),
+                first_expires_at: self.expires.then_some(EXPIRY),
+                instance: 0,
+                results: Default::default(),
+            };
+            World::new(Disk::new(main, keys.as_deref()), control_plane, self.budget)
+        };
+        self.beginnings.iter().map(begin).collect()
+    }
+
+    fn actions(&self, state: &World, actions: &mut Vec<Action>) {
+        actions.extend(state.actions(&self.setting));
+    }
+
+    fn next_state(&self, last: &World, action: Action) -> Option<World> {
+        Some(last.after(&action))
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let held = HOLDS.iter().zip(Invariant::ALL);
+        let held = held.map(|(condition, invariant)| Property::always(invariant.name(), *condition));
+        let met = MET.iter().zip(&self.meets).map(|(condition, what)| Property::sometimes(what, *condition));
+        held.chain(met).collect()
+    }
+}
+
+type Condition = fn(&Space, &World) -> bool;
+
+/// Conditions are plain functions: one for each place in the list of invariants.
+const HOLDS: [Condition; 10] = [
+    holds::<0>, holds::<1>, holds::<2>, holds::<3>, holds::<4>, holds::<5>, holds::<6>, holds::<7>,
+    holds::<8>, holds::<9>,
+];
+
+/// And for each in the list of what a space has to meet.
+const MET: [Condition; 6] = [meets::<0>, meets::<1>, meets::<2>, meets::<3>, meets::<4>, meets::<5>];
+
+fn holds<const N: usize>(_: &Space, world: &World) -> bool {
+    world.machine.violation.as_ref().is_none_or(|violation| violation.property != Invariant::ALL[N])
+}
+
+fn meets<const N: usize>(space: &Space, world: &World) -> bool {
+    space.meets.get(N).is_some_and(|word| {
+        let word = format!("\"{word}\"");
+        world.known.seen.values().any(|result| result.contains(&word))
+    })
+}
+
+/// Explores all of a space. What is told is not captured: it is told on every run.
+fn explore(space: Space) {
+    let begun = Instant::now();
+    let name = space.name;
+    let checker =
+        space.clone().checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    writeln!(
+        io::stderr(),
+        "{name}: {} states, {} of them unique, {} deep, {:.1} s",
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth(),
+        begun.elapsed().as_secs_f64()
+    )
+    .unwrap();
+    for invariant in Invariant::ALL {
+        let Some(path) = checker.discovery(invariant.name()) else { continue };
+        let seen = path.last_state().machine.violation.clone();
+        let way = path.into_actions();
+        let way: String = way
+            .iter()
+            .enumerate()
+            .map(|(number, action)| format!("\n  {:2}. {action}", number + 1))
+            .collect();
+        panic!("{name}: {} does not hold: {}{way}", invariant.name(), seen.unwrap().what);
+    }
+    // No limit cut it, and it was not about nothing.
+    assert!(checker.is_done());
+    for what in &space.meets {
+        assert!(checker.discovery(what).is_some(), "{name}: no command comes to {what}");
+    }
+}
+
+/// As Debian has it, but that root may use his password: else nobody would be locked out.
+const WITH_INCLUDE: &str = "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\nPermitRootLogin yes\n";
+/// Without a drop-in directory: ours is a block at the top.
+const WITHOUT_INCLUDE: &str = "# mine\nUsePAM yes\nPermitRootLogin yes\nPasswordAuthentication yes\n";
+/// One where no key lets in.
+const WITHOUT_KEYS: &str = "UsePAM yes\nPermitRootLogin yes\nPubkeyAuthentication no\n";
+
+fn attach(pair: Pair, passwords: bool) -> Order {
+    Order::Attach { pair, passwords, replace: false }
+}
+
+fn replace(pair: Pair, passwords: bool) -> Order {
+    Order::Attach { pair, passwords, replace: true }
+}
+
+/// Four commands each, so that between them every row of contract 4's table is met.
+fn sequences() -> [[Order; 4]; 4] {
+    use Order::{Detach, SetPasswordAuth};
+    use Pair::{K, KWithAnotherKey, L};
+    [
+        [attach(K, false), attach(L, false), replace(L, true), Detach(L)],
+        [attach(K, true), attach(K, false), SetPasswordAuth(true), Detach(K)],
+        [Detach(K), SetPasswordAuth(false), attach(K, false), Detach(L)],
+        [attach(K, false), replace(KWithAnotherKey, false), Detach(K), SetPasswordAuth(false)],
+    ]
+}
+
+/// Every sequence on the plain guest; the last of them besides on guests that are not so plain.
+fn beginnings() -> Vec<Beginning> {
+    let [first, second, third, fourth] = sequences();
+    let block = Pair::K.block();
+    let from = |main, keys: Option<&str>, orders| Beginning { main, keys: keys.map(str::to_owned), orders };
+    vec![
+        from(WITH_INCLUDE, None, first),
+        from(WITHOUT_INCLUDE, Some(keys::USERS_KEY), first),
+        from(WITH_INCLUDE, Some(keys::USERS_KEY), second),
+        from(WITHOUT_INCLUDE, None, third),
+        from(WITH_INCLUDE, Some(keys::USERS_COPY_OF_K), third),
+        from(WITH_INCLUDE, Some(&block), fourth),
+        from(WITHOUT_KEYS, None, second),
+    ]
+}
+
+const EDITS: [Edit; 6] = [
+    Edit::AddsKey,
+    Edit::RemovesBlock,
+    Edit::RemovesAllKeys,
+    Edit::SetsPasswords(true),
+    Edit::SetsPasswords(false),
+    Edit::RemovesSetting,
+];
+
+/// Asks for the larger bound (`make test-model`).
+const LARGE_VARIABLE: &str = "KEYPAIR_MODEL_LARGE";
+
+/// Explores a space from each of its beginnings; by the larger bound, with more of everything.
+fn explore_within(
+    name: &'static str,
+    budget: Budget,
+    edits: &[Edit],
+    from: &[usize],
+    meets: &[&'static str],
+) {
+    let is_large = std::env::var_os(LARGE_VARIABLE).is_some();
+    let all = beginnings();
+    let beginnings = all.iter().enumerate().filter(|(number, _)| is_large || from.contains(number));
+    let beginnings = beginnings.map(|(_, beginning)| beginning.clone()).collect();
+    let more = u8::from(is_large);
+    let budget = Budget {
+        crashes: budget.crashes.max(1 + more),
+        disturbances: budget.disturbances + more * u8::from(budget.disturbances > 0),
+        ..budget
+    };
+    let setting = Setting { edits: edits.to_vec() };
+    let meets = meets.to_vec();
+    explore(Space { name, beginnings, expires: budget.delays > 0, budget, setting, meets });
+}
+
+#[test]
+fn interruptions() {
+    let budget = Budget { crashes: 4, ..Budget::default() };
+    explore_within(
+        "four crashes",
+        budget,
+        &[],
+        &[0, 1, 2, 3, 4, 5, 6],
+        &[
+            "INTERRUPTED",
+            "ALREADY_ATTACHED",
+            "NOT_ATTACHED",
+            "LOCKOUT_GUARD",
+            "NO_WAY_IN",
+            "KEY_STILL_PRESENT",
+        ],
+    );
+}
+
+#[test]
+fn deliveries() {
+    let budget =
+        Budget { crashes: 2, repeats: 1, reorders: 1, lost: 1, disturbances: 2, ..Budget::default() };
+    explore_within(
+        "two crashes; deliveries lost, repeated, reordered",
+        budget,
+        &[],
+        &[0, 3, 5],
+        &["succeeded", "ALREADY_ATTACHED", "STALE_COMMAND"],
+    );
+}
+
+#[test]
+fn failures() {
+    let budget = Budget { crashes: 1, failures: 1, stops: 1, disturbances: 2, ..Budget::default() };
+    explore_within(
+        "a crash; a step that fails, SIGTERM",
+        budget,
+        &[],
+        &[0, 1, 2, 3, 4, 5, 6],
+        &["succeeded", "IO_ERROR", "SSHD_RELOAD_FAILED"],
+    );
+}
+
+#[test]
+fn edits() {
+    let budget = Budget { crashes: 1, edits: 1, disturbances: 1, ..Budget::default() };
+    explore_within(
+        "a crash; the user edits a file",
+        budget,
+        &EDITS,
+        &[0, 1, 2, 3, 4, 5, 6],
+        &["succeeded", "PROOF_CONTRADICTED", "LOCKOUT_GUARD"],
+    );
+}
+
+#[test]
+fn two_edits() {
+    let budget = Budget { edits: 2, disturbances: 2, ..Budget::default() };
+    explore_within(
+        "a crash; the user edits twice",
+        budget,
+        &EDITS,
+        &[1],
+        &["succeeded", "PROOF_CONTRADICTED"],
+    );
+}
+
+#[test]
+fn misspelt() {
+    let budget = Budget { crashes: 1, edits: 2, disturbances: 2, ..Budget::default() };
+    let edits = [Edit::Misspells, Edit::Corrects];
+    explore_within(
+        "a crash; a line that sshd does not know",
+        budget,
+        &edits,
+        &[0, 1, 5],
+        &["succeeded", "SSHD_CONFIG_ALREADY_INVALID"],
+    );
+}
+
+#[test]
+fn instances() {
+    let budget =
+        Budget { components: 2, clones: 1, delays: 1, repeats: 1, disturbances: 2, ..Budget::default() };
+    explore_within(
+        "a crash; component, clone, clock, a stray command",
+        budget,
+        &[],
+        &[0, 2, 5],
+        &[
+            "COMPONENT_TOO_OLD",
+            "COMPONENT_VERSION_UNREADABLE",
+            "WRONG_INSTANCE",
+            "EXPIRED",
+            "INHERITED_KEY_REPLACED",
+        ],
+    );
+}
+
+#[test]
+fn console() {
+    let budget = Budget { undos: 1, repeats: 1, edits: 1, disturbances: 2, ..Budget::default() };
+    explore_within(
+        "a crash; undo at the console",
+        budget,
+        &[Edit::RemovesSetting],
+        &[0, 1, 5],
+        &["succeeded"],
+    );
+}
+
+/// Everything that may come in between, one of it, beside two crashes.
+#[test]
+fn everything() {
+    let budget = Budget {
+        crashes: 2,
+        failures: 1,
+        stops: 1,
+        edits: 1,
+        components: 1,
+        clones: 1,
+        repeats: 1,
+        reorders: 1,
+        lost: 1,
+        undos: 1,
+        delays: 1,
+        disturbances: 1,
+    };
+    explore_within("two crashes; everything", budget, &EDITS, &[0], &["succeeded"]);
+}

@@ -1,0 +1,130 @@
+//! Long ways through the simulated guest, at random: ten to twenty commands, more crashes and edits than the model
+//! (tests/model.rs) can have, the same invariants.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod simulated;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::FileFailurePersistence;
+
+use simulated::control_plane::{ControlPlane, Order};
+use simulated::disk::Disk;
+use simulated::edit::Edit;
+use simulated::keys::{self, Pair};
+use simulated::world::{Action, Budget, EXPIRY, Setting, World};
+
+/// How many ways are tried.
+const CASES: u32 = 400;
+
+/// Steps of one way: more than any way has.
+const STEPS: usize = 150;
+
+fn order() -> impl Strategy<Value = Order> {
+    let pair = || select(vec![Pair::K, Pair::L, Pair::KWithAnotherKey]);
+    prop_oneof![
+        4 => (pair(), any::<bool>(), any::<bool>())
+            .prop_map(|(pair, passwords, replace)| Order::Attach { pair, passwords, replace }),
+        2 => pair().prop_map(Order::Detach),
+        1 => any::<bool>().prop_map(Order::SetPasswordAuth),
+    ]
+}
+
+fn main_file() -> impl Strategy<Value = &'static str> {
+    select(vec![
+        "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\nPermitRootLogin yes\n",
+        "# mine\nUsePAM yes\nPermitRootLogin yes\nPasswordAuthentication yes\n",
+        "UsePAM yes\nPermitRootLogin yes\nKbdInteractiveAuthentication no\nInclude /etc/ssh/sshd_config.d/*.conf\n",
+        "PermitRootLogin prohibit-password\n",
+    ])
+}
+
+fn key_file() -> impl Strategy<Value = Option<String>> {
+    let block = Pair::K.block();
+    select(vec![
+        None,
+        Some(keys::USERS_KEY.to_owned()),
+        Some(format!("# mine\r\n{}\n\n", keys::USERS_COPY_OF_K)),
+        Some(format!("{block}{}", keys::USERS_KEY)),
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: CASES,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn long_ways(
+        main in main_file(),
+        keys in key_file(),
+        orders in proptest::collection::vec(order(), 10..=20),
+        expires in any::<bool>(),
+        // Whether a step is disturbed, and by which of all that may happen.
+        choices in proptest::collection::vec((0..10_u8, any::<proptest::sample::Index>()), STEPS),
+    ) {
+        let control_plane = ControlPlane {
+            orders,
+            first_expires_at: expires.then_some(EXPIRY),
+            instance: 0,
+            results: Default::default(),
+        };
+        let budget = Budget {
+            crashes: 12,
+            failures: 4,
+            stops: 3,
+            edits: 8,
+            components: 4,
+            clones: 1,
+            repeats: 4,
+            reorders: 2,
+            lost: 4,
+            undos: 1,
+            delays: 1,
+            disturbances: 25,
+        };
+        let setting = Setting {
+            edits: vec![
+                Edit::AddsKey,
+                Edit::RemovesBlock,
+                Edit::RemovesAllKeys,
+                Edit::SetsPasswords(true),
+                Edit::SetsPasswords(false),
+                Edit::RemovesSetting,
+                Edit::RefusesKeys,
+                Edit::Misspells,
+                Edit::Corrects,
+            ],
+        };
+        let mut world = World::new(Disk::new(main, keys.as_deref()), control_plane, budget);
+        let mut way: Vec<Action> = Vec::new();
+        for (luck, index) in choices {
+            let Some(progress) = world.progress() else { break };
+            let action = match luck {
+                0..6 => progress,
+                _ => index.get(&world.actions(&setting)).clone(),
+            };
+            world = world.after(&action);
+            way.push(action);
+            if let Some(violation) = &world.machine.violation {
+                prop_assert!(false, "{}: {}\n{}", violation.property.name(), violation.what, told(&way));
+            }
+        }
+        // No more faults: what is left is answered.
+        while let Some(progress) = world.progress() {
+            prop_assert!(way.len() < 3 * STEPS, "it comes to no end\n{}", told(&way));
+            world = world.after(&progress);
+            way.push(progress);
+            if let Some(violation) = &world.machine.violation {
+                prop_assert!(false, "{}: {}\n{}", violation.property.name(), violation.what, told(&way));
+            }
+        }
+    }
+}
+
+fn told(way: &[Action]) -> String {
+    way.iter().enumerate().map(|(number, action)| format!("  {:3}. {action}\n", number + 1)).collect()
+}

@@ -1,0 +1,127 @@
+//! The disk: what a power cut leaves. By `Guest`'s granularity a write is durable when it returns; one that is cut
+//! short leaves the old bytes, or the new ones, and perhaps a temporary that never got its name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// root's authorized_keys.
+pub const KEY_FILE: &str = "/root/.ssh/authorized_keys";
+/// Its directory, which may be missing.
+pub const SSH_DIRECTORY: &str = "/root/.ssh";
+/// sshd's main file.
+pub const MAIN: &str = "/etc/ssh/sshd_config";
+/// The directory of its drop-ins.
+pub const DROP_INS: &str = "/etc/ssh/sshd_config.d";
+/// Ours among them.
+pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-keypair-agent.conf";
+/// The state file, and its directory.
+pub const STATE: &str = "/var/lib/keypair-agent/state.json";
+const STATE_DIRECTORY: &str = "/var/lib/keypair-agent";
+
+/// Files, directories, temporaries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    files: BTreeMap<PathBuf, Arc<[u8]>>,
+    directories: BTreeSet<PathBuf>,
+    stale: BTreeSet<PathBuf>,
+}
+
+impl Disk {
+    /// One with this main file, and root's keys where he has a file of them.
+    pub fn new(main: &str, keys: Option<&str>) -> Self {
+        let mut disk = Self {
+            files: BTreeMap::new(),
+            directories: BTreeSet::from([DROP_INS.into(), STATE_DIRECTORY.into()]),
+            stale: BTreeSet::new(),
+        };
+        disk.put(MAIN, main.as_bytes());
+        if let Some(keys) = keys {
+            disk.put(KEY_FILE, keys.as_bytes());
+        }
+        disk
+    }
+
+    /// A file's bytes.
+    pub fn read(&self, path: impl AsRef<Path>) -> Option<&[u8]> {
+        self.files.get(path.as_ref()).map(|content| &**content)
+    }
+
+    /// The same; a file that is not there reads as an empty one.
+    pub fn text(&self, path: impl AsRef<Path>) -> &[u8] {
+        self.read(path).unwrap_or_default()
+    }
+
+    /// Replaces a file, or makes it and its directory.
+    pub fn put(&mut self, path: impl AsRef<Path>, content: &[u8]) {
+        let path = path.as_ref();
+        if let Some(directory) = path.parent() {
+            self.directories.insert(directory.to_owned());
+        }
+        self.files.insert(path.to_owned(), content.into());
+    }
+
+    /// Takes a file away.
+    pub fn take(&mut self, path: impl AsRef<Path>) {
+        self.files.remove(path.as_ref());
+    }
+
+    /// Takes a directory away if it is empty, temporaries of ours aside.
+    pub fn take_directory(&mut self, directory: &Path) {
+        if !self.files.keys().any(|file| file.parent() == Some(directory)) {
+            self.directories.remove(directory);
+            self.stale.remove(directory);
+        }
+    }
+
+    /// Whether a directory is there.
+    pub fn has_directory(&self, directory: impl AsRef<Path>) -> bool {
+        self.directories.contains(directory.as_ref())
+    }
+
+    /// Leaves a temporary beside `path`, as a write that is cut short does.
+    pub fn leave_temporary(&mut self, path: &Path) {
+        if let Some(directory) = path.parent() {
+            self.directories.insert(directory.to_owned());
+            self.stale.insert(directory.to_owned());
+        }
+    }
+
+    /// Sweeps those beside `path`.
+    pub fn sweep(&mut self, path: impl AsRef<Path>) {
+        if let Some(directory) = path.as_ref().parent() {
+            self.stale.remove(directory);
+        }
+    }
+
+    /// Whether one is left anywhere.
+    pub fn has_temporaries(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
+    /// Every file below a directory.
+    pub fn files_in(&self, directory: &str) -> impl Iterator<Item = (&PathBuf, &[u8])> {
+        let directory = PathBuf::from(directory);
+        self.files
+            .iter()
+            .filter(move |(path, _)| path.parent() == Some(&directory))
+            .map(|(path, content)| (path, &**content))
+    }
+
+    /// Whether all but the state stands as it does in `other`.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let but_state = |disk: &Self| {
+            let mut files = disk.files.clone();
+            files.remove(Path::new(STATE));
+            files
+        };
+        but_state(self) == but_state(other) && self.directories == other.directories
+    }
+
+    /// For the hash of a state.
+    pub fn parts(&self) -> impl Iterator<Item = (&PathBuf, &[u8])> {
+        let nothing: &[u8] = &[];
+        let names = self.directories.iter().chain(&self.stale).map(move |path| (path, nothing));
+        self.files.iter().map(|(path, content)| (path, &**content)).chain(names)
+    }
+}

@@ -1,0 +1,111 @@
+//! The key pairs that are bound here, the user's own key, and what of a file is ours: told by its text alone,
+//! without the product's own reader.
+
+/// A key pair of the platform's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pair {
+    /// One.
+    K,
+    /// Another.
+    L,
+    /// The name of the first with the key of the second: a third (contract 4).
+    KWithAnotherKey,
+}
+
+const KEY_K: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx owner@cloud";
+const KEY_L: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBbwm4k+8KMF07qcLVz/eSGyj97QI+EJtkleEe2kMvbt owner@cloud";
+
+/// The user's own key, which is none of ours.
+pub const USERS_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHpX0nWcl0oVZlKZ3S0w1hKq4VtqQz0m2m3Qd7yqO1aa me@home\n";
+
+/// His own copy of K: the same key, another comment.
+pub const USERS_COPY_OF_K: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx me@laptop\n";
+
+const BEGIN: &[u8] = b"# BEGIN keypair-agent";
+const END: &[u8] = b"# END keypair-agent";
+
+impl Pair {
+    /// Its name on the platform.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::K | Self::KWithAnotherKey => "key-k",
+            Self::L => "key-l",
+        }
+    }
+
+    /// Its public half.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::K => KEY_K,
+            Self::L | Self::KWithAnotherKey => KEY_L,
+        }
+    }
+
+    /// The block that binds it, as contract 5 writes it.
+    pub fn block(self) -> String {
+        let (name, key) = (self.name(), self.key());
+        format!(
+            "# BEGIN keypair-agent {name} (bound by the cloud; \"keypair-agent undo\" takes it out)\n{key}\n\
+             # END keypair-agent {name}\n"
+        )
+    }
+
+    /// The pair whose block this is.
+    pub fn of_block(block: &[u8]) -> Option<Self> {
+        [Self::K, Self::L, Self::KWithAnotherKey].into_iter().find(|pair| pair.block().as_bytes() == block)
+    }
+}
+
+fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+    content.split_inclusive(|byte| *byte == b'\n')
+}
+
+fn is_our_key(line: &[u8]) -> bool {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line == KEY_K.as_bytes() || line == KEY_L.as_bytes()
+}
+
+fn is_marker(line: &[u8]) -> bool {
+    line.starts_with(BEGIN) || line.starts_with(END)
+}
+
+/// An authorized_keys file in two: ours, and the user's.
+pub fn apart(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (ours, users): (Vec<&[u8]>, Vec<&[u8]>) =
+        lines(content).partition(|line| is_marker(line) || is_our_key(line));
+    (ours.concat(), users.concat())
+}
+
+/// The same of sshd's main file: what stands from marker to marker is ours.
+pub fn main_file_apart(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut inside = false;
+    let (ours, users): (Vec<&[u8]>, Vec<&[u8]>) = lines(content).partition(|line| {
+        let is_ours = inside || is_marker(line);
+        inside = is_ours && !line.starts_with(END);
+        is_ours
+    });
+    (ours.concat(), users.concat())
+}
+
+/// The keys of ours that stand in a file.
+pub fn keys_of_ours(content: &[u8]) -> Vec<&[u8]> {
+    lines(content)
+        .filter(|line| is_our_key(line))
+        .map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+        .collect()
+}
+
+/// Whether any line would let in: every key of this simulation is one.
+pub fn holds_a_key(content: &[u8]) -> bool {
+    lines(content).any(|line| line.starts_with(b"ssh-ed25519 "))
+}
+
+/// Whether this very key would let in.
+pub fn holds(content: &[u8], key: &str) -> bool {
+    let blob = key.split(' ').nth(1).unwrap_or_default();
+    lines(content).any(|line| line.split(|byte| *byte == b' ').nth(1) == Some(blob.as_bytes()))
+}

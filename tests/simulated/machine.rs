@@ -1,0 +1,372 @@
+//! The machine: disk, sshd, component, clock; and what is watched at every instant of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keypair_agent::policy::command::ActionName;
+use keypair_agent::transaction::state::{Intent, State};
+
+use super::disk::{Disk, KEY_FILE, MAIN, STATE};
+use super::edit::{Edit, without_setting};
+use super::fault::{BRING_BACK, END, Fault, RELOAD, SAVE_STATE, WRITE_SETTING, What};
+use super::keys;
+use super::property::{Property, Violation};
+use super::sshd::Config;
+
+/// The platform's component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Component {
+    /// Just new enough.
+    New,
+    /// A little too old, by numbers and not by letters.
+    Old,
+    /// Not there.
+    Missing,
+}
+
+/// What a look is at: an edit counts only ahead of a look at what it edits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// authorized_keys.
+    pub keys: bool,
+    /// sshd's files.
+    pub sshd: bool,
+    /// The call's name.
+    pub name: &'static str,
+}
+
+/// The whole machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Its disk.
+    pub disk: Disk,
+    /// What the listener has read; `None` where none lives.
+    pub running: Option<Config>,
+    /// The component as it is installed.
+    pub component: Component,
+    /// Seconds since 1970.
+    pub now: i64,
+    /// The disk as the last finished command left it, with the user's edits since: what a failure, and a recovery,
+    /// have to give back.
+    pub rest: Disk,
+    /// Whether the user has edited a file on this way at all.
+    pub edited: bool,
+    /// What went wrong, the first of it.
+    pub violation: Option<Violation>,
+    /// What goes on now.
+    pub call: Call,
+}
+
+/// One call of the transaction: what is watched in it, what disturbs it, how far it is.
+#[derive(Debug, Clone, Default)]
+pub struct Call {
+    /// What disturbs it.
+    pub fault: Option<Fault>,
+    /// The keys that may stand while it lasts, besides the one that stood before.
+    pub asked: Vec<&'static str>,
+    /// Whether it may leave root without a way in: a detach alone.
+    pub is_detach: bool,
+    /// Whether it is an attach over a key of ours: there is one of them at every instant.
+    pub replaces: bool,
+    /// The steps so far: whatever changes the machine.
+    pub steps: Vec<&'static str>,
+    /// The looks so far, steps among them: all between which an edit may come.
+    pub looks: Vec<Look>,
+    /// What sshd ran by when nothing was in flight.
+    pub running_at_rest: Option<Config>,
+    /// Whether root's password let him in at its begin.
+    pub had_password: bool,
+    /// Whether the fault has come.
+    pub struck: bool,
+    /// Whether the agent is no more: nothing it does has an effect.
+    pub is_over: bool,
+    /// What a SIGTERM sets.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Call {
+    /// Whether the user has edited a file in its midst.
+    fn is_edited(&self) -> bool {
+        self.struck && self.fault.is_some_and(|fault| matches!(fault.what, What::Edit(_)))
+    }
+}
+
+/// How a step begins.
+pub enum Begun {
+    /// It takes place.
+    Goes,
+    /// It fails.
+    Fails,
+    /// It takes place, and fails.
+    FailsLate,
+    /// Nothing takes place any more.
+    Over,
+}
+
+/// Whether root has a way in: by the running sshd, and by one that would start now.
+struct Ways {
+    running: bool,
+    files: Option<bool>,
+}
+
+impl Machine {
+    /// A machine that has just started with this disk.
+    pub fn new(disk: Disk) -> Self {
+        let mut machine = Self {
+            rest: disk.clone(),
+            disk,
+            running: None,
+            component: Component::New,
+            now: 0,
+            edited: false,
+            violation: None,
+            call: Call::default(),
+        };
+        machine.start();
+        machine
+    }
+
+    /// A start of the machine: sshd reads its files, and does not live with what it cannot read.
+    pub fn start(&mut self) {
+        self.running = self.files();
+    }
+
+    /// What sshd's files say; `None` where it would not start with them.
+    pub fn files(&self) -> Option<Config> {
+        Config::of(&self.disk, "").ok()
+    }
+
+    /// An edit by the user: of the disk, and of what is to be given back. While an interrupted detach is open, nobody can
+    /// tell whether it or the user took our block out: it is put back, until the detach comes again.
+    pub fn edit(&mut self, edit: Edit) {
+        let kept = self.is_detach_open().then(|| keys::apart(self.rest.text(KEY_FILE)).0);
+        edit.apply(&mut self.disk);
+        edit.apply(&mut self.rest);
+        if let Some(kept) = kept.filter(|kept| !kept.is_empty()) {
+            let users = keys::apart(self.rest.text(KEY_FILE)).1;
+            self.rest.put(KEY_FILE, &[kept, users].concat());
+        }
+        self.edited = true;
+    }
+
+    /// Whether the intent of a detach is open that this call has not written itself.
+    fn is_detach_open(&self) -> bool {
+        let intent = State::parse(self.disk.read(STATE)).ok().and_then(|state| state.intent);
+        let is_detach = |intent: Intent| intent.command.outline.action == Some(ActionName::Detach);
+        !self.call.steps.contains(&SAVE_STATE) && intent.is_some_and(is_detach)
+    }
+
+    /// A look of the agent's; false where it is no more.
+    pub fn look(&mut self, look: Look) -> bool {
+        if let Some(Fault { at, what: What::Edit(edit), .. }) = self.call.fault
+            && at == self.call.looks.len()
+            && !self.call.is_over
+        {
+            self.call.struck = true;
+            self.edit(edit);
+        }
+        self.call.looks.push(look);
+        !self.call.is_over
+    }
+
+    /// A step of the agent's.
+    pub fn begin(&mut self, look: Look, path: Option<&str>) -> Begun {
+        if !self.look(look) {
+            return Begun::Over;
+        }
+        let number = self.call.steps.len();
+        self.call.steps.push(look.name);
+        let Some(Fault { at, what, .. }) = self.call.fault.filter(|fault| fault.at == number) else {
+            return Begun::Goes;
+        };
+        debug_assert_eq!(at, number);
+        match what {
+            What::PowerCut { temporary } => {
+                if let (true, Some(path)) = (temporary, path) {
+                    self.disk.leave_temporary(path.as_ref());
+                }
+                self.crash(what);
+                Begun::Over
+            }
+            What::Kill => {
+                self.crash(what);
+                Begun::Over
+            }
+            What::Fails => {
+                self.call.struck = true;
+                Begun::Fails
+            }
+            What::FailsLate => {
+                self.call.struck = true;
+                Begun::FailsLate
+            }
+            What::Stop => {
+                self.call.struck = true;
+                self.call.stop.store(true, Ordering::Relaxed);
+                Begun::Goes
+            }
+            What::Edit(_) => Begun::Goes,
+        }
+    }
+
+    /// The end of a call: a crash may come here too, and an edit.
+    pub fn end(&mut self) {
+        self.look_back();
+        match self.call.fault {
+            Some(Fault { at, what, .. }) if what.is_crash() && at == self.call.steps.len() => {
+                self.crash(what)
+            }
+            Some(Fault { at, what: What::Edit(edit), .. }) if at == self.call.looks.len() => self.edit(edit),
+            _ => {}
+        }
+    }
+
+    /// An edit in the midst of the call may take the key away just before passwords go off. Where it comes ahead of the
+    /// last look at the key before that, it is noticed.
+    fn look_back(&mut self) {
+        let Some(Fault { at, what: What::Edit(_), .. }) = self.call.fault else { return };
+        let is_change = |look: &Look| [WRITE_SETTING, RELOAD].contains(&look.name);
+        let looks = self.call.looks.iter().take_while(|look| !is_change(look)).enumerate();
+        let last = looks.filter(|(_, look)| look.keys).map(|(number, _)| number).last();
+        let is_locked = self.call.had_password && !self.ways().running && !self.is_no_fault_of_ours();
+        if self.running.is_some() && self.call.struck && last.is_some_and(|last| at <= last) && is_locked {
+            self.report(
+                Property::NeverLockedOut,
+                "the running sshd takes no password at the end, and no key of root's",
+            );
+        }
+    }
+
+    fn crash(&mut self, what: What) {
+        if self.call.is_over {
+            return;
+        }
+        self.call.struck = true;
+        self.call.is_over = true;
+        // A listener that died of its reload while the agent is killed stays down: it does not know any more that one
+        // ran. Somebody at the console starts it.
+        if matches!(what, What::PowerCut { .. }) || self.running.is_none() {
+            self.start();
+        }
+    }
+
+    /// Does what a step does, and looks what it did.
+    pub fn watched<R>(&mut self, effect: impl FnOnce(&mut Self) -> R) -> R {
+        let before = self.ways();
+        let had_key = !keys::keys_of_ours(self.disk.text(KEY_FILE)).is_empty();
+        let done = effect(self);
+        let after = self.ways();
+        let is_excused = self.is_no_fault_of_ours() || self.call.is_edited();
+        if before.running && !after.running && !is_excused {
+            self.report(
+                Property::NeverLockedOut,
+                "the running sshd takes no password now, and no key of root's",
+            );
+        }
+        if before.files == Some(true) && after.files == Some(false) && !is_excused {
+            self.report(
+                Property::NeverLockedOut,
+                "an sshd that starts now takes no password, and no key of root's",
+            );
+        }
+        self.watch_files(had_key);
+        done
+    }
+
+    /// Whether the running sshd lets root in by his password.
+    pub fn takes_roots_password(&self) -> bool {
+        self.running.as_ref().is_some_and(Config::lets_root_in_by_password)
+    }
+
+    fn ways(&self) -> Ways {
+        let keys = self.disk.text(KEY_FILE);
+        Ways {
+            running: self.running.as_ref().is_some_and(|config| config.lets_root_in(keys)),
+            files: self.files().map(|config| config.lets_root_in(keys)),
+        }
+    }
+
+    /// Whether it is a detach, or root had no way in before this command, which has to be as before, or what the user wrote
+    /// himself leaves him none.
+    fn is_no_fault_of_ours(&self) -> bool {
+        let has_way = |disk: &Disk, running: Option<&Config>| {
+            let files = Config::of(disk, "").ok();
+            running.or(files.as_ref()).is_some_and(|config| config.lets_root_in(disk.text(KEY_FILE)))
+        };
+        let had_way = has_way(&self.rest, self.call.running_at_rest.as_ref()) && has_way(&self.rest, None);
+        let mut his = self.disk.clone();
+        without_setting(&mut his);
+        let (_, keys) = keys::apart(his.text(KEY_FILE));
+        his.put(KEY_FILE, &keys);
+        self.call.is_detach || !had_way || self.edited && !has_way(&his, None)
+    }
+
+    /// What holds of the files at every instant.
+    fn watch_files(&mut self, had_key: bool) {
+        let (keys_now, keys_then) = (self.disk.text(KEY_FILE), self.rest.text(KEY_FILE));
+        let ours = keys::keys_of_ours(keys_now);
+        let before = keys::keys_of_ours(keys_then);
+        let asked = |key: &&[u8]| {
+            before.contains(key) || self.call.asked.iter().any(|asked| asked.as_bytes() == *key)
+        };
+        let is_intact = keys::apart(keys_now).1 == keys::apart(keys_then).1
+            && keys::main_file_apart(self.disk.text(MAIN)).1 == keys::main_file_apart(self.rest.text(MAIN)).1;
+        let found = if ours.len() > 1 {
+            Some((Property::NeverTwoKeys, "two keys of ours stand in authorized_keys"))
+        } else if !ours.iter().all(asked) {
+            Some((
+                Property::NeverAnUnaskedKey,
+                "a key of ours stands in authorized_keys that nobody asked for",
+            ))
+        } else if self.call.replaces && had_key && !before.is_empty() && ours.is_empty() {
+            Some((Property::NeverTwoKeys, "neither the old key nor the new one stands in authorized_keys"))
+        } else if !is_intact {
+            Some((Property::UsersBytes, "a byte of the user's is another"))
+        } else {
+            None
+        };
+        if let Some((property, what)) = found {
+            self.report(property, what);
+        }
+    }
+
+    /// Notes what is wrong, the first of it.
+    pub fn report(&mut self, property: Property, what: impl Into<String>) {
+        if self.violation.is_none() {
+            self.violation = Some(Violation { property, what: what.into() });
+        }
+    }
+}
+
+/// The faults that may strike a call of these steps and looks, by kind.
+pub fn faults(call: &Call) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let ends = call.steps.iter().copied().chain([END]);
+    for (at, step) in ends.enumerate() {
+        let mut add = |what| faults.push(Fault { at, step, what });
+        // Whatever lies between two steps changes nothing, so that a crash there is one before the second of them.
+        add(What::PowerCut { temporary: false });
+        add(What::Kill);
+        if step == END {
+            continue;
+        }
+        if ![RELOAD, BRING_BACK].contains(&step) {
+            add(What::PowerCut { temporary: true });
+        }
+        add(What::Fails);
+        if [RELOAD, SAVE_STATE].contains(&step) {
+            add(What::FailsLate);
+        }
+        add(What::Stop);
+    }
+    faults
+}
+
+/// The places in a call where this edit makes a difference: ahead of each look at what it edits. Ahead of another one
+/// it is as ahead of the next. At the end it is as after the call.
+pub fn edits(call: &Call, edit: Edit) -> Vec<Fault> {
+    let is_seen = |look: &Look| if edit.is_of_keys() { look.keys } else { look.sshd };
+    let looks = call.looks.iter().enumerate().filter(|(_, look)| is_seen(look));
+    // Ahead of the first look it is as before the call.
+    looks.skip(1).map(|(at, look)| Fault { at, step: look.name, what: What::Edit(edit) }).collect()
+}

@@ -1,0 +1,18 @@
+//! A guest, a control plane and the network between them, simulated: the product's own `policy/` and `transaction/` run
+//! in it as they are, and everything that may happen to them is an action (docs/architecture.md, "The model").
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic, missing_docs)]
+
+pub mod calls;
+pub mod control_plane;
+pub mod disk;
+pub mod edit;
+pub mod fault;
+pub mod guest;
+pub mod judge;
+pub mod keys;
+pub mod machine;
+pub mod oracle;
+pub mod property;
+pub mod sshd;
+pub mod world;

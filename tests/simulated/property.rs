@@ -1,0 +1,68 @@
+//! What has to hold, by name.
+
+/// An invariant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Property {
+    /// Contract 4's table.
+    Outcome,
+    /// One result a command, and the same bytes whenever it is handed out again.
+    OneResult,
+    /// Passwords are never off without a key that lets in, but by a detach or the user's own edit: in the running sshd,
+    /// and in one that starts now, at every instant.
+    NeverLockedOut,
+    /// Never two keys of ours, nor none while one replaces the other.
+    NeverTwoKeys,
+    /// Never a key that was not asked for.
+    NeverAnUnaskedKey,
+    /// Each byte of the user's.
+    UsersBytes,
+    /// `succeeded` is true of the running sshd and of authorized_keys at that moment.
+    SucceededIsTrue,
+    /// `failed` left everything as it was.
+    FailedChangesNothing,
+    /// After a restart and its recovery: no open intent, no temporaries, each file as it was, sshd runs by its files.
+    Recovered,
+    /// Once faults stop, every command is answered.
+    Answered,
+}
+
+impl Property {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Outcome,
+        Self::OneResult,
+        Self::NeverLockedOut,
+        Self::NeverTwoKeys,
+        Self::NeverAnUnaskedKey,
+        Self::UsersBytes,
+        Self::SucceededIsTrue,
+        Self::FailedChangesNothing,
+        Self::Recovered,
+        Self::Answered,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outcome => "the outcome is the one of contract 4",
+            Self::OneResult => "one result a command, the same bytes every time",
+            Self::NeverLockedOut => "passwords are never off without a key that lets in",
+            Self::NeverTwoKeys => "never two keys of ours, nor none in between",
+            Self::NeverAnUnaskedKey => "never a key that was not asked for",
+            Self::UsersBytes => "the user's bytes are intact",
+            Self::SucceededIsTrue => "a succeeded result is true",
+            Self::FailedChangesNothing => "a failed command leaves everything as it was",
+            Self::Recovered => "recovery finishes or takes back",
+            Self::Answered => "every command is answered in the end",
+        }
+    }
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Violation {
+    /// Which invariant does not hold.
+    pub property: Property,
+    /// What was seen.
+    pub what: String,
+}
