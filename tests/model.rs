@@ -98,8 +98,9 @@ fn explore(space: Space) {
     let name = space.name;
     let checker =
         space.clone().checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let mut uncaptured = io::stderr();
     writeln!(
-        io::stderr(),
+        uncaptured,
         "{name}: {} states, {} of them unique, {} deep, {:.1} s",
         checker.state_count(),
         checker.unique_state_count(),
