@@ -61,6 +61,8 @@ pub(super) fn carry_out(
     step_by_step(guest, prepared, kbd_interactive, asked, stop, &mut begun).map_err(|halt| {
         let facts = &prepared.facts;
         let settle = match &facts.sshd {
+            // One that was started meanwhile may have read what is taken back.
+            Some(Sshd { reload: Reload::None(_), .. }) => Settle::Reload(&facts.account.name),
             Some(sshd) if begun.reload => Settle::BringBack(sshd, &facts.account.name),
             _ => Settle::NotNeeded,
         };
