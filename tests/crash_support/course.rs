@@ -96,7 +96,7 @@ fn finish(scene: &Scene, metadata: &Metadata) -> Value {
 
 /// In turns, and not in those of what is asked of the guest.
 fn is_by_daemon(number: usize) -> bool {
-    number % 3 == 0 || number % 6 == 1
+    number.is_multiple_of(3) || number % 6 == 1
 }
 
 fn one_result(metadata: &Metadata) -> Value {

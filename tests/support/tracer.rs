@@ -202,7 +202,9 @@ impl Tracer {
                 }
                 WaitStatus::PtraceEvent(pid, _, event) => {
                     if event == libc::PTRACE_EVENT_EXEC {
-                        self.is_agent = true;
+                        // The shell's own exec may be seen too.
+                        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+                        self.is_agent = program == Path::new(env!("CARGO_BIN_EXE_keypair-agent"));
                         threads.insert(pid, Thread { in_call: true, pending: None });
                     }
                     go_on(pid, None);
