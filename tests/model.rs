@@ -97,7 +97,7 @@ fn explore(space: Space) {
     let begun = Instant::now();
     let name = space.name;
     let checker =
-        space.clone().checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        space.clone().checker().threads(1).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let mut uncaptured = io::stderr();
     writeln!(
         uncaptured,
@@ -163,7 +163,7 @@ fn beginnings() -> Vec<Beginning> {
         from(WITHOUT_INCLUDE, Some(keys::USERS_KEY), first),
         from(WITH_INCLUDE, Some(keys::USERS_KEY), second),
         from(WITHOUT_INCLUDE, None, third),
-        from(WITH_INCLUDE, Some(keys::USERS_COPY_OF_K), third),
+        from(WITH_INCLUDE, Some(keys::USERS_COPY_OF_K), second),
         from(WITH_INCLUDE, Some(&block), fourth),
         from(WITHOUT_KEYS, None, second),
     ]
