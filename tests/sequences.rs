@@ -9,11 +9,12 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::FileFailurePersistence;
 
+use simulated::action::{Action, Budget};
 use simulated::control_plane::{ControlPlane, Order};
 use simulated::disk::Disk;
 use simulated::edit::Edit;
 use simulated::keys::{self, Pair};
-use simulated::world::{Action, Budget, EXPIRY, Setting, World};
+use simulated::world::{EXPIRY, Setting, World};
 
 /// How many ways are tried.
 const CASES: u32 = 400;

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::mem;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use keypair_agent::policy::command::Origin;
@@ -24,7 +25,7 @@ use super::world::{Agent, Due, World};
 /// What a call found.
 pub struct Before {
     /// The state file.
-    pub state: State,
+    pub state: Arc<State>,
     /// The fault that is to come.
     pub fault: Option<Fault>,
 }
@@ -69,7 +70,7 @@ impl World {
         done
     }
 
-    fn before(&self, fault: Option<Fault>) -> Before {
+    fn before(&mut self, fault: Option<Fault>) -> Before {
         Before { state: self.state(), fault }
     }
 

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic, missing_docs)]
 
+pub mod action;
 pub mod calls;
 pub mod control_plane;
 pub mod disk;
@@ -14,5 +15,6 @@ pub mod keys;
 pub mod machine;
 pub mod oracle;
 pub mod property;
+pub mod sameness;
 pub mod sshd;
 pub mod world;

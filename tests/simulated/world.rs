@@ -1,15 +1,15 @@
 //! The whole: machine, agent, control plane, network; what may happen next, and what comes of it. Both explorers walk
 //! it: the one every way there is within a bound (tests/model.rs), the other long ways at random (tests/sequences.rs).
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use keypair_agent::transaction::state::State;
 
+use super::action::{Action, Budget};
 use super::control_plane::{Command, ControlPlane, INSTANCES};
 use super::disk::{Disk, STATE};
 use super::edit::Edit;
-use super::fault::{Fault, What};
+use super::fault::What;
 use super::machine::{Call, Component, Machine, edits, faults};
 use super::oracle::Known;
 use super::sshd::Config;
@@ -46,90 +46,15 @@ pub struct Due {
     pub recorded: bool,
 }
 
-/// How much of everything may still happen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Budget {
-    /// Power cuts and kills.
-    pub crashes: u8,
-    /// Steps that fail.
-    pub failures: u8,
-    /// SIGTERMs.
-    pub stops: u8,
-    /// Edits by the user, between commands and within one.
-    pub edits: u8,
-    /// Changes of the component.
-    pub components: u8,
-    /// Whether the disk may be copied into another instance.
-    pub clones: u8,
-    /// Commands handed out again after their result.
-    pub repeats: u8,
-    /// Commands handed out ahead of their turn.
-    pub reorders: u8,
-    /// Answers to a PUT that are lost.
-    pub lost: u8,
-    /// `keypair-agent undo` at the console.
-    pub undos: u8,
-    /// Whether the clock may pass the end of a command.
-    pub delays: u8,
-    /// All of these but the crashes, together.
-    pub disturbances: u8,
-}
-
-impl Budget {
-    /// Takes one out of what `which` picks; `None` where nothing of it is left.
-    fn spent(mut self, which: fn(&mut Self) -> &mut u8) -> Option<Self> {
-        let left = which(&mut self);
-        *left = left.checked_sub(1)?;
-        self.disturbances = self.disturbances.checked_sub(1)?;
-        Some(self)
-    }
-
-    /// What is left after a fault.
-    pub fn after(mut self, what: What) -> Option<Self> {
-        match what {
-            What::PowerCut { .. } | What::Kill => {
-                self.crashes = self.crashes.checked_sub(1)?;
-                Some(self)
-            }
-            What::Fails | What::FailsLate => self.spent(|left| &mut left.failures),
-            What::Stop => self.spent(|left| &mut left.stops),
-            What::Edit(_) => self.spent(|left| &mut left.edits),
-        }
-    }
-}
-
-/// What may happen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// The agent starts: it recovers, learns which instance this is, looks what is undelivered.
-    Start(Option<Fault>),
-    /// The service hands a command out, and the agent performs it.
-    HandOut(Command, Option<Fault>),
-    /// The agent delivers the result that is due.
-    Deliver {
-        /// Whether the answer is lost on its way.
-        answer_lost: bool,
-        /// What disturbs it.
-        fault: Option<Fault>,
-    },
-    /// `keypair-agent undo`.
-    Undo(Option<Fault>),
-    /// The user edits a file.
-    Edit(Edit),
-    /// The component is another.
-    Component(Component),
-    /// The disk starts as another instance's.
-    Clone,
-    /// The clock passes the end of the command that has one.
-    TimePasses,
-}
-
 /// What the user may do in a walk, and how its guest begins.
 #[derive(Debug, Clone, Default)]
 pub struct Setting {
     /// The edits that may come.
     pub edits: Vec<Edit>,
 }
+
+/// The bytes of a state file, and what they say.
+type Parsed = (Option<Arc<[u8]>>, Arc<State>);
 
 /// A state of the whole.
 #[derive(Debug, Clone)]
@@ -152,6 +77,8 @@ pub struct World {
     pub tries: Vec<u8>,
     /// Whether the end of the command that has one is past.
     pub is_late: bool,
+    /// The state file that was read last.
+    pub parsed: Option<Parsed>,
 }
 
 impl World {
@@ -168,6 +95,7 @@ impl World {
             known: Known::default(),
             open: None,
             is_late: false,
+            parsed: None,
         }
     }
 
@@ -178,9 +106,17 @@ impl World {
         self.tries[number] += 1;
     }
 
-    /// The state file as it stands.
-    pub fn state(&self) -> State {
-        State::parse(self.machine.disk.read(STATE)).unwrap()
+    /// The state file as it stands; parsed once for as long as it is the same.
+    pub fn state(&mut self) -> Arc<State> {
+        let bytes = self.machine.disk.read(STATE);
+        match &self.parsed {
+            Some((read, state)) if read.as_deref() == bytes => state.clone(),
+            _ => {
+                let state = Arc::new(State::parse(bytes).unwrap());
+                self.parsed = Some((bytes.map(Arc::from), state.clone()));
+                state
+            }
+        }
     }
 
     /// What happens where nothing disturbs; `None` where all is done.
@@ -369,120 +305,5 @@ fn is_disturbance(action: &Action, world: &World) -> bool {
         Action::HandOut(command, _) => world.is_out_of_turn(command).is_some(),
         Action::Undo(_) => true,
         _ => false,
-    }
-}
-
-impl Action {
-    /// What disturbs it.
-    pub fn fault(&self) -> Option<Fault> {
-        match self {
-            Self::Start(fault)
-            | Self::HandOut(_, fault)
-            | Self::Deliver { fault, .. }
-            | Self::Undo(fault) => *fault,
-            Self::Edit(_) | Self::Component(_) | Self::Clone | Self::TimePasses => None,
-        }
-    }
-
-    fn with(self, fault: Fault) -> Self {
-        let fault = Some(fault);
-        match self {
-            Self::Start(_) => Self::Start(fault),
-            Self::HandOut(command, _) => Self::HandOut(command, fault),
-            Self::Deliver { answer_lost, .. } => Self::Deliver { answer_lost, fault },
-            Self::Undo(_) => Self::Undo(fault),
-            other => other,
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Start(_) => out.write_str("the agent starts")?,
-            Self::HandOut(command, _) => write!(out, "the service hands out {command}")?,
-            Self::Deliver { answer_lost: false, .. } => out.write_str("the agent delivers the result")?,
-            Self::Deliver { answer_lost: true, .. } => {
-                out.write_str("the agent delivers the result, and the answer is lost")?;
-            }
-            Self::Undo(_) => out.write_str("keypair-agent undo at the console")?,
-            Self::Edit(edit) => write!(out, "{edit}")?,
-            Self::Component(component) => write!(out, "the component is now {component:?}")?,
-            Self::Clone => out.write_str("the disk is copied, and starts as another instance")?,
-            Self::TimePasses => out.write_str("the clock passes the end of the first command")?,
-        }
-        match self.fault() {
-            Some(fault) => write!(out, "; {fault}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Two states are the same where all is the same but moments: how often a command was tried shows in timestamps
-/// alone, which nobody reads back. Whether two results of one command are the same, to the byte, is judged on the
-/// way to a state, not by comparing states.
-impl Hash for World {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { machine, agent, control_plane, left, known, running_at_rest, open, tries: _, is_late } =
-            self;
-        for (path, content) in machine.disk.parts() {
-            path.hash(hasher);
-            hash_but_moments(content, hasher);
-        }
-        0xff_u8.hash(hasher);
-        for (path, content) in machine.rest.parts().filter(|(path, _)| path.as_os_str() != STATE) {
-            path.hash(hasher);
-            hash_but_moments(content, hasher);
-        }
-        (&machine.running, machine.component, machine.edited, &machine.violation).hash(hasher);
-        match agent {
-            Agent::Down => 0_u8.hash(hasher),
-            Agent::Up { due, settled } => {
-                (1_u8, settled).hash(hasher);
-                if let Some(due) = due {
-                    (&due.id, due.recorded).hash(hasher);
-                    hash_but_moments(due.result.as_bytes(), hasher);
-                }
-            }
-        }
-        (&control_plane.orders, control_plane.instance, control_plane.first_expires_at).hash(hasher);
-        for (id, result) in control_plane.results.iter().chain(&known.seen) {
-            id.hash(hasher);
-            hash_but_moments(result.as_bytes(), hasher);
-        }
-        (known.bound, &known.highest, &known.interrupted, &known.unrecorded, &known.fleeting).hash(hasher);
-        known.instance.hash(hasher);
-        (left, running_at_rest, open, is_late).hash(hasher);
-    }
-}
-
-/// How a moment of this simulation begins, and how long it is.
-const MOMENT: &[u8] = b"2026-12-";
-const MOMENT_LENGTH: usize = "2026-12-01T00:00:00Z".len();
-
-fn hash_but_moments<H: Hasher>(content: &[u8], hasher: &mut H) {
-    let mut from = 0;
-    let mut at = 0;
-    while let Some(dash) = content[at..].iter().position(|byte| *byte == MOMENT[4]) {
-        let begin = (at + dash).saturating_sub(4);
-        at += dash + 1;
-        if content[begin..].starts_with(MOMENT) && begin >= from {
-            content[from..begin].hash(hasher);
-            from = (begin + MOMENT_LENGTH).min(content.len());
-            at = from;
-        }
-    }
-    content[from..].hash(hasher);
-}
-
-/// By the same measure.
-impl PartialEq for World {
-    fn eq(&self, other: &Self) -> bool {
-        let hash = |world: &Self| {
-            let mut hasher = std::hash::DefaultHasher::new();
-            world.hash(&mut hasher);
-            hasher.finish()
-        };
-        hash(self) == hash(other)
     }
 }

@@ -1,0 +1,132 @@
+//! What may happen, and how much of it.
+
+use std::fmt;
+
+use super::control_plane::Command;
+use super::edit::Edit;
+use super::fault::{Fault, What};
+use super::machine::Component;
+
+/// How much of everything may still happen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Budget {
+    /// Power cuts and kills.
+    pub crashes: u8,
+    /// Steps that fail.
+    pub failures: u8,
+    /// SIGTERMs.
+    pub stops: u8,
+    /// Edits by the user, between commands and within one.
+    pub edits: u8,
+    /// Changes of the component.
+    pub components: u8,
+    /// Whether the disk may be copied into another instance.
+    pub clones: u8,
+    /// Commands handed out again after their result.
+    pub repeats: u8,
+    /// Commands handed out ahead of their turn.
+    pub reorders: u8,
+    /// Answers to a PUT that are lost.
+    pub lost: u8,
+    /// `keypair-agent undo` at the console.
+    pub undos: u8,
+    /// Whether the clock may pass the end of a command.
+    pub delays: u8,
+    /// All of these but the crashes, together.
+    pub disturbances: u8,
+}
+
+impl Budget {
+    /// Takes one out of what `which` picks; `None` where nothing of it is left.
+    pub fn spent(mut self, which: fn(&mut Self) -> &mut u8) -> Option<Self> {
+        let left = which(&mut self);
+        *left = left.checked_sub(1)?;
+        self.disturbances = self.disturbances.checked_sub(1)?;
+        Some(self)
+    }
+
+    /// What is left after a fault.
+    pub fn after(mut self, what: What) -> Option<Self> {
+        match what {
+            What::PowerCut { .. } | What::Kill => {
+                self.crashes = self.crashes.checked_sub(1)?;
+                Some(self)
+            }
+            What::Fails | What::FailsLate => self.spent(|left| &mut left.failures),
+            What::Stop => self.spent(|left| &mut left.stops),
+            What::Edit(_) => self.spent(|left| &mut left.edits),
+        }
+    }
+}
+
+/// What may happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// The agent starts: it recovers, learns which instance this is, looks what is undelivered.
+    Start(Option<Fault>),
+    /// The service hands a command out, and the agent performs it.
+    HandOut(Command, Option<Fault>),
+    /// The agent delivers the result that is due.
+    Deliver {
+        /// Whether the answer is lost on its way.
+        answer_lost: bool,
+        /// What disturbs it.
+        fault: Option<Fault>,
+    },
+    /// `keypair-agent undo`.
+    Undo(Option<Fault>),
+    /// The user edits a file.
+    Edit(Edit),
+    /// The component is another.
+    Component(Component),
+    /// The disk starts as another instance's.
+    Clone,
+    /// The clock passes the end of the command that has one.
+    TimePasses,
+}
+
+impl Action {
+    /// What disturbs it.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Start(fault)
+            | Self::HandOut(_, fault)
+            | Self::Deliver { fault, .. }
+            | Self::Undo(fault) => *fault,
+            Self::Edit(_) | Self::Component(_) | Self::Clone | Self::TimePasses => None,
+        }
+    }
+
+    pub fn with(self, fault: Fault) -> Self {
+        let fault = Some(fault);
+        match self {
+            Self::Start(_) => Self::Start(fault),
+            Self::HandOut(command, _) => Self::HandOut(command, fault),
+            Self::Deliver { answer_lost, .. } => Self::Deliver { answer_lost, fault },
+            Self::Undo(_) => Self::Undo(fault),
+            other => other,
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(_) => out.write_str("the agent starts")?,
+            Self::HandOut(command, _) => write!(out, "the service hands out {command}")?,
+            Self::Deliver { answer_lost: false, .. } => out.write_str("the agent delivers the result")?,
+            Self::Deliver { answer_lost: true, .. } => {
+                out.write_str("the agent delivers the result, and the answer is lost")?;
+            }
+            Self::Undo(_) => out.write_str("keypair-agent undo at the console")?,
+            Self::Edit(edit) => write!(out, "{edit}")?,
+            Self::Component(component) => write!(out, "the component is now {component:?}")?,
+            Self::Clone => out.write_str("the disk is copied, and starts as another instance")?,
+            Self::TimePasses => out.write_str("the clock passes the end of the first command")?,
+        }
+        match self.fault() {
+            Some(fault) => write!(out, "; {fault}"),
+            None => Ok(()),
+        }
+    }
+}

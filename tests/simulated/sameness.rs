@@ -1,0 +1,85 @@
+//! When two states are the same: for an explorer, which goes on from one of them.
+
+use std::hash::{Hash, Hasher};
+
+use super::disk::STATE;
+use super::world::{Agent, World};
+
+/// Two states are the same where all is the same but moments: how often a command was tried shows in timestamps
+/// alone, which nobody reads back. Whether two results of one command are the same, to the byte, is judged on the
+/// way to a state, not by comparing states.
+impl Hash for World {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let Self {
+            machine,
+            agent,
+            control_plane,
+            left,
+            known,
+            running_at_rest,
+            open,
+            tries: _,
+            is_late,
+            parsed: _,
+        } = self;
+        for (path, content) in machine.disk.parts() {
+            path.hash(hasher);
+            hash_but_moments(content, hasher);
+        }
+        0xff_u8.hash(hasher);
+        for (path, content) in machine.rest.parts().filter(|(path, _)| path.as_os_str() != STATE) {
+            path.hash(hasher);
+            hash_but_moments(content, hasher);
+        }
+        (&machine.running, machine.component, machine.edited, &machine.violation).hash(hasher);
+        match agent {
+            Agent::Down => 0_u8.hash(hasher),
+            Agent::Up { due, settled } => {
+                (1_u8, settled).hash(hasher);
+                if let Some(due) = due {
+                    (&due.id, due.recorded).hash(hasher);
+                    hash_but_moments(due.result.as_bytes(), hasher);
+                }
+            }
+        }
+        (&control_plane.orders, control_plane.instance, control_plane.first_expires_at).hash(hasher);
+        for (id, result) in control_plane.results.iter().chain(&known.seen) {
+            id.hash(hasher);
+            hash_but_moments(result.as_bytes(), hasher);
+        }
+        (known.bound, &known.highest, &known.interrupted, &known.unrecorded, &known.fleeting).hash(hasher);
+        known.instance.hash(hasher);
+        (left, running_at_rest, open, is_late).hash(hasher);
+    }
+}
+
+/// How a moment of this simulation begins, and how long it is.
+const MOMENT: &[u8] = b"2026-12-";
+const MOMENT_LENGTH: usize = "2026-12-01T00:00:00Z".len();
+
+fn hash_but_moments<H: Hasher>(content: &[u8], hasher: &mut H) {
+    let mut from = 0;
+    let mut at = 0;
+    while let Some(dash) = content[at..].iter().position(|byte| *byte == MOMENT[4]) {
+        let begin = (at + dash).saturating_sub(4);
+        at += dash + 1;
+        if content[begin..].starts_with(MOMENT) && begin >= from {
+            content[from..begin].hash(hasher);
+            from = (begin + MOMENT_LENGTH).min(content.len());
+            at = from;
+        }
+    }
+    content[from..].hash(hasher);
+}
+
+/// By the same measure.
+impl PartialEq for World {
+    fn eq(&self, other: &Self) -> bool {
+        let hash = |world: &Self| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            world.hash(&mut hasher);
+            hasher.finish()
+        };
+        hash(self) == hash(other)
+    }
+}
