@@ -146,8 +146,9 @@ impl Metadata {
     }
 
     pub fn result(&self, id: &str) -> Option<Value> {
-        let results = self.results();
-        let (_, text) = results.iter().find(|(stored, _)| stored == id)?;
+        let inner = self.shared.0.lock().unwrap();
+        // The last ones first: there may be thousands.
+        let (_, text) = inner.results.iter().rev().find(|(stored, _)| stored == id)?;
         Some(serde_json::from_str(text).unwrap())
     }
 
