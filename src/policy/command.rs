@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::outcome::Refusal;
 use super::public_key::PublicKey;
+use super::signature::Envelope;
 use super::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
 pub use read::parse;
@@ -181,6 +182,8 @@ pub struct Received {
     pub key_name: Option<KeyName>,
     /// Its setting, where that is valid.
     pub password_auth: Option<PasswordAuth>,
+    /// The envelope it came in, where it did.
+    pub envelope: Option<Envelope>,
     /// The command itself, or why it is none.
     pub command: Result<Command, Refusal>,
 }
@@ -193,6 +196,7 @@ impl From<Command> for Received {
             instance_id: command.instance_id.clone(),
             key_name: command.action.key_name().cloned(),
             password_auth: command.action.password_auth(),
+            envelope: None,
             command: Ok(command),
         }
     }

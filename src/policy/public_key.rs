@@ -70,6 +70,13 @@ impl PublicKey {
     /// # Errors
     /// `INVALID_PUBLIC_KEY` or `WEAK_PUBLIC_KEY`, with the cause.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
+        Self::read(text).map_err(|refusal| match refusal.reason {
+            Reason::InvalidPublicKey => invalid(&format!("publicKey is refused: {}", refusal.message)),
+            _ => refusal,
+        })
+    }
+
+    fn read(text: &str) -> Result<Self, Refusal> {
         if text.len() > MAX_LINE {
             return Err(invalid("it is longer than 16 KiB"));
         }
@@ -84,7 +91,11 @@ impl PublicKey {
         Self::parse_line(line)
     }
 
-    fn parse_line(line: &str) -> Result<Self, Refusal> {
+    /// Reads one OpenSSH line without a newline: type, blob and comment.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]; the message does not say what was refused.
+    pub(super) fn parse_line(line: &str) -> Result<Self, Refusal> {
         if line.contains(['\r', '\n', '\0']) {
             return Err(invalid("it holds a CR, LF or NUL: one key on one line is expected"));
         }
@@ -181,7 +192,7 @@ pub fn fingerprint_of(blob: &[u8]) -> Fingerprint {
 }
 
 /// Whether `algorithm` is one of the kinds that may be bound (contract 3).
-fn is_accepted(algorithm: &str) -> bool {
+pub(super) fn is_accepted(algorithm: &str) -> bool {
     matches!(
         Algorithm::new(algorithm),
         Ok(Algorithm::Ed25519
@@ -220,7 +231,7 @@ fn split_word(text: &str) -> (&str, &str) {
 }
 
 fn invalid(why: &str) -> Refusal {
-    Refusal::new(Reason::InvalidPublicKey, format!("publicKey is refused: {why}"))
+    Refusal::new(Reason::InvalidPublicKey, why)
 }
 
 #[cfg(test)]

@@ -12,9 +12,11 @@ use time::format_description::well_known::Rfc3339;
 use super::{Action, ActionName, Command, KeyPair, Origin, Received, Unanswerable};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::public_key::PublicKey;
+use crate::policy::signature::Envelope;
 use crate::policy::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
-/// Reads a command's bytes. An envelope's payload is read as the command (contract 3, "Signed commands").
+/// Reads a command's bytes. An envelope's payload is read as the command, and its signature is not looked at here
+/// (contract 3, "Signed commands").
 ///
 /// The console may leave the `commandId` out: its command then gets `fallback_id`. It is answered under that id
 /// too where it is no command at all, since a person waits for an answer.
@@ -22,11 +24,11 @@ use crate::policy::types::{CommandId, KeyName, PasswordAuth, Sequence};
 /// # Errors
 /// [`Unanswerable`] where the channel's bytes are not a JSON object with a usable `commandId`.
 pub fn parse(bytes: &[u8], origin: Origin, fallback_id: &CommandId) -> Result<Received, Unanswerable> {
-    let read = Fields::of_command(bytes).and_then(|fields| Ok((fields.id()?, fields)));
-    let (id, fields) = match (read, origin) {
-        (Ok((Some(id), fields)), _) => (id, fields),
-        (Ok((None, fields)), Origin::Console) => (fallback_id.clone(), fields),
-        (Ok((None, _)), Origin::Channel) => return Err(Unanswerable("the command has no commandId".into())),
+    let read = Fields::of_command(bytes).and_then(|(fields, envelope)| Ok((fields.id()?, fields, envelope)));
+    let (id, fields, envelope) = match (read, origin) {
+        (Ok((Some(id), fields, envelope)), _) => (id, fields, envelope),
+        (Ok((None, fields, envelope)), Origin::Console) => (fallback_id.clone(), fields, envelope),
+        (Ok((None, ..)), Origin::Channel) => return Err(Unanswerable("the command has no commandId".into())),
         (Err(why), Origin::Channel) => return Err(why),
         (Err(Unanswerable(why)), Origin::Console) => {
             return Ok(Received {
@@ -35,12 +37,13 @@ pub fn parse(bytes: &[u8], origin: Origin, fallback_id: &CommandId) -> Result<Re
                 instance_id: None,
                 key_name: None,
                 password_auth: None,
+                envelope: None,
                 command: Err(malformed(why)),
             });
         }
     };
     let refusal = match fields.command(&id, origin) {
-        Ok(command) => return Ok(command.into()),
+        Ok(command) => return Ok(Received { envelope, ..command.into() }),
         Err(refusal) => refusal,
     };
     let action = fields.action();
@@ -51,6 +54,7 @@ pub fn parse(bytes: &[u8], origin: Origin, fallback_id: &CommandId) -> Result<Re
         instance_id: fields.string("instanceId").ok().flatten().map(str::to_owned),
         key_name: named.filter(|_| action != Some(ActionName::SetPasswordAuth)),
         password_auth: fields.password_auth().ok().filter(|_| action != Some(ActionName::Detach)),
+        envelope,
         command: Err(refusal),
     })
 }
@@ -60,6 +64,7 @@ struct Fields {
     map: BTreeMap<String, Value>,
     repeated: Option<String>,
     contradictory_id: bool,
+    signature_is_no_text: bool,
 }
 
 impl<'de> Deserialize<'de> for Fields {
@@ -71,7 +76,12 @@ impl<'de> Deserialize<'de> for Fields {
                 f.write_str("a JSON object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields { map: BTreeMap::new(), repeated: None, contradictory_id: false };
+                let mut fields = Fields {
+                    map: BTreeMap::new(),
+                    repeated: None,
+                    contradictory_id: false,
+                    signature_is_no_text: false,
+                };
                 while let Some((name, value)) = access.next_entry::<String, Value>()? {
                     match fields.map.get(&name) {
                         None => drop(fields.map.insert(name, value)),
@@ -90,17 +100,26 @@ impl<'de> Deserialize<'de> for Fields {
 
 impl Fields {
     /// The fields of a command, bare or as an envelope's payload.
-    fn of_command(bytes: &[u8]) -> Result<Self, Unanswerable> {
-        let fields = Self::from_json(bytes)?;
-        let Some(Value::String(payload)) = fields.get("payload").filter(|_| fields.has("signature")) else {
-            return Ok(fields);
+    fn of_command(bytes: &[u8]) -> Result<(Self, Option<Envelope>), Unanswerable> {
+        let outer = Self::from_json(bytes)?;
+        let (payload, signature) = match (outer.get("payload"), outer.get("signature")) {
+            (Some(Value::String(payload)), Some(signature)) if !outer.has("commandId") => {
+                (payload, signature)
+            }
+            _ => return Ok((outer, None)),
         };
-        if fields.has("commandId") {
-            return Ok(fields);
-        }
         let payload = Base64::decode_vec(payload.trim_end())
             .map_err(|_| Unanswerable("the envelope's payload is not base64".into()))?;
-        Self::from_json(&payload)
+        let mut fields = Self::from_json(&payload)?;
+        // A fault of the envelope is the command's.
+        fields.repeated = outer.repeated.clone().or(fields.repeated);
+        match signature {
+            Value::String(signature) => {
+                let signature = signature.clone();
+                Ok((fields, Some(Envelope { payload, signature })))
+            }
+            _ => Ok((Self { signature_is_no_text: true, ..fields }, None)),
+        }
     }
 
     /// The `commandId`; `None` where there is none.
@@ -214,6 +233,9 @@ impl Fields {
                 }
                 _ => "a field is given twice".to_owned(),
             }));
+        }
+        if self.signature_is_no_text {
+            return Err(malformed("the envelope's signature is not a string"));
         }
         let sequence = self.sequence(origin)?;
         let instance_id = self.string("instanceId")?.map(str::to_owned);
@@ -378,6 +400,28 @@ mod tests {
     fn an_envelope_is_obeyed_as_its_payload() {
         let payload = Base64::encode_string(whole("true").as_bytes());
         let text = format!(r#"{{"payload":"{payload}","signature":"-----BEGIN SSH SIGNATURE-----"}}"#);
-        assert_eq!(received(&text), received(&whole("true")));
+        let opened = received(&text);
+        assert_eq!(opened.command, received(&whole("true")).command);
+        assert_eq!(opened.envelope.unwrap().payload, whole("true").into_bytes());
+    }
+
+    #[test]
+    fn a_fault_of_the_envelope_is_the_commands() {
+        let payload = Base64::encode_string(whole("true").as_bytes());
+        for text in [
+            format!(r#"{{"payload":"{payload}","signature":7}}"#),
+            format!(r#"{{"payload":"{payload}","payload":"{payload}","signature":"s"}}"#),
+            format!(r#"{{"payload":"{payload}","signature":"s","signature":"t"}}"#),
+        ] {
+            assert_eq!(received(&text).command.unwrap_err().reason, MalformedCommand, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_envelope_is_a_bare_command() {
+        let inner = Base64::encode_string(whole("true").as_bytes());
+        let bare = whole("false").replacen('{', &format!(r#"{{"payload":"{inner}","signature":"s","#), 1);
+        let bare = received(&bare);
+        assert_eq!((bare.envelope, bare.password_auth), (None, Some(PasswordAuth::No)));
     }
 }

@@ -1,0 +1,425 @@
+//! Whose signatures are trusted: a file in the format of ssh-keygen(1), "ALLOWED SIGNERS".
+//!
+//! One faulty line makes the whole file unusable, as it does for ssh-keygen: a line that was meant to limit somebody
+//! must not be passed over.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
+
+use super::local_time::Zone;
+use super::pattern::{Listed, listed};
+use super::public_key::{PublicKey, is_accepted};
+
+/// The file, read.
+#[derive(Debug)]
+pub struct AllowedSigners {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Those who may sign, in the order of their lines.
+    pub signers: Vec<Signer>,
+    /// Lines that are in order and trust nobody here, and why.
+    pub passed_over: Vec<FaultyLine>,
+}
+
+/// One who may sign.
+#[derive(Debug)]
+pub struct Signer {
+    /// The line he stands on, from 1.
+    pub line: usize,
+    /// His key.
+    pub key: PublicKey,
+    namespaces: Option<String>,
+    valid_after: Option<OffsetDateTime>,
+    valid_before: Option<OffsetDateTime>,
+}
+
+/// Whether a signer's word counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It does.
+    Valid,
+    /// Not for this namespace.
+    OtherNamespace,
+    /// Not yet.
+    TooEarly,
+    /// Not any more.
+    TooLate,
+    /// It depends on the time, which is not known.
+    TimeNeeded,
+}
+
+/// A line, what is wrong with it, and the remedy. It is one line of text and holds none of the file's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FaultyLine {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// Cause and remedy.
+    pub why: String,
+}
+
+impl fmt::Display for FaultyLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.path.display(), self.line, self.why)
+    }
+}
+
+impl std::error::Error for FaultyLine {}
+
+impl Signer {
+    /// Whether he may sign in this namespace now; without `now`, whether he may at any time.
+    pub fn standing(&self, namespace: &str, now: Option<OffsetDateTime>) -> Standing {
+        if self.namespaces.as_ref().is_some_and(|namespaces| listed(namespace, namespaces) != Listed::Yes) {
+            return Standing::OtherNamespace;
+        }
+        match now {
+            // Both ends are in it, as ssh-keygen(1) says.
+            Some(now) if self.valid_after.is_some_and(|after| now < after) => Standing::TooEarly,
+            Some(now) if self.valid_before.is_some_and(|before| now > before) => Standing::TooLate,
+            None if self.valid_after.is_some() || self.valid_before.is_some() => Standing::TimeNeeded,
+            _ => Standing::Valid,
+        }
+    }
+}
+
+impl AllowedSigners {
+    /// Reads the file's content. Times without a `Z` are the guest's own, as for ssh-keygen(1); `zone` is looked at for
+    /// those alone.
+    ///
+    /// # Errors
+    /// The first line that is not as ssh-keygen(1) says.
+    pub fn parse(content: &[u8], path: &Path, zone: &Result<Zone, String>) -> Result<Self, FaultyLine> {
+        let mut read = Self { path: path.to_owned(), signers: Vec::new(), passed_over: Vec::new() };
+        for (number, text) in String::from_utf8_lossy(content).lines().enumerate() {
+            let line = number + 1;
+            let told = |why: &str| FaultyLine { path: path.to_owned(), line, why: why.to_owned() };
+            match parse_line(text, zone).map_err(|why| told(&why))? {
+                Line::Empty => {}
+                Line::TrustsNobody(why) => read.passed_over.push(told(why)),
+                Line::Signer(signer) => read.signers.push(Signer { line, ..signer }),
+            }
+        }
+        Ok(read)
+    }
+}
+
+enum Line {
+    Empty,
+    TrustsNobody(&'static str),
+    Signer(Signer),
+}
+
+fn parse_line(text: &str, zone: &Result<Zone, String>) -> Result<Line, String> {
+    let text = text.trim_matches([' ', '\t', '\r']);
+    if text.is_empty() || text.starts_with('#') {
+        return Ok(Line::Empty);
+    }
+    let (principals, rest) = quoted_word(text)?;
+    if is_key_type(principals) {
+        return Err(
+            "the principals are missing; put a name in front of the key, as in `* ssh-ed25519 AAAA...`"
+                .into(),
+        );
+    }
+    let first = rest.split([' ', '\t']).next().unwrap_or_default();
+    let (options, key) = if is_key_type(first) { ("", rest) } else { quoted_word(rest)? };
+    let options = Options::parse(options, zone)?;
+    if key.split([' ', '\t']).next().is_some_and(|kind| kind.contains("-cert-v0")) {
+        return Err(
+            "a certificate, and certificates are refused; put the signer's plain public key there".into()
+        );
+    }
+    let key = PublicKey::parse_line(key)
+        .map_err(|refusal| format!("the key is refused: {}; correct the line", refusal.message))?;
+    if options.cert_authority {
+        return Ok(Line::TrustsNobody(
+            "a cert-authority trusts nobody here, since certificates are refused; list the signers' own keys",
+        ));
+    }
+    if key.algorithm() == "ssh-rsa" {
+        return Ok(Line::TrustsNobody(
+            "an RSA key trusts nobody here, since RSA signatures are not verified; use an Ed25519 or ECDSA key",
+        ));
+    }
+    let Options { namespaces, valid_after, valid_before, .. } = options;
+    Ok(Line::Signer(Signer { line: 0, key, namespaces, valid_after, valid_before }))
+}
+
+fn is_key_type(word: &str) -> bool {
+    is_accepted(word) || word == "ssh-dss" || word.contains("-cert-v0")
+}
+
+/// The first word, whose quoted parts may hold blanks, and what follows it.
+fn quoted_word(text: &str) -> Result<(&str, &str), String> {
+    let mut quoted = false;
+    let mut escaped = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            '"' if !escaped => quoted = !quoted,
+            ' ' | '\t' if !quoted => {
+                let (word, rest) = text.split_at(at);
+                return Ok((word, rest.trim_start_matches([' ', '\t'])));
+            }
+            _ => {}
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    match quoted {
+        true => Err("a quote is not closed; close it".into()),
+        false => Ok((text, "")),
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    cert_authority: bool,
+    namespaces: Option<String>,
+    valid_after: Option<OffsetDateTime>,
+    valid_before: Option<OffsetDateTime>,
+}
+
+impl Options {
+    fn parse(text: &str, zone: &Result<Zone, String>) -> Result<Self, String> {
+        let mut options = Self::default();
+        if text.is_empty() {
+            return Ok(options);
+        }
+        let mut rest = text;
+        loop {
+            rest = options.take_one(rest, zone)?;
+            match rest.strip_prefix(',') {
+                Some(behind) => rest = behind,
+                None if rest.is_empty() => break,
+                None => {
+                    return Err("something stands behind an option; separate options by commas alone".into());
+                }
+            }
+        }
+        if let (Some(after), Some(before)) = (options.valid_after, options.valid_before)
+            && before <= after
+        {
+            return Err("valid-before is not later than valid-after; correct one of them".into());
+        }
+        Ok(options)
+    }
+
+    /// Reads one option; what follows it.
+    fn take_one<'t>(&mut self, text: &'t str, zone: &Result<Zone, String>) -> Result<&'t str, String> {
+        let end = text.find(['=', ',']).unwrap_or(text.len());
+        let (name, rest) = text.split_at(end);
+        match name.to_ascii_lowercase().as_str() {
+            "cert-authority" => {
+                self.cert_authority = true;
+                Ok(rest)
+            }
+            name @ "namespaces" => {
+                let (value, rest) = quoted_value(name, rest)?;
+                once(&mut self.namespaces, name, value)?;
+                Ok(rest)
+            }
+            name @ "valid-after" => {
+                let (value, rest) = quoted_value(name, rest)?;
+                once(&mut self.valid_after, name, moment(name, &value, zone)?)?;
+                Ok(rest)
+            }
+            name @ "valid-before" => {
+                let (value, rest) = quoted_value(name, rest)?;
+                once(&mut self.valid_before, name, moment(name, &value, zone)?)?;
+                Ok(rest)
+            }
+            _ => Err("neither a key type that is accepted nor an option that is known stands behind the principals; \
+                      correct the line: ssh-keygen(1), \"ALLOWED SIGNERS\""
+                .into()),
+        }
+    }
+}
+
+fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("{name} is given twice; leave one")),
+    }
+}
+
+/// The value of `="…"`, in which `\"` is a quote, and what follows it.
+fn quoted_value<'t>(name: &str, text: &'t str) -> Result<(String, &'t str), String> {
+    let fault = || format!("the value of {name} is not in quotes; write {name}=\"...\"");
+    let inside = text.strip_prefix("=\"").ok_or_else(fault)?;
+    let mut value = String::new();
+    let mut characters = inside.char_indices().peekable();
+    while let Some((at, c)) = characters.next() {
+        match c {
+            '"' if value.is_empty() => {
+                return Err(format!("the value of {name} is empty; leave the option out"));
+            }
+            '"' => return Ok((value, inside.get(at + 1..).unwrap_or_default())),
+            '\\' => value.push(characters.next_if(|(_, next)| *next == '"').map_or('\\', |(_, quote)| quote)),
+            c => value.push(c),
+        }
+    }
+    Err(fault())
+}
+
+/// `YYYYMMDD` or `YYYYMMDDHHMM[SS]`, in UTC where a `Z` follows, else as the guest's clocks show it.
+fn moment(name: &str, text: &str, zone: &Result<Zone, String>) -> Result<OffsetDateTime, String> {
+    let fault =
+        || format!("{name} is no time; write it as YYYYMMDD or YYYYMMDDHHMM[SS], with a Z behind for UTC");
+    let upper = text.to_ascii_uppercase();
+    let in_utc = upper.strip_suffix('Z').or_else(|| upper.strip_suffix("UTC"));
+    let digits = in_utc.unwrap_or(&upper);
+    if !matches!(digits.len(), 8 | 12 | 14) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(fault());
+    }
+    let number = |from: usize, to: usize| digits.get(from..to).map_or(Ok(0), str::parse::<u16>);
+    let shown = (|| {
+        let small = |from| u8::try_from(number(from, from + 2).ok()?).ok();
+        let month = Month::try_from(small(4)?).ok()?;
+        let date = Date::from_calendar_date(number(0, 4).ok()?.into(), month, small(6)?).ok()?;
+        Some(PrimitiveDateTime::new(date, Time::from_hms(small(8)?, small(10)?, small(12)?).ok()?))
+    })();
+    let shown = shown.ok_or_else(fault)?;
+    if in_utc.is_some() {
+        return Ok(shown.assume_utc());
+    }
+    let remedy = "write the time in UTC, with a Z behind";
+    match zone {
+        Err(why) => Err(format!("{name} is a local time, and the time zone is not known ({why}); {remedy}")),
+        Ok(zone) => zone.moment(shown).ok_or_else(|| {
+            format!("{name} is a time that clocks here show twice or never, when they are set; {remedy}")
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
+    const RSA: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQCI9jzNlp5KiAb4JIO7tbA5Ru4POU1NtTpTwwDJ6bwE00PRuSHByNr3pzSsVsuMjEXahtFCMtycUvqC1+fqv/jWxZWpSi+3Ag7yKRvzHu9zAYNUPFHChXFfZNGrkNSLtRErjL2k5mPjwVax8q1WX0ZJEeSLuX2v0chA4xeQEOHCYx8cm+QaGdUTGbogTd3ao2lvwMssKvPrs2qaN8Fzb9TYt0mwITW71YyDSVpGTxDowIgkuaMU1lnTJzsAmCeZpMDfNTYUl2GLm1ypNAL4ASYADBnnV1pRSe+0GhSdSH1OOIJutkL4YwOjQVOEDkc3EEBY8SwVjrOrvcEbj/N5Z88r";
+
+    fn read(text: &str) -> Result<AllowedSigners, FaultyLine> {
+        AllowedSigners::parse(text.as_bytes(), Path::new("/etc/signers"), &Zone::of(None))
+    }
+
+    fn signer(options: &str) -> Signer {
+        read(&format!("* {options} {KEY} platform\n")).unwrap().signers.pop().unwrap()
+    }
+
+    fn at(seconds: i64) -> Option<OffsetDateTime> {
+        Some(OffsetDateTime::from_unix_timestamp(seconds).unwrap())
+    }
+
+    #[test]
+    fn lines_in_order() {
+        let text = format!(
+            "# the platform's\n\n  \t\n\t# and ours\nops@example.com,!x@* {KEY} a comment, \"of his\"\r\n\"a b\" {KEY}\n\
+             * NameSpaces=\"git,keypair-*\",valid-before=\"20300101Z\"\t{KEY}"
+        );
+        let read = read(&text).unwrap();
+        assert_eq!(read.signers.iter().map(|signer| signer.line).collect::<Vec<_>>(), [5, 6, 7]);
+        assert!(read.passed_over.is_empty());
+    }
+
+    #[test]
+    fn namespaces_are_a_pattern_list() {
+        for (options, standing) in [
+            ("", Standing::Valid),
+            ("namespaces=\"keypair-agent\"", Standing::Valid),
+            ("namespaces=\"git,keypair-*\"", Standing::Valid),
+            ("namespaces=\"*,!keypair-agent\"", Standing::OtherNamespace),
+            ("namespaces=\"file\"", Standing::OtherNamespace),
+            ("namespaces=\"a\\\"b\"", Standing::OtherNamespace),
+        ] {
+            assert_eq!(signer(options).standing("keypair-agent", None), standing, "{options}");
+        }
+        assert_eq!(signer("namespaces=\"a\\\"b\"").standing("a\"b", None), Standing::Valid);
+    }
+
+    #[test]
+    fn both_ends_of_his_time_are_in_it() {
+        let signer = signer("valid-after=\"20300101Z\",valid-before=\"20300101000001utc\"");
+        let begins = 1_893_456_000;
+        for (now, standing) in [
+            (at(begins - 1), Standing::TooEarly),
+            (at(begins), Standing::Valid),
+            (at(begins + 1), Standing::Valid),
+            (at(begins + 2), Standing::TooLate),
+            (None, Standing::TimeNeeded),
+        ] {
+            assert_eq!(signer.standing("keypair-agent", now), standing, "{now:?}");
+        }
+    }
+
+    #[test]
+    fn local_times_are_of_the_guests_zone() {
+        let line = format!("* valid-after=\"203001011230\" {KEY}");
+        let unknown = Err("no such file".to_owned());
+        let fault = AllowedSigners::parse(line.as_bytes(), Path::new("/s"), &unknown).unwrap_err();
+        assert!(fault.why.contains("no such file") && fault.why.ends_with("with a Z behind"), "{fault}");
+        let utc = line.replace("1230\"", "1230Z\"");
+        assert!(AllowedSigners::parse(utc.as_bytes(), Path::new("/s"), &unknown).is_ok());
+    }
+
+    #[test]
+    fn a_faulty_line_is_named_and_not_shown() {
+        for (line, why) in [
+            (KEY.to_owned(), "principals are missing"),
+            ("*".into(), "the key is refused"),
+            ("* ssh-ed25519".into(), "the key is refused"),
+            ("* ssh-ed25519 AAAA".into(), "not a well-formed"),
+            ("* ssh-dss AAAA".into(), "DSA"),
+            (format!("* ssh-rsa {}", KEY.split(' ').nth(1).unwrap()), "another type"),
+            (
+                format!("* ssh-ed25519-cert-v01@openssh.com {}", KEY.split(' ').nth(1).unwrap()),
+                "certificates are refused",
+            ),
+            (format!("* cert-authority ssh-ed25519-cert-v01@openssh.com {KEY}"), "certificates are refused"),
+            (format!("* no-touch-required {KEY}"), "an option that is known"),
+            (format!("* ssh-foo {KEY}"), "an option that is known"),
+            (format!("* namespaces=keypair-agent {KEY}"), "not in quotes"),
+            (format!("* namespaces {KEY}"), "not in quotes"),
+            (format!("* namespaces=\"\" {KEY}"), "empty"),
+            (format!("* namespaces=\"a\",namespaces=\"b\" {KEY}"), "twice"),
+            (format!("* namespaces=\"a {KEY}"), "quote is not closed"),
+            (format!("* namespaces=\"a\", {KEY}"), "an option that is known"),
+            (format!("* cert-authority\"x\" {KEY}"), "an option that is known"),
+            (format!("* namespaces=\"a\"x {KEY}"), "separate options by commas"),
+            (format!("* valid-after=\"20300101Z\",valid-after=\"20300101Z\" {KEY}"), "twice"),
+            (format!("* valid-after=\"20300101Z\",valid-before=\"20300101Z\" {KEY}"), "not later"),
+            (format!("* valid-after=\"20300132Z\" {KEY}"), "no time"),
+            (format!("* valid-after=\"2030\" {KEY}"), "no time"),
+            (format!("* valid-after=\"+1d\" {KEY}"), "no time"),
+            (format!("* valid-after=\"2030010199Z\" {KEY}"), "no time"),
+            (format!("* valid-after=\"２０30０１０１\" {KEY}"), "no time"),
+        ] {
+            let fault = read(&format!("# one\n{line}\n* {KEY}\n")).unwrap_err();
+            assert!(fault.to_string().starts_with("/etc/signers:2: "), "{fault}");
+            assert!(fault.why.contains(why), "{line}: {fault}");
+            assert!(fault.why.contains("; ") && !fault.why.contains("AAAAC3"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn lines_that_trust_nobody_are_said_so() {
+        let read =
+            read(&format!("* cert-authority {KEY}\n* {RSA}\n* CERT-AUTHORITY,namespaces=\"a\" {KEY}\n"))
+                .unwrap();
+        assert!(read.signers.is_empty());
+        let said: Vec<(usize, bool)> =
+            read.passed_over.iter().map(|line| (line.line, line.why.contains("RSA"))).collect();
+        assert_eq!(said, [(1, false), (2, true), (3, false)]);
+    }
+
+    #[test]
+    fn any_bytes() {
+        use proptest::prelude::*;
+        proptest!(|(options in "[a-z=\",\\\\ Z0-9-]{0,40}", bytes in proptest::collection::vec(any::<u8>(), 0..60))| {
+            let _ = read(&format!("* {options} {KEY}"));
+            let _ = AllowedSigners::parse(&bytes, Path::new("/s"), &Zone::of(None));
+        });
+    }
+}

@@ -1,0 +1,87 @@
+//! Times as the guest's clocks show them: from the zone that localtime(5) describes to the moment that is meant.
+
+use time::{OffsetDateTime, PrimitiveDateTime};
+use tz::{DateTime, TimeZone};
+
+/// The guest's time zone.
+#[derive(Debug)]
+pub struct Zone(TimeZone);
+
+impl Zone {
+    /// The zone by the content of /etc/localtime; where there is no such file, it is UTC (localtime(5)).
+    ///
+    /// # Errors
+    /// Where it is no zone.
+    pub fn of(localtime: Option<&[u8]>) -> Result<Self, String> {
+        match localtime {
+            None => Ok(Self(TimeZone::utc())),
+            Some(content) => TimeZone::from_tz_data(content)
+                .map(Self)
+                .map_err(|_| "it is no time zone of tzfile(5)".to_owned()),
+        }
+    }
+
+    /// The moment at which clocks here show this time; `None` where they show it twice or never, when the clock is
+    /// put back or forward: mktime(3) would choose one silently.
+    pub fn moment(&self, shown: PrimitiveDateTime) -> Option<OffsetDateTime> {
+        let (date, time) = (shown.date(), shown.time());
+        let found = DateTime::find(
+            date.year(),
+            date.month().into(),
+            date.day(),
+            time.hour(),
+            time.minute(),
+            time.second(),
+            0,
+            self.0.as_ref(),
+        );
+        OffsetDateTime::from_unix_timestamp(found.ok()?.unique()?.unix_time()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use time::{Date, Month, Time};
+
+    use super::*;
+
+    /// A file of tzfile(5) without transitions, and the rule that holds from ever.
+    fn zone(rule: &str) -> Zone {
+        let header = |version: &[u8]| {
+            let counts = [0u32, 0, 0, 0, 1, 4].map(u32::to_be_bytes).concat();
+            [b"TZif", version, &[0; 15], &counts, &[0; 6], b"LMT\0"].concat()
+        };
+        let file = [header(b"2"), header(b"2"), format!("\n{rule}\n").into_bytes()].concat();
+        Zone::of(Some(&file)).unwrap()
+    }
+
+    fn shown(month: Month, day: u8, hour: u8, minute: u8) -> PrimitiveDateTime {
+        let date = Date::from_calendar_date(2030, month, day).unwrap();
+        PrimitiveDateTime::new(date, Time::from_hms(hour, minute, 0).unwrap())
+    }
+
+    #[test]
+    fn summer_and_winter() {
+        let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
+        for (month, hour_in_utc) in [(Month::January, 11), (Month::July, 10), (Month::December, 11)] {
+            let utc = shown(month, 15, hour_in_utc, 30).assume_utc();
+            assert_eq!(berlin.moment(shown(month, 15, 12, 30)), Some(utc), "{month}");
+        }
+    }
+
+    #[test]
+    fn an_hour_that_is_shown_twice_or_never() {
+        let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
+        assert_eq!(berlin.moment(shown(Month::October, 27, 2, 30)), None);
+        assert_eq!(berlin.moment(shown(Month::March, 31, 2, 30)), None);
+    }
+
+    #[test]
+    fn no_file_is_utc_and_garbage_is_no_zone() {
+        let noon = shown(Month::July, 15, 12, 0);
+        assert_eq!(Zone::of(None).unwrap().moment(noon), Some(noon.assume_utc()));
+        assert!(Zone::of(Some(b"")).is_err());
+        assert!(Zone::of(Some(b"TZif2")).is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! The envelope of a signed command, and whether its signature counts (contract 3, "Signed commands"; the signature
+//! itself is OpenSSH's PROTOCOL.sshsig).
+
+use std::fmt;
+
+use base64ct::{Base64, Encoding};
+use ssh_encoding::{Decode, Encode};
+use ssh_key::{PublicKey, SshSig};
+use time::OffsetDateTime;
+
+use super::allowed_signers::{AllowedSigners, Signer, Standing};
+use super::public_key::fingerprint_of;
+
+/// The namespace commands are signed in, so that no signature made for something else counts.
+pub const NAMESPACE: &str = "keypair-agent";
+
+const BEGIN: &str = "-----BEGIN SSH SIGNATURE-----";
+const END: &str = "-----END SSH SIGNATURE-----";
+
+/// A command's exact bytes, and the signature that came with them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// What was signed.
+    pub payload: Vec<u8>,
+    /// The signature as text, not looked at yet.
+    pub signature: String,
+}
+
+impl fmt::Debug for Envelope {
+    /// Its sizes alone: key text never reaches a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Envelope({} bytes, signature of {})", self.payload.len(), self.signature.len())
+    }
+}
+
+/// Whether a signature counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is a listed signer's, and he may sign now.
+    Good,
+    /// It does not, and why.
+    Bad(String),
+    /// It is a listed signer's, and whether he may sign now depends on the time, which is not known.
+    TimeNeeded,
+}
+
+impl Envelope {
+    /// Judges the signature; `now` is `None` while the clock is not set.
+    pub fn judge(&self, trusted: &AllowedSigners, now: Option<OffsetDateTime>) -> Verdict {
+        match self.signers(trusted) {
+            Err(why) => Verdict::Bad(why),
+            Ok(signers) => standing(&signers, trusted, now),
+        }
+    }
+
+    /// The lines of him who made the signature, which is a signature of the payload.
+    fn signers<'s>(&self, trusted: &'s AllowedSigners) -> Result<Vec<&'s Signer>, String> {
+        let signature = decode(&self.signature)?;
+        if signature.namespace() != NAMESPACE {
+            return Err(format!("it was made for another namespace than {NAMESPACE}"));
+        }
+        let key = PublicKey::from(signature.public_key().clone());
+        let blob = key.to_bytes().map_err(|_| "its key is not well-formed".to_owned())?;
+        let signers: Vec<&Signer> =
+            trusted.signers.iter().filter(|signer| signer.key.blob() == blob.as_slice()).collect();
+        if signers.is_empty() {
+            let by = fingerprint_of(&blob).sha256;
+            return Err(format!("its signer, {by}, is not listed in {}", trusted.path.display()));
+        }
+        // The crate takes a signature of another kind than its key for some kinds.
+        if signature.algorithm() != key.algorithm() {
+            return Err("it is of another kind than its key".to_owned());
+        }
+        key.verify(NAMESPACE, &self.payload, &signature)
+            .map_err(|_| "it is not a signature of these bytes".to_owned())?;
+        Ok(signers)
+    }
+}
+
+/// One line that lets him sign is enough.
+fn standing(signers: &[&Signer], trusted: &AllowedSigners, now: Option<OffsetDateTime>) -> Verdict {
+    let mut verdict = None;
+    for signer in signers {
+        let why = match signer.standing(NAMESPACE, now) {
+            Standing::Valid => return Verdict::Good,
+            Standing::TimeNeeded => {
+                verdict = Some(Verdict::TimeNeeded);
+                continue;
+            }
+            Standing::OtherNamespace => "may sign in other namespaces alone",
+            Standing::TooEarly => "may not sign yet (valid-after)",
+            Standing::TooLate => "may not sign any more (valid-before)",
+        };
+        let why = format!("its signer {why}, {} line {}", trusted.path.display(), signer.line);
+        verdict.get_or_insert(Verdict::Bad(why));
+    }
+    verdict.unwrap_or_else(|| Verdict::Bad("it has no signer".to_owned()))
+}
+
+/// Takes the armour off as ssh-keygen does, which does not mind where the lines end, and reads the signature. What was
+/// never signed (version, reserved field) has to be as it is today.
+fn decode(text: &str) -> Result<SshSig, String> {
+    const NONE: &str = "it is no SSH signature (PROTOCOL.sshsig)";
+    let inside = text.trim().strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END)).ok_or(NONE)?;
+    let encoded: String = inside.split_ascii_whitespace().collect();
+    let blob = Base64::decode_vec(&encoded).map_err(|_| NONE)?;
+    let signature = SshSig::decode(&mut blob.as_slice()).map_err(|_| NONE)?;
+    // The crate does not mind lengths that contradict each other, nor what follows: there is one way to write it.
+    let mut canonical = Vec::new();
+    signature.encode(&mut canonical).map_err(|_| NONE)?;
+    if canonical != blob || signature.version() != SshSig::VERSION || !signature.reserved().is_empty() {
+        return Err(NONE.to_owned());
+    }
+    Ok(signature)
+}
+
+#[cfg(test)]
+#[path = "signature_tests.rs"]
+mod tests;
