@@ -24,4 +24,5 @@ pub mod metadata;
 pub mod platform;
 pub mod serve;
 pub mod shutdown;
+pub mod signing;
 pub mod store;

@@ -17,6 +17,7 @@ use crate::args::ServeArgs;
 use crate::inventory::{Inventory, InventoryError};
 use crate::platform::Platform;
 use crate::shutdown::Shutdown;
+use crate::signing::{SigningKey, SigningKeyError};
 use crate::{api, metadata};
 
 /// How long a connection may take to end once the service does.
@@ -27,6 +28,8 @@ const GRACE: Duration = Duration::from_secs(1);
 pub enum ServeError {
     /// The instances given cannot be.
     Inventory(InventoryError),
+    /// Commands cannot be signed with what was given.
+    SigningKey(SigningKeyError),
     /// An address cannot be listened at.
     Listen {
         /// The flag that names it.
@@ -44,7 +47,7 @@ impl ServeError {
     /// 2 for errors of usage and configuration, 1 for what the moment does not allow.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Inventory(_) => 2,
+            Self::Inventory(_) | Self::SigningKey(_) => 2,
             Self::Listen { .. } | Self::System(..) => 1,
         }
     }
@@ -54,6 +57,7 @@ impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Inventory(error) => error.fmt(f),
+            Self::SigningKey(error) => error.fmt(f),
             Self::Listen { flag, address, cause } => {
                 write!(
                     f,
@@ -74,17 +78,23 @@ impl std::error::Error for ServeError {}
 pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
     let inventory =
         Inventory::load(&args.instance_ids, args.instances_file.as_deref()).map_err(ServeError::Inventory)?;
+    let signing_key =
+        args.signing_key.as_deref().map(SigningKey::load).transpose().map_err(ServeError::SigningKey)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|cause| ServeError::System("cannot start the runtime", cause))?;
-    let ended = runtime.block_on(serve(args, inventory));
+    let ended = runtime.block_on(serve(args, inventory, signing_key.map(Arc::new)));
     // What has not ended by now is not waited for.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(args: &ServeArgs, inventory: Inventory) -> Result<(), ServeError> {
+async fn serve(
+    args: &ServeArgs,
+    inventory: Inventory,
+    signing_key: Option<Arc<SigningKey>>,
+) -> Result<(), ServeError> {
     let catch = |kind| signal(kind).map_err(|cause| ServeError::System("cannot catch signals", cause));
     let mut terminate = catch(SignalKind::terminate())?;
     let mut interrupt = catch(SignalKind::interrupt())?;
@@ -101,6 +111,7 @@ async fn serve(args: &ServeArgs, inventory: Inventory) -> Result<(), ServeError>
         store: args.store.open(),
         inventory: Arc::new(inventory),
         attach_wait: Duration::from_secs(args.attach_wait),
+        signing_key,
         shutdown: shutdown.clone(),
     };
     let api = tokio::spawn(face(api_listener, api::router(platform.clone()), shutdown.clone()));

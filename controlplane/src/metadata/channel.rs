@@ -10,6 +10,7 @@ use keypair_agent::policy::outcome::{Outcome, Status};
 use keypair_agent::policy::types::CommandId;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -44,7 +45,12 @@ pub async fn command(
     loop {
         changes.borrow_and_update();
         if let Some(command) = platform.store.next(&instance.id).await? {
-            let text = serde_json::to_string(&command).map_err(|error| StoreError(error.to_string()))?;
+            let text = match &platform.signing_key {
+                None => serde_json::to_string(&command).map_err(|error| StoreError(error.to_string()))?,
+                Some(key) => key
+                    .seal(&command, OffsetDateTime::now_utc())
+                    .map_err(|error| StoreError(error.to_string()))?,
+            };
             info!(instance = %instance.id, command = %command.id, "handed out");
             return Ok(json(text));
         }
