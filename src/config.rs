@@ -35,6 +35,8 @@ pub struct Config {
     pub proof: bool,
     /// This instance's id, where the channel must not say it.
     pub instance_id: Option<InstanceId>,
+    /// Whose signatures the channel's commands must bear: a file as in ssh-keygen(1), "ALLOWED SIGNERS".
+    pub trusted_signers: Option<PathBuf>,
     /// The sshd of this guest.
     pub sshd: SshdConfig,
 }
@@ -98,8 +100,7 @@ struct File {
     kbd_interactive: Option<KbdInteractive>,
     proof: Option<bool>,
     instance_id: Option<InstanceId>,
-    #[serde(rename = "trusted_signers")]
-    _trusted_signers: Option<Unsupported>,
+    trusted_signers: Option<AbsolutePath>,
     #[serde(default)]
     sshd: SshdFile,
 }
@@ -167,19 +168,6 @@ impl<'de> Deserialize<'de> for MainFile {
     }
 }
 
-/// A setting that this version must not ignore.
-#[derive(Debug)]
-struct Unsupported;
-
-impl<'de> Deserialize<'de> for Unsupported {
-    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-        Err(D::Error::custom(
-            "trusted_signers: this version cannot verify signed commands, and will not take unsigned ones in their \
-             place: remove the setting or install a version that can",
-        ))
-    }
-}
-
 impl Config {
     /// Reads `path`, or the default file where `path` is `None`; a default file that is not there means defaults.
     ///
@@ -217,6 +205,7 @@ impl Config {
             kbd_interactive: file.kbd_interactive.unwrap_or(KbdInteractive::Follow),
             proof: file.proof.unwrap_or(true),
             instance_id: file.instance_id,
+            trusted_signers: file.trusted_signers.map(|path| path.0),
             sshd: SshdConfig {
                 binary: or(file.sshd.binary, "/usr/sbin/sshd"),
                 config: file.sshd.config.map_or_else(|| PathBuf::from("/etc/ssh/sshd_config"), |path| path.0),
@@ -256,7 +245,7 @@ mod tests {
             ("long_poll_seconds = 0\n", 1, "1 to 600"),
             ("kbd_interactive = \"off\"\n", 1, "follow"),
             ("target_user = \"a,b\"\n", 1, "login name"),
-            ("trusted_signers = \"/x\"\n", 1, "signed commands"),
+            ("trusted_signers = \"allowed_signers\"\n", 1, "absolute path"),
             ("a = \n", 1, ""),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -236,7 +236,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         let stop = course.stop.clone();
         let call = move |transactions: &mut T| transactions.perform(&delivery.bytes, &stop);
         let performed = self.beside(course.worker.write(call)).await.unwrap_or_else(Performed::Unanswered);
-        let Answered { id, result, recorded, changed, repeated, .. } = match performed {
+        let Answered { id, result, recorded, changed, is_new, repeated, .. } = match performed {
             Performed::Answered(answered) => answered,
             Performed::Unanswered(why) => {
                 self.unless_stopped(())?;
@@ -245,7 +245,8 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 return Ok(None);
             }
         };
-        let again = again || self.settled.contains(&id);
+        // What was answered before may have been another command that bore its id and did not count.
+        let again = !is_new && (again || self.settled.contains(&id));
         self.announce.due |= changed;
         let due = Due { id, result, recorded };
         if course.stop.load(Ordering::SeqCst) {

@@ -3,12 +3,14 @@
 use crate::channel::run_lock;
 use crate::config::Config;
 use crate::guest::{Guest, service_view};
+use crate::policy::allowed_signers::{Signer, Standing};
 use crate::policy::command::{Action, Command, KeyPair, Origin, Received};
 use crate::policy::observation::{Account, Reload, Shadow, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::Plan;
 use crate::policy::proof::Verdict;
 use crate::policy::public_key::PublicKey;
+use crate::policy::signature::NAMESPACE;
 use crate::policy::sshd_config::{Decider, Reading, spelling};
 use crate::policy::types::PasswordAuth;
 use crate::transaction::Transaction;
@@ -33,6 +35,9 @@ fn look(config: &Config) -> Report {
         Ok(version) => Check::holds("component", version.to_string()).at(Some(&config.component_info), None),
         Err(refusal) => Check::fails("component", &refusal.message).at(Some(&config.component_info), None),
     });
+    let signers = signers(&transaction, config);
+    let is_deaf = signers.iter().any(|check| !check.ok);
+    checks.extend(signers);
     let state = match transaction.load() {
         Ok(state) => state,
         Err(refusal) => {
@@ -48,7 +53,37 @@ fn look(config: &Config) -> Report {
     about_the_guest(&transaction, config, &state, &mut checks);
     let (summary, verdict) = attach(&transaction, config, &state);
     checks.extend(verdict);
+    let summary = if is_deaf { refused(Some(Reason::BadSignature)) } else { summary };
     Report::new(summary, checks)
+}
+
+/// Whose signatures the channel's commands must bear, and what of that file trusts nobody.
+fn signers(transaction: &Transaction<impl Guest>, config: &Config) -> Vec<Check> {
+    const NAME: &str = "signers";
+    let Some(path) = &config.trusted_signers else { return Vec::new() };
+    let signers = match transaction.signers(path) {
+        Ok(signers) => signers,
+        Err(why) => return vec![Check::fails(NAME, &why).at(Some(path), None)],
+    };
+    let now = transaction.guest().now();
+    let standing = |signer: &Signer| signer.standing(NAMESPACE, Some(now)) == Standing::Valid;
+    let valid = signers.signers.iter().filter(|signer| standing(signer)).count();
+    let first = match (valid, signers.signers.len()) {
+        (0, _) => Check::fails(
+            NAME,
+            "nobody may sign now, so no command of the channel is obeyed; list a signer who is valid now",
+        ),
+        (valid, all) => {
+            Check::holds(NAME, format!("{valid} of {all} listed may sign now; commands must be signed"))
+        }
+    };
+    let limited = signers.signers.iter().filter(|signer| !standing(signer)).map(|signer| {
+        let text = "this signer may not sign commands now (namespaces, valid-after, valid-before)";
+        Check::note(NAME, text).at(Some(path), Some(signer.line))
+    });
+    let passed_over =
+        signers.passed_over.iter().map(|line| Check::note(NAME, &line.why).at(Some(path), Some(line.line)));
+    std::iter::once(first.at(Some(path), None)).chain(limited).chain(passed_over).collect()
 }
 
 fn about_the_guest(

@@ -72,6 +72,7 @@ fn transaction(config: &Config) -> Transaction<RealGuest> {
         target_user: config.target_user.clone(),
         kbd_interactive: config.kbd_interactive,
         instance_id: config.instance_id.clone(),
+        trusted_signers: config.trusted_signers.clone(),
     };
     Transaction::new(RealGuest::new(config), settings)
 }

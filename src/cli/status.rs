@@ -81,6 +81,11 @@ fn look(config: &Config) -> Report {
             None
         }
     };
+    if let Some(path) = &config.trusted_signers {
+        problems.extend(
+            transaction.signers(path).err().map(|why| format!("no command of the channel is obeyed: {why}")),
+        );
+    }
     let state = match transaction.load() {
         Ok(state) => Some(state),
         Err(refusal) => {

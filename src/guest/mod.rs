@@ -69,6 +69,11 @@ pub trait Guest {
     /// # Errors
     /// Why it cannot be read.
     fn component_info(&self) -> Result<Vec<u8>, String>;
+    /// The bytes of a file that root alone can change, the way to it too; `None` where there is no such file.
+    ///
+    /// # Errors
+    /// That somebody else can change it; those of reading a file.
+    fn root_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
     /// The account of this name.
     ///
     /// # Errors

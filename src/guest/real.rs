@@ -111,6 +111,10 @@ impl Guest for RealGuest {
         }
     }
 
+    fn root_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+        files::read_root_file(path)
+    }
+
     fn account(&self, user: &str) -> Result<Account, Refusal> {
         match accounts::account(user) {
             Ok(Some(account)) => Ok(account),

@@ -1,18 +1,22 @@
 //! Whether a valid command is to be obeyed at all: component, instance, expiry, sequence (contract 3, "Order of
 //! judgement").
 
+use time::{Duration, OffsetDateTime};
+
 use crate::guest::Guest;
 use crate::policy::command::{Command, Origin};
 use crate::policy::component::ComponentVersion;
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::types::InstanceId;
 
+use super::Transaction;
 use super::sheet::{Sheet, rfc3339};
 use super::state::{Highest, State};
-use super::{Settings, Transaction};
 
 /// Before this moment no clock can be right: this version did not exist (seconds since 1970; 2026-11-01).
 const BUILD_DATE: i64 = 1_793_491_200;
+
+/// How far ahead a signed command may expire.
+const LONGEST: Duration = Duration::hours(24);
 
 /// What became of the question.
 pub(super) enum Judgement {
@@ -22,13 +26,6 @@ pub(super) enum Judgement {
     Refuse(Refusal),
     /// It cannot be told yet: the clock is not set.
     TryLater(String),
-}
-
-impl Settings {
-    /// This instance: what the configuration says, else what the state does.
-    pub fn instance<'a>(&'a self, state: &'a State) -> Option<&'a InstanceId> {
-        self.instance_id.as_ref().or(state.instance_id.as_ref())
-    }
 }
 
 impl<G: Guest> Transaction<G> {
@@ -54,23 +51,12 @@ impl<G: Guest> Transaction<G> {
         state: &mut State,
         sheet: &mut Sheet,
     ) -> Judgement {
-        if let Err(refusal) = self.obey(command, state, sheet) {
+        if let Err(refusal) = self.obey(command, origin, state, sheet) {
             return Judgement::Refuse(refusal);
         }
-        if let Some(expires_at) = command.expires_at {
-            let now = self.guest.now();
-            if now.unix_timestamp() < BUILD_DATE && origin == Origin::Channel {
-                return Judgement::TryLater(format!(
-                    "the clock says {}: whether the command expired cannot be told yet",
-                    rfc3339(now)
-                ));
-            }
-            if now.unix_timestamp() < BUILD_DATE || now >= expires_at {
-                return Judgement::Refuse(Refusal::new(
-                    Reason::Expired,
-                    format!("the command was to be obeyed until {}, which is past", rfc3339(expires_at)),
-                ));
-            }
+        match self.is_in_time(command, origin) {
+            Judgement::Obey => {}
+            not => return not,
         }
         if let Some(sequence) = command.sequence {
             if let Some(highest) = &state.highest
@@ -90,19 +76,63 @@ impl<G: Guest> Transaction<G> {
         Judgement::Obey
     }
 
+    /// Expiry. A signed command says when, and soon: else whoever kept one could come back with it at any time.
+    fn is_in_time(&self, command: &Command, origin: Origin) -> Judgement {
+        let expired = |why: String| Judgement::Refuse(Refusal::new(Reason::Expired, why));
+        let is_signed = self.signers_for(origin).is_some();
+        let Some(expires_at) = command.expires_at else {
+            return match is_signed {
+                true => expired("the command does not say until when it is to be obeyed (expiresAt), and a signed one must".into()),
+                false => Judgement::Obey,
+            };
+        };
+        let past =
+            || expired(format!("the command was to be obeyed until {}, which is past", rfc3339(expires_at)));
+        match (self.clock(), origin) {
+            (None, Origin::Channel) => self.try_later("whether the command expired"),
+            (None, Origin::Console) => past(),
+            (Some(now), _) if now >= expires_at => past(),
+            (Some(now), _) if is_signed && expires_at - now > LONGEST => expired(format!(
+                "the command is to be obeyed until {}, and a signed one for 24 hours at most",
+                rfc3339(expires_at)
+            )),
+            (Some(_), _) => Judgement::Obey,
+        }
+    }
+
+    /// The time; `None` while the clock is not set.
+    pub(super) fn clock(&self) -> Option<OffsetDateTime> {
+        Some(self.guest.now()).filter(|now| now.unix_timestamp() >= BUILD_DATE)
+    }
+
+    /// The answer where the clock is not set.
+    pub(super) fn try_later(&self, what: &str) -> Judgement {
+        Judgement::TryLater(format!(
+            "the clock says {}: {what} cannot be told yet",
+            rfc3339(self.guest.now())
+        ))
+    }
+
     /// Component and instance.
-    fn obey(&self, command: &Command, state: &State, sheet: &mut Sheet) -> Result<(), Refusal> {
+    fn obey(
+        &self,
+        command: &Command,
+        origin: Origin,
+        state: &State,
+        sheet: &mut Sheet,
+    ) -> Result<(), Refusal> {
         let component = self.component()?;
         sheet.outcome.component_version = Some(component.to_string());
         component.gate()?;
-        if let (Some(named), Some(ours)) = (&command.instance_id, self.settings.instance(state))
-            && named != ours.as_str()
-        {
-            return Err(Refusal::new(
-                Reason::WrongInstance,
-                format!("the command is for another instance; this one is {ours}"),
-            ));
+        let wrong = |why: String| Err(Refusal::new(Reason::WrongInstance, why));
+        match (&command.instance_id, self.settings.instance(state)) {
+            (Some(named), Some(ours)) if named != ours.as_str() => {
+                wrong(format!("the command is for another instance; this one is {ours}"))
+            }
+            (_, None) if origin == Origin::Channel => {
+                wrong("the command names an instance, and which one this is is not known".to_owned())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //!                                        └───────────────── undo ◄──────────────────────┘
 //! ```
 
+pub mod identity;
 pub mod judge;
 pub mod look;
 pub mod observe;
@@ -14,11 +15,13 @@ pub mod perform;
 pub mod proof;
 pub mod recovery;
 pub mod sheet;
+pub mod signature;
 pub mod state;
 pub mod steps;
 pub mod undo;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use crate::guest::files::FileError;
 use crate::guest::{Guest, LockFailure};
@@ -39,6 +42,8 @@ pub struct Settings {
     pub proof: bool,
     /// This instance's id, where the channel must not say it.
     pub instance_id: Option<InstanceId>,
+    /// Whose signatures the channel's commands must bear; `None`: they need none.
+    pub trusted_signers: Option<PathBuf>,
 }
 
 /// The transaction room: a guest, and how commands are carried out on it.

@@ -1,4 +1,4 @@
-//! What the loop of `run` asks of the state: who this is, what is to be delivered, what runs here (contract 3).
+//! What the loop of `run` asks of the state: what is to be delivered, what runs here (contract 3).
 
 use serde::Serialize;
 
@@ -10,8 +10,8 @@ use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequenc
 use super::state::StoredResult;
 use super::{Failure, Transaction};
 
-/// What this agent can do, as it tells the control plane.
-const CAPABILITIES: [&str; 5] = ["attach", "detach", "setPasswordAuth", "replace", "proof"];
+/// What this agent can do, as it tells the control plane; `signed` whether or not `trusted_signers` asks for it.
+const CAPABILITIES: [&str; 6] = ["attach", "detach", "setPasswordAuth", "replace", "proof", "signed"];
 
 /// The document of `PUT keypair/agent`.
 #[derive(Debug, Serialize)]
@@ -22,7 +22,7 @@ struct WhatRunsHere {
     instance_id: Option<InstanceId>,
     #[serde(flatten)]
     identity: Identity,
-    capabilities: [&'static str; 5],
+    capabilities: [&'static str; 6],
     binding: Option<BindingReport>,
     #[serde(rename = "passWordAuth")]
     password_auth: Option<PasswordAuth>,
@@ -42,21 +42,6 @@ struct BindingReport {
 }
 
 impl<G: Guest> Transaction<G> {
-    /// Takes `id` for this instance's; a clone's state starts anew. Where that cannot be kept now, the next
-    /// command keeps it.
-    ///
-    /// # Errors
-    /// That the state cannot be read or written.
-    pub fn adopt(&mut self, id: &InstanceId) -> Result<(), Failure> {
-        self.adopted = Some(id.clone());
-        let _lock = self.guest.lock()?;
-        let mut state = self.load()?;
-        if state.adopt(id) {
-            self.save(&state)?;
-        }
-        Ok(())
-    }
-
     /// The result that the control plane has yet to accept.
     ///
     /// # Errors

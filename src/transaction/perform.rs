@@ -38,6 +38,8 @@ pub struct Answered {
     pub changed: bool,
     /// Whether the state holds it for delivery; else it is to be delivered from memory.
     pub recorded: bool,
+    /// Whether its command counts as seen from now on.
+    pub is_new: bool,
     /// Whether it is the stored result of a command seen before.
     pub repeated: bool,
 }
@@ -57,6 +59,8 @@ pub enum Planned {
 enum End {
     /// With a result, to be recorded, and what was done for it.
     Outcome(Outcome, Option<Box<Intent>>),
+    /// With a result that is not recorded.
+    Traceless(Outcome),
     /// With a result, while the state keeps the intent that could not be undone.
     Stuck(Outcome),
     /// Not yet.
@@ -92,9 +96,20 @@ impl<G: Guest> Transaction<G> {
         if let Err(refusal) = self.close_intent(&mut state) {
             return unrecorded(&sheet.fail(&self.guest, refusal));
         }
-        // Since the daemon's start the state may have been lost (`undo` of a garbled one), or it was locked then.
-        if let Some(id) = &self.adopted {
-            state.adopt(id);
+        self.identify(&mut state);
+        sheet.instance(self.settings.instance(&state));
+        // What does not bear a signature that counts is answered and leaves no trace: it must not stand in the way of
+        // a genuine command of the same id.
+        if let Some(signers) = self.signers_for(origin) {
+            let judgement = match &received.command {
+                Err(refusal) => Judgement::Refuse(refusal.clone()),
+                Ok(_) => self.authenticate(received, signers),
+            };
+            match judgement {
+                Judgement::Obey => {}
+                Judgement::Refuse(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
+                Judgement::TryLater(why) => return Performed::Unanswered(why),
+            }
         }
         if let Some(stored) = seen(&state, received) {
             return Performed::Answered(repeated(stored, &state));
@@ -113,7 +128,7 @@ impl<G: Guest> Transaction<G> {
                 state.remember(stored(&outcome));
                 self.record(&before, state, outcome, origin, done.as_deref())
             }
-            End::Stuck(outcome) => unrecorded(&outcome),
+            End::Traceless(outcome) | End::Stuck(outcome) => unrecorded(&outcome),
             End::Later(why) => Performed::Unanswered(why),
         }
     }
@@ -171,7 +186,15 @@ impl<G: Guest> Transaction<G> {
     ) -> End {
         match self.judge(command, origin, state, &mut sheet) {
             Judgement::Obey => {}
-            Judgement::Refuse(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
+            Judgement::Refuse(refusal) => {
+                let outcome = sheet.fail(&self.guest, refusal);
+                return match self.signers_for(origin) {
+                    // Whoever kept a signed command back until it expired must not spoil it: it is signed anew when
+                    // it is handed out again.
+                    Some(_) => End::Traceless(outcome),
+                    None => End::Outcome(outcome, None),
+                };
+            }
             Judgement::TryLater(why) => return End::Later(why),
         }
         let mut tries_left = 2;
@@ -286,7 +309,10 @@ impl<G: Guest> Transaction<G> {
             state.undelivered = Some(stored(&outcome));
         }
         match self.save(&state) {
-            Ok(()) => Performed::Answered(answered(&outcome, true)),
+            Ok(()) => {
+                let is_new = state.remembers(&outcome.command_id);
+                Performed::Answered(Answered { recorded: true, is_new, ..answered(&outcome) })
+            }
             Err(refusal) => {
                 // A sequence that passed its check stays the highest, whatever became of its command.
                 let mut old = before.clone();
@@ -342,23 +368,25 @@ fn repeated(stored: StoredResult, state: &State) -> Answered {
         succeeded: outcome.is_some_and(|outcome| outcome.reason.is_none()),
         result: stored.result,
         changed: false,
+        is_new: false,
         repeated: true,
     }
 }
 
 /// A result that the state does not hold.
 fn unrecorded(outcome: &Outcome) -> Performed {
-    Performed::Answered(answered(outcome, false))
+    Performed::Answered(answered(outcome))
 }
 
-fn answered(outcome: &Outcome, recorded: bool) -> Answered {
+fn answered(outcome: &Outcome) -> Answered {
     let StoredResult { command_id, result } = stored(outcome);
     Answered {
         id: command_id,
         result,
         succeeded: outcome.reason.is_none(),
         changed: outcome.changed,
-        recorded,
+        recorded: false,
+        is_new: false,
         repeated: false,
     }
 }

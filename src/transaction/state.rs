@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::command::Origin;
 use crate::policy::edit::FileIntent;
+use crate::policy::machine::Machine;
 use crate::policy::plan::Binding;
 use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
 
@@ -27,6 +28,9 @@ pub struct State {
     version: u32,
     /// Which instance this is, as far as is known.
     pub instance_id: Option<InstanceId>,
+    /// On which machine that was learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    machine: Option<Machine>,
     /// What is bound.
     pub binding: Option<Binding>,
     /// The last setting that a command made.
@@ -65,6 +69,17 @@ pub struct Interrupted {
     pub command_id: CommandId,
     /// How many recoveries found it in flight.
     pub times: u32,
+}
+
+/// What became of an id that somebody says is this instance's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adoption {
+    /// It is the known one.
+    Known,
+    /// It is the known one now.
+    Taken,
+    /// Another one stays.
+    Refused,
 }
 
 /// A result as it was, or will be, sent: byte for byte.
@@ -170,6 +185,11 @@ impl State {
         self.results.iter().rev().chain(&self.undelivered).find(|stored| stored.command_id == *id)
     }
 
+    /// Whether a command is remembered as seen, and not merely on its way.
+    pub fn remembers(&self, id: &CommandId) -> bool {
+        self.results.iter().any(|stored| stored.command_id == *id)
+    }
+
     /// Remembers a result as seen.
     pub fn remember(&mut self, stored: StoredResult) {
         self.results.push_back(stored);
@@ -185,36 +205,44 @@ impl State {
         before + 1
     }
 
-    /// Takes `id` for this instance's. Where another one was known this is a clone: its results and its
-    /// sequence go, its binding stays as inherited (contract 7). Says whether anything changed.
-    pub fn adopt(&mut self, id: &InstanceId) -> bool {
-        match self.instance_id.replace(id.clone()) {
-            Some(known) if known == *id => false,
-            None => true,
-            Some(_) => {
-                self.results.clear();
-                self.undelivered = None;
-                self.highest = None;
-                self.interrupted = None;
-                if let Some(binding) = &mut self.binding {
-                    binding.inherited = true;
-                }
-                true
+    /// Takes `id` for this instance's, on this machine. Where another one was known this is a clone: its results and
+    /// its sequence go, its binding stays as inherited (contract 7). Who `must_move` is a clone only where the machine
+    /// is another too, and both are known.
+    pub fn adopt(&mut self, id: &InstanceId, machine: Option<&Machine>, must_move: bool) -> Adoption {
+        let is_another = |known: &InstanceId| known != id;
+        if self.instance_id.as_ref().is_some_and(is_another) {
+            let moved = self.machine.is_some() && machine.is_some() && self.machine.as_ref() != machine;
+            if must_move && !moved {
+                return Adoption::Refused;
             }
+            self.results.clear();
+            self.undelivered = None;
+            self.highest = None;
+            self.interrupted = None;
+            if let Some(binding) = &mut self.binding {
+                binding.inherited = true;
+            }
+            self.machine = None;
         }
+        let machine = machine.or(self.machine.as_ref()).cloned();
+        let is_known = self.instance_id.as_ref() == Some(id) && self.machine == machine;
+        self.instance_id = Some(id.clone());
+        self.machine = machine;
+        if is_known { Adoption::Known } else { Adoption::Taken }
     }
 
     /// Whether it holds anything but the instance's id, which a clone replaces by its own.
     pub fn remembers_anything(&self) -> bool {
-        let instance_id = self.instance_id.clone();
-        *self != Self { version: self.version, instance_id, ..Self::default() }
+        let (instance_id, machine) = (self.instance_id.clone(), self.machine.clone());
+        *self != Self { version: self.version, instance_id, machine, ..Self::default() }
     }
 
     /// Forgets binding, sequence and results, as `undo` does (contract 8). The instance stays the same, and a
     /// result under way is still delivered: else its command would come again and undo the `undo`.
     pub fn forget(&mut self) {
-        let (instance_id, undelivered) = (self.instance_id.take(), self.undelivered.take());
-        *self = Self { version: VERSION, instance_id, undelivered, ..Self::default() };
+        let (instance_id, machine) = (self.instance_id.take(), self.machine.take());
+        let undelivered = self.undelivered.take();
+        *self = Self { version: VERSION, instance_id, machine, undelivered, ..Self::default() };
     }
 }
 
@@ -257,15 +285,54 @@ mod tests {
         assert!(state.result_of(&"c72".parse().unwrap()).is_some());
     }
 
-    #[test]
-    fn a_clone_starts_anew() {
+    fn machine(name: &str) -> Option<Machine> {
+        Machine::of(Some(format!("{:0>31}a", name).as_bytes()), None)
+    }
+
+    /// A state of `i-1` on machine 1, with something in it.
+    fn lived() -> State {
         let mut state = State::parse(None).unwrap();
-        assert!(state.adopt(&"i-1".parse().unwrap()));
-        assert!(!state.adopt(&"i-1".parse().unwrap()));
+        assert_eq!(state.adopt(&"i-1".parse().unwrap(), machine("1").as_ref(), true), Adoption::Taken);
         state.remember(stored("a"));
         state.highest = Some(Highest { sequence: 7.try_into().unwrap(), command_id: "a".parse().unwrap() });
-        assert!(state.adopt(&"i-2".parse().unwrap()));
-        assert_eq!(state.result_of(&"a".parse().unwrap()), None);
-        assert_eq!(state.highest, None);
+        state
+    }
+
+    #[test]
+    fn a_clone_starts_anew() {
+        for (must_move, now_on) in [(false, None), (false, machine("1")), (true, machine("2"))] {
+            let mut state = lived();
+            assert_eq!(state.adopt(&"i-2".parse().unwrap(), now_on.as_ref(), must_move), Adoption::Taken);
+            assert_eq!((state.result_of(&"a".parse().unwrap()), &state.highest), (None, &None));
+            assert_eq!((state.instance_id, state.machine), ("i-2".parse().ok(), now_on));
+        }
+    }
+
+    #[test]
+    fn another_id_needs_another_machine() {
+        for now_on in [machine("1"), None] {
+            let (before, mut state) = (lived(), lived());
+            assert_eq!(state.adopt(&"i-2".parse().unwrap(), now_on.as_ref(), true), Adoption::Refused);
+            assert_eq!(state, before);
+        }
+        // A state of a version that did not look at the machine.
+        let mut state = State { machine: None, ..lived() };
+        assert_eq!(state.adopt(&"i-2".parse().unwrap(), machine("2").as_ref(), true), Adoption::Refused);
+    }
+
+    #[test]
+    fn the_same_id_keeps_what_is_known() {
+        let mut state = lived();
+        let id = "i-1".parse().unwrap();
+        for (now_on, adoption) in
+            [(machine("1"), Adoption::Known), (None, Adoption::Known), (machine("2"), Adoption::Taken)]
+        {
+            assert_eq!(state.adopt(&id, now_on.as_ref(), true), adoption);
+            assert!(state.remembers(&"a".parse().unwrap()));
+        }
+        assert_eq!(state.machine, machine("2"));
+        state.forget();
+        assert_eq!((state.instance_id.as_ref(), &state.machine), (Some(&id), &machine("2")));
+        assert!(!state.remembers_anything());
     }
 }

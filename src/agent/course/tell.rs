@@ -77,7 +77,7 @@ pub(super) fn stored(id: &CommandId, stored: Stored) {
 }
 
 pub(super) fn instance(id: &InstanceId) {
-    tracing::info!(MESSAGE_ID = Event::InstanceKnown.id(), instance = %id, "this is {id}");
+    tracing::info!(MESSAGE_ID = Event::InstanceKnown.id(), instance = %id, "the metadata service says: this is {id}");
 }
 
 pub(super) fn trouble(what: &str, why: &str) {

@@ -238,6 +238,7 @@ pub(super) fn result_of(id: &str) -> Answered {
         succeeded: true,
         changed: true,
         recorded: true,
+        is_new: false,
         repeated: false,
     }
 }

@@ -39,6 +39,6 @@ pub use key_file::{
 pub use lock::{Guard, LockError};
 pub use read::read_file;
 pub use replace::Replaced;
-pub use root_file::{ROOT_FILE_LIMIT, remove_root_file, replace_root_file};
+pub use root_file::{ROOT_FILE_LIMIT, read_root_file, remove_root_file, replace_root_file};
 pub use state::StateDirectory;
 pub use sweep::sweep;

@@ -1,4 +1,5 @@
-//! sshd's files: the main file and the drop-in, which root alone may be able to change (contract 6, "Where").
+//! Files that root alone may be able to change: sshd's main file and drop-in (contract 6, "Where"), and what is trusted
+//! because of it (contract 3, "Signed commands").
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,10 +9,11 @@ use nix::unistd::{getegid, geteuid};
 use crate::policy::types::ContentHash;
 
 use super::error::FileError;
+use super::read::open_in;
 use super::replace::{Fresh, Replaced, Target};
-use super::walk::{Walk, Way, split};
+use super::walk::{Walk, Way, judge_writers, split};
 
-/// How much of a file of sshd's is read.
+/// How much of such a file is read.
 pub const ROOT_FILE_LIMIT: usize = 1024 * 1024;
 
 /// The walk to the file's directory, and the file's name in it.
@@ -26,6 +28,23 @@ fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), FileError> {
         walk.judge_last()?;
     }
     Ok((walk, name))
+}
+
+/// Reads a file of root's, links followed; `None` where there is none. It is refused where somebody else can change it,
+/// or the way to it.
+pub fn read_root_file(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let (walk, name) = walk(path, true)?;
+    if !walk.missing.is_empty() {
+        return Ok(None);
+    }
+    let directory = walk.last()?.open()?;
+    let Some(mut opened) = open_in(&directory, &name)? else { return Ok(None) };
+    let path = directory.entry(&name);
+    if !Way::Root.may_own(opened.stat.st_uid) {
+        return Err(FileError::unsafe_path(&path, Way::Root.owner_remedy(opened.stat.st_uid, &path)));
+    }
+    judge_writers(Way::Root, &opened.stat, &path, || Ok(&opened.file))?;
+    opened.read(ROOT_FILE_LIMIT, &path).map(Some)
 }
 
 /// Puts `content` in the place of a file of root's, which has to be the one that was observed (`None`: there was

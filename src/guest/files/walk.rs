@@ -231,27 +231,7 @@ impl Walk {
 
     /// Refuses a directory that others can write.
     fn judge_writers(&self, stage: &Stage) -> Result<(), FileError> {
-        let Stage { path, stat, .. } = stage;
-        if stat.st_mode & WORLD_WRITE != 0 {
-            let why = format!("writable by everyone; `chmod o-w {}`", shown(path));
-            return Err(FileError::unsafe_path(path, why));
-        }
-        if matches!(self.way, Way::Root) && stat.st_mode & GROUP_WRITE != 0 && !self.group_is_own(stage)? {
-            let why = format!("writable by gid {}; `chmod g-w {}`", stat.st_gid, shown(path));
-            return Err(FileError::unsafe_path(path, why));
-        }
-        Ok(())
-    }
-
-    /// Whether the group that may write is root's (or ours, where we are not root) and no ACL hides others
-    /// behind the group's bits.
-    fn group_is_own(&self, stage: &Stage) -> Result<bool, FileError> {
-        if stage.stat.st_gid != 0 && (geteuid().is_root() || stage.stat.st_gid != getegid().as_raw()) {
-            return Ok(false);
-        }
-        let directory = stage.open()?;
-        let acl = XattrFile::of(&directory).and_then(|file| file.get(ACL));
-        Ok(acl.context("read the ACL of", &stage.path)?.is_none())
+        judge_writers(self.way, &stage.stat, &stage.path, || stage.open())
     }
 
     /// Judges the directory the file is in: there the sticky bit does not help, since what is not there yet can
@@ -288,6 +268,38 @@ impl Walk {
             name = last;
         }
     }
+}
+
+/// Refuses a directory or file that others can write; it is opened where its ACL has to be asked.
+pub(super) fn judge_writers<D: AsFd>(
+    way: Way,
+    stat: &FileStat,
+    path: &Path,
+    open: impl FnOnce() -> Result<D, FileError>,
+) -> Result<(), FileError> {
+    if stat.st_mode & WORLD_WRITE != 0 {
+        let why = format!("writable by everyone; `chmod o-w {}`", shown(path));
+        return Err(FileError::unsafe_path(path, why));
+    }
+    if matches!(way, Way::Root) && stat.st_mode & GROUP_WRITE != 0 && !group_is_own(stat, path, open)? {
+        let why = format!("writable by gid {}; `chmod g-w {}`", stat.st_gid, shown(path));
+        return Err(FileError::unsafe_path(path, why));
+    }
+    Ok(())
+}
+
+/// Whether the group that may write is root's (or ours, where we are not root) and no ACL hides others behind the
+/// group's bits.
+fn group_is_own<D: AsFd>(
+    stat: &FileStat,
+    path: &Path,
+    open: impl FnOnce() -> Result<D, FileError>,
+) -> Result<bool, FileError> {
+    if stat.st_gid != 0 && (geteuid().is_root() || stat.st_gid != getegid().as_raw()) {
+        return Ok(false);
+    }
+    let acl = XattrFile::of(open()?).and_then(|file| file.get(ACL));
+    Ok(acl.context("read the ACL of", path)?.is_none())
 }
 
 /// The names a path is made of. It has to be absolute and without `..`, so that every name is one step down.

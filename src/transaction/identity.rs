@@ -1,0 +1,75 @@
+//! Who this is (contract 3 and 7): the id that the configuration or the network says, and the machine it was learnt on.
+
+use std::path::Path;
+
+use crate::guest::Guest;
+use crate::policy::machine::Machine;
+use crate::policy::types::InstanceId;
+
+use super::state::{Adoption, State};
+use super::{Failure, Settings, Transaction};
+
+/// The DMI product UUID, which root alone can read.
+const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
+
+/// Where there is none: machine-id(5).
+const MACHINE_ID: &str = "/etc/machine-id";
+
+impl Settings {
+    /// This instance: what the configuration says, else what the state does.
+    pub fn instance<'a>(&'a self, state: &'a State) -> Option<&'a InstanceId> {
+        self.instance_id.as_ref().or(state.instance_id.as_ref())
+    }
+}
+
+impl<G: Guest> Transaction<G> {
+    /// Takes `id` for this instance's; a clone's state starts anew. Where that cannot be kept now, the next
+    /// command keeps it. An id of the network's that is refused is no error: the known one stays, and the log says so.
+    ///
+    /// # Errors
+    /// That the state cannot be read or written.
+    pub fn adopt(&mut self, id: &InstanceId) -> Result<(), Failure> {
+        self.adopted = Some(id.clone());
+        let _lock = self.guest.lock()?;
+        let mut state = self.load()?;
+        if self.identify(&mut state) == Adoption::Taken {
+            self.save(&state)?;
+        }
+        Ok(())
+    }
+
+    /// Puts what the daemon learnt of who this is into a state that may have been lost since, or locked then.
+    pub(super) fn identify(&mut self, state: &mut State) -> Adoption {
+        let Some(id) = &self.adopted else { return Adoption::Known };
+        // Where commands are signed the network does not decide who we are; the configuration always does.
+        let is_the_networks = self.settings.instance_id.as_ref() != Some(id);
+        let must_move = self.settings.trusted_signers.is_some() && is_the_networks;
+        let adoption = state.adopt(id, self.machine().as_ref(), must_move);
+        if adoption == Adoption::Refused {
+            let known = state.instance_id.clone();
+            tracing::error!(
+                instance = known.as_ref().map(InstanceId::as_str),
+                "the metadata service says that this is {id}, and the machine is the one that is {}, which it stays; where \
+                 it has become another, set instance_id in the configuration",
+                known.as_ref().map_or("known", InstanceId::as_str)
+            );
+            self.adopted = known;
+        }
+        adoption
+    }
+
+    /// The machine this is, as far as it can be told.
+    fn machine(&self) -> Option<Machine> {
+        let read = |path: &str| match self.guest.root_file(Path::new(path)) {
+            Ok(content) => content,
+            Err(error) => {
+                if self.settings.trusted_signers.is_some() {
+                    tracing::warn!("what tells this machine from a copy of it is not read: {error}");
+                }
+                None
+            }
+        };
+        let product_uuid = read(PRODUCT_UUID);
+        Machine::of(product_uuid.as_deref(), None).or_else(|| Machine::of(None, read(MACHINE_ID).as_deref()))
+    }
+}
