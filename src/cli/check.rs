@@ -3,14 +3,12 @@
 use crate::channel::run_lock;
 use crate::config::Config;
 use crate::guest::{Guest, service_view};
-use crate::policy::allowed_signers::{Signer, Standing};
 use crate::policy::command::{Action, Command, KeyPair, Origin, Received};
 use crate::policy::observation::{Account, Reload, Shadow, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::Plan;
 use crate::policy::proof::Verdict;
 use crate::policy::public_key::PublicKey;
-use crate::policy::signature::NAMESPACE;
 use crate::policy::sshd_config::{Decider, Reading, spelling};
 use crate::policy::types::PasswordAuth;
 use crate::transaction::Transaction;
@@ -65,19 +63,17 @@ fn signers(transaction: &Transaction<impl Guest>, config: &Config) -> Vec<Check>
         Ok(signers) => signers,
         Err(why) => return vec![Check::fails(NAME, &why).at(Some(path), None)],
     };
-    let now = transaction.guest().now();
-    let standing = |signer: &Signer| signer.standing(NAMESPACE, Some(now)) == Standing::Valid;
-    let valid = signers.signers.iter().filter(|signer| standing(signer)).count();
-    let first = match (valid, signers.signers.len()) {
-        (0, _) => Check::fails(
-            NAME,
-            "nobody may sign now, so no command of the channel is obeyed; list a signer who is valid now",
-        ),
-        (valid, all) => {
-            Check::holds(NAME, format!("{valid} of {all} listed may sign now; commands must be signed"))
+    let (first, limited) = match transaction.may_sign_now(&signers) {
+        Err(why) => (Check::fails(NAME, &why), signers.signers.iter().collect()),
+        Ok((count, limited)) => {
+            let all = signers.signers.len();
+            (
+                Check::holds(NAME, format!("{count} of {all} listed may sign now; commands must be signed")),
+                limited,
+            )
         }
     };
-    let limited = signers.signers.iter().filter(|signer| !standing(signer)).map(|signer| {
+    let limited = limited.into_iter().map(|signer| {
         let text = "this signer may not sign commands now (namespaces, valid-after, valid-before)";
         Check::note(NAME, text).at(Some(path), Some(signer.line))
     });

@@ -82,9 +82,9 @@ fn look(config: &Config) -> Report {
         }
     };
     if let Some(path) = &config.trusted_signers {
-        problems.extend(
-            transaction.signers(path).err().map(|why| format!("no command of the channel is obeyed: {why}")),
-        );
+        let signers = transaction.signers(path);
+        let heard = signers.and_then(|signers| transaction.may_sign_now(&signers).map(drop));
+        problems.extend(heard.err().map(|why| format!("no command of the channel is obeyed: {why}")));
     }
     let state = match transaction.load() {
         Ok(state) => Some(state),

@@ -4,8 +4,8 @@
 use std::fmt;
 
 use base64ct::{Base64, Encoding};
-use ssh_encoding::{Decode, Encode};
-use ssh_key::{PublicKey, SshSig};
+use ssh_encoding::Decode;
+use ssh_key::{HashAlg, PublicKey, Signature, SshSig};
 use time::OffsetDateTime;
 
 use super::allowed_signers::{AllowedSigners, Signer, Standing};
@@ -55,23 +55,25 @@ impl Envelope {
 
     /// The lines of him who made the signature, which is a signature of the payload.
     fn signers<'s>(&self, trusted: &'s AllowedSigners) -> Result<Vec<&'s Signer>, String> {
-        let signature = decode(&self.signature)?;
-        if signature.namespace() != NAMESPACE {
+        let Parts { key, namespace, hash, signature } = Parts::read(&self.signature).ok_or(
+            "it is no SSH signature (PROTOCOL.sshsig) of a key that signs commands: Ed25519, ECDSA, the sk- kinds of both",
+        )?;
+        if namespace != NAMESPACE {
             return Err(format!("it was made for another namespace than {NAMESPACE}"));
         }
-        let key = PublicKey::from(signature.public_key().clone());
-        let blob = key.to_bytes().map_err(|_| "its key is not well-formed".to_owned())?;
         let signers: Vec<&Signer> =
-            trusted.signers.iter().filter(|signer| signer.key.blob() == blob.as_slice()).collect();
+            trusted.signers.iter().filter(|signer| signer.key.blob() == key.as_slice()).collect();
         if signers.is_empty() {
-            let by = fingerprint_of(&blob).sha256;
+            let by = fingerprint_of(&key).sha256;
             return Err(format!("its signer, {by}, is not listed in {}", trusted.path.display()));
         }
+        let key = PublicKey::from_bytes(&key).map_err(|_| "its key is not well-formed".to_owned())?;
         // The crate takes a signature of another kind than its key for some kinds.
         if signature.algorithm() != key.algorithm() {
             return Err("it is of another kind than its key".to_owned());
         }
-        key.verify(NAMESPACE, &self.payload, &signature)
+        SshSig::new(key.key_data().clone(), namespace, hash, signature)
+            .and_then(|signature| key.verify(NAMESPACE, &self.payload, &signature))
             .map_err(|_| "it is not a signature of these bytes".to_owned())?;
         Ok(signers)
     }
@@ -97,21 +99,38 @@ fn standing(signers: &[&Signer], trusted: &AllowedSigners, now: Option<OffsetDat
     verdict.unwrap_or_else(|| Verdict::Bad("it has no signer".to_owned()))
 }
 
-/// Takes the armour off as ssh-keygen does, which does not mind where the lines end, and reads the signature. What was
-/// never signed (version, reserved field) has to be as it is today.
-fn decode(text: &str) -> Result<SshSig, String> {
-    const NONE: &str = "it is no SSH signature (PROTOCOL.sshsig)";
-    let inside = text.trim().strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END)).ok_or(NONE)?;
-    let encoded: String = inside.split_ascii_whitespace().collect();
-    let blob = Base64::decode_vec(&encoded).map_err(|_| NONE)?;
-    let signature = SshSig::decode(&mut blob.as_slice()).map_err(|_| NONE)?;
-    // The crate does not mind lengths that contradict each other, nor what follows: there is one way to write it.
-    let mut canonical = Vec::new();
-    signature.encode(&mut canonical).map_err(|_| NONE)?;
-    if canonical != blob || signature.version() != SshSig::VERSION || !signature.reserved().is_empty() {
-        return Err(NONE.to_owned());
+/// What a signature is made of.
+#[derive(Debug, PartialEq, Eq)]
+struct Parts {
+    /// The signer's key, in its wire form.
+    key: Vec<u8>,
+    namespace: String,
+    hash: HashAlg,
+    signature: Signature,
+}
+
+impl Parts {
+    /// Takes the armour off as ssh-keygen does, which does not mind where the lines end, and reads what is inside. It is
+    /// read here, since the crate takes lengths that contradict each other, and parses a key before it is known to be
+    /// listed. What is not signed (version, reserved field) has to be as it is today.
+    fn read(text: &str) -> Option<Self> {
+        let inside = text.trim().strip_prefix(BEGIN)?.strip_suffix(END)?;
+        let encoded: String = inside.split_ascii_whitespace().collect();
+        let blob = Base64::decode_vec(&encoded).ok()?;
+        let mut rest = blob.strip_prefix(b"SSHSIG")?;
+        let version = u32::decode(&mut rest).ok()?;
+        let key = Vec::decode(&mut rest).ok()?;
+        let namespace = String::decode(&mut rest).ok()?;
+        let reserved = Vec::<u8>::decode(&mut rest).ok()?;
+        let hash = HashAlg::decode(&mut rest).ok()?;
+        let made = Vec::decode(&mut rest).ok()?;
+        let signature = Signature::try_from(made.as_slice()).ok()?;
+        // Two strings, the second with what a security key adds to it.
+        let length = 4 + signature.algorithm().as_str().len() + 4 + signature.as_bytes().len();
+        let is_one_way =
+            version == SshSig::VERSION && reserved.is_empty() && rest.is_empty() && length == made.len();
+        is_one_way.then_some(Self { key, namespace, hash, signature })
     }
-    Ok(signature)
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::guest::Guest;
-use crate::policy::allowed_signers::AllowedSigners;
+use crate::policy::allowed_signers::{AllowedSigners, Signer, Standing};
 use crate::policy::command::{Origin, Received};
 use crate::policy::local_time::Zone;
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::signature::Verdict;
+use crate::policy::signature::{NAMESPACE, Verdict};
 
 use super::Transaction;
 use super::judge::Judgement;
@@ -40,6 +40,25 @@ impl<G: Guest> Transaction<G> {
             Err(error) => Err(error.to_string()),
         };
         AllowedSigners::parse(&content, path, &zone).map_err(|fault| fault.to_string())
+    }
+
+    /// Who of them may sign commands now, and who may not.
+    ///
+    /// # Errors
+    /// That nobody may; cause and remedy in one line.
+    pub fn may_sign_now<'s>(&self, signers: &'s AllowedSigners) -> Result<(usize, Vec<&'s Signer>), String> {
+        let now = self.guest.now();
+        let (may, may_not): (Vec<&Signer>, Vec<&Signer>) = signers
+            .signers
+            .iter()
+            .partition(|signer| signer.standing(NAMESPACE, Some(now)) == Standing::Valid);
+        match may.len() {
+            0 => Err(format!(
+                "nobody listed in {} may sign now; list a signer who may",
+                signers.path.display()
+            )),
+            count => Ok((count, may_not)),
+        }
     }
 
     /// Whether a command bears the signature of one who may sign now. While the clock is not set that may depend on it.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use base64ct::{Base64, Encoding};
 use serde_json::Value;
 
 /// What it answers to `keypair/command` instead of a command.
@@ -107,7 +108,12 @@ impl Metadata {
 
     /// Takes the command out of the queue, answered or not.
     pub fn withdraw(&self, id: &str) {
-        self.shared.0.lock().unwrap().commands.retain(|command| command["commandId"] != id);
+        self.shared.0.lock().unwrap().commands.retain(|command| id_of(command) != id);
+    }
+
+    /// Forgets a stored result: it was another one that has it, not the platform.
+    pub fn forget(&self, id: &str) {
+        self.shared.0.lock().unwrap().results.retain(|(stored, _)| stored != id);
     }
 
     /// Begins anew, with nothing queued and nothing stored.
@@ -172,6 +178,13 @@ impl Drop for Metadata {
         self.shared.1.notify_all();
         let _ = TcpStream::connect(self.address);
     }
+}
+
+/// A command's id, in an envelope or without.
+fn id_of(command: &Value) -> Value {
+    let payload = command["payload"].as_str().and_then(|payload| Base64::decode_vec(payload).ok());
+    let payload = payload.and_then(|payload| serde_json::from_slice::<Value>(&payload).ok());
+    payload.as_ref().unwrap_or(command)["commandId"].clone()
 }
 
 fn serve(stream: TcpStream, shared: &(Mutex<Inner>, Condvar), stop: &AtomicBool) {
@@ -305,7 +318,7 @@ fn store((inner, changed): &(Mutex<Inner>, Condvar), id: &str, body: &[u8]) -> u
     }
     inner.results.push((id.to_owned(), text));
     if !inner.keep_commands {
-        inner.commands.retain(|command| command["commandId"] != id);
+        inner.commands.retain(|command| id_of(command) != id);
     }
     changed.notify_all();
     200

@@ -80,6 +80,18 @@ async fn another_command_ends_that() {
     assert_eq!(ran.state.state, Phase::Polling);
 }
 
+/// What was answered before bore its id and did not count (contract 3, "Signed commands").
+#[tokio::test(start_paused = true)]
+async fn a_new_command_whose_id_was_answered_before_is_no_failure() {
+    let mut world = World::new();
+    let refused = Answered { recorded: false, ..result_of("c-1") };
+    let genuine = Answered { is_new: true, ..result_of("c-1") };
+    world.room.performed.extend([refused, genuine].map(Performed::Answered));
+    let ran = world.polls([command("c-1"), command("c-1")]).for_seconds(1).await;
+    assert_eq!(ran.diary.times("store"), [0, 0]);
+    assert_eq!((ran.diary.count("delivered c-1"), ran.state.state), (1, Phase::Polling));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_repetition_whose_answer_is_not_known_to_be_final_is_no_failure() {
     let mut world = World::new();
