@@ -8,6 +8,7 @@ use base64ct::{Base64, Encoding};
 use keypair_agent::policy::command::Command;
 use keypair_agent::policy::signature::NAMESPACE;
 use serde_json::json;
+use ssh_encoding::Decode;
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey};
 use time::{Duration, OffsetDateTime};
 
@@ -86,7 +87,10 @@ impl SigningKey {
             io::ErrorKind::InvalidData => fault(Why::NoKey),
             _ => fault(Why::Unreadable(error)),
         })?;
-        let key = PrivateKey::from_openssh(text).map_err(|_| fault(Why::NoKey))?;
+        let key = PrivateKey::from_openssh(&text)
+            .ok()
+            .or_else(|| PrivateKey::from_bytes(&with_whole_scalar(&text)?).ok())
+            .ok_or_else(|| fault(Why::NoKey))?;
         if key.is_encrypted() {
             return Err(fault(Why::Encrypted));
         }
@@ -110,4 +114,54 @@ impl SigningKey {
         let signature = signature.to_pem(LineEnding::LF).map_err(|error| failed(&error))?;
         Ok(json!({ "payload": Base64::encode_string(&payload), "signature": signature }).to_string())
     }
+}
+
+/// A private ECDSA key whose scalar begins with zeros, as the crate reads it: OpenSSH leaves those out (PROTOCOL.key), so
+/// that every fourth P-521 key is too short for it. `None` where it is another key, or has a passphrase.
+fn with_whole_scalar(text: &str) -> Option<Vec<u8>> {
+    const MAGIC: &[u8] = b"openssh-key-v1\0";
+    let lines = text.lines().filter(|line| !line.starts_with("-----"));
+    let blob = Base64::decode_vec(&lines.collect::<String>()).ok()?;
+    let mut rest = blob.strip_prefix(MAGIC)?;
+    let string = |from: &mut &[u8]| Vec::<u8>::decode(from).ok();
+    let (cipher, kdf, options) = (string(&mut rest)?, string(&mut rest)?, string(&mut rest)?);
+    let count = u32::decode(&mut rest).ok()?;
+    let (public, private) = (string(&mut rest)?, string(&mut rest)?);
+    if cipher != b"none" || !rest.is_empty() {
+        return None;
+    }
+    let mut rest = private.as_slice();
+    let check = u64::decode(&mut rest).ok()?;
+    let kind = string(&mut rest)?;
+    let size: usize = match kind.as_slice() {
+        b"ecdsa-sha2-nistp256" => 32,
+        b"ecdsa-sha2-nistp384" => 48,
+        b"ecdsa-sha2-nistp521" => 66,
+        _ => return None,
+    };
+    let (curve, point) = (string(&mut rest)?, string(&mut rest)?);
+    let (scalar, comment) = (string(&mut rest)?, string(&mut rest)?);
+    let zeros = vec![0u8; size.checked_sub(scalar.len())?];
+    let mut private = check.to_be_bytes().to_vec();
+    for part in [kind, curve, point, [zeros, scalar].concat(), comment] {
+        put(&mut private, &part)?;
+    }
+    // Up to a whole block: 1, 2, 3, …
+    let missing = private.len().next_multiple_of(8) - private.len();
+    private.extend((1u8..).take(missing));
+    let mut whole = MAGIC.to_vec();
+    for part in [cipher, kdf, options] {
+        put(&mut whole, &part)?;
+    }
+    whole.extend(count.to_be_bytes());
+    put(&mut whole, &public)?;
+    put(&mut whole, &private)?;
+    Some(whole)
+}
+
+/// Appends a string of RFC 4251.
+fn put(to: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
+    to.extend(u32::try_from(bytes.len()).ok()?.to_be_bytes());
+    to.extend(bytes);
+    Some(())
 }
