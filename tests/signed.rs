@@ -124,7 +124,7 @@ impl Signed {
         );
         assert_eq!(self.guest.snapshot(), files, "{id}");
         assert_eq!(self.state().escape_ascii().to_string(), state.escape_ascii().to_string(), "{id}");
-        self.metadata.forget(id);
+        self.metadata.forget_result(id);
         result["message"].as_str().unwrap().to_owned()
     }
 }
@@ -166,7 +166,7 @@ fn what_ssh_keygen_signs_is_obeyed_and_a_rotation_needs_no_restart() {
     // Seen before: the same bytes once more, and nothing done.
     signed_guest.trusts(&format!("* {}\n", platform.line));
     let first = metadata.results().into_iter().find(|(id, _)| id == "c-1").unwrap();
-    metadata.forget("c-1");
+    metadata.forget_result("c-1");
     metadata.queue(signed(platform, &fresh("c-1", 1, attach("my-test", &key, "no"))));
     metadata.wait_for_result("c-1");
     assert!(metadata.results().contains(&first), "byte for byte");
@@ -325,7 +325,7 @@ fn a_signers_file_that_does_not_count_is_named_and_nothing_is_obeyed() {
             .to_string();
     fs::set_permissions(guest.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     assert!(message.contains("writable by everyone"), "{message}");
-    signed_guest.metadata.forget("c-9");
+    signed_guest.metadata.forget_result("c-9");
     signed_guest.obeys("c-9", signed(platform, &fresh("c-9", 9, set_password_auth("yes"))));
 
     let report: Value = serde_json::from_slice(&guest.agent(&["check", "--json"]).stdout).unwrap();

@@ -48,6 +48,7 @@ fn settings() -> Settings {
         kbd_interactive: KbdInteractive::Follow,
         proof: true,
         instance_id: None,
+        trusted_signers: None,
     }
 }
 

@@ -112,7 +112,7 @@ impl Metadata {
     }
 
     /// Forgets a stored result: it was another one that has it, not the platform.
-    pub fn forget(&self, id: &str) {
+    pub fn forget_result(&self, id: &str) {
         self.shared.0.lock().unwrap().results.retain(|(stored, _)| stored != id);
     }
 
