@@ -242,6 +242,14 @@ pub fn judge(facts: &Facts<'_>) -> Verdict {
     verdict
 }
 
+/// Whether what sshd says is the same for every rule, so that a verdict by the one stands by the other.
+pub fn says_the_same(one: &Effective, other: &Effective) -> bool {
+    Rule::ALL.iter().all(|rule| {
+        let keyword = rule.name().to_ascii_lowercase();
+        one.values(&keyword) == other.values(&keyword)
+    })
+}
+
 /// Whether a password would still let this user in, as far as sshd's settings go: by the password method, or
 /// by keyboard-interactive where PAM asks for it there; root where PermitRootLogin is `yes`. Who may come at
 /// all (Allow*, Deny*) and whether the account has a password are other questions.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::edit::FileEdit;
+use crate::policy::lockout;
 use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{Facts, Plan, judge_setting};
@@ -132,6 +133,7 @@ fn set(
     let connections: Vec<Connection> = must.chain(loopback).cloned().collect();
     let mut answers = guest.ask(sshd, None, &connections).map_err(Halt::Failed)?;
     let loopback = answers.split_off(plan.answers.len().min(answers.len())).into_iter().next();
+    the_guard_still_stands(plan, sshd, &answers)?;
     if let Some(asked) = plan.expect {
         judge_setting(asked, kbd_interactive, facts, sshd, &answers).map_err(Halt::Failed)?;
     }
@@ -153,6 +155,19 @@ fn the_key_still_stands(guest: &impl Guest, plan: &Plan, facts: &Facts) -> Resul
     let now = guest.key_file(&facts.account, path).map_err(|error| Halt::Failed(error.into()))?;
     if now.content != *written.unwrap_or(content) {
         return Err(Halt::Changed(FileError::Changed { path: path.clone() }));
+    }
+    Ok(())
+}
+
+/// Before the files are live: they say to the guard what they said when it let this pass.
+fn the_guard_still_stands(plan: &Plan, sshd: &Sshd, live: &[Answer]) -> Result<(), Halt> {
+    let is_same = plan
+        .answers
+        .iter()
+        .zip(live)
+        .all(|(then, now)| lockout::says_the_same(&then.effective, &now.effective));
+    if plan.expect == Some(PasswordAuth::No) && !is_same {
+        return Err(Halt::Changed(FileError::Changed { path: sshd.config.main.clone() }));
     }
     Ok(())
 }
