@@ -109,8 +109,15 @@ impl<G: Guest> Transaction<G> {
 
     /// The edits that take out all that is ours: of sshd's files, and of key files.
     fn all_of_ours(&self, state: &State, undone: &mut Undone) -> (Vec<FileEdit>, Vec<FileEdit>) {
-        let known: Vec<PublicKey> =
-            state.binding.iter().map(|binding| binding.key_pair.public_key.clone()).collect();
+        let bound = state.binding.iter().map(|binding| binding.key_pair.public_key.clone());
+        let mut known: Vec<PublicKey> = bound.collect();
+        // Where a command could not be taken back, its key may stand in the place of the bound one.
+        let in_flight = state.intent.iter().flat_map(|intent| &intent.key_files);
+        for file in in_flight {
+            if let FileKind::AuthorizedKeys { known: keys, .. } = &file.kind {
+                known.extend(keys.iter().cloned());
+            }
+        }
         let mut config = match self.guest.sshd_files() {
             Ok(config) => Some(config),
             Err(refusal) if refusal.reason == Reason::SshdNotFound => {
