@@ -7,6 +7,7 @@ use keypair_agent::transaction::state::State;
 use super::calls::{Before, ours};
 use super::control_plane::{Command, INSTANCES, Order};
 use super::disk::{DROP_IN, KEY_FILE, MAIN};
+use super::edit::Edit;
 use super::fault::What;
 use super::keys::{self, Pair};
 use super::oracle::{self, Expected, Known, MOST_INTERRUPTIONS};
@@ -152,6 +153,7 @@ impl World {
 
     /// Nothing is in flight: what comes next is held against this.
     fn rests(&mut self) {
+        self.machine.setting_taken_midway = false;
         self.open = None;
         self.machine.rest = self.machine.disk.clone();
         self.running_at_rest = self.machine.running.clone();
@@ -181,7 +183,7 @@ impl World {
             || self.machine.edited
                 && keys::apart(disk.text(KEY_FILE)) == keys::apart(rest.text(KEY_FILE))
                 && keys::main_file_apart(disk.text(MAIN)) == keys::main_file_apart(rest.text(MAIN))
-                && disk.read(DROP_IN) == rest.read(DROP_IN)
+                && (disk.read(DROP_IN) == rest.read(DROP_IN) || self.machine.setting_taken_midway)
     }
 
     /// The result that a command left in the state, and what it says; whether there is one.
@@ -353,7 +355,12 @@ impl World {
         } else if before.fault.is_none() && !self.machine.edited {
             self.machine.report(Property::Answered, "undo fails, and nothing keeps it");
         }
-        if state.binding.is_none() && state.highest.is_none() {
+        let is_forgotten = |id: &String| {
+            let is_kept = |id: CommandId| state.result_of(&id).is_some() && !is_undelivered(state, &id);
+            !id.parse().is_ok_and(is_kept)
+        };
+        let is_forgotten = self.known.seen.keys().all(is_forgotten);
+        if state.binding.is_none() && state.highest.is_none() && is_forgotten {
             self.known.forget(state);
         } else if is_whole {
             self.machine
@@ -361,6 +368,19 @@ impl World {
         }
         if state.intent.is_none() {
             self.rests();
+        } else {
+            // What it took out beside an intent that it could not close is as an edit of somebody's.
+            let machine = &mut self.machine;
+            machine.edited = true;
+            machine.setting_taken_midway = true;
+            if ours(&machine.disk).is_empty() && !machine.is_detach_open() {
+                Edit::RemovesBlock.apply(&mut machine.rest);
+            }
+            if machine.disk.read(DROP_IN).is_none()
+                && keys::main_file_apart(machine.disk.text(MAIN)).0.is_empty()
+            {
+                Edit::RemovesSetting.apply(&mut machine.rest);
+            }
         }
     }
 }
@@ -368,6 +388,10 @@ impl World {
 /// Whether the power went in the call.
 fn is_started_anew(before: &Before) -> bool {
     before.fault.is_some_and(|fault| matches!(fault.what, What::PowerCut { .. }))
+}
+
+fn is_undelivered(state: &State, id: &CommandId) -> bool {
+    state.undelivered.as_ref().is_some_and(|stored| stored.command_id == *id)
 }
 
 fn id_of(command: &Command) -> CommandId {

@@ -51,6 +51,9 @@ pub struct Machine {
     pub rest: Disk,
     /// Whether the user has edited a file on this way at all.
     pub edited: bool,
+    /// Whether he took our setting out while a command was at it: one that was on its way from the drop-in to the top of
+    /// the main file then goes back to the drop-in.
+    pub setting_taken_midway: bool,
     /// What went wrong, the first of it.
     pub violation: Option<Violation>,
     /// What goes on now.
@@ -119,6 +122,7 @@ impl Machine {
             component: Component::New,
             now: 0,
             edited: false,
+            setting_taken_midway: false,
             violation: None,
             call: Call::default(),
         };
@@ -139,6 +143,7 @@ impl Machine {
     /// An edit by the user: of the disk, and of what is to be given back. While an interrupted detach is open, nobody can
     /// tell whether it or the user took our block out: it is put back, until the detach comes again.
     pub fn edit(&mut self, edit: Edit) {
+        self.setting_taken_midway |= edit == Edit::RemovesSetting && self.open_intent().is_some();
         let kept = self.is_detach_open().then(|| keys::apart(self.rest.text(KEY_FILE)).0);
         edit.apply(&mut self.disk);
         edit.apply(&mut self.rest);
@@ -150,10 +155,13 @@ impl Machine {
     }
 
     /// Whether the intent of a detach is open that this call has not written itself.
-    fn is_detach_open(&self) -> bool {
-        let intent = State::parse(self.disk.read(STATE)).ok().and_then(|state| state.intent);
+    pub fn is_detach_open(&self) -> bool {
         let is_detach = |intent: Intent| intent.command.outline.action == Some(ActionName::Detach);
-        !self.call.steps.contains(&SAVE_STATE) && intent.is_some_and(is_detach)
+        !self.call.steps.contains(&SAVE_STATE) && self.open_intent().is_some_and(is_detach)
+    }
+
+    fn open_intent(&self) -> Option<Intent> {
+        State::parse(self.disk.read(STATE)).ok().and_then(|state| state.intent)
     }
 
     /// A look of the agent's; false where it is no more.
@@ -287,7 +295,7 @@ impl Machine {
     }
 
     /// Whether it is a detach, or root had no way in before this command, which has to be as before, or what the user wrote
-    /// himself leaves him none.
+    /// himself leaves him none: that one key takes another's place at once is looked after by itself.
     fn is_no_fault_of_ours(&self) -> bool {
         let has_way = |disk: &Disk, running: Option<&Config>| {
             let files = Config::of(disk, "").ok();
@@ -298,7 +306,7 @@ impl Machine {
         without_setting(&mut his);
         let (_, keys) = keys::apart(his.text(KEY_FILE));
         his.put(KEY_FILE, &keys);
-        self.call.is_detach || !had_way || self.edited && !has_way(&his, None)
+        self.call.is_detach || !had_way || !has_way(&his, None)
     }
 
     /// What holds of the files at every instant.

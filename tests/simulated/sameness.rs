@@ -31,7 +31,14 @@ impl Hash for World {
             path.hash(hasher);
             hash_but_moments(content, hasher);
         }
-        (&machine.running, machine.component, machine.edited, &machine.violation).hash(hasher);
+        (
+            &machine.running,
+            machine.component,
+            machine.edited,
+            machine.setting_taken_midway,
+            &machine.violation,
+        )
+            .hash(hasher);
         match agent {
             Agent::Down => 0_u8.hash(hasher),
             Agent::Up { due, settled } => {
