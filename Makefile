@@ -19,8 +19,8 @@ test-crash: deps ## apply and run killed, and each of their calls failing, at so
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
 	@bash tests/suites.sh
 
-test-model: ## the model with a larger bound, and long random ways
-	KEYPAIR_MODEL_LARGE=1 cargo test --profile model --test model --test sequences -- --nocapture
+test-model: ## the model with a larger bound, and long random ways, others each time
+	KEYPAIR_MODEL_LARGE=1 cargo test --test model --test sequences -- --nocapture
 
 packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 	@bash packaging/build.sh

@@ -273,7 +273,8 @@ impl World {
         let before = self.before(fault);
         let number = self.open.map_or(0, |command| command.number);
         self.next_try(number);
-        let undone = self.call(self.blank(fault), |transaction, _| transaction.undo());
+        let call = Call { is_undo: true, ..self.blank(fault) };
+        let undone = self.call(call, |transaction, _| transaction.undo());
         let state = self.state();
         self.judge_recovery(&before, &state);
         let is_whole = undone.is_ok_and(|undone| undone.failures.is_empty()) && !self.machine.call.is_over;

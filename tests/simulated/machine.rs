@@ -69,6 +69,8 @@ pub struct Call {
     pub asked: Vec<&'static str>,
     /// Whether it may leave root without a way in: a detach alone.
     pub is_detach: bool,
+    /// Whether it is `undo`: the user has what he wrote himself, and no more.
+    pub is_undo: bool,
     /// Whether it is an attach over a key of ours: there is one of them at every instant.
     pub replaces: bool,
     /// The steps so far: whatever changes the machine.
@@ -295,7 +297,7 @@ impl Machine {
     }
 
     /// Whether it is a detach, or root had no way in before this command, which has to be as before, or what the user wrote
-    /// himself leaves him none: that one key takes another's place at once is looked after by itself.
+    /// himself leaves him none where that is what is asked for (undo), or by an edit of his.
     fn is_no_fault_of_ours(&self) -> bool {
         let has_way = |disk: &Disk, running: Option<&Config>| {
             let files = Config::of(disk, "").ok();
@@ -306,7 +308,8 @@ impl Machine {
         without_setting(&mut his);
         let (_, keys) = keys::apart(his.text(KEY_FILE));
         his.put(KEY_FILE, &keys);
-        self.call.is_detach || !had_way || !has_way(&his, None)
+        let is_his_own = self.edited || self.call.is_undo;
+        self.call.is_detach || !had_way || is_his_own && !has_way(&his, None)
     }
 
     /// What holds of the files at every instant.
