@@ -1,10 +1,10 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life check bench size deps
+.PHONY: help demo test test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench size deps
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## bind a key to a private sshd through the control plane, log in with it, take it away again
 	@bash demo/demo.sh
@@ -20,7 +20,7 @@ test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root fil
 	@bash tests/suites.sh
 
 test-model: ## the model with a larger bound, and long random ways, others each time
-	KEYPAIR_MODEL_LARGE=1 cargo test --test model --test sequences -- --nocapture
+	KEYPAIR_MODEL_LARGE=1 CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --test model --test sequences -- --nocapture
 
 packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 	@bash packaging/build.sh
@@ -39,6 +39,15 @@ test-disk-states: deps ## every state of the disk that a power cut may leave, la
 
 test-power-cuts: ## 30 power cuts of a qemu guest in a stream of commands, and what became of each; needs root; half an hour
 	@SUITES="power-1 power-2" bash tests/guests/run.sh
+
+test-hostile-answers: deps ## two hours of random answers from somebody who is not the metadata service
+	KEYPAIR_HOSTILE_ANSWERS=$${KEYPAIR_HOSTILE_ANSWERS:-7200} cargo test --test hostile_channel -- --exact lies::hours_of_lies --nocapture
+
+test-defences: deps ## each defence of docs/threat-model.md taken out, and its test seen to fail; needs root; half an hour
+	KEYPAIR_DEFENCES=$${KEYPAIR_DEFENCES:-all} cargo test --test defences -- --nocapture
+
+fuzz: ## every parser under a fuzzer, 60 s each (FUZZ_SECONDS); what it finds goes into fuzz/corpus; ten minutes
+	@bash fuzz/run.sh
 
 check: ## format, lints, documentation, dependencies
 	cargo fmt --all --check

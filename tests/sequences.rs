@@ -17,7 +17,7 @@ use simulated::keys::{self, Pair};
 use simulated::world::{EXPIRY, Setting, World};
 
 /// How many ways are tried; `KEYPAIR_MODEL_LARGE` asks for the second number, and for others each time.
-const CASES: [u32; 2] = [400, 8_000];
+const CASES: [u32; 2] = [200, 8_000];
 
 fn is_large() -> bool {
     std::env::var_os("KEYPAIR_MODEL_LARGE").is_some()
