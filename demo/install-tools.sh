@@ -15,6 +15,8 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     unshare:* | nsenter:* | findmnt:*) echo util-linux ;;
     timeout:*) echo coreutils ;;
     readelf:*) echo binutils ;;
+    c++:debian) echo g++ ;;
+    c++:*) echo gcc-c++ ;;
     qemu-system-x86_64:fedora) echo qemu-system-x86-core ;;
     qemu-system-x86_64:suse) echo qemu-x86 ;;
     qemu-system-x86_64:*) echo qemu-system-x86 ;;
