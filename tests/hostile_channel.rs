@@ -1,8 +1,10 @@
 //! A metadata service that speaks the wire badly: nothing of it is applied, the agent waits with back-off, and serves
 //! the next good command (contract 3).
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "hostile_channel/lies.rs"]
+mod lies;
 mod support;
 
 use std::net::TcpListener;

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use hostile::land::{Land, USER};
-use hostile::{Dice, mounter, user};
+use hostile::{mounter, user};
 use keypair_agent::guest::files::{
     FileError, observe_key_file, remove_created_key_file, replace_key_file, sweep_key_directory,
 };
 use keypair_agent::policy::types::ContentHash;
 use serde_json::{Value, json};
+use support::dice::Dice;
 use support::{Folder, apart, available};
 
 const LAND: &str = "KEYPAIR_HOSTILE_LAND";

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::daemon::{Daemon, queued};
+use support::daemon::{Daemon, Size, queued};
 use support::metadata::Asked;
 use support::{
     Form, Guest, Key, Metadata, apart, attach, available, detach, set_password_auth, wait_for, with,
@@ -17,27 +17,6 @@ use support::{
 const COMMANDS: &str = "KEYPAIR_LONG_LIFE";
 /// The first measure: by then the state holds as many results as it ever will.
 const FIRST: u64 = 200;
-
-/// What may not grow.
-#[derive(Debug)]
-struct Size {
-    rss_kib: u64,
-    descriptors: usize,
-    state_bytes: u64,
-}
-
-impl Size {
-    fn of(daemon: &Daemon, guest: &Guest) -> Self {
-        let process = format!("/proc/{}", daemon.pid());
-        let status = fs::read_to_string(format!("{process}/status")).unwrap();
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        Self {
-            rss_kib: rss.trim().strip_suffix(" kB").unwrap().parse().unwrap(),
-            descriptors: fs::read_dir(format!("{process}/fd")).unwrap().count(),
-            state_bytes: fs::metadata(guest.path("state/state.json")).unwrap().len(),
-        }
-    }
-}
 
 /// The life of an owner: he binds, is refused many times, binds another, unbinds. And the reason of the result.
 fn command(turn: u64, key: &Key, other: &Key) -> (Value, Option<&'static str>) {
@@ -102,7 +81,7 @@ fn a_long_life() {
     let (first, last) =
         (first.expect("more commands than the first measure"), idle(&metadata, &daemon, &guest));
     println!("after {FIRST}: {first:?}\nafter {commands}: {last:?}");
-    assert!(last.rss_kib <= (first.rss_kib + 256).max(first.rss_kib * 105 / 100), "{first:?} {last:?}");
+    assert!(last.is_no_more_memory_than(&first), "{first:?} {last:?}");
     assert_eq!(last.descriptors, first.descriptors);
     assert!(
         last.state_bytes.abs_diff(first.state_bytes) * 100 <= first.state_bytes * 5,

@@ -7,7 +7,6 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use base64ct::{Base64, Encoding};
@@ -15,50 +14,11 @@ use ed25519_dalek::Signer as _;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
 use support::daemon::{Daemon, queued};
+use support::signing::{envelope, fresh, in_, signature, signature_in, signed};
 use support::{Folder, Form, Guest, Key, Metadata, attach, available, set_password_auth, wait_for, with};
-use time::format_description::well_known::Rfc3339;
-use time::{Duration, OffsetDateTime};
+use time::Duration;
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
-
-/// A time from now, in RFC 3339.
-fn in_(duration: Duration) -> Value {
-    json!((OffsetDateTime::now_utc() + duration).format(&Rfc3339).unwrap())
-}
-
-/// A command that expires soon, in the future.
-fn fresh(id: &str, sequence: u64, command: Value) -> Value {
-    with(queued(id, sequence, command), "expiresAt", in_(Duration::minutes(10)))
-}
-
-/// `ssh-keygen -Y sign`.
-fn signature_in(namespace: &str, key: &Path, payload: &[u8]) -> String {
-    use std::io::Write;
-    let mut child = Command::new("ssh-keygen")
-        .args(["-q", "-Y", "sign", "-n", namespace, "-f"])
-        .arg(key)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(payload).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn signature(key: &Key, payload: &[u8]) -> String {
-    signature_in("keypair-agent", &key.private, payload)
-}
-
-fn envelope(payload: &[u8], signature: &str) -> Value {
-    json!({ "payload": Base64::encode_string(payload), "signature": signature })
-}
-
-fn signed(key: &Key, command: &Value) -> Value {
-    let payload = command.to_string().into_bytes();
-    envelope(&payload, &signature(key, &payload))
-}
 
 /// An instance whose commands must be signed, and its platform.
 struct Signed {

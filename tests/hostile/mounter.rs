@@ -10,8 +10,8 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::Dice;
 use super::land::{Land, USER};
+use crate::support::dice::Dice;
 
 /// Mounts over `.ssh` and takes it away again until the file `done` is there; how often.
 pub fn work(land: &Land, seed: u64) -> usize {

@@ -11,8 +11,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use super::Dice;
 use super::land::Land;
+use crate::support::dice::Dice;
 
 /// What he can do to a path.
 const DEEDS: [&str; 14] = [

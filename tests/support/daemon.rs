@@ -74,6 +74,32 @@ impl Drop for Daemon {
     }
 }
 
+/// What may not grow.
+#[derive(Debug)]
+pub struct Size {
+    pub rss_kib: u64,
+    pub descriptors: usize,
+    pub state_bytes: u64,
+}
+
+impl Size {
+    pub fn of(daemon: &Daemon, guest: &Guest) -> Self {
+        let process = format!("/proc/{}", daemon.pid());
+        let status = fs::read_to_string(format!("{process}/status")).unwrap();
+        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        Self {
+            rss_kib: rss.trim().strip_suffix(" kB").unwrap().parse().unwrap(),
+            descriptors: fs::read_dir(format!("{process}/fd")).unwrap().count(),
+            state_bytes: fs::metadata(guest.path("state/state.json")).unwrap().len(),
+        }
+    }
+
+    /// Within 5 % or 256 KiB.
+    pub fn is_no_more_memory_than(&self, first: &Self) -> bool {
+        self.rss_kib <= (first.rss_kib + 256).max(first.rss_kib * 105 / 100)
+    }
+}
+
 /// A console's command as the service of `i-test` hands it out.
 pub fn queued(id: &str, sequence: u64, command: Value) -> Value {
     let command = with(command, "commandId", json!(id));

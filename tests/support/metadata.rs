@@ -80,6 +80,10 @@ impl Metadata {
         format!("http://{}/metadata/latest", self.address)
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Queues a command; it is handed out until its result is stored.
     pub fn queue(&self, command: Value) {
         self.shared.0.lock().unwrap().commands.push_back(command);

@@ -4,9 +4,12 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod daemon;
+pub mod dice;
 pub mod disk;
+pub mod liar;
 pub mod metadata;
 pub mod scene;
+pub mod signing;
 pub mod sshd;
 pub mod strace;
 pub mod tracer;

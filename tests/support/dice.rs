@@ -1,0 +1,18 @@
+//! Luck of which a seed makes the same again.
+
+/// Small, quick, and the same for the same seed (xorshift64).
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn of(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    /// From 0 to below `sides`.
+    pub fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % sides
+    }
+}

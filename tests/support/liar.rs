@@ -1,0 +1,268 @@
+//! Whoever answers in the metadata service's place: anything at all, by a seed. Until he is told to let the service
+//! itself be heard.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::Metadata;
+use super::dice::Dice;
+
+/// A liar. He ends with the test.
+pub struct Liar {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dice: Mutex<Dice>,
+    /// What he hands out besides nonsense: bodies that come close to a command.
+    pool: Vec<Vec<u8>>,
+    service: SocketAddr,
+    honest: AtomicBool,
+    stopped: AtomicBool,
+    polls: AtomicUsize,
+    results: AtomicUsize,
+}
+
+impl Liar {
+    /// In front of `service`.
+    pub fn start(service: &Metadata, seed: u64, pool: Vec<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            dice: Mutex::new(Dice::of(seed)),
+            pool,
+            service: service.address(),
+            honest: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            polls: AtomicUsize::new(0),
+            results: AtomicUsize::new(0),
+        });
+        let for_thread = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if for_thread.stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let shared = Arc::clone(&for_thread);
+                thread::spawn(move || shared.serve(stream));
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/metadata/latest", self.address)
+    }
+
+    /// From now on the service is heard.
+    pub fn steps_aside(&self) {
+        self.shared.honest.store(true, Ordering::Relaxed);
+    }
+
+    /// How often he was asked for a command.
+    pub fn polls(&self) -> usize {
+        self.shared.polls.load(Ordering::Relaxed)
+    }
+
+    /// How many results he was brought, tries of the same among them.
+    pub fn results(&self) -> usize {
+        self.shared.results.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl Shared {
+    fn serve(&self, mut stream: TcpStream) {
+        if self.honest.load(Ordering::Relaxed) {
+            return pass_on(stream, self.service);
+        }
+        let mut head = Vec::new();
+        let mut bytes = [0; 4096];
+        while !head.windows(4).any(|four| four == b"\r\n\r\n") {
+            match stream.read(&mut bytes) {
+                Ok(read) if read > 0 => head.extend_from_slice(&bytes[..read]),
+                _ => return,
+            }
+        }
+        let asks_for_command = head.starts_with(b"GET") && head.windows(15).any(|w| w == b"keypair/command");
+        if asks_for_command {
+            self.polls.fetch_add(1, Ordering::Relaxed);
+        } else if head.windows(15).any(|words| words == b"keypair/results") {
+            self.results.fetch_add(1, Ordering::Relaxed);
+        }
+        let (answer, manner) = {
+            let mut dice = self.dice.lock().unwrap();
+            // Who never says an id is never asked for a command.
+            let answer = if head.starts_with(b"GET") && !asks_for_command && dice.roll(2) == 0 {
+                ok(["i-test", "\"i-test\"", "i-other"][dice.roll(3)].as_bytes())
+            } else {
+                answer(&mut dice, &self.pool)
+            };
+            (answer, Manner::of(&mut dice))
+        };
+        // Whoever asked need not hear all of it.
+        let _ = manner.say(&mut stream, &answer);
+    }
+}
+
+/// One connection, both ways.
+fn pass_on(stream: TcpStream, service: SocketAddr) {
+    let Ok(other) = TcpStream::connect(service) else { return };
+    let (mut from, mut to) = (stream.try_clone().unwrap(), other.try_clone().unwrap());
+    let back = thread::spawn(move || {
+        let (mut other, mut stream) = (other, stream);
+        let _ = io::copy(&mut other, &mut stream);
+        let _ = stream.shutdown(Shutdown::Write);
+    });
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Both);
+    back.join().unwrap();
+}
+
+/// How an answer is said.
+enum Manner {
+    Whole,
+    /// A few bytes at a time, at first.
+    Drips,
+    /// No more than this much of a thousand.
+    Cut(usize),
+    /// Nothing more comes for so long.
+    Lingers(Duration),
+    /// Without end, while somebody reads.
+    Endless,
+}
+
+impl Manner {
+    fn of(dice: &mut Dice) -> Self {
+        match dice.roll(10) {
+            0 => Self::Drips,
+            1 => Self::Cut(dice.roll(1000)),
+            2 => Self::Lingers(Duration::from_millis(dice.roll(3000) as u64)),
+            3 => Self::Endless,
+            _ => Self::Whole,
+        }
+    }
+
+    fn say(&self, stream: &mut TcpStream, answer: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Whole => stream.write_all(answer),
+            Self::Cut(thousandths) => stream.write_all(&answer[..answer.len() * thousandths / 1000]),
+            Self::Drips => {
+                let (first, rest) = answer.split_at(answer.len().min(100));
+                for few in first.chunks(3) {
+                    stream.write_all(few)?;
+                    thread::sleep(Duration::from_millis(10));
+                }
+                stream.write_all(rest)
+            }
+            Self::Lingers(time) => {
+                stream.write_all(answer)?;
+                thread::sleep(*time);
+                Ok(())
+            }
+            Self::Endless => {
+                // Some 16 MiB: far more than is ever read.
+                for _ in 0..(16 << 20) / (answer.len() + 1) {
+                    stream.write_all(answer)?;
+                    stream.write_all(b"\n")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn ok(body: &[u8]) -> Vec<u8> {
+    with_head(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()), body)
+}
+
+fn with_head(head: &str, body: &[u8]) -> Vec<u8> {
+    [head.as_bytes(), body].concat()
+}
+
+/// Some bytes in an answer's place.
+fn answer(dice: &mut Dice, pool: &[Vec<u8>]) -> Vec<u8> {
+    let body = body(dice, pool);
+    let length = body.len();
+    let answer = match dice.roll(20) {
+        0 => (0..dice.roll(4096)).map(|_| dice.roll(256) as u8).collect(),
+        1 => Vec::new(),
+        2 => with_head(&format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(dice.roll(3000))), &body),
+        3 => with_head(&format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(dice.roll(70_000))), &body),
+        4 => {
+            let status = 100 + dice.roll(900);
+            with_head(&format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n"), &body)
+        }
+        5 => with_head(&format!("HTTP/1.1 204 No Content\r\nContent-Length: {length}\r\n\r\n"), &body),
+        6 | 14 => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+        7 => {
+            let size = ["0", "2", "ffffffffffffffff", "10000000000000000", "-1", "x", ""][dice.roll(7)];
+            let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n");
+            [head.as_bytes(), &body, format!("\r\n{size}\r\n\r\n").as_bytes()].concat()
+        }
+        8 => {
+            let said = [length / 2, length + 1, 70_000, usize::MAX][dice.roll(4)];
+            with_head(&format!("HTTP/1.1 200 OK\r\nContent-Length: {said}\r\n\r\n"), &body)
+        }
+        9 => with_head(
+            &format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nContent-Length: 1\r\n\r\n"),
+            &body,
+        ),
+        10 => [ok(&body), ok(&body)].concat(),
+        11 => with_head("HTTP/1.0 200 OK\r\n\r\n", &body),
+        12 => with_head("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", &body),
+        13 => {
+            let pause = ["0", "1", "-1", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", ""][dice.roll(6)];
+            with_head(&format!("HTTP/1.1 503 Busy\r\nRetry-After: {pause}\r\n\r\n"), &body)
+        }
+        _ => ok(&body),
+    };
+    if dice.roll(8) == 0 { spoilt(dice, answer) } else { answer }
+}
+
+/// Some bytes in a command's place.
+fn body(dice: &mut Dice, pool: &[Vec<u8>]) -> Vec<u8> {
+    let size = dice.roll(70_000);
+    match dice.roll(12) {
+        0 => "[".repeat(size).into_bytes(),
+        1 => format!("{{\"commandId\":\"c-1\",\"x\":{}", "{\"a\":".repeat(size / 5)).into_bytes(),
+        2 => format!("{{\"commandId\":\"c-{}\",\"keyName\":\"{}\"}}", size, "k".repeat(size)).into_bytes(),
+        3 => format!("{{{}\"commandId\":\"c-1\"}}", "\"commandId\":\"c-2\",".repeat(size / 18)).into_bytes(),
+        4 => br#"{"commandId":"c-\ud800","action":"\udfff\ud800","keyName":"\u0000"}"#.to_vec(),
+        5 => format!("{{\"commandId\":\"c-{size}\",\"sequence\":{}e{size}}}", size).into_bytes(),
+        6 => (0..size / 10).map(|_| dice.roll(256) as u8).collect(),
+        7 => b"[]".to_vec(),
+        8 => {
+            let taken = pool[dice.roll(pool.len())].clone();
+            spoilt(dice, taken)
+        }
+        _ => pool[dice.roll(pool.len())].clone(),
+    }
+}
+
+/// The same with a few bytes that are others, gone or twice there.
+fn spoilt(dice: &mut Dice, mut bytes: Vec<u8>) -> Vec<u8> {
+    for _ in 0..=dice.roll(4) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = dice.roll(bytes.len());
+        match dice.roll(3) {
+            0 => bytes[at] ^= 1 << dice.roll(8),
+            1 => drop(bytes.remove(at)),
+            _ => bytes.insert(at, bytes[at]),
+        }
+    }
+    bytes
+}
