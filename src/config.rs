@@ -177,7 +177,12 @@ impl Config {
         let named = path.unwrap_or(Path::new(DEFAULT_PATH));
         match std::fs::read_to_string(named) {
             Ok(text) => Self::parse(&text, named),
-            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => Self::parse("", named),
+            // A link to nothing is no default: whoever put it there means what it leads to.
+            Err(error)
+                if path.is_none() && error.kind() == io::ErrorKind::NotFound && !named.is_symlink() =>
+            {
+                Self::parse("", named)
+            }
             Err(source) => Err(ConfigError::Unreadable { path: named.to_owned(), source }),
         }
     }

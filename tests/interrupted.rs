@@ -151,6 +151,37 @@ fn what_others_changed_meanwhile_is_left_alone_and_named() {
 }
 
 #[test]
+fn the_key_stays_while_what_others_made_of_the_setting_keeps_passwords_off() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
+    strace::killed(&guest, &attach("my-test", &key, "no"), &reload);
+    // He adds a line to the drop-in: it is not the agent's any more, and still turns passwords off.
+    let theirs = format!("{}MaxAuthTries 3\n", fs::read_to_string(guest.drop_in()).unwrap());
+    fs::write(guest.drop_in(), &theirs).unwrap();
+    let result = guest.apply(&set_password_auth("yes"));
+    assert_eq!(result["reason"], "IO_ERROR", "{result}");
+    let message = result["message"].as_str().unwrap();
+    assert!(
+        message.contains(guest.drop_in().to_str().unwrap()) && message.contains("only way in"),
+        "{message}"
+    );
+    assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+    assert_eq!(fs::read_to_string(guest.drop_in()).unwrap(), theirs);
+    // Without the setting the key goes, and the next command is carried out.
+    fs::write(guest.drop_in(), "MaxAuthTries 3\n").unwrap();
+    let result = guest.apply(&detach("my-test"));
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
+    assert!(guest.sshd.offers_password() && !guest.sshd.lets_in(&key));
+    assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
+}
+
+#[test]
 fn what_cannot_be_taken_back_is_tried_again() {
     if !available(&TOOLS) {
         return;

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use keypair_agent::guest::sshd::{self, SshdSettings, host_keys, observe};
+use keypair_agent::guest::sshd::{self, SshdSettings, host_keys, may_run, observe};
 use keypair_agent::policy::observation::{Answer, Connection, Reload, Sshd};
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::public_key::fingerprint_of;
@@ -226,6 +226,7 @@ fn another_main_file_than_the_configured_one() {
         "{}",
         refused.message
     );
+    assert_eq!(may_run(&sshd.settings()), Ok(false), "it reads nothing of ours");
     // The same file by another name is the same file.
     let mut settings = sshd.settings();
     settings.config = sshd.at("link");
@@ -286,6 +287,7 @@ fn pid_files_that_lead_to_no_listener() {
         let refused = refusal(&sshd.settings());
         assert_eq!(refused.reason, Reason::SshdNotFound);
         assert!(refused.message.contains("holds no pid"), "{}", refused.message);
+        assert_eq!(may_run(&sshd.settings()), Ok(true));
     }
     fs::remove_file(sshd.pid_file()).unwrap();
     sshd.start(Path::new(SSHD), &[]);
@@ -293,8 +295,9 @@ fn pid_files_that_lead_to_no_listener() {
     // The listener is there, and nobody says where.
     fs::remove_file(sshd.pid_file()).unwrap();
     let refused = refusal(&sshd.settings());
+    let unseen = may_run(&sshd.settings());
     fs::write(sshd.pid_file(), &pid).unwrap();
-    assert_eq!(refused.reason, Reason::SshdNotFound);
+    assert_eq!((refused.reason, unseen), (Reason::SshdNotFound, Ok(true)));
     assert!(refused.message.contains(&pid) && refused.message.contains("'pid_file'"), "{}", refused.message);
 }
 

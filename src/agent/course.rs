@@ -213,9 +213,9 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 // Somebody at the console may have changed what is bound meanwhile.
                 self.summarize().await;
             }
-            Ok(Polled::NoQueue) => {
+            Ok(Polled::NoQueue(pause)) => {
                 course.report.ready();
-                self.poll_failed(Trouble::NoQueue);
+                self.poll_failed(Trouble::NoQueue, pause.map_or(Hint::None, Hint::RetryAfter));
                 self.announce_if_due();
             }
             Err(error) => {
@@ -240,7 +240,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             Performed::Answered(answered) => answered,
             Performed::Unanswered(why) => {
                 self.unless_stopped(())?;
-                self.poll_failed(Trouble::Unanswerable(why));
+                self.poll_failed(Trouble::Unanswerable(why), Hint::None);
                 self.announce_if_due();
                 return Ok(None);
             }
@@ -258,7 +258,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             // Its result once more, whatever comes of it; then a pause.
             let sent = self.beside(course.channel.store(&due.id, &due.result)).await;
             tracing::debug!("the result of {} was sent again: {sent:?}", due.id);
-            self.poll_failed(Trouble::HandedOutAgain(due.id));
+            self.poll_failed(Trouble::HandedOutAgain(due.id), Hint::None);
             return Ok(None);
         }
         tell::outcome(&due.id, &due.result, repeated);
@@ -312,8 +312,8 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         Ok(())
     }
 
-    fn poll_failed(&mut self, trouble: Trouble) {
-        self.next_poll = Instant::now() + self.backoff.failure(Hint::None, (self.course.random)());
+    fn poll_failed(&mut self, trouble: Trouble, hint: Hint) {
+        self.next_poll = Instant::now() + self.backoff.failure(hint, (self.course.random)());
         self.course.report.poll_failed(trouble);
     }
 

@@ -203,7 +203,7 @@ impl Channel for HttpChannel {
         match answer.status {
             StatusCode::OK => Ok(Polled::Command(Delivery { bytes: answer.body, origin: Origin::Channel })),
             StatusCode::NO_CONTENT => Ok(Polled::Nothing),
-            StatusCode::NOT_FOUND => Ok(Polled::NoQueue),
+            StatusCode::NOT_FOUND => Ok(Polled::NoQueue(answer.retry_after)),
             _ => Err(answer.into_error()),
         }
     }

@@ -150,7 +150,9 @@ async fn nothing_and_no_queue() {
         Service::new(vec![say("HTTP/1.1 204 No Content\r\n\r\n")]).await.next().await,
         Ok(Polled::Nothing)
     );
-    assert_eq!(Service::new(vec![status("404 Not Found")]).await.next().await, Ok(Polled::NoQueue));
+    assert_eq!(Service::new(vec![status("404 Not Found")]).await.next().await, Ok(Polled::NoQueue(None)));
+    let later = say("HTTP/1.1 404 Not Found\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(Service::new(vec![later]).await.next().await, Ok(Polled::NoQueue(Some(7 * SECOND))));
     assert_eq!(delivered(Service::new(vec![ok("")]).await.next().await), b"");
 }
 

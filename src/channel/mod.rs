@@ -40,8 +40,8 @@ pub enum Polled {
     Command(Delivery),
     /// `204`: none within `wait`.
     Nothing,
-    /// `404`: no such queue here; never means detach.
-    NoQueue,
+    /// `404`: no such queue here; never means detach. And the pause that was asked for.
+    NoQueue(Option<Duration>),
 }
 
 /// A final answer to a result; anything else is an error, and the result is sent again (contract 3,

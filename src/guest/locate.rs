@@ -4,6 +4,8 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::process::{self, NotListener};
 use super::sshd::SshdSettings;
@@ -13,6 +15,9 @@ use crate::policy::outcome::{Reason, Refusal};
 
 /// The pid file of an sshd that nobody configured otherwise.
 pub(super) const DEFAULT_PID_FILE: &str = "/run/sshd.pid";
+
+/// How long an sshd without a pid file is waited for (contract 6, "Reload").
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +111,7 @@ fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refu
         reload: Reload::None(text),
         name: format!("the sshd of {}", pid_file.display()),
     };
-    let Some(pid) = read_pid(pid_file)? else {
+    let Some(pid) = settled_pid(pid_file, &settings.binary)? else {
         return Ok(nobody(format!("there is no {}: no sshd runs", pid_file.display())));
     };
     match process::listener_arguments(pid, &settings.binary, None) {
@@ -130,6 +135,18 @@ fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refu
             let file = pid_file.display();
             Err(not_found(format!("the sshd of {file} (pid {pid}): {text}; restart it with simpler options")))
         }
+    }
+}
+
+/// The same, once no sshd is on its way through a SIGHUP: it takes its pid file away, and writes it anew when it listens.
+fn settled_pid(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refusal> {
+    let deadline = Instant::now() + ON_ITS_WAY;
+    loop {
+        let pid = read_pid(pid_file)?;
+        if pid.is_some() || Instant::now() >= deadline || !process::is_one_on_its_way(binary) {
+            return Ok(pid);
+        }
+        sleep(Duration::from_millis(20));
     }
 }
 

@@ -128,6 +128,12 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_NOT_FOUND`, `SSHD_CONFIG_ALREADY_INVALID`, `IO_ERROR`.
     fn sshd(&self, user: &str) -> Result<Sshd, Refusal>;
+    /// Where there is no sshd to be asked: whether one may run by our files all the same, which cannot be told apart
+    /// from others or asked, and would have to be told.
+    ///
+    /// # Errors
+    /// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`.
+    fn may_run_sshd(&self) -> Result<bool, Refusal>;
     /// sshd's configuration files as they stand, without asking sshd.
     ///
     /// # Errors

@@ -117,24 +117,43 @@ pub(super) fn listener_arguments(
 /// Every process of our own rank that looks like an sshd listener in our network namespace; no ports where its
 /// descriptors can't be read.
 pub(super) fn listeners(binary: &Path) -> Vec<OtherListener> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let looks_like_one = |pid: i32| {
-        if effective_uid(pid)? != nix::unistd::geteuid().as_raw() {
-            return None;
-        }
-        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        if matches!(listener::arguments(&cmdline, None), Err(ListenerError::NotAListener(_))) {
-            return None;
-        }
-        if executable(pid).is_some_and(|exe| !is_sshd(&exe, binary)) {
-            return None;
-        }
+        let cmdline = title_of_listener(pid, binary)?;
         let ports = listening_ports(pid)?;
         let line = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
         Some(OtherListener { pid, line, ports })
     };
-    pids.filter_map(looks_like_one).collect()
+    pids().filter_map(looks_like_one).collect()
+}
+
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The command line of a process of our own rank that looks like an sshd listener.
+fn title_of_listener(pid: i32, binary: &Path) -> Option<Vec<u8>> {
+    if effective_uid(pid)? != nix::unistd::geteuid().as_raw() {
+        return None;
+    }
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    if matches!(listener::arguments(&cmdline, None), Err(ListenerError::NotAListener(_))) {
+        return None;
+    }
+    executable(pid).is_none_or(|exe| is_sshd(&exe, binary)).then_some(cmdline)
+}
+
+/// Whether some sshd of our network namespace was told to read its files and does not listen yet: until then it
+/// ignores SIGHUP.
+pub(super) fn is_one_on_its_way(binary: &Path) -> bool {
+    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let own = network("self");
+    pids().any(|pid| {
+        has_hup(pid, "SigIgn:") == Some(true)
+            && network(&pid.to_string()) == own
+            && title_of_listener(pid, binary).is_some()
+            && listens(pid) != Some(true)
+    })
 }
 
 /// The ports of our network namespace on which it listens; `None` where it has none, empty where its
@@ -181,8 +200,13 @@ fn effective_uid(pid: i32) -> Option<u32> {
 /// Whether it catches SIGHUP: from one until it listens again sshd ignores it, and another one would be lost. `None`
 /// where that can't be read.
 pub(super) fn catches_hup(pid: i32) -> Option<bool> {
-    let caught = u64::from_str_radix(status_line(pid, "SigCgt:")?.trim(), 16).ok()?;
-    Some(caught & (1 << (nix::libc::SIGHUP - 1)) != 0)
+    has_hup(pid, "SigCgt:")
+}
+
+/// Whether SIGHUP is in one of its sets of signals, of /proc/PID/status.
+fn has_hup(pid: i32, set: &str) -> Option<bool> {
+    let signals = u64::from_str_radix(status_line(pid, set)?.trim(), 16).ok()?;
+    Some(signals & (1 << (nix::libc::SIGHUP - 1)) != 0)
 }
 
 /// What stands behind a name in /proc/PID/status.

@@ -43,6 +43,8 @@ pub struct RealGuest {
     state_dir: PathBuf,
     sshd: SshdSettings,
     started: Instant,
+    /// Whether the state of an earlier process is on the disk for good.
+    is_settled: bool,
 }
 
 impl RealGuest {
@@ -58,6 +60,7 @@ impl RealGuest {
                 run_dir: config.run_dir.clone(),
             },
             started: Instant::now(),
+            is_settled: false,
         }
     }
 }
@@ -186,9 +189,16 @@ impl Guest for RealGuest {
     }
 
     fn sweep_state(&mut self) {
-        let swept = StateDirectory::open(&self.state_dir, false).and_then(|directory| directory.sweep());
+        let swept = StateDirectory::open(&self.state_dir, false).and_then(|directory| {
+            directory.sweep()?;
+            if !self.is_settled {
+                directory.settle()?;
+                self.is_settled = true;
+            }
+            Ok(())
+        });
         if let Err(error) = swept {
-            tracing::warn!("temporaries of an earlier run may be left: {error}");
+            tracing::warn!("what an earlier run left in the state directory is not settled: {error}");
         }
         if let Err(error) = private::sweep(&self.sshd.run_dir) {
             let run_dir = self.sshd.run_dir.display();
@@ -210,6 +220,10 @@ impl Guest for RealGuest {
 
     fn sshd(&self, user: &str) -> Result<Sshd, Refusal> {
         sshd::observe(&self.sshd, user)
+    }
+
+    fn may_run_sshd(&self) -> Result<bool, Refusal> {
+        sshd::may_run(&self.sshd)
     }
 
     fn sshd_files(&self) -> Result<ConfigTree, Refusal> {

@@ -195,6 +195,31 @@ fn main_file(config: &Path, default: &str, vendor: &str) -> Result<(PathBuf, boo
     Err(Refusal::new(Reason::SshdNotFound, text))
 }
 
+/// Whether an sshd may run by our main file: one that is not to be told apart, or to be asked, may.
+///
+/// # Errors
+/// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`: it cannot be told now.
+pub fn may_run(settings: &SshdSettings) -> Result<bool, Refusal> {
+    let located = match locate::locate(settings) {
+        Ok(located) => located,
+        Err(refusal) if refusal.reason == Reason::SshdNotFound => return Ok(true),
+        Err(refusal) => return Err(refusal),
+    };
+    if !located.running {
+        // All is there, and it could not be asked: something listens on its port that nobody names.
+        let main = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG);
+        return Ok(main.is_ok() && settings.binary.exists());
+    }
+    // By its own words another file is its main file.
+    let reads_another = listener::repeated(&located.arguments)
+        .is_ok_and(|found| found.config.is_some_and(|config| !is_same_file(&config, &settings.config)));
+    Ok(!reads_another)
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    fs::canonicalize(one).ok().is_some_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
+}
+
 /// The options that every question repeats, if the listener reads our main file.
 fn options_of(settings: &SshdSettings, located: &Located, main: &Path) -> Result<Vec<String>, Refusal> {
     let not_found = |text: String| Refusal::new(Reason::SshdNotFound, text);
@@ -209,9 +234,7 @@ fn options_of(settings: &SshdSettings, located: &Located, main: &Path) -> Result
         None if located.running => built_in_config(&settings.binary)?,
         None => None,
     };
-    let same =
-        |a: &Path| fs::canonicalize(a).ok().is_some_and(|a| fs::canonicalize(main).is_ok_and(|b| a == b));
-    match reads.filter(|reads| !same(reads)) {
+    match reads.filter(|reads| !is_same_file(reads, main)) {
         None => Ok(found.options),
         Some(other) => Err(not_found(format!(
             "{name} reads {}, not {}: name that file as 'config' in [sshd] of the agent's configuration",

@@ -71,7 +71,12 @@ impl BlockEdit {
         if current == before {
             return Some(now.to_vec());
         }
-        (current == self.inserted).then(|| BlockEdit { removed: found, inserted: before }.apply(now))
+        (current == self.inserted).then(|| {
+            let rest = BlockEdit { removed: found, inserted: Vec::new() }.apply(now);
+            // What had no newline was the last line, and is not any more.
+            let ends = before.last().is_none_or(|last| *last == b'\n') || rest.is_empty();
+            [before.as_slice(), if ends { b"" } else { b"\n" }, rest.as_slice()].concat()
+        })
     }
 }
 
@@ -236,6 +241,13 @@ mod tests {
         let now = format!("new\n{B}ours\n{E}old\n");
         let found = find(now.as_bytes(), ours);
         assert_eq!(edit.revert_edited(now.as_bytes(), found).unwrap(), b"new\nold\n");
+        // What was the last line, without a newline, is not any more.
+        let without_newline = format!("{B}ours\n{}", E.trim_end());
+        let content = without_newline.as_bytes();
+        let removal = BlockEdit { removed: find(content, ours), inserted: Vec::new() };
+        let back = removal.revert_edited(b"theirs\n", Vec::new()).unwrap();
+        assert_eq!(back, format!("{without_newline}\ntheirs\n").as_bytes());
+        assert_eq!(removal.revert_edited(b"", Vec::new()).unwrap(), content);
         let foreign = format!("{B}ours, changed\n{E}old\n");
         let found = find(foreign.as_bytes(), ours);
         assert_eq!(edit.revert_edited(foreign.as_bytes(), found), None);

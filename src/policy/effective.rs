@@ -38,6 +38,15 @@ impl Effective {
         self.values(keyword).iter().flat_map(|line| line.split_ascii_whitespace()).collect()
     }
 
+    /// Whether every line but those with these keywords (lower case) is the same.
+    pub fn is_same_but_for(&self, other: &Self, keywords: &[&str]) -> bool {
+        let rest = |effective: &'_ Self| {
+            let lines = effective.lines.clone();
+            lines.into_iter().filter(|(keyword, _)| !keywords.contains(&keyword.as_str())).collect::<Vec<_>>()
+        };
+        rest(self) == rest(other)
+    }
+
     /// Whether sshd knows this keyword.
     pub fn knows(&self, keyword: &str) -> bool {
         self.lines.contains_key(keyword)

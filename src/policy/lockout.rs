@@ -242,12 +242,12 @@ pub fn judge(facts: &Facts<'_>) -> Verdict {
     verdict
 }
 
-/// Whether what sshd says is the same for every rule, so that a verdict by the one stands by the other.
+/// Whether what sshd says is the same but for passwords, so that a verdict by the one stands by the other.
 pub fn says_the_same(one: &Effective, other: &Effective) -> bool {
-    Rule::ALL.iter().all(|rule| {
-        let keyword = rule.name().to_ascii_lowercase();
-        one.values(&keyword) == other.values(&keyword)
-    })
+    one.is_same_but_for(
+        other,
+        &["passwordauthentication", "kbdinteractiveauthentication", "challengeresponseauthentication"],
+    )
 }
 
 /// Whether a password would still let this user in, as far as sshd's settings go: by the password method, or

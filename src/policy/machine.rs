@@ -17,6 +17,12 @@ impl Machine {
         let dmi = product_uuid.and_then(uuid).map(|uuid| format!("dmi:{uuid}"));
         dmi.or_else(|| machine_id.and_then(uuid).map(|id| format!("machine-id:{id}"))).map(Self)
     }
+
+    /// Whether it is known by the same kind of UUID, so that one says something of the other.
+    pub fn is_comparable(&self, other: &Self) -> bool {
+        let kind = |machine: &'_ Self| machine.0.split(':').next().map(str::to_owned);
+        kind(self) == kind(other)
+    }
 }
 
 /// 32 hexadecimal digits, with or without dashes, that are one machine's alone.

@@ -323,7 +323,8 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// The result could not be stored for good, and what the state file now holds is not known: it may be the new
-    /// state, only not on the disk yet. So what was done is taken back, and the old state put in its place again.
+    /// state, only not on the disk yet. So the old state is put in its place again, with what takes back what was done;
+    /// then that is taken back. Where not even that can be written nothing is: the next start goes by what it finds.
     fn take_back_unrecorded(
         &mut self,
         mut old: State,
@@ -331,14 +332,19 @@ impl<G: Guest> Transaction<G> {
         refusal: Refusal,
         done: Option<&Intent>,
     ) -> Performed {
-        if let Some(intent) = done
-            && let Err(stuck) = undo(&mut self.guest, intent, Settle::Reload(&self.settings.target_user))
-        {
-            tracing::error!("{}", stuck.message);
-            old.intent = Some(intent.clone());
-        }
+        old.intent = done.cloned();
         if let Err(again) = self.save(&old) {
-            tracing::error!("{}", again.message);
+            tracing::error!("{}; what was done is not taken back before that can be kept", again.message);
+        } else if let Some(intent) = done {
+            match undo(&mut self.guest, intent, &self.settings.target_user, Settle::Reload) {
+                Ok(()) => old.intent = None,
+                Err(stuck) => tracing::error!("{}", stuck.message),
+            }
+            if old.intent.is_none()
+                && let Err(again) = self.save(&old)
+            {
+                tracing::error!("{}", again.message);
+            }
         }
         outcome.status = Status::Failed;
         outcome.code = refusal.reason.code();

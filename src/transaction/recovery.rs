@@ -1,10 +1,10 @@
 //! Taking back what a command did, after a step that failed and after a crash alike (contract 7).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
-use crate::policy::edit::{FileIntent, FileKind, Inverse};
+use crate::policy::edit::{Change, FileIntent, FileKind, Inverse};
 use crate::policy::observation::{Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::taken;
@@ -22,45 +22,88 @@ const TRIES: usize = 3;
 pub(super) enum Settle<'a> {
     /// Nothing: it was never told of the new files.
     NotNeeded,
-    /// This one was told, and may have died of it; it is found again for this user.
-    BringBack(&'a Sshd, &'a str),
-    /// It is not known what it was told: where its files were touched, it is found afresh, for this user, and told to
-    /// read them.
-    Reload(&'a str),
+    /// This one was told, and may have died of it; it is found again.
+    BringBack(&'a Sshd),
+    /// It is not known what it was told: where its files were touched, it is found afresh, and told to read them.
+    Reload,
 }
 
-/// Takes the intent back: sshd's side first, so that there is never a moment without password and key. Returns
-/// what was left alone, since somebody changed it.
+/// Takes the intent back: sshd's side first, so that there is never a moment without password and key. What somebody
+/// changed since is left alone and named.
 ///
 /// # Errors
 /// What could not be taken back; what was is not done again by another call.
 pub(super) fn undo(
     guest: &mut impl Guest,
     intent: &Intent,
+    user: &str,
     settle: Settle<'_>,
-) -> Result<Vec<PathBuf>, Refusal> {
+) -> Result<(), Refusal> {
     let mut left_alone = Vec::new();
     for file in intent.sshd_files.iter().rev() {
         take_back(guest, file, &mut left_alone)?;
     }
     match settle {
         Settle::NotNeeded => {}
-        Settle::BringBack(sshd, user) => {
+        Settle::BringBack(sshd) => {
             guest.bring_back(sshd)?;
             // One that lived through the reload may have read what is no longer there: until it has read its restored
             // files, the key may be the only way in.
             reload_afresh(guest, user)?;
         }
-        Settle::Reload(user) if !intent.sshd_files.is_empty() => reload_afresh(guest, user)?,
-        Settle::Reload(_) => {}
+        Settle::Reload if !intent.sshd_files.is_empty() => reload_afresh(guest, user)?,
+        Settle::Reload => {}
+    }
+    if let Some(path) = left_alone.first() {
+        the_key_may_go(guest, intent, user, path)?;
     }
     for file in intent.key_files.iter().rev() {
         take_back(guest, file, &mut left_alone)?;
     }
     for path in &left_alone {
-        tracing::warn!(path = %path.display(), "left alone: what stands there of ours was changed by somebody since");
+        tracing::warn!(
+            path = %path.display(),
+            "{} was changed by somebody meanwhile: what is ours in it is left alone",
+            path.display()
+        );
     }
-    Ok(left_alone)
+    Ok(())
+}
+
+/// Where a file of sshd's stays as somebody made it, a key that was bound anew goes only while passwords let in.
+fn the_key_may_go(guest: &impl Guest, intent: &Intent, user: &str, left: &Path) -> Result<(), Refusal> {
+    for file in &intent.key_files {
+        // Another key takes the place of one that was replaced.
+        let is_new = matches!(&file.change, Change::Block(edit) if edit.removed.is_empty());
+        let now = as_it_stands(guest, file)?;
+        let stays = matches!(file.inverse(now.as_deref()), Inverse::Nothing | Inverse::LeftAlone);
+        if stays || !is_new {
+            continue;
+        }
+        let Some(sshd) = listener(guest, user)? else { continue };
+        if !sshd.answers.iter().any(|answer| answer.effective.password_authentication()) {
+            let (left, key) = (left.display(), file.path.display());
+            return Err(Refusal::new(
+                Reason::LockoutGuard,
+                format!(
+                    "{left} was changed by somebody meanwhile and is left alone, and passwords are off: the key in {key} stays, \
+                     since it may be the only way in; take the setting out of {left}"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The file of an intent; none where its user is gone.
+fn as_it_stands(guest: &impl Guest, file: &FileIntent) -> Result<Option<Vec<u8>>, Refusal> {
+    if let FileKind::AuthorizedKeys { user, .. } = &file.kind
+        && guest.account(user).is_err_and(|refusal| refusal.reason == Reason::UserNotFound)
+    {
+        tracing::warn!(user, "{user} is no more: nothing of his is taken back");
+        return Ok(None);
+    }
+    Ok(guest.read(&file.kind, &file.path)?)
 }
 
 fn take_back(
@@ -70,7 +113,7 @@ fn take_back(
 ) -> Result<(), Refusal> {
     let FileIntent { path, kind, creates_directory, .. } = file;
     for _ in 0..TRIES {
-        let now = guest.read(kind, path)?;
+        let now = as_it_stands(guest, file)?;
         let hash = now.as_deref().map(crate::policy::types::ContentHash::of);
         let done = match (file.inverse(now.as_deref()), &hash) {
             (Inverse::Nothing, None) => match (creates_directory, &file.hash_after) {
@@ -117,7 +160,8 @@ fn listener(guest: &impl Guest, user: &str) -> Result<Option<Sshd>, Refusal> {
     match guest.sshd(user) {
         Ok(sshd) if matches!(sshd.reload, Reload::None(_)) => Ok(None),
         Ok(sshd) => Ok(Some(sshd)),
-        Err(refusal) if refusal.reason == Reason::SshdNotFound => Ok(None),
+        // One that cannot be asked may run by our files all the same.
+        Err(refusal) if refusal.reason == Reason::SshdNotFound && !guest.may_run_sshd()? => Ok(None),
         Err(refusal) => Err(refusal),
     }
 }
@@ -159,7 +203,7 @@ impl<G: Guest> Transaction<G> {
         for file in intent.key_files.iter().chain(&intent.sshd_files) {
             self.guest.sweep(&file.kind, &file.path);
         }
-        undo(&mut self.guest, intent, Settle::Reload(&self.settings.target_user)).map_err(|refusal| {
+        undo(&mut self.guest, intent, &self.settings.target_user, Settle::Reload).map_err(|refusal| {
             Refusal::new(
                 Reason::IoError,
                 format!(

@@ -193,8 +193,11 @@ impl State {
     /// Remembers a result as seen.
     pub fn remember(&mut self, stored: StoredResult) {
         self.results.push_back(stored);
+        // Of the highest sequence the id is taken again, so its result is the last to go.
+        let highest = self.highest.as_ref().map(|highest| highest.command_id.clone());
         while self.results.len() > KEPT_RESULTS {
-            self.results.pop_front();
+            let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest.as_ref());
+            self.results.remove(oldest.unwrap_or_default());
         }
     }
 
@@ -209,6 +212,9 @@ impl State {
     /// its sequence go, its binding stays as inherited (contract 7). Who `must_move` is a clone only where the machine
     /// is another too, and both are known.
     pub fn adopt(&mut self, id: &InstanceId, machine: Option<&Machine>, must_move: bool) -> Adoption {
+        // Its own kind of UUID alone says anything of a machine: where the other kind was read this time, nothing does.
+        let machine =
+            machine.filter(|now| self.machine.as_ref().is_none_or(|known| known.is_comparable(now)));
         let is_another = |known: &InstanceId| known != id;
         if self.instance_id.as_ref().is_some_and(is_another) {
             let moved = self.machine.is_some() && machine.is_some() && self.machine.as_ref() != machine;
@@ -283,6 +289,13 @@ mod tests {
         }
         assert!(state.result_of(&"c71".parse().unwrap()).is_none());
         assert!(state.result_of(&"c72".parse().unwrap()).is_some());
+        let highest = Highest { sequence: 7.try_into().unwrap(), command_id: "c72".parse().unwrap() };
+        state.highest = Some(highest);
+        state.remember(stored("c200"));
+        state.remember(stored("c201"));
+        assert!(state.result_of(&"c72".parse().unwrap()).is_some(), "it would be obeyed once more");
+        assert!(state.result_of(&"c74".parse().unwrap()).is_none());
+        assert_eq!(state.results.len(), KEPT_RESULTS);
     }
 
     fn machine(name: &str) -> Option<Machine> {
@@ -315,6 +328,12 @@ mod tests {
             assert_eq!(state.adopt(&"i-2".parse().unwrap(), now_on.as_ref(), true), Adoption::Refused);
             assert_eq!(state, before);
         }
+        // By the other kind of UUID nothing is told of it, and what is known stays.
+        let other_kind = Machine::of(None, Some(format!("{:0>31}a", "2").as_bytes()));
+        let (before, mut state) = (lived(), lived());
+        assert_eq!(state.adopt(&"i-2".parse().unwrap(), other_kind.as_ref(), true), Adoption::Refused);
+        assert_eq!(state.adopt(&"i-1".parse().unwrap(), other_kind.as_ref(), true), Adoption::Known);
+        assert_eq!(state, before);
         // A state of a version that did not look at the machine.
         let mut state = State { machine: None, ..lived() };
         assert_eq!(state.adopt(&"i-2".parse().unwrap(), machine("2").as_ref(), true), Adoption::Refused);

@@ -63,12 +63,12 @@ pub(super) fn carry_out(
         let facts = &prepared.facts;
         let settle = match &facts.sshd {
             // One that was started meanwhile may have read what is taken back.
-            Some(Sshd { reload: Reload::None(_), .. }) => Settle::Reload(&facts.account.name),
-            Some(sshd) if begun.reload => Settle::BringBack(sshd, &facts.account.name),
+            Some(Sshd { reload: Reload::None(_), .. }) => Settle::Reload,
+            Some(sshd) if begun.reload => Settle::BringBack(sshd),
             _ => Settle::NotNeeded,
         };
-        match undo(guest, &begun.part_of(intent), settle) {
-            Ok(_) => halt,
+        match undo(guest, &begun.part_of(intent), &facts.account.name, settle) {
+            Ok(()) => halt,
             Err(stuck) => Halt::Stuck(stuck),
         }
     })
@@ -174,12 +174,7 @@ fn the_guard_still_stands(plan: &Plan, sshd: &Sshd, live: &[Answer]) -> Result<(
 
 /// Writes one edit, if the file still is what it was planned on.
 fn write(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(), Halt> {
-    let intent = edit.intent();
-    let done = match (&edit.after, &intent.hash_before) {
-        (Some(after), expected) => guest.write(&edit.kind, &edit.path, expected.as_ref(), after),
-        (None, Some(expected)) => guest.remove(&edit.kind, &edit.path, expected, None),
-        (None, None) => Ok(()),
-    };
+    let done = make(guest, edit);
     if !matches!(done, Err(FileError::Changed { .. })) {
         *begun += 1;
     }
@@ -195,4 +190,17 @@ pub(super) fn changed_twice(error: &FileError) -> Refusal {
         Reason::IoError,
         format!("{error}; it changed twice while the command was carried out: try again"),
     )
+}
+
+/// Makes one edit.
+///
+/// # Errors
+/// What the guest says; [`FileError::Changed`] where the file is not what the edit was planned on.
+pub(super) fn make(guest: &mut impl Guest, edit: &FileEdit) -> Result<(), FileError> {
+    let expected = edit.intent().hash_before;
+    match (&edit.after, &expected) {
+        (Some(after), expected) => guest.write(&edit.kind, &edit.path, expected.as_ref(), after),
+        (None, Some(expected)) => guest.remove(&edit.kind, &edit.path, expected, None),
+        (None, None) => Ok(()),
+    }
 }

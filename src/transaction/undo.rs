@@ -14,6 +14,7 @@ use crate::policy::types::PasswordAuth;
 use super::observe::{key_path, usual_key_path};
 use super::recovery::reload_afresh;
 use super::state::State;
+use super::steps::make;
 use super::{Failure, Transaction};
 
 /// What `undo` did or would do, and what it could not do.
@@ -94,7 +95,9 @@ impl<G: Guest> Transaction<G> {
         may_be_off
             && match self.guest.sshd(&self.settings.target_user) {
                 Ok(sshd) => sshd.answers.iter().any(|answer| answer.effective.password_authentication()),
-                Err(refusal) => refusal.reason != Reason::SshdNotFound,
+                Err(refusal) => {
+                    refusal.reason != Reason::SshdNotFound || self.guest.may_run_sshd().unwrap_or(true)
+                }
             }
     }
 
@@ -148,13 +151,7 @@ impl<G: Guest> Transaction<G> {
     }
 
     fn take_out(&mut self, edit: FileEdit, undone: &mut Undone) {
-        let expected = edit.intent().hash_before;
-        let done = match (&edit.after, &expected) {
-            (Some(after), expected) => self.guest.write(&edit.kind, &edit.path, expected.as_ref(), after),
-            (None, Some(expected)) => self.guest.remove(&edit.kind, &edit.path, expected, None),
-            (None, None) => Ok(()),
-        };
-        match done {
+        match make(&mut self.guest, &edit) {
             Ok(()) => undone.edits.push(edit),
             Err(error) => undone.failures.push(error.into()),
         }

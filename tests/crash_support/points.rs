@@ -126,9 +126,12 @@ impl Suite {
             }
         });
         let (mut tried, failures) = (tried.into_inner().unwrap(), failures.into_inner().unwrap());
-        tried.sort_by_key(|(point, _)| (point.way, point.subject.name, point.order));
+        let is_later = |deed| matches!(deed, Deed::KillAfter);
+        tried.sort_by_key(|(point, _)| (point.way, point.subject.name, point.order, is_later(point.deed)));
         self.tell(all.len(), &tried, &failures, begun.elapsed().as_secs());
         assert!(failures.is_empty(), "{} of {} points failed", failures.len(), points.len());
+        let reached = tried.iter().filter(|(_, became)| *became != Became::NotReached).count();
+        assert!(reached * 10 >= points.len() * 9, "only {reached} of {} points were reached", points.len());
         tried
     }
 

@@ -254,6 +254,10 @@ impl Guest for Simulated {
         })
     }
 
+    fn may_run_sshd(&self) -> Result<bool, Refusal> {
+        Ok(self.0.borrow().running.is_some())
+    }
+
     fn sshd_files(&self) -> Result<ConfigTree, Refusal> {
         match self.looks(look("read sshd's files", false, true)) {
             true => Ok(tree(&self.0.borrow().disk)),

@@ -26,7 +26,7 @@ async fn after_a_command_the_next_is_asked_for_at_once() {
 #[tokio::test(start_paused = true)]
 async fn failures_are_tried_again_ever_more_rarely() {
     for failure in [
-        Ok(Polled::NoQueue),
+        Ok(Polled::NoQueue(None)),
         status(500),
         status(302),
         Err(ChannelError::Refused),

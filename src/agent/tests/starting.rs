@@ -83,7 +83,7 @@ async fn ready_comes_after_what_was_queued() {
 
 #[tokio::test(start_paused = true)]
 async fn ready_comes_with_the_first_404() {
-    let diary = World::new().polls([Ok(Polled::NoQueue)]).for_seconds(1).await.diary;
+    let diary = World::new().polls([Ok(Polled::NoQueue(None))]).for_seconds(1).await.diary;
     assert_eq!(diary.times("READY=1"), [0]);
     assert_eq!(diary.count("announce"), 1);
 }

@@ -88,6 +88,12 @@ impl StateDirectory {
         temporary.rename(name, true)
     }
 
+    /// Sees to it that what an earlier process renamed is on the disk: it may have ended before it was, and what is read
+    /// here is told on.
+    pub fn settle(&self) -> Result<(), FileError> {
+        self.directory.sync()
+    }
+
     /// Removes temporaries that a crash left here; how many there were. Under the lock.
     pub fn sweep(&self) -> Result<usize, FileError> {
         sweep_directory(&self.directory, Way::Root)

@@ -208,7 +208,14 @@ impl Fields {
     fn public_key(&self) -> Result<PublicKey, Refusal> {
         match self.string("publicKey")? {
             None => Err(Refusal::new(Reason::InvalidPublicKey, "publicKey is missing")),
-            Some(text) => PublicKey::parse(text),
+            Some(text) => PublicKey::parse(text).and_then(|key| {
+                // It would move a cursor wherever the file is shown.
+                if key.line().contains(|c: char| c.is_control() && c != '\t') {
+                    let why = "publicKey is refused: its comment holds a control character";
+                    return Err(Refusal::new(Reason::InvalidPublicKey, why));
+                }
+                Ok(key)
+            }),
         }
     }
 
@@ -330,6 +337,12 @@ mod tests {
             (attach(""), InvalidKeyName),
             (attach(r#","keyName":"a b""#), InvalidKeyName),
             (attach(r#","keyName":"k""#), InvalidPublicKey),
+            (
+                attach(&format!(
+                    r#","keyName":"k","publicKey":"{KEY} \u001b]0;x\u0007","passWordAuth":"no""#
+                )),
+                InvalidPublicKey,
+            ),
             (attach(&format!(r#","keyName":"k"{key}"#)), InvalidPasswordAuth),
             (attach(&format!(r#","keyName":"k"{key},"passWordAuth":"maybe""#)), InvalidPasswordAuth),
             (attach(&format!(r#","keyName":"k"{key},"passWordAuth":1"#)), MalformedCommand),
