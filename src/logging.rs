@@ -16,6 +16,8 @@ use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::policy::outcome::printable;
+
 /// The variable that names the level: `error`, `warn`, `info` (unless given) or `debug`.
 pub const LEVEL_VARIABLE: &str = "KEYPAIR_AGENT_LOG";
 
@@ -185,11 +187,10 @@ struct Fields {
 impl Fields {
     fn put(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "message" => escape(value, &mut self.message),
+            "message" => self.message.push_str(&printable(value)),
             MESSAGE_ID => {}
             name => {
-                let _ = write!(self.others, " {name}=");
-                escape(value, &mut self.others);
+                let _ = write!(self.others, " {name}={}", printable(value));
             }
         }
     }
@@ -202,17 +203,6 @@ impl Visit for Fields {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.put(field, &format!("{value:?}"));
-    }
-}
-
-/// What came from elsewhere ends no line and paints no terminal.
-fn escape(text: &str, line: &mut String) {
-    for character in text.chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
     }
 }
 

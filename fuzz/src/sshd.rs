@@ -10,6 +10,7 @@ use keypair_agent::policy::lockout::{self, authorized_keys_path};
 use keypair_agent::policy::observation::{
     Account, ConfigTree, Included, KeyFile, Login, Person, Shadow, Shell,
 };
+use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::policy::sshd_config::{
     KNOWN, Names, Place, Provenance, Reading, contrary_lines, directives, directives_of_ours,
@@ -150,7 +151,9 @@ pub fn sshd_answer(bytes: &[u8]) {
             reading: &reading,
         };
         let verdict = lockout::judge(&facts);
-        verdict.refusals.iter().for_each(|finding| is_fit_to_print(&finding.message));
+        for finding in verdict.refusals {
+            is_fit_to_print(&Refusal::new(Reason::LockoutGuard, finding.message).message);
+        }
         verdict.warnings.iter().for_each(|warning| is_fit_to_print(&warning.message));
         witness::witnesses(&reading, connection, &account, &login, &effective);
     }

@@ -111,8 +111,22 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal for `reason`, explained by `message`.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: printable(&message.into()) }
     }
+}
+
+/// A text on one line: control characters, which would end a line of a log or paint a terminal, are escaped. They come
+/// from sshd's files, from paths, and from the network.
+pub fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 impl fmt::Display for Reason {
@@ -163,7 +177,7 @@ pub struct Warning {
 impl Warning {
     /// A warning that names no file.
     pub fn new(reason: WarningReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), file: None, line: None }
+        Self { reason, message: printable(&message.into()), file: None, line: None }
     }
 
     /// The same warning about a place.

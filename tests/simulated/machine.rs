@@ -308,8 +308,7 @@ impl Machine {
         without_setting(&mut his);
         let (_, keys) = keys::apart(his.text(KEY_FILE));
         his.put(KEY_FILE, &keys);
-        let is_his_own = self.edited || self.call.is_undo;
-        self.call.is_detach || !had_way || is_his_own && !has_way(&his, None)
+        self.call.is_detach || !had_way || self.call.is_undo && !has_way(&his, None)
     }
 
     /// What holds of the files at every instant.

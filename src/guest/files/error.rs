@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
+use crate::policy::outcome::printable;
+
 /// What keeps a file from being read or replaced. Its text is one line: path, cause, remedy.
 #[derive(Debug)]
 pub enum FileError {
@@ -134,17 +136,9 @@ fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
     Some(remedy)
 }
 
-/// A path on one line: control characters, which could forge a log line, are escaped.
+/// A path on one line.
 pub(super) fn shown(path: &Path) -> String {
-    let mut text = String::new();
-    for character in path.to_string_lossy().chars() {
-        if character.is_control() {
-            text.extend(character.escape_default());
-        } else {
-            text.push(character);
-        }
-    }
-    text
+    printable(&path.to_string_lossy())
 }
 
 /// A limit in words.

@@ -70,10 +70,9 @@ impl Draft {
                 return Err(Refusal::new(Reason::LockoutGuard, finding.message.clone()));
             }
             Some(finding) if is_attach => self.warnings.push(Warning {
-                reason: WarningReason::KeyNotUsable,
-                message: finding.message.clone(),
                 file: finding.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
                 line: finding.line,
+                ..Warning::new(WarningReason::KeyNotUsable, finding.message.clone())
             }),
             Some(_) => {}
         }
