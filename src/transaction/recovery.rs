@@ -7,7 +7,7 @@ use crate::guest::files::FileError;
 use crate::policy::edit::{Change, FileIntent, FileKind, Inverse};
 use crate::policy::observation::{Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::sshd_config::taken;
+use crate::policy::sshd_config::{PASSWORD, directives_of_ours, taken};
 
 use super::observe::usual_key_path;
 use super::state::{Intent, MAX_INTERRUPTIONS, State, StoredResult};
@@ -54,8 +54,10 @@ pub(super) fn undo(
         Settle::Reload if !intent.sshd_files.is_empty() => reload_afresh(guest, user)?,
         Settle::Reload => {}
     }
-    if let Some(path) = left_alone.first() {
-        the_key_may_go(guest, intent, user, path)?;
+    for file in intent.sshd_files.iter().filter(|file| left_alone.contains(&file.path)) {
+        if still_turns_off(guest, file)? {
+            the_key_may_go(guest, intent, user, &file.path)?;
+        }
     }
     for file in intent.key_files.iter().rev() {
         take_back(guest, file, &mut left_alone)?;
@@ -70,7 +72,17 @@ pub(super) fn undo(
     Ok(())
 }
 
-/// Where a file of sshd's stays as somebody made it, a key that was bound anew goes only while passwords let in.
+/// Whether what was ours in a file of sshd's turns passwords off, whatever somebody made of it.
+fn still_turns_off(guest: &impl Guest, file: &FileIntent) -> Result<bool, Refusal> {
+    let now = guest.read(&file.kind, &file.path)?.unwrap_or_default();
+    let ours = match &file.change {
+        Change::Whole { .. } => now,
+        Change::Block(_) => file.kind.ours(&now).into_iter().flat_map(|segment| segment.bytes).collect(),
+    };
+    Ok(directives_of_ours(&ours).iter().any(|(keyword, value)| keyword == PASSWORD && value == "no"))
+}
+
+/// Where a file of sshd's still turns passwords off, a key that was bound anew goes only while they let in all the same.
 fn the_key_may_go(guest: &impl Guest, intent: &Intent, user: &str, left: &Path) -> Result<(), Refusal> {
     for file in &intent.key_files {
         // Another key takes the place of one that was replaced.

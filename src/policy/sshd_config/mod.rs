@@ -28,8 +28,8 @@ use keyword::is_same_option;
 /// The name of our drop-in (contract 6, "Where").
 pub const DROP_IN: &str = "00-keypair-agent.conf";
 
-/// The keywords we set, as sshd_config(5) spells them.
-const PASSWORD: &str = "PasswordAuthentication";
+/// The keyword we set above all, as sshd_config(5) spells it.
+pub const PASSWORD: &str = "PasswordAuthentication";
 const KBD_INTERACTIVE: &str = "KbdInteractiveAuthentication";
 const CHALLENGE_RESPONSE: &str = "ChallengeResponseAuthentication";
 
