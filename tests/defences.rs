@@ -135,8 +135,9 @@ fn edit(path: &Path, find: &str, put: &str) {
 }
 
 fn cargo(scratch: &Path, (program, _): &(String, String), arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO"));
-    command.args(["test", "--package", "keypair-agent", "--target-dir", "build"]);
+    // Without a defence a test may come to no end.
+    let mut command = Command::new("timeout");
+    command.args(["300", env!("CARGO"), "test", "--package", "keypair-agent", "--target-dir", "build"]);
     match program.as_str() {
         "lib" => command.arg("--lib"),
         program => command.args(["--test", program]),

@@ -122,7 +122,7 @@ impl World {
                 self.machine.report(Property::Recovered, what);
             }
             self.known.interrupted = now;
-        } else if state.intent.is_none() && state.remembers_anything() {
+        } else if state.intent.is_none() && !self.machine.call.has_forgotten(state) {
             self.machine
                 .report(Property::Recovered, format!("an interruption of {id} is not counted: {now:?}"));
         }

@@ -90,6 +90,13 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether `undo` has forgotten all but a result that is on its way.
+    pub fn has_forgotten(&self, state: &State) -> bool {
+        let mut rest = state.clone();
+        rest.undelivered = None;
+        self.is_undo && !rest.remembers_anything()
+    }
+
     /// Whether the user has edited a file in its midst.
     fn is_edited(&self) -> bool {
         self.struck && self.fault.is_some_and(|fault| matches!(fault.what, What::Edit(_)))
