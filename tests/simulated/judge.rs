@@ -375,6 +375,10 @@ impl World {
             machine.setting_taken_midway = true;
             if ours(&machine.disk).is_empty() && !machine.is_detach_open() {
                 Edit::RemovesBlock.apply(&mut machine.rest);
+                // It cannot know that the command had made the file: it stays, without our block.
+                if let (Some(left), None) = (machine.disk.read(KEY_FILE), machine.rest.read(KEY_FILE)) {
+                    machine.rest.put(KEY_FILE, left);
+                }
             }
             if machine.disk.read(DROP_IN).is_none()
                 && keys::main_file_apart(machine.disk.text(MAIN)).0.is_empty()
