@@ -14,7 +14,7 @@ test: deps ## every test; what a machine cannot run says why it is skipped
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace
 
 test-crash: deps ## apply and run killed, and each of their calls failing, at some 2,600 points; fifteen minutes
-	KEYPAIR_CRASH_POINTS=all cargo test --test crash --test disk_faults -- --nocapture
+	KEYPAIR_CRASH_POINTS=all CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --test crash --test disk_faults -- --nocapture
 
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
 	@bash tests/suites.sh
@@ -31,7 +31,7 @@ test-packages: ## builds the packages twice and tries them: the same bytes, lint
 test-guests: ## the packages in real Debian guests: install, log in, boot, upgrade, purge; needs root; 10 minutes, the first time 20
 	@bash tests/guests/run.sh
 
-test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; an hour
+test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; 40 minutes
 	KEYPAIR_LONG_LIFE=20000 cargo test --test long_life -- --nocapture
 
 test-disk-states: deps ## every state of the disk that a power cut may leave, laid out and recovered from; needs root; ten minutes

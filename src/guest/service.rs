@@ -140,10 +140,13 @@ pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
         }
     }
     let silent = || silent_port(&wanted, &sockets_of(None).unwrap_or_default(), owned_by_us);
-    if comes_within(AGAIN, || silent().is_none()) {
-        return Ok(());
+    // It listens before it writes its pid file, and who looks in between takes it for somebody else's.
+    let is_named = || matches!(listener_now(settings, sshd), Ok(Listener::Pid(_)));
+    comes_within(AGAIN, || silent().is_none() && is_named());
+    match silent() {
+        None => Ok(()),
+        Some(port) => Err(lost(format!("nothing listens on port {port}"))),
     }
-    Err(lost(silent().map_or_else(String::new, |port| format!("nothing listens on port {port}"))))
 }
 
 /// The sshd that did not run when the guest was looked at, and was started since: on the files as they were then, or as
