@@ -85,7 +85,7 @@ pub fn run(lab: &Lab, row: &Row) -> (usize, Vec<(Trial, String)>) {
     for trial in Trial::ALL {
         if !lab.is_thorough
             && trial.needs_a_change()
-            && course.known.as_ref().is_some_and(|known| !known.changes)
+            && (!is_interrupted_too(row) || course.known.as_ref().is_some_and(|known| !known.changes))
         {
             continue;
         }
@@ -104,6 +104,12 @@ pub fn run(lab: &Lab, row: &Row) -> (usize, Vec<(Trial, String)>) {
         all.extend(course.faults.drain(..).map(|fault| (trial, fault)));
     }
     (course.tried, all)
+}
+
+/// `make test` has time for a third of the rollbacks and failing reloads, the same ones each time; `make test-sshd` tries
+/// all.
+fn is_interrupted_too(row: &Row) -> bool {
+    row.name.bytes().map(usize::from).sum::<usize>().is_multiple_of(3)
 }
 
 impl<'a> Course<'a> {
