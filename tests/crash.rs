@@ -35,7 +35,7 @@ fn killed_at_any_instant() {
         includes: |subject, way| subject.is_main || way == Way::Apply,
         deeds,
         attempt: course::killed,
-        sample: 2,
+        sample: 1,
     }
     .run();
     // It counts as done from one point on, and not before.
