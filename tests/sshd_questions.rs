@@ -232,6 +232,9 @@ fn another_main_file_than_the_configured_one() {
     settings.config = sshd.at("link");
     std::os::unix::fs::symlink(&other, &settings.config).unwrap();
     assert!(observe(&settings, "root").unwrap().running);
+    // It may have read ours before that went.
+    settings.config = sshd.at("gone");
+    assert_eq!(may_run(&settings), Ok(true));
 }
 
 #[test]

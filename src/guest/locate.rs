@@ -4,10 +4,9 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use super::process::{self, NotListener};
+use super::service::{AGAIN, comes_within};
 use super::sshd::SshdSettings;
 use super::systemd;
 use crate::policy::observation::Reload;
@@ -15,9 +14,6 @@ use crate::policy::outcome::{Reason, Refusal};
 
 /// The pid file of an sshd that nobody configured otherwise.
 pub(super) const DEFAULT_PID_FILE: &str = "/run/sshd.pid";
-
-/// How long an sshd without a pid file is waited for (contract 6, "Reload").
-const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,14 +136,16 @@ fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refu
 
 /// The same, once no sshd is on its way through a SIGHUP: it takes its pid file away, and writes it anew when it listens.
 fn settled_pid(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refusal> {
-    let deadline = Instant::now() + ON_ITS_WAY;
-    loop {
-        let pid = read_pid(pid_file)?;
-        if pid.is_some() || Instant::now() >= deadline || !process::is_one_on_its_way(binary) {
-            return Ok(pid);
-        }
-        sleep(Duration::from_millis(20));
+    let mut pid = read_pid(pid_file);
+    if matches!(pid, Ok(None)) {
+        comes_within(AGAIN, || {
+            // In this order: what arrives between the two looks is seen by the second.
+            let is_coming = process::is_one_on_its_way(binary);
+            pid = read_pid(pid_file);
+            !is_coming || !matches!(pid, Ok(None))
+        });
     }
+    pid
 }
 
 /// The pid in a pid file; `None` where there is no such file.

@@ -21,7 +21,7 @@ use crate::policy::observation::{Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 
 /// How long the ports may take to listen again.
-const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
 
 /// How often they are looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -334,7 +334,8 @@ fn start_outside(program: &Path, words: &[String]) -> bool {
     child::run(Path::new("systemd-run"), &arguments, "").is_ok_and(|output| output.succeeded())
 }
 
-fn comes_within(limit: Duration, mut come: impl FnMut() -> bool) -> bool {
+/// Whether it comes in this time.
+pub(super) fn comes_within(limit: Duration, mut come: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         if come() {

@@ -205,14 +205,14 @@ pub fn may_run(settings: &SshdSettings) -> Result<bool, Refusal> {
         Err(refusal) if refusal.reason == Reason::SshdNotFound => return Ok(true),
         Err(refusal) => return Err(refusal),
     };
+    let main = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG);
     if !located.running {
         // All is there, and it could not be asked: something listens on its port that nobody names.
-        let main = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG);
         return Ok(main.is_ok() && settings.binary.exists());
     }
     // By its own words another file is its main file.
-    let reads_another = listener::repeated(&located.arguments)
-        .is_ok_and(|found| found.config.is_some_and(|config| !is_same_file(&config, &settings.config)));
+    let named = listener::repeated(&located.arguments).ok().and_then(|found| found.config);
+    let reads_another = named.zip(main.ok()).is_some_and(|(named, (main, _))| !is_same_file(&named, &main));
     Ok(!reads_another)
 }
 
