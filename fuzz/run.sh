@@ -6,13 +6,12 @@ cd "$(dirname "$0")/.."
 seconds=${FUZZ_SECONDS:-60}
 command -v cargo-fuzz >/dev/null || export PATH=$PWD/target/tools/bin:$PATH
 command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz --root "$PWD/target/tools"
-bash demo/install-tools.sh ip unshare
-command -v c++ >/dev/null || bash demo/install-tools.sh c++
+bash demo/install-tools.sh ip unshare c++
 
 # cargo-fuzz asks for flags that stable Rust hides. The agent has no unsafe code: no sanitizer would find anything.
 export RUSTC_BOOTSTRAP=1
-fuzz() { "${alone[@]}" cargo fuzz "$1" --fuzz-dir fuzz --sanitizer none --target-dir target/fuzz/build "${@:2}"; }
 alone=()
+fuzz() { "${alone[@]}" cargo fuzz "$1" --fuzz-dir fuzz --sanitizer none --target-dir target/fuzz/build "${@:2}"; }
 
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^name = "\([a-z_]*\)"$/\1/p' fuzz/Cargo.toml)

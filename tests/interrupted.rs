@@ -22,6 +22,21 @@ fn guest(metadata: &Metadata) -> Guest {
     Guest::of(Form { metadata: Some(metadata), ..Form::default() })
 }
 
+/// A guest whose owner has a line in his key file, and a key to bind.
+fn owned() -> (Metadata, Guest, Key) {
+    let metadata = Metadata::start();
+    let guest = guest(&metadata);
+    let key = Key::new(&guest.folder, "me");
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    (metadata, guest, key)
+}
+
+/// An attach that is killed when both files are written, and sshd is not told yet.
+fn killed_before_the_reload(guest: &Guest, key: &Key) {
+    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
+    strace::killed(guest, &attach("my-test", key, "no"), &reload);
+}
+
 fn state(guest: &Guest) -> Value {
     serde_json::from_slice(&fs::read(guest.path("state/state.json")).unwrap()).unwrap()
 }
@@ -45,10 +60,7 @@ fn the_third_interruption_is_the_result() {
     if !available(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    fs::write(guest.key_file(), "# mine\n").unwrap();
+    let (metadata, guest, key) = owned();
     // So that there is a state file to replace.
     assert_eq!(guest.apply(&detach("nothing"))["status"], "succeeded");
     let before = guest.snapshot();
@@ -98,10 +110,7 @@ fn two_interruptions_are_none() {
     if !available(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    fs::write(guest.key_file(), "# mine\n").unwrap();
+    let (metadata, guest, key) = owned();
     assert_eq!(guest.apply(&detach("nothing"))["status"], "succeeded");
     metadata.queue(queued("c-1", 5, attach("my-test", &key, "no")));
     for _ in 0..2 {
@@ -121,12 +130,9 @@ fn what_others_changed_meanwhile_is_left_alone_and_named() {
     if !available(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let (key, own) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "own"));
-    fs::write(guest.key_file(), "# mine\n").unwrap();
-    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
-    strace::killed(&guest, &attach("my-test", &key, "no"), &reload);
+    let (metadata, guest, key) = owned();
+    let own = Key::new(&guest.folder, "own");
+    killed_before_the_reload(&guest, &key);
     // Both are written, sshd is not told. The user turns both into something of his.
     let theirs = "PasswordAuthentication no\nMaxAuthTries 3\n";
     fs::write(guest.drop_in(), theirs).unwrap();
@@ -155,12 +161,8 @@ fn the_key_stays_while_what_others_made_of_the_setting_keeps_passwords_off() {
     if !available(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    fs::write(guest.key_file(), "# mine\n").unwrap();
-    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
-    strace::killed(&guest, &attach("my-test", &key, "no"), &reload);
+    let (_metadata, guest, key) = owned();
+    killed_before_the_reload(&guest, &key);
     // He adds a line to the drop-in: it is not the agent's any more, and still turns passwords off.
     let theirs = format!("{}MaxAuthTries 3\n", fs::read_to_string(guest.drop_in()).unwrap());
     fs::write(guest.drop_in(), &theirs).unwrap();
@@ -186,13 +188,9 @@ fn what_cannot_be_taken_back_is_tried_again() {
     if !available(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    fs::write(guest.key_file(), "# mine\n").unwrap();
+    let (metadata, guest, key) = owned();
     let before = guest.snapshot();
-    let reload = Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
-    strace::killed(&guest, &attach("my-test", &key, "no"), &reload);
+    killed_before_the_reload(&guest, &key);
     // He breaks his configuration before the restart: sshd can't be told to read it.
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("{main}NoSuchKeyword yes\n")).unwrap();

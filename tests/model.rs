@@ -181,9 +181,6 @@ const EDITS: [Edit; 7] = [
     Edit::RemovesSetting,
 ];
 
-/// Asks for the larger bound (`make test-model`).
-const LARGE_VARIABLE: &str = "KEYPAIR_MODEL_LARGE";
-
 /// Explores a space from each of its beginnings; by the larger bound, with more of everything.
 fn explore_within(
     name: &'static str,
@@ -192,7 +189,7 @@ fn explore_within(
     from: &[usize],
     meets: &[&'static str],
 ) {
-    let is_large = std::env::var_os(LARGE_VARIABLE).is_some();
+    let is_large = simulated::is_large();
     let all = beginnings();
     let beginnings = all.iter().enumerate().filter(|(number, _)| is_large || from.contains(number));
     let beginnings = beginnings.map(|(_, beginning)| beginning.clone()).collect();

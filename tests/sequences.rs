@@ -15,15 +15,12 @@ use simulated::action::{Action, Budget};
 use simulated::control_plane::{ControlPlane, Order};
 use simulated::disk::Disk;
 use simulated::edit::Edit;
+use simulated::is_large;
 use simulated::keys::{self, Pair};
 use simulated::world::{EXPIRY, Setting, World};
 
-/// How many ways are tried; `KEYPAIR_MODEL_LARGE` asks for the second number, and for others each time.
+/// How many ways are tried; by the larger bound the second number, and others each time.
 const CASES: [u32; 2] = [200, 8_000];
-
-fn is_large() -> bool {
-    std::env::var_os("KEYPAIR_MODEL_LARGE").is_some()
-}
 
 /// The same ways each time, so that who changed something is told of what he changed; in the long run others, whose seed
 /// is said, and taken again where `KEYPAIR_MODEL_SEED` says it.

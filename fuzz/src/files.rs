@@ -9,7 +9,7 @@ use keypair_agent::policy::edit::{FileEdit, FileKind, Inverse};
 use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::transaction::state::State;
 
-use super::is_fit_to_print;
+use super::{KEY, is_fit_to_print};
 
 /// componentInfo.cfg (contract 2).
 pub fn component(bytes: &[u8]) {
@@ -26,8 +26,6 @@ pub fn component(bytes: &[u8]) {
         }
     }
 }
-
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUyBWDs8q6c7Ekkf3PN6Aq1BLsvk8tO3nYyTpUKq4wE";
 
 fn pair() -> KeyPair {
     KeyPair { key_name: "my-test".parse().unwrap(), public_key: PublicKey::parse(KEY).unwrap() }

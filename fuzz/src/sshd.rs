@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use keypair_agent::policy::connection::{anybody, connections, loopbacks};
-use keypair_agent::policy::edit::FileKind;
+use keypair_agent::policy::edit::{FileEdit, FileKind};
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::lockout::{self, authorized_keys_path};
 use keypair_agent::policy::observation::{
@@ -19,11 +19,9 @@ use keypair_agent::policy::sshd_config::{
 use keypair_agent::policy::witness;
 
 use super::files::there_and_back;
-use super::is_fit_to_print;
+use super::{KEY, is_fit_to_print};
 
 const MAIN: &str = "/etc/ssh/sshd_config";
-
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUyBWDs8q6c7Ekkf3PN6Aq1BLsvk8tO3nYyTpUKq4wE";
 
 /// The main file, and behind a NUL one that each of its Include directives leads to.
 fn tree(bytes: &[u8]) -> ConfigTree {
@@ -73,17 +71,15 @@ pub fn sshd_config(bytes: &[u8]) {
         Ok(placement) if placement.place == Place::TopBlock(tree.main.clone()) => {
             let mut set = tree.clone();
             let main = set.files.get_mut(&tree.main).unwrap();
-            let block_of_ours = keypair_agent::policy::edit::FileEdit::block(
-                &tree.main,
-                FileKind::SshdConfig,
-                Some(main),
-                block.clone().into_bytes(),
-            );
-            if let Some(edit) = block_of_ours {
+            let inserted = block.clone().into_bytes();
+            if let Some(edit) = FileEdit::block(&tree.main, FileKind::SshdConfig, Some(main), inserted) {
                 *main = edit.after.unwrap();
             }
-            let place = Place::TopBlock(tree.main.clone());
-            assert!(contrary_lines(&set, &place).iter().all(|line| line.line > 4 || line.file != tree.main));
+            assert!(
+                contrary_lines(&set, &placement.place)
+                    .iter()
+                    .all(|line| line.line > 4 || line.file != tree.main)
+            );
         }
         Ok(_) => {}
     }

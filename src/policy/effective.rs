@@ -40,11 +40,8 @@ impl Effective {
 
     /// Whether every line but those with these keywords (lower case) is the same.
     pub fn is_same_but_for(&self, other: &Self, keywords: &[&str]) -> bool {
-        let rest = |effective: &'_ Self| {
-            let lines = effective.lines.clone();
-            lines.into_iter().filter(|(keyword, _)| !keywords.contains(&keyword.as_str())).collect::<Vec<_>>()
-        };
-        rest(self) == rest(other)
+        let counts = |(keyword, _): &(&String, &Vec<String>)| !keywords.contains(&keyword.as_str());
+        self.lines.iter().filter(counts).eq(other.lines.iter().filter(counts))
     }
 
     /// Whether sshd knows this keyword.

@@ -20,8 +20,7 @@ impl Machine {
 
     /// Whether it is known by the same kind of UUID, so that one says something of the other.
     pub fn is_comparable(&self, other: &Self) -> bool {
-        let kind = |machine: &'_ Self| machine.0.split(':').next().map(str::to_owned);
-        kind(self) == kind(other)
+        self.0.split(':').next() == other.0.split(':').next()
     }
 }
 

@@ -337,13 +337,13 @@ impl<G: Guest> Transaction<G> {
             tracing::error!("{}; what was done is not taken back before that can be kept", again.message);
         } else if let Some(intent) = done {
             match undo(&mut self.guest, intent, &self.settings.target_user, Settle::Reload) {
-                Ok(()) => old.intent = None,
+                Ok(()) => {
+                    old.intent = None;
+                    if let Err(again) = self.save(&old) {
+                        tracing::error!("{}", again.message);
+                    }
+                }
                 Err(stuck) => tracing::error!("{}", stuck.message),
-            }
-            if old.intent.is_none()
-                && let Err(again) = self.save(&old)
-            {
-                tracing::error!("{}", again.message);
             }
         }
         outcome.status = Status::Failed;

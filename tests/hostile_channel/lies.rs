@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, Size, queued};
 use crate::support::liar::Liar;
-use crate::support::signing::{envelope, in_, signed};
+use crate::support::signing::{envelope, expiring, signed};
 use crate::support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, with};
 use serde_json::{Value, json};
 
@@ -118,7 +118,7 @@ fn unsigned() -> Scene {
 
 /// A command that lasts as long as the lies.
 fn lasting(id: &str, sequence: u64, command: Value) -> Value {
-    with(queued(id, sequence, command), "expiresAt", in_(time::Duration::hours(20)))
+    expiring(time::Duration::hours(20), id, sequence, command)
 }
 
 fn must_be_signed() -> Scene {
@@ -139,8 +139,8 @@ fn must_be_signed() -> Scene {
             lasting("c-5", 5, set_password_auth("no")),
             signed(&key, &lasting("c-6", 6, bind())),
             signed(&platform, &elsewhere),
-            signed(&platform, &with(lasting("c-7", 7, bind()), "expiresAt", in_(-time::Duration::MINUTE))),
-            signed(&platform, &with(lasting("c-8", 8, bind()), "expiresAt", in_(time::Duration::hours(30)))),
+            signed(&platform, &expiring(-time::Duration::MINUTE, "c-7", 7, bind())),
+            signed(&platform, &expiring(time::Duration::hours(30), "c-8", 8, bind())),
             signed(&platform, &queued("c-9", 9, bind())),
             envelope(&payload, genuine["signature"].as_str().unwrap()),
         ];

@@ -18,3 +18,8 @@ pub mod property;
 pub mod sameness;
 pub mod sshd;
 pub mod world;
+
+/// Whether the larger bound is asked for (`make test-model`).
+pub fn is_large() -> bool {
+    std::env::var_os("KEYPAIR_MODEL_LARGE").is_some()
+}

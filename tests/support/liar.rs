@@ -2,7 +2,7 @@
 //! itself be heard.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use super::Metadata;
 use super::dice::Dice;
+use super::server::Server;
 
 /// A liar. He ends with the test.
 pub struct Liar {
-    address: SocketAddr,
+    server: Server,
     shared: Arc<Shared>,
 }
 
@@ -23,7 +24,6 @@ struct Shared {
     pool: Vec<Vec<u8>>,
     service: SocketAddr,
     honest: AtomicBool,
-    stopped: AtomicBool,
     polls: AtomicUsize,
     results: AtomicUsize,
 }
@@ -31,32 +31,21 @@ struct Shared {
 impl Liar {
     /// In front of `service`.
     pub fn start(service: &Metadata, seed: u64, pool: Vec<Vec<u8>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             dice: Mutex::new(Dice::of(seed)),
             pool,
             service: service.address(),
             honest: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
             polls: AtomicUsize::new(0),
             results: AtomicUsize::new(0),
         });
         let for_thread = Arc::clone(&shared);
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if for_thread.stopped.load(Ordering::Relaxed) {
-                    return;
-                }
-                let shared = Arc::clone(&for_thread);
-                thread::spawn(move || shared.serve(stream));
-            }
-        });
-        Self { address, shared }
+        let server = Server::start(move |stream, _| for_thread.serve(stream));
+        Self { server, shared }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}/metadata/latest", self.address)
+        format!("http://{}/metadata/latest", self.server.address)
     }
 
     /// From now on the service is heard.
@@ -72,13 +61,6 @@ impl Liar {
     /// How many results he was brought, tries of the same among them.
     pub fn results(&self) -> usize {
         self.shared.results.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Liar {
-    fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::Relaxed);
-        let _ = TcpStream::connect(self.address);
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding};
 use serde_json::Value;
+
+use super::server::Server;
 
 /// What it answers to `keypair/command` instead of a command.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,37 +53,24 @@ struct Inner {
 
 /// The service. It ends with the test.
 pub struct Metadata {
-    address: SocketAddr,
+    server: Server,
     shared: Arc<(Mutex<Inner>, Condvar)>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Metadata {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new((Mutex::new(Inner::default()), Condvar::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (for_thread, stopped) = (Arc::clone(&shared), Arc::clone(&stop));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if stopped.load(Ordering::Relaxed) {
-                    return;
-                }
-                let shared = Arc::clone(&for_thread);
-                let stopped = Arc::clone(&stopped);
-                std::thread::spawn(move || serve(stream, &shared, &stopped));
-            }
-        });
-        Self { address, shared, stop }
+        let for_thread = Arc::clone(&shared);
+        let server = Server::start(move |stream, stop| serve(stream, &for_thread, stop));
+        Self { server, shared }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}/metadata/latest", self.address)
+        format!("http://{}/metadata/latest", self.server.address)
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address
     }
 
     /// Queues a command; it is handed out until its result is stored.
@@ -178,9 +167,9 @@ impl Metadata {
 
 impl Drop for Metadata {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        // Whoever waits for a command sees it when he wakes.
+        self.server.stop();
         self.shared.1.notify_all();
-        let _ = TcpStream::connect(self.address);
     }
 }
 

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod liar;
 pub mod metadata;
 pub mod scene;
+pub mod server;
 pub mod signing;
 pub mod sshd;
 pub mod strace;

@@ -17,9 +17,14 @@ pub fn in_(duration: Duration) -> Value {
     json!((OffsetDateTime::now_utc() + duration).format(&Rfc3339).unwrap())
 }
 
+/// A command that expires so long from now.
+pub fn expiring(after: Duration, id: &str, sequence: u64, command: Value) -> Value {
+    with(queued(id, sequence, command), "expiresAt", in_(after))
+}
+
 /// A command that expires soon, in the future.
 pub fn fresh(id: &str, sequence: u64, command: Value) -> Value {
-    with(queued(id, sequence, command), "expiresAt", in_(Duration::minutes(10)))
+    expiring(Duration::minutes(10), id, sequence, command)
 }
 
 /// `ssh-keygen -Y sign`.
