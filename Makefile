@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench size deps
+.PHONY: help demo test test-clients test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root fil
 
 test-model: ## the model with a larger bound, and long random ways, others each time
 	KEYPAIR_MODEL_LARGE=1 CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --test model --test sequences -- --nocapture
+
+test-clients: ## the platform's own Python SDK against the control plane, with signatures on; one minute
+	@bash controlplane/tests/clients/run.sh
 
 packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 	@bash packaging/build.sh

@@ -44,6 +44,9 @@ pub struct ServeArgs {
     /// How long an attach or detach waits for its running guests, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub attach_wait: u64,
+    /// A TOML file of access keys: tables with id and secret; given, every request to the API must be signed.
+    #[arg(long, value_name = "FILE")]
+    pub access_keys: Option<PathBuf>,
     /// An OpenSSH private key without a passphrase, Ed25519 or ECDSA: commands go out signed.
     #[arg(long, value_name = "FILE")]
     pub signing_key: Option<PathBuf>,

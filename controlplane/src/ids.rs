@@ -1,17 +1,46 @@
 //! Identifiers that nobody had before: 32 lower-case hexadecimal digits.
 
-use keypair_agent::policy::types::{CommandId, Invalid};
+use std::fmt;
+
+use keypair_agent::policy::types::Invalid;
+use time::OffsetDateTime;
 use uuid::Uuid;
+
+use crate::ledger::Stamp;
+
+/// The id of a request to the platform's API.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// A new one.
+    pub fn fresh() -> Self {
+        Self(fresh())
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// A new identifier.
 pub fn fresh() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
-/// A new command's id.
+/// What a command that is queued now is stamped with.
 ///
 /// # Errors
 /// None in practice: what [`fresh`] makes is a valid id.
-pub fn fresh_command_id() -> Result<CommandId, Invalid> {
-    fresh().parse()
+pub fn fresh_stamp() -> Result<Stamp, Invalid> {
+    // A clock before 1970 is a clock at 1970; the sequences rise all the same.
+    let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    Ok(Stamp { id: fresh().parse()?, now })
 }

@@ -76,7 +76,7 @@ pub struct Instance {
     pub region: Region,
     /// What runs in it.
     pub os_type: OsType,
-    /// Whether it runs.
+    /// Whether it runs, unless it was started or stopped since.
     pub status: Status,
     /// Its host name.
     pub hostname: String,

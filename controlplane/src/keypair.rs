@@ -4,9 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use keypair_agent::policy::command::KeyPair;
+use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::policy::types::Invalid;
+use p256::SecretKey;
+use p256::pkcs8::{EncodePrivateKey, LineEnding};
+use rand_core::OsRng;
 use serde::Deserialize;
+use ssh_key::public::{EcdsaPublicKey, KeyData};
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 /// A region of the platform, as in `cn-north-1`: 1 to 32 lower-case letters, digits and `-`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -56,4 +62,30 @@ pub struct StoredKeyPair {
     pub key_pair: KeyPair,
     /// When it was imported.
     pub create_time: OffsetDateTime,
+}
+
+/// A key pair made here: ECDSA on P-256, whose PKCS#8 every OpenSSH reads (an Ed25519 key in it only those from 9.6 on).
+pub struct GeneratedKey {
+    /// Its public half.
+    pub public_key: PublicKey,
+    /// Its private half, PEM of PKCS#8 without a passphrase.
+    pub private_key: Zeroizing<String>,
+}
+
+impl GeneratedKey {
+    /// A new one.
+    ///
+    /// # Errors
+    /// None in practice: each step takes what the one before it makes.
+    pub fn fresh() -> Result<Self, Invalid> {
+        let failed = |what: &dyn fmt::Display| Invalid(format!("a key pair cannot be made: {what}"));
+        let secret = SecretKey::random(&mut OsRng);
+        let public =
+            KeyData::from(EcdsaPublicKey::from(p256::ecdsa::VerifyingKey::from(secret.public_key())));
+        let line = ssh_key::PublicKey::from(public).to_openssh().map_err(|error| failed(&error))?;
+        Ok(Self {
+            public_key: PublicKey::parse(&line).map_err(|refusal| failed(&refusal.message))?,
+            private_key: secret.to_pkcs8_pem(LineEnding::LF).map_err(|error| failed(&error))?,
+        })
+    }
 }

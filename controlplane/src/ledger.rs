@@ -158,7 +158,19 @@ impl Ledger {
         }
     }
 
-    /// Appends what [`Ledger::attach`] or [`Ledger::detach`] said is to be queued.
+    /// What it takes to turn password login on: what a reset of the password asks for.
+    ///
+    /// # Errors
+    /// [`NotNow::NoSequence`].
+    pub fn allow_passwords(&self, instance: &InstanceId, stamp: Stamp) -> Result<Next, NotNow> {
+        let action = Action::SetPasswordAuth { password_auth: PasswordAuth::Yes };
+        match self.unanswered().last() {
+            Some(last) if last.command.action == action => Ok(Next::Waiting(last.command.id.clone())),
+            _ => self.queued(instance, action, None, stamp),
+        }
+    }
+
+    /// Appends what one of the calls above said is to be queued.
     pub fn push(&mut self, entry: Entry) {
         self.highest = self.highest.max(entry.sequence.into());
         self.entries.push_back(entry);

@@ -14,12 +14,14 @@
 //! What an instance is bound to is decided by [`ledger`] alone; a store keeps ledgers, key pairs and results
 //! and says when something changed; the two faces translate HTTP and never decide.
 
+pub mod access_keys;
 pub mod api;
 pub mod args;
 pub mod ids;
 pub mod inventory;
 pub mod keypair;
 pub mod ledger;
+pub mod lifecycle;
 pub mod metadata;
 pub mod platform;
 pub mod serve;

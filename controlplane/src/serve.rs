@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::access_keys::{AccessKeys, AccessKeysError};
 use crate::args::ServeArgs;
 use crate::inventory::{Inventory, InventoryError};
 use crate::platform::Platform;
@@ -28,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(1);
 pub enum ServeError {
     /// The instances given cannot be.
     Inventory(InventoryError),
+    /// The access keys given cannot be.
+    AccessKeys(AccessKeysError),
     /// Commands cannot be signed with what was given.
     SigningKey(SigningKeyError),
     /// An address cannot be listened at.
@@ -47,7 +50,7 @@ impl ServeError {
     /// 2 for errors of usage and configuration, 1 for what the moment does not allow.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Inventory(_) | Self::SigningKey(_) => 2,
+            Self::Inventory(_) | Self::AccessKeys(_) | Self::SigningKey(_) => 2,
             Self::Listen { .. } | Self::System(..) => 1,
         }
     }
@@ -57,6 +60,7 @@ impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Inventory(error) => error.fmt(f),
+            Self::AccessKeys(error) => error.fmt(f),
             Self::SigningKey(error) => error.fmt(f),
             Self::Listen { flag, address, cause } => {
                 write!(
@@ -78,13 +82,16 @@ impl std::error::Error for ServeError {}
 pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
     let inventory =
         Inventory::load(&args.instance_ids, args.instances_file.as_deref()).map_err(ServeError::Inventory)?;
+    let access_keys =
+        args.access_keys.as_deref().map(AccessKeys::load).transpose().map_err(ServeError::AccessKeys)?;
     let signing_key =
         args.signing_key.as_deref().map(SigningKey::load).transpose().map_err(ServeError::SigningKey)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|cause| ServeError::System("cannot start the runtime", cause))?;
-    let ended = runtime.block_on(serve(args, inventory, signing_key.map(Arc::new)));
+    let ended =
+        runtime.block_on(serve(args, inventory, access_keys.map(Arc::new), signing_key.map(Arc::new)));
     // What has not ended by now is not waited for.
     runtime.shutdown_background();
     ended
@@ -93,6 +100,7 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
 async fn serve(
     args: &ServeArgs,
     inventory: Inventory,
+    access_keys: Option<Arc<AccessKeys>>,
     signing_key: Option<Arc<SigningKey>>,
 ) -> Result<(), ServeError> {
     let catch = |kind| signal(kind).map_err(|cause| ServeError::System("cannot catch signals", cause));
@@ -111,6 +119,7 @@ async fn serve(
         store: args.store.open(),
         inventory: Arc::new(inventory),
         attach_wait: Duration::from_secs(args.attach_wait),
+        access_keys,
         signing_key,
         shutdown: shutdown.clone(),
     };

@@ -39,7 +39,7 @@ fn errors_of_usage_and_configuration_exit_2_and_say_what_and_where() {
         (vec!["serve", "--store", "sqlite:x.db"], "'memory:' is the one that can be used"),
         (vec!["serve", "--api", "nowhere"], "--api"),
         (vec!["serve", "--attach-wait", "soon"], "--attach-wait"),
-        (vec!["serve", "--access-keys", "x"], "--access-keys"),
+        (vec!["serve", "--access-keys", "/does/not/exist"], "--access-keys: /does/not/exist"),
         (vec!["serve", "--signing-key", "x"], "--signing-key"),
         (vec!["serve", "--instance", "a/b"], "'a/b'"),
         (vec!["serve", "--instances", "/does/not/exist"], "/does/not/exist"),

@@ -1,5 +1,6 @@
 //! `keypairs/{keyName}:attach` and `:detach`: a request is refused whole, or queued whole and waited for.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use keypair_agent::policy::outcome;
 use keypair_agent::policy::types::KeyName;
@@ -10,7 +11,8 @@ use tracing::{info, warn};
 use super::body::{Fields, RawBody};
 use super::envelope::{Handled, Reply};
 use super::error::ApiError;
-use super::keypairs;
+use super::{instances, keypairs};
+use crate::ids::RequestId;
 use crate::inventory::{Instance, OsType, Status};
 use crate::keypair::Region;
 use crate::platform::Platform;
@@ -29,6 +31,7 @@ enum Verb {
 /// Those of contract 9.
 pub async fn post(
     State(platform): State<Platform>,
+    Extension(request): Extension<RequestId>,
     Path((region, target)): Path<(String, String)>,
     body: RawBody,
 ) -> Handled {
@@ -41,9 +44,9 @@ pub async fn post(
     let region = keypairs::region(&region)?;
     let fields = Fields::read(body)?;
     let ids = fields.instance_ids()?;
-    let verb = match verb {
-        Verb::Attach => OrderVerb::Attach(fields.password_auth()?),
-        Verb::Detach => OrderVerb::Detach,
+    let password_auth = match verb {
+        Verb::Attach => Some(fields.password_auth()?),
+        Verb::Detach => None,
     };
     // A name that cannot be is a name that is not there.
     let no_key_pair = || ApiError::NoKeyPair(key_name.to_owned());
@@ -51,23 +54,26 @@ pub async fn post(
     if !platform.store.has_key_pair(&region, &key_name).await? {
         return Err(no_key_pair());
     }
-    let instances = fit_instances(&platform, &region, &ids)?;
+    let instances = fit_instances(&platform, &region, &ids).await?;
     let order = Order {
+        request,
         region,
-        key_name,
-        verb,
-        instances: instances.iter().map(|instance| instance.id.clone()).collect(),
+        verb: match password_auth {
+            Some(password_auth) => OrderVerb::Attach(key_name.clone(), password_auth),
+            None => OrderVerb::Detach(key_name.clone()),
+        },
+        instances: instances.iter().map(|(instance, _)| instance.id.clone()).collect(),
     };
     let placed = platform.store.place(&order).await?.map_err(|refused| match (refused, verb) {
-        (Refused::NoKeyPair, _) => ApiError::NoKeyPair(order.key_name.to_string()),
-        (Refused::Bound(id), OrderVerb::Attach(_)) => ApiError::AlreadyAttached(id),
-        (Refused::Bound(id), OrderVerb::Detach) => ApiError::OtherAttached(id),
+        (Refused::NoKeyPair, _) => ApiError::NoKeyPair(key_name.to_string()),
+        (Refused::Bound(id), Verb::Attach) => ApiError::AlreadyAttached(id),
+        (Refused::Bound(id), Verb::Detach) => ApiError::OtherAttached(id),
     })?;
     log_placed(&platform, &order, &placed).await?;
     let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + platform.attach_wait;
-    for (instance, placed) in instances.iter().zip(&placed) {
-        match accepted(&platform, instance, placed, deadline).await? {
+    for ((instance, status), placed) in instances.iter().zip(&placed) {
+        match accepted(&platform, status, placed, deadline).await? {
             true => succeeded.push(instance.id.as_str()),
             false => failed.push(instance.id.as_str()),
         }
@@ -75,39 +81,34 @@ pub async fn post(
     Ok(Reply(json!({ "successInstanceId": succeeded, "failInstanceId": failed })))
 }
 
-/// The instances named, where all of them are there, run Linux, and are running or stopped: each fault is
-/// looked for on all instances before the next one is.
-fn fit_instances<'a>(
+/// The instances named and the state of each, where all of them are there, run Linux, and are running or stopped: each
+/// fault is looked for on all instances before the next one is.
+async fn fit_instances<'a>(
     platform: &'a Platform,
     region: &Region,
     ids: &[&str],
-) -> Result<Vec<&'a Instance>, ApiError> {
-    let mut instances = Vec::with_capacity(ids.len());
-    for id in ids {
-        let found = platform.inventory.get(id).filter(|instance| instance.region == *region);
-        instances.push(found.ok_or_else(|| ApiError::NoInstance((*id).to_owned()))?);
-    }
+) -> Result<Vec<(&'a Instance, Status)>, ApiError> {
+    let instances: Vec<&Instance> =
+        ids.iter().map(|id| instances::find(platform, region, id)).collect::<Result<_, _>>()?;
     if instances.iter().any(|instance| instance.os_type == OsType::Windows) {
         return Err(ApiError::WindowsOs);
     }
-    for instance in &instances {
-        match instance.status {
-            Status::Running | Status::Stopped => {}
-            Status::Other(_) => return Err(ApiError::InvalidStatus(instance.status.clone())),
-        }
+    let mut fit = Vec::with_capacity(instances.len());
+    for instance in instances {
+        fit.push((instance, instances::fit_status(platform, instance).await?));
     }
-    Ok(instances)
+    Ok(fit)
 }
 
 /// Whether an instance counts as successful: a stopped one at once, a running one when its guest says so
 /// before the deadline. What comes later is stored all the same.
 async fn accepted(
     platform: &Platform,
-    instance: &Instance,
+    status: &Status,
     placed: &Placed,
     deadline: Instant,
 ) -> Result<bool, StoreError> {
-    if instance.status == Status::Stopped {
+    if *status == Status::Stopped {
         return Ok(true);
     }
     let mut changes = platform.store.changes(&placed.instance);
@@ -122,21 +123,28 @@ async fn accepted(
             () = platform.shutdown.begun() => break,
         }
     }
-    warn!(instance = %instance.id, command = %placed.command, "the guest is silent; the command stays queued");
+    warn!(instance = %placed.instance, command = %placed.command, "the guest is silent; the command stays queued");
     Ok(false)
 }
 
-async fn log_placed(platform: &Platform, order: &Order, placed: &[Placed]) -> Result<(), StoreError> {
+/// Says which commands an order led to.
+pub(super) async fn log_placed(
+    platform: &Platform,
+    order: &Order,
+    placed: &[Placed],
+) -> Result<(), StoreError> {
     let verb = match order.verb {
-        OrderVerb::Attach(_) => "attach",
-        OrderVerb::Detach => "detach",
+        OrderVerb::Attach(..) => "attach",
+        OrderVerb::Detach(_) => "detach",
+        OrderVerb::AllowPasswords => "setPasswordAuth",
     };
+    let key_name = order.verb.key_name().map(tracing::field::display);
     for Placed { instance, command, fresh } in placed {
         let binding = platform.store.binding(instance).await?;
         let key = binding.map(|binding| binding.key_pair.key_pair.public_key.fingerprint().sha256);
         let said = if *fresh { "queued" } else { "asked for again, still queued" };
-        let (key_name, key) = (&order.key_name, key.as_deref());
-        info!(%instance, %command, %key_name, key, "{verb}: {said}");
+        let key = key.as_deref();
+        info!(%instance, %command, key_name, key, "{verb}: {said}");
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use keypair_agent::policy::types::PasswordAuth;
+use keypair_agent::policy::types::{Invalid, KeyName, PasswordAuth};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -20,7 +20,7 @@ impl Fields {
     /// # Errors
     /// `INVALID_ARGUMENT` where it is no JSON object or too long.
     pub fn read(body: RawBody) -> Result<Self, ApiError> {
-        let bytes = body.map_err(|_| invalid("the body cannot be read: 64 KiB are read at most"))?;
+        let bytes = body.map_err(|_| too_long())?;
         Self::parse(&bytes)
     }
 
@@ -46,6 +46,15 @@ impl Fields {
             Some(_) => Err(invalid(format!("{name} is not a string"))),
             None => Err(invalid(format!("{name} is missing"))),
         }
+    }
+
+    /// `keyName`, of a key pair that is to be.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` where it is missing, or no name.
+    pub fn key_name(&self) -> Result<KeyName, ApiError> {
+        let refused = |error: Invalid| invalid(format!("keyName is refused: {error}"));
+        self.text("keyName")?.parse().map_err(refused)
     }
 
     /// `instanceIds`, each once, in the order given.
@@ -89,6 +98,11 @@ impl Fields {
         }
         found.ok_or_else(|| invalid("passWordAuth is missing: 'yes' or 'no' is needed"))
     }
+}
+
+/// A body that is too long, or whose sender went away.
+pub fn too_long() -> ApiError {
+    invalid("the body cannot be read: 64 KiB are read at most")
 }
 
 fn invalid(what: impl Into<String>) -> ApiError {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::error::ApiError;
-use crate::ids;
+use crate::ids::RequestId;
 
 /// What a handler answers; [`wrap`] puts it into its envelope.
 #[derive(Debug, Clone)]
@@ -38,8 +38,9 @@ impl IntoResponse for ApiError {
 }
 
 /// Gives a request its id, and its answer the envelope; logs one line.
-pub async fn wrap(request: Request, next: Next) -> Response {
-    let id = ids::fresh();
+pub async fn wrap(mut request: Request, next: Next) -> Response {
+    let id = RequestId::fresh();
+    request.extensions_mut().insert(id.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;
     let content = match response.extensions_mut().remove::<Content>() {
@@ -48,20 +49,20 @@ pub async fn wrap(request: Request, next: Next) -> Response {
     };
     let body = match content {
         Ok(result) => {
-            info!(request = id, "{method} {path}: OK");
-            json!({ "requestId": id, "result": result })
+            info!(request = %id, "{method} {path}: OK");
+            json!({ "requestId": id.as_str(), "result": result })
         }
         Err(error) => {
             *response.status_mut() = error.http_status();
-            info!(request = id, "{method} {path}: {}", loggable(&error));
+            info!(request = %id, "{method} {path}: {}", loggable(&error));
             let (code, status) = (error.http_status().as_u16(), error.status());
-            json!({ "requestId": id, "error": { "code": code, "status": status, "message": error.to_string() } })
+            json!({ "requestId": id.as_str(), "error": { "code": code, "status": status, "message": error.to_string() } })
         }
     };
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         headers.insert("x-jdcloud-request-id", value);
     }
     *response.body_mut() = Body::from(body.to_string());

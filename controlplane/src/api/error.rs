@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use keypair_agent::policy::types::InstanceId;
 use tracing::error;
 
+use super::authenticate::Unauthentic;
 use crate::inventory::Status;
 use crate::store::StoreError;
 
@@ -28,6 +29,10 @@ pub enum ApiError {
     NameInUse(String),
     /// An import of something that is no public key that can be bound; the text given.
     MalformedPublicKey(String),
+    /// No such request, or one of long ago.
+    NoRequest(String),
+    /// The request is not signed as it must be.
+    Unauthentic(Unauthentic),
     /// Any other bad parameter: which, and what would do.
     InvalidArgument(String),
     /// No such path.
@@ -51,7 +56,10 @@ impl ApiError {
             | Self::NameInUse(_)
             | Self::MalformedPublicKey(_)
             | Self::InvalidArgument(_) => StatusCode::BAD_REQUEST,
-            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoRequest(_) | Self::NoSuchPath => {
+                StatusCode::NOT_FOUND
+            }
+            Self::Unauthentic(_) => StatusCode::UNAUTHORIZED,
             Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -67,7 +75,8 @@ impl ApiError {
             | Self::NameInUse(_)
             | Self::MalformedPublicKey(_) => "FAILED_PRECONDITION",
             Self::InvalidArgument(_) => "INVALID_ARGUMENT",
-            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoSuchPath => "NOT_FOUND",
+            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoRequest(_) | Self::NoSuchPath => "NOT_FOUND",
+            Self::Unauthentic(_) => "ACCESS_ERROR",
             Self::NoSuchMethod => "METHOD_NOT_ALLOWED",
             Self::Internal => "INTERNAL",
             Self::Unknown => "UNKNOWN",
@@ -96,6 +105,8 @@ impl fmt::Display for ApiError {
             Self::NoKeyPair(name) => write!(f, "Keypair '{name}' not found"),
             Self::NameInUse(name) => write!(f, "KeyName '{name}' already in use"),
             Self::MalformedPublicKey(text) => write!(f, "Malformed PublicKey {text}"),
+            Self::NoRequest(id) => write!(f, "Request '{id}' not found."),
+            Self::Unauthentic(why) => why.fmt(f),
             Self::InvalidArgument(what) => f.write_str(what),
             Self::NoSuchPath => f.write_str("no such path here"),
             Self::NoSuchMethod => f.write_str("this path does not know this method"),
@@ -111,6 +122,12 @@ impl From<StoreError> for ApiError {
     fn from(cause: StoreError) -> Self {
         error!("{cause}");
         Self::Internal
+    }
+}
+
+impl From<Unauthentic> for ApiError {
+    fn from(why: Unauthentic) -> Self {
+        Self::Unauthentic(why)
     }
 }
 

@@ -1,21 +1,19 @@
-//! Import, list and delete key pairs.
+//! Import, create, list and delete key pairs.
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use keypair_agent::policy::command::KeyPair;
 use keypair_agent::policy::public_key::PublicKey;
-use keypair_agent::policy::types::KeyName;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tracing::info;
+use tracing::{error, info};
 
 use super::body::{Fields, RawBody};
 use super::envelope::{Handled, Reply};
 use super::error::ApiError;
-use super::list_query::ListQuery;
+use super::list_query::{self, ListQuery, RawQuery};
 use crate::ids;
-use crate::keypair::{Region, StoredKeyPair};
+use crate::keypair::{GeneratedKey, Region, StoredKeyPair};
 use crate::platform::Platform;
 
 /// Answers `POST /v1/regions/{region}/keypairs:import`.
@@ -29,28 +27,53 @@ pub async fn import(
 ) -> Handled {
     let region = region(&region_text)?;
     let fields = Fields::read(body)?;
-    let key_name: KeyName = fields
-        .text("keyName")?
-        .parse()
-        .map_err(|error| ApiError::InvalidArgument(format!("keyName is refused: {error}")))?;
+    let key_name = fields.key_name()?;
     let text = fields.text("publicKey")?;
     let public_key = PublicKey::parse(text).map_err(|refusal| {
         info!("import of {key_name}: {}", refusal.message);
         ApiError::MalformedPublicKey(text.to_owned())
     })?;
-    let key_pair = StoredKeyPair {
-        id: ids::fresh(),
-        region,
-        key_pair: KeyPair { key_name: key_name.clone(), public_key },
-        create_time: OffsetDateTime::now_utc(),
-    };
-    let answer = Value::Object(described(&key_pair)?);
-    let key = key_pair.key_pair.public_key.fingerprint().sha256;
+    keep(&platform, region, KeyPair { key_name, public_key })
+        .await
+        .map(|described| Reply(Value::Object(described)))
+}
+
+/// Answers `POST /v1/regions/{region}/keypairs`: makes a key pair, and gives its private half away, once. It is kept nowhere.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn create(
+    State(platform): State<Platform>,
+    Path(region_text): Path<String>,
+    body: RawBody,
+) -> Handled {
+    let region = region(&region_text)?;
+    let key_name = Fields::read(body)?.key_name()?;
+    let generated = GeneratedKey::fresh().map_err(|why| {
+        error!("{why}");
+        ApiError::Internal
+    })?;
+    let key_pair = KeyPair { key_name, public_key: generated.public_key };
+    let mut described = keep(&platform, region, key_pair).await?;
+    described.insert("privateKey".to_owned(), json!(*generated.private_key));
+    Ok(Reply(Value::Object(described)))
+}
+
+/// Keeps a new key pair, and says what it is.
+async fn keep(
+    platform: &Platform,
+    region: Region,
+    key_pair: KeyPair,
+) -> Result<Map<String, Value>, ApiError> {
+    let (name, key) = (key_pair.key_name.clone(), key_pair.public_key.fingerprint().sha256);
+    let key_pair =
+        StoredKeyPair { id: ids::fresh(), region, key_pair, create_time: OffsetDateTime::now_utc() };
+    let answer = described(&key_pair)?;
     if !platform.store.import(key_pair).await? {
-        return Err(ApiError::NameInUse(key_name.to_string()));
+        return Err(ApiError::NameInUse(name.to_string()));
     }
-    info!(%key_name, key, "imported");
-    Ok(Reply(answer))
+    info!(key_name = %name, key, "kept");
+    Ok(answer)
 }
 
 /// Answers `GET /v1/regions/{region}/keypairs`.
@@ -60,15 +83,15 @@ pub async fn import(
 pub async fn describe(
     State(platform): State<Platform>,
     Path(region_text): Path<String>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    query: RawQuery,
 ) -> Handled {
     let region = region(&region_text)?;
-    let Query(pairs) = query.map_err(|_| ApiError::InvalidArgument("the query cannot be read".into()))?;
-    let query = ListQuery::read(&pairs)?;
+    let pairs = list_query::pairs(query)?;
+    let query = ListQuery::read(&pairs, &["keyNames"])?;
     let mut listed = platform.store.list(&region).await?;
-    listed.retain(|listed| query.wants(listed.key_pair.key_pair.key_name.as_str()));
+    listed.retain(|listed| query.wants(|_| listed.key_pair.key_pair.key_name.as_str()));
     let mut page = Vec::new();
-    for listed in listed.iter().skip(query.skipped()).take(query.page_size) {
+    for listed in query.page(&listed) {
         let mut described = described(&listed.key_pair)?;
         let ids = listed.instances.iter().map(|id| json!(id.as_str())).collect();
         described.insert("instanceIds".to_owned(), Value::Array(ids));
@@ -102,7 +125,7 @@ pub(super) fn region(text: &str) -> Result<Region, ApiError> {
 }
 
 /// What the platform shows of a key pair.
-fn described(key_pair: &StoredKeyPair) -> Result<serde_json::Map<String, Value>, ApiError> {
+fn described(key_pair: &StoredKeyPair) -> Result<Map<String, Value>, ApiError> {
     let time = key_pair.create_time.replace_nanosecond(0).unwrap_or(key_pair.create_time);
     let time = time.format(&Rfc3339).map_err(|_| ApiError::Internal)?;
     let KeyPair { key_name, public_key } = &key_pair.key_pair;

@@ -1,10 +1,24 @@
-//! The query of `GET keypairs`: pages, and filters as the platform's clients spell them.
+//! The query of a list: pages, and filters as the platform's clients spell them.
 //!
 //! A list is flattened with numbers from 1: `filters.1.name=keyNames&filters.1.values.1=my-test`.
 
 use std::collections::BTreeMap;
 
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+
 use super::error::ApiError;
+
+/// A request's query as the handlers take it.
+pub type RawQuery = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+/// The names and values of a query.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` where it cannot be read.
+pub fn pairs(query: RawQuery) -> Result<Vec<(String, String)>, ApiError> {
+    query.map(|Query(pairs)| pairs).map_err(|_| invalid("the query cannot be read".into()))
+}
 
 /// What part of a list is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,17 +27,18 @@ pub struct ListQuery {
     pub page_number: usize,
     /// How many stand on a page: 10 to 100.
     pub page_size: usize,
-    /// Lists of names, each of which must hold the one that is shown.
-    key_names: Vec<Vec<String>>,
+    /// Names of fields with the values that one of them has to have.
+    filters: Vec<(String, Vec<String>)>,
 }
 
 impl ListQuery {
-    /// Reads the names and values of a query; those it does not know are ignored.
+    /// Reads the names and values of a query, of a list that can be filtered by these fields; what it does not know
+    /// is ignored.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` where a number is none or out of range, or a filter is unknown or incomplete.
-    pub fn read(pairs: &[(String, String)]) -> Result<Self, ApiError> {
-        let mut query = Self { page_number: 1, page_size: 20, key_names: Vec::new() };
+    pub fn read(pairs: &[(String, String)], fields: &[&str]) -> Result<Self, ApiError> {
+        let mut query = Self { page_number: 1, page_size: 20, filters: Vec::new() };
         let mut filters: BTreeMap<&str, Filter> = BTreeMap::new();
         for (name, value) in pairs {
             let parts: Vec<&str> = name.split('.').collect();
@@ -41,25 +56,28 @@ impl ListQuery {
             }
         }
         for (index, filter) in filters {
-            match (filter.name, filter.values.is_empty()) {
-                (Some("keyNames"), false) => query.key_names.push(filter.values),
-                (Some("keyNames"), true) => {
+            match filter.name.filter(|name| fields.contains(name)) {
+                None => {
+                    let fields = fields.join("', '");
+                    return Err(invalid(format!("filters.{index}.name is not one of '{fields}'")));
+                }
+                Some(_) if filter.values.is_empty() => {
                     return Err(invalid(format!("filters.{index} has no values")));
                 }
-                _ => return Err(invalid(format!("filters.{index}.name is not 'keyNames'"))),
+                Some(name) => query.filters.push((name.to_owned(), filter.values)),
             }
         }
         Ok(query)
     }
 
-    /// Whether the filters let this name pass.
-    pub fn wants(&self, key_name: &str) -> bool {
-        self.key_names.iter().all(|names| names.iter().any(|name| name == key_name))
+    /// Whether the filters let something with these fields pass.
+    pub fn wants<'a>(&self, field: impl Fn(&str) -> &'a str) -> bool {
+        self.filters.iter().all(|(name, values)| values.iter().any(|value| value == field(name)))
     }
 
-    /// How many stand on the pages before.
-    pub fn skipped(&self) -> usize {
-        (self.page_number - 1).saturating_mul(self.page_size)
+    /// The part of a list that stands on the page.
+    pub fn page<'a, T>(&self, list: &'a [T]) -> impl Iterator<Item = &'a T> {
+        list.iter().skip((self.page_number - 1).saturating_mul(self.page_size)).take(self.page_size)
     }
 }
 
@@ -88,14 +106,20 @@ mod tests {
 
     fn read(pairs: &[(&str, &str)]) -> Result<ListQuery, ApiError> {
         let owned: Vec<_> = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        ListQuery::read(&owned)
+        ListQuery::read(&owned, &["keyNames", "status"])
     }
 
     #[test]
     fn pages() {
         let query = read(&[("regionId", "x")]).unwrap();
-        assert_eq!((query.page_number, query.page_size, query.skipped()), (1, 20, 0));
-        assert_eq!(read(&[("pageNumber", "3"), ("pageSize", "10")]).unwrap().skipped(), 20);
+        assert_eq!((query.page_number, query.page_size), (1, 20));
+        let list: Vec<usize> = (0..25).collect();
+        let page = |number| {
+            let query = read(&[("pageNumber", number), ("pageSize", "10")]).unwrap();
+            query.page(&list).copied().collect::<Vec<_>>()
+        };
+        assert_eq!(page("3"), [20, 21, 22, 23, 24]);
+        assert!(page("4").is_empty() && page("18446744073709551615").is_empty());
         for (name, value) in [
             ("pageNumber", "0"),
             ("pageNumber", "x"),
@@ -116,8 +140,8 @@ mod tests {
             ("filters.1.values.2", "b"),
         ])
         .unwrap();
-        assert!(query.wants("a") && query.wants("b") && !query.wants("c"));
-        assert!(read(&[]).unwrap().wants("c"));
+        assert!(query.wants(|_| "a") && query.wants(|_| "b") && !query.wants(|_| "c"));
+        assert!(read(&[]).unwrap().wants(|_| "c"));
         for bad in [
             vec![("filters.1.name", "colour"), ("filters.1.values.1", "a")],
             vec![("filters.1.values.1", "a")],

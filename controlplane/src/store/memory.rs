@@ -10,23 +10,30 @@ use keypair_agent::policy::types::{CommandId, InstanceId, KeyName};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::{Listed, Order, OrderVerb, Placed, Refused, Store, StoreError};
-use crate::ids;
+use super::changes::Changes;
+use super::{Fate, Listed, Order, Placed, Refused, Store, StoreError, Wanted};
 use crate::keypair::{Region, StoredKeyPair};
-use crate::ledger::{Answer, Binding, Ledger, Next, NotNow, Settled, Stamp};
+use crate::ledger::{Answer, Binding, Ledger, Next, Settled};
+use crate::lifecycle::State;
+
+/// How many requests are remembered before those are forgotten whose commands are.
+const MANY_REQUESTS: usize = 100_000;
 
 /// Everything in one place, behind one lock that is never held across an await.
 #[derive(Debug, Default)]
 pub struct Memory {
     content: Mutex<Content>,
+    changes: Changes,
 }
 
 #[derive(Debug, Default)]
 struct Content {
     key_pairs: BTreeMap<(Region, KeyName), StoredKeyPair>,
     ledgers: BTreeMap<InstanceId, Ledger>,
+    requests: HashMap<String, Vec<Placed>>,
     reports: HashMap<InstanceId, Vec<u8>>,
-    changes: HashMap<InstanceId, watch::Sender<u64>>,
+    states: HashMap<InstanceId, State>,
+    signatures: HashMap<String, OffsetDateTime>,
 }
 
 impl Memory {
@@ -38,8 +45,11 @@ impl Memory {
 
 impl Content {
     fn place(&mut self, order: &Order) -> Result<Result<Vec<Placed>, Refused>, StoreError> {
-        let Some(key_pair) = self.key_pairs.get(&(order.region.clone(), order.key_name.clone())) else {
-            return Ok(Err(Refused::NoKeyPair));
+        let named =
+            order.verb.key_name().and_then(|name| self.key_pairs.get(&(order.region.clone(), name.clone())));
+        let wanted = match Wanted::of(&order.verb, named) {
+            Ok(wanted) => wanted,
+            Err(refused) => return Ok(Err(refused)),
         };
         let is_live = |bound: &StoredKeyPair| {
             let name = (bound.region.clone(), bound.key_pair.key_name.clone());
@@ -49,18 +59,9 @@ impl Content {
         let empty = Ledger::default();
         for instance in &order.instances {
             let ledger = self.ledgers.get(instance).unwrap_or(&empty);
-            let stamp = Stamp { id: ids::fresh_command_id()?, now: milliseconds_since_1970() };
-            let next = match order.verb {
-                OrderVerb::Attach(password_auth) => {
-                    let wanted = Binding { key_pair: key_pair.clone(), password_auth };
-                    ledger.attach(instance, &wanted, is_live, stamp)
-                }
-                OrderVerb::Detach => ledger.detach(instance, &order.key_name, stamp),
-            };
-            match next {
+            match wanted.step(instance, ledger, is_live)? {
                 Ok(next) => steps.push((instance, next)),
-                Err(NotNow::Bound) => return Ok(Err(Refused::Bound(instance.clone()))),
-                Err(NotNow::NoSequence(error)) => return Err(error.into()),
+                Err(refused) => return Ok(Err(refused)),
             }
         }
         let mut placed = Vec::with_capacity(steps.len());
@@ -70,19 +71,20 @@ impl Content {
                 Next::Queue(entry) => {
                     let command = entry.command.id.clone();
                     self.ledgers.entry(instance.clone()).or_default().push(*entry);
-                    self.changed(instance);
                     (command, true)
                 }
             };
             placed.push(Placed { instance: instance.clone(), command, fresh });
         }
-        Ok(Ok(placed))
-    }
-
-    fn changed(&mut self, instance: &InstanceId) {
-        if let Some(sender) = self.changes.get(instance) {
-            sender.send_modify(|count| *count = count.wrapping_add(1));
+        self.requests.insert(order.request.to_string(), placed.clone());
+        if self.requests.len() > MANY_REQUESTS {
+            let ledgers = &self.ledgers;
+            let is_known = |one: &Placed| {
+                ledgers.get(&one.instance).and_then(|ledger| ledger.entry(&one.command)).is_some()
+            };
+            self.requests.retain(|_, placed| placed.iter().any(is_known));
         }
+        Ok(Ok(placed))
     }
 }
 
@@ -124,7 +126,11 @@ impl Store for Memory {
     }
 
     async fn place(&self, order: &Order) -> Result<Result<Vec<Placed>, Refused>, StoreError> {
-        self.content().place(order)
+        let placed = self.content().place(order)?;
+        for placed in placed.iter().flatten().filter(|placed| placed.fresh) {
+            self.changes.tell(&placed.instance);
+        }
+        Ok(placed)
     }
 
     async fn binding(&self, instance: &InstanceId) -> Result<Option<Binding>, StoreError> {
@@ -140,13 +146,12 @@ impl Store for Memory {
     }
 
     async fn settle(&self, instance: &InstanceId, answer: Answer) -> Result<Settled, StoreError> {
-        let mut content = self.content();
-        let Some(ledger) = content.ledgers.get_mut(instance) else {
-            return Ok(Settled::Unknown);
+        let settled = match self.content().ledgers.get_mut(instance) {
+            Some(ledger) => ledger.settle(answer),
+            None => Settled::Unknown,
         };
-        let settled = ledger.settle(answer);
         if settled == Settled::Stored {
-            content.changed(instance);
+            self.changes.tell(instance);
         }
         Ok(settled)
     }
@@ -161,6 +166,35 @@ impl Store for Memory {
         Ok(entry.and_then(|entry| entry.answer.as_ref()).map(|answer| answer.outcome.clone()))
     }
 
+    async fn fates(&self, request: &str) -> Result<Vec<Fate>, StoreError> {
+        let content = self.content();
+        let fate = |placed: &Placed| {
+            let entry = content.ledgers.get(&placed.instance)?.entry(&placed.command)?;
+            Some(Fate {
+                instance: placed.instance.clone(),
+                command: entry.command.clone(),
+                outcome: entry.answer.as_ref().map(|answer| answer.outcome.clone()),
+            })
+        };
+        Ok(content.requests.get(request).into_iter().flatten().filter_map(fate).collect())
+    }
+
+    async fn keep_state(&self, instance: &InstanceId, state: State) -> Result<(), StoreError> {
+        self.content().states.insert(instance.clone(), state);
+        Ok(())
+    }
+
+    async fn state(&self, instance: &InstanceId) -> Result<Option<State>, StoreError> {
+        Ok(self.content().states.get(instance).cloned())
+    }
+
+    async fn is_first(&self, signature: &str, until: OffsetDateTime) -> Result<bool, StoreError> {
+        let now = OffsetDateTime::now_utc();
+        let mut content = self.content();
+        content.signatures.retain(|_, until| *until >= now);
+        Ok(content.signatures.insert(signature.to_owned(), until).is_none())
+    }
+
     async fn keep_report(&self, instance: &InstanceId, report: Vec<u8>) -> Result<(), StoreError> {
         self.content().reports.insert(instance.clone(), report);
         Ok(())
@@ -171,14 +205,8 @@ impl Store for Memory {
     }
 
     fn changes(&self, instance: &InstanceId) -> watch::Receiver<u64> {
-        let mut content = self.content();
-        content.changes.entry(instance.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe()
+        self.changes.subscribe(instance)
     }
-}
-
-fn milliseconds_since_1970() -> u64 {
-    // A clock before 1970 is a clock at 1970; the sequences rise all the same.
-    u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -190,6 +218,8 @@ mod tests {
     use keypair_agent::policy::types::PasswordAuth;
 
     use super::*;
+    use crate::ids;
+    use crate::store::OrderVerb;
 
     fn key_pair(name: &str) -> StoredKeyPair {
         let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &[7; 32]].concat();
@@ -207,9 +237,9 @@ mod tests {
 
     fn attach(name: &str, instances: &[&str]) -> Order {
         Order {
+            request: ids::RequestId::fresh(),
             region: Region::default(),
-            key_name: name.parse().unwrap(),
-            verb: OrderVerb::Attach(PasswordAuth::No),
+            verb: OrderVerb::Attach(name.parse().unwrap(), PasswordAuth::No),
             instances: instances.iter().map(|id| id.parse().unwrap()).collect(),
         }
     }

@@ -10,11 +10,15 @@ use async_trait::async_trait;
 use keypair_agent::policy::command::Command;
 use keypair_agent::policy::outcome::Outcome;
 use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, PasswordAuth};
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use crate::ids::{self, RequestId};
 use crate::keypair::{Region, StoredKeyPair};
-use crate::ledger::{Answer, Binding, Settled};
+use crate::ledger::{Answer, Binding, Ledger, Next, NotNow, Settled};
+use crate::lifecycle::State;
 
+mod changes;
 mod memory;
 
 pub use memory::Memory;
@@ -22,23 +26,87 @@ pub use memory::Memory;
 /// What is to be done on some instances: on all of them, or on none.
 #[derive(Debug, Clone)]
 pub struct Order {
+    /// The request that asks for it.
+    pub request: RequestId,
     /// Where the key pair and the instances are.
     pub region: Region,
-    /// The key pair.
-    pub key_name: KeyName,
-    /// What is to be done with it.
+    /// What is to be done.
     pub verb: OrderVerb,
     /// The instances, each once.
     pub instances: Vec<InstanceId>,
 }
 
-/// What is to be done with a key pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is to be done on an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderVerb {
-    /// Bind it, with this password setting.
-    Attach(PasswordAuth),
-    /// Unbind it.
-    Detach,
+    /// Bind the key pair of this name, with this password setting.
+    Attach(KeyName, PasswordAuth),
+    /// Unbind the key pair of this name.
+    Detach(KeyName),
+    /// Turn password login on.
+    AllowPasswords,
+}
+
+impl OrderVerb {
+    /// The key pair it is about.
+    pub fn key_name(&self) -> Option<&KeyName> {
+        match self {
+            Self::Attach(name, _) | Self::Detach(name) => Some(name),
+            Self::AllowPasswords => None,
+        }
+    }
+}
+
+/// An order's verb, its key pair looked up.
+enum Wanted {
+    Attach(Binding),
+    Detach(KeyName),
+    AllowPasswords,
+}
+
+impl Wanted {
+    /// Of a verb, and the key pair that has its name now.
+    fn of(verb: &OrderVerb, named: Option<&StoredKeyPair>) -> Result<Self, Refused> {
+        match verb {
+            OrderVerb::Attach(_, password_auth) => {
+                let key_pair = named.ok_or(Refused::NoKeyPair)?.clone();
+                Ok(Self::Attach(Binding { key_pair, password_auth: *password_auth }))
+            }
+            OrderVerb::Detach(name) => named.map(|_| Self::Detach(name.clone())).ok_or(Refused::NoKeyPair),
+            OrderVerb::AllowPasswords => Ok(Self::AllowPasswords),
+        }
+    }
+
+    /// What it takes on this instance.
+    fn step(
+        &self,
+        instance: &InstanceId,
+        ledger: &Ledger,
+        is_live: impl Fn(&StoredKeyPair) -> bool,
+    ) -> Result<Result<Next, Refused>, StoreError> {
+        let stamp = ids::fresh_stamp()?;
+        let next = match self {
+            Self::Attach(binding) => ledger.attach(instance, binding, is_live, stamp),
+            Self::Detach(name) => ledger.detach(instance, name, stamp),
+            Self::AllowPasswords => ledger.allow_passwords(instance, stamp),
+        };
+        match next {
+            Ok(next) => Ok(Ok(next)),
+            Err(NotNow::Bound) => Ok(Err(Refused::Bound(instance.clone()))),
+            Err(NotNow::NoSequence(error)) => Err(error.into()),
+        }
+    }
+}
+
+/// What a request asked of one instance, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fate {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The command it was given.
+    pub command: Command,
+    /// The guest's answer, once there is one.
+    pub outcome: Option<Outcome>,
 }
 
 /// Why an order is refused; nothing of it is queued.
@@ -103,7 +171,7 @@ pub trait Store: Send + Sync {
     /// The key pairs of a region, by name.
     async fn list(&self, region: &Region) -> Result<Vec<Listed>, StoreError>;
 
-    /// Queues a command for every instance of the order, or for none.
+    /// Queues a command for every instance of the order, or for none; they are found by the order's request then.
     async fn place(&self, order: &Order) -> Result<Result<Vec<Placed>, Refused>, StoreError>;
 
     /// What an instance is bound to, every unanswered command taken as done.
@@ -124,6 +192,18 @@ pub trait Store: Send + Sync {
         instance: &InstanceId,
         command: &CommandId,
     ) -> Result<Option<Outcome>, StoreError>;
+
+    /// What a request asked for, by instance; nothing where there was no such request, or all its commands are forgotten.
+    async fn fates(&self, request: &str) -> Result<Vec<Fate>, StoreError>;
+
+    /// Keeps an instance's new state.
+    async fn keep_state(&self, instance: &InstanceId, state: State) -> Result<(), StoreError>;
+
+    /// An instance's last new state; `None` where it is as it always was.
+    async fn state(&self, instance: &InstanceId) -> Result<Option<State>, StoreError>;
+
+    /// Whether a signature is seen for the first time; it is remembered until then.
+    async fn is_first(&self, signature: &str, until: OffsetDateTime) -> Result<bool, StoreError>;
 
     /// Keeps what the agent says of itself, in place of what it said before.
     async fn keep_report(&self, instance: &InstanceId, report: Vec<u8>) -> Result<(), StoreError>;

@@ -1,0 +1,155 @@
+//! `--access-keys`: who may call the platform's API (contract 9).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// The access keys, by id.
+#[derive(Default)]
+pub struct AccessKeys(HashMap<String, String>);
+
+impl fmt::Debug for AccessKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Why a file holds no access keys. Its text is one line: file, line, cause, remedy.
+#[derive(Debug)]
+pub enum AccessKeysError {
+    /// It cannot be read.
+    Unreadable(PathBuf, io::Error),
+    /// It says something that cannot be.
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// The line in it, from 1.
+        line: usize,
+        /// What is wrong, and what would do.
+        message: String,
+    },
+}
+
+impl fmt::Display for AccessKeysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(path, error) => {
+                write!(f, "--access-keys: {} is not readable: {error}", path.display())
+            }
+            Self::Content { path, line, message } => write!(f, "{}:{line}: {message}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for AccessKeysError {}
+
+impl AccessKeys {
+    /// Reads the file: an `[[access_key]]` each, with `id` and `secret`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or understood; one without a key; an id that is none, or is given twice; an empty secret.
+    pub fn load(path: &Path) -> Result<Self, AccessKeysError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| AccessKeysError::Unreadable(path.to_owned(), error))?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, AccessKeysError> {
+        let at = |offset: usize, message: String| AccessKeysError::Content {
+            path: path.to_owned(),
+            line: text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1,
+            message,
+        };
+        // What toml says of a fault never quotes a value.
+        let file: FileForm = toml::from_str(text).map_err(|error| {
+            at(error.span().map_or(0, |span| span.start), error.message().trim().to_owned())
+        })?;
+        let mut keys = HashMap::new();
+        for AccessKeyForm { id, secret } in file.access_keys {
+            let (start, id) = (id.span().start, id.into_inner());
+            // The Authorization header takes it apart at these.
+            let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b',' | b'=');
+            if id.is_empty() || !id.bytes().all(allowed) {
+                let message = "an access key's id is printable ASCII without blanks, '/', ',' and '='";
+                return Err(at(start, message.into()));
+            }
+            if secret.get_ref().is_empty() {
+                return Err(at(secret.span().start, format!("the secret of access key '{id}' is empty")));
+            }
+            if keys.insert(id.clone(), secret.into_inner()).is_some() {
+                return Err(at(start, format!("access key '{id}' is given twice; ids are unique")));
+            }
+        }
+        if keys.is_empty() {
+            let message = "there is no access key: write [[access_key]] with id and secret";
+            return Err(at(0, message.into()));
+        }
+        Ok(Self(keys))
+    }
+
+    /// The secret of an access key.
+    pub fn secret(&self, id: &str) -> Option<&str> {
+        self.0.get(id).map(String::as_str)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileForm {
+    #[serde(rename = "access_key", default)]
+    access_keys: Vec<AccessKeyForm>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AccessKeyForm {
+    id: Spanned<String>,
+    secret: Spanned<String>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<AccessKeys, String> {
+        AccessKeys::parse(Path::new("keys.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_by_id() {
+        let keys = parse("[[access_key]]\nid = 'a'\nsecret = 's'\n[[access_key]]\nid = 'b'\nsecret = 't'\n")
+            .unwrap();
+        assert_eq!((keys.secret("a"), keys.secret("b"), keys.secret("c")), (Some("s"), Some("t"), None));
+        assert!(!format!("{keys:?}").contains('s'));
+    }
+
+    #[test]
+    fn faults_name_file_and_line_and_no_secret() {
+        let cases = [
+            ("", 1, "no access key"),
+            ("[[access_key]]\nid = 'a'\n", 1, "secret"),
+            ("[[access_key]]\nid = 'a/b'\nsecret = 'hidden'\n", 2, "printable"),
+            ("[[access_key]]\nid = 'a'\nsecret = ''\n", 3, "empty"),
+            (
+                "[[access_key]]\nid = 'a'\nsecret = 'hidden'\n[[access_key]]\nid = 'a'\nsecret = 'hidden'\n",
+                5,
+                "twice",
+            ),
+            ("[[access_key]]\nid = 'a'\nsecret = 'hidden'\nsecrets = 'hidden'\n", 4, "secrets"),
+            ("[[access_key]]\nid = 'a'\nsecret = ['hidden']\n", 3, "string"),
+        ];
+        for (text, line, what) in cases {
+            let error = parse(text).unwrap_err();
+            assert!(
+                error.starts_with(&format!("keys.toml:{line}: ")) && error.contains(what),
+                "{text:?}: {error}"
+            );
+            assert!(!error.contains("hidden"), "{error}");
+        }
+    }
+}

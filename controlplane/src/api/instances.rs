@@ -1,0 +1,194 @@
+//! Instances: what they are, and their start, stop, reboot and reset of the password, as far as key pairs care.
+
+use axum::Extension;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tracing::info;
+
+use super::bind::log_placed;
+use super::body::{Fields, RawBody};
+use super::envelope::{Handled, Reply};
+use super::error::ApiError;
+use super::keypairs;
+use super::list_query::{self, ListQuery, RawQuery};
+use crate::ids::RequestId;
+use crate::inventory::{Instance, OsType, Status};
+use crate::keypair::Region;
+use crate::lifecycle::{self, Verb};
+use crate::platform::Platform;
+use crate::store::{Order, OrderVerb, StoreError};
+
+/// Answers `GET /v1/regions/{region}/instances`.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn list(State(platform): State<Platform>, Path(region): Path<String>, query: RawQuery) -> Handled {
+    let region = keypairs::region(&region)?;
+    let query = ListQuery::read(&list_query::pairs(query)?, &["instanceId", "status"])?;
+    let mut wanted = Vec::new();
+    for instance in platform.inventory.iter().filter(|instance| instance.region == region) {
+        let status = platform.status(instance).await?;
+        let words = status.to_string();
+        if query.wants(|field| if field == "status" { &words } else { instance.id.as_str() }) {
+            wanted.push((instance, status));
+        }
+    }
+    let mut page = Vec::new();
+    for (instance, status) in query.page(&wanted) {
+        page.push(described(&platform, instance, status).await?);
+    }
+    Ok(Reply(json!({ "instances": page, "totalCount": wanted.len() })))
+}
+
+/// Answers `GET /v1/regions/{region}/instances/{instanceId}`.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn one(State(platform): State<Platform>, Path((region, id)): Path<(String, String)>) -> Handled {
+    let region = keypairs::region(&region)?;
+    let instance = find(&platform, &region, &id)?;
+    let status = platform.status(instance).await?;
+    Ok(Reply(json!({ "instance": described(&platform, instance, &status).await? })))
+}
+
+/// Answers `POST /v1/regions/{region}/instances/{instanceId}:{verb}`.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn post(
+    State(platform): State<Platform>,
+    Extension(request): Extension<RequestId>,
+    Path((region, target)): Path<(String, String)>,
+    body: RawBody,
+) -> Handled {
+    let (id, verb) = target.rsplit_once(':').ok_or(ApiError::NoSuchPath)?;
+    let verb = match verb {
+        "startInstance" => Some(Verb::Start),
+        "stopInstance" => Some(Verb::Stop),
+        "rebootInstance" => Some(Verb::Reboot),
+        "modifyInstancePassword" => None,
+        _ => return Err(ApiError::NoSuchPath),
+    };
+    let region = keypairs::region(&region)?;
+    match verb {
+        Some(verb) => bring(&platform, find(&platform, &region, id)?, verb).await?,
+        None => {
+            fit_password(Fields::read(body)?.text("password")?)?;
+            reset_password(&platform, request, find(&platform, &region, id)?).await?;
+        }
+    }
+    Ok(Reply(json!({})))
+}
+
+/// Brings an instance into another state.
+async fn bring(platform: &Platform, instance: &Instance, verb: Verb) -> Result<(), ApiError> {
+    let status = platform.status(instance).await?;
+    let to = verb.from(&status).ok_or(ApiError::InvalidStatus(status))?;
+    info!(instance = %instance.id, "it is {to}");
+    let state = lifecycle::State { status: to, since: OffsetDateTime::now_utc() };
+    Ok(platform.store.keep_state(&instance.id, state).await?)
+}
+
+/// Turns password login on, which is the part of a reset that is the agent's. The password itself is set by nobody here,
+/// and kept nowhere.
+async fn reset_password(
+    platform: &Platform,
+    request: RequestId,
+    instance: &Instance,
+) -> Result<(), ApiError> {
+    fit_status(platform, instance).await?;
+    if instance.os_type == OsType::Windows {
+        return Ok(());
+    }
+    let order = Order {
+        request,
+        region: instance.region.clone(),
+        verb: OrderVerb::AllowPasswords,
+        instances: vec![instance.id.clone()],
+    };
+    // It names no key pair, and what is bound does not matter: nothing refuses it.
+    let placed = platform.store.place(&order).await?.unwrap_or_default();
+    Ok(log_placed(platform, &order, &placed).await?)
+}
+
+/// The platform's rule: 8 to 30 characters, of at least three kinds out of four.
+fn fit_password(password: &str) -> Result<(), ApiError> {
+    let kinds: [fn(char) -> bool; 4] = [
+        |c| c.is_ascii_uppercase(),
+        |c| c.is_ascii_lowercase(),
+        |c| c.is_ascii_digit(),
+        |c| c.is_ascii_punctuation() || c == ' ' || c == '，',
+    ];
+    let used = kinds.iter().filter(|kind| password.chars().any(kind)).count();
+    let known = password.chars().all(|c| kinds.iter().any(|kind| kind(c)));
+    if !known || used < 3 || !(8..=30).contains(&password.chars().count()) {
+        return Err(ApiError::InvalidArgument(
+            "password is not 8 to 30 characters of three kinds out of upper case, lower case, digits and signs".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// The instance of that id in that region.
+///
+/// # Errors
+/// [`ApiError::NoInstance`].
+pub(super) fn find<'a>(platform: &'a Platform, region: &Region, id: &str) -> Result<&'a Instance, ApiError> {
+    let found = platform.inventory.get(id).filter(|instance| instance.region == *region);
+    found.ok_or_else(|| ApiError::NoInstance(id.to_owned()))
+}
+
+/// The state of an instance, where its agent answers, or will at the next boot.
+///
+/// # Errors
+/// [`ApiError::InvalidStatus`].
+pub(super) async fn fit_status(platform: &Platform, instance: &Instance) -> Result<Status, ApiError> {
+    match platform.status(instance).await? {
+        status @ Status::Other(_) => Err(ApiError::InvalidStatus(status)),
+        status => Ok(status),
+    }
+}
+
+/// What is shown of an instance: fields of the platform's, and what its agent last said of itself.
+async fn described(platform: &Platform, instance: &Instance, status: &Status) -> Result<Value, StoreError> {
+    let bound = platform.store.binding(&instance.id).await?;
+    // It was an object when it came.
+    let agent =
+        platform.store.report(&instance.id).await?.and_then(|report| serde_json::from_slice(&report).ok());
+    let agent: Option<Value> = agent;
+    Ok(json!({
+        "instanceId": instance.id.as_str(),
+        "instanceName": instance.hostname,
+        "hostname": instance.hostname,
+        "osType": instance.os_type.as_str(),
+        "status": status.to_string(),
+        "privateIpAddress": instance.address.map(|address| address.to_string()),
+        "keyNames": bound.map(|binding| binding.key_pair.key_pair.key_name.to_string()),
+        "agent": agent,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords() {
+        for good in ["Abcdefg1", "abcdef1!", "ABCDEF1 ", "Aa!45678901234567890123456789z", "Abcdefg，"] {
+            assert_eq!(fit_password(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "Abcdef1",
+            "abcdefgh",
+            "abcdefg1",
+            "Aa!456789012345678901234567890z",
+            "Abcdefg1é",
+            "Abcdefg1\n",
+        ] {
+            let error = fit_password(bad).map_err(|error| error.to_string());
+            assert!(error.as_ref().is_err_and(|text| bad.is_empty() || !text.contains(bad)), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What became of a request, by its id: a late result is found here.
+
+use axum::extract::{Path, State};
+use keypair_agent::policy::outcome::Status;
+use serde_json::{Value, json};
+
+use super::envelope::{Handled, Reply};
+use super::error::ApiError;
+use super::keypairs;
+use crate::platform::Platform;
+use crate::store::Fate;
+
+/// Answers `GET /v1/regions/{region}/requests/{requestId}`.
+///
+/// # Errors
+/// [`ApiError::NoRequest`] where nothing was queued for it, or all of that is forgotten.
+pub async fn one(State(platform): State<Platform>, Path((region, id)): Path<(String, String)>) -> Handled {
+    let region = keypairs::region(&region)?;
+    let mut fates = platform.store.fates(&id).await?;
+    fates.retain(|fate| {
+        platform.inventory.get(fate.instance.as_str()).is_some_and(|one| one.region == region)
+    });
+    if fates.is_empty() {
+        return Err(ApiError::NoRequest(id));
+    }
+    let commands: Vec<Value> = fates.iter().map(described).collect();
+    Ok(Reply(json!({ "requestId": id, "commands": commands })))
+}
+
+fn described(fate: &Fate) -> Value {
+    let status = match fate.outcome.as_ref().map(|outcome| outcome.status) {
+        None => "queued",
+        Some(Status::Succeeded) => "succeeded",
+        Some(Status::Failed) => "failed",
+    };
+    json!({
+        "instanceId": fate.instance.as_str(),
+        "commandId": fate.command.id.as_str(),
+        "action": fate.command.action.name(),
+        "keyName": fate.command.action.key_name(),
+        "status": status,
+        "result": fate.outcome,
+    })
+}

@@ -1,0 +1,27 @@
+//! Who waits for news of an instance is told here.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use keypair_agent::policy::types::InstanceId;
+use tokio::sync::watch;
+
+/// A counter an instance, which goes up with its news.
+#[derive(Debug, Default)]
+pub(super) struct Changes(Mutex<HashMap<InstanceId, watch::Sender<u64>>>);
+
+impl Changes {
+    /// Sees each change from now on.
+    pub(super) fn subscribe(&self, instance: &InstanceId) -> watch::Receiver<u64> {
+        let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        senders.entry(instance.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+
+    /// Something of this instance changed.
+    pub(super) fn tell(&self, instance: &InstanceId) {
+        let senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = senders.get(instance) {
+            sender.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+}
