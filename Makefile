@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench size deps
+.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-model: ## the model with a larger bound, and long random ways, others each 
 
 test-clients: ## the platform's own Python SDK against the control plane, with signatures on; one minute
 	@bash controlplane/tests/clients/run.sh
+
+test-openapi: ## docs/openapi.yaml held against the running control plane by schemathesis; two minutes
+	@bash controlplane/tests/clients/openapi.sh
 
 packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 	@bash packaging/build.sh

@@ -38,7 +38,8 @@ pub struct ServeArgs {
     /// A TOML file of instances: tables with id, region, os_type, status, hostname and address.
     #[arg(long = "instances", value_name = "FILE")]
     pub instances_file: Option<PathBuf>,
-    /// Where key pairs, bindings and commands are kept; memory: forgets them at the end.
+    /// Where key pairs, bindings and commands are kept: memory: forgets them at the end, sqlite:PATH is a file of this
+    /// process, postgres://… a database that several share.
     #[arg(long, value_name = "URL", default_value = "memory:")]
     pub store: StoreUrl,
     /// How long an attach or detach waits for its running guests, in seconds.

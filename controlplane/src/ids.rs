@@ -1,6 +1,7 @@
 //! Identifiers that nobody had before: 32 lower-case hexadecimal digits.
 
 use std::fmt;
+use std::str::FromStr;
 
 use keypair_agent::policy::types::Invalid;
 use time::OffsetDateTime;
@@ -21,6 +22,17 @@ impl RequestId {
     /// Its text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl FromStr for RequestId {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let is_digit = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+        if text.len() != 32 || !text.bytes().all(is_digit) {
+            return Err(Invalid("a request's id is 32 lower-case hexadecimal digits".into()));
+        }
+        Ok(Self(text.to_owned()))
     }
 }
 

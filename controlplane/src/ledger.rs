@@ -14,7 +14,7 @@ use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, Pass
 use crate::keypair::StoredKeyPair;
 
 /// How many answered commands are kept to recognise a result that comes again; the agent keeps as many.
-const ANSWERED_KEPT: usize = 128;
+pub const ANSWERED_KEPT: usize = 128;
 
 /// A key pair that is bound to an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,21 +87,39 @@ pub enum Settled {
     Unknown,
 }
 
+/// What the guest confirmed last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Confirmed {
+    /// What is bound by that.
+    pub binding: Option<Binding>,
+    /// The command it comes from; `None` before the first.
+    pub by: Option<Sequence>,
+}
+
 /// One instance's binding and commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
-    confirmed: Option<Binding>,
-    /// The command that `confirmed` comes from.
-    confirmed_by: Option<Sequence>,
+    confirmed: Confirmed,
     /// In sequence order; the answered ones are dropped once there are many.
     entries: VecDeque<Entry>,
     highest: u64,
 }
 
 impl Ledger {
+    /// A ledger as a store kept it. Of the answered commands those are enough that somebody asks for: the rules are about
+    /// the unanswered ones, which must be in sequence order.
+    pub fn kept(confirmed: Confirmed, entries: VecDeque<Entry>, highest: u64) -> Self {
+        Self { confirmed, entries, highest }
+    }
+
+    /// What the guest confirmed last.
+    pub fn confirmed(&self) -> &Confirmed {
+        &self.confirmed
+    }
+
     /// What is bound, every unanswered command taken as done.
     pub fn binding(&self) -> Option<&Binding> {
-        self.unanswered().fold(self.confirmed.as_ref(), after)
+        self.unanswered().fold(self.confirmed.binding.as_ref(), after)
     }
 
     /// The oldest command without a result.
@@ -190,9 +208,9 @@ impl Ledger {
         let succeeded = answer.outcome.status == Status::Succeeded;
         entry.answer = Some(answer);
         // A guest acts in sequence order, so a late word on an older command says nothing about now.
-        if succeeded && self.confirmed_by.is_none_or(|sequence| sequence < entry.sequence) {
-            self.confirmed = after(self.confirmed.as_ref(), entry).cloned();
-            self.confirmed_by = Some(entry.sequence);
+        if succeeded && self.confirmed.by.is_none_or(|sequence| sequence < entry.sequence) {
+            let binding = after(self.confirmed.binding.as_ref(), entry).cloned();
+            self.confirmed = Confirmed { binding, by: Some(entry.sequence) };
         }
         self.drop_oldest_answered();
         Settled::Stored

@@ -19,6 +19,7 @@ use crate::inventory::{Inventory, InventoryError};
 use crate::platform::Platform;
 use crate::shutdown::Shutdown;
 use crate::signing::{SigningKey, SigningKeyError};
+use crate::store::{StoreError, StoreUrl};
 use crate::{api, metadata};
 
 /// How long a connection may take to end once the service does.
@@ -33,6 +34,8 @@ pub enum ServeError {
     AccessKeys(AccessKeysError),
     /// Commands cannot be signed with what was given.
     SigningKey(SigningKeyError),
+    /// The store cannot be used.
+    Store(StoreUrl, StoreError),
     /// An address cannot be listened at.
     Listen {
         /// The flag that names it.
@@ -51,7 +54,7 @@ impl ServeError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Inventory(_) | Self::AccessKeys(_) | Self::SigningKey(_) => 2,
-            Self::Listen { .. } | Self::System(..) => 1,
+            Self::Store(..) | Self::Listen { .. } | Self::System(..) => 1,
         }
     }
 }
@@ -62,6 +65,7 @@ impl fmt::Display for ServeError {
             Self::Inventory(error) => error.fmt(f),
             Self::AccessKeys(error) => error.fmt(f),
             Self::SigningKey(error) => error.fmt(f),
+            Self::Store(url, error) => write!(f, "--store {url}: {error}"),
             Self::Listen { flag, address, cause } => {
                 write!(
                     f,
@@ -106,6 +110,7 @@ async fn serve(
     let catch = |kind| signal(kind).map_err(|cause| ServeError::System("cannot catch signals", cause));
     let mut terminate = catch(SignalKind::terminate())?;
     let mut interrupt = catch(SignalKind::interrupt())?;
+    let store = args.store.open().await.map_err(|error| ServeError::Store(args.store.clone(), error))?;
     let (api_listener, api_address) = listen("--api", args.api).await?;
     let (metadata_listener, metadata_address) = listen("--metadata", args.metadata).await?;
     if inventory.iter().next().is_none() {
@@ -116,7 +121,7 @@ async fn serve(
 
     let (trigger, shutdown) = Shutdown::channel();
     let platform = Platform {
-        store: args.store.open(),
+        store,
         inventory: Arc::new(inventory),
         attach_wait: Duration::from_secs(args.attach_wait),
         access_keys,

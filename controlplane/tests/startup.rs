@@ -36,7 +36,7 @@ fn errors_of_usage_and_configuration_exit_2_and_say_what_and_where() {
     let twice = file("[[instance]]\nid = 'i-1'\n");
     for (args, said) in [
         (vec![], "Usage"),
-        (vec!["serve", "--store", "sqlite:x.db"], "'memory:' is the one that can be used"),
+        (vec!["serve", "--store", "mysql:x"], "a store is memory:, sqlite:PATH or postgres:"),
         (vec!["serve", "--api", "nowhere"], "--api"),
         (vec!["serve", "--attach-wait", "soon"], "--attach-wait"),
         (vec!["serve", "--access-keys", "/does/not/exist"], "--access-keys: /does/not/exist"),

@@ -5,8 +5,8 @@ use axum::extract::{Path, State};
 use keypair_agent::policy::outcome;
 use keypair_agent::policy::types::KeyName;
 use serde_json::json;
-use tokio::time::Instant;
-use tracing::{info, warn};
+use tokio::time::{Duration, Instant};
+use tracing::{error, info, warn};
 
 use super::body::{Fields, RawBody};
 use super::envelope::{Handled, Reply};
@@ -16,7 +16,10 @@ use crate::ids::RequestId;
 use crate::inventory::{Instance, OsType, Status};
 use crate::keypair::Region;
 use crate::platform::Platform;
-use crate::store::{Order, OrderVerb, Placed, Refused, StoreError};
+use crate::store::{Order, OrderVerb, Placed, Refused};
+
+/// When a store that failed is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is asked of a key pair, behind the colon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +72,11 @@ pub async fn post(
         (Refused::Bound(id), Verb::Attach) => ApiError::AlreadyAttached(id),
         (Refused::Bound(id), Verb::Detach) => ApiError::OtherAttached(id),
     })?;
-    log_placed(&platform, &order, &placed).await?;
+    log_placed(&platform, &order, &placed).await;
     let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + platform.attach_wait;
     for ((instance, status), placed) in instances.iter().zip(&placed) {
-        match accepted(&platform, status, placed, deadline).await? {
+        match accepted(&platform, status, placed, deadline).await {
             true => succeeded.push(instance.id.as_str()),
             false => failed.push(instance.id.as_str()),
         }
@@ -101,38 +104,35 @@ async fn fit_instances<'a>(
 }
 
 /// Whether an instance counts as successful: a stopped one at once, a running one when its guest says so
-/// before the deadline. What comes later is stored all the same.
-async fn accepted(
-    platform: &Platform,
-    status: &Status,
-    placed: &Placed,
-    deadline: Instant,
-) -> Result<bool, StoreError> {
+/// before the deadline. What comes later is stored all the same. The command is queued by now, so that a store which cannot be
+/// asked is a guest that was not heard of.
+async fn accepted(platform: &Platform, status: &Status, placed: &Placed, deadline: Instant) -> bool {
     if *status == Status::Stopped {
-        return Ok(true);
+        return true;
     }
     let mut changes = platform.store.changes(&placed.instance);
     loop {
         changes.borrow_and_update();
-        if let Some(outcome) = platform.store.outcome(&placed.instance, &placed.command).await? {
-            return Ok(outcome.status == outcome::Status::Succeeded);
-        }
+        let again = match platform.store.outcome(&placed.instance, &placed.command).await {
+            Ok(Some(outcome)) => return outcome.status == outcome::Status::Succeeded,
+            Ok(None) => deadline,
+            Err(error) => {
+                error!("{error}");
+                deadline.min(Instant::now() + AGAIN)
+            }
+        };
         tokio::select! {
-            changed = changes.changed() => changed.map_err(|_| StoreError("it tells no changes".into()))?,
-            () = tokio::time::sleep_until(deadline) => break,
+            _ = changes.changed() => {}
+            () = tokio::time::sleep_until(again) => if again == deadline { break },
             () = platform.shutdown.begun() => break,
         }
     }
     warn!(instance = %placed.instance, command = %placed.command, "the guest is silent; the command stays queued");
-    Ok(false)
+    false
 }
 
 /// Says which commands an order led to.
-pub(super) async fn log_placed(
-    platform: &Platform,
-    order: &Order,
-    placed: &[Placed],
-) -> Result<(), StoreError> {
+pub(super) async fn log_placed(platform: &Platform, order: &Order, placed: &[Placed]) {
     let verb = match order.verb {
         OrderVerb::Attach(..) => "attach",
         OrderVerb::Detach(_) => "detach",
@@ -140,11 +140,11 @@ pub(super) async fn log_placed(
     };
     let key_name = order.verb.key_name().map(tracing::field::display);
     for Placed { instance, command, fresh } in placed {
-        let binding = platform.store.binding(instance).await?;
+        // For the log alone: what was queued is queued.
+        let binding = platform.store.binding(instance).await.unwrap_or_default();
         let key = binding.map(|binding| binding.key_pair.key_pair.public_key.fingerprint().sha256);
         let said = if *fresh { "queued" } else { "asked for again, still queued" };
         let key = key.as_deref();
         info!(%instance, %command, key_name, key, "{verb}: {said}");
     }
-    Ok(())
 }

@@ -39,9 +39,9 @@ pub enum ApiError {
     NoSuchPath,
     /// The path does not know this method.
     NoSuchMethod,
-    /// Something here failed; the log says what.
+    /// Something here failed, and nothing was changed; the log says what.
     Internal,
-    /// Nobody knows what happened.
+    /// Nobody knows whether something was changed.
     Unknown,
 }
 
@@ -121,7 +121,10 @@ impl std::error::Error for ApiError {}
 impl From<StoreError> for ApiError {
     fn from(cause: StoreError) -> Self {
         error!("{cause}");
-        Self::Internal
+        match cause {
+            StoreError::Failed(_) => Self::Internal,
+            StoreError::Uncertain(_) => Self::Unknown,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::envelope::{Handled, Reply};
 use super::error::ApiError;
 use super::keypairs;
+use crate::ids::RequestId;
 use crate::platform::Platform;
 use crate::store::Fate;
 
@@ -16,7 +17,10 @@ use crate::store::Fate;
 /// [`ApiError::NoRequest`] where nothing was queued for it, or all of that is forgotten.
 pub async fn one(State(platform): State<Platform>, Path((region, id)): Path<(String, String)>) -> Handled {
     let region = keypairs::region(&region)?;
-    let mut fates = platform.store.fates(&id).await?;
+    let mut fates = match id.parse::<RequestId>() {
+        Ok(id) => platform.store.fates(&id).await?,
+        Err(_) => Vec::new(),
+    };
     fates.retain(|fate| {
         platform.inventory.get(fate.instance.as_str()).is_some_and(|one| one.region == region)
     });

@@ -46,10 +46,12 @@ pub async fn command(
         changes.borrow_and_update();
         if let Some(command) = platform.store.next(&instance.id).await? {
             let text = match &platform.signing_key {
-                None => serde_json::to_string(&command).map_err(|error| StoreError(error.to_string()))?,
+                None => {
+                    serde_json::to_string(&command).map_err(|error| StoreError::Failed(error.to_string()))?
+                }
                 Some(key) => key
                     .seal(&command, OffsetDateTime::now_utc())
-                    .map_err(|error| StoreError(error.to_string()))?,
+                    .map_err(|error| StoreError::Failed(error.to_string()))?,
             };
             info!(instance = %instance.id, command = %command.id, "handed out");
             return Ok(json(text));
@@ -58,7 +60,7 @@ pub async fn command(
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
         tokio::select! {
-            changed = changes.changed() => changed.map_err(|_| StoreError("it tells no changes".into()))?,
+            changed = changes.changed() => changed.map_err(|_| StoreError::Failed("it tells no changes".into()))?,
             () = tokio::time::sleep_until(deadline) => return Ok(StatusCode::NO_CONTENT.into_response()),
             () = platform.shutdown.begun() => return Err(MetadataError::Ending),
         }
@@ -86,7 +88,9 @@ pub async fn result(
         return Err(MetadataError::NotFound);
     }
     let bytes = body.map_err(|_| MetadataError::Bad("a result has 64 KiB at most".into()))?;
-    let outcome: Outcome = serde_json::from_slice(&bytes).map_err(|error| {
+    // All of it, fields that nobody looks at too: a store keeps text.
+    let text = std::str::from_utf8(&bytes).map_err(|_| MetadataError::Bad("a result is UTF-8".into()))?;
+    let outcome: Outcome = serde_json::from_str(text).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         MetadataError::Bad(format!("this is not a result (line {line}, column {column})"))
     })?;

@@ -24,4 +24,11 @@ impl Changes {
             sender.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
+
+    /// Something of some instances may have changed.
+    pub(super) fn tell_all(&self) {
+        for sender in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            sender.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
 }

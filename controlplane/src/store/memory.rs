@@ -12,12 +12,13 @@ use tokio::sync::watch;
 
 use super::changes::Changes;
 use super::{Fate, Listed, Order, Placed, Refused, Store, StoreError, Wanted};
+use crate::ids::RequestId;
 use crate::keypair::{Region, StoredKeyPair};
 use crate::ledger::{Answer, Binding, Ledger, Next, Settled};
 use crate::lifecycle::State;
 
-/// How many requests are remembered before those are forgotten whose commands are.
-const MANY_REQUESTS: usize = 100_000;
+/// The least number of requests among which some are looked for that may be forgotten.
+const FEW_REQUESTS: usize = 100_000;
 
 /// Everything in one place, behind one lock that is never held across an await.
 #[derive(Debug, Default)]
@@ -30,7 +31,9 @@ pub struct Memory {
 struct Content {
     key_pairs: BTreeMap<(Region, KeyName), StoredKeyPair>,
     ledgers: BTreeMap<InstanceId, Ledger>,
-    requests: HashMap<String, Vec<Placed>>,
+    requests: HashMap<RequestId, Vec<Placed>>,
+    /// How many of them there may be before those are forgotten whose commands are.
+    many_requests: usize,
     reports: HashMap<InstanceId, Vec<u8>>,
     states: HashMap<InstanceId, State>,
     signatures: HashMap<String, OffsetDateTime>,
@@ -76,13 +79,12 @@ impl Content {
             };
             placed.push(Placed { instance: instance.clone(), command, fresh });
         }
-        self.requests.insert(order.request.to_string(), placed.clone());
-        if self.requests.len() > MANY_REQUESTS {
+        self.requests.insert(order.request.clone(), placed.clone());
+        if self.requests.len() > self.many_requests.max(FEW_REQUESTS) {
             let ledgers = &self.ledgers;
-            let is_known = |one: &Placed| {
-                ledgers.get(&one.instance).and_then(|ledger| ledger.entry(&one.command)).is_some()
-            };
-            self.requests.retain(|_, placed| placed.iter().any(is_known));
+            let is_known = |one: &Placed| ledgers.get(&one.instance)?.entry(&one.command);
+            self.requests.retain(|_, placed| placed.iter().any(|one| is_known(one).is_some()));
+            self.many_requests = self.requests.len() * 2;
         }
         Ok(Ok(placed))
     }
@@ -166,7 +168,7 @@ impl Store for Memory {
         Ok(entry.and_then(|entry| entry.answer.as_ref()).map(|answer| answer.outcome.clone()))
     }
 
-    async fn fates(&self, request: &str) -> Result<Vec<Fate>, StoreError> {
+    async fn fates(&self, request: &RequestId) -> Result<Vec<Fate>, StoreError> {
         let content = self.content();
         let fate = |placed: &Placed| {
             let entry = content.ledgers.get(&placed.instance)?.entry(&placed.command)?;
@@ -179,9 +181,18 @@ impl Store for Memory {
         Ok(content.requests.get(request).into_iter().flatten().filter_map(fate).collect())
     }
 
-    async fn keep_state(&self, instance: &InstanceId, state: State) -> Result<(), StoreError> {
-        self.content().states.insert(instance.clone(), state);
-        Ok(())
+    async fn change_state(
+        &self,
+        instance: &InstanceId,
+        before: Option<&State>,
+        state: &State,
+    ) -> Result<bool, StoreError> {
+        let mut content = self.content();
+        let is_as_seen = content.states.get(instance) == before;
+        if is_as_seen {
+            content.states.insert(instance.clone(), state.clone());
+        }
+        Ok(is_as_seen)
     }
 
     async fn state(&self, instance: &InstanceId) -> Result<Option<State>, StoreError> {
@@ -206,87 +217,5 @@ impl Store for Memory {
 
     fn changes(&self, instance: &InstanceId) -> watch::Receiver<u64> {
         self.changes.subscribe(instance)
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use base64ct::{Base64, Encoding};
-    use keypair_agent::policy::command::KeyPair;
-    use keypair_agent::policy::public_key::PublicKey;
-    use keypair_agent::policy::types::PasswordAuth;
-
-    use super::*;
-    use crate::ids;
-    use crate::store::OrderVerb;
-
-    fn key_pair(name: &str) -> StoredKeyPair {
-        let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &[7; 32]].concat();
-        let line = format!("ssh-ed25519 {}", Base64::encode_string(&blob));
-        StoredKeyPair {
-            id: ids::fresh(),
-            region: Region::default(),
-            key_pair: KeyPair {
-                key_name: name.parse().unwrap(),
-                public_key: PublicKey::parse(&line).unwrap(),
-            },
-            create_time: OffsetDateTime::UNIX_EPOCH,
-        }
-    }
-
-    fn attach(name: &str, instances: &[&str]) -> Order {
-        Order {
-            request: ids::RequestId::fresh(),
-            region: Region::default(),
-            verb: OrderVerb::Attach(name.parse().unwrap(), PasswordAuth::No),
-            instances: instances.iter().map(|id| id.parse().unwrap()).collect(),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_name_is_used_once_at_a_time() {
-        let store = Memory::default();
-        let (region, name) = (Region::default(), "k".parse().unwrap());
-        assert!(store.import(key_pair("k")).await.unwrap());
-        assert!(!store.import(key_pair("k")).await.unwrap());
-        assert!(store.delete(&region, &name).await.unwrap());
-        assert!(!store.delete(&region, &name).await.unwrap());
-        assert!(!store.has_key_pair(&region, &name).await.unwrap());
-        assert_eq!(store.place(&attach("k", &["i-1"])).await.unwrap(), Err(Refused::NoKeyPair));
-        assert!(store.import(key_pair("k")).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn an_order_is_placed_whole_or_not_at_all() {
-        let store = Memory::default();
-        let (one, two) = ("i-1".parse().unwrap(), "i-2".parse().unwrap());
-        store.import(key_pair("k")).await.unwrap();
-        store.import(key_pair("l")).await.unwrap();
-        store.place(&attach("k", &["i-2"])).await.unwrap().unwrap();
-        let mut changes = store.changes(&one);
-        let refused = store.place(&attach("l", &["i-1", "i-2"])).await.unwrap();
-        assert_eq!(refused, Err(Refused::Bound(two)));
-        assert_eq!(store.next(&one).await.unwrap(), None);
-        assert!(!changes.has_changed().unwrap());
-        // The same order again is the command that waits, and a new one beside it.
-        let placed = store.place(&attach("k", &["i-1", "i-2"])).await.unwrap().unwrap();
-        assert_eq!(placed.iter().map(|placed| placed.fresh).collect::<Vec<_>>(), [true, false]);
-        assert!(changes.has_changed().unwrap());
-        changes.borrow_and_update();
-        store.place(&attach("k", &["i-1", "i-2"])).await.unwrap().unwrap();
-        assert!(!changes.has_changed().unwrap());
-        let listed = store.list(&Region::default()).await.unwrap();
-        assert_eq!((listed[0].instances.len(), listed[1].instances.len()), (2, 0));
-    }
-
-    #[tokio::test]
-    async fn the_last_report_is_kept() {
-        let store = Memory::default();
-        let id = "i-1".parse().unwrap();
-        assert_eq!(store.report(&id).await.unwrap(), None);
-        store.keep_report(&id, b"old".to_vec()).await.unwrap();
-        store.keep_report(&id, b"new".to_vec()).await.unwrap();
-        assert_eq!(store.report(&id).await.unwrap(), Some(b"new".to_vec()));
     }
 }

@@ -3,6 +3,7 @@
 //! [`Ledger`]: crate::ledger::Ledger
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -20,8 +21,10 @@ use crate::lifecycle::State;
 
 mod changes;
 mod memory;
+mod sql;
 
 pub use memory::Memory;
+pub use sql::Sql;
 
 /// What is to be done on some instances: on all of them, or on none.
 #[derive(Debug, Clone)]
@@ -138,13 +141,21 @@ pub struct Listed {
     pub instances: Vec<InstanceId>,
 }
 
-/// The store does not do its work; nothing was changed.
+/// The store does not do its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreError(pub String);
+pub enum StoreError {
+    /// Nothing was changed.
+    Failed(String),
+    /// It was asked to keep a change, and did not answer: the change is kept, or is not.
+    Uncertain(String),
+}
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the store failed: {}", self.0)
+        match self {
+            Self::Failed(why) => write!(f, "the store failed: {why}"),
+            Self::Uncertain(why) => write!(f, "the store did not say whether it kept a change: {why}"),
+        }
     }
 }
 
@@ -152,7 +163,7 @@ impl std::error::Error for StoreError {}
 
 impl From<Invalid> for StoreError {
     fn from(error: Invalid) -> Self {
-        Self(error.to_string())
+        Self::Failed(error.to_string())
     }
 }
 
@@ -194,10 +205,15 @@ pub trait Store: Send + Sync {
     ) -> Result<Option<Outcome>, StoreError>;
 
     /// What a request asked for, by instance; nothing where there was no such request, or all its commands are forgotten.
-    async fn fates(&self, request: &str) -> Result<Vec<Fate>, StoreError>;
+    async fn fates(&self, request: &RequestId) -> Result<Vec<Fate>, StoreError>;
 
-    /// Keeps an instance's new state.
-    async fn keep_state(&self, instance: &InstanceId, state: State) -> Result<(), StoreError>;
+    /// Keeps an instance's new state, in place of the one that it had; `false` where it has another one by now.
+    async fn change_state(
+        &self,
+        instance: &InstanceId,
+        before: Option<&State>,
+        state: &State,
+    ) -> Result<bool, StoreError>;
 
     /// An instance's last new state; `None` where it is as it always was.
     async fn state(&self, instance: &InstanceId) -> Result<Option<State>, StoreError>;
@@ -217,27 +233,85 @@ pub trait Store: Send + Sync {
 }
 
 /// Which store to use, as `--store` names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     /// `memory:`, forgotten when the process ends.
     Memory,
+    /// `sqlite:PATH`, a file of this process alone.
+    Sqlite(PathBuf),
+    /// `postgres://…`, a database that any number of servers share.
+    Postgres(String),
 }
 
 impl FromStr for StoreUrl {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "memory:" => Ok(Self::Memory),
-            _ => Err(Invalid("no such store; 'memory:' is the one that can be used".into())),
+        match text.split_once(':') {
+            Some(("memory", "")) => Ok(Self::Memory),
+            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+                Ok(Self::Postgres(text.to_owned()))
+            }
+            _ => Err(Invalid(
+                "a store is memory:, sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE".into(),
+            )),
         }
     }
 }
 
-impl StoreUrl {
-    /// Opens it.
-    pub fn open(self) -> Arc<dyn Store> {
+/// Without the password that may stand in it.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Memory => f.write_str("memory:"),
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => {
+                let (place, _) = url.split_once('?').unwrap_or((url, ""));
+                write!(f, "postgres://{}", place.rsplit_once('@').map_or("…", |(_, place)| place))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl StoreUrl {
+    /// Opens it, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// Where it is not there, is another process's, or of a newer version.
+    pub async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(match self {
             Self::Memory => Arc::new(Memory::default()),
+            Self::Sqlite(path) => Arc::new(Sql::open_sqlite(path).await?),
+            Self::Postgres(url) => Arc::new(Sql::open_postgres(url).await?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn stores_are_named_and_shown_without_a_password() {
+        for (text, shown) in [
+            ("memory:", "memory:"),
+            ("sqlite:/var/lib/x.db", "sqlite:/var/lib/x.db"),
+            ("sqlite:x.db", "sqlite:x.db"),
+            ("postgres://me:hidden@db:5432/keypair?password=hidden", "postgres://db:5432/keypair"),
+            ("postgresql:///keypair?password=hidden", "postgres://…"),
+        ] {
+            let url: StoreUrl = text.parse().unwrap();
+            assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), shown.to_owned()));
+        }
+        for text in ["", "memory", "memory:x", "sqlite:", "postgres:", "mysql://x", "x.db"] {
+            assert!(text.parse::<StoreUrl>().is_err(), "{text}");
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A control plane of its own for each test, and a client for both its faces.
 #![allow(dead_code)]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
 use serde_json::{Value, json};
+
+pub(crate) mod postgres;
 
 /// How long a call may take before the test fails; nothing is measured with it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +32,14 @@ pub(crate) fn file(content: &str) -> String {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let path = format!("{}/{}-{number}.toml", env!("CARGO_TARGET_TMPDIR"), std::process::id());
     std::fs::write(&path, content).unwrap();
+    path
+}
+
+/// A folder that no other test has, empty.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    let path = PathBuf::from(format!("{}/{name}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
     path
 }
 
@@ -244,24 +255,40 @@ impl Response {
 
 /// One HTTP exchange on a connection of its own.
 pub(crate) fn http(host: &str, method: &str, path: &str, body: &str) -> Response {
-    let mut stream = send(host, method, path, body);
+    try_http(host, method, path, body).unwrap()
+}
+
+/// One HTTP exchange with somebody who may die within it.
+pub(crate) fn try_http(host: &str, method: &str, path: &str, body: &str) -> io::Result<Response> {
+    let mut stream = try_send(host, method, path, body)?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {text:?}"));
+    stream.read_to_string(&mut text)?;
+    let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, format!("no response: {text:?}"));
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(cut)?;
     let (line, headers) = head.split_once("\r\n").unwrap();
-    let status = line.split(' ').nth(1).unwrap().parse().unwrap();
-    Response { status, headers: headers.replace("\r\n", "\n"), body: body.to_owned() }
+    let response = Response {
+        status: line.split(' ').nth(1).unwrap().parse().unwrap(),
+        headers: headers.replace("\r\n", "\n"),
+        body: body.to_owned(),
+    };
+    let whole =
+        response.header("content-length").is_none_or(|length| length == response.body.len().to_string());
+    if whole { Ok(response) } else { Err(cut()) }
 }
 
 /// Sends a request and leaves the response to be read.
 pub(crate) fn send(host: &str, method: &str, path: &str, body: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(host).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    try_send(host, method, path, body).unwrap()
+}
+
+fn try_send(host: &str, method: &str, path: &str, body: &str) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(host)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
          Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    stream.write_all(request.as_bytes()).unwrap();
-    stream
+    stream.write_all(request.as_bytes())?;
+    Ok(stream)
 }

@@ -1,0 +1,23 @@
+//! The schema, in steps that are never changed once they are released.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use sqlx::error::BoxDynError;
+use sqlx::migrate::{Migration, MigrationSource, MigrationType};
+
+/// Every step, in order: number, subject, SQL.
+const STEPS: [(i64, &str, &str); 1] = [(1, "first", include_str!("../../../migrations/1_first.sql"))];
+
+/// The steps, as sqlx takes them.
+#[derive(Debug)]
+pub(super) struct Schema;
+
+impl<'s> MigrationSource<'s> for Schema {
+    fn resolve(self) -> Pin<Box<dyn Future<Output = Result<Vec<Migration>, BoxDynError>> + Send + 's>> {
+        let step = |(number, subject, sql): (i64, &'static str, &'static str)| {
+            Migration::new(number, subject.into(), MigrationType::Simple, sql.into(), false)
+        };
+        Box::pin(std::future::ready(Ok(STEPS.into_iter().map(step).collect())))
+    }
+}

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# What `make test-openapi` runs: schemathesis holds docs/openapi.yaml against the running server, one face after the other.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+bash demo/install-tools.sh python3
+cargo build --quiet -p keypair-controlplane
+target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+environment=$target/openapi
+if [ ! -e "$environment/ready" ]; then
+  rm -rf "$environment"
+  python3 -m venv "$environment" 2>/dev/null || { bash demo/install-tools.sh python3-venv; python3 -m venv "$environment"; }
+  "$environment/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5
+  touch "$environment/ready"
+fi
+
+folder=$(mktemp -d)
+pid=
+cleanup() {
+  [ -z "$pid" ] || { kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null || true; }
+  rm -rf "$folder"
+}
+trap cleanup EXIT
+"$target/debug/keypair-controlplane" serve --api 127.0.0.1:0 --metadata 127.0.0.1:0 --attach-wait 0 \
+  --instance i-demo --instance i-other >"$folder/out" 2>"$folder/log" &
+pid=$!
+until [ -s "$folder/out" ]; do kill -0 "$pid" || { cat "$folder/log" >&2; exit 1; }; sleep 0.05; done
+api=$(sed -n 's/.*"api":"\([^"]*\)".*/\1/p' "$folder/out")
+metadata=$(sed -n 's/.*"i-demo":"\(http:\/\/[^/]*\).*/\1/p' "$folder/out")
+
+face() { # URL PATHS
+  "$environment/bin/schemathesis" --config-file controlplane/tests/clients/schemathesis.toml run docs/openapi.yaml \
+    --url "$1" --include-path-regex "$2" --seed "${SEED:-20261128}" --max-examples "${EXAMPLES:-50}" --no-color
+}
+face "$api" '^/v1/'
+face "$metadata" '^/\{instanceId\}/'
+kill -0 "$pid" # it lives through all of it

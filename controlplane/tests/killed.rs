@@ -1,0 +1,290 @@
+//! Servers killed at any moment, alone on a file and several on one database: what was accepted arrives, at its own
+//! guest, and is reported once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::postgres::Postgres;
+use support::{REGION, Server, file, folder, http, outcome, try_http};
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn fleet(size: usize) -> String {
+    file(&(0..size).map(|number| format!("[[instance]]\nid = 'i-{number}'\n")).collect::<String>())
+}
+
+/// Where one server is reached now; another one after a restart.
+#[derive(Clone)]
+struct Place {
+    api: String,
+    metadata: String,
+}
+
+impl Place {
+    fn of(server: &Server) -> Self {
+        let base = server.bases["i-0"].as_str().unwrap().strip_prefix("http://").unwrap();
+        Self { api: server.api.clone(), metadata: base.split_once('/').unwrap().0.to_owned() }
+    }
+}
+
+/// What owners and guests saw, against which the store is held.
+#[derive(Default)]
+struct Witness {
+    /// The requests that were accepted.
+    accepted: Mutex<Vec<String>>,
+    /// Whose each command was.
+    handed_out: Mutex<BTreeMap<String, String>>,
+    /// The commands whose result was stored.
+    reported: Mutex<BTreeSet<String>>,
+    /// The result that each guest still has to deliver, as an agent does before it asks for more.
+    outboxes: Mutex<BTreeMap<String, (String, String)>>,
+    /// What must not be seen.
+    faults: Mutex<Vec<String>>,
+}
+
+impl Witness {
+    fn fault(&self, what: String) {
+        self.faults.lock().unwrap().push(what);
+    }
+
+    /// One poll of a guest and its answer; `false` where there was nothing, or the server died.
+    fn guest(&self, place: &Place, instance: &str, wait: u64) -> bool {
+        let base = format!("/{instance}/metadata/latest/keypair");
+        if !self.deliver(place, instance) {
+            return false;
+        }
+        let Ok(response) = try_http(&place.metadata, "GET", &format!("{base}/command?wait={wait}"), "")
+        else {
+            return false;
+        };
+        if response.status != 200 {
+            return false;
+        }
+        let command = response.json();
+        let id = command["commandId"].as_str().unwrap().to_owned();
+        let owner =
+            self.handed_out.lock().unwrap().entry(id.clone()).or_insert_with(|| instance.to_owned()).clone();
+        if command["instanceId"] != instance || owner != instance {
+            self.fault(format!("{id} of {owner} was handed out to {instance}"));
+        }
+        if self.reported.lock().unwrap().contains(&id) {
+            self.fault(format!("{id} was handed out after its result"));
+        }
+        let result = outcome(&id, instance, "succeeded").to_string();
+        self.outboxes.lock().unwrap().insert(instance.to_owned(), (id, result));
+        self.deliver(place, instance)
+    }
+
+    /// Whether nothing is left to deliver.
+    fn deliver(&self, place: &Place, instance: &str) -> bool {
+        let Some((id, result)) = self.outboxes.lock().unwrap().get(instance).cloned() else { return true };
+        let path = format!("/{instance}/metadata/latest/keypair/results/{id}");
+        match try_http(&place.metadata, "PUT", &path, &result) {
+            Ok(stored) if stored.status == 204 => {
+                self.reported.lock().unwrap().insert(id);
+                self.outboxes.lock().unwrap().remove(instance);
+                return true;
+            }
+            Ok(other) if other.status != 503 => self.fault(format!("the result of {id}: {other:?}")),
+            _ => {}
+        }
+        false
+    }
+
+    /// One attach or detach of an owner; whether it was accepted.
+    fn owner(&self, place: &Place, instance: &str, verb: &str) -> Option<Value> {
+        let body = json!({ "instanceIds": [instance], "passWordAuth": "no" }).to_string();
+        let response = try_http(&place.api, "POST", &format!("{REGION}/keypairs/k:{verb}"), &body).ok()?;
+        let envelope = response.json();
+        let taken = [400, 500].contains(&response.status);
+        match response.status {
+            200 => self.accepted.lock().unwrap().push(envelope["requestId"].as_str().unwrap().to_owned()),
+            // What it was asked before a kill counts as asked: attached, or detached already. 500: the store is going.
+            _ if taken => {}
+            _ => self.fault(format!("{verb} of {instance}: {envelope}")),
+        }
+        Some(envelope)
+    }
+
+    /// Every guest answers all there is; then each accepted request must have succeeded.
+    fn hold(&self, place: &Place, instances: usize) {
+        for number in 0..instances {
+            while self.guest(place, &format!("i-{number}"), 0) {}
+        }
+        let faults = self.faults.lock().unwrap();
+        assert!(faults.is_empty(), "{faults:#?}");
+        let reported = self.reported.lock().unwrap();
+        let accepted = self.accepted.lock().unwrap();
+        for request in &*accepted {
+            let fate = http(&place.api, "GET", &format!("{REGION}/requests/{request}"), "").result();
+            for command in fate["commands"].as_array().unwrap() {
+                assert_eq!(command["status"], "succeeded", "{request}: {command}");
+                let id = command["commandId"].as_str().unwrap();
+                assert!(reported.contains(id), "{request}: nobody was told of {command}");
+            }
+        }
+    }
+}
+
+/// A server killed `kills` times in the middle of its work, and started anew on the same store.
+fn killed_again_and_again(store: &str, kills: usize) {
+    const INSTANCES: usize = 12;
+    let fleet = fleet(INSTANCES);
+    let flags = ["--attach-wait", "0", "--store", store, "--instances", &fleet];
+    let witness = Witness::default();
+    for round in 0..kills {
+        let server = Server::start(&flags);
+        let place = Place::of(&server);
+        if round == 0 {
+            server.import("k", 1).result();
+        }
+        let over = AtomicBool::new(false);
+        let work = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for part in 0..4 {
+                let (witness, place, over, work) = (&witness, &place, &over, &work);
+                scope.spawn(move || {
+                    for number in (part..INSTANCES).step_by(4).cycle() {
+                        let instance = format!("i-{number}");
+                        for verb in ["attach", "detach"] {
+                            witness.owner(place, &instance, verb);
+                            work.fetch_add(1, Ordering::Relaxed);
+                            witness.guest(place, &instance, 0);
+                        }
+                        if over.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
+                });
+            }
+            // Killed by how far the work got, not by the clock: another place in each round.
+            let patience = Instant::now() + PATIENCE;
+            while work.load(Ordering::Relaxed) < 4 + round * 3 {
+                assert!(Instant::now() < patience, "no work is done");
+                std::thread::yield_now();
+            }
+            server.signal("KILL");
+            over.store(true, Ordering::Relaxed);
+        });
+        server.end("KILL");
+    }
+    let server = Server::start(&flags);
+    witness.hold(&Place::of(&server), INSTANCES);
+    let accepted = witness.accepted.lock().unwrap().len();
+    println!(
+        "{kills} kills, {accepted} accepted requests, {} results",
+        witness.reported.lock().unwrap().len()
+    );
+    assert!(accepted > kills);
+}
+
+#[test]
+fn alone_on_a_file() {
+    let file = folder("killed").join("store.db");
+    killed_again_and_again(&format!("sqlite:{}", file.display()), 20);
+}
+
+#[test]
+fn alone_on_a_database() {
+    let Some(postgres) = Postgres::start() else { return };
+    killed_again_and_again(&postgres.url(), 20);
+}
+
+#[test]
+fn three_on_one_database_and_one_is_killed_under_load() {
+    /// Attaches and detaches a second, all owners together.
+    const RATE: usize = 250;
+    const INSTANCES: usize = 100;
+    const ROUNDS: usize = 10;
+    let Some(postgres) = Postgres::start() else { return };
+    let (url, fleet) = (postgres.url(), fleet(INSTANCES));
+    let flags = ["--attach-wait", "60", "--store", &url, "--instances", &fleet];
+    let mut servers: Vec<Server> = (0..3).map(|_| Server::start(&flags)).collect();
+    servers[0].import("k", 1).result();
+    let places = RwLock::new(servers.iter().map(Place::of).collect::<Vec<_>>());
+    let at = |number: usize| {
+        let places = places.read().unwrap();
+        places[number % places.len()].clone()
+    };
+    let (witness, over, calls) = (Witness::default(), AtomicBool::new(false), AtomicUsize::new(0));
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        // Every guest holds its long poll at one server, and goes to the next when that one dies.
+        for number in 0..INSTANCES {
+            let (witness, over, at) = (&witness, &over, &at);
+            scope.spawn(move || {
+                for turn in number.. {
+                    witness.guest(&at(turn), &format!("i-{number}"), 1);
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        let owners: Vec<_> = (0..INSTANCES)
+            .map(|number| {
+                let (witness, at, calls) = (&witness, &at, &calls);
+                scope.spawn(move || {
+                    let pace = Duration::from_secs(1) * u32::try_from(INSTANCES).unwrap()
+                        / u32::try_from(RATE).unwrap();
+                    for round in 0..ROUNDS {
+                        let next = Instant::now() + pace;
+                        let verb = if round % 2 == 0 { "attach" } else { "detach" };
+                        let instance = format!("i-{number}");
+                        // Where a server dies under a call, the same is asked of another one.
+                        let mut turn = number + round;
+                        while witness.owner(&at(turn), &instance, verb).is_none() {
+                            turn += 1;
+                        }
+                        calls.fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                    }
+                })
+            })
+            .collect();
+        let half = INSTANCES * ROUNDS / 2;
+        let patience = Instant::now() + PATIENCE;
+        while calls.load(Ordering::Relaxed) < half {
+            assert!(Instant::now() < patience, "{} of {half} calls", calls.load(Ordering::Relaxed));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let dead = servers.remove(1);
+        dead.signal("KILL");
+        places.write().unwrap().remove(1);
+        dead.end("KILL");
+        for owner in owners {
+            owner.join().unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let seconds = begun.elapsed().as_secs_f64();
+    let calls = calls.load(Ordering::Relaxed);
+    println!(
+        "{calls} attaches and detaches in {seconds:.1} s, {:.0} a second",
+        f64::from(u32::try_from(calls).unwrap()) / seconds
+    );
+    witness.hold(&at(0), INSTANCES);
+    assert!(witness.accepted.lock().unwrap().len() > INSTANCES * ROUNDS * 9 / 10);
+}
+
+#[test]
+fn any_server_wakes_the_poll_at_any_other() {
+    let Some(postgres) = Postgres::start() else { return };
+    let url = postgres.url();
+    let flags = ["--attach-wait", "60", "--store", &url, "--instance", "i-0"];
+    let (one, other) = (Server::start(&flags), Server::start(&flags));
+    one.import("k", 1).result();
+    let guest = other.guest("i-0").answer_next("succeeded");
+    // Unless it is told, the poll gets nothing, and the attach nobody.
+    one.attach("k", &["i-0"], "no").assert_bound(&["i-0"], &[]);
+    assert_eq!(guest.join().unwrap()["keyName"], "k");
+    let listed = other.call("GET", &format!("{REGION}/keypairs"), "").result();
+    assert_eq!(listed["keypairs"][0]["instanceIds"], json!(["i-0"]));
+}

@@ -1,0 +1,282 @@
+//! Every store does the same as the one in memory, and the durable ones do it after a restart too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::sync::Arc;
+
+use base64ct::{Base64, Encoding};
+use keypair_agent::policy::command::{ActionName, KeyPair};
+use keypair_agent::policy::outcome::Outcome;
+use keypair_agent::policy::public_key::PublicKey;
+use keypair_agent::policy::types::{CommandId, InstanceId, PasswordAuth};
+use keypair_controlplane::ids::{self, RequestId};
+use keypair_controlplane::inventory::Status;
+use keypair_controlplane::keypair::{Region, StoredKeyPair};
+use keypair_controlplane::ledger::{Answer, Settled};
+use keypair_controlplane::lifecycle::State;
+use keypair_controlplane::store::{Order, OrderVerb, Placed, Refused, Store, StoreUrl};
+use support::postgres::Postgres;
+use support::{folder, outcome};
+use time::{Duration, OffsetDateTime};
+
+/// A store of each kind that this machine has, and what has to outlive it.
+async fn stores(name: &str) -> (Vec<(StoreUrl, Arc<dyn Store>)>, Option<Postgres>) {
+    let postgres = Postgres::start();
+    // A path that needs to be escaped in a URL.
+    let file = folder(name).join("a store?100%.db");
+    let mut urls = vec![StoreUrl::Memory, StoreUrl::Sqlite(file)];
+    urls.extend(postgres.as_ref().map(|postgres| postgres.url().parse().unwrap()));
+    let mut stores = Vec::new();
+    for url in urls {
+        let store = url.open().await.unwrap();
+        stores.push((url, store));
+    }
+    (stores, postgres)
+}
+
+fn key_pair(name: &str, number: u8) -> StoredKeyPair {
+    let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &[number; 32]].concat();
+    let line = format!("ssh-ed25519 {} of {name}", Base64::encode_string(&blob));
+    StoredKeyPair {
+        id: ids::fresh(),
+        region: Region::default(),
+        key_pair: KeyPair { key_name: name.parse().unwrap(), public_key: PublicKey::parse(&line).unwrap() },
+        create_time: OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(1_234_567),
+    }
+}
+
+fn id(text: &str) -> InstanceId {
+    text.parse().unwrap()
+}
+
+fn order(verb: OrderVerb, instances: &[&str]) -> Order {
+    let instances = instances.iter().map(|text| id(text)).collect();
+    Order { request: RequestId::fresh(), region: Region::default(), verb, instances }
+}
+
+fn attach(name: &str, instances: &[&str]) -> Order {
+    order(OrderVerb::Attach(name.parse().unwrap(), PasswordAuth::No), instances)
+}
+
+fn answer(command: &CommandId, instance: &InstanceId, status: &str) -> Answer {
+    let bytes = outcome(command.as_str(), instance.as_str(), status).to_string().into_bytes();
+    let outcome: Outcome = serde_json::from_slice(&bytes).unwrap();
+    Answer { outcome, bytes }
+}
+
+#[tokio::test]
+async fn a_name_is_used_once_at_a_time() {
+    let (stores, _postgres) = stores("names").await;
+    for (url, store) in stores {
+        let (region, name) = (Region::default(), "k".parse().unwrap());
+        let first = key_pair("k", 1);
+        assert!(store.import(first.clone()).await.unwrap(), "{url}");
+        assert!(!store.import(key_pair("k", 2)).await.unwrap(), "{url}");
+        assert_eq!(store.list(&region).await.unwrap()[0].key_pair, first, "{url}");
+        assert!(store.delete(&region, &name).await.unwrap(), "{url}");
+        assert!(!store.delete(&region, &name).await.unwrap(), "{url}");
+        assert!(!store.has_key_pair(&region, &name).await.unwrap(), "{url}");
+        assert_eq!(store.place(&attach("k", &["i-1"])).await.unwrap(), Err(Refused::NoKeyPair), "{url}");
+        assert!(store.import(key_pair("k", 2)).await.unwrap(), "{url}");
+        let elsewhere = StoredKeyPair { region: "cn-east-2".parse().unwrap(), ..key_pair("k", 3) };
+        assert!(store.import(elsewhere).await.unwrap(), "{url}");
+        assert_eq!(store.list(&region).await.unwrap().len(), 1, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_is_placed_whole_or_not_at_all() {
+    let (stores, _postgres) = stores("orders").await;
+    for (url, store) in stores {
+        let (one, two) = (id("i-1"), id("i-2"));
+        store.import(key_pair("k", 1)).await.unwrap();
+        store.import(key_pair("l", 2)).await.unwrap();
+        store.place(&attach("k", &["i-2"])).await.unwrap().unwrap();
+        let mut changes = store.changes(&one);
+        let refused = store.place(&attach("l", &["i-1", "i-2"])).await.unwrap();
+        assert_eq!(refused, Err(Refused::Bound(two)), "{url}");
+        assert_eq!(store.next(&one).await.unwrap(), None, "{url}");
+        assert!(!changes.has_changed().unwrap(), "{url}");
+        // The same order again is the command that waits, and a new one beside it.
+        let again = attach("k", &["i-1", "i-2"]);
+        let placed = store.place(&again).await.unwrap().unwrap();
+        assert_eq!(placed.iter().map(|placed| placed.fresh).collect::<Vec<_>>(), [true, false], "{url}");
+        changes.changed().await.unwrap();
+        let fates = store.fates(&again.request).await.unwrap();
+        let found: Vec<_> = fates.iter().map(|fate| (&fate.instance, &fate.command.id)).collect();
+        let asked: Vec<_> = placed.iter().map(|placed| (&placed.instance, &placed.command)).collect();
+        assert_eq!(found, asked, "{url}");
+        assert!(store.fates(&RequestId::fresh()).await.unwrap().is_empty(), "{url}");
+        let listed = store.list(&Region::default()).await.unwrap();
+        assert_eq!((listed[0].instances.len(), listed[1].instances.len()), (2, 0), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_result_is_stored_once_and_the_oldest_go() {
+    let (stores, _postgres) = stores("results").await;
+    for (url, store) in stores {
+        let one = id("i-1");
+        store.import(key_pair("k", 1)).await.unwrap();
+        let mut first: Option<(RequestId, CommandId)> = None;
+        let mut sequence = 0;
+        for turn in 0..130 {
+            let verb = match turn % 2 {
+                0 => OrderVerb::Attach("k".parse().unwrap(), PasswordAuth::No),
+                _ => OrderVerb::Detach("k".parse().unwrap()),
+            };
+            let order = order(verb, &["i-1"]);
+            let placed: Vec<Placed> = store.place(&order).await.unwrap().unwrap();
+            let command = store.next(&one).await.unwrap().unwrap();
+            assert_eq!(command.id, placed[0].command, "{url}");
+            let now = u64::from(command.sequence.unwrap());
+            assert!(now > sequence, "{url}");
+            sequence = now;
+            let mut changes = store.changes(&one);
+            let said = answer(&command.id, &one, "succeeded");
+            assert_eq!(store.settle(&one, said.clone()).await.unwrap(), Settled::Stored, "{url}");
+            changes.changed().await.unwrap();
+            assert_eq!(store.settle(&one, said).await.unwrap(), Settled::Again, "{url}");
+            let other = answer(&command.id, &one, "failed");
+            assert_eq!(store.settle(&one, other.clone()).await.unwrap(), Settled::Conflict, "{url}");
+            assert_eq!(store.settle(&id("i-2"), other).await.unwrap(), Settled::Unknown, "{url}");
+            assert_eq!(store.next(&one).await.unwrap(), None, "{url}");
+            first.get_or_insert((order.request, command.id));
+        }
+        let (request, command) = first.unwrap();
+        assert!(!store.knows(&one, &command).await.unwrap(), "{url}");
+        assert!(store.fates(&request).await.unwrap().is_empty(), "{url}");
+        assert_eq!(store.outcome(&one, &command).await.unwrap(), None, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn reports_states_and_signatures_are_kept() {
+    let (stores, _postgres) = stores("rest").await;
+    let now = OffsetDateTime::now_utc().replace_nanosecond(7_000_000).unwrap();
+    for (url, store) in stores {
+        let one = id("i-1");
+        assert_eq!(store.report(&one).await.unwrap(), None, "{url}");
+        store.keep_report(&one, b"old".to_vec()).await.unwrap();
+        store.keep_report(&one, b"new".to_vec()).await.unwrap();
+        assert_eq!(store.report(&one).await.unwrap(), Some(b"new".to_vec()), "{url}");
+        let mut before = None;
+        for status in [Status::Stopped, Status::Other("starting".into())] {
+            assert_eq!(store.state(&one).await.unwrap(), before, "{url}");
+            let state = State { status, since: now };
+            assert!(store.change_state(&one, before.as_ref(), &state).await.unwrap(), "{url}");
+            // Who saw what was before comes too late.
+            assert!(!store.change_state(&one, before.as_ref(), &state).await.unwrap(), "{url}");
+            before = Some(state);
+        }
+        assert!(store.is_first("ab", now + Duration::hours(1)).await.unwrap(), "{url}");
+        assert!(!store.is_first("ab", now + Duration::hours(1)).await.unwrap(), "{url}");
+    }
+}
+
+/// What an observer sees of a store, but for ids and times.
+async fn seen(store: &dyn Store) -> String {
+    let mut seen = String::new();
+    for listed in store.list(&Region::default()).await.unwrap() {
+        seen += &format!(
+            "{} {:?} {:?}\n",
+            listed.key_pair.key_pair.key_name, listed.key_pair.create_time, listed.instances
+        );
+    }
+    for instance in ["i-1", "i-2", "i-3"] {
+        let next = store.next(&id(instance)).await.unwrap();
+        let binding = store.binding(&id(instance)).await.unwrap();
+        let binding = binding.map(|bound| (bound.key_pair.key_pair, bound.password_auth));
+        seen += &format!("{instance} {:?} {binding:?}\n", next.map(|command| command.action));
+    }
+    seen
+}
+
+/// Deterministic dice: the same walk each time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % bound
+    }
+}
+
+#[tokio::test]
+async fn all_stores_walk_the_same_way() {
+    let (stores, _postgres) = stores("walk").await;
+    let mut dice = Dice(20_261_128);
+    for turn in 0..400 {
+        let (name, instances) =
+            (["k", "l"][dice.below(2)], [&["i-1"][..], &["i-2", "i-3"], &["i-3", "i-1"]][dice.below(3)]);
+        let (what, number, status) = (dice.below(8), dice.below(200), ["succeeded", "failed"][dice.below(2)]);
+        let password = [PasswordAuth::Yes, PasswordAuth::No][dice.below(2)];
+        let mut words = Vec::new();
+        for (_, store) in &stores {
+            let word = match what {
+                0 => format!("{:?}", store.import(key_pair(name, u8::try_from(number).unwrap())).await),
+                1 => format!("{:?}", store.delete(&Region::default(), &name.parse().unwrap()).await),
+                2..5 => {
+                    let verb = match what {
+                        2 => OrderVerb::Detach(name.parse().unwrap()),
+                        3 => OrderVerb::Attach(name.parse().unwrap(), password),
+                        _ => OrderVerb::AllowPasswords,
+                    };
+                    let placed = store.place(&order(verb, instances)).await.unwrap();
+                    format!(
+                        "{:?}",
+                        placed.map(|placed| placed.iter().map(|one| one.fresh).collect::<Vec<_>>())
+                    )
+                }
+                _ => {
+                    let instance = id(instances[0]);
+                    match store.next(&instance).await.unwrap() {
+                        None => "nothing".to_owned(),
+                        Some(command) => format!(
+                            "{:?}",
+                            store.settle(&instance, answer(&command.id, &instance, status)).await
+                        ),
+                    }
+                }
+            };
+            words.push(word + "\n" + &seen(store.as_ref()).await);
+        }
+        for ((url, _), word) in stores.iter().zip(&words) {
+            assert_eq!(word, &words[0], "turn {turn}, {url}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_kept_is_there_after_a_restart() {
+    let (stores, _postgres) = stores("restart").await;
+    for (url, store) in stores {
+        if url == StoreUrl::Memory {
+            continue;
+        }
+        store.import(key_pair("k", 1)).await.unwrap();
+        let placed = attach("k", &["i-1", "i-2"]);
+        store.place(&placed).await.unwrap().unwrap();
+        let command = store.next(&id("i-1")).await.unwrap().unwrap();
+        store.settle(&id("i-1"), answer(&command.id, &id("i-1"), "succeeded")).await.unwrap();
+        let before = seen(store.as_ref()).await;
+        if let StoreUrl::Sqlite(_) = url {
+            // A second process would not see the first one's changes as they happen.
+            let error = url.open().await.err().unwrap().to_string();
+            assert!(error.contains("another process has it"), "{error}");
+        }
+        drop(store);
+        let store = loop {
+            // The file is given back a moment later.
+            match url.open().await {
+                Ok(store) => break store,
+                Err(error) => assert!(error.to_string().contains("another process"), "{error}"),
+            }
+        };
+        assert_eq!(seen(store.as_ref()).await, before, "{url}");
+        let fates = store.fates(&placed.request).await.unwrap();
+        assert_eq!(fates[0].command.action.name(), ActionName::Attach, "{url}");
+        assert_eq!((fates[0].outcome.is_some(), fates[1].outcome.is_some()), (true, false), "{url}");
+    }
+}

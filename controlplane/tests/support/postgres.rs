@@ -1,0 +1,118 @@
+//! A PostgreSQL of a test's own, on a Unix socket, ended with it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A running PostgreSQL.
+pub(crate) struct Postgres {
+    child: Child,
+    pub(crate) folder: PathBuf,
+}
+
+/// Where Debian keeps what only the database's own user starts.
+fn programs() -> Option<PathBuf> {
+    let in_path = std::env::var_os("PATH");
+    let of_path = std::env::split_paths(in_path.as_ref()?).map(|folder| folder.join("initdb"));
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let of_debian = versions.map(|version| version.path().join("bin/initdb"));
+    let found = of_debian.chain(of_path).find(|path| path.exists())?;
+    Some(fs::canonicalize(found).unwrap().parent().unwrap().to_owned())
+}
+
+impl Postgres {
+    /// Starts one; `None`, loudly, where there is none on this machine.
+    pub(crate) fn start() -> Option<Self> {
+        let Some(programs) = programs() else {
+            eprintln!("SKIPPED: no PostgreSQL here (initdb)");
+            return None;
+        };
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        // Short, for the socket's sake, and where its user may go.
+        let folder = std::env::temp_dir().join(format!("keypair-pg-{}-{number}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        let data = folder.join("data");
+        let as_user = |program: &str| {
+            let path = programs.join(program);
+            // It refuses to run as root.
+            if !is_root() {
+                return Command::new(path);
+            }
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(path);
+            command
+        };
+        if is_root() {
+            let status = Command::new("chown").arg("postgres:postgres").arg(&folder).status().unwrap();
+            assert!(status.success());
+        }
+        let made = as_user("initdb")
+            .args(["--auth=trust", "--username=keypair", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
+            .arg(&data)
+            .current_dir("/")
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let log = fs::File::create(folder.join("log")).unwrap();
+        let child = as_user("postgres")
+            .arg("-D")
+            .arg(&data)
+            .arg("-k")
+            .arg(&folder)
+            // Its own crash is not what is tried here.
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"])
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let postgres = Self { child, folder };
+        let patience = Instant::now() + Duration::from_secs(60);
+        let is_ready = || {
+            let mut ready = Command::new(programs.join("pg_isready"));
+            ready.arg("-q").arg("-h").arg(&postgres.folder).status().unwrap().success()
+        };
+        while !is_ready() {
+            let log = fs::read_to_string(postgres.folder.join("log")).unwrap_or_default();
+            assert!(Instant::now() < patience, "{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Some(postgres)
+    }
+
+    /// What `--store` takes.
+    pub(crate) fn url(&self) -> String {
+        format!("postgres://keypair@localhost/postgres?host={}", self.folder.display())
+    }
+
+    /// Its socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join(".s.PGSQL.5432")
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Its children end with the shared memory's first process; the folder may be theirs for a moment yet.
+        let patience = Instant::now() + Duration::from_secs(10);
+        while Path::exists(&self.folder)
+            && fs::remove_dir_all(&self.folder).is_err()
+            && Instant::now() < patience
+        {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim() == "0"
+}
