@@ -67,5 +67,5 @@ bench: deps ## one attach against the floor (write + fsync + rename + fsync of t
 size: ## the release binary's size, and its memory while it waits for commands
 	@bash demo/footprint.sh
 
-deps: ## what the tests need besides Rust: sshd, ssh, strace, setfacl, ip, unshare
-	@bash demo/install-tools.sh sshd ssh ssh-keygen strace setfacl ip unshare nsenter timeout
+deps: ## what the tests need besides Rust: sshd, ssh, strace, setfacl, ip, unshare, PostgreSQL
+	@bash demo/install-tools.sh sshd ssh ssh-keygen strace setfacl ip unshare nsenter timeout initdb setpriv

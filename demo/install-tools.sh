@@ -12,7 +12,9 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
     systemd-nspawn:*) echo systemd-container ;;
     ip:fedora) echo iproute ;;
     ip:*) echo iproute2 ;;
-    unshare:* | nsenter:* | findmnt:*) echo util-linux ;;
+    unshare:* | nsenter:* | findmnt:* | setpriv:*) echo util-linux ;;
+    initdb:debian) echo postgresql ;;
+    initdb:*) echo postgresql-server ;;
     timeout:*) echo coreutils ;;
     readelf:*) echo binutils ;;
     c++:debian) echo g++ ;;
@@ -28,9 +30,11 @@ package_of() { # PROGRAM DISTRIBUTION -> its package there
   esac
 }
 
+# Debian keeps PostgreSQL's programs out of the way, a folder a version.
+others=(/usr/lib/postgresql/*/bin)
 missing=()
 for program in "$@"; do
-  PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || missing+=("$program")
+  PATH=$PATH:/usr/sbin:/sbin:${others[-1]} command -v "$program" >/dev/null || missing+=("$program")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -55,17 +55,22 @@ fn paths_and_methods_that_are_none_stand_in_it_too() {
     for (method, path) in [
         ("GET", "/"),
         ("GET", "/v2/regions/cn-north-1/keypairs"),
-        ("POST", "/v1/regions/cn-north-1/keypairs/my-test"),
+        ("POST", "/v1/regions/cn-north-1/keypairs/my-test/!attach"),
+        ("POST", "/v1/regions/cn-north-1/keypairs/my-test/:attach"),
         ("POST", "/v1/regions/cn-north-1/keypairs/my-test:rename"),
         ("POST", "/v1/regions/cn-north-1/keypairs/my-test:attach/more"),
     ] {
         server.call(method, path, "{}").assert_error(404, "NOT_FOUND", "no such path here");
     }
-    for (method, path) in
-        [("PUT", "keypairs"), ("GET", "keypairs/my-test:attach"), ("GET", "keypairs:import")]
-    {
+    for (method, path, allowed) in [
+        ("PUT", "keypairs", "GET,HEAD,POST"),
+        ("POST", "keypairs/my-test", "DELETE"),
+        ("DELETE", "keypairs/my-test:attach", "POST"),
+        ("GET", "keypairs%3Aimport", "POST"),
+    ] {
         let response = server.call(method, &format!("{REGION}/{path}"), "");
         response.assert_error(405, "METHOD_NOT_ALLOWED", "this path does not know this method");
+        assert_eq!(response.header("allow"), Some(allowed), "{path}");
     }
 }
 

@@ -21,29 +21,46 @@ use crate::store::{Order, OrderVerb, Placed, Refused};
 /// When a store that failed is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What is asked of a key pair, behind the colon.
+/// What is asked of a key pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
     Attach,
     Detach,
 }
 
-/// Answers `POST /v1/regions/{region}/keypairs/{keyName}:{verb}`.
+/// Answers `POST /v1/regions/{region}/keypairs/{keyName}:attach`.
 ///
 /// # Errors
 /// Those of contract 9.
-pub async fn post(
+pub async fn attach(
     State(platform): State<Platform>,
     Extension(request): Extension<RequestId>,
-    Path((region, target)): Path<(String, String)>,
+    Path(target): Path<(String, String)>,
     body: RawBody,
 ) -> Handled {
-    // A name holds no colon, so the last one is the verb's.
-    let (key_name, verb) = match target.rsplit_once(':') {
-        Some((name, "attach")) => (name, Verb::Attach),
-        Some((name, "detach")) => (name, Verb::Detach),
-        _ => return Err(ApiError::NoSuchPath),
-    };
+    bind(&platform, request, target, body, Verb::Attach).await
+}
+
+/// Answers `POST /v1/regions/{region}/keypairs/{keyName}:detach`.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn detach(
+    State(platform): State<Platform>,
+    Extension(request): Extension<RequestId>,
+    Path(target): Path<(String, String)>,
+    body: RawBody,
+) -> Handled {
+    bind(&platform, request, target, body, Verb::Detach).await
+}
+
+async fn bind(
+    platform: &Platform,
+    request: RequestId,
+    (region, key_name): (String, String),
+    body: RawBody,
+    verb: Verb,
+) -> Handled {
     let region = keypairs::region(&region)?;
     let fields = Fields::read(body)?;
     let ids = fields.instance_ids()?;
@@ -52,12 +69,12 @@ pub async fn post(
         Verb::Detach => None,
     };
     // A name that cannot be is a name that is not there.
-    let no_key_pair = || ApiError::NoKeyPair(key_name.to_owned());
+    let no_key_pair = || ApiError::NoKeyPair(key_name.clone());
     let key_name: KeyName = key_name.parse().map_err(|_| no_key_pair())?;
     if !platform.store.has_key_pair(&region, &key_name).await? {
         return Err(no_key_pair());
     }
-    let instances = fit_instances(&platform, &region, &ids).await?;
+    let instances = fit_instances(platform, &region, &ids).await?;
     let order = Order {
         request,
         region,
@@ -72,11 +89,11 @@ pub async fn post(
         (Refused::Bound(id), Verb::Attach) => ApiError::AlreadyAttached(id),
         (Refused::Bound(id), Verb::Detach) => ApiError::OtherAttached(id),
     })?;
-    log_placed(&platform, &order, &placed).await;
+    log_placed(platform, &order, &placed).await;
     let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + platform.attach_wait;
     for ((instance, status), placed) in instances.iter().zip(&placed) {
-        match accepted(&platform, status, placed, deadline).await {
+        match accepted(platform, status, placed, deadline).await {
             true => succeeded.push(instance.id.as_str()),
             false => failed.push(instance.id.as_str()),
         }

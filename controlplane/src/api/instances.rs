@@ -52,37 +52,59 @@ pub async fn one(State(platform): State<Platform>, Path((region, id)): Path<(Str
     Ok(Reply(json!({ "instance": described(&platform, instance, &status).await? })))
 }
 
-/// Answers `POST /v1/regions/{region}/instances/{instanceId}:{verb}`.
+/// Answers `POST /v1/regions/{region}/instances/{instanceId}:startInstance`.
 ///
 /// # Errors
 /// Those of contract 9.
-pub async fn post(
+pub async fn start(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
+    bring(&platform, target, Verb::Start).await
+}
+
+/// Answers `POST /v1/regions/{region}/instances/{instanceId}:stopInstance`.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn stop(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
+    bring(&platform, target, Verb::Stop).await
+}
+
+/// Answers `POST /v1/regions/{region}/instances/{instanceId}:rebootInstance`.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn reboot(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
+    bring(&platform, target, Verb::Reboot).await
+}
+
+/// Answers `POST /v1/regions/{region}/instances/{instanceId}:modifyInstancePassword`: turns password login on, which is the
+/// part of a reset that is the agent's. The password itself is set by nobody here, and kept nowhere.
+///
+/// # Errors
+/// Those of contract 9.
+pub async fn reset_password(
     State(platform): State<Platform>,
     Extension(request): Extension<RequestId>,
-    Path((region, target)): Path<(String, String)>,
+    Path((region, id)): Path<(String, String)>,
     body: RawBody,
 ) -> Handled {
-    let (id, verb) = target.rsplit_once(':').ok_or(ApiError::NoSuchPath)?;
-    let verb = match verb {
-        "startInstance" => Some(Verb::Start),
-        "stopInstance" => Some(Verb::Stop),
-        "rebootInstance" => Some(Verb::Reboot),
-        "modifyInstancePassword" => None,
-        _ => return Err(ApiError::NoSuchPath),
-    };
     let region = keypairs::region(&region)?;
-    match verb {
-        Some(verb) => bring(&platform, find(&platform, &region, id)?, verb).await?,
-        None => {
-            fit_password(Fields::read(body)?.text("password")?)?;
-            reset_password(&platform, request, find(&platform, &region, id)?).await?;
-        }
+    fit_password(Fields::read(body)?.text("password")?)?;
+    let instance = find(&platform, &region, &id)?;
+    fit_status(&platform, instance).await?;
+    if instance.os_type == OsType::Linux {
+        let order =
+            Order { request, region, verb: OrderVerb::AllowPasswords, instances: vec![instance.id.clone()] };
+        // It names no key pair, and what is bound does not matter: nothing refuses it.
+        let placed = platform.store.place(&order).await?.unwrap_or_default();
+        log_placed(&platform, &order, &placed).await;
     }
     Ok(Reply(json!({})))
 }
 
 /// Brings an instance into another state: from the one that was seen, whoever else tries.
-async fn bring(platform: &Platform, instance: &Instance, verb: Verb) -> Result<(), ApiError> {
+async fn bring(platform: &Platform, (region, id): (String, String), verb: Verb) -> Handled {
+    let region = keypairs::region(&region)?;
+    let instance = find(platform, &region, &id)?;
     loop {
         let before = platform.store.state(&instance.id).await?;
         let now = OffsetDateTime::now_utc();
@@ -91,32 +113,9 @@ async fn bring(platform: &Platform, instance: &Instance, verb: Verb) -> Result<(
         let state = lifecycle::State { status: to, since: now };
         if platform.store.change_state(&instance.id, before.as_ref(), &state).await? {
             info!(instance = %instance.id, "it is {}", state.status);
-            return Ok(());
+            return Ok(Reply(json!({})));
         }
     }
-}
-
-/// Turns password login on, which is the part of a reset that is the agent's. The password itself is set by nobody here,
-/// and kept nowhere.
-async fn reset_password(
-    platform: &Platform,
-    request: RequestId,
-    instance: &Instance,
-) -> Result<(), ApiError> {
-    fit_status(platform, instance).await?;
-    if instance.os_type == OsType::Windows {
-        return Ok(());
-    }
-    let order = Order {
-        request,
-        region: instance.region.clone(),
-        verb: OrderVerb::AllowPasswords,
-        instances: vec![instance.id.clone()],
-    };
-    // It names no key pair, and what is bound does not matter: nothing refuses it.
-    let placed = platform.store.place(&order).await?.unwrap_or_default();
-    log_placed(platform, &order, &placed).await;
-    Ok(())
 }
 
 /// The platform's rule: 8 to 30 characters, of at least three kinds out of four.

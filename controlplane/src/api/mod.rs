@@ -4,7 +4,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::Uri;
 use axum::middleware::{from_fn, from_fn_with_state, map_request};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use crate::platform::Platform;
 
@@ -22,14 +22,21 @@ pub mod signature;
 /// The most that is read of a request's body.
 const MAX_BODY: usize = 64 * 1024;
 
-/// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`.
+/// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; [`with_verb_apart`] makes
+/// a segment of its own of it, so that each resource knows its own methods.
 pub fn router(platform: Platform) -> Router {
     let routes = Router::new()
         .route("/v1/regions/{region}/keypairs", get(keypairs::describe).post(keypairs::create))
-        .route("/v1/regions/{region}/keypairs:import", post(keypairs::import))
-        .route("/v1/regions/{region}/keypairs/{target}", post(bind::post).delete(keypairs::delete))
+        .route("/v1/regions/{region}/keypairs/!import", post(keypairs::import))
+        .route("/v1/regions/{region}/keypairs/{name}", delete(keypairs::delete))
+        .route("/v1/regions/{region}/keypairs/{name}/!attach", post(bind::attach))
+        .route("/v1/regions/{region}/keypairs/{name}/!detach", post(bind::detach))
         .route("/v1/regions/{region}/instances", get(instances::list))
-        .route("/v1/regions/{region}/instances/{target}", get(instances::one).post(instances::post))
+        .route("/v1/regions/{region}/instances/{id}", get(instances::one))
+        .route("/v1/regions/{region}/instances/{id}/!startInstance", post(instances::start))
+        .route("/v1/regions/{region}/instances/{id}/!stopInstance", post(instances::stop))
+        .route("/v1/regions/{region}/instances/{id}/!rebootInstance", post(instances::reboot))
+        .route("/v1/regions/{region}/instances/{id}/!modifyInstancePassword", post(instances::reset_password))
         .route("/v1/regions/{region}/requests/{request}", get(requests::one))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
@@ -38,23 +45,24 @@ pub fn router(platform: Platform) -> Router {
     // Around the routes, so that they see what these make of a request; the last one is the outermost.
     Router::new()
         .fallback_service(routes)
-        .layer(map_request(with_plain_colons))
+        .layer(map_request(with_verb_apart))
         .layer(from_fn_with_state(platform, authenticate::check))
         .layer(from_fn(envelope::wrap))
 }
 
-/// Some clients encode the colon before a verb; a route is found by the plain one.
-async fn with_plain_colons(mut request: Request) -> Request {
+/// Finds the verb behind the last segment's last colon, which some clients encode. What the caller wrote himself in the
+/// form of the result is encoded first, and so is no verb.
+async fn with_verb_apart(mut request: Request) -> Request {
     let uri = request.uri();
-    if let Some(path) = uri.path_and_query() {
-        let plain = path.path().replace("%3A", ":").replace("%3a", ":");
-        let plain = match path.query() {
-            Some(query) => format!("{plain}?{query}"),
-            None => plain,
-        };
-        if let Ok(plain) = plain.parse::<Uri>() {
-            *request.uri_mut() = plain;
-        }
+    let mut path = uri.path().replace('!', "%21").replace("%3A", ":").replace("%3a", ":");
+    if let Some((before, last)) = path.rsplit_once('/')
+        && let Some((name, verb)) = last.rsplit_once(':')
+    {
+        path = format!("{before}/{name}/!{verb}");
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    if let Ok(apart) = (path + &query).parse::<Uri>() {
+        *request.uri_mut() = apart;
     }
     request
 }

@@ -28,6 +28,14 @@ until [ -s "$folder/out" ]; do kill -0 "$pid" || { cat "$folder/log" >&2; exit 1
 api=$(sed -n 's/.*"api":"\([^"]*\)".*/\1/p' "$folder/out")
 metadata=$(sed -n 's/.*"i-demo":"\(http:\/\/[^/]*\).*/\1/p' "$folder/out")
 
+# Something for the examples of the document to find.
+"$environment/bin/python" - "$api/v1/regions/cn-north-1" <<'PYTHON'
+import json, sys, urllib.request
+for path, body in [("keypairs", {"keyName": "my-test"}),
+                   ("keypairs/my-test:attach", {"instanceIds": ["i-demo"], "passWordAuth": "no"})]:
+    urllib.request.urlopen(urllib.request.Request(f"{sys.argv[1]}/{path}", json.dumps(body).encode(), method="POST"))
+PYTHON
+
 face() { # URL PATHS
   "$environment/bin/schemathesis" --config-file controlplane/tests/clients/schemathesis.toml run docs/openapi.yaml \
     --url "$1" --include-path-regex "$2" --seed "${SEED:-20261128}" --max-examples "${EXAMPLES:-50}" --no-color
