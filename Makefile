@@ -13,10 +13,10 @@ demo: ## bind a key to a private sshd through the control plane, log in with it,
 test: deps ## every test; what a machine cannot run says why it is skipped
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} cargo test --workspace
 
-test-crash: deps ## apply and run killed, and each of their calls failing, at some 2,600 points; fifteen minutes
+test-crash: deps ## apply and run killed, and each of their calls failing, at some 2,600 points; needs root; fifteen minutes
 	KEYPAIR_CRASH_POINTS=all CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --test crash --test disk_faults -- --nocapture
 
-test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; half an hour
+test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; needs root; half an hour
 	@bash tests/suites.sh
 
 test-model: ## the model with a larger bound, and long random ways, others each time
@@ -31,13 +31,13 @@ test-openapi: ## docs/openapi.yaml held against the running control plane by sch
 packages: ## the .deb and the .rpm for x86_64 and aarch64, in target/packages
 	@bash packaging/build.sh
 
-test-packages: ## builds the packages twice and tries them: the same bytes, lintian, rpmlint, the oldest C library; five minutes
+test-packages: ## builds the packages twice and tries them: the same bytes, lintian, rpmlint, the oldest C library; needs root; five minutes
 	@bash tests/packages.sh
 
 test-guests: ## the packages in real Debian guests: install, log in, boot, upgrade, purge; needs root; 10 minutes, the first time 20
 	@bash tests/guests/run.sh
 
-test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; 40 minutes
+test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; needs root; 40 minutes
 	KEYPAIR_LONG_LIFE=20000 cargo test --test long_life -- --nocapture
 
 test-disk-states: deps ## every state of the disk that a power cut may leave, laid out and recovered from; needs root; ten minutes
@@ -46,7 +46,7 @@ test-disk-states: deps ## every state of the disk that a power cut may leave, la
 test-power-cuts: ## 30 power cuts of a qemu guest in a stream of commands, and what became of each; needs root; half an hour
 	@SUITES="power-1 power-2" bash tests/guests/run.sh
 
-test-hostile-answers: deps ## two hours of random answers from somebody who is not the metadata service
+test-hostile-answers: deps ## two hours of random answers from somebody who is not the metadata service; needs root
 	KEYPAIR_HOSTILE_ANSWERS=$${KEYPAIR_HOSTILE_ANSWERS:-7200} cargo test --test hostile_channel -- --exact lies::hours_of_lies --nocapture
 
 test-defences: deps ## each defence of docs/threat-model.md taken out, and its test seen to fail; needs root; half an hour
@@ -67,5 +67,5 @@ bench: deps ## one attach against the floor (write + fsync + rename + fsync of t
 size: ## the release binary's size, and its memory while it waits for commands
 	@bash demo/footprint.sh
 
-deps: ## what the tests need besides Rust: sshd, ssh, strace, setfacl, ip, unshare, PostgreSQL
+deps: ## installs what the tests need besides Rust: sshd, ssh, strace, setfacl, ip, unshare, PostgreSQL, …
 	@bash demo/install-tools.sh sshd ssh ssh-keygen strace setfacl ip unshare nsenter timeout initdb setpriv

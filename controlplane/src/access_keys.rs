@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::toml_file::{TomlFile, TomlFileError};
+
 /// The access keys, by id.
-#[derive(Default)]
 pub struct AccessKeys(HashMap<String, String>);
 
 impl fmt::Debug for AccessKeys {
@@ -18,75 +18,37 @@ impl fmt::Debug for AccessKeys {
     }
 }
 
-/// Why a file holds no access keys. Its text is one line: file, line, cause, remedy.
-#[derive(Debug)]
-pub enum AccessKeysError {
-    /// It cannot be read.
-    Unreadable(PathBuf, io::Error),
-    /// It says something that cannot be.
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// The line in it, from 1.
-        line: usize,
-        /// What is wrong, and what would do.
-        message: String,
-    },
-}
-
-impl fmt::Display for AccessKeysError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(path, error) => {
-                write!(f, "--access-keys: {} is not readable: {error}", path.display())
-            }
-            Self::Content { path, line, message } => write!(f, "{}:{line}: {message}", path.display()),
-        }
-    }
-}
-
-impl std::error::Error for AccessKeysError {}
-
 impl AccessKeys {
     /// Reads the file: an `[[access_key]]` each, with `id` and `secret`.
     ///
     /// # Errors
     /// A file that cannot be read or understood; one without a key; an id that is none, or is given twice; an empty secret.
-    pub fn load(path: &Path) -> Result<Self, AccessKeysError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| AccessKeysError::Unreadable(path.to_owned(), error))?;
-        Self::parse(path, &text)
+    pub fn load(path: &Path) -> Result<Self, TomlFileError> {
+        Self::of(&TomlFile::read("--access-keys", path)?)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, AccessKeysError> {
-        let at = |offset: usize, message: String| AccessKeysError::Content {
-            path: path.to_owned(),
-            line: text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1,
-            message,
-        };
-        // What toml says of a fault never quotes a value.
-        let file: FileForm = toml::from_str(text).map_err(|error| {
-            at(error.span().map_or(0, |span| span.start), error.message().trim().to_owned())
-        })?;
+    fn of(file: &TomlFile) -> Result<Self, TomlFileError> {
+        let form: FileForm = file.parse()?;
         let mut keys = HashMap::new();
-        for AccessKeyForm { id, secret } in file.access_keys {
+        for AccessKeyForm { id, secret } in form.access_keys {
             let (start, id) = (id.span().start, id.into_inner());
             // The Authorization header takes it apart at these.
             let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b',' | b'=');
             if id.is_empty() || !id.bytes().all(allowed) {
                 let message = "an access key's id is printable ASCII without blanks, '/', ',' and '='";
-                return Err(at(start, message.into()));
+                return Err(file.fault(start, message));
             }
             if secret.get_ref().is_empty() {
-                return Err(at(secret.span().start, format!("the secret of access key '{id}' is empty")));
+                let message = format!("the secret of access key '{id}' is empty");
+                return Err(file.fault(secret.span().start, message));
             }
             if keys.insert(id.clone(), secret.into_inner()).is_some() {
-                return Err(at(start, format!("access key '{id}' is given twice; ids are unique")));
+                return Err(file.fault(start, format!("access key '{id}' is given twice; ids are unique")));
             }
         }
         if keys.is_empty() {
             let message = "there is no access key: write [[access_key]] with id and secret";
-            return Err(at(0, message.into()));
+            return Err(file.fault(0, message));
         }
         Ok(Self(keys))
     }
@@ -117,7 +79,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<AccessKeys, String> {
-        AccessKeys::parse(Path::new("keys.toml"), text).map_err(|error| error.to_string())
+        AccessKeys::of(&TomlFile::of(Path::new("keys.toml"), text)).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use keypair_agent::policy::types::{InstanceId, Invalid};
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::keypair::Region;
+use crate::toml_file::{TomlFile, TomlFileError};
 
 /// What runs in an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -103,27 +104,15 @@ impl Instance {
 pub enum InventoryError {
     /// A value of `--instance` is no instance id.
     Flag(String),
-    /// The file cannot be read.
-    Unreadable(PathBuf, std::io::Error),
-    /// The file says something that cannot be.
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The line in it, from 1.
-        line: usize,
-        /// What is wrong, and what would do.
-        message: String,
-    },
+    /// The file of `--instances` is none.
+    File(TomlFileError),
 }
 
 impl fmt::Display for InventoryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(message) => write!(f, "--instance: {message}"),
-            Self::Unreadable(path, error) => {
-                write!(f, "--instances: {} is not readable: {error}", path.display())
-            }
-            Self::File { path, line, message } => write!(f, "{}:{line}: {message}", path.display()),
+            Self::File(error) => error.fmt(f),
         }
     }
 }
@@ -148,26 +137,18 @@ impl Inventory {
             inventory.add(Instance::plain(id)).map_err(InventoryError::Flag)?;
         }
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| InventoryError::Unreadable(path.to_owned(), error))?;
-            inventory.add_file(path, &text)?;
+            let file = TomlFile::read("--instances", path).map_err(InventoryError::File)?;
+            inventory.add_file(&file).map_err(InventoryError::File)?;
         }
         Ok(inventory)
     }
 
-    fn add_file(&mut self, path: &Path, text: &str) -> Result<(), InventoryError> {
-        let at = |offset: usize, message: String| InventoryError::File {
-            path: path.to_owned(),
-            line: text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1,
-            message,
-        };
-        let file: FileForm = toml::from_str(text).map_err(|error| {
-            at(error.span().map_or(0, |span| span.start), error.message().trim().to_owned())
-        })?;
-        for entry in file.instances {
+    fn add_file(&mut self, file: &TomlFile) -> Result<(), TomlFileError> {
+        let form: FileForm = file.parse()?;
+        for entry in form.instances {
             let start = entry.id.span().start;
             let id = path_safe(entry.id.get_ref())
-                .map_err(|error| at(start, format!("id '{}': {error}", entry.id.get_ref())))?;
+                .map_err(|error| file.fault(start, format!("id '{}': {error}", entry.id.get_ref())))?;
             let instance = Instance {
                 hostname: entry.hostname.unwrap_or_else(|| id.as_str().to_owned()),
                 id,
@@ -176,7 +157,7 @@ impl Inventory {
                 status: entry.status,
                 address: entry.address,
             };
-            self.add(instance).map_err(|message| at(start, message))?;
+            self.add(instance).map_err(|message| file.fault(start, message))?;
         }
         Ok(())
     }
@@ -256,7 +237,9 @@ mod tests {
 
     fn from_file(text: &str) -> Result<Inventory, String> {
         let mut inventory = Inventory::default();
-        inventory.add_file(Path::new("fleet.toml"), text).map_err(|error| error.to_string())?;
+        inventory
+            .add_file(&TomlFile::of(Path::new("fleet.toml"), text))
+            .map_err(|error| error.to_string())?;
         Ok(inventory)
     }
 

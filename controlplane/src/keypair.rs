@@ -50,7 +50,7 @@ impl fmt::Display for Region {
     }
 }
 
-/// A key pair that was imported. Its name may be used again after a deletion; its `id` never is, so that a
+/// A key pair that was imported or made here. Its name may be used again after a deletion; its `id` never is, so that a
 /// binding to the deleted one is told apart from one to its namesake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredKeyPair {
@@ -60,7 +60,7 @@ pub struct StoredKeyPair {
     pub region: Region,
     /// Name and public key, as a command carries them.
     pub key_pair: KeyPair,
-    /// When it was imported.
+    /// When it was imported or made.
     pub create_time: OffsetDateTime,
 }
 

@@ -41,7 +41,7 @@ pub struct Entry {
     pub command: Command,
     /// Its place in the order.
     pub sequence: Sequence,
-    /// What an attach binds; `None` for a detach.
+    /// What an attach binds; `None` for the others.
     pub binding: Option<Binding>,
     /// The guest's answer, once there is one.
     pub answer: Option<Answer>,
@@ -146,7 +146,8 @@ impl Ledger {
     ) -> Result<Next, NotNow> {
         let replace = match self.binding() {
             None => false,
-            Some(bound) => match self.unanswered().last() {
+            // The last one that is about a binding: a reset of the password may have been queued since.
+            Some(bound) => match self.unanswered().filter(|entry| binds(entry)).last() {
                 Some(last) if last.binding.as_ref().is_some_and(|queued| same(queued, wanted)) => {
                     return Ok(Next::Waiting(last.command.id.clone()));
                 }
@@ -246,6 +247,14 @@ impl Ledger {
         {
             self.entries.remove(oldest);
         }
+    }
+}
+
+/// Whether a command changes what is bound.
+fn binds(entry: &Entry) -> bool {
+    match entry.command.action {
+        Action::Attach { .. } | Action::Detach { .. } => true,
+        Action::SetPasswordAuth { .. } => false,
     }
 }
 

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! What an instance is bound to is decided by [`ledger`] alone; a store keeps ledgers, key pairs and results
-//! and says when something changed; the two faces translate HTTP and never decide.
+//! and says when something changed; the two faces translate HTTP, and what an instance is bound to they never decide.
 
 pub mod access_keys;
 pub mod api;
@@ -28,3 +28,4 @@ pub mod serve;
 pub mod shutdown;
 pub mod signing;
 pub mod store;
+pub mod toml_file;

@@ -13,13 +13,14 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use crate::access_keys::{AccessKeys, AccessKeysError};
+use crate::access_keys::AccessKeys;
 use crate::args::ServeArgs;
 use crate::inventory::{Inventory, InventoryError};
 use crate::platform::Platform;
 use crate::shutdown::Shutdown;
 use crate::signing::{SigningKey, SigningKeyError};
 use crate::store::{StoreError, StoreUrl};
+use crate::toml_file::TomlFileError;
 use crate::{api, metadata};
 
 /// How long a connection may take to end once the service does.
@@ -31,7 +32,7 @@ pub enum ServeError {
     /// The instances given cannot be.
     Inventory(InventoryError),
     /// The access keys given cannot be.
-    AccessKeys(AccessKeysError),
+    AccessKeys(TomlFileError),
     /// Commands cannot be signed with what was given.
     SigningKey(SigningKeyError),
     /// The store cannot be used.

@@ -98,7 +98,7 @@ impl Witness {
         false
     }
 
-    /// One attach or detach of an owner; whether it was accepted.
+    /// What an attach or detach of an owner was answered; `None` where the server died.
     fn owner(&self, place: &Place, instance: &str, verb: &str) -> Option<Value> {
         let body = json!({ "instanceIds": [instance], "passWordAuth": "no" }).to_string();
         let response = try_http(&place.api, "POST", &format!("{REGION}/keypairs/k:{verb}"), &body).ok()?;
@@ -278,7 +278,8 @@ fn three_on_one_database_and_one_is_killed_under_load() {
 fn any_server_wakes_the_poll_at_any_other() {
     let Some(postgres) = Postgres::start() else { return };
     let url = postgres.url();
-    let flags = ["--attach-wait", "60", "--store", &url, "--instance", "i-0"];
+    // Shorter than the silence after which a server looks for itself.
+    let flags = ["--attach-wait", "20", "--store", &url, "--instance", "i-0"];
     let (one, other) = (Server::start(&flags), Server::start(&flags));
     one.import("k", 1).result();
     let guest = other.guest("i-0").answer_next("succeeded");

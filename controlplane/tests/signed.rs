@@ -26,9 +26,7 @@ impl Keys {
             eprintln!("SKIPPED: ssh-keygen is not installed");
             return None;
         }
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        fs::create_dir(&folder).unwrap();
-        Some(Self(folder))
+        Some(Self(support::folder(name)))
     }
 
     fn make(&self, name: &str, words: &[&str]) -> String {

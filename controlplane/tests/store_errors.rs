@@ -83,9 +83,10 @@ fn a_store_that_cannot_be_opened_is_said_without_its_password() {
     let garbage = here.join("garbage.db");
     std::fs::write(&garbage, "this is no database".repeat(100)).unwrap();
     let cases = [
-        (format!("sqlite:{}/none/x.db", here.display()), "none/x.db"),
+        (format!("sqlite:{}/none/x.db", here.display()), "make it first"),
         (format!("sqlite:{}", garbage.display()), "not a database"),
-        ("postgres://me:hidden@127.0.0.1:1/db".to_owned(), "postgres://127.0.0.1:1/db"),
+        ("postgres://me:hidden@127.0.0.1:1/db".to_owned(), "postgres://127.0.0.1:1/db: the store failed: "),
+        ("postgres://me:hidden@127.0.0.1:1/db?x=1".to_owned(), "refused"),
     ];
     for (url, said) in cases {
         let output = binary().args(["serve", "--instance", "i-1", "--store", &url]).output().unwrap();

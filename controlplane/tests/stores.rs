@@ -119,7 +119,7 @@ async fn a_result_is_stored_once_and_the_oldest_go() {
     for (url, store) in stores {
         let one = id("i-1");
         store.import(key_pair("k", 1)).await.unwrap();
-        let mut first: Option<(RequestId, CommandId)> = None;
+        let mut answered: Vec<(RequestId, CommandId)> = Vec::new();
         let mut sequence = 0;
         for turn in 0..130 {
             let verb = match turn % 2 {
@@ -142,9 +142,11 @@ async fn a_result_is_stored_once_and_the_oldest_go() {
             assert_eq!(store.settle(&one, other.clone()).await.unwrap(), Settled::Conflict, "{url}");
             assert_eq!(store.settle(&id("i-2"), other).await.unwrap(), Settled::Unknown, "{url}");
             assert_eq!(store.next(&one).await.unwrap(), None, "{url}");
-            first.get_or_insert((order.request, command.id));
+            answered.push((order.request, command.id));
         }
-        let (request, command) = first.unwrap();
+        // Of 130 the last 128 are known.
+        assert!(store.knows(&one, &answered[2].1).await.unwrap(), "{url}");
+        let (request, command) = answered.swap_remove(1);
         assert!(!store.knows(&one, &command).await.unwrap(), "{url}");
         assert!(store.fates(&request).await.unwrap().is_empty(), "{url}");
         assert_eq!(store.outcome(&one, &command).await.unwrap(), None, "{url}");
@@ -260,6 +262,11 @@ async fn what_was_kept_is_there_after_a_restart() {
         store.place(&placed).await.unwrap().unwrap();
         let command = store.next(&id("i-1")).await.unwrap().unwrap();
         store.settle(&id("i-1"), answer(&command.id, &id("i-1"), "succeeded")).await.unwrap();
+        store.keep_report(&id("i-1"), b"{}".to_vec()).await.unwrap();
+        let state = State { status: Status::Stopped, since: OffsetDateTime::UNIX_EPOCH };
+        assert!(store.change_state(&id("i-1"), None, &state).await.unwrap(), "{url}");
+        let later = OffsetDateTime::now_utc() + Duration::hours(1);
+        assert!(store.is_first("ab", later).await.unwrap(), "{url}");
         let before = seen(store.as_ref()).await;
         if let StoreUrl::Sqlite(_) = url {
             // A second process would not see the first one's changes as they happen.
@@ -275,6 +282,9 @@ async fn what_was_kept_is_there_after_a_restart() {
             }
         };
         assert_eq!(seen(store.as_ref()).await, before, "{url}");
+        assert_eq!(store.report(&id("i-1")).await.unwrap(), Some(b"{}".to_vec()), "{url}");
+        assert_eq!(store.state(&id("i-1")).await.unwrap(), Some(state), "{url}");
+        assert!(!store.is_first("ab", later).await.unwrap(), "{url}");
         let fates = store.fates(&placed.request).await.unwrap();
         assert_eq!(fates[0].command.action.name(), ActionName::Attach, "{url}");
         assert_eq!((fates[0].outcome.is_some(), fates[1].outcome.is_some()), (true, false), "{url}");

@@ -3,9 +3,8 @@
 
 INSTANCE=i-guest
 
-# The control plane is the repository's own: its API is what an owner uses. It has no call for setPasswordAuth (the
-# platform sends that with a password reset) and shows no result, so tests that need either use `keypair-agent apply`,
-# which is the same code, and the agent's state file.
+# The control plane is the repository's own: its API is what an owner uses. Tests that need a setPasswordAuth or a result use
+# `keypair-agent apply`, which is the same code, and the agent's state file.
 cloud_start() { # [SECONDS that an attach waits]
   local address=$METADATA_ADDRESS
   [ "$BACKEND" = nspawn ] || address=127.0.0.1

@@ -16,6 +16,7 @@ pub mod strace;
 pub mod tracer;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,15 +33,19 @@ pub fn available(what: &[&str]) -> bool {
         let found =
             ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
         if !found {
-            eprintln!("SKIPPED: {tool} is not installed");
-            return false;
+            return skipped(&format!("{tool} is not installed"));
         }
     }
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: not root, and a private sshd that logs root in needs it");
-        return false;
+        return skipped("not root, and a private sshd that logs root in needs it");
     }
     true
+}
+
+/// Not by `eprintln!`, whose words a passing test keeps to itself.
+fn skipped(why: &str) -> bool {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+    false
 }
 
 /// Waits for a condition that another process brings about; fails after a long while.

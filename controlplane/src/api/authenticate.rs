@@ -68,7 +68,7 @@ async fn authentic(platform: &Platform, request: Request) -> Result<Request, Api
     let authorization = Authorization::parse(authorization).ok_or(Unauthentic::Garbled)?;
     let date = text("x-jdcloud-date").unwrap_or_default();
     let signed_at =
-        instant(date).filter(|_| date.starts_with(authorization.date)).ok_or(Unauthentic::Undated)?;
+        instant(date).filter(|_| date.get(..8) == Some(authorization.date)).ok_or(Unauthentic::Undated)?;
     // Before the clock is looked at: a sender may take his time with it.
     let body = to_bytes(body, MAX_BODY).await.map_err(|_| too_long())?;
     if (OffsetDateTime::now_utc() - signed_at).abs() > SKEW {

@@ -22,7 +22,7 @@ pub mod signature;
 /// The most that is read of a request's body.
 const MAX_BODY: usize = 64 * 1024;
 
-/// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; [`with_verb_apart`] makes
+/// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; `with_verb_apart` makes
 /// a segment of its own of it, so that each resource knows its own methods.
 pub fn router(platform: Platform) -> Router {
     let routes = Router::new()

@@ -245,3 +245,17 @@ fn answered_commands_are_forgotten_in_the_end_and_unanswered_ones_never() {
     assert_eq!(scene.ledger.entries.len(), ANSWERED_KEPT + 1);
     assert_eq!(scene.next(), Some(silent.as_str()));
 }
+
+#[test]
+fn an_attach_is_the_queued_one_also_behind_a_reset_of_the_password() {
+    let mut scene = Scene::default();
+    let attach = scene.attach("k", No).unwrap();
+    let stamp = scene.stamp();
+    let next = scene.ledger.allow_passwords(&"i-1".parse().unwrap(), stamp);
+    let reset = scene.take(next).unwrap();
+    assert_eq!(scene.attach("k", No), Ok(attach));
+    assert_eq!(scene.attach("k", Yes), Err(NotNow::Bound));
+    let stamp = scene.stamp();
+    let next = scene.ledger.allow_passwords(&"i-1".parse().unwrap(), stamp);
+    assert_eq!(scene.take(next), Ok(reset));
+}

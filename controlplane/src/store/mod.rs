@@ -218,7 +218,7 @@ pub trait Store: Send + Sync {
     /// An instance's last new state; `None` where it is as it always was.
     async fn state(&self, instance: &InstanceId) -> Result<Option<State>, StoreError>;
 
-    /// Whether a signature is seen for the first time; it is remembered until then.
+    /// Whether a signature is seen for the first time; it is remembered until `until`.
     async fn is_first(&self, signature: &str, until: OffsetDateTime) -> Result<bool, StoreError>;
 
     /// Keeps what the agent says of itself, in place of what it said before.
@@ -248,6 +248,11 @@ impl FromStr for StoreUrl {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
+            Some(("sqlite", ":memory:")) => Err(Invalid("the store that forgets is memory:".into())),
+            // As others write a URL; what follows two slashes would be a host's name.
+            Some(("sqlite", path)) if path.starts_with("//") && !path.starts_with("///") => {
+                Err(Invalid("a file is sqlite:PATH, without slashes before a relative one".into()))
+            }
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
             Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
                 Ok(Self::Postgres(text.to_owned()))
@@ -310,7 +315,17 @@ mod tests {
             let url: StoreUrl = text.parse().unwrap();
             assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), shown.to_owned()));
         }
-        for text in ["", "memory", "memory:x", "sqlite:", "postgres:", "mysql://x", "x.db"] {
+        for text in [
+            "",
+            "memory",
+            "memory:x",
+            "sqlite:",
+            "postgres:",
+            "mysql://x",
+            "x.db",
+            "sqlite::memory:",
+            "sqlite://x.db",
+        ] {
             assert!(text.parse::<StoreUrl>().is_err(), "{text}");
         }
     }

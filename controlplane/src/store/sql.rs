@@ -2,25 +2,19 @@
 //! of SQL; what differs is how rows are locked and how the news spreads.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use keypair_agent::policy::command::Command;
 use keypair_agent::policy::outcome::Outcome;
 use keypair_agent::policy::types::{CommandId, InstanceId, KeyName};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use sqlx::any::{AnyPoolOptions, install_default_drivers};
-use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor, Row, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, timeout};
 
 use self::ledgers::{Locking, Which};
-use self::schema::Schema;
 use super::changes::Changes;
 use super::{Fate, Listed, Order, Placed, Refused, Store, StoreError, Wanted};
 use crate::ids::RequestId;
@@ -31,19 +25,13 @@ use crate::lifecycle::State;
 mod key_pairs;
 mod ledgers;
 mod news;
+mod open;
 mod schema;
 
-/// How long a call waits for a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long one may take in all: an order of thousands of instances has many rows to write.
+/// How long a piece of work may take in all: an order of thousands of instances has many rows to write.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How many connections a server holds to PostgreSQL, besides the one that listens.
-const CONNECTIONS: u32 = 16;
 /// How often expired signatures are taken out.
 const PURGE: Duration = Duration::from_secs(60);
-/// What bounds every statement of a session, and every lock that it holds while its server is not heard of.
-const BOUNDS: &str = "SET lock_timeout = '8s'; SET statement_timeout = '15s'; \
-                      SET idle_in_transaction_session_timeout = '15s'";
 
 /// A database, and who waits for news of it.
 pub struct Sql(Arc<Database>);
@@ -56,67 +44,6 @@ struct Database {
 }
 
 impl Sql {
-    /// Opens a file of this process alone; it is made where there is none.
-    ///
-    /// # Errors
-    /// Where it cannot be opened, another process has it, or it is no store of this version.
-    pub async fn open_sqlite(path: &Path) -> Result<Self, StoreError> {
-        install_default_drivers();
-        // A pool would try again and again, and then say that it has waited.
-        let options =
-            SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(PATIENCE / 5);
-        let mut alone = SqliteConnection::connect_with(&options).await.map_err(not_opened)?;
-        alone.execute("BEGIN EXCLUSIVE; COMMIT").await.map_err(not_opened)?;
-        alone.close().await.map_err(not_opened)?;
-        let path = utf8_percent_encode(
-            path.to_str().ok_or_else(|| failed("the path is not UTF-8"))?,
-            NON_ALPHANUMERIC,
-        );
-        // One connection: what is written is in order, and nobody waits for a lock of his own.
-        let pool = AnyPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(PATIENCE)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    // Exclusive before it is used; each commit is on the disk before it is answered.
-                    let pragmas = "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
-                    connection.execute(pragmas).await.map(drop)
-                })
-            })
-            .connect(&format!("sqlite:{path}?mode=rwc"))
-            .await
-            .map_err(not_opened)?;
-        Self::up_to_date(pool, Locking::WholeFile).await
-    }
-
-    /// Opens a database that other servers may share.
-    ///
-    /// # Errors
-    /// Where it cannot be reached, or is no store of this version.
-    pub async fn open_postgres(url: &str) -> Result<Self, StoreError> {
-        install_default_drivers();
-        let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(PATIENCE)
-            .after_connect(|connection, _| {
-                Box::pin(async move { connection.execute(BOUNDS).await.map(drop) })
-            })
-            .connect(url)
-            .await
-            .map_err(not_opened)?;
-        let store = Self::up_to_date(pool, Locking::Rows).await?;
-        news::listen(url, store.0.pool.clone(), store.0.changes.clone()).await.map_err(not_opened)?;
-        Ok(store)
-    }
-
-    async fn up_to_date(pool: AnyPool, locking: Locking) -> Result<Self, StoreError> {
-        let migrator = Migrator::new(Schema).await.map_err(not_opened)?;
-        migrator.run(&pool).await.map_err(not_opened)?;
-        Ok(Self(Arc::new(Database { pool, locking, changes: Arc::default(), purged: Mutex::default() })))
-    }
-
     /// Does a piece of work to its end, whoever goes away meanwhile: a caller that hangs up leaves no transaction behind, and
     /// nobody untold.
     async fn whole<T: Send + 'static, F: Future<Output = Result<T, StoreError>> + Send + 'static>(
@@ -355,7 +282,7 @@ impl Store for Sql {
         let query =
             sqlx::query("INSERT INTO signatures (signature, until) VALUES ($1, $2) ON CONFLICT DO NOTHING");
         let query = query.bind(signature).bind(milliseconds(until));
-        Ok(query.execute(&self.0.pool).await.map_err(failed)?.rows_affected() == 1)
+        Ok(query.execute(&self.0.pool).await.map_err(not_written)?.rows_affected() == 1)
     }
 
     async fn keep_report(&self, instance: &InstanceId, report: Vec<u8>) -> Result<(), StoreError> {
@@ -393,16 +320,6 @@ fn not_written(error: sqlx::Error) -> StoreError {
         }
         _ => failed(error),
     }
-}
-
-/// It cannot be opened: what of its text does not tell a person what to do is said in words of ours.
-fn not_opened(error: impl ToString) -> StoreError {
-    let text = error.to_string();
-    StoreError::Failed(if text.contains("database is locked") {
-        "another process has it: one server to a file, several to a postgres:// database".to_owned()
-    } else {
-        text
-    })
 }
 
 fn milliseconds(time: OffsetDateTime) -> i64 {

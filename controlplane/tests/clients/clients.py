@@ -163,7 +163,7 @@ class Clients(unittest.TestCase):
         self.assertEqual(guest.seen[1]["action"], "detach")
         gone = delete.DeleteKeypairRequest(delete.DeleteKeypairParameters(REGION, "my-test"))
         self.ask(gone)
-        time.sleep(1)  # as above: a signature is good once
+        time.sleep(1)  # in the same second it would have the same signature, which is good once
         self.refused(gone, 404, "NOT_FOUND", "Keypair 'my-test' not found")
 
     def test_a_key_pair_that_is_made_here_is_one_of_openssh(self):

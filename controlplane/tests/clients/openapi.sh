@@ -3,16 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
-bash demo/install-tools.sh python3
-cargo build --quiet -p keypair-controlplane
-target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+. controlplane/tests/clients/environment.sh
 environment=$target/openapi
-if [ ! -e "$environment/ready" ]; then
-  rm -rf "$environment"
-  python3 -m venv "$environment" 2>/dev/null || { bash demo/install-tools.sh python3-venv; python3 -m venv "$environment"; }
-  "$environment/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5
-  touch "$environment/ready"
-fi
+install_into "$environment" schemathesis==4.32.5
 
 folder=$(mktemp -d)
 pid=
@@ -21,7 +14,7 @@ cleanup() {
   rm -rf "$folder"
 }
 trap cleanup EXIT
-"$target/debug/keypair-controlplane" serve --api 127.0.0.1:0 --metadata 127.0.0.1:0 --attach-wait 0 \
+"$binary" serve --api 127.0.0.1:0 --metadata 127.0.0.1:0 --attach-wait 0 \
   --instance i-demo --instance i-other >"$folder/out" 2>"$folder/log" &
 pid=$!
 until [ -s "$folder/out" ]; do kill -0 "$pid" || { cat "$folder/log" >&2; exit 1; }; sleep 0.05; done
@@ -36,9 +29,12 @@ for path, body in [("keypairs", {"keyName": "my-test"}),
     urllib.request.urlopen(urllib.request.Request(f"{sys.argv[1]}/{path}", json.dumps(body).encode(), method="POST"))
 PYTHON
 
+here=$PWD
 face() { # URL PATHS
-  "$environment/bin/schemathesis" --config-file controlplane/tests/clients/schemathesis.toml run docs/openapi.yaml \
-    --url "$1" --include-path-regex "$2" --seed "${SEED:-20261128}" --max-examples "${EXAMPLES:-50}" --no-color
+  # It keeps notes where it runs.
+  (cd "$folder" && "$environment/bin/schemathesis" --config-file "$here/controlplane/tests/clients/schemathesis.toml" \
+    run "$here/docs/openapi.yaml" --url "$1" --include-path-regex "$2" --seed "${SEED:-20261128}" \
+    --max-examples "${EXAMPLES:-50}" --no-color)
 }
 face "$api" '^/v1/'
 face "$metadata" '^/\{instanceId\}/'

@@ -85,6 +85,11 @@ impl Server {
         });
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            let status = child.wait().unwrap();
+            logging.join().unwrap();
+            panic!("{status}: {}", log.0.lock().unwrap());
+        }
         let first: Value = serde_json::from_str(&line).unwrap();
         let api = first["api"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
         Self { child, log, logging: Some(logging), api, bases: first["metadata"].clone() }
@@ -260,7 +265,30 @@ pub(crate) fn http(host: &str, method: &str, path: &str, body: &str) -> Response
 
 /// One HTTP exchange with somebody who may die within it.
 pub(crate) fn try_http(host: &str, method: &str, path: &str, body: &str) -> io::Result<Response> {
-    let mut stream = try_send(host, method, path, body)?;
+    exchange(host, method, path, "", body)
+}
+
+/// The same with headers of one's own, each with its line end.
+pub(crate) fn exchange(
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> io::Result<Response> {
+    exchange_as(host, host, method, path, headers, body)
+}
+
+/// The same with somebody who is called by another name.
+pub(crate) fn exchange_as(
+    address: &str,
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> io::Result<Response> {
+    let mut stream = try_send(address, host, method, path, headers, body)?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, format!("no response: {text:?}"));
@@ -278,14 +306,21 @@ pub(crate) fn try_http(host: &str, method: &str, path: &str, body: &str) -> io::
 
 /// Sends a request and leaves the response to be read.
 pub(crate) fn send(host: &str, method: &str, path: &str, body: &str) -> TcpStream {
-    try_send(host, method, path, body).unwrap()
+    try_send(host, host, method, path, "", body).unwrap()
 }
 
-fn try_send(host: &str, method: &str, path: &str, body: &str) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(host)?;
+fn try_send(
+    address: &str,
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\
          Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );

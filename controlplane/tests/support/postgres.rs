@@ -1,8 +1,9 @@
 //! A PostgreSQL of a test's own, on a Unix socket, ended with it.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -27,24 +28,27 @@ impl Postgres {
     /// Starts one; `None`, loudly, where there is none on this machine.
     pub(crate) fn start() -> Option<Self> {
         let Some(programs) = programs() else {
-            eprintln!("SKIPPED: no PostgreSQL here (initdb)");
+            // Not by the macro, whose words a passing test keeps to itself.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no PostgreSQL here (initdb)");
             return None;
         };
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         // Short, for the socket's sake, and where its user may go.
         let folder = std::env::temp_dir().join(format!("keypair-pg-{}-{number}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
         let data = folder.join("data");
         let as_user = |program: &str| {
             let path = programs.join(program);
-            // It refuses to run as root.
-            if !is_root() {
-                return Command::new(path);
-            }
             let mut command = Command::new("setpriv");
-            command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(path);
+            // It ends with the test, however that ends, and refuses to run as root.
+            command.args(["--pdeathsig", "INT"]);
+            if is_root() {
+                command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
+            }
+            command.arg(path);
             command
         };
         if is_root() {
@@ -99,16 +103,10 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // Not by SIGKILL, which leaves its shared memory behind: fast, whoever is connected.
+        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
-        // Its children end with the shared memory's first process; the folder may be theirs for a moment yet.
-        let patience = Instant::now() + Duration::from_secs(10);
-        while Path::exists(&self.folder)
-            && fs::remove_dir_all(&self.folder).is_err()
-            && Instant::now() < patience
-        {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
