@@ -35,7 +35,7 @@ pub struct ServeArgs {
     /// A running Linux instance in cn-north-1; may be repeated.
     #[arg(long = "instance", value_name = "ID")]
     pub instance_ids: Vec<String>,
-    /// A TOML file with an [[instance]] each: id, and if wanted region, os_type, status, hostname and address.
+    /// A TOML file, `[[instance]]` tables: id, and if wanted region, os_type, status, hostname and address.
     #[arg(long = "instances", value_name = "FILE")]
     pub instances_file: Option<PathBuf>,
     /// Where key pairs, bindings and commands are kept: memory: forgets them at the end, sqlite:PATH is a file of this
@@ -45,7 +45,7 @@ pub struct ServeArgs {
     /// How long an attach or detach waits for its running guests, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub attach_wait: u64,
-    /// A TOML file with an [[access_key]] each: id and secret; given, every request to the API must be signed.
+    /// A TOML file, `[[access_key]]` tables: id and secret; given, every request to the API must be signed.
     #[arg(long, value_name = "FILE")]
     pub access_keys: Option<PathBuf>,
     /// An OpenSSH private key without a passphrase, Ed25519 or ECDSA: commands go out signed.
