@@ -2,7 +2,7 @@
 
 use time::{Duration, OffsetDateTime};
 
-use crate::inventory::Status;
+use crate::inventory::{Instance, Status};
 
 /// How long an instance is `starting` or `rebooting`.
 const BOOT: Duration = Duration::seconds(2);
@@ -28,6 +28,11 @@ impl State {
             status => status.clone(),
         }
     }
+}
+
+/// The state that an instance is in by now, where this is the last one it was brought into.
+pub fn status_by(instance: &Instance, last: Option<&State>, now: OffsetDateTime) -> Status {
+    last.map_or_else(|| instance.status.clone(), |state| state.by(now))
 }
 
 const STARTING: &str = "starting";

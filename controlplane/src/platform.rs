@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::access_keys::AccessKeys;
 use crate::inventory::{Instance, Inventory, Status};
+use crate::lifecycle;
 use crate::shutdown::Shutdown;
 use crate::signing::SigningKey;
 use crate::store::{Store, StoreError};
@@ -35,6 +36,6 @@ impl Platform {
     /// Where the store fails.
     pub async fn status(&self, instance: &Instance) -> Result<Status, StoreError> {
         let state = self.store.state(&instance.id).await?;
-        Ok(state.map_or_else(|| instance.status.clone(), |state| state.by(OffsetDateTime::now_utc())))
+        Ok(lifecycle::status_by(instance, state.as_ref(), OffsetDateTime::now_utc()))
     }
 }

@@ -5,7 +5,6 @@ mod support;
 
 use std::sync::Arc;
 
-use base64ct::{Base64, Encoding};
 use keypair_agent::policy::command::{ActionName, KeyPair};
 use keypair_agent::policy::outcome::Outcome;
 use keypair_agent::policy::public_key::PublicKey;
@@ -17,7 +16,7 @@ use keypair_controlplane::ledger::{Answer, Settled};
 use keypair_controlplane::lifecycle::State;
 use keypair_controlplane::store::{Order, OrderVerb, Placed, Refused, Store, StoreUrl};
 use support::postgres::Postgres;
-use support::{folder, outcome};
+use support::{folder, key, outcome};
 use time::{Duration, OffsetDateTime};
 
 /// A store of each kind that this machine has, and what has to outlive it.
@@ -36,12 +35,13 @@ async fn stores(name: &str) -> (Vec<(StoreUrl, Arc<dyn Store>)>, Option<Postgres
 }
 
 fn key_pair(name: &str, number: u8) -> StoredKeyPair {
-    let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &[number; 32]].concat();
-    let line = format!("ssh-ed25519 {} of {name}", Base64::encode_string(&blob));
     StoredKeyPair {
         id: ids::fresh(),
         region: Region::default(),
-        key_pair: KeyPair { key_name: name.parse().unwrap(), public_key: PublicKey::parse(&line).unwrap() },
+        key_pair: KeyPair {
+            key_name: name.parse().unwrap(),
+            public_key: PublicKey::parse(&key(number)).unwrap(),
+        },
         create_time: OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(1_234_567),
     }
 }
@@ -76,7 +76,7 @@ async fn a_name_is_used_once_at_a_time() {
         assert_eq!(store.list(&region).await.unwrap()[0].key_pair, first, "{url}");
         assert!(store.delete(&region, &name).await.unwrap(), "{url}");
         assert!(!store.delete(&region, &name).await.unwrap(), "{url}");
-        assert!(!store.has_key_pair(&region, &name).await.unwrap(), "{url}");
+        assert_eq!(store.key_pair(&region, &name).await.unwrap(), None, "{url}");
         assert_eq!(store.place(&attach("k", &["i-1"])).await.unwrap(), Err(Refused::NoKeyPair), "{url}");
         assert!(store.import(key_pair("k", 2)).await.unwrap(), "{url}");
         let elsewhere = StoredKeyPair { region: "cn-east-2".parse().unwrap(), ..key_pair("k", 3) };

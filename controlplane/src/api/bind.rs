@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::{instances, keypairs};
 use crate::ids::RequestId;
 use crate::inventory::{Instance, OsType, Status};
-use crate::keypair::Region;
+use crate::keypair::{Region, StoredKeyPair};
 use crate::platform::Platform;
 use crate::store::{Order, OrderVerb, Placed, Refused};
 
@@ -71,9 +71,7 @@ async fn bind(
     // A name that cannot be is a name that is not there.
     let no_key_pair = || ApiError::NoKeyPair(key_name.clone());
     let key_name: KeyName = key_name.parse().map_err(|_| no_key_pair())?;
-    if !platform.store.has_key_pair(&region, &key_name).await? {
-        return Err(no_key_pair());
-    }
+    let key_pair = platform.store.key_pair(&region, &key_name).await?.ok_or_else(no_key_pair)?;
     let instances = fit_instances(platform, &region, &ids).await?;
     let order = Order {
         request,
@@ -89,7 +87,8 @@ async fn bind(
         (Refused::Bound(id), Verb::Attach) => ApiError::AlreadyAttached(id),
         (Refused::Bound(id), Verb::Detach) => ApiError::OtherAttached(id),
     })?;
-    log_placed(platform, &order, &placed).await;
+    // After a detach nothing is bound.
+    log_placed(&order, password_auth.is_some().then_some(&key_pair), &placed);
     let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + platform.attach_wait;
     for ((instance, status), placed) in instances.iter().zip(&placed) {
@@ -148,20 +147,18 @@ async fn accepted(platform: &Platform, status: &Status, placed: &Placed, deadlin
     false
 }
 
-/// Says which commands an order led to.
-pub(super) async fn log_placed(platform: &Platform, order: &Order, placed: &[Placed]) {
+/// Says which commands an order led to, and which key pair is bound by them.
+pub(super) fn log_placed(order: &Order, bound: Option<&StoredKeyPair>, placed: &[Placed]) {
     let verb = match order.verb {
         OrderVerb::Attach(..) => "attach",
         OrderVerb::Detach(_) => "detach",
         OrderVerb::AllowPasswords => "setPasswordAuth",
     };
     let key_name = order.verb.key_name().map(tracing::field::display);
+    let key = bound.map(|bound| bound.key_pair.public_key.fingerprint().sha256);
+    let key = key.as_deref();
     for Placed { instance, command, fresh } in placed {
-        // For the log alone: what was queued is queued.
-        let binding = platform.store.binding(instance).await.unwrap_or_default();
-        let key = binding.map(|binding| binding.key_pair.key_pair.public_key.fingerprint().sha256);
         let said = if *fresh { "queued" } else { "asked for again, still queued" };
-        let key = key.as_deref();
         info!(%instance, %command, key_name, key, "{verb}: {said}");
     }
 }

@@ -96,7 +96,7 @@ pub async fn reset_password(
             Order { request, region, verb: OrderVerb::AllowPasswords, instances: vec![instance.id.clone()] };
         // It names no key pair, and what is bound does not matter: nothing refuses it.
         let placed = platform.store.place(&order).await?.unwrap_or_default();
-        log_placed(&platform, &order, &placed).await;
+        log_placed(&order, None, &placed);
     }
     Ok(Reply(json!({})))
 }
@@ -108,7 +108,7 @@ async fn bring(platform: &Platform, (region, id): (String, String), verb: Verb) 
     loop {
         let before = platform.store.state(&instance.id).await?;
         let now = OffsetDateTime::now_utc();
-        let status = before.as_ref().map_or_else(|| instance.status.clone(), |state| state.by(now));
+        let status = lifecycle::status_by(instance, before.as_ref(), now);
         let to = verb.from(&status).ok_or(ApiError::InvalidStatus(status))?;
         let state = lifecycle::State { status: to, since: now };
         if platform.store.change_state(&instance.id, before.as_ref(), &state).await? {

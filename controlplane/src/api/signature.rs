@@ -88,9 +88,8 @@ impl<'a> Authorization<'a> {
         let Some(headers) = self.canonical_headers(request.headers) else { return false };
         let body = to_hex(&Sha256::digest(request.body));
         let scope = format!("{}/{}/{}/{}", self.date, self.region, self.service, self.scheme.terminator());
-        let key = [self.date, self.region, self.service, self.scheme.terminator()]
-            .into_iter()
-            .fold([self.scheme.secret_prefix(), secret].concat().into_bytes(), |key, part| hmac(&key, part));
+        let first = [self.scheme.secret_prefix(), secret].concat().into_bytes();
+        let key = scope.split('/').fold(first, |key, part| hmac(&key, part));
         let mut holds = false;
         for path in self.canonical_paths(request.path) {
             for query in self.canonical_queries(request.query) {

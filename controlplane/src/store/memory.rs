@@ -102,8 +102,8 @@ impl Store for Memory {
         Ok(true)
     }
 
-    async fn has_key_pair(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError> {
-        Ok(self.content().key_pairs.contains_key(&(region.clone(), name.clone())))
+    async fn key_pair(&self, region: &Region, name: &KeyName) -> Result<Option<StoredKeyPair>, StoreError> {
+        Ok(self.content().key_pairs.get(&(region.clone(), name.clone())).cloned())
     }
 
     async fn delete(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError> {

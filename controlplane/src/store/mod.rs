@@ -173,8 +173,8 @@ pub trait Store: Send + Sync {
     /// Keeps a new key pair; `false` where its name is in use in its region.
     async fn import(&self, key_pair: StoredKeyPair) -> Result<bool, StoreError>;
 
-    /// Whether a key pair of that name is there.
-    async fn has_key_pair(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError>;
+    /// The key pair that has that name now.
+    async fn key_pair(&self, region: &Region, name: &KeyName) -> Result<Option<StoredKeyPair>, StoreError>;
 
     /// Forgets a key pair; what is bound to it stays so in the guests. `false` where there is none.
     async fn delete(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError>;

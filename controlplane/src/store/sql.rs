@@ -180,8 +180,8 @@ impl Store for Sql {
         .await
     }
 
-    async fn has_key_pair(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError> {
-        Ok(key_pairs::named(&mut *self.0.connection().await?, region, name).await?.is_some())
+    async fn key_pair(&self, region: &Region, name: &KeyName) -> Result<Option<StoredKeyPair>, StoreError> {
+        key_pairs::named(&mut *self.0.connection().await?, region, name).await
     }
 
     async fn delete(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError> {
