@@ -39,7 +39,7 @@ use crate::policy::types::{CommandId, InstanceId};
 use crate::transaction::perform::Performed;
 use crate::transaction::state::StoredResult;
 use course::Course;
-use report::{Manager, Report, Systemd};
+use report::{Manager, Nobody, Report, Systemd};
 
 /// When `READY=1` is sent at the latest, whatever is in flight (contract 3).
 const READY_AFTER: Duration = Duration::from_secs(5);
@@ -149,7 +149,7 @@ pub fn run<T: Transactions>(settings: Settings, transactions: T) -> Result<(), A
     let course = Course::new(
         HttpChannel::new(settings.base_url),
         transactions,
-        Report::new(settings.run_dir, Systemd),
+        Report::new(Some(settings.run_dir), Systemd),
         settings.long_poll,
         backoff::random,
     );
@@ -162,6 +162,18 @@ pub fn run<T: Transactions>(settings: Settings, transactions: T) -> Result<(), A
     runtime.shutdown_background();
     tracing::info!(MESSAGE_ID = Event::Stopped.id(), "keypair-agent stopped");
     served
+}
+
+/// The same loop for one agent of many in a process, until `stop`: without a lock, signals, systemd or a state for `status`.
+/// It is what `run` is towards a service, to be tried in numbers.
+pub async fn run_among_others<C: Channel, T: Transactions>(
+    channel: C,
+    transactions: T,
+    long_poll: Duration,
+    stop: impl Future<Output = ()>,
+) {
+    let course = Course::new(channel, transactions, Report::new(None, Nobody), long_poll, backoff::random);
+    serve(&course, stop, None).await;
 }
 
 /// The signals that end `run`. SIGHUP gets a handler that does nothing: it is ignored here and not in the

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::Transactions;
 use super::report::{Manager, Report, Trouble};
 use super::worker::Worker;
-use crate::channel::backoff::{Backoff, Hint};
+use crate::channel::backoff::{Backoff, HELD, Hint, uniform};
 use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
 use crate::policy::types::{CommandId, InstanceId};
 use crate::transaction::perform::{Answered, Performed};
@@ -30,6 +30,9 @@ const QUIET: Duration = Duration::from_millis(500);
 
 /// When a connect that never left the host is tried again, until `READY=1`.
 const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
+
+/// Over what time a fleet tells a service anew what it has only been too busy to hear.
+const NEWS_SPREAD: Duration = Duration::from_secs(300);
 
 /// The one try to deliver the last result when stopping.
 const LAST_TRY: Duration = Duration::from_secs(2);
@@ -97,6 +100,12 @@ struct Walk<'a, C, T, M> {
     course: &'a Course<C, T, M>,
     backoff: Backoff,
     next_poll: Instant,
+    /// Whether this service has held a long poll of ours: what then happens to one happens to everyone's.
+    held: bool,
+    /// Whether it has been too busy for us since the last success.
+    busy: bool,
+    /// Whether others are likely to begin their long polls when we do.
+    in_step: bool,
     /// Commands whose result got a final answer from this process.
     settled: VecDeque<CommandId>,
     announce: Announce<'a>,
@@ -116,7 +125,16 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         let now = Instant::now();
         let announce =
             Announce { due: true, flying: None, backoff: Backoff::default(), not_before: now, failure: None };
-        Self { course, backoff: Backoff::default(), next_poll: now, settled: VecDeque::new(), announce }
+        Self {
+            course,
+            backoff: Backoff::default(),
+            next_poll: now,
+            held: false,
+            busy: false,
+            in_step: false,
+            settled: VecDeque::new(),
+            announce,
+        }
     }
 
     async fn run(&mut self) -> Result<(), Stopped> {
@@ -156,12 +174,12 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             match course.channel.instance_id().await {
                 Ok(id) => {
                     tell::instance(&id);
-                    course.report.works();
-                    self.backoff.success();
+                    let outage = course.report.works();
+                    self.went_well(outage);
                     return id;
                 }
                 Err(error) => {
-                    let pause = self.pause(&error, false);
+                    let pause = self.pause(&error, None);
                     course.report.failed(Trouble::Call("asking for the instance id", error));
                     sleep(pause).await;
                 }
@@ -189,7 +207,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     async fn poll(&mut self) -> Result<Option<Due>, Stopped> {
         let course = self.course;
         let begun = Instant::now();
-        let wait = if course.report.is_ready() { course.long_poll } else { Duration::ZERO };
+        let wait = self.wait();
         let mut next = pin!(course.channel.next(wait));
         let polled = match timeout(QUIET, self.beside(next.as_mut())).await {
             Ok(polled) => polled,
@@ -203,11 +221,15 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             }
         };
         match polled {
-            Ok(Polled::Command(delivery)) => return self.command(delivery).await,
+            Ok(Polled::Command(delivery)) => {
+                self.held |= begun.elapsed() > HELD;
+                return self.command(delivery).await;
+            }
             Ok(Polled::Nothing) => {
+                self.held |= begun.elapsed() > HELD;
                 course.report.ready();
-                self.backoff.success();
-                self.announce.due |= course.report.polled();
+                let outage = course.report.polled();
+                self.went_well(outage);
                 self.next_poll = begun + SPACING;
                 self.announce_if_due();
                 // Somebody at the console may have changed what is bound meanwhile.
@@ -219,11 +241,25 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 self.announce_if_due();
             }
             Err(error) => {
-                self.next_poll = Instant::now() + self.pause(&error, true);
+                self.next_poll = Instant::now() + self.pause(&error, Some(begun.elapsed()));
                 course.report.poll_failed(Trouble::Call("asking for a command", error));
             }
         }
         Ok(None)
+    }
+
+    /// How long the next poll may be held. A part of the time by chance where a crowd begins its long polls at once, since
+    /// they would all end, and begin anew, at once for ever.
+    fn wait(&mut self) -> Duration {
+        let course = self.course;
+        if !course.report.is_ready() {
+            return Duration::ZERO;
+        }
+        if std::mem::take(&mut self.in_step) {
+            let part = uniform(course.long_poll, (course.random)()).as_secs();
+            return Duration::from_secs(part.max(1));
+        }
+        course.long_poll
     }
 
     async fn command(&mut self, delivery: Delivery) -> Result<Option<Due>, Stopped> {
@@ -262,8 +298,9 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             return Ok(None);
         }
         tell::outcome(&due.id, &due.result, repeated);
-        self.backoff.success();
-        self.announce.due |= course.report.polled();
+        let outage = course.report.polled();
+        self.went_well(outage);
+        self.in_step = self.held;
         self.next_poll = Instant::now();
         Ok(Some(due))
     }
@@ -274,14 +311,14 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         loop {
             match self.beside(course.channel.store(&due.id, &due.result)).await {
                 Ok(stored) => {
-                    self.backoff.success();
-                    self.announce.due |= course.report.works();
+                    let outage = course.report.works();
+                    self.went_well(outage);
                     self.settle(due, stored).await?;
                     self.summarize().await;
                     return Ok(());
                 }
                 Err(error) => {
-                    let pause = self.pause(&error, false);
+                    let pause = self.pause(&error, None);
                     course.report.failed(Trouble::Call("delivering a result", error));
                     self.beside(sleep(pause)).await;
                 }
@@ -317,12 +354,36 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         self.course.report.poll_failed(trouble);
     }
 
-    /// How long to stay away after a failed call.
-    fn pause(&mut self, error: &ChannelError, long_poll: bool) -> Duration {
+    /// How long to stay away after a failed call; of a long poll, that had been held so long.
+    fn pause(&mut self, error: &ChannelError, held: Option<Duration>) -> Duration {
         if error.never_left_the_host() && !self.course.report.is_ready() {
             return NO_NETWORK_PAUSE;
         }
-        self.backoff.failure(hint(error, long_poll), (self.course.random)())
+        let hint = match (error, held) {
+            (ChannelError::Cut { .. }, Some(held)) if held > HELD => Hint::Cut,
+            (ChannelError::Status { retry_after: None, .. } | ChannelError::Cut { .. }, Some(held))
+                if self.held || held > HELD =>
+            {
+                Hint::Busy
+            }
+            _ => hint(error),
+        };
+        self.busy |= hint == Hint::Busy;
+        self.backoff.failure(hint, (self.course.random)())
+    }
+
+    /// A call ended well, and with it maybe an outage: then what runs here is told anew, at once to a service that may have
+    /// forgotten it, sometime to one that was there all along.
+    fn went_well(&mut self, outage: bool) {
+        self.backoff.success();
+        let busy = std::mem::take(&mut self.busy);
+        if outage {
+            self.in_step = self.held;
+            self.announce.due = true;
+            if busy {
+                self.announce.not_before = Instant::now() + uniform(NEWS_SPREAD, (self.course.random)());
+            }
+        }
     }
 
     async fn summarize(&mut self) {
@@ -391,7 +452,7 @@ impl Announce<'_> {
                 }
                 if !error.is_final() {
                     self.due = true;
-                    self.not_before = Instant::now() + self.backoff.failure(hint(&error, false), random());
+                    self.not_before = Instant::now() + self.backoff.failure(hint(&error), random());
                 }
             }
         }
@@ -399,10 +460,6 @@ impl Announce<'_> {
 }
 
 /// What a failure says about the pause after it.
-fn hint(error: &ChannelError, long_poll: bool) -> Hint {
-    match (error.retry_after(), error) {
-        (Some(pause), _) => Hint::RetryAfter(pause),
-        (None, ChannelError::Cut { waited }) if long_poll => Hint::Cut(*waited),
-        _ => Hint::None,
-    }
+fn hint(error: &ChannelError) -> Hint {
+    error.retry_after().map_or(Hint::None, Hint::RetryAfter)
 }

@@ -17,6 +17,13 @@ pub(super) trait Manager {
     fn tell(&self, news: &[NotifyState<'_>]);
 }
 
+/// Nobody.
+pub(super) struct Nobody;
+
+impl Manager for Nobody {
+    fn tell(&self, _: &[NotifyState<'_>]) {}
+}
+
 /// systemd, where it listens.
 pub(super) struct Systemd;
 
@@ -66,7 +73,8 @@ impl fmt::Display for Trouble {
 
 /// Keeps what was said last.
 pub(super) struct Report<M> {
-    run_dir: PathBuf,
+    /// Where `status` finds the channel's state; `None` where nobody asks.
+    run_dir: Option<PathBuf>,
     manager: M,
     ready: Cell<bool>,
     said: RefCell<Said>,
@@ -82,7 +90,7 @@ struct Said {
 
 impl<M: Manager> Report<M> {
     /// Writes the first state.
-    pub(super) fn new(run_dir: PathBuf, manager: M) -> Self {
+    pub(super) fn new(run_dir: Option<PathBuf>, manager: M) -> Self {
         let state = ChannelState {
             pid: std::process::id(),
             started_at: now(),
@@ -182,16 +190,17 @@ impl<M: Manager> Report<M> {
 
     /// Writes the state for `status`, and tells systemd.
     fn say(&self) {
-        let mut said = self.said.borrow_mut();
-        let written = said.state.write(&self.run_dir);
-        // Once per change here too: a full /run would be told at every poll otherwise.
-        if let Err(error) = &written
-            && !said.unwritable
-        {
-            tracing::warn!("{}: the channel's state cannot be written: {error}", self.run_dir.display());
+        if let Some(run_dir) = &self.run_dir {
+            let mut said = self.said.borrow_mut();
+            let written = said.state.write(run_dir);
+            // Once per change here too: a full /run would be told at every poll otherwise.
+            if let Err(error) = &written
+                && !said.unwritable
+            {
+                tracing::warn!("{}: the channel's state cannot be written: {error}", run_dir.display());
+            }
+            said.unwritable = written.is_err();
         }
-        said.unwritable = written.is_err();
-        drop(said);
         self.say_status();
     }
 

@@ -6,11 +6,14 @@ use std::time::Duration;
 /// The longest cap of a delay.
 const CAP_MAX: Duration = Duration::from_secs(60);
 
-/// The spread of the first retry after a long poll that was cut.
-const CUT_SPREAD: Duration = Duration::from_secs(30);
+/// The spread of what everybody was told, or saw, at one moment.
+const SPREAD: Duration = Duration::from_secs(30);
 
-/// How long a long poll must have waited for its end to look like everyone's.
-const CUT_AFTER: Duration = Duration::from_secs(5);
+/// How long a long poll must have been held for its end to look like everyone's.
+pub const HELD: Duration = Duration::from_secs(5);
+
+/// So many failures that the cap is at its highest.
+const FAILURES_MAX: u32 = 6;
 
 /// The most that a `Retry-After` counts.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
@@ -22,9 +25,12 @@ pub enum Hint {
     None,
     /// The service named a pause.
     RetryAfter(Duration),
-    /// A long poll that had waited this long was cut without an answer: past 5 s it is likely that the service
-    /// restarts under everyone at once.
-    Cut(Duration),
+    /// A long poll that had been held over [`HELD`] was cut without an answer: it is likely that the service restarts
+    /// under everyone at once.
+    Cut,
+    /// A service that holds long polls answers that it cannot, or cuts one at once: it is there, and more is asked of it
+    /// than it can do. A fleet that asks again within seconds would double what it asks.
+    Busy,
 }
 
 /// Consecutive failures, and the delay that follows from them.
@@ -34,17 +40,24 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The delay after one more failure: uniform in 0 to a cap of 1, 2, 4 … 60 s; at least what the service
-    /// asked for, 10 min at most; uniform in 0 to 30 s where the first failure cuts a long poll.
+    /// The delay after one more failure: uniform in 0 to a cap of 1, 2, 4 … 60 s, of 60 s at once where the service is
+    /// busy; uniform in 0 to 30 s where the first failure cuts a long poll. Where the service asked for a pause it is that
+    /// pause, 10 min at most, and as long again at the most, but not over half a minute more: it asked others at the same time.
     /// `random` is uniform over all `u64`.
     pub fn failure(&mut self, hint: Hint, random: u64) -> Duration {
         let first = self.failures == 0;
-        let cap = Duration::from_secs(1u64.checked_shl(self.failures).unwrap_or(u64::MAX)).min(CAP_MAX);
-        self.failures = self.failures.saturating_add(1).min(u64::BITS - 1);
+        if hint == Hint::Busy {
+            self.failures = FAILURES_MAX;
+        }
+        let cap = Duration::from_secs(1 << self.failures).min(CAP_MAX);
+        self.failures = (self.failures + 1).min(FAILURES_MAX);
         match hint {
-            Hint::Cut(waited) if first && waited > CUT_AFTER => uniform(CUT_SPREAD, random),
-            Hint::RetryAfter(asked) => uniform(cap, random).max(asked.min(RETRY_AFTER_MAX)),
-            Hint::None | Hint::Cut(_) => uniform(cap, random),
+            Hint::Cut if first => uniform(SPREAD, random),
+            Hint::RetryAfter(asked) => {
+                let asked = asked.min(RETRY_AFTER_MAX);
+                asked + uniform(asked.min(SPREAD).max(cap.saturating_sub(asked)), random)
+            }
+            Hint::None | Hint::Cut | Hint::Busy => uniform(cap, random),
         }
     }
 
@@ -55,9 +68,9 @@ impl Backoff {
 }
 
 /// A duration in 0 to `limit`, in proportion to `random`.
-fn uniform(limit: Duration, random: u64) -> Duration {
+pub fn uniform(limit: Duration, random: u64) -> Duration {
     let nanos = (limit.as_nanos() * u128::from(random)) >> u64::BITS;
-    // The product is below `limit`, which is a minute at most.
+    // The product is below `limit`, which is minutes at most.
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
@@ -92,18 +105,34 @@ mod tests {
     #[test]
     fn only_the_first_retry_after_a_cut_long_poll_is_spread() {
         let mut backoff = Backoff::default();
-        assert!(backoff.failure(Hint::Cut(6 * SECOND), u64::MAX) > 29 * SECOND);
-        assert!(backoff.failure(Hint::Cut(6 * SECOND), u64::MAX) <= 2 * SECOND);
+        assert!(backoff.failure(Hint::Cut, u64::MAX) > 29 * SECOND);
+        assert!(backoff.failure(Hint::Cut, u64::MAX) <= 2 * SECOND);
         backoff.success();
-        assert!(backoff.failure(Hint::Cut(5 * SECOND), u64::MAX) <= SECOND);
+        assert!(backoff.failure(Hint::None, u64::MAX) <= SECOND);
     }
 
     #[test]
-    fn the_service_may_ask_for_ten_minutes_at_most() {
+    fn a_busy_service_is_asked_once_a_minute_until_it_does_its_work() {
         let mut backoff = Backoff::default();
-        assert_eq!(backoff.failure(Hint::RetryAfter(30 * SECOND), u64::MAX), 30 * SECOND);
-        assert_eq!(backoff.failure(Hint::RetryAfter(86_400 * SECOND), 0), 600 * SECOND);
-        assert!(backoff.failure(Hint::RetryAfter(Duration::ZERO), u64::MAX) > 3 * SECOND);
+        for hint in [Hint::Busy, Hint::Busy, Hint::None] {
+            assert!(backoff.failure(hint, u64::MAX) > 59 * SECOND);
+        }
+        backoff.success();
+        assert!(backoff.failure(Hint::None, u64::MAX) <= SECOND);
+    }
+
+    #[test]
+    fn the_service_may_ask_for_ten_minutes_at_most_and_is_not_asked_by_all_at_once() {
+        for (asked, least, most) in [(3, 3, 6), (30, 30, 60), (600, 600, 630), (86_400, 600, 630), (0, 0, 1)]
+        {
+            let after = |random| Backoff::default().failure(Hint::RetryAfter(asked * SECOND), random);
+            assert_eq!(after(0), least * SECOND);
+            assert!(after(u64::MAX) <= most * SECOND && after(u64::MAX) > (most * SECOND).mul_f64(0.999));
+        }
+        // What it asks for does not make the back-off shorter.
+        let mut backoff = Backoff::default();
+        backoff.failure(Hint::Busy, 0);
+        assert!(backoff.failure(Hint::RetryAfter(3 * SECOND), u64::MAX) > 59 * SECOND);
     }
 
     #[test]

@@ -205,7 +205,7 @@ impl World {
 
     /// Lets the loop go until `stop`. Every delay is as long as it may be.
     pub(super) async fn until(self, stop: impl Future<Output = ()>) -> Ran {
-        let report = Report::new(self.run_dir.path().to_owned(), self.diary.clone());
+        let report = Report::new(Some(self.run_dir.path().to_owned()), self.diary.clone());
         let course = Course::new(self.service, self.room, report, 60 * SECOND, || u64::MAX);
         serve(&course, stop, self.watchdog).await;
         self.diary.note("end");

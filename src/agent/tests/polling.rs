@@ -55,8 +55,9 @@ async fn what_cannot_be_answered_is_a_failed_poll() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_that_is_asked_for_is_kept() {
     let busy = Err(ChannelError::Status { status: 503, retry_after: Some(30 * SECOND) });
-    let times = World::new().polls([busy]).for_seconds(40).await.diary.times("next");
-    assert_eq!(times, [0, 30_000]);
+    // And as long again, by chance: every delay of these tests is as long as it may be.
+    let times = World::new().polls([busy]).for_seconds(70).await.diary.times("next");
+    assert_eq!(times[..2], [0, 60_000]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -67,6 +68,35 @@ async fn a_cut_long_poll_is_spread_over_half_a_minute() {
     let times = world.for_seconds(120).await.diary.times("next");
     // Cut at 22 s, asked again at 52 s, cut again at 72 s; then as after any second failure.
     assert_eq!(times[..4], [0, 2000, 52_000, 74_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_held_a_long_poll_and_fails_is_asked_once_a_minute() {
+    for failure in [status(503), Err(ChannelError::Cut { waited: SECOND })] {
+        let world = World::new().polls([Ok(Polled::Nothing)]);
+        let script = [(60 * SECOND, Ok(Polled::Nothing)), (SECOND, failure.clone()), (SECOND, failure)];
+        world.service.next.borrow_mut().extend(script);
+        let diary = world.for_seconds(700).await.diary;
+        // Held from 2 to 62 s; then it fails twice, a second after it is asked.
+        assert_eq!(diary.times("next")[1..5], [2000, 62_000, 123_000, 184_000]);
+        // It works again at 244 s; five minutes later, with a poll, it is told what runs here.
+        let told = diary.times("announce");
+        assert!(matches!(told[..], [0, again] if (544_000..610_000).contains(&again)), "{told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_long_poll_after_a_command_or_an_outage_is_a_part_of_one() {
+    let world = World::new().polls([Ok(Polled::Nothing)]);
+    let script =
+        [(60 * SECOND, Ok(Polled::Nothing)), (SECOND, command("c-1")), (SECOND, Ok(Polled::Nothing))];
+    world.service.next.borrow_mut().extend(script);
+    world.service.next.borrow_mut().extend([(SECOND, status(500)), (SECOND, Ok(Polled::Nothing))]);
+    let diary = world.for_seconds(400).await.diary;
+    let waits: Vec<_> = diary.lines().into_iter().filter(|line| line.starts_with("next")).collect();
+    // All chance here is the largest: a part is a second less than the whole.
+    let expected = ["next 0", "next 60", "next 60", "next 59", "next 60", "next 60", "next 59", "next 60"];
+    assert_eq!(waits[..8], expected);
 }
 
 #[tokio::test(start_paused = true)]
