@@ -6,8 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::serve::ListenerExt;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +19,7 @@ use crate::shutdown::Shutdown;
 use crate::signing::{SigningKey, SigningKeyError};
 use crate::store::{StoreError, StoreUrl};
 use crate::toml_file::TomlFileError;
-use crate::{api, metadata};
+use crate::{api, descriptors, face, metadata};
 
 /// How long a connection may take to end once the service does.
 const GRACE: Duration = Duration::from_secs(1);
@@ -91,6 +89,8 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
         args.access_keys.as_deref().map(AccessKeys::load).transpose().map_err(ServeError::AccessKeys)?;
     let signing_key =
         args.signing_key.as_deref().map(SigningKey::load).transpose().map_err(ServeError::SigningKey)?;
+    descriptors::raise_limit()
+        .map_err(|cause| ServeError::System("cannot raise the limit of descriptors", cause))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -129,8 +129,8 @@ async fn serve(
         signing_key,
         shutdown: shutdown.clone(),
     };
-    let api = tokio::spawn(face(api_listener, api::router(platform.clone()), shutdown.clone()));
-    let metadata = tokio::spawn(face(metadata_listener, metadata::router(platform), shutdown));
+    let api = tokio::spawn(face::serve(api_listener, api::router(platform.clone()), shutdown.clone()));
+    let metadata = tokio::spawn(face::serve(metadata_listener, metadata::router(platform), shutdown));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -138,7 +138,7 @@ async fn serve(
     info!("ending");
     trigger.fire();
     let ends = async {
-        // A face that failed has ended, too.
+        // A face that panicked has ended, too.
         let _ = api.await;
         let _ = metadata.await;
     };
@@ -153,19 +153,6 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener,
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
-}
-
-/// Serves one face until the end.
-async fn face(listener: TcpListener, router: Router, shutdown: Shutdown) {
-    let listener = listener.tap_io(|stream| {
-        // Without it an answer may wait for an acknowledgement; it comes all the same.
-        let _ = stream.set_nodelay(true);
-    });
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let ended = axum::serve(listener, service).with_graceful_shutdown(async move { shutdown.begun().await });
-    if let Err(error) = ended.await {
-        warn!("a listener ended: {error}");
-    }
 }
 
 /// The line that says where everything is (contract 9).

@@ -2,16 +2,16 @@
 //! `/{instanceId}/metadata/latest` and, for the caller's own instance, at `/metadata/latest`.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use tracing::error;
 
+use crate::face::Peer;
 use crate::inventory::Instance;
 use crate::platform::Platform;
 use crate::store::StoreError;
@@ -56,10 +56,8 @@ impl FromRequestParts<Platform> for Subject {
         let instance = match segments.get("instance") {
             Some(id) => platform.inventory.get(id),
             None => {
-                let ConnectInfo(caller) = ConnectInfo::<SocketAddr>::from_request_parts(parts, platform)
-                    .await
-                    .map_err(|_| MetadataError::NotFound)?;
-                platform.inventory.of_caller(caller.ip())
+                let peer = parts.extensions.get::<Peer>();
+                peer.and_then(|Peer(caller)| platform.inventory.of_caller(caller.ip()))
             }
         };
         instance.cloned().map(Self).ok_or(MetadataError::NotFound)
