@@ -21,6 +21,8 @@ pub struct Cli {
 pub enum Verb {
     /// Serve the platform's API and the metadata service until SIGTERM.
     Serve(ServeArgs),
+    /// Run many agents in one process against a metadata service, until SIGTERM; a line of JSON a second says what they do.
+    Fleet(FleetArgs),
 }
 
 /// The flags of `serve`.
@@ -51,4 +53,25 @@ pub struct ServeArgs {
     /// An OpenSSH private key without a passphrase, Ed25519 or ECDSA: commands go out signed.
     #[arg(long, value_name = "FILE")]
     pub signing_key: Option<PathBuf>,
+}
+
+/// The flags of `fleet`.
+#[derive(Debug, Args)]
+pub struct FleetArgs {
+    /// How many agents; their instances are i-fleet-000000, i-fleet-000001, …
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub agents: u32,
+    /// Where a metadata service listens, which must know these instances; may be repeated: the agents are dealt out.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8481")]
+    pub metadata: Vec<SocketAddr>,
+    /// Over how many seconds the agents start, as guests do that were booted at other times; a long poll's length spreads
+    /// them evenly.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub ramp: u64,
+    /// How long an agent lets a poll wait: its long_poll_seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=300))]
+    pub long_poll: u32,
+    /// Print the instances as `serve --instances` takes them, and end.
+    #[arg(long)]
+    pub print_instances: bool,
 }

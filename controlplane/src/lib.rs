@@ -17,6 +17,9 @@
 pub mod access_keys;
 pub mod api;
 pub mod args;
+pub mod descriptors;
+pub mod face;
+pub mod fleet;
 pub mod ids;
 pub mod inventory;
 pub mod keypair;

@@ -4,17 +4,23 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use keypair_controlplane::args::{Cli, Verb};
-use keypair_controlplane::serve;
+use keypair_controlplane::{fleet, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
-    let Verb::Serve(args) = cli.verb;
-    match serve::run(&args) {
+    let ended = match &cli.verb {
+        Verb::Serve(args) => {
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
+            serve::run(args).map_err(|error| (error.to_string(), error.exit_status()))
+        }
+        // Without a log: what ten thousand agents have to say is counted.
+        Verb::Fleet(args) => fleet::run(args).map_err(|error| (error.to_string(), error.exit_status())),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+        Err((error, status)) => {
             eprintln!("keypair-controlplane: {error}");
-            ExitCode::from(error.exit_status())
+            ExitCode::from(status)
         }
     }
 }

@@ -1,0 +1,180 @@
+//! `fleet`: many agents in one process, to see what they ask of a metadata service together. The loop and the channel are
+//! the agent's own; what is left out is the guest behind them ([`stand_in`]).
+//!
+//! ```text
+//!   agent's loop ── watched ── agent's HTTP channel ──► metadata service
+//!        │             │
+//!     stand_in       tally ──► one line a second
+//! ```
+
+mod stand_in;
+mod tally;
+mod watched;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use keypair_agent::agent;
+use keypair_agent::channel::base_url::{BaseUrl, InvalidUrl};
+use keypair_agent::channel::http::HttpChannel;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+
+use crate::args::FleetArgs;
+use crate::descriptors;
+use crate::shutdown::Shutdown;
+use stand_in::StandIn;
+use tally::Tally;
+use watched::Watched;
+
+/// The descriptors of the process itself.
+const DESCRIPTORS_BESIDE: u64 = 64;
+
+/// The threads on which the agents' guests act; on one machine more would not act faster.
+const GUEST_THREADS: usize = 2;
+
+/// How long the agents may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Why the fleet does not run.
+#[derive(Debug)]
+pub enum FleetError {
+    /// The process may not have as many descriptors.
+    TooFewDescriptors {
+        /// Those that are needed.
+        needed: u64,
+        /// Those that are allowed.
+        allowed: u64,
+    },
+    /// An instance's base is no URL that an agent takes.
+    Base(InvalidUrl),
+    /// The system refuses what every process needs.
+    System(&'static str, io::Error),
+}
+
+impl FleetError {
+    /// 1: it is what the moment does not allow.
+    pub fn exit_status(&self) -> u8 {
+        1
+    }
+}
+
+impl fmt::Display for FleetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooFewDescriptors { needed, allowed } => write!(
+                f,
+                "so many agents need {needed} descriptors, and this process may have {allowed}: raise the hard limit \
+                 (ulimit -Hn), or start fewer (--agents)"
+            ),
+            Self::Base(error) => write!(f, "--metadata: {error}"),
+            Self::System(what, cause) => write!(f, "{what}: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for FleetError {}
+
+/// The id of an agent's instance.
+fn instance_id(number: u32) -> String {
+    format!("i-fleet-{number:06}")
+}
+
+/// Runs the agents until SIGTERM or SIGINT, or prints their instances.
+///
+/// # Errors
+/// Where it cannot begin.
+pub fn run(args: &FleetArgs) -> Result<(), FleetError> {
+    if args.print_instances {
+        return print_instances(args.agents)
+            .map_err(|cause| FleetError::System("cannot write to the standard output", cause));
+    }
+    let allowed = descriptors::raise_limit()
+        .map_err(|cause| FleetError::System("cannot raise the limit of descriptors", cause))?;
+    // A poll each; what runs here is told beside it, but not by all at once.
+    let needed = u64::from(args.agents) * 3 / 2 + DESCRIPTORS_BESIDE;
+    if allowed < needed {
+        return Err(FleetError::TooFewDescriptors { needed, allowed });
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(GUEST_THREADS)
+        .build()
+        .map_err(|cause| FleetError::System("cannot start the runtime", cause))?;
+    let agents = LocalSet::new();
+    let ended = agents.block_on(&runtime, fleet(args, &agents));
+    runtime.shutdown_background();
+    ended
+}
+
+/// The TOML file that `serve --instances` takes.
+fn print_instances(agents: u32) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for number in 0..agents {
+        writeln!(out, "[[instance]]\nid = \"{}\"", instance_id(number))?;
+    }
+    out.flush()
+}
+
+async fn fleet(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
+    let catch = |kind| signal(kind).map_err(|cause| FleetError::System("cannot catch signals", cause));
+    let mut terminate = catch(SignalKind::terminate())?;
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let tally = Rc::new(Tally::default());
+    let (trigger, shutdown) = Shutdown::channel();
+    let ramp = Duration::from_secs(args.ramp);
+    let long_poll = Duration::from_secs(args.long_poll.into());
+    let mut running = Vec::new();
+    for (number, server) in (0..args.agents).zip(args.metadata.iter().cycle()) {
+        let channel = HttpChannel::new(base(*server, number)?);
+        let channel = Watched::new(channel, tally.clone());
+        let start = ramp * number / args.agents;
+        let shutdown = shutdown.clone();
+        running.push(agents.spawn_local(async move {
+            tokio::select! {
+                () = sleep(start) => {}
+                () = shutdown.begun() => return,
+            }
+            agent::run_among_others(channel, StandIn::default(), long_poll, shutdown.begun()).await;
+        }));
+    }
+    let second = Duration::from_secs(1);
+    let mut seconds = interval_at(Instant::now() + second, second);
+    // A second that is late is a longer one, not two at once.
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = seconds.tick() => {
+                say(&tally).map_err(|cause| FleetError::System("cannot write to the standard output", cause))?;
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    trigger.fire();
+    let ends = async {
+        for agent in running {
+            // One that panicked has ended, too.
+            let _ = agent.await;
+        }
+    };
+    // Those that are in a call end with the process.
+    let _ = tokio::time::timeout(GRACE, ends).await;
+    Ok(())
+}
+
+fn base(server: SocketAddr, number: u32) -> Result<BaseUrl, FleetError> {
+    format!("http://{server}/{}/metadata/latest", instance_id(number)).parse().map_err(FleetError::Base)
+}
+
+/// One line of JSON on what happened since the last one.
+fn say(tally: &Tally) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, &tally.take())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}

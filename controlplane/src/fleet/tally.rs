@@ -1,0 +1,104 @@
+//! What the fleet asked and got in a second.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+
+/// What an agent asks of the service (contract 3, the table of calls).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Call {
+    /// `GET instance-id`
+    InstanceId,
+    /// `GET keypair/command`
+    Command,
+    /// `PUT keypair/results/{commandId}`
+    Result,
+    /// `PUT keypair/agent`
+    Agent,
+}
+
+/// One line of the fleet's output. Counts are of this second; times are in milliseconds.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Second {
+    /// When it ended, since 1970.
+    at: u64,
+    /// Long polls that wait at its end.
+    waiting: u32,
+    /// Requests that were begun, by what they ask.
+    asked: BTreeMap<Call, u32>,
+    /// Those of them that are an agent's first after a failure.
+    first_tries: u32,
+    /// Requests that ended well.
+    answered: u32,
+    /// Requests that failed, by how.
+    failed: BTreeMap<String, u32>,
+    /// From the queueing of a command until an agent had it, for each.
+    received: Vec<u64>,
+    /// From the queueing of a command until its result was stored, for each.
+    reported: Vec<u64>,
+}
+
+/// Counts for all agents of the process; they are on one thread.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    second: RefCell<Second>,
+    waiting: Cell<u32>,
+}
+
+impl Tally {
+    /// The second that ends now; the next one begins.
+    pub(super) fn take(&self) -> Second {
+        let second = self.second.take();
+        Second { at: now(), waiting: self.waiting.get(), ..second }
+    }
+
+    /// A request was begun.
+    pub(super) fn asked(&self, call: Call, first_try: bool) {
+        let mut second = self.second.borrow_mut();
+        *second.asked.entry(call).or_default() += 1;
+        second.first_tries += u32::from(first_try);
+    }
+
+    /// A request ended, in a failure of that name or well.
+    pub(super) fn ended(&self, failure: Option<String>) {
+        let mut second = self.second.borrow_mut();
+        match failure {
+            None => second.answered += 1,
+            Some(failure) => *second.failed.entry(failure).or_default() += 1,
+        }
+    }
+
+    /// A command that was queued then is with its agent.
+    pub(super) fn received(&self, queued: u64) {
+        self.second.borrow_mut().received.push(now().saturating_sub(queued));
+    }
+
+    /// The result of a command that was queued then is stored.
+    pub(super) fn reported(&self, queued: u64) {
+        self.second.borrow_mut().reported.push(now().saturating_sub(queued));
+    }
+
+    /// A long poll waits as long as the value lives.
+    pub(super) fn waits(&self) -> Waiting<'_> {
+        self.waiting.set(self.waiting.get() + 1);
+        Waiting(&self.waiting)
+    }
+}
+
+/// A long poll that waits.
+pub(super) struct Waiting<'a>(&'a Cell<u32>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// Milliseconds since 1970, as a command's sequence is.
+fn now() -> u64 {
+    u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
