@@ -19,8 +19,8 @@ pub mod list_query;
 pub mod requests;
 pub mod signature;
 
-/// The most that is read of a request's body.
-const MAX_BODY: usize = 64 * 1024;
+/// The most that is read of a request's body: the ids of tens of thousands of instances fit in.
+const MAX_BODY: usize = 1024 * 1024;
 
 /// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; `with_verb_apart` makes
 /// a segment of its own of it, so that each resource knows its own methods.
