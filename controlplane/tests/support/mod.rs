@@ -243,6 +243,12 @@ impl Response {
     }
 
     /// Holds an error to its row: HTTP status, status word, message.
+    /// Holds a `503` of the metadata service to the seconds that it may tell an agent to stay away.
+    pub(crate) fn assert_away(&self) {
+        let seconds: u64 = self.header("retry-after").unwrap().parse().unwrap();
+        assert!(self.status == 503 && (1..=30).contains(&seconds), "{self:?}");
+    }
+
     pub(crate) fn assert_error(&self, code: u16, status: &str, message: &str) {
         let envelope = self.json();
         assert_eq!(envelope["error"], json!({ "code": code, "status": status, "message": message }));
@@ -288,7 +294,11 @@ pub(crate) fn exchange_as(
     headers: &str,
     body: &str,
 ) -> io::Result<Response> {
-    let mut stream = try_send(address, host, method, path, headers, body)?;
+    received(try_send(address, host, method, path, headers, body)?)
+}
+
+/// The response to what was sent.
+pub(crate) fn received(mut stream: TcpStream) -> io::Result<Response> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, format!("no response: {text:?}"));
