@@ -99,7 +99,7 @@ pub async fn result(
     }
     let answer = Answer { outcome: outcome.clone(), bytes: bytes.to_vec() };
     match platform.store.settle(&instance.id, answer).await? {
-        Settled::Stored => {
+        Settled::Stored(_) => {
             // What a guest says is quoted, so that it cannot forge a line of the log.
             match outcome.status {
                 Status::Succeeded => {
