@@ -14,6 +14,7 @@ use base64ct::{Base64, Encoding};
 use serde_json::{Value, json};
 
 pub(crate) mod postgres;
+pub(crate) mod text_format;
 
 /// How long a call may take before the test fails; nothing is measured with it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -242,13 +243,13 @@ impl Response {
         self.headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    /// Holds an error to its row: HTTP status, status word, message.
     /// Holds a `503` of the metadata service to the seconds that it may tell an agent to stay away.
     pub(crate) fn assert_away(&self) {
         let seconds: u64 = self.header("retry-after").unwrap().parse().unwrap();
         assert!(self.status == 503 && (1..=30).contains(&seconds), "{self:?}");
     }
 
+    /// Holds an error to its row: HTTP status, status word, message.
     pub(crate) fn assert_error(&self, code: u16, status: &str, message: &str) {
         let envelope = self.json();
         assert_eq!(envelope["error"], json!({ "code": code, "status": status, "message": message }));
