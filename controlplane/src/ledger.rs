@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use keypair_agent::policy::command::{Action, Command};
+use keypair_agent::policy::command::{Action, ActionName, Command};
 use keypair_agent::policy::outcome::{Outcome, Status};
 use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, PasswordAuth, Sequence};
 
@@ -78,13 +78,22 @@ pub enum NotNow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     /// It is stored.
-    Stored,
+    Stored(Settlement),
     /// It was already, byte for byte.
     Again,
     /// Another one is.
     Conflict,
     /// There is no such command here.
     Unknown,
+}
+
+/// The command whose result is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settlement {
+    /// What was to be done.
+    pub action: ActionName,
+    /// Its place in the order, which tells when it was queued.
+    pub sequence: Sequence,
 }
 
 /// What the guest confirmed last.
@@ -206,6 +215,7 @@ impl Ledger {
             Some(_) => return Settled::Conflict,
             None => {}
         }
+        let settlement = Settlement { action: entry.command.action.name(), sequence: entry.sequence };
         let succeeded = answer.outcome.status == Status::Succeeded;
         entry.answer = Some(answer);
         // A guest acts in sequence order, so a late word on an older command says nothing about now.
@@ -214,7 +224,7 @@ impl Ledger {
             self.confirmed = Confirmed { binding, by: Some(entry.sequence) };
         }
         self.drop_oldest_answered();
-        Settled::Stored
+        Settled::Stored(settlement)
     }
 
     fn unanswered(&self) -> impl Iterator<Item = &Entry> {

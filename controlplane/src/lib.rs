@@ -26,6 +26,7 @@ pub mod keypair;
 pub mod ledger;
 pub mod lifecycle;
 pub mod metadata;
+pub mod metrics;
 pub mod platform;
 pub mod serve;
 pub mod shutdown;

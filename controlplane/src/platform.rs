@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keypair_agent::policy::types::InstanceId;
 use time::OffsetDateTime;
 
 use crate::access_keys::AccessKeys;
 use crate::inventory::{Instance, Inventory, Status};
+use crate::ledger::{Answer, Settled};
 use crate::lifecycle;
+use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::signing::SigningKey;
-use crate::store::{Store, StoreError};
+use crate::store::{Order, Placed, Refused, Store, StoreError};
 
 /// What both faces share; cheap to clone.
 #[derive(Clone)]
@@ -25,6 +28,8 @@ pub struct Platform {
     pub attach_wait: Duration,
     /// What commands are signed with as they are handed out; `None`: they go out unsigned.
     pub signing_key: Option<Arc<SigningKey>>,
+    /// What this server counts.
+    pub metrics: Arc<Metrics>,
     /// Ends what waits.
     pub shutdown: Shutdown,
 }
@@ -38,4 +43,42 @@ impl Platform {
         let state = self.store.state(&instance.id).await?;
         Ok(lifecycle::status_by(instance, state.as_ref(), OffsetDateTime::now_utc()))
     }
+
+    /// [`Store::place`], counted.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn place(&self, order: &Order) -> Result<Result<Vec<Placed>, Refused>, StoreError> {
+        let (platform, order) = (self.clone(), order.clone());
+        whole(async move {
+            let placed = platform.store.place(&order).await?;
+            let fresh = placed.iter().flatten().filter(|placed| placed.fresh).count();
+            platform.metrics.queued(order.verb.action(), fresh);
+            Ok(placed)
+        })
+        .await
+    }
+
+    /// [`Store::settle`], counted.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn settle(&self, instance: &InstanceId, answer: Answer) -> Result<Settled, StoreError> {
+        let (platform, instance, outcome) = (self.clone(), instance.clone(), answer.outcome.clone());
+        whole(async move {
+            let settled = platform.store.settle(&instance, answer).await?;
+            if let Settled::Stored(settlement) = settled {
+                platform.metrics.settled(settlement, &outcome);
+            }
+            Ok(settled)
+        })
+        .await
+    }
+}
+
+/// Does a piece of work to its end: who hangs up while the store works is counted all the same.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(StoreError::Uncertain(error.to_string())))
 }

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use crate::access_keys::AccessKeys;
 use crate::args::ServeArgs;
 use crate::inventory::{Inventory, InventoryError};
+use crate::metrics::Metrics;
 use crate::platform::Platform;
 use crate::shutdown::Shutdown;
 use crate::signing::{SigningKey, SigningKeyError};
@@ -33,6 +34,8 @@ pub enum ServeError {
     AccessKeys(TomlFileError),
     /// Commands cannot be signed with what was given.
     SigningKey(SigningKeyError),
+    /// Nothing can be counted.
+    Metrics(prometheus::Error),
     /// The store cannot be used.
     Store(StoreUrl, StoreError),
     /// An address cannot be listened at.
@@ -53,7 +56,7 @@ impl ServeError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Inventory(_) | Self::AccessKeys(_) | Self::SigningKey(_) => 2,
-            Self::Store(..) | Self::Listen { .. } | Self::System(..) => 1,
+            Self::Metrics(_) | Self::Store(..) | Self::Listen { .. } | Self::System(..) => 1,
         }
     }
 }
@@ -64,6 +67,7 @@ impl fmt::Display for ServeError {
             Self::Inventory(error) => error.fmt(f),
             Self::AccessKeys(error) => error.fmt(f),
             Self::SigningKey(error) => error.fmt(f),
+            Self::Metrics(error) => write!(f, "the numbers for /metrics: {error}"),
             Self::Store(url, error) => write!(f, "--store {url}: {error}"),
             Self::Listen { flag, address, cause } => {
                 write!(
@@ -111,6 +115,7 @@ async fn serve(
     let catch = |kind| signal(kind).map_err(|cause| ServeError::System("cannot catch signals", cause));
     let mut terminate = catch(SignalKind::terminate())?;
     let mut interrupt = catch(SignalKind::interrupt())?;
+    let metrics = Metrics::new().map_err(ServeError::Metrics)?;
     let store = args.store.open().await.map_err(|error| ServeError::Store(args.store.clone(), error))?;
     let (api_listener, api_address) = listen("--api", args.api).await?;
     let (metadata_listener, metadata_address) = listen("--metadata", args.metadata).await?;
@@ -127,6 +132,7 @@ async fn serve(
         attach_wait: Duration::from_secs(args.attach_wait),
         access_keys,
         signing_key,
+        metrics: Arc::new(metrics),
         shutdown: shutdown.clone(),
     };
     let api = tokio::spawn(face::serve(api_listener, api::router(platform.clone()), shutdown.clone()));

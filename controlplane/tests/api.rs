@@ -178,7 +178,9 @@ fn bad_parameters_are_invalid_arguments() {
     server.import("my-test", 1).result();
     let attach = format!("{REGION}/keypairs/my-test:attach");
     let import = format!("{REGION}/keypairs:import");
-    let long = format!("{{\"keyName\":\"{}\"}}", "x".repeat(70_000));
+    // By one byte, so that it is read to its end.
+    let long = format!("{}{}", r#"{"keyName":"a","publicKey":"x"}"#, " ".repeat(1024 * 1024 - 30));
+    assert_eq!(long.len(), 1024 * 1024 + 1);
     for (method, path, body) in [
         ("POST", attach.as_str(), ""),
         ("POST", &attach, "[]"),
@@ -299,6 +301,17 @@ fn success_is_what_the_guests_say() {
     let detach = good.join().unwrap();
     assert_eq!((&detach["action"], &detach["keyName"]), (&json!("detach"), &json!("my-test")));
     assert!(detach.get("publicKey").is_none() && detach.get("passWordAuth").is_none());
+}
+
+#[test]
+fn one_attach_may_name_ten_thousand_instances() {
+    let ids: Vec<String> = (0..10_000).map(|number| format!("i-{number:012}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let fleet: String = ids.iter().map(|id| format!("[[instance]]\nid = '{id}'\n")).collect();
+    let server = Server::start(&["--attach-wait", "0", "--instances", &file(&fleet)]);
+    server.import("my-test", 1).result();
+    server.attach("my-test", &ids, "no").assert_bound(&[], &ids);
+    assert_eq!(server.guest(ids[9_999]).poll(0)["keyName"], "my-test");
 }
 
 #[test]

@@ -24,6 +24,9 @@ fn a_store_that_is_gone_is_an_internal_error() {
     }
     let response = server.guest("i-1").get("/keypair/command?wait=0");
     assert_eq!((response.status, response.body.as_str()), (503, "the store is not available\n"));
+    response.assert_away();
+    let numbers = server.call("GET", "/metrics", "").body;
+    assert!(numbers.contains("\nkeypair_polls_total{answer=\"failed\"} 1\n"), "{numbers}");
     let (status, log) = server.end("TERM");
     assert!(status.success() && log.contains("the store failed: "), "{log}");
 }

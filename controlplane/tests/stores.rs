@@ -12,7 +12,7 @@ use keypair_agent::policy::types::{CommandId, InstanceId, PasswordAuth};
 use keypair_controlplane::ids::{self, RequestId};
 use keypair_controlplane::inventory::Status;
 use keypair_controlplane::keypair::{Region, StoredKeyPair};
-use keypair_controlplane::ledger::{Answer, Settled};
+use keypair_controlplane::ledger::{Answer, Settled, Settlement};
 use keypair_controlplane::lifecycle::State;
 use keypair_controlplane::store::{Order, OrderVerb, Placed, Refused, Store, StoreUrl};
 use support::postgres::Postgres;
@@ -135,7 +135,9 @@ async fn a_result_is_stored_once_and_the_oldest_go() {
             sequence = now;
             let mut changes = store.changes(&one);
             let said = answer(&command.id, &one, "succeeded");
-            assert_eq!(store.settle(&one, said.clone()).await.unwrap(), Settled::Stored, "{url}");
+            let settlement =
+                Settlement { action: command.action.name(), sequence: command.sequence.unwrap() };
+            assert_eq!(store.settle(&one, said.clone()).await.unwrap(), Settled::Stored(settlement), "{url}");
             changes.changed().await.unwrap();
             assert_eq!(store.settle(&one, said).await.unwrap(), Settled::Again, "{url}");
             let other = answer(&command.id, &one, "failed");
@@ -235,10 +237,13 @@ async fn all_stores_walk_the_same_way() {
                     let instance = id(instances[0]);
                     match store.next(&instance).await.unwrap() {
                         None => "nothing".to_owned(),
-                        Some(command) => format!(
-                            "{:?}",
-                            store.settle(&instance, answer(&command.id, &instance, status)).await
-                        ),
+                        Some(command) => {
+                            match store.settle(&instance, answer(&command.id, &instance, status)).await {
+                                // They queue one after the other: their sequences differ.
+                                Ok(Settled::Stored(settlement)) => format!("stored {:?}", settlement.action),
+                                other => format!("{other:?}"),
+                            }
+                        }
                     }
                 }
             };

@@ -82,7 +82,7 @@ async fn bind(
         },
         instances: instances.iter().map(|(instance, _)| instance.id.clone()).collect(),
     };
-    let placed = platform.store.place(&order).await?.map_err(|refused| match (refused, verb) {
+    let placed = platform.place(&order).await?.map_err(|refused| match (refused, verb) {
         (Refused::NoKeyPair, _) => ApiError::NoKeyPair(key_name.to_string()),
         (Refused::Bound(id), Verb::Attach) => ApiError::AlreadyAttached(id),
         (Refused::Bound(id), Verb::Detach) => ApiError::OtherAttached(id),

@@ -1,5 +1,7 @@
 //! Bodies of requests: a JSON object, whatever content type it claims to be, with fields nobody asked for.
 
+use std::collections::HashSet;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use keypair_agent::policy::types::{Invalid, KeyName, PasswordAuth};
@@ -64,10 +66,10 @@ impl Fields {
     pub fn instance_ids(&self) -> Result<Vec<&str>, ApiError> {
         let wrong = || invalid("instanceIds is not an array of instance ids");
         let values = self.get("instanceIds").ok_or_else(|| invalid("instanceIds is missing"))?;
-        let mut ids = Vec::new();
+        let (mut ids, mut seen) = (Vec::new(), HashSet::new());
         for value in values.as_array().ok_or_else(wrong)? {
             let id = value.as_str().ok_or_else(wrong)?;
-            if !ids.contains(&id) {
+            if seen.insert(id) {
                 ids.push(id);
             }
         }
@@ -102,7 +104,7 @@ impl Fields {
 
 /// A body that is too long, or whose sender went away.
 pub fn too_long() -> ApiError {
-    invalid("the body cannot be read: 64 KiB are read at most")
+    invalid("the body cannot be read: 1 MiB is read at most")
 }
 
 fn invalid(what: impl Into<String>) -> ApiError {

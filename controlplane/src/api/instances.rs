@@ -95,7 +95,7 @@ pub async fn reset_password(
         let order =
             Order { request, region, verb: OrderVerb::AllowPasswords, instances: vec![instance.id.clone()] };
         // It names no key pair, and what is bound does not matter: nothing refuses it.
-        let placed = platform.store.place(&order).await?.unwrap_or_default();
+        let placed = platform.place(&order).await?.unwrap_or_default();
         log_placed(&order, None, &placed);
     }
     Ok(Reply(json!({})))

@@ -2,6 +2,7 @@
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
+use axum::handler::Handler;
 use axum::http::Uri;
 use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use axum::routing::{delete, get, post};
@@ -16,11 +17,12 @@ pub mod error;
 pub mod instances;
 pub mod keypairs;
 pub mod list_query;
+pub mod metrics;
 pub mod requests;
 pub mod signature;
 
-/// The most that is read of a request's body.
-const MAX_BODY: usize = 64 * 1024;
+/// The most that is read of a request's body: the ids of tens of thousands of instances fit in.
+const MAX_BODY: usize = 1024 * 1024;
 
 /// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; `with_verb_apart` makes
 /// a segment of its own of it, so that each resource knows its own methods.
@@ -43,11 +45,17 @@ pub fn router(platform: Platform) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(platform.clone());
     // Around the routes, so that they see what these make of a request; the last one is the outermost.
-    Router::new()
+    let api = Router::new()
         .fallback_service(routes)
         .layer(map_request(with_verb_apart))
-        .layer(from_fn_with_state(platform, authenticate::check))
-        .layer(from_fn(envelope::wrap))
+        .layer(from_fn_with_state(platform.clone(), authenticate::check))
+        .layer(from_fn(envelope::wrap));
+    // Beside all that: who scrapes does not sign, and reads no envelope; but what is refused stands in one.
+    let no_such_method = error::no_such_method.layer(from_fn(envelope::wrap));
+    Router::new()
+        .route("/metrics", get(metrics::show).fallback(no_such_method))
+        .with_state(platform)
+        .fallback_service(api)
 }
 
 /// Finds the verb behind the last segment's last colon, which some clients encode. What the caller wrote himself in the

@@ -112,7 +112,7 @@ fn the_same_attach_again_is_the_queued_command_until_it_is_answered() {
 fn a_failed_attach_frees_the_instance() {
     let mut scene = Scene::default();
     let first = scene.attach("k", No).unwrap();
-    assert_eq!(scene.answer(&first, "failed"), Settled::Stored);
+    assert!(matches!(scene.answer(&first, "failed"), Settled::Stored(_)));
     assert_eq!((scene.bound(), scene.next()), (None, None));
     let second = scene.attach("l", No).unwrap();
     assert!(!scene.replaces(&second));
@@ -210,7 +210,9 @@ fn a_late_word_on_an_older_command_says_nothing_about_now() {
 fn results_are_stored_once() {
     let mut scene = Scene::default();
     let id = scene.attach("k", No).unwrap();
-    assert_eq!(scene.answer(&id, "succeeded"), Settled::Stored);
+    let sequence = scene.ledger.entry(&id.parse().unwrap()).unwrap().sequence;
+    let settlement = Settlement { action: ActionName::Attach, sequence };
+    assert_eq!(scene.answer(&id, "succeeded"), Settled::Stored(settlement));
     assert_eq!(scene.answer(&id, "succeeded"), Settled::Again);
     assert_eq!(scene.answer(&id, "failed"), Settled::Conflict);
     assert_eq!(scene.answer("other", "failed"), Settled::Unknown);

@@ -15,7 +15,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{MetadataError, Subject, json};
+use crate::inventory::Instance;
 use crate::ledger::{Answer, Settled};
+use crate::metrics::PollAnswer;
 use crate::platform::Platform;
 use crate::store::StoreError;
 
@@ -40,7 +42,23 @@ pub async fn command(
     poll: Result<Query<Poll>, QueryRejection>,
 ) -> Result<Response, MetadataError> {
     let Query(poll) = poll.map_err(|_| MetadataError::Bad("wait is not a number of seconds".into()))?;
-    let deadline = Instant::now() + Duration::from_secs(poll.wait).min(MAX_WAIT);
+    let command = await_command(&platform, &instance, Duration::from_secs(poll.wait)).await;
+    platform.metrics.poll_answered(match &command {
+        Ok(Some(_)) => PollAnswer::Command,
+        Ok(None) => PollAnswer::Nothing,
+        Err(MetadataError::Ending) => PollAnswer::Ended,
+        Err(_) => PollAnswer::Failed,
+    });
+    Ok(command?.map_or_else(|| StatusCode::NO_CONTENT.into_response(), json))
+}
+
+/// The oldest command without a result, as it is handed out, where there is one within this time.
+async fn await_command(
+    platform: &Platform,
+    instance: &Instance,
+    wait: Duration,
+) -> Result<Option<String>, MetadataError> {
+    let deadline = Instant::now() + wait.min(MAX_WAIT);
     let mut changes = platform.store.changes(&instance.id);
     loop {
         changes.borrow_and_update();
@@ -54,14 +72,16 @@ pub async fn command(
                     .map_err(|error| StoreError::Failed(error.to_string()))?,
             };
             info!(instance = %instance.id, command = %command.id, "handed out");
-            return Ok(json(text));
+            platform.metrics.handed_out(command.action.name());
+            return Ok(Some(text));
         }
-        if poll.wait == 0 {
-            return Ok(StatusCode::NO_CONTENT.into_response());
+        if wait.is_zero() {
+            return Ok(None);
         }
+        let _waiting = platform.metrics.poll_waits();
         tokio::select! {
             changed = changes.changed() => changed.map_err(|_| StoreError::Failed("it tells no changes".into()))?,
-            () = tokio::time::sleep_until(deadline) => return Ok(StatusCode::NO_CONTENT.into_response()),
+            () = tokio::time::sleep_until(deadline) => return Ok(None),
             () = platform.shutdown.begun() => return Err(MetadataError::Ending),
         }
     }
@@ -98,8 +118,8 @@ pub async fn result(
         return Err(MetadataError::Bad("this is the result of another command".into()));
     }
     let answer = Answer { outcome: outcome.clone(), bytes: bytes.to_vec() };
-    match platform.store.settle(&instance.id, answer).await? {
-        Settled::Stored => {
+    match platform.settle(&instance.id, answer).await? {
+        Settled::Stored(_) => {
             // What a guest says is quoted, so that it cannot forge a line of the log.
             match outcome.status {
                 Status::Succeeded => {
@@ -138,5 +158,6 @@ pub async fn agent(
     let component = report.get("componentVersion").and_then(Value::as_str).unwrap_or_default();
     info!(instance = %instance.id, ?version, ?component, "the agent reported");
     platform.store.keep_report(&instance.id, bytes.to_vec()).await?;
+    platform.metrics.reported();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
+use keypair_agent::channel::backoff::random;
 use tracing::error;
 
 use crate::face::Peer;
@@ -21,6 +22,9 @@ pub mod tree;
 
 /// The most that is read of a body.
 const MAX_BODY: usize = 64 * 1024;
+
+/// The longest that an agent is told to stay away, in seconds.
+const AWAY_MAX: u64 = 30;
 
 /// The metadata service's routes.
 pub fn router(platform: Platform) -> Router {
@@ -91,8 +95,20 @@ impl IntoResponse for MetadataError {
                 (StatusCode::SERVICE_UNAVAILABLE, "the store is not available".to_owned())
             }
         };
-        (status, text + "\n").into_response()
+        let mut response = (status, text + "\n").into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(away(random())));
+        }
+        response
     }
+}
+
+/// How many seconds one agent stays away, 1 to [`AWAY_MAX`], in proportion to `random`: all are sent away at once, and must
+/// not come back at once.
+fn away(random: u64) -> u64 {
+    let share = (u128::from(AWAY_MAX) * u128::from(random)) >> u64::BITS;
+    // The share is below the maximum.
+    u64::try_from(share).map_or(AWAY_MAX, |share| 1 + share)
 }
 
 impl From<StoreError> for MetadataError {
@@ -104,4 +120,18 @@ impl From<StoreError> for MetadataError {
 /// A JSON answer.
 fn json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_stay_away_for_each_number_of_seconds_as_often() {
+        let step = u64::MAX / AWAY_MAX;
+        for seconds in 1..=AWAY_MAX {
+            assert_eq!(away(step * (seconds - 1) + step / 2), seconds);
+        }
+        assert_eq!((away(0), away(u64::MAX)), (1, AWAY_MAX));
+    }
 }

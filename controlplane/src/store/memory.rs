@@ -152,7 +152,7 @@ impl Store for Memory {
             Some(ledger) => ledger.settle(answer),
             None => Settled::Unknown,
         };
-        if settled == Settled::Stored {
+        if matches!(settled, Settled::Stored(_)) {
             self.changes.tell(instance);
         }
         Ok(settled)

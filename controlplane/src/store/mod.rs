@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use keypair_agent::policy::command::Command;
+use keypair_agent::policy::command::{ActionName, Command};
 use keypair_agent::policy::outcome::Outcome;
 use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, PasswordAuth};
 use time::OffsetDateTime;
@@ -56,6 +56,15 @@ impl OrderVerb {
         match self {
             Self::Attach(name, _) | Self::Detach(name) => Some(name),
             Self::AllowPasswords => None,
+        }
+    }
+
+    /// What its commands do.
+    pub fn action(&self) -> ActionName {
+        match self {
+            Self::Attach(..) => ActionName::Attach,
+            Self::Detach(_) => ActionName::Detach,
+            Self::AllowPasswords => ActionName::SetPasswordAuth,
         }
     }
 }

@@ -142,7 +142,7 @@ impl Database {
         let loaded = ledgers::load(&mut transaction, Which::One(instance), Some(command)).await?;
         let mut ledger = loaded.into_values().next().unwrap_or_default();
         let settled = ledger.settle(answer.clone());
-        if settled == Settled::Stored {
+        if matches!(settled, Settled::Stored(_)) {
             ledgers::keep_answer(&mut transaction, instance, &answer, ledger.confirmed()).await?;
             self.commit(transaction, &[instance]).await?;
         }

@@ -36,6 +36,6 @@ face() { # URL PATHS
     run "$here/docs/openapi.yaml" --url "$1" --include-path-regex "$2" --seed "${SEED:-20261128}" \
     --max-examples "${EXAMPLES:-50}" --no-color)
 }
-face "$api" '^/v1/'
+face "$api" '^/(v1/|metrics$)'
 face "$metadata" '^/\{instanceId\}/'
 kill -0 "$pid" # it lives through all of it

@@ -14,6 +14,7 @@ use base64ct::{Base64, Encoding};
 use serde_json::{Value, json};
 
 pub(crate) mod postgres;
+pub(crate) mod text_format;
 
 /// How long a call may take before the test fails; nothing is measured with it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -242,6 +243,12 @@ impl Response {
         self.headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
+    /// Holds a `503` of the metadata service to the seconds that it may tell an agent to stay away.
+    pub(crate) fn assert_away(&self) {
+        let seconds: u64 = self.header("retry-after").unwrap().parse().unwrap();
+        assert!(self.status == 503 && (1..=30).contains(&seconds), "{self:?}");
+    }
+
     /// Holds an error to its row: HTTP status, status word, message.
     pub(crate) fn assert_error(&self, code: u16, status: &str, message: &str) {
         let envelope = self.json();
@@ -288,7 +295,11 @@ pub(crate) fn exchange_as(
     headers: &str,
     body: &str,
 ) -> io::Result<Response> {
-    let mut stream = try_send(address, host, method, path, headers, body)?;
+    received(try_send(address, host, method, path, headers, body)?)
+}
+
+/// The response to what was sent.
+pub(crate) fn received(mut stream: TcpStream) -> io::Result<Response> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, format!("no response: {text:?}"));

@@ -1,0 +1,224 @@
+//! What this server says of itself in numbers, for Prometheus. Here alone they have names; who counts calls a method.
+//!
+//! Every label is a word of an enum: no id, no name and no text of a guest's, which would make a number of its own each.
+
+use std::time::Duration;
+
+use keypair_agent::policy::command::ActionName;
+use keypair_agent::policy::outcome::Outcome;
+use keypair_agent::policy::types::Sequence;
+use prometheus::core::Collector;
+use prometheus::{
+    Error, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+use serde::Serialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+use tracing::error;
+
+use crate::ledger::Settlement;
+
+/// What a poll was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PollAnswer {
+    /// A command.
+    Command,
+    /// That there is none.
+    Nothing,
+    /// That the service ends.
+    Ended,
+    /// That the service cannot tell.
+    Failed,
+}
+
+impl PollAnswer {
+    /// All of them.
+    const ALL: [Self; 4] = [Self::Command, Self::Nothing, Self::Ended, Self::Failed];
+}
+
+/// All actions.
+const ACTIONS: [ActionName; 3] = [ActionName::Attach, ActionName::Detach, ActionName::SetPasswordAuth];
+
+/// From what a person does not notice up to an hour, in seconds.
+const BUCKETS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
+
+/// The numbers of one server, from its start on.
+pub struct Metrics {
+    registry: Registry,
+    waiting_polls: IntGauge,
+    polls: IntCounterVec,
+    queued: IntCounterVec,
+    handed_out: IntCounterVec,
+    results: IntCounterVec,
+    reports: IntCounter,
+    command_seconds: HistogramVec,
+}
+
+impl Metrics {
+    /// All at zero; those with few labels are shown from the start, so that their rates can be taken.
+    ///
+    /// # Errors
+    /// None in practice: the names are well formed, and each is given once.
+    pub fn new() -> Result<Self, Error> {
+        let registry = Registry::new();
+        let counters =
+            |name, help, labels: &[&str]| kept(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let polls = counters(
+            "keypair_polls_total",
+            "Polls for a command that were answered: with a command, with nothing, because the service ended, or with a \
+             failure of the store. Polls of no known instance, and such as cannot be read, do not count.",
+            &["answer"],
+        )?;
+        let queued = counters(
+            "keypair_commands_queued_total",
+            "Commands that this server queued. A request that found its command queued already does not count.",
+            &["action"],
+        )?;
+        let handed_out = counters(
+            "keypair_commands_handed_out_total",
+            "Commands that this server handed out. One that is handed out again counts again.",
+            &["action"],
+        )?;
+        let results = counters(
+            "keypair_results_total",
+            "Results that this server stored, by the command's action and the guest's word on it. The same result again \
+             does not count.",
+            &["action", "status", "code", "reason"],
+        )?;
+        let waiting_polls =
+            IntGauge::new("keypair_waiting_polls", "Long polls that wait for a command here now.");
+        let waiting_polls = kept(&registry, waiting_polls)?;
+        let reports = IntCounter::new("keypair_reports_total", "Reports of agents that this server stored.");
+        let reports = kept(&registry, reports)?;
+        let seconds = HistogramOpts::new(
+            "keypair_command_seconds",
+            "Time from the queueing of a command, by whichever server, until this server stored its result.",
+        );
+        let seconds = HistogramVec::new(seconds.buckets(BUCKETS.to_vec()), &["action"]);
+        let command_seconds = kept(&registry, seconds)?;
+
+        for answer in PollAnswer::ALL {
+            polls.get_metric_with_label_values(&[word(answer)])?;
+        }
+        for action in ACTIONS.map(word) {
+            queued.get_metric_with_label_values(&[&action])?;
+            handed_out.get_metric_with_label_values(&[&action])?;
+            command_seconds.get_metric_with_label_values(&[&action])?;
+        }
+        Ok(Self { registry, waiting_polls, polls, queued, handed_out, results, reports, command_seconds })
+    }
+
+    /// The numbers as they are now, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// None in practice: there is no number without a value.
+    pub fn text(&self) -> Result<String, Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// A poll begins to wait, and does so until what is returned is dropped.
+    #[must_use]
+    pub fn poll_waits(&self) -> WaitingPoll {
+        self.waiting_polls.inc();
+        WaitingPoll(self.waiting_polls.clone())
+    }
+
+    /// A poll was answered.
+    pub fn poll_answered(&self, answer: PollAnswer) {
+        count(&self.polls, &[word(answer)], 1);
+    }
+
+    /// So many commands were queued.
+    pub fn queued(&self, action: ActionName, commands: usize) {
+        count(&self.queued, &[word(action)], u64::try_from(commands).unwrap_or(u64::MAX));
+    }
+
+    /// A command was handed out.
+    pub fn handed_out(&self, action: ActionName) {
+        count(&self.handed_out, &[word(action)], 1);
+    }
+
+    /// A result was stored. What was to be done is the ledger's word, and not the guest's.
+    pub fn settled(&self, settlement: Settlement, outcome: &Outcome) {
+        let action = word(settlement.action);
+        match self.command_seconds.get_metric_with_label_values(&[&action]) {
+            Ok(seconds) => {
+                seconds.observe(since(settlement.sequence, OffsetDateTime::now_utc()).as_secs_f64())
+            }
+            Err(error) => error!("{error}"),
+        }
+        let labels = [action, word(outcome.status), word(outcome.code), word(outcome.reason)];
+        count(&self.results, &labels, 1);
+    }
+
+    /// An agent's report was stored.
+    pub fn reported(&self) {
+        self.reports.inc();
+    }
+}
+
+/// A poll that waits; dropped, it does no longer, whatever ended it.
+#[derive(Debug)]
+pub struct WaitingPoll(IntGauge);
+
+impl Drop for WaitingPoll {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Puts a number among those that are shown.
+fn kept<C: Collector + Clone + 'static>(registry: &Registry, made: Result<C, Error>) -> Result<C, Error> {
+    let number = made?;
+    registry.register(Box::new(number.clone()))?;
+    Ok(number)
+}
+
+/// Counts on, by labels in the order of their names. Too few or too many would be the one error.
+fn count(counters: &IntCounterVec, labels: &[String], more: u64) {
+    match counters.get_metric_with_label_values(labels) {
+        Ok(counter) => counter.inc_by(more),
+        Err(error) => error!("{error}"),
+    }
+}
+
+/// A word as the wire spells it; of nothing none.
+fn word(of: impl Serialize) -> String {
+    match serde_json::to_value(of) {
+        Ok(Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+/// How long ago a command was queued: its sequence is the time of that, in milliseconds since 1970. None where the clock
+/// went back, or another server's is ahead.
+fn since(sequence: Sequence, now: OffsetDateTime) -> Duration {
+    let now = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    Duration::from_millis(now.saturating_sub(sequence.into()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_runs_backwards_gives_nothing() {
+        let now = OffsetDateTime::from_unix_timestamp(1000).unwrap();
+        for (queued, milliseconds) in [(999_500, 500), (1_000_000, 0), (1_000_001, 0), ((1 << 53) - 1, 0)] {
+            assert_eq!(since(Sequence::try_from(queued).unwrap(), now), Duration::from_millis(milliseconds));
+        }
+        let before = OffsetDateTime::from_unix_timestamp(-1).unwrap();
+        assert_eq!(since(Sequence::try_from(1).unwrap(), before), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_poll_that_waits_is_counted_out_however_it_ends() {
+        let metrics = Metrics::new().unwrap();
+        let (one, two) = (metrics.poll_waits(), metrics.poll_waits());
+        assert!(metrics.text().unwrap().contains("\nkeypair_waiting_polls 2\n"));
+        drop((one, two));
+        assert!(metrics.text().unwrap().contains("\nkeypair_waiting_polls 0\n"));
+    }
+}
