@@ -67,8 +67,13 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it with free ports and these flags besides.
     pub(crate) fn start(flags: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", "127.0.0.1:0", flags)
+    }
+
+    /// Starts it with its faces there and these flags besides.
+    pub(crate) fn start_at(api: &str, metadata: &str, flags: &[&str]) -> Self {
         let mut child = binary()
-            .args(["serve", "--api", "127.0.0.1:0", "--metadata", "127.0.0.1:0"])
+            .args(["serve", "--api", api, "--metadata", metadata])
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -140,6 +145,17 @@ impl Server {
     pub(crate) fn detach(&self, name: &str, instances: &[&str]) -> Response {
         let body = json!({ "instanceIds": instances });
         self.call("POST", &format!("{REGION}/keypairs/{name}:detach"), &body.to_string())
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `host:port` of the metadata service; it needs an instance to be told.
+    pub(crate) fn metadata(&self) -> String {
+        let base = self.bases.as_object().unwrap().values().next().unwrap().as_str().unwrap();
+        base.strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned()
     }
 
     /// The guest's side of an instance.

@@ -27,6 +27,16 @@ fn programs() -> Option<PathBuf> {
 impl Postgres {
     /// Starts one; `None`, loudly, where there is none on this machine.
     pub(crate) fn start() -> Option<Self> {
+        // Its own crash is not what is tried.
+        Self::start_with(&["-c", "fsync=off"])
+    }
+
+    /// One that writes as it does where it counts.
+    pub(crate) fn start_durable() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    fn start_with(settings: &[&str]) -> Option<Self> {
         let Some(programs) = programs() else {
             // Not by the macro, whose words a passing test keeps to itself.
             let _ = writeln!(std::io::stderr(), "SKIPPED: no PostgreSQL here (initdb)");
@@ -68,8 +78,8 @@ impl Postgres {
             .arg(&data)
             .arg("-k")
             .arg(&folder)
-            // Its own crash is not what is tried here.
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"])
+            .args(["-c", "listen_addresses=", "-c", "max_connections=200"])
+            .args(settings)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,0 +1,47 @@
+//! Ten thousand agents against the control plane, on this machine: what they cost while nothing happens, an attach to all of
+//! them, restarts, a service in trouble. What was seen is written into docs/scale.md, and held against what is promised there.
+//!
+//! `KEYPAIR_SCALE_AGENTS` says how many, 10,000 unless given; with others nothing is written.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+mod fleet;
+mod page;
+mod plot;
+mod process;
+mod scenes;
+mod trouble;
+
+use page::Figures;
+
+/// How many the figures in docs/scale.md are of.
+const AGENTS: u64 = 10_000;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, to] = arguments.as_slice()
+        && word == trouble::WORD
+    {
+        return trouble::run(to.parse().unwrap());
+    }
+    let agents = std::env::var("KEYPAIR_SCALE_AGENTS").map_or(AGENTS, |number| number.parse().unwrap());
+    let figures = Figures {
+        agents,
+        quiet: scenes::quiet(agents),
+        idle: scenes::idle(agents),
+        memory: scenes::attach_in_memory(agents),
+        killed: scenes::restart(agents, "KILL"),
+        ended: scenes::restart(agents, "TERM"),
+        trouble: scenes::trouble(agents),
+        shared: scenes::attach_shared(agents),
+    };
+    println!("{}", figures.table());
+    if agents == AGENTS {
+        figures.write();
+    }
+    let broken = figures.broken();
+    assert!(broken.is_empty(), "not as promised: {broken:#?}");
+}

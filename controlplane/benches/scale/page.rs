@@ -1,0 +1,283 @@
+//! What was seen: as tables and charts of docs/scale.md, and held against what is promised.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::fleet::Second;
+use crate::plot::{Bars, Level, chart};
+use crate::process::machine;
+use crate::scenes::{Attach, BEFORE, Idle, InTrouble, LONG_POLL, Quiet, Restart};
+
+/// A region, on paper.
+const REGION: f64 = 1e6;
+/// How many polls one server is given there.
+const POLLS_A_SERVER: f64 = 200_000.0;
+
+const MANY: &str = "#8fb3d9";
+const FEW: &str = "#c44e52";
+
+/// Everything that was seen.
+pub(crate) struct Figures {
+    pub(crate) agents: u64,
+    pub(crate) quiet: Quiet,
+    pub(crate) idle: Idle,
+    pub(crate) memory: Attach,
+    pub(crate) killed: Restart,
+    pub(crate) ended: Restart,
+    pub(crate) trouble: InTrouble,
+    pub(crate) shared: Option<Attach>,
+}
+
+fn asked(seconds: &[Second]) -> Vec<u64> {
+    seconds.iter().map(|second| second.asked).collect()
+}
+
+fn first_tries(seconds: &[Second]) -> Vec<u64> {
+    seconds.iter().map(|second| second.first_tries).collect()
+}
+
+fn peak(values: &[u64]) -> u64 {
+    values.iter().copied().max().unwrap_or(0)
+}
+
+fn mean(values: &[u64]) -> f64 {
+    values.iter().sum::<u64>() as f64 / values.len().max(1) as f64
+}
+
+/// Of sorted times: the one that so many percent are not above, in seconds.
+fn percentile(times: &[u64], percent: usize) -> f64 {
+    times[(times.len() * percent / 100).min(times.len() - 1)] as f64 / 1000.0
+}
+
+impl Figures {
+    /// Requests a second of a fleet in which nothing happens.
+    fn steady(&self) -> f64 {
+        self.agents as f64 / LONG_POLL as f64
+    }
+
+    fn percent(&self, part: u64) -> f64 {
+        part as f64 * 100.0 / self.agents as f64
+    }
+
+    /// What is not as promised.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        let steady = self.steady();
+        let mut broken = Vec::new();
+        let mut hold = |what: &str, holds: bool| {
+            if !holds {
+                broken.push(what.to_owned());
+            }
+        };
+        let idle = mean(&asked(&self.idle.seconds));
+        hold("idle, the fleet sends what `wait` implies and no more", idle <= steady * 1.01);
+        hold("idle, no request fails", self.idle.seconds.iter().all(|second| second.failed == 0));
+        hold(
+            "two minutes after an attach to all no second sees twice the steady rate",
+            peak(&asked(&self.idle.after_attach)) as f64 <= steady * 2.0,
+        );
+        for attach in std::iter::once(&self.memory).chain(&self.shared) {
+            hold("an attach reaches all and is reported by all", attach.reported.len() as u64 == self.agents);
+        }
+        for restart in [&self.killed, &self.ended] {
+            let tries = first_tries(&restart.seconds);
+            hold("after a restart no second sees 5 % of the first tries", self.percent(peak(&tries)) < 5.0);
+            hold("after a restart all try", tries.iter().sum::<u64>() as f64 > self.agents as f64 * 0.9);
+        }
+        for trouble in [&self.trouble.half_fails, &self.trouble.slow] {
+            hold(
+                "in trouble no second sees more than twice the steady rate",
+                peak(&asked(trouble)) as f64 <= steady * 2.0,
+            );
+        }
+        broken
+    }
+
+    /// What was seen, as a table.
+    pub(crate) fn table(&self) -> String {
+        let steady = self.steady();
+        let mut rows = vec![
+            ("agents, all with their long poll held".to_owned(), self.agents.to_string()),
+            ("memory of the server a waiting poll".to_owned(), format!("{:.1} KiB", self.quiet.kib_each)),
+            (
+                format!(
+                    "wake-ups and processor time of the server in {} s in which no poll ends",
+                    self.quiet.seconds
+                ),
+                format!("{}, {:.2} s", self.quiet.wake_ups, self.quiet.cpu),
+            ),
+            (
+                "memory of the fleet's process an agent".to_owned(),
+                format!("{:.1} KiB", self.quiet.agent_kib_each),
+            ),
+            ("requests a second that `wait` implies".to_owned(), format!("{steady:.1}")),
+            (
+                "idle, two minutes: requests a second; the most".to_owned(),
+                format!("{:.1}; {}", mean(&asked(&self.idle.seconds)), peak(&asked(&self.idle.seconds))),
+            ),
+            (
+                "idle: processor time of the server a request".to_owned(),
+                format!("{:.0} µs", self.idle.cpu_each * 1e6),
+            ),
+            (
+                "the same two minutes after an attach to all".to_owned(),
+                format!(
+                    "{:.1}; {}",
+                    mean(&asked(&self.idle.after_attach)),
+                    peak(&asked(&self.idle.after_attach))
+                ),
+            ),
+        ];
+        for attach in std::iter::once(&self.memory).chain(&self.shared) {
+            let on = match attach.servers {
+                1 => "one server, `memory:`".to_owned(),
+                servers => format!("{servers} servers, PostgreSQL"),
+            };
+            let [alone, waiting, after] = attach.rss_kib.map(|kib| kib / 1024.0);
+            rows.push((
+                format!("attach to all, {on}: with the agent, median; 99 %; the last"),
+                seconds_of(&attach.received),
+            ));
+            rows.push(("… its result stored, median; 99 %; the last".to_owned(), seconds_of(&attach.reported)));
+            rows.push(("… requests that failed and were made again".to_owned(), attach.failed.to_string()));
+            rows.push((
+                "… memory of a server: alone; with its waiting polls; after the attach".to_owned(),
+                format!("{alone:.0}; {waiting:.0}; {after:.0} MiB"),
+            ));
+            rows.push((
+                "… memory a waiting poll".to_owned(),
+                format!("{:.1} KiB", (waiting - alone) * 1024.0 * attach.servers as f64 / self.agents as f64),
+            ));
+        }
+        for (restart, how) in [(&self.killed, "killed"), (&self.ended, "ended")] {
+            let tries = first_tries(&restart.seconds);
+            rows.push((
+                format!("the server {how} and back after 2 s: first tries in the peak second"),
+                format!("{} ({:.1} % of the fleet)", peak(&tries), self.percent(peak(&tries))),
+            ));
+        }
+        for (trouble, what) in [
+            (&self.trouble.half_fails, "half the answers fail"),
+            (&self.trouble.slow, "every answer is 5 s late"),
+        ] {
+            let most = peak(&asked(trouble));
+            rows.push((
+                format!("a minute in which {what}: requests in the peak second"),
+                format!("{most} ({:.2} times the steady rate)", most as f64 / steady),
+            ));
+        }
+        let rows: String = rows.into_iter().map(|(what, seen)| format!("| {what} | {seen} |\n")).collect();
+        format!("Seen on {}.\n\n| | |\n|---|---|\n{rows}", machine())
+    }
+
+    /// What a region asks, from what one poll and one request were seen to cost.
+    fn region(&self) -> String {
+        let rate = REGION / LONG_POLL as f64;
+        let servers = REGION / POLLS_A_SERVER;
+        let gib = |kib: f64| kib / (1024.0 * 1024.0);
+        let rows = [
+            ("polls held at any time", format!("{REGION:.0}, a descriptor each")),
+            ("requests a second, idle", format!("1,000,000 ÷ {LONG_POLL} s = {rate:.0}")),
+            (
+                "… processor time",
+                format!(
+                    "{rate:.0} × {:.0} µs = {:.1} cores",
+                    self.idle.cpu_each * 1e6,
+                    rate * self.idle.cpu_each
+                ),
+            ),
+            (
+                "memory of the servers",
+                format!(
+                    "1,000,000 × {:.1} KiB = {:.1} GiB",
+                    self.quiet.kib_each,
+                    gib(REGION * self.quiet.kib_each)
+                ),
+            ),
+            (
+                "servers of 200,000 polls each",
+                format!(
+                    "{servers:.0}, and one more: {:.0} requests a second, {:.1} GiB and {:.1} cores each",
+                    rate / servers,
+                    gib(POLLS_A_SERVER * self.quiet.kib_each),
+                    rate * self.idle.cpu_each / servers
+                ),
+            ),
+            (
+                "one of them dies: first tries at the others",
+                format!("200,000 ÷ 30 s = {:.0} a second for half a minute", POLLS_A_SERVER / 30.0),
+            ),
+            (
+                "all of them restart at once",
+                format!("1,000,000 ÷ 30 s = {:.0} a second, twice the steady rate", REGION / 30.0),
+            ),
+            (
+                "half the answers fail for a minute",
+                format!(
+                    "{:.0} × {:.2} = {:.0} requests a second at the most",
+                    rate,
+                    peak(&asked(&self.trouble.half_fails)) as f64 / self.steady(),
+                    rate * peak(&asked(&self.trouble.half_fails)) as f64 / self.steady()
+                ),
+            ),
+        ];
+        let rows: String = rows.into_iter().map(|(what, seen)| format!("| {what} | {seen} |\n")).collect();
+        format!("| a region of a million guests | |\n|---|---|\n{rows}")
+    }
+
+    /// Puts tables and charts into docs/scale.md.
+    pub(crate) fn write(&self) {
+        let docs = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs"));
+        let page = docs.join("scale.md");
+        let text = fs::read_to_string(&page).unwrap();
+        let text = replaced(&text, "figures", &self.table());
+        fs::write(page, replaced(&text, "region", &self.region())).unwrap();
+        self.draw(&docs.join("scale"));
+    }
+
+    fn draw(&self, folder: &Path) {
+        let steady = self.steady();
+        fs::create_dir_all(folder).unwrap();
+        let save = |name: &str, svg: String| fs::write(folder.join(name), svg).unwrap();
+        let rates = [Level { name: "steady", value: steady }, Level { name: "twice", value: steady * 2.0 }];
+        let five = [
+            Level { name: "5 % of the fleet", value: self.agents as f64 * 0.05 },
+            Level { name: "steady", value: steady },
+        ];
+        for (name, restart, title) in [
+            ("killed.svg", &self.killed, "The control plane is killed, and back two seconds later"),
+            ("ended.svg", &self.ended, "The control plane is ended, and back two seconds later"),
+        ] {
+            let rows = [
+                Bars { name: "requests a second", color: MANY, values: asked(&restart.seconds) },
+                Bars { name: "first tries", color: FEW, values: first_tries(&restart.seconds) },
+            ];
+            save(name, chart(title, BEFORE, &rows, &five));
+        }
+        for (name, seconds, title) in [
+            ("half-fails.svg", &self.trouble.half_fails, "For a minute half the answers fail"),
+            ("slow.svg", &self.trouble.slow, "For a minute every answer is five seconds late"),
+        ] {
+            let failed = seconds.iter().map(|second| second.failed).collect();
+            let rows = [
+                Bars { name: "requests a second", color: MANY, values: asked(seconds) },
+                Bars { name: "failed", color: FEW, values: failed },
+            ];
+            save(name, chart(title, BEFORE, &rows, &rates));
+        }
+        let rows = [Bars { name: "requests a second", color: MANY, values: asked(&self.idle.after_attach) }];
+        save("after-attach.svg", chart("Two minutes after an attach to all", 0, &rows, &rates));
+    }
+}
+
+fn seconds_of(times: &[u64]) -> String {
+    let last = times.last().copied().unwrap_or(0) as f64 / 1000.0;
+    format!("{:.2}; {:.2}; {last:.2} s", percentile(times, 50), percentile(times, 99))
+}
+
+/// The text with another content between two marks.
+fn replaced(text: &str, mark: &str, content: &str) -> String {
+    let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->"));
+    let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("no {begin}"));
+    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no {end}"));
+    format!("{before}{begin}{content}{end}{after}")
+}

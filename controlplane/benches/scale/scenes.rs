@@ -1,0 +1,217 @@
+//! What is done to the fleet, and what is seen of it.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::fleet::{Fleet, Second};
+use crate::process::Usage;
+use crate::support::postgres::Postgres;
+use crate::support::{REGION, Server, file, try_http};
+use crate::trouble::{Proxy, Trouble};
+
+/// A long poll's length, in seconds: the agent's default.
+pub(crate) const LONG_POLL: usize = 60;
+
+const KEY_NAME: &str = "fleet";
+
+/// How long anything may take before the run is given up; nothing is measured with it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// While all wait and no poll ends.
+pub(crate) struct Quiet {
+    pub(crate) kib_each: f64,
+    pub(crate) agent_kib_each: f64,
+    pub(crate) seconds: usize,
+    pub(crate) wake_ups: u64,
+    pub(crate) cpu: f64,
+}
+
+/// While all wait, and their polls end as they do.
+pub(crate) struct Idle {
+    pub(crate) seconds: Vec<Second>,
+    /// Of the server, a request.
+    pub(crate) cpu_each: f64,
+    /// What the same seconds look like two minutes after all were given a command at once.
+    pub(crate) after_attach: Vec<Second>,
+}
+
+/// An attach to all.
+pub(crate) struct Attach {
+    pub(crate) received: Vec<u64>,
+    pub(crate) reported: Vec<u64>,
+    pub(crate) failed: u64,
+    /// Resident memory of a server, in KiB: before the fleet, with it, after the attach.
+    pub(crate) rss_kib: [f64; 3],
+    pub(crate) servers: usize,
+}
+
+/// The control plane goes away, and is back two seconds later.
+pub(crate) struct Restart {
+    /// From ten seconds before.
+    pub(crate) seconds: Vec<Second>,
+}
+
+/// Seconds before what is done to a fleet, shown with it.
+pub(crate) const BEFORE: usize = 10;
+
+/// A minute of half the answers failing, and a minute of all of them five seconds late, with what follows.
+pub(crate) struct InTrouble {
+    pub(crate) half_fails: Vec<Second>,
+    pub(crate) slow: Vec<Second>,
+}
+
+fn instances(agents: u64) -> Vec<String> {
+    (0..agents).map(|number| format!("i-fleet-{number:06}")).collect()
+}
+
+fn inventory(agents: u64) -> String {
+    file(&instances(agents).iter().map(|id| format!("[[instance]]\nid = \"{id}\"\n")).collect::<String>())
+}
+
+fn serve(inventory: &str, store: &str) -> Server {
+    Server::start(&["--instances", inventory, "--store", store, "--attach-wait", "120"])
+}
+
+fn say(what: &str) {
+    eprintln!("{what} …");
+}
+
+pub(crate) fn quiet(agents: u64) -> Quiet {
+    say("a quiet half minute");
+    let server = serve(&inventory(agents), "memory:");
+    let alone = Usage::of(server.pid());
+    let fleet = Fleet::start(agents, &[server.metadata()], 20);
+    // All have begun their first long poll within some 23 s, and none ends before a minute.
+    fleet.pass(30);
+    fleet.await_all(PATIENCE);
+    let before = Usage::of(server.pid());
+    let seconds = fleet.pass(20);
+    let after = Usage::of(server.pid());
+    assert_eq!(seconds.iter().map(|second| second.asked).sum::<u64>(), 0, "it is not quiet");
+    Quiet {
+        kib_each: (after.rss_kib - alone.rss_kib) / agents as f64,
+        agent_kib_each: Usage::of(fleet.pid()).rss_kib / agents as f64,
+        seconds: seconds.len(),
+        wake_ups: after.wake_ups - before.wake_ups,
+        cpu: after.cpu - before.cpu,
+    }
+}
+
+pub(crate) fn idle(agents: u64) -> Idle {
+    say("two minutes in which nothing happens");
+    let server = serve(&inventory(agents), "memory:");
+    let fleet = steady(agents, &[server.metadata()]);
+    let before = Usage::of(server.pid());
+    let seconds = fleet.pass(2 * LONG_POLL);
+    let after = Usage::of(server.pid());
+    let asked: u64 = seconds.iter().map(|second| second.asked).sum();
+    say("and two minutes after a command for all");
+    attach(&fleet, &server, agents);
+    fleet.pass(2 * LONG_POLL);
+    let after_attach = fleet.pass(LONG_POLL);
+    Idle { seconds, cpu_each: (after.cpu - before.cpu) / asked as f64, after_attach }
+}
+
+/// A fleet whose guests were booted over a minute, another minute later.
+fn steady(agents: u64, servers: &[String]) -> Fleet {
+    let fleet = Fleet::start(agents, servers, LONG_POLL as u64);
+    fleet.pass(LONG_POLL + 5);
+    fleet.await_all(PATIENCE);
+    fleet.pass(LONG_POLL);
+    fleet
+}
+
+/// One attach to all of them, and the seconds until each has reported.
+fn attach(fleet: &Fleet, server: &Server, agents: u64) -> Vec<Second> {
+    let begin = fleet.now();
+    assert_eq!(server.import(KEY_NAME, 7).status, 200);
+    let body = json!({ "instanceIds": instances(agents), "passWordAuth": "no" }).to_string();
+    let (api, path) = (server.api.clone(), format!("{REGION}/keypairs/{KEY_NAME}:attach"));
+    let call = std::thread::spawn(move || try_http(&api, "POST", &path, &body));
+    let begun = Instant::now();
+    loop {
+        let seconds = fleet.since(begin);
+        let reported: usize = seconds.iter().map(|second| second.reported.len()).sum();
+        if reported as u64 == agents {
+            let answer = call.join().unwrap().unwrap().result();
+            assert_eq!(answer["failInstanceId"], json!([]));
+            return seconds;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{reported} of {agents} reported");
+        sleep(Duration::from_millis(50));
+    }
+}
+
+fn attach_to(agents: u64, servers: &[Server]) -> Attach {
+    let rss = || servers.iter().map(|server| Usage::of(server.pid()).rss_kib).fold(0.0, f64::max);
+    let alone = rss();
+    let addresses: Vec<String> = servers.iter().map(Server::metadata).collect();
+    let fleet = Fleet::start(agents, &addresses, LONG_POLL as u64 / 2);
+    fleet.pass(LONG_POLL / 2 + 5);
+    fleet.await_all(PATIENCE);
+    let waiting = rss();
+    let seconds = attach(&fleet, &servers[0], agents);
+    let all = |times: fn(&Second) -> &Vec<u64>| {
+        let mut all: Vec<u64> = seconds.iter().flat_map(times).copied().collect();
+        all.sort_unstable();
+        all
+    };
+    Attach {
+        received: all(|second| &second.received),
+        reported: all(|second| &second.reported),
+        failed: seconds.iter().map(|second| second.failed).sum(),
+        rss_kib: [alone, waiting, rss()],
+        servers: servers.len(),
+    }
+}
+
+pub(crate) fn attach_in_memory(agents: u64) -> Attach {
+    say("an attach to all, in memory");
+    attach_to(agents, &[serve(&inventory(agents), "memory:")])
+}
+
+pub(crate) fn attach_shared(agents: u64) -> Option<Attach> {
+    say("an attach to all, three servers on one PostgreSQL");
+    let postgres = Postgres::start_durable()?;
+    let (inventory, url) = (inventory(agents), postgres.url());
+    let servers = [(); 3].map(|()| serve(&inventory, &url));
+    Some(attach_to(agents, &servers))
+}
+
+pub(crate) fn restart(agents: u64, signal: &str) -> Restart {
+    say(&format!("a restart, by SIG{signal}"));
+    let inventory = inventory(agents);
+    let server = serve(&inventory, "memory:");
+    let fleet = steady(agents, &[server.metadata()]);
+    let begin = fleet.now();
+    fleet.pass(BEFORE);
+    let (api, metadata) = (server.api.clone(), server.metadata());
+    server.end(signal);
+    sleep(Duration::from_secs(2));
+    let _server = Server::start_at(&api, &metadata, &["--instances", &inventory, "--attach-wait", "120"]);
+    fleet.pass(2 * LONG_POLL);
+    Restart { seconds: fleet.since(begin) }
+}
+
+pub(crate) fn trouble(agents: u64) -> InTrouble {
+    say("a minute in which half the answers fail");
+    let server = serve(&inventory(agents), "memory:");
+    // Two, since each has two descriptors a connection.
+    let mut proxies = [(); 2].map(|()| Proxy::start(&server.metadata()));
+    let addresses: Vec<String> = proxies.iter().map(|proxy| proxy.address.clone()).collect();
+    let fleet = steady(agents, &addresses);
+    let mut minute_of = |trouble| {
+        let begin = fleet.now();
+        fleet.pass(BEFORE);
+        proxies.iter_mut().for_each(|proxy| proxy.make(trouble));
+        fleet.pass(60);
+        proxies.iter_mut().for_each(|proxy| proxy.make(Trouble::None));
+        fleet.pass(90);
+        fleet.since(begin)
+    };
+    let half_fails = minute_of(Trouble::HalfFails);
+    say("a minute in which every answer is late");
+    InTrouble { half_fails, slow: minute_of(Trouble::Slow) }
+}

@@ -1,0 +1,105 @@
+//! A bad way to a metadata service: a proxy, a process of its own, that does to each connection what it was last told to.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use keypair_agent::channel::backoff::random;
+use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::net::{TcpListener, TcpStream};
+
+/// How late a slow service is.
+pub(crate) const SLOW: Duration = Duration::from_secs(5);
+
+/// How the way is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    None,
+    /// Every second connection, by chance, gets 503 and nothing else.
+    HalfFails,
+    /// Each goes on only after [`SLOW`].
+    Slow,
+}
+
+const TROUBLES: [Trouble; 3] = [Trouble::None, Trouble::HalfFails, Trouble::Slow];
+
+/// What makes this program the proxy.
+pub(crate) const WORD: &str = "trouble";
+
+/// The proxy's process, ended with the value.
+pub(crate) struct Proxy {
+    child: Child,
+    orders: ChildStdin,
+    pub(crate) address: String,
+}
+
+impl Proxy {
+    pub(crate) fn start(to: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([WORD, to])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        Self { orders: child.stdin.take().unwrap(), child, address: address.trim().to_owned() }
+    }
+
+    pub(crate) fn make(&mut self, trouble: Trouble) {
+        writeln!(self.orders, "{}", trouble as u8).unwrap();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The proxy itself, until its orders end.
+pub(crate) fn run(to: SocketAddr) {
+    let trouble = Arc::new(AtomicU8::new(0));
+    let told = trouble.clone();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            told.store(line.parse().unwrap(), Ordering::SeqCst);
+        }
+        std::process::exit(0);
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("{}", listener.local_addr().unwrap());
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(pass(stream, to, TROUBLES[usize::from(trouble.load(Ordering::SeqCst))]));
+        }
+    });
+}
+
+async fn pass(mut from: TcpStream, to: SocketAddr, trouble: Trouble) {
+    match trouble {
+        Trouble::None => {}
+        Trouble::Slow => tokio::time::sleep(SLOW).await,
+        Trouble::HalfFails if random().is_multiple_of(2) => {
+            // The request is read first: a connection that is closed over it is a reset to its sender.
+            let _ = from.readable().await;
+            let _ = from.try_read(&mut [0; 4096]);
+            let _ = from
+                .write_all(
+                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                )
+                .await;
+            return;
+        }
+        Trouble::HalfFails => {}
+    }
+    if let Ok(mut to) = TcpStream::connect(to).await {
+        let _ = copy_bidirectional_with_sizes(&mut from, &mut to, 1024, 1024).await;
+    }
+}
