@@ -179,6 +179,143 @@ async fn reports_states_and_signatures_are_kept() {
     }
 }
 
+/// More instances than two statements are about, in another order than they are sorted.
+fn crowd(from: usize, to: usize) -> Vec<InstanceId> {
+    (from..to).rev().map(|number| id(&format!("i-crowd-{number}"))).collect()
+}
+
+fn fresh(placed: &[Placed]) -> usize {
+    placed.iter().filter(|placed| placed.fresh).count()
+}
+
+#[tokio::test]
+async fn an_order_over_a_crowd_is_placed_whole_or_not_at_all() {
+    let (stores, _postgres) = stores("crowd").await;
+    for (url, store) in stores {
+        store.import(key_pair("k", 1)).await.unwrap();
+        store.import(key_pair("l", 2)).await.unwrap();
+        let all = Order { instances: crowd(0, 1200), ..attach("l", &[]) };
+        // The last in its order and the last in the sorted one.
+        for taken in ["i-crowd-0", "i-crowd-999"] {
+            let first = store.place(&attach("k", &[taken])).await.unwrap().unwrap();
+            let refused = store.place(&all).await.unwrap();
+            assert_eq!(refused, Err(Refused::Bound(id(taken))), "{url}");
+            assert!(store.fates(&all.request).await.unwrap().is_empty(), "{url}");
+            for instance in ["i-crowd-1199", "i-crowd-1", "i-crowd-500"] {
+                assert_eq!(store.next(&id(instance)).await.unwrap(), None, "{url}");
+            }
+            let failed = answer(&first[0].command, &id(taken), "failed");
+            assert!(is_stored(&store.settle(&id(taken), failed).await.unwrap()), "{url}");
+        }
+        // Some were asked before, and wait.
+        let some = Order { instances: crowd(100, 700), ..attach("l", &[]) };
+        assert_eq!(fresh(&store.place(&some).await.unwrap().unwrap()), 600, "{url}");
+        let placed = store.place(&all).await.unwrap().unwrap();
+        assert_eq!(fresh(&placed), 600, "{url}");
+        assert!(placed.iter().all(|one| one.fresh != some.instances.contains(&one.instance)), "{url}");
+        let again = Order { request: RequestId::fresh(), ..all.clone() };
+        assert_eq!(fresh(&store.place(&again).await.unwrap().unwrap()), 0, "{url}");
+        // In the order of the order, each with its own command.
+        let placed: Vec<_> = placed.into_iter().map(|one| (one.instance, one.command)).collect();
+        assert!(placed.iter().map(|(instance, _)| instance).eq(&all.instances), "{url}");
+        for request in [&all.request, &again.request] {
+            let fates = store.fates(request).await.unwrap();
+            let fates: Vec<_> = fates.into_iter().map(|fate| (fate.instance, fate.command.id)).collect();
+            assert_eq!(fates, placed, "{url}");
+        }
+        // Another key pair's turn comes once the first one is gone from the platform.
+        let other = Order { instances: crowd(0, 1200), ..attach("k", &[]) };
+        assert!(store.place(&other).await.unwrap().is_err(), "{url}");
+        store.delete(&Region::default(), &"l".parse().unwrap()).await.unwrap();
+        assert_eq!(fresh(&store.place(&other).await.unwrap().unwrap()), 1200, "{url}");
+        let listed = store.list(&Region::default()).await.unwrap();
+        assert_eq!(listed[0].instances.len(), 1200, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_burst_of_polls_and_results_is_answered() {
+    let (stores, _postgres) = stores("burst").await;
+    for (url, store) in stores {
+        store.import(key_pair("k", 1)).await.unwrap();
+        let polls: Vec<_> = crowd(0, 1200)
+            .into_iter()
+            .map(|instance| {
+                let (store, nobody) = (store.clone(), id("i-crowd"));
+                let mut changes = store.changes(&instance);
+                tokio::spawn(async move {
+                    changes.changed().await.unwrap();
+                    let command = store.next(&instance).await.unwrap().unwrap();
+                    assert_eq!(command.instance_id.as_deref(), Some(instance.as_str()));
+                    let (good, bad) = (
+                        answer(&command.id, &instance, "succeeded"),
+                        answer(&command.id, &instance, "failed"),
+                    );
+                    // At once, as when an agent gives up and tries again: one is the first.
+                    let (one, two, other) = tokio::join!(
+                        store.settle(&instance, good.clone()),
+                        store.settle(&instance, good),
+                        store.settle(&nobody, bad)
+                    );
+                    let mut settled = [one.unwrap(), two.unwrap()];
+                    settled.sort_by_key(|settled| *settled == Settled::Again);
+                    assert!(is_stored(&settled[0]), "{settled:?}");
+                    assert_eq!((&settled[1], other.unwrap()), (&Settled::Again, Settled::Unknown));
+                    let outcome = store.outcome(&instance, &command.id).await.unwrap();
+                    assert!(outcome.is_some() && store.next(&instance).await.unwrap().is_none());
+                })
+            })
+            .collect();
+        let all = Order { instances: crowd(0, 1200), ..attach("k", &[]) };
+        store.place(&all).await.unwrap().unwrap();
+        for poll in polls {
+            poll.await.unwrap();
+        }
+        let fates = store.fates(&all.request).await.unwrap();
+        assert_eq!(fates.iter().filter(|fate| fate.outcome.is_some()).count(), 1200, "{url}");
+        assert_eq!(store.list(&Region::default()).await.unwrap()[0].instances.len(), 1200, "{url}");
+    }
+}
+
+fn is_stored(settled: &Settled) -> bool {
+    matches!(settled, Settled::Stored(_))
+}
+
+#[tokio::test]
+async fn orders_of_two_servers_over_the_same_crowd_come_one_after_the_other() {
+    let Some(postgres) = Postgres::start() else { return };
+    let url: StoreUrl = postgres.url().parse().unwrap();
+    let (one, other) = (url.open().await.unwrap(), url.open().await.unwrap());
+    one.import(key_pair("k", 1)).await.unwrap();
+    // Of the other server's orders alone.
+    let mut changes = one.changes(&id("i-crowd-1500"));
+    for round in 0..3 {
+        // New ones and old ones, from other ends and in chunks that begin elsewhere.
+        let instances = crowd(0, 1200 + round * 100);
+        let mut turned = crowd(300, 1900);
+        turned.reverse();
+        let verb = [OrderVerb::AllowPasswords, OrderVerb::Detach("k".parse().unwrap())][round % 2].clone();
+        let (first, second) = (
+            Order { instances, ..order(verb.clone(), &[]) },
+            Order { instances: turned, ..order(verb, &[]) },
+        );
+        let (done, done_too) = tokio::join!(one.place(&first), other.place(&second));
+        let (done, done_too) = (done.unwrap().unwrap(), done_too.unwrap().unwrap());
+        // Who comes second finds what the first one asked.
+        assert_eq!(fresh(&done) + fresh(&done_too), 1900, "round {round}");
+        for placed in done.iter().rev().take(50) {
+            let said = answer(&placed.command, &placed.instance, "succeeded");
+            let (here, there) = tokio::join!(
+                one.settle(&placed.instance, said.clone()),
+                other.settle(&placed.instance, said)
+            );
+            let (here, there) = (here.unwrap(), there.unwrap());
+            assert!(is_stored(&here) != is_stored(&there), "{here:?} {there:?}");
+        }
+    }
+    changes.changed().await.unwrap();
+}
+
 /// What an observer sees of a store, but for ids and times.
 async fn seen(store: &dyn Store) -> String {
     let mut seen = String::new();

@@ -137,7 +137,10 @@ impl Figures {
                 format!("attach to all, {on}: with the agent, median; 99 %; the last"),
                 seconds_of(&attach.received),
             ));
-            rows.push(("… its result stored, median; 99 %; the last".to_owned(), seconds_of(&attach.reported)));
+            rows.push((
+                "… its result stored, median; 99 %; the last".to_owned(),
+                seconds_of(&attach.reported),
+            ));
             rows.push(("… requests that failed and were made again".to_owned(), attach.failed.to_string()));
             rows.push((
                 "… memory of a server: alone; with its waiting polls; after the attach".to_owned(),

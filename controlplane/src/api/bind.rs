@@ -2,6 +2,7 @@
 
 use axum::Extension;
 use axum::extract::{Path, State};
+use futures_util::future::join_all;
 use keypair_agent::policy::outcome;
 use keypair_agent::policy::types::KeyName;
 use serde_json::json;
@@ -91,8 +92,11 @@ async fn bind(
     log_placed(&order, password_auth.is_some().then_some(&key_pair), &placed);
     let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + platform.attach_wait;
-    for ((instance, status), placed) in instances.iter().zip(&placed) {
-        match accepted(platform, status, placed, deadline).await {
+    // All at once, here and for the states: a store answers many questions together.
+    let waits = instances.iter().zip(&placed);
+    let accepted = waits.map(|((_, status), placed)| accepted(platform, status, placed, deadline));
+    for ((instance, _), accepted) in instances.iter().zip(join_all(accepted).await) {
+        match accepted {
             true => succeeded.push(instance.id.as_str()),
             false => failed.push(instance.id.as_str()),
         }
@@ -112,11 +116,8 @@ async fn fit_instances<'a>(
     if instances.iter().any(|instance| instance.os_type == OsType::Windows) {
         return Err(ApiError::WindowsOs);
     }
-    let mut fit = Vec::with_capacity(instances.len());
-    for instance in instances {
-        fit.push((instance, instances::fit_status(platform, instance).await?));
-    }
-    Ok(fit)
+    let statuses = join_all(instances.iter().map(|instance| instances::fit_status(platform, instance))).await;
+    instances.into_iter().zip(statuses).map(|(instance, status)| Ok((instance, status?))).collect()
 }
 
 /// Whether an instance counts as successful: a stopped one at once, a running one when its guest says so

@@ -104,20 +104,13 @@ pub async fn result(
     body: Result<axum::body::Bytes, BytesRejection>,
 ) -> Result<StatusCode, MetadataError> {
     let id: CommandId = command.parse().map_err(|_| MetadataError::NotFound)?;
-    if !platform.store.knows(&instance.id, &id).await? {
-        return Err(MetadataError::NotFound);
-    }
-    let bytes = body.map_err(|_| MetadataError::Bad("a result has 64 KiB at most".into()))?;
-    // All of it, fields that nobody looks at too: a store keeps text.
-    let text = std::str::from_utf8(&bytes).map_err(|_| MetadataError::Bad("a result is UTF-8".into()))?;
-    let outcome: Outcome = serde_json::from_str(text).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        MetadataError::Bad(format!("this is not a result (line {line}, column {column})"))
-    })?;
-    if outcome.command_id != id {
-        return Err(MetadataError::Bad("this is the result of another command".into()));
-    }
-    let answer = Answer { outcome: outcome.clone(), bytes: bytes.to_vec() };
+    let (outcome, bytes) = match outcome_of(&id, body) {
+        Ok(said) => said,
+        // An unknown command is not found, whatever is said of it; where all is well, settling asks that too.
+        Err(_) if !platform.store.knows(&instance.id, &id).await? => return Err(MetadataError::NotFound),
+        Err(error) => return Err(error),
+    };
+    let answer = Answer { outcome: outcome.clone(), bytes };
     match platform.settle(&instance.id, answer).await? {
         Settled::Stored(_) => {
             // What a guest says is quoted, so that it cannot forge a line of the log.
@@ -140,6 +133,23 @@ pub async fn result(
         Settled::Conflict => Err(MetadataError::Conflict),
         Settled::Unknown => Err(MetadataError::NotFound),
     }
+}
+
+/// The result of that command which a body is, with all its bytes: a store keeps text, fields that nobody looks at too.
+fn outcome_of(
+    id: &CommandId,
+    body: Result<axum::body::Bytes, BytesRejection>,
+) -> Result<(Outcome, Vec<u8>), MetadataError> {
+    let bytes = body.map_err(|_| MetadataError::Bad("a result has 64 KiB at most".into()))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| MetadataError::Bad("a result is UTF-8".into()))?;
+    let outcome: Outcome = serde_json::from_str(text).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        MetadataError::Bad(format!("this is not a result (line {line}, column {column})"))
+    })?;
+    if outcome.command_id != *id {
+        return Err(MetadataError::Bad("this is the result of another command".into()));
+    }
+    Ok((outcome, bytes.to_vec()))
 }
 
 /// Answers `PUT keypair/agent`: what runs in the guest, kept until it says it anew.

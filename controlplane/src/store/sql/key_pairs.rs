@@ -1,5 +1,7 @@
 //! The table `key_pairs`.
 
+use std::collections::BTreeSet;
+
 use keypair_agent::policy::command::KeyPair;
 use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::policy::types::{Invalid, KeyName};
@@ -7,6 +9,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 use time::OffsetDateTime;
 
+use super::rows::{self, CHUNK};
 use super::{Connection, failed, instant, milliseconds};
 use crate::keypair::{Region, StoredKeyPair};
 use crate::store::StoreError;
@@ -78,14 +81,22 @@ pub(super) async fn of(
     Ok(found)
 }
 
-/// Whether it was not deleted.
-pub(super) async fn is_live(
+/// Those of these ids that were not deleted.
+pub(super) async fn live(
     connection: &mut Connection,
-    key_pair: &StoredKeyPair,
-) -> Result<bool, StoreError> {
-    let query = sqlx::query("SELECT id FROM key_pairs WHERE id = $1 AND deleted_at IS NULL")
-        .bind(key_pair.id.as_str());
-    Ok(query.fetch_optional(connection).await.map_err(failed)?.is_some())
+    ids: &BTreeSet<&str>,
+) -> Result<BTreeSet<String>, StoreError> {
+    let mut live = BTreeSet::new();
+    let ids: Vec<&str> = ids.iter().copied().collect();
+    for chunk in ids.chunks(CHUNK) {
+        let list = rows::list(0, chunk.len());
+        let text = format!("SELECT id FROM key_pairs WHERE id IN ({list}) AND deleted_at IS NULL");
+        let query = chunk.iter().fold(rows::query(&text, chunk.len()), |query, id| query.bind(*id));
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            live.insert(row.try_get("id").map_err(failed)?);
+        }
+    }
+    Ok(live)
 }
 
 /// Reads `id`, `region`, `name`, `public_key` and `create_time` of a row.

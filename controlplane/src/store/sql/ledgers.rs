@@ -8,6 +8,7 @@ use keypair_agent::policy::types::{CommandId, InstanceId, Sequence};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use super::rows::{self, CHUNK};
 use super::{Connection, failed, key_pairs};
 use crate::ids::RequestId;
 use crate::ledger::{ANSWERED_KEPT, Answer, Binding, Confirmed, Entry, Ledger};
@@ -26,72 +27,111 @@ pub(super) enum Locking {
     Rows,
 }
 
-/// Whose ledgers are wanted.
+/// Whose ledgers are wanted, and which commands besides those without an answer: a chunk of these at most.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Which<'a> {
     All,
-    One(&'a InstanceId),
+    Some(&'a [&'a InstanceId], &'a [&'a CommandId]),
 }
 
-/// Sees to it that the instance has a ledger, and that it is this transaction's until its end.
-pub(super) async fn lock(
-    connection: &mut Connection,
-    instance: &InstanceId,
-    locking: Locking,
-) -> Result<(), StoreError> {
-    let insert = "INSERT INTO ledgers (instance, highest) VALUES ($1, 0) ON CONFLICT DO NOTHING";
-    sqlx::query(insert).bind(instance.as_str()).execute(&mut *connection).await.map_err(failed)?;
-    if locking == Locking::Rows {
-        let lock = "SELECT instance FROM ledgers WHERE instance = $1 FOR UPDATE";
-        sqlx::query(lock).bind(instance.as_str()).fetch_one(&mut *connection).await.map_err(failed)?;
+/// Ledgers; what of them cannot be read is the concern of one instance alone.
+pub(super) type Loaded = BTreeMap<InstanceId, Result<Ledger, StoreError>>;
+
+/// Sees to it that these instances, sorted, have ledgers. A transaction adds all of them before it locks any: so it waits only for one
+/// that adds too while it adds, and only for one that locks too while it locks, always upwards, and no two for one another.
+pub(super) async fn add(connection: &mut Connection, instances: &[&InstanceId]) -> Result<(), StoreError> {
+    for chunk in instances.chunks(CHUNK) {
+        let rows = rows::values(chunk.len(), 1).replace(')', ", 0)");
+        let text = format!("INSERT INTO ledgers (instance, highest) VALUES {rows} ON CONFLICT DO NOTHING");
+        let query = rows::bind(rows::query(&text, chunk.len()), chunk);
+        query.execute(&mut *connection).await.map_err(failed)?;
     }
     Ok(())
 }
 
-/// The ledgers with their unanswered commands, and with that of this id: by one statement, and so of one moment.
-pub(super) async fn load(
+/// Makes the ledgers of these instances, sorted, this transaction's until its end. What is in them is read by another statement
+/// afterwards: one that waits for a lock sees the row as it is then, but the rows of other tables as they were before.
+pub(super) async fn lock(
     connection: &mut Connection,
-    which: Which<'_>,
-    also: Option<&CommandId>,
-) -> Result<BTreeMap<InstanceId, Ledger>, StoreError> {
-    let (confirmed, queued) =
-        (key_pairs::columns_named("k", CONFIRMED), key_pairs::columns_named("q", QUEUED));
-    let or_also = if also.is_some() { " OR c.id = $1" } else { "" };
-    let only = match (which, also) {
-        (Which::All, _) => "",
-        (Which::One(_), None) => "WHERE l.instance = $1",
-        (Which::One(_), Some(_)) => "WHERE l.instance = $2",
-    };
-    let query = format!(
-        "SELECT l.instance, l.password_auth, l.confirmed_by, l.highest, {confirmed}, \
-                c.sequence, c.command, c.result, {queued} \
-         FROM ledgers l LEFT JOIN key_pairs k ON k.id = l.key_pair \
-         LEFT JOIN commands c ON c.instance = l.instance AND (c.result IS NULL{or_also}) \
-         LEFT JOIN key_pairs q ON q.id = c.key_pair {only} ORDER BY l.instance, c.sequence"
-    );
-    let mut query = sqlx::query(&query);
-    if let Some(also) = also {
-        query = query.bind(also.as_str());
+    instances: &[&InstanceId],
+    locking: Locking,
+) -> Result<(), StoreError> {
+    if locking == Locking::WholeFile {
+        return Ok(());
     }
-    if let Which::One(instance) = which {
-        query = query.bind(instance.as_str());
+    for chunk in instances.chunks(CHUNK) {
+        // In the order of bytes, as the chunks are, whatever the database's locale is.
+        let text = format!(
+            "SELECT instance FROM ledgers WHERE instance IN ({}) ORDER BY instance COLLATE \"C\" FOR UPDATE",
+            rows::list(0, chunk.len())
+        );
+        let query = rows::bind(rows::query(&text, chunk.len()), chunk);
+        query.execute(&mut *connection).await.map_err(failed)?;
     }
-    let mut parts: BTreeMap<InstanceId, (Confirmed, VecDeque<Entry>, u64)> = BTreeMap::new();
-    for row in query.fetch_all(connection).await.map_err(failed)? {
-        let instance = instance(&row)?;
-        let entry = entry(&row)?;
-        match parts.get_mut(&instance) {
-            Some((_, entries, _)) => entries.extend(entry),
-            None => {
-                let highest: i64 = row.try_get("highest").map_err(failed)?;
-                let highest = highest.try_into().map_err(failed)?;
-                parts.insert(instance, (confirmed_of(&row)?, entry.into_iter().collect(), highest));
+    Ok(())
+}
+
+/// The ledgers with their unanswered commands, and with the others wanted: each by one statement, and so of one moment.
+pub(super) async fn load(connection: &mut Connection, which: Which<'_>) -> Result<Loaded, StoreError> {
+    let mut parts = BTreeMap::new();
+    match which {
+        Which::All => {
+            let text = selection("", "");
+            take(&mut parts, sqlx::query(&text).fetch_all(connection).await.map_err(failed)?)?;
+        }
+        Which::Some(instances, commands) => {
+            for chunk in instances.chunks(CHUNK) {
+                let also = match commands.len() {
+                    0 => String::new(),
+                    count => format!(" OR c.id IN ({})", rows::list(chunk.len(), count)),
+                };
+                let only = format!("WHERE l.instance IN ({})", rows::list(0, chunk.len()));
+                let text = selection(&also, &only);
+                let mut query = rows::bind(rows::query(&text, chunk.len().max(commands.len())), chunk);
+                for command in commands {
+                    query = query.bind(command.as_str());
+                }
+                take(&mut parts, query.fetch_all(&mut *connection).await.map_err(failed)?)?;
             }
         }
     }
-    let kept =
-        |(instance, (confirmed, entries, highest))| (instance, Ledger::kept(confirmed, entries, highest));
-    Ok(parts.into_iter().map(kept).collect())
+    let kept = |(confirmed, entries, highest)| Ledger::kept(confirmed, entries, highest);
+    Ok(parts.into_iter().map(|(instance, parts)| (instance, parts.map(kept))).collect())
+}
+
+/// What a ledger is made of: what is confirmed, the commands, the highest sequence.
+type Parts = (Confirmed, VecDeque<Entry>, u64);
+
+/// A row for each ledger and command.
+fn selection(also: &str, only: &str) -> String {
+    let (confirmed, queued) =
+        (key_pairs::columns_named("k", CONFIRMED), key_pairs::columns_named("q", QUEUED));
+    format!(
+        "SELECT l.instance, l.password_auth, l.confirmed_by, l.highest, {confirmed}, \
+                c.sequence, c.command, c.result, {queued} \
+         FROM ledgers l LEFT JOIN key_pairs k ON k.id = l.key_pair \
+         LEFT JOIN commands c ON c.instance = l.instance AND (c.result IS NULL{also}) \
+         LEFT JOIN key_pairs q ON q.id = c.key_pair {only} ORDER BY l.instance, c.sequence"
+    )
+}
+
+fn take(
+    parts: &mut BTreeMap<InstanceId, Result<Parts, StoreError>>,
+    rows: Vec<AnyRow>,
+) -> Result<(), StoreError> {
+    for row in rows {
+        let ledger = parts.entry(rows::instance(&row)?).or_insert_with(|| {
+            let highest: i64 = row.try_get("highest").map_err(failed)?;
+            Ok((confirmed_of(&row)?, VecDeque::new(), highest.try_into().map_err(failed)?))
+        });
+        if let Ok((_, entries, _)) = ledger {
+            match entry(&row) {
+                Ok(entry) => entries.extend(entry),
+                Err(error) => *ledger = Err(error),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn confirmed_of(row: &AnyRow) -> Result<Confirmed, StoreError> {
@@ -107,59 +147,98 @@ fn confirmed_of(row: &AnyRow) -> Result<Confirmed, StoreError> {
     Ok(Confirmed { binding, by: by.map(sequence).transpose()? })
 }
 
-/// Appends a command.
+/// Appends commands, one an instance.
 pub(super) async fn push(
     connection: &mut Connection,
-    instance: &InstanceId,
-    entry: &Entry,
+    queued: &[(&InstanceId, Box<Entry>)],
 ) -> Result<(), StoreError> {
-    let sequence = number(entry.sequence)?;
-    let query = sqlx::query(
-        "INSERT INTO commands (instance, sequence, id, command, key_pair) VALUES ($1, $2, $3, $4, $5)",
-    );
-    let query = query
-        .bind(instance.as_str())
-        .bind(sequence)
-        .bind(entry.command.id.as_str())
-        .bind(serde_json::to_string(&entry.command).map_err(failed)?)
-        .bind(entry.binding.as_ref().map(|binding| binding.key_pair.id.clone()));
-    query.execute(&mut *connection).await.map_err(failed)?;
-    let query = sqlx::query("UPDATE ledgers SET highest = $1 WHERE instance = $2");
-    query.bind(sequence).bind(instance.as_str()).execute(connection).await.map_err(failed)?;
+    for chunk in queued.chunks(CHUNK) {
+        let rows = rows::values(chunk.len(), 5);
+        let text = format!("INSERT INTO commands (instance, sequence, id, command, key_pair) VALUES {rows}");
+        let mut query = rows::query(&text, chunk.len());
+        for (instance, entry) in chunk {
+            query = query
+                .bind(instance.as_str())
+                .bind(number(entry.sequence)?)
+                .bind(entry.command.id.as_str())
+                .bind(serde_json::to_string(&entry.command).map_err(failed)?)
+                .bind(entry.binding.as_ref().map(|binding| binding.key_pair.id.as_str()));
+        }
+        query.execute(&mut *connection).await.map_err(failed)?;
+        let text = format!(
+            "INSERT INTO ledgers (instance, highest) VALUES {} \
+             ON CONFLICT (instance) DO UPDATE SET highest = excluded.highest",
+            rows::values(chunk.len(), 2)
+        );
+        let mut query = rows::query(&text, chunk.len());
+        for (instance, entry) in chunk {
+            query = query.bind(instance.as_str()).bind(number(entry.sequence)?);
+        }
+        query.execute(&mut *connection).await.map_err(failed)?;
+    }
     Ok(())
 }
 
-/// Keeps a result and what it confirms, and forgets the oldest commands that have one.
-pub(super) async fn keep_answer(
+/// Keeps results, a chunk at most.
+pub(super) async fn keep_answers(
     connection: &mut Connection,
-    instance: &InstanceId,
-    answer: &Answer,
-    confirmed: &Confirmed,
+    answers: &[(&CommandId, &str)],
 ) -> Result<(), StoreError> {
-    let result = std::str::from_utf8(&answer.bytes).map_err(failed)?;
-    let query = sqlx::query("UPDATE commands SET result = $1 WHERE id = $2");
-    query
-        .bind(result)
-        .bind(answer.outcome.command_id.as_str())
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
-    let query = sqlx::query(
-        "UPDATE ledgers SET key_pair = $1, password_auth = $2, confirmed_by = $3 WHERE instance = $4",
+    let text = format!(
+        "WITH said (id, result) AS (VALUES {}) \
+         UPDATE commands SET result = said.result FROM said WHERE commands.id = said.id",
+        rows::values(answers.len(), 2)
     );
-    let binding = confirmed.binding.as_ref();
-    let query = query
-        .bind(binding.map(|binding| binding.key_pair.id.clone()))
-        .bind(binding.map(|binding| binding.password_auth.to_string()))
-        .bind(confirmed.by.map(number).transpose()?)
-        .bind(instance.as_str());
+    let mut query = rows::query(&text, answers.len());
+    for (command, result) in answers {
+        query = query.bind(command.as_str()).bind(*result);
+    }
+    query.execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// Keeps what instances, a chunk at most, have confirmed, and forgets the oldest of their commands that have a result.
+pub(super) async fn keep_confirmed(
+    connection: &mut Connection,
+    ledgers: &[(&InstanceId, &Confirmed)],
+) -> Result<(), StoreError> {
+    let text = format!(
+        "WITH said (instance, key_pair, password_auth, confirmed_by) AS (VALUES {}) UPDATE ledgers \
+         SET key_pair = said.key_pair, password_auth = said.password_auth, confirmed_by = said.confirmed_by \
+         FROM said WHERE ledgers.instance = said.instance",
+        rows::values(ledgers.len(), 4)
+    );
+    let mut query = rows::query(&text, ledgers.len());
+    for (instance, confirmed) in ledgers {
+        let binding = confirmed.binding.as_ref();
+        query = query
+            .bind(instance.as_str())
+            .bind(binding.map(|binding| binding.key_pair.id.as_str()))
+            .bind(binding.map(|binding| binding.password_auth.to_string()))
+            .bind(confirmed.by.map(number).transpose()?);
+    }
     query.execute(&mut *connection).await.map_err(failed)?;
-    let query = format!(
-        "DELETE FROM commands WHERE instance = $1 AND result IS NOT NULL AND sequence <= \
-         (SELECT sequence FROM commands WHERE instance = $1 AND result IS NOT NULL \
-          ORDER BY sequence DESC LIMIT 1 OFFSET {ANSWERED_KEPT})"
+    let instances: Vec<&InstanceId> = ledgers.iter().map(|(instance, _)| *instance).collect();
+    forget_oldest(connection, &instances).await
+}
+
+async fn forget_oldest(connection: &mut Connection, instances: &[&InstanceId]) -> Result<(), StoreError> {
+    let text = format!(
+        "SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY instance ORDER BY sequence DESC) AS age \
+         FROM commands WHERE instance IN ({}) AND result IS NOT NULL) AS answered WHERE age > {ANSWERED_KEPT}",
+        rows::list(0, instances.len())
     );
-    sqlx::query(&query).bind(instance.as_str()).execute(connection).await.map_err(failed)?;
+    let query = rows::bind(rows::query(&text, instances.len()), instances);
+    let oldest = query.fetch_all(&mut *connection).await.map_err(failed)?;
+    // Most instances never have as many.
+    for chunk in oldest.chunks(CHUNK) {
+        let text = format!("DELETE FROM commands WHERE id IN ({})", rows::list(0, chunk.len()));
+        let mut query = rows::query(&text, chunk.len());
+        for row in chunk {
+            query = query.bind(row.try_get::<String, _>("id").map_err(failed)?);
+        }
+        query.execute(&mut *connection).await.map_err(failed)?;
+    }
     Ok(())
 }
 
@@ -169,9 +248,14 @@ pub(super) async fn keep_request(
     request: &RequestId,
     placed: &[Placed],
 ) -> Result<(), StoreError> {
-    for (place, placed) in (0_i64..).zip(placed) {
-        let query = sqlx::query("INSERT INTO requested (request, place, command) VALUES ($1, $2, $3)");
-        let query = query.bind(request.as_str()).bind(place).bind(placed.command.as_str());
+    let mut places = 0_i64..;
+    for chunk in placed.chunks(CHUNK) {
+        let rows = rows::values(chunk.len(), 3);
+        let text = format!("INSERT INTO requested (request, place, command) VALUES {rows}");
+        let mut query = rows::query(&text, chunk.len());
+        for (placed, place) in chunk.iter().zip(&mut places) {
+            query = query.bind(request.as_str()).bind(place).bind(placed.command.as_str());
+        }
         query.execute(&mut *connection).await.map_err(failed)?;
     }
     Ok(())
@@ -186,13 +270,9 @@ pub(super) async fn fates(connection: &mut Connection, request: &RequestId) -> R
     let rows = query.bind(request.as_str()).fetch_all(connection).await.map_err(failed)?;
     let fate = |row: &AnyRow| {
         let outcome = answer(row)?.map(|answer| answer.outcome);
-        Ok(Fate { instance: instance(row)?, command: command(row)?, outcome })
+        Ok(Fate { instance: rows::instance(row)?, command: command(row)?, outcome })
     };
     rows.iter().map(fate).collect()
-}
-
-fn instance(row: &AnyRow) -> Result<InstanceId, StoreError> {
-    Ok(row.try_get::<String, _>("instance").map_err(failed)?.parse()?)
 }
 
 /// The command of a row, where there is one.

@@ -13,8 +13,10 @@ use super::{Connection, failed};
 use crate::store::StoreError;
 use crate::store::changes::Changes;
 
-/// Its payload is an instance's id; empty, it is a heartbeat.
+/// Its payload is the ids of instances, with a blank between them; empty, it is a heartbeat.
 const CHANNEL: &str = "keypair_changes";
+/// The longest payload: PostgreSQL takes less than 8000 bytes.
+const PAYLOAD: usize = 7999;
 /// How often a heartbeat is sent.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Without any news for as long the connection is dead, whatever it says.
@@ -23,10 +25,27 @@ const SILENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Tells every server, once the transaction is committed.
-pub(super) async fn tell(connection: &mut Connection, instance: &InstanceId) -> Result<(), StoreError> {
-    let query = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(instance.as_str());
-    query.execute(connection).await.map_err(failed)?;
+pub(super) async fn tell(connection: &mut Connection, instances: &[&InstanceId]) -> Result<(), StoreError> {
+    for payload in payloads(instances) {
+        let query = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(payload);
+        query.execute(&mut *connection).await.map_err(failed)?;
+    }
     Ok(())
+}
+
+/// As few as hold all of them.
+fn payloads(instances: &[&InstanceId]) -> Vec<String> {
+    let mut payloads: Vec<String> = Vec::new();
+    for instance in instances {
+        match payloads.last_mut() {
+            Some(last) if last.len() + 1 + instance.as_str().len() <= PAYLOAD => {
+                last.push(' ');
+                last.push_str(instance.as_str());
+            }
+            _ => payloads.push(instance.as_str().to_owned()),
+        }
+    }
+    payloads
 }
 
 /// Tells who waits here, as long as anybody may.
@@ -46,7 +65,7 @@ pub(super) async fn listen(url: &str, pool: AnyPool, changes: Arc<Changes>) -> R
         loop {
             let lost = match timeout(SILENCE, listener.try_recv()).await {
                 Ok(Ok(Some(news))) => {
-                    if let Ok(instance) = news.payload().parse() {
+                    for instance in news.payload().split_ascii_whitespace().flat_map(str::parse) {
                         changes.tell(&instance);
                     }
                     continue;
@@ -77,4 +96,24 @@ async fn connect(url: &str) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect(url).await?;
     listener.listen(CHANNEL).await?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn payloads_are_full_and_no_longer_than_postgresql_takes() {
+        let ids: Vec<InstanceId> = (0..200).map(|number| format!("{number:0>79}").parse().unwrap()).collect();
+        let payloads = payloads(&ids.iter().collect::<Vec<_>>());
+        // A hundred ids with 99 blanks between them are 7999 bytes.
+        assert_eq!(payloads.iter().map(String::len).collect::<Vec<_>>(), [7999, 7999]);
+        let told: Vec<InstanceId> = payloads
+            .iter()
+            .flat_map(|payload| payload.split_ascii_whitespace())
+            .map(|id| id.parse().unwrap())
+            .collect();
+        assert_eq!(told, ids);
+    }
 }

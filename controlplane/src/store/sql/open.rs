@@ -11,13 +11,16 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AnyPool, Connection as _, Executor};
 
+use super::database::Database;
 use super::ledgers::Locking;
 use super::schema::Schema;
-use super::{Database, Sql, failed, news};
+use super::{Sql, failed, news};
 use crate::store::StoreError;
 
-/// How long a call waits for a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a call waits for a connection: agents give a call 10 s, and wait for no later answer.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How long another process may take to give a file back.
+const BUSY: Duration = Duration::from_secs(1);
 /// How many connections a server holds to PostgreSQL, besides the one that listens.
 const CONNECTIONS: u32 = 16;
 /// What bounds every statement of a session, and every lock that it holds while its server is not heard of.
@@ -32,8 +35,7 @@ impl Sql {
     pub async fn open_sqlite(path: &Path) -> Result<Self, StoreError> {
         install_default_drivers();
         // A pool would try again and again, and then say that it has waited.
-        let options =
-            SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(PATIENCE / 5);
+        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(BUSY);
         let mut alone = SqliteConnection::connect_with(&options).await.map_err(not_opened)?;
         alone.execute("BEGIN EXCLUSIVE; COMMIT").await.map_err(not_opened)?;
         alone.close().await.map_err(not_opened)?;
@@ -78,14 +80,16 @@ impl Sql {
             .await
             .map_err(not_opened)?;
         let store = Self::up_to_date(pool, Locking::Rows).await?;
-        news::listen(url, store.0.pool.clone(), store.0.changes.clone()).await.map_err(not_opened)?;
+        news::listen(url, store.database.pool.clone(), store.database.changes.clone())
+            .await
+            .map_err(not_opened)?;
         Ok(store)
     }
 
     async fn up_to_date(pool: AnyPool, locking: Locking) -> Result<Self, StoreError> {
         let migrator = Migrator::new(Schema).await.map_err(not_opened)?;
         migrator.run(&pool).await.map_err(not_opened)?;
-        Ok(Self(Arc::new(Database { pool, locking, changes: Arc::default(), purged: Mutex::default() })))
+        Ok(Self::of(Database { pool, locking, changes: Arc::default(), purged: Mutex::default() }))
     }
 }
 
