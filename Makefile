@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench size deps
+.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench scale size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ check: ## format, lints, documentation, dependencies
 
 bench: deps ## one attach against the floor (write + fsync + rename + fsync of the directory)
 	cargo bench -p keypair-agent
+
+scale: deps ## ten thousand agents against the control plane; writes the figures and charts of docs/scale.md; half an hour
+	cargo bench -p keypair-controlplane --bench scale
 
 size: ## the release binary's size, and its memory while it waits for commands
 	@bash demo/footprint.sh

@@ -2,6 +2,7 @@
 //! small (docs/scale.md).
 
 use std::convert::Infallible;
+use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -38,6 +39,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
                 Ok((stream, peer)) => {
                     connections.spawn(connection(stream, peer, router.clone(), shutdown.clone()));
                 }
+                // It was gone before it was taken.
+                Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused) => {}
                 Err(error) => {
                     warn!("a connection is not taken: {error}");
                     tokio::time::sleep(PAUSE).await;
@@ -47,6 +50,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
             () = &mut ends => break,
         }
     }
+    // Whoever comes now is refused, and goes elsewhere.
+    drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
@@ -55,7 +60,10 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdow
     let _ = stream.set_nodelay(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request| answer(&router, peer, request));
-    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    // With a timer a request's head has half a minute to come, hyper's default.
+    let mut server = http1::Builder::new();
+    let server = server.timer(TokioTimer::new());
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = shutdown.begun() => {
@@ -89,7 +97,7 @@ fn apart(request: Request<Incoming>) -> Request<Incoming> {
     };
     let mut headers = HeaderMap::with_capacity(head.headers.len());
     for (name, value) in &head.headers {
-        // What was a value is one.
+        // They were valid, or hyper would not have given them.
         headers.extend(copy(value).map(|value| (name.clone(), value)));
     }
     head.headers = headers;

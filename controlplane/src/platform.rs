@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keypair_agent::policy::outcome::{self, Outcome};
 use keypair_agent::policy::types::InstanceId;
 use time::OffsetDateTime;
+use tracing::{info, warn};
 
 use crate::access_keys::AccessKeys;
 use crate::inventory::{Instance, Inventory, Status};
@@ -59,7 +61,7 @@ impl Platform {
         .await
     }
 
-    /// [`Store::settle`], counted.
+    /// [`Store::settle`], counted and logged.
     ///
     /// # Errors
     /// Where the store fails.
@@ -69,6 +71,7 @@ impl Platform {
             let settled = platform.store.settle(&instance, answer).await?;
             if let Settled::Stored(settlement) = settled {
                 platform.metrics.settled(settlement, &outcome);
+                log(&instance, &outcome);
             }
             Ok(settled)
         })
@@ -76,7 +79,23 @@ impl Platform {
     }
 }
 
-/// Does a piece of work to its end: who hangs up while the store works is counted all the same.
+/// Says what became of a command. What a guest says is quoted, so that it cannot forge a line of the log.
+fn log(instance: &InstanceId, outcome: &Outcome) {
+    let command = &outcome.command_id;
+    match outcome.status {
+        outcome::Status::Succeeded => info!(%instance, %command, changed = outcome.changed, "succeeded"),
+        outcome::Status::Failed => warn!(
+            %instance, %command, reason = outcome.reason.map(tracing::field::display), message = ?outcome.message,
+            "failed in the guest"
+        ),
+    }
+    for warning in &outcome.warnings {
+        let message = &warning.message;
+        warn!(%instance, %command, reason = %warning.reason, ?message, "warned by the guest");
+    }
+}
+
+/// Does a piece of work to its end: what is stored is counted and logged also where its caller has hung up.
 async fn whole<T: Send + 'static>(
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {

@@ -31,8 +31,10 @@ const QUIET: Duration = Duration::from_millis(500);
 /// When a connect that never left the host is tried again, until `READY=1`.
 const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 
-/// Over what time a fleet tells a service anew what it has only been too busy to hear.
-const NEWS_SPREAD: Duration = Duration::from_secs(300);
+/// Over what time a fleet tells anew what runs there, after an outage: to a service that may have forgotten it, and to one
+/// that answered all along, if only that it could not.
+const NEWS_SPREAD: Duration = Duration::from_secs(60);
+const LATE_NEWS_SPREAD: Duration = Duration::from_secs(300);
 
 /// The one try to deliver the last result when stopping.
 const LAST_TRY: Duration = Duration::from_secs(2);
@@ -100,9 +102,9 @@ struct Walk<'a, C, T, M> {
     course: &'a Course<C, T, M>,
     backoff: Backoff,
     next_poll: Instant,
-    /// Whether this service has held a long poll of ours: what then happens to one happens to everyone's.
-    held: bool,
-    /// Whether it has been too busy for us since the last success.
+    /// Whether this service holds long polls: what then happens to ours happens to everyone's.
+    holds: bool,
+    /// Whether it has said since the last success that it cannot do its work.
     busy: bool,
     /// Whether others are likely to begin their long polls when we do.
     in_step: bool,
@@ -117,19 +119,27 @@ struct Announce<'a> {
     flying: Option<Announcing<'a>>,
     backoff: Backoff,
     not_before: Instant,
+    /// Until when others go first.
+    spread_until: Instant,
     failure: Option<Kind>,
 }
 
 impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     fn new(course: &'a Course<C, T, M>) -> Self {
         let now = Instant::now();
-        let announce =
-            Announce { due: true, flying: None, backoff: Backoff::default(), not_before: now, failure: None };
+        let announce = Announce {
+            due: true,
+            flying: None,
+            backoff: Backoff::default(),
+            not_before: now,
+            spread_until: now,
+            failure: None,
+        };
         Self {
             course,
             backoff: Backoff::default(),
             next_poll: now,
-            held: false,
+            holds: false,
             busy: false,
             in_step: false,
             settled: VecDeque::new(),
@@ -220,13 +230,14 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 self.beside(next).await
             }
         };
+        let held = if wait.is_zero() { Duration::ZERO } else { begun.elapsed() };
         match polled {
             Ok(Polled::Command(delivery)) => {
-                self.held |= begun.elapsed() > HELD;
+                self.holds |= held > HELD;
                 return self.command(delivery).await;
             }
             Ok(Polled::Nothing) => {
-                self.held |= begun.elapsed() > HELD;
+                self.learn_whether_it_holds(wait, held);
                 course.report.ready();
                 let outage = course.report.polled();
                 self.went_well(outage);
@@ -241,7 +252,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 self.announce_if_due();
             }
             Err(error) => {
-                self.next_poll = Instant::now() + self.pause(&error, Some(begun.elapsed()));
+                self.next_poll = Instant::now() + self.pause(&error, Some(held));
                 course.report.poll_failed(Trouble::Call("asking for a command", error));
             }
         }
@@ -256,10 +267,20 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             return Duration::ZERO;
         }
         if std::mem::take(&mut self.in_step) {
-            let part = uniform(course.long_poll, (course.random)()).as_secs();
-            return Duration::from_secs(part.max(1));
+            let part = uniform(course.long_poll, (course.random)());
+            return Duration::from_secs(1 + part.as_secs());
         }
         course.long_poll
+    }
+
+    /// A poll that was to wait so long ended without a command after that.
+    fn learn_whether_it_holds(&mut self, wait: Duration, held: Duration) {
+        if wait > HELD {
+            let holds = held > HELD;
+            // With the first one: others may have been started when we were.
+            self.in_step |= holds && !self.holds;
+            self.holds = holds;
+        }
     }
 
     async fn command(&mut self, delivery: Delivery) -> Result<Option<Due>, Stopped> {
@@ -283,7 +304,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         };
         // What was answered before may have been another command that bore its id and did not count.
         let again = !is_new && (again || self.settled.contains(&id));
-        self.announce.due |= changed;
+        if changed {
+            self.announce.due = true;
+            self.announce.spread_until = Instant::now();
+        }
         let due = Due { id, result, recorded };
         if course.stop.load(Ordering::SeqCst) {
             tell::outcome(&due.id, &due.result, repeated);
@@ -300,7 +324,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         tell::outcome(&due.id, &due.result, repeated);
         let outage = course.report.polled();
         self.went_well(outage);
-        self.in_step = self.held;
+        self.in_step |= self.holds;
         self.next_poll = Instant::now();
         Ok(Some(due))
     }
@@ -359,30 +383,43 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         if error.never_left_the_host() && !self.course.report.is_ready() {
             return NO_NETWORK_PAUSE;
         }
-        let hint = match (error, held) {
-            (ChannelError::Cut { .. }, Some(held)) if held > HELD => Hint::Cut,
-            (ChannelError::Status { retry_after: None, .. } | ChannelError::Cut { .. }, Some(held))
-                if self.held || held > HELD =>
-            {
-                Hint::Busy
-            }
-            _ => hint(error),
+        let hint = match held {
+            Some(held) => self.hint_of_poll(error, held),
+            None => hint(error),
         };
-        self.busy |= hint == Hint::Busy;
         self.backoff.failure(hint, (self.course.random)())
     }
 
-    /// A call ended well, and with it maybe an outage: then what runs here is told anew, at once to a service that may have
-    /// forgotten it, sometime to one that was there all along.
+    /// What the failure of a poll that was held so long says, and what follows for the next ones.
+    fn hint_of_poll(&mut self, error: &ChannelError, held: Duration) -> Hint {
+        let is_everyones = self.holds || held > HELD;
+        let hint = match error {
+            ChannelError::Status { status: 429 | 500.., retry_after: None } if is_everyones => Hint::Busy,
+            ChannelError::Cut { .. } if held > HELD => Hint::Cut,
+            ChannelError::Cut { .. } if self.holds && self.backoff.is_new() => Hint::Cut,
+            ChannelError::Cut { .. } if self.holds => Hint::Busy,
+            _ => hint(error),
+        };
+        match hint {
+            // They come back over a minute, in their turn, and need not hear of us at once.
+            Hint::Busy | Hint::RetryAfter(_) => self.busy |= is_everyones,
+            Hint::None | Hint::Cut => self.in_step |= self.holds,
+        }
+        hint
+    }
+
+    /// A call ended well, and with it maybe an outage: then what runs here is told anew.
     fn went_well(&mut self, outage: bool) {
         self.backoff.success();
         let busy = std::mem::take(&mut self.busy);
-        if outage {
-            self.in_step = self.held;
+        if outage && !self.announce.due {
+            let spread = match (busy, self.holds) {
+                (true, _) => LATE_NEWS_SPREAD,
+                (false, true) => NEWS_SPREAD,
+                (false, false) => Duration::ZERO,
+            };
             self.announce.due = true;
-            if busy {
-                self.announce.not_before = Instant::now() + uniform(NEWS_SPREAD, (self.course.random)());
-            }
+            self.announce.spread_until = Instant::now() + uniform(spread, (self.course.random)());
         }
     }
 
@@ -396,7 +433,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     fn announce_if_due(&mut self) {
         let course = self.course;
         let announce = &mut self.announce;
-        if !announce.due || announce.flying.is_some() || Instant::now() < announce.not_before {
+        if !announce.due
+            || announce.flying.is_some()
+            || Instant::now() < announce.not_before.max(announce.spread_until)
+        {
             return;
         }
         announce.due = false;

@@ -12,9 +12,6 @@ const SPREAD: Duration = Duration::from_secs(30);
 /// How long a long poll must have been held for its end to look like everyone's.
 pub const HELD: Duration = Duration::from_secs(5);
 
-/// So many failures that the cap is at its highest.
-const FAILURES_MAX: u32 = 6;
-
 /// The most that a `Retry-After` counts.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
@@ -28,8 +25,8 @@ pub enum Hint {
     /// A long poll that had been held over [`HELD`] was cut without an answer: it is likely that the service restarts
     /// under everyone at once.
     Cut,
-    /// A service that holds long polls answers that it cannot, or cuts one at once: it is there, and more is asked of it
-    /// than it can do. A fleet that asks again within seconds would double what it asks.
+    /// A service that holds long polls answers that it cannot, or cuts one after another at once: it is there, and more is
+    /// asked of it than it can do. A fleet that asks again within seconds would double what it asks.
     Busy,
 }
 
@@ -40,25 +37,28 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The delay after one more failure: uniform in 0 to a cap of 1, 2, 4 … 60 s, of 60 s at once where the service is
-    /// busy; uniform in 0 to 30 s where the first failure cuts a long poll. Where the service asked for a pause it is that
-    /// pause, 10 min at most, and as long again at the most, but not over half a minute more: it asked others at the same time.
+    /// The delay after one more failure: uniform in 0 to a cap of 1, 2, 4 … 60 s; to 60 s where the service is busy; to 30 s
+    /// where the first failure cuts a long poll. Where the service asked for a pause it is that pause, 10 min at most, and
+    /// as long again at the most, but not over half a minute more: it asked others at the same time.
     /// `random` is uniform over all `u64`.
     pub fn failure(&mut self, hint: Hint, random: u64) -> Duration {
-        let first = self.failures == 0;
-        if hint == Hint::Busy {
-            self.failures = FAILURES_MAX;
-        }
-        let cap = Duration::from_secs(1 << self.failures).min(CAP_MAX);
-        self.failures = (self.failures + 1).min(FAILURES_MAX);
+        let first = self.is_new();
+        let cap = Duration::from_secs(1u64.checked_shl(self.failures).unwrap_or(u64::MAX)).min(CAP_MAX);
+        self.failures = self.failures.saturating_add(1).min(u64::BITS - 1);
         match hint {
             Hint::Cut if first => uniform(SPREAD, random),
+            Hint::Busy => uniform(CAP_MAX, random),
             Hint::RetryAfter(asked) => {
                 let asked = asked.min(RETRY_AFTER_MAX);
                 asked + uniform(asked.min(SPREAD).max(cap.saturating_sub(asked)), random)
             }
-            Hint::None | Hint::Cut | Hint::Busy => uniform(cap, random),
+            Hint::None | Hint::Cut => uniform(cap, random),
         }
+    }
+
+    /// Whether nothing has failed since the last success.
+    pub fn is_new(&self) -> bool {
+        self.failures == 0
     }
 
     /// A success: the next failure counts as the first.
@@ -114,11 +114,12 @@ mod tests {
     #[test]
     fn a_busy_service_is_asked_once_a_minute_until_it_does_its_work() {
         let mut backoff = Backoff::default();
-        for hint in [Hint::Busy, Hint::Busy, Hint::None] {
-            assert!(backoff.failure(hint, u64::MAX) > 59 * SECOND);
+        for _ in 0..3 {
+            assert!(backoff.failure(Hint::Busy, u64::MAX) > 59 * SECOND);
         }
-        backoff.success();
-        assert!(backoff.failure(Hint::None, u64::MAX) <= SECOND);
+        // Where it then is gone, the steps are those after as many failures.
+        let after = backoff.failure(Hint::None, u64::MAX);
+        assert!(after <= 8 * SECOND && after > 7 * SECOND);
     }
 
     #[test]
@@ -131,7 +132,9 @@ mod tests {
         }
         // What it asks for does not make the back-off shorter.
         let mut backoff = Backoff::default();
-        backoff.failure(Hint::Busy, 0);
+        for _ in 0..6 {
+            backoff.failure(Hint::None, 0);
+        }
         assert!(backoff.failure(Hint::RetryAfter(3 * SECOND), u64::MAX) > 59 * SECOND);
     }
 

@@ -1,5 +1,6 @@
 //! A fleet of agents as a process of its own, and what it says every second.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
@@ -16,12 +17,17 @@ pub(crate) struct Second {
     pub(crate) waiting: u64,
     pub(crate) asked: u64,
     pub(crate) first_tries: u64,
-    pub(crate) failed: u64,
+    pub(crate) failed: BTreeMap<String, u64>,
     pub(crate) received: Vec<u64>,
     pub(crate) reported: Vec<u64>,
 }
 
 impl Second {
+    /// How many requests failed in it.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failed.values().sum()
+    }
+
     fn read(line: &str) -> Self {
         let line: Value = serde_json::from_str(line).unwrap();
         let sum = |counts: &Value| counts.as_object().unwrap().values().filter_map(Value::as_u64).sum();
@@ -30,7 +36,7 @@ impl Second {
             waiting: line["waiting"].as_u64().unwrap(),
             asked: sum(&line["asked"]),
             first_tries: line["firstTries"].as_u64().unwrap(),
-            failed: sum(&line["failed"]),
+            failed: serde_json::from_value(line["failed"].clone()).unwrap(),
             received: times(&line["received"]),
             reported: times(&line["reported"]),
         }

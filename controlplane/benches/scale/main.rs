@@ -15,7 +15,10 @@ mod process;
 mod scenes;
 mod trouble;
 
+use keypair_controlplane::descriptors::raise_limit;
+
 use page::Figures;
+use trouble::Trouble;
 
 /// How many the figures in docs/scale.md are of.
 const AGENTS: u64 = 10_000;
@@ -28,16 +31,20 @@ fn main() {
         return trouble::run(to.parse().unwrap());
     }
     let agents = std::env::var("KEYPAIR_SCALE_AGENTS").map_or(AGENTS, |number| number.parse().unwrap());
-    let figures = Figures {
-        agents,
-        quiet: scenes::quiet(agents),
-        idle: scenes::idle(agents),
-        memory: scenes::attach_in_memory(agents),
-        killed: scenes::restart(agents, "KILL"),
-        ended: scenes::restart(agents, "TERM"),
-        trouble: scenes::trouble(agents),
-        shared: scenes::attach_shared(agents),
-    };
+    raise_limit().unwrap();
+    let quiet = scenes::quiet(agents);
+    let shared = scenes::attach_shared(agents);
+    let memory = scenes::attach_in_memory(agents);
+    let idle = scenes::idle(agents);
+    // Two at a time: what is measured here are counts.
+    let ((half_fails, killed), (slow, ended)) = std::thread::scope(|threads| {
+        let one =
+            threads.spawn(|| (scenes::trouble(agents, Trouble::HalfFails), scenes::restart(agents, "KILL")));
+        let other =
+            threads.spawn(|| (scenes::trouble(agents, Trouble::Slow), scenes::restart(agents, "TERM")));
+        (one.join().unwrap(), other.join().unwrap())
+    });
+    let figures = Figures { agents, quiet, idle, memory, shared, killed, ended, half_fails, slow };
     println!("{}", figures.table());
     if agents == AGENTS {
         figures.write();

@@ -56,10 +56,19 @@ pub(crate) struct Restart {
 /// Seconds before what is done to a fleet, shown with it.
 pub(crate) const BEFORE: usize = 10;
 
-/// A minute of half the answers failing, and a minute of all of them five seconds late, with what follows.
+/// A minute of trouble, and what follows.
 pub(crate) struct InTrouble {
-    pub(crate) half_fails: Vec<Second>,
-    pub(crate) slow: Vec<Second>,
+    /// From ten seconds before.
+    pub(crate) seconds: Vec<Second>,
+    /// How many requests were made to suffer.
+    pub(crate) suffered: u64,
+}
+
+impl InTrouble {
+    /// The minute itself.
+    pub(crate) fn minute(&self) -> &[Second] {
+        &self.seconds[BEFORE..BEFORE + LONG_POLL]
+    }
 }
 
 fn instances(agents: u64) -> Vec<String> {
@@ -94,7 +103,7 @@ pub(crate) fn quiet(agents: u64) -> Quiet {
         kib_each: (after.rss_kib - alone.rss_kib) / agents as f64,
         agent_kib_each: Usage::of(fleet.pid()).rss_kib / agents as f64,
         seconds: seconds.len(),
-        wake_ups: after.wake_ups - before.wake_ups,
+        wake_ups: after.wake_ups.saturating_sub(before.wake_ups),
         cpu: after.cpu - before.cpu,
     }
 }
@@ -114,12 +123,12 @@ pub(crate) fn idle(agents: u64) -> Idle {
     Idle { seconds, cpu_each: (after.cpu - before.cpu) / asked as f64, after_attach }
 }
 
-/// A fleet whose guests were booted over a minute, another minute later.
+/// A fleet whose guests were booted together: the first long poll is a whole one, the second a part, and from then on they end
+/// evenly.
 fn steady(agents: u64, servers: &[String]) -> Fleet {
-    let fleet = Fleet::start(agents, servers, LONG_POLL as u64);
-    fleet.pass(LONG_POLL + 5);
+    let fleet = Fleet::start(agents, servers, 15);
+    fleet.pass(15 + 2 * LONG_POLL + 5);
     fleet.await_all(PATIENCE);
-    fleet.pass(LONG_POLL);
     fleet
 }
 
@@ -134,7 +143,7 @@ fn attach(fleet: &Fleet, server: &Server, agents: u64) -> Vec<Second> {
     loop {
         let seconds = fleet.since(begin);
         let reported: usize = seconds.iter().map(|second| second.reported.len()).sum();
-        if reported as u64 == agents {
+        if reported as u64 >= agents {
             let answer = call.join().unwrap().unwrap().result();
             assert_eq!(answer["failInstanceId"], json!([]));
             return seconds;
@@ -161,7 +170,7 @@ fn attach_to(agents: u64, servers: &[Server]) -> Attach {
     Attach {
         received: all(|second| &second.received),
         reported: all(|second| &second.reported),
-        failed: seconds.iter().map(|second| second.failed).sum(),
+        failed: seconds.iter().map(Second::failures).sum(),
         rss_kib: [alone, waiting, rss()],
         servers: servers.len(),
     }
@@ -191,27 +200,22 @@ pub(crate) fn restart(agents: u64, signal: &str) -> Restart {
     server.end(signal);
     sleep(Duration::from_secs(2));
     let _server = Server::start_at(&api, &metadata, &["--instances", &inventory, "--attach-wait", "120"]);
-    fleet.pass(2 * LONG_POLL);
+    fleet.pass(150);
     Restart { seconds: fleet.since(begin) }
 }
 
-pub(crate) fn trouble(agents: u64) -> InTrouble {
-    say("a minute in which half the answers fail");
+pub(crate) fn trouble(agents: u64, trouble: Trouble) -> InTrouble {
+    say(&format!("a minute of trouble: {trouble:?}"));
     let server = serve(&inventory(agents), "memory:");
     // Two, since each has two descriptors a connection.
     let mut proxies = [(); 2].map(|()| Proxy::start(&server.metadata()));
     let addresses: Vec<String> = proxies.iter().map(|proxy| proxy.address.clone()).collect();
     let fleet = steady(agents, &addresses);
-    let mut minute_of = |trouble| {
-        let begin = fleet.now();
-        fleet.pass(BEFORE);
-        proxies.iter_mut().for_each(|proxy| proxy.make(trouble));
-        fleet.pass(60);
-        proxies.iter_mut().for_each(|proxy| proxy.make(Trouble::None));
-        fleet.pass(90);
-        fleet.since(begin)
-    };
-    let half_fails = minute_of(Trouble::HalfFails);
-    say("a minute in which every answer is late");
-    InTrouble { half_fails, slow: minute_of(Trouble::Slow) }
+    let begin = fleet.now();
+    fleet.pass(BEFORE);
+    let before: u64 = proxies.iter_mut().map(|proxy| proxy.make(trouble)).sum();
+    fleet.pass(LONG_POLL);
+    let after: u64 = proxies.iter_mut().map(|proxy| proxy.make(Trouble::None)).sum();
+    fleet.pass(80);
+    InTrouble { seconds: fleet.since(begin), suffered: after - before }
 }

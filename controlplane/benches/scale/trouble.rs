@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keypair_agent::channel::backoff::random;
+use keypair_controlplane::descriptors::raise_limit;
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -33,6 +34,7 @@ pub(crate) const WORD: &str = "trouble";
 pub(crate) struct Proxy {
     child: Child,
     orders: ChildStdin,
+    said: BufReader<ChildStdout>,
     pub(crate) address: String,
 }
 
@@ -44,14 +46,22 @@ impl Proxy {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut address = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
-        Self { orders: child.stdin.take().unwrap(), child, address: address.trim().to_owned() }
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        let address = line(&mut said);
+        Self { orders: child.stdin.take().unwrap(), said, child, address }
     }
 
-    pub(crate) fn make(&mut self, trouble: Trouble) {
+    /// From now on the way is so. How many connections were made to suffer before.
+    pub(crate) fn make(&mut self, trouble: Trouble) -> u64 {
         writeln!(self.orders, "{}", trouble as u8).unwrap();
+        line(&mut self.said).parse().unwrap()
     }
+}
+
+fn line(from: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    line.trim().to_owned()
 }
 
 impl Drop for Proxy {
@@ -63,11 +73,14 @@ impl Drop for Proxy {
 
 /// The proxy itself, until its orders end.
 pub(crate) fn run(to: SocketAddr) {
+    raise_limit().unwrap();
     let trouble = Arc::new(AtomicU8::new(0));
-    let told = trouble.clone();
+    let suffered = Arc::new(AtomicU64::new(0));
+    let (told, counted) = (trouble.clone(), suffered.clone());
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
             told.store(line.parse().unwrap(), Ordering::SeqCst);
+            println!("{}", counted.load(Ordering::SeqCst));
         }
         std::process::exit(0);
     });
@@ -77,16 +90,21 @@ pub(crate) fn run(to: SocketAddr) {
         println!("{}", listener.local_addr().unwrap());
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(pass(stream, to, TROUBLES[usize::from(trouble.load(Ordering::SeqCst))]));
+            let trouble = TROUBLES[usize::from(trouble.load(Ordering::SeqCst))];
+            tokio::spawn(pass(stream, to, trouble, suffered.clone()));
         }
     });
 }
 
-async fn pass(mut from: TcpStream, to: SocketAddr, trouble: Trouble) {
+async fn pass(mut from: TcpStream, to: SocketAddr, trouble: Trouble, suffered: Arc<AtomicU64>) {
     match trouble {
         Trouble::None => {}
-        Trouble::Slow => tokio::time::sleep(SLOW).await,
+        Trouble::Slow => {
+            suffered.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(SLOW).await;
+        }
         Trouble::HalfFails if random().is_multiple_of(2) => {
+            suffered.fetch_add(1, Ordering::SeqCst);
             // The request is read first: a connection that is closed over it is a reset to its sender.
             let _ = from.readable().await;
             let _ = from.try_read(&mut [0; 4096]);

@@ -3,11 +3,12 @@
 use axum::Extension;
 use axum::extract::{Path, State};
 use futures_util::future::join_all;
+use keypair_agent::channel::backoff::{random, uniform};
 use keypair_agent::policy::outcome;
 use keypair_agent::policy::types::KeyName;
 use serde_json::json;
 use tokio::time::{Duration, Instant};
-use tracing::{error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::body::{Fields, RawBody};
 use super::envelope::{Handled, Reply};
@@ -19,8 +20,8 @@ use crate::keypair::{Region, StoredKeyPair};
 use crate::platform::Platform;
 use crate::store::{Order, OrderVerb, Placed, Refused};
 
-/// When a store that failed is asked again.
-const AGAIN: Duration = Duration::from_secs(1);
+/// When a store that failed is asked again, at the earliest.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// What is asked of a key pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,25 +128,37 @@ async fn accepted(platform: &Platform, status: &Status, placed: &Placed, deadlin
     if *status == Status::Stopped {
         return true;
     }
-    let mut changes = platform.store.changes(&placed.instance);
-    loop {
-        changes.borrow_and_update();
-        let again = match platform.store.outcome(&placed.instance, &placed.command).await {
-            Ok(Some(outcome)) => return outcome.status == outcome::Status::Succeeded,
-            Ok(None) => deadline,
-            Err(error) => {
-                error!("{error}");
-                deadline.min(Instant::now() + AGAIN)
-            }
-        };
-        tokio::select! {
-            _ = changes.changed() => {}
-            () = tokio::time::sleep_until(again) => if again == deadline { break },
-            () = platform.shutdown.begun() => break,
-        }
+    tokio::select! {
+        // A result that is there is seen also by who does not wait at all.
+        biased;
+        status = outcome_of(platform, placed) => return status == outcome::Status::Succeeded,
+        () = tokio::time::sleep_until(deadline) => {}
+        () = platform.shutdown.begun() => {}
     }
     warn!(instance = %placed.instance, command = %placed.command, "the guest is silent; the command stays queued");
     false
+}
+
+/// How a command ended, once it has.
+async fn outcome_of(platform: &Platform, placed: &Placed) -> outcome::Status {
+    let mut changes = platform.store.changes(&placed.instance);
+    loop {
+        changes.borrow_and_update();
+        match platform.store.outcome(&placed.instance, &placed.command).await {
+            Ok(Some(outcome)) => return outcome.status,
+            Ok(None) => {
+                if changes.changed().await.is_err() {
+                    // There will be no news; somebody else ends the wait.
+                    std::future::pending().await
+                }
+            }
+            Err(error) => {
+                debug!(instance = %placed.instance, "{error}");
+                // Not by thousands at once.
+                tokio::time::sleep(AGAIN + uniform(AGAIN, random())).await;
+            }
+        }
+    }
 }
 
 /// Says which commands an order led to, and which key pair is bound by them.

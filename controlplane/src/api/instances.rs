@@ -2,6 +2,7 @@
 
 use axum::Extension;
 use axum::extract::{Path, State};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tracing::info;
@@ -26,9 +27,11 @@ use crate::store::{Order, OrderVerb, StoreError};
 pub async fn list(State(platform): State<Platform>, Path(region): Path<String>, query: RawQuery) -> Handled {
     let region = keypairs::region(&region)?;
     let query = ListQuery::read(&list_query::pairs(query)?, &["instanceId", "status"])?;
+    let here: Vec<_> = platform.inventory.iter().filter(|instance| instance.region == region).collect();
+    let statuses = join_all(here.iter().map(|instance| platform.status(instance))).await;
     let mut wanted = Vec::new();
-    for instance in platform.inventory.iter().filter(|instance| instance.region == region) {
-        let status = platform.status(instance).await?;
+    for (instance, status) in here.into_iter().zip(statuses) {
+        let status = status?;
         let words = status.to_string();
         if query.wants(|field| if field == "status" { &words } else { instance.id.as_str() }) {
             wanted.push((instance, status));

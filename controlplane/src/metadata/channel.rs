@@ -6,13 +6,13 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use keypair_agent::policy::outcome::{Outcome, Status};
+use keypair_agent::policy::outcome::Outcome;
 use keypair_agent::policy::types::CommandId;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{MetadataError, Subject, json};
 use crate::inventory::Instance;
@@ -110,26 +110,8 @@ pub async fn result(
         Err(_) if !platform.store.knows(&instance.id, &id).await? => return Err(MetadataError::NotFound),
         Err(error) => return Err(error),
     };
-    let answer = Answer { outcome: outcome.clone(), bytes };
-    match platform.settle(&instance.id, answer).await? {
-        Settled::Stored(_) => {
-            // What a guest says is quoted, so that it cannot forge a line of the log.
-            match outcome.status {
-                Status::Succeeded => {
-                    info!(instance = %instance.id, command = %id, changed = outcome.changed, "succeeded");
-                }
-                Status::Failed => warn!(
-                    instance = %instance.id, command = %id, reason = outcome.reason.map(tracing::field::display), message = ?outcome.message,
-                    "failed in the guest"
-                ),
-            }
-            for warning in &outcome.warnings {
-                let message = &warning.message;
-                warn!(instance = %instance.id, command = %id, reason = %warning.reason, ?message, "warned by the guest");
-            }
-            Ok(StatusCode::NO_CONTENT)
-        }
-        Settled::Again => Ok(StatusCode::NO_CONTENT),
+    match platform.settle(&instance.id, Answer { outcome, bytes }).await? {
+        Settled::Stored(_) | Settled::Again => Ok(StatusCode::NO_CONTENT),
         Settled::Conflict => Err(MetadataError::Conflict),
         Settled::Unknown => Err(MetadataError::NotFound),
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use keypair_agent::policy::command::{ActionName, Command};
@@ -25,6 +26,9 @@ mod sql;
 
 pub use memory::Memory;
 pub use sql::Sql;
+
+/// How often expired signatures are taken out.
+const PURGE: Duration = Duration::from_secs(60);
 
 /// What is to be done on some instances: on all of them, or on none.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use keypair_agent::policy::command::Command;
 use keypair_agent::policy::outcome::Outcome;
 use keypair_agent::policy::types::{CommandId, InstanceId, KeyName};
-use sqlx::{AnyConnection, Row};
+use sqlx::AnyConnection;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Duration, timeout};
@@ -28,6 +28,7 @@ mod key_pairs;
 mod ledgers;
 mod news;
 mod open;
+mod reports;
 mod rows;
 mod schema;
 mod states;
@@ -40,7 +41,8 @@ pub struct Sql {
     database: Arc<Database>,
     /// Ledgers as they are now, each with the answer of that command too.
     ledgers: Gathered<(InstanceId, Option<CommandId>), Ledger>,
-    results: Gathered<(InstanceId, Answer), Settled>,
+    results: Gathered<(InstanceId, Answer), Option<Settled>>,
+    reports: Gathered<(InstanceId, String), ()>,
     states: Gathered<InstanceId, Option<State>>,
 }
 
@@ -49,10 +51,12 @@ impl Sql {
         let database = Arc::new(database);
         let ledgers = async |database: Arc<Database>, asked: Vec<_>| database.ledgers(&asked).await;
         let results = async |database: Arc<Database>, said: Vec<_>| database.settle(&said).await;
+        let reports = async |database: Arc<Database>, said: Vec<_>| database.keep_reports(&said).await;
         let states = async |database: Arc<Database>, asked: Vec<_>| database.states(&asked).await;
         Self {
             ledgers: Gathered::new(&database, ledgers, StoreError::Failed),
             results: Gathered::new(&database, results, StoreError::Uncertain),
+            reports: Gathered::new(&database, reports, StoreError::Uncertain),
             states: Gathered::new(&database, states, StoreError::Failed),
             database,
         }
@@ -68,11 +72,10 @@ impl Sql {
         &self,
         work: impl FnOnce(Arc<Database>) -> F,
     ) -> Result<T, StoreError> {
-        let work = tokio::spawn(timeout(LIMIT, work(self.database.clone())));
-        match work.await {
+        match timeout(LIMIT, tokio::spawn(work(self.database.clone()))).await {
             Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(StoreError::Uncertain(format!("not done within {} s", LIMIT.as_secs()))),
-            Err(error) => Err(StoreError::Uncertain(error.to_string())),
+            Ok(Err(error)) => Err(StoreError::Uncertain(error.to_string())),
+            Err(_) => Err(StoreError::Uncertain(format!("not done within {} s", LIMIT.as_secs()))),
         }
     }
 }
@@ -138,7 +141,13 @@ impl Store for Sql {
     }
 
     async fn settle(&self, instance: &InstanceId, answer: Answer) -> Result<Settled, StoreError> {
-        self.results.ask((instance.clone(), answer)).await
+        if let Some(settled) = self.results.ask((instance.clone(), answer.clone())).await? {
+            return Ok(settled);
+        }
+        // Somebody works on its ledger: it waits for that by itself.
+        let alone = [(instance.clone(), answer)];
+        let settled = self.whole(async move |database| database.settle(&alone).await).await?;
+        settled.into_iter().next().transpose()?.flatten().ok_or_else(|| failed("a result was not looked at"))
     }
 
     async fn outcome(
@@ -177,19 +186,12 @@ impl Store for Sql {
     }
 
     async fn keep_report(&self, instance: &InstanceId, report: Vec<u8>) -> Result<(), StoreError> {
-        let query = sqlx::query(
-            "INSERT INTO reports (instance, report) VALUES ($1, $2) \
-             ON CONFLICT (instance) DO UPDATE SET report = excluded.report",
-        );
         let report = String::from_utf8(report).map_err(failed)?;
-        query.bind(instance.as_str()).bind(report).execute(&self.database.pool).await.map_err(not_written)?;
-        Ok(())
+        self.reports.ask((instance.clone(), report)).await
     }
 
     async fn report(&self, instance: &InstanceId) -> Result<Option<Vec<u8>>, StoreError> {
-        let query = sqlx::query("SELECT report FROM reports WHERE instance = $1").bind(instance.as_str());
-        let row = query.fetch_optional(&self.database.pool).await.map_err(failed)?;
-        let report: Option<String> = row.map(|row| row.try_get("report")).transpose().map_err(failed)?;
+        let report = reports::one(&mut *self.database.connection().await?, instance).await?;
         Ok(report.map(String::into_bytes))
     }
 

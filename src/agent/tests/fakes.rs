@@ -171,6 +171,7 @@ pub(super) struct World {
     pub(super) service: Service,
     pub(super) room: Room,
     pub(super) watchdog: Option<Duration>,
+    pub(super) random: fn() -> u64,
     pub(super) run_dir: TempDir,
 }
 
@@ -194,7 +195,9 @@ impl World {
             heeds_stop: true,
             recovered: Ok(()),
         };
-        Self { diary, service, room, watchdog: None, run_dir: tempfile::tempdir().unwrap() }
+        let run_dir = tempfile::tempdir().unwrap();
+        // Every delay is as long as it may be.
+        Self { diary, service, room, watchdog: None, random: || u64::MAX, run_dir }
     }
 
     /// What the polls give, at once.
@@ -203,10 +206,10 @@ impl World {
         self
     }
 
-    /// Lets the loop go until `stop`. Every delay is as long as it may be.
+    /// Lets the loop go until `stop`.
     pub(super) async fn until(self, stop: impl Future<Output = ()>) -> Ran {
         let report = Report::new(Some(self.run_dir.path().to_owned()), self.diary.clone());
-        let course = Course::new(self.service, self.room, report, 60 * SECOND, || u64::MAX);
+        let course = Course::new(self.service, self.room, report, 60 * SECOND, self.random);
         serve(&course, stop, self.watchdog).await;
         self.diary.note("end");
         Ran { state: ChannelState::read(self.run_dir.path()).unwrap(), diary: self.diary }

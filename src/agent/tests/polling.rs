@@ -70,33 +70,75 @@ async fn a_cut_long_poll_is_spread_over_half_a_minute() {
     assert_eq!(times[..4], [0, 2000, 52_000, 74_000]);
 }
 
+/// Polls of a service that holds them: after the first empty answer a whole one, then these, after half a minute where nothing
+/// comes.
+fn held(world: World, polls: impl IntoIterator<Item = Result<Polled, ChannelError>>) -> World {
+    let world = world.polls([Ok(Polled::Nothing)]);
+    let first = (60 * SECOND, Ok(Polled::Nothing));
+    let polls = polls.into_iter().map(|polled| match polled {
+        Ok(Polled::Nothing) => (30 * SECOND, polled),
+        _ => (SECOND, polled),
+    });
+    world.service.next.borrow_mut().extend([first].into_iter().chain(polls));
+    world
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_service_that_held_a_long_poll_and_fails_is_asked_once_a_minute() {
-    for failure in [status(503), Err(ChannelError::Cut { waited: SECOND })] {
-        let world = World::new().polls([Ok(Polled::Nothing)]);
-        let script = [(60 * SECOND, Ok(Polled::Nothing)), (SECOND, failure.clone()), (SECOND, failure)];
-        world.service.next.borrow_mut().extend(script);
-        let diary = world.for_seconds(700).await.diary;
+async fn a_service_that_holds_long_polls_and_fails_is_asked_once_a_minute() {
+    for failure in [500, 503, 429] {
+        let diary = held(World::new(), [status(failure), status(failure)]).for_seconds(700).await.diary;
         // Held from 2 to 62 s; then it fails twice, a second after it is asked.
         assert_eq!(diary.times("next")[1..5], [2000, 62_000, 123_000, 184_000]);
         // It works again at 244 s; five minutes later, with a poll, it is told what runs here.
         let told = diary.times("announce");
         assert!(matches!(told[..], [0, again] if (544_000..610_000).contains(&again)), "{told:?}");
     }
+    // What says that it was not understood, or is somewhere else, is as it always was.
+    for failure in [status(404), status(302), Err(ChannelError::Refused)] {
+        let diary = held(World::new(), [failure.clone(), failure]).for_seconds(200).await.diary;
+        assert_eq!(diary.times("next")[1..5], [2000, 62_000, 64_000, 67_000]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_long_poll_after_a_command_or_an_outage_is_a_part_of_one() {
-    let world = World::new().polls([Ok(Polled::Nothing)]);
-    let script =
-        [(60 * SECOND, Ok(Polled::Nothing)), (SECOND, command("c-1")), (SECOND, Ok(Polled::Nothing))];
-    world.service.next.borrow_mut().extend(script);
-    world.service.next.borrow_mut().extend([(SECOND, status(500)), (SECOND, Ok(Polled::Nothing))]);
-    let diary = world.for_seconds(400).await.diary;
+async fn a_cut_in_the_middle_of_quiet_is_everyones_and_the_next_one_is_trouble() {
+    let cut = || Err(ChannelError::Cut { waited: SECOND });
+    let diary = held(World::new(), [cut(), cut(), Ok(Polled::Nothing)]).for_seconds(300).await.diary;
+    assert_eq!(diary.times("next")[1..5], [2000, 62_000, 93_000, 154_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowds_long_polls_are_taken_apart() {
+    let refused = || Err(ChannelError::Refused);
+    let polls = [
+        Ok(Polled::Nothing),
+        command("c-1"),
+        Ok(Polled::Nothing),
+        refused(),
+        Ok(Polled::Nothing),
+        status(503),
+    ];
+    let mut world = World::new();
+    world.random = || u64::MAX / 2;
+    let diary = held(world, polls).for_seconds(300).await.diary;
     let waits: Vec<_> = diary.lines().into_iter().filter(|line| line.starts_with("next")).collect();
-    // All chance here is the largest: a part is a second less than the whole.
-    let expected = ["next 0", "next 60", "next 60", "next 59", "next 60", "next 60", "next 59", "next 60"];
-    assert_eq!(waits[..8], expected);
+    let expected = [
+        // The start, a whole one, and with the first that was held a part.
+        "next 0", "next 60", "next 30", //
+        // A command, and after it a part; nobody there, and then a part.
+        "next 60", "next 30", "next 60", "next 30", //
+        // Who is busy is come back to over a minute.
+        "next 60", "next 60",
+    ];
+    assert_eq!(waits[..9], expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_told_at_once_also_while_an_outage_waits_to_be() {
+    let polls = [status(503), Ok(Polled::Nothing), command("c-1")];
+    let diary = held(World::new(), polls).for_seconds(200).await.diary;
+    let done = diary.times("store c-1")[0];
+    assert_eq!(diary.times("announce"), [0, done + 500]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,18 +7,15 @@ use keypair_agent::policy::types::{CommandId, InstanceId};
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyPool, Transaction};
 use time::OffsetDateTime;
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
 use super::gathered::Answers;
-use super::ledgers::{Locking, Which};
-use super::{failed, key_pairs, ledgers, milliseconds, news, states};
+use super::ledgers::{IfTaken, Locking, Which};
+use super::{failed, key_pairs, ledgers, milliseconds, news, reports, states};
 use crate::ledger::{Answer, Ledger, Next, Settled};
 use crate::lifecycle::State;
 use crate::store::changes::Changes;
-use crate::store::{Order, Placed, Refused, StoreError, Wanted};
-
-/// How often expired signatures are taken out.
-const PURGE: Duration = Duration::from_secs(60);
+use crate::store::{Order, PURGE, Placed, Refused, StoreError, Wanted};
 
 /// A database, and who waits for news of it.
 pub(super) struct Database {
@@ -73,6 +70,13 @@ impl Database {
         Ok(asked.iter().map(|instance| known.get(instance).cloned().transpose()).collect())
     }
 
+    /// Keeps what these agents say of themselves; of two reports of one the last.
+    pub(super) async fn keep_reports(&self, said: &[(InstanceId, String)]) -> Answers<()> {
+        let last = said.iter().map(|(instance, report)| (instance, report.as_str())).collect();
+        reports::keep(&mut *self.connection().await?, &last).await?;
+        Ok(said.iter().map(|_| Ok(())).collect())
+    }
+
     /// Queues all of an order, or nothing.
     pub(super) async fn place(&self, order: &Order) -> Result<Result<Vec<Placed>, Refused>, StoreError> {
         let mut transaction = self.begin().await?;
@@ -86,7 +90,7 @@ impl Database {
         };
         let (instances, _) = sorted(order.instances.iter().map(|instance| (instance, None)));
         ledgers::add(&mut transaction, &instances).await?;
-        ledgers::lock(&mut transaction, &instances, self.locking).await?;
+        ledgers::lock(&mut transaction, &instances, self.locking, IfTaken::Wait).await?;
         let loaded = ledgers::load(&mut transaction, Which::Some(&instances, &[])).await?;
         let bound = loaded.values().flatten().filter_map(Ledger::binding);
         let bound = bound.map(|binding| binding.key_pair.id.as_str()).collect();
@@ -115,18 +119,21 @@ impl Database {
         Ok(Ok(placed))
     }
 
-    /// Keeps all of these results, or none; which of them are to be kept each ledger says.
-    pub(super) async fn settle(&self, said: &[(InstanceId, Answer)]) -> Answers<Settled> {
+    /// Keeps all of these results, or none; which of them are to be kept each ledger says. `None` for those of several whose
+    /// ledger somebody works on: the others do not wait for it.
+    pub(super) async fn settle(&self, said: &[(InstanceId, Answer)]) -> Answers<Option<Settled>> {
         let (instances, commands) =
             sorted(said.iter().map(|(instance, answer)| (instance, Some(&answer.outcome.command_id))));
         let mut transaction = self.begin().await?;
-        ledgers::lock(&mut transaction, &instances, self.locking).await?;
+        let if_taken = if instances.len() == 1 { IfTaken::Wait } else { IfTaken::Skip };
+        let locked = ledgers::lock(&mut transaction, &instances, self.locking, if_taken).await?;
         let mut loaded = ledgers::load(&mut transaction, Which::Some(&instances, &commands)).await?;
         let (mut settled, mut answers, mut changed) =
             (Vec::with_capacity(said.len()), Vec::new(), BTreeSet::new());
         for (instance, answer) in said {
             settled.push(match (loaded.get_mut(instance), std::str::from_utf8(&answer.bytes)) {
-                (None, _) => Ok(Settled::Unknown),
+                (None, _) => Ok(Some(Settled::Unknown)),
+                (Some(_), _) if !locked.contains(instance) => Ok(None),
                 (Some(Err(error)), _) => Err(error.clone()),
                 (Some(Ok(_)), Err(error)) => Err(failed(error)),
                 (Some(Ok(ledger)), Ok(text)) => {
@@ -135,7 +142,7 @@ impl Database {
                         answers.push((&answer.outcome.command_id, text));
                         changed.insert(instance);
                     }
-                    Ok(settled)
+                    Ok(Some(settled))
                 }
             });
         }

@@ -11,10 +11,12 @@ use super::database::Database;
 use super::rows::CHUNK;
 use crate::store::StoreError;
 
-/// How many pieces of work are under way: one that waits for a ledger's lock does not hold up the others.
+/// How many pieces of work are under way.
 const AT_ONCE: usize = 4;
-/// How long a piece of work may take: agents give a call 10 s, and what comes later is for nobody.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long an answer is waited for, and a piece of work: agents give a call 10 s, and what comes later is for nobody.
+const LIMIT: Duration = Duration::from_secs(9);
+/// How many may wait; each holds up to 64 KiB.
+const WAITING_MAX: usize = 50_000;
 
 /// What is said to each of those who ask, or why nothing is said to any.
 pub(super) type Answers<Said> = Result<Vec<Result<Said, StoreError>>, StoreError>;
@@ -23,7 +25,7 @@ type Waiting<Ask, Said> = (Ask, oneshot::Sender<Result<Said, StoreError>>);
 
 /// Where to ask. The work ends with it.
 pub(super) struct Gathered<Ask, Said> {
-    waiting: mpsc::UnboundedSender<Waiting<Ask, Said>>,
+    waiting: mpsc::Sender<Waiting<Ask, Said>>,
     late: fn(String) -> StoreError,
 }
 
@@ -37,7 +39,7 @@ impl<Ask: Send + 'static, Said: Send + 'static> Gathered<Ask, Said> {
     where
         F: Future<Output = Answers<Said>> + Send + 'static,
     {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..AT_ONCE {
             let (database, receiver) = (database.clone(), receiver.clone());
@@ -48,7 +50,7 @@ impl<Ask: Send + 'static, Said: Send + 'static> Gathered<Ask, Said> {
                     let answers = match timeout(LIMIT, work).await {
                         Ok(Ok(answers)) => answers,
                         Ok(Err(error)) => Err(late(error.to_string())),
-                        Err(_) => Err(late(format!("not done within {} s", LIMIT.as_secs()))),
+                        Err(_) => Err(late(too_late())),
                     };
                     say(who, answers);
                 }
@@ -60,21 +62,33 @@ impl<Ask: Send + 'static, Said: Send + 'static> Gathered<Ask, Said> {
     /// Asks, and waits for the answer; who goes away meanwhile leaves no work half done.
     pub(super) async fn ask(&self, ask: Ask) -> Result<Said, StoreError> {
         let (sender, said) = oneshot::channel();
-        let ended = || (self.late)("its work has ended".to_owned());
-        self.waiting.send((ask, sender)).map_err(|_| ended())?;
-        said.await.map_err(|_| ended())?
+        let unheard = |why: &str| (self.late)(why.to_owned());
+        self.waiting.try_send((ask, sender)).map_err(|_| unheard("too many wait for it"))?;
+        let said = timeout(LIMIT, said).await.map_err(|_| unheard(&too_late()))?;
+        said.map_err(|_| unheard("its work has ended"))?
     }
+}
+
+fn too_late() -> String {
+    format!("not done within {} s", LIMIT.as_secs())
 }
 
 type Asked<Ask, Said> = (Vec<Ask>, Vec<oneshot::Sender<Result<Said, StoreError>>>);
 
 /// All that waits now, or else the first that will; `None` where nobody can ask any more.
-async fn next<Ask, Said>(
-    receiver: &Mutex<mpsc::UnboundedReceiver<Waiting<Ask, Said>>>,
-) -> Option<Asked<Ask, Said>> {
-    let mut waiting = Vec::new();
-    let count = receiver.lock().await.recv_many(&mut waiting, CHUNK).await;
-    (count > 0).then(|| waiting.into_iter().unzip())
+async fn next<Ask, Said>(receiver: &Mutex<mpsc::Receiver<Waiting<Ask, Said>>>) -> Option<Asked<Ask, Said>> {
+    let mut receiver = receiver.lock().await;
+    loop {
+        let mut waiting = Vec::new();
+        if receiver.recv_many(&mut waiting, CHUNK).await == 0 {
+            return None;
+        }
+        // Not for those who have given up.
+        waiting.retain(|(_, who)| !who.is_closed());
+        if !waiting.is_empty() {
+            return Some(waiting.into_iter().unzip());
+        }
+    }
 }
 
 fn say<Said>(who: Vec<oneshot::Sender<Result<Said, StoreError>>>, answers: Answers<Said>) {

@@ -1,6 +1,6 @@
 //! The tables `ledgers`, `commands` and `requested`: read into a [`Ledger`], whose rules decide, and written back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use keypair_agent::policy::command::{self, Action, Command, Origin};
 use keypair_agent::policy::outcome::Outcome;
@@ -27,6 +27,13 @@ pub(super) enum Locking {
     Rows,
 }
 
+/// What to do about a ledger that another transaction works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IfTaken {
+    Wait,
+    Skip,
+}
+
 /// Whose ledgers are wanted, and which commands besides those without an answer: a chunk of these at most.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Which<'a> {
@@ -51,24 +58,33 @@ pub(super) async fn add(connection: &mut Connection, instances: &[&InstanceId]) 
 
 /// Makes the ledgers of these instances, sorted, this transaction's until its end. What is in them is read by another statement
 /// afterwards: one that waits for a lock sees the row as it is then, but the rows of other tables as they were before.
+/// Those are given that it has got.
 pub(super) async fn lock(
     connection: &mut Connection,
     instances: &[&InstanceId],
     locking: Locking,
-) -> Result<(), StoreError> {
+    if_taken: IfTaken,
+) -> Result<BTreeSet<InstanceId>, StoreError> {
     if locking == Locking::WholeFile {
-        return Ok(());
+        return Ok(instances.iter().copied().cloned().collect());
     }
+    let skip = match if_taken {
+        IfTaken::Wait => "",
+        IfTaken::Skip => " SKIP LOCKED",
+    };
+    let mut locked = BTreeSet::new();
     for chunk in instances.chunks(CHUNK) {
         // In the order of bytes, as the chunks are, whatever the database's locale is.
         let text = format!(
-            "SELECT instance FROM ledgers WHERE instance IN ({}) ORDER BY instance COLLATE \"C\" FOR UPDATE",
+            "SELECT instance FROM ledgers WHERE instance IN ({}) ORDER BY instance COLLATE \"C\" FOR UPDATE{skip}",
             rows::list(0, chunk.len())
         );
         let query = rows::bind(rows::query(&text, chunk.len()), chunk);
-        query.execute(&mut *connection).await.map_err(failed)?;
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            locked.insert(rows::instance(&row)?);
+        }
     }
-    Ok(())
+    Ok(locked)
 }
 
 /// The ledgers with their unanswered commands, and with the others wanted: each by one statement, and so of one moment.
