@@ -108,7 +108,7 @@ impl Figures {
     pub(crate) fn table(&self) -> String {
         let steady = self.steady();
         let mut rows = vec![
-            ("agents, all with their long poll held".to_owned(), self.agents.to_string()),
+            ("agents, all with their long poll held".to_owned(), grouped(self.agents as f64)),
             ("memory of the server a waiting poll".to_owned(), format!("{:.1} KiB", self.quiet.kib_each)),
             (
                 format!(
@@ -116,6 +116,10 @@ impl Figures {
                     self.quiet.seconds
                 ),
                 format!("{}, {:.2} s", self.quiet.wake_ups, self.quiet.cpu),
+            ),
+            (
+                "memory of the kernel an end of its connection".to_owned(),
+                format!("{:.1} KiB", self.quiet.kernel_kib_each),
             ),
             (
                 "memory of the fleet's process an agent".to_owned(),
@@ -192,58 +196,43 @@ impl Figures {
     fn region(&self) -> String {
         let rate = REGION / LONG_POLL as f64;
         let servers = REGION / POLLS_A_SERVER;
+        let times_steady = |most: u64| most as f64 / self.steady();
         let restarted = [&self.killed, &self.ended].map(|restart| peak(&asked(&restart.seconds)));
-        let restarted = peak(&restarted) as f64;
-        let gib = |kib: f64| kib / (1024.0 * 1024.0);
+        let restarted = times_steady(peak(&restarted));
+        let in_trouble = times_steady(peak(&asked(&self.half_fails.seconds)));
+        let cores = rate * self.idle.cpu_each;
+        let gib = |polls: f64| polls * self.quiet.kib_each / (1024.0 * 1024.0);
         let rows = [
-            ("polls held at any time", format!("{REGION:.0}, a descriptor each")),
-            ("requests a second, idle", format!("1,000,000 ÷ {LONG_POLL} s = {rate:.0}")),
+            ("polls held at any time", format!("{}, a descriptor each", grouped(REGION))),
+            ("requests a second, idle", format!("1,000,000 ÷ {LONG_POLL} s = {}", grouped(rate))),
             (
                 "… processor time",
-                format!(
-                    "{rate:.0} × {:.0} µs = {:.1} cores",
-                    self.idle.cpu_each * 1e6,
-                    rate * self.idle.cpu_each
-                ),
+                format!("{} × {:.0} µs = {cores:.1} cores", grouped(rate), self.idle.cpu_each * 1e6),
             ),
             (
-                "memory of the servers",
-                format!(
-                    "1,000,000 × {:.1} KiB = {:.1} GiB",
-                    self.quiet.kib_each,
-                    gib(REGION * self.quiet.kib_each)
-                ),
+                "memory of the servers, for polls that wait",
+                format!("1,000,000 × {:.1} KiB = {:.1} GiB", self.quiet.kib_each, gib(REGION)),
             ),
             (
                 "servers of 200,000 polls each",
                 format!(
-                    "{servers:.0}, and one more: {:.0} requests a second, {:.1} GiB and {:.1} cores each",
-                    rate / servers,
-                    gib(POLLS_A_SERVER * self.quiet.kib_each),
-                    rate * self.idle.cpu_each / servers
+                    "{servers:.0}, and one more: {} requests a second, {:.1} GiB and {:.1} cores each",
+                    grouped(rate / servers),
+                    gib(POLLS_A_SERVER),
+                    cores / servers
                 ),
             ),
             (
                 "one of them dies: first tries at the others",
-                format!("200,000 ÷ 30 s = {:.0} a second for half a minute", POLLS_A_SERVER / 30.0),
+                format!("200,000 ÷ 30 s = {} a second for half a minute", grouped(POLLS_A_SERVER / 30.0)),
             ),
             (
-                "all of them restart at once",
-                format!(
-                    "first tries over half a minute or a minute: 33,333 a second; {:.0} requests a second at the most, {:.1} times \
-                     the steady rate as here",
-                    rate * restarted / self.steady(),
-                    restarted / self.steady()
-                ),
+                "all of them restart at once: requests in the peak second",
+                format!("{} × {restarted:.1} = {}", grouped(rate), grouped(rate * restarted)),
             ),
             (
-                "half the answers fail for a minute",
-                format!(
-                    "{:.0} × {:.2} = {:.0} requests a second at the most",
-                    rate,
-                    peak(&asked(&self.half_fails.seconds)) as f64 / self.steady(),
-                    rate * peak(&asked(&self.half_fails.seconds)) as f64 / self.steady()
-                ),
+                "half the answers fail for a minute: requests in the peak second",
+                format!("{} × {in_trouble:.2} = {}", grouped(rate), grouped(rate * in_trouble)),
             ),
         ];
         let rows: String = rows.into_iter().map(|(what, seen)| format!("| {what} | {seen} |\n")).collect();
@@ -298,6 +287,19 @@ impl Figures {
 fn seconds_of(times: &[u64]) -> String {
     let last = times.last().copied().unwrap_or(0) as f64 / 1000.0;
     format!("{:.2}; {:.2}; {last:.2} s", percentile(times, 50), percentile(times, 99))
+}
+
+/// A whole number, its thousands set apart.
+fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
 }
 
 /// The text with another content between two marks.

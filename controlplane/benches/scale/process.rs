@@ -37,6 +37,11 @@ fn number(status: &str, name: &str) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
+/// What the kernel holds for its own objects, sockets among them, in KiB.
+pub(crate) fn kernel_kib() -> f64 {
+    number(&fs::read_to_string("/proc/meminfo").unwrap(), "Slab:") as f64
+}
+
 /// The processor and the memory of this machine, in words.
 pub(crate) fn machine() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::fleet::{Fleet, Second};
-use crate::process::Usage;
+use crate::process::{Usage, kernel_kib};
 use crate::support::postgres::Postgres;
 use crate::support::{REGION, Server, file, try_http};
 use crate::trouble::{Proxy, Trouble};
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// While all wait and no poll ends.
 pub(crate) struct Quiet {
     pub(crate) kib_each: f64,
+    /// Of the kernel's own memory, an end of a connection.
+    pub(crate) kernel_kib_each: f64,
     pub(crate) agent_kib_each: f64,
     pub(crate) seconds: usize,
     pub(crate) wake_ups: u64,
@@ -90,7 +92,7 @@ fn say(what: &str) {
 pub(crate) fn quiet(agents: u64) -> Quiet {
     say("a quiet half minute");
     let server = serve(&inventory(agents), "memory:");
-    let alone = Usage::of(server.pid());
+    let (alone, kernel_alone) = (Usage::of(server.pid()), kernel_kib());
     let fleet = Fleet::start(agents, &[server.metadata()], 20);
     // All have begun their first long poll within some 23 s, and none ends before a minute.
     fleet.pass(30);
@@ -100,6 +102,7 @@ pub(crate) fn quiet(agents: u64) -> Quiet {
     let after = Usage::of(server.pid());
     assert_eq!(seconds.iter().map(|second| second.asked).sum::<u64>(), 0, "it is not quiet");
     Quiet {
+        kernel_kib_each: (kernel_kib() - kernel_alone) / (2 * agents) as f64,
         kib_each: (after.rss_kib - alone.rss_kib) / agents as f64,
         agent_kib_each: Usage::of(fleet.pid()).rss_kib / agents as f64,
         seconds: seconds.len(),
