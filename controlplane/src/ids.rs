@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use keypair_agent::policy::types::Invalid;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::clock;
 use crate::ledger::Stamp;
 
 /// The id of a request to the platform's API.
@@ -52,7 +52,5 @@ pub fn fresh() -> String {
 /// # Errors
 /// None in practice: what [`fresh`] makes is a valid id.
 pub fn fresh_stamp() -> Result<Stamp, Invalid> {
-    // A clock before 1970 is a clock at 1970; the sequences rise all the same.
-    let now = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
-    Ok(Stamp { id: fresh().parse()?, now })
+    Ok(Stamp { id: fresh().parse()?, now: clock::now() })
 }

@@ -17,6 +17,7 @@
 pub mod access_keys;
 pub mod api;
 pub mod args;
+pub mod clock;
 pub mod descriptors;
 pub mod face;
 pub mod fleet;

@@ -17,6 +17,7 @@ use self::database::Database;
 use self::gathered::Gathered;
 use self::ledgers::Which;
 use super::{Fate, Listed, Order, Placed, Refused, Store, StoreError};
+use crate::clock;
 use crate::ids::RequestId;
 use crate::keypair::{Region, StoredKeyPair};
 use crate::ledger::{Answer, Binding, Ledger, Settled};
@@ -216,7 +217,7 @@ fn not_written(error: sqlx::Error) -> StoreError {
 }
 
 fn milliseconds(time: OffsetDateTime) -> i64 {
-    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+    i64::try_from(clock::milliseconds(time)).unwrap_or(i64::MAX)
 }
 
 fn instant(milliseconds: i64) -> Result<OffsetDateTime, StoreError> {

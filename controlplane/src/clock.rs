@@ -1,0 +1,13 @@
+//! Time as a command's sequence and a store count it: milliseconds since 1970.
+
+use time::OffsetDateTime;
+
+/// A time so counted; what was before 1970 is 1970.
+pub fn milliseconds(time: OffsetDateTime) -> u64 {
+    u64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
+
+/// Now.
+pub fn now() -> u64 {
+    milliseconds(OffsetDateTime::now_utc())
+}
