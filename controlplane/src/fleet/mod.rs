@@ -1,5 +1,5 @@
 //! `fleet`: many agents in one process, to see what they ask of a metadata service together. The loop and the channel are
-//! the agent's own; what is left out is the guest behind them ([`stand_in`]).
+//! the agent's own; what is left out is the guest behind them (`stand_in`).
 //!
 //! ```text
 //!   agent's loop ── watched ── agent's HTTP channel ──► metadata service
