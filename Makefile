@@ -67,7 +67,7 @@ check: ## format, lints, documentation, dependencies
 bench: deps ## one attach against the floor (write + fsync + rename + fsync of the directory)
 	cargo bench -p keypair-agent
 
-scale: deps ## ten thousand agents against the control plane; writes the figures and charts of docs/scale.md; half an hour
+scale: deps ## ten thousand agents against the control plane; writes the figures and charts of docs/scale.md; twenty minutes
 	cargo bench -p keypair-controlplane --bench scale
 
 size: ## the release binary's size, and its memory while it waits for commands

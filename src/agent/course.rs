@@ -400,11 +400,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             ChannelError::Cut { .. } if self.holds => Hint::Busy,
             _ => hint(error),
         };
-        match hint {
-            // They come back over a minute, in their turn, and need not hear of us at once.
-            Hint::Busy | Hint::RetryAfter(_) => self.busy |= is_everyones,
-            Hint::None | Hint::Cut => self.in_step |= self.holds,
-        }
+        let says_it_cannot = matches!(hint, Hint::Busy | Hint::RetryAfter(_));
+        self.busy |= says_it_cannot && is_everyones;
+        // Who is refused at once was asked for in his turn, and comes back in it; all others lost theirs together.
+        self.in_step |= self.holds && (!says_it_cannot || held > HELD);
         hint
     }
 

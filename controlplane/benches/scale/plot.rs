@@ -22,10 +22,18 @@ pub(crate) struct Level<'a> {
     pub(crate) value: f64,
 }
 
+/// The next of 1, 2, 5, 10, 20, … that is not less.
+fn round_step(least: f64) -> f64 {
+    let power = 10_f64.powf(least.max(1.0).log10().floor());
+    [1.0, 2.0, 5.0, 10.0].map(|digit| digit * power).into_iter().find(|step| *step >= least).unwrap_or(least)
+}
+
 /// The bars of one second stand one before the other, the first at the back; `origin` is the second that is called 0.
 pub(crate) fn chart(title: &str, origin: usize, rows: &[Bars<'_>], levels: &[Level<'_>]) -> String {
     let highest = rows.iter().flat_map(|row| &row.values).copied().max().unwrap_or(0) as f64;
-    let top = levels.iter().map(|level| level.value).fold(highest, f64::max) * 1.1;
+    let most = levels.iter().map(|level| level.value).fold(highest, f64::max);
+    let tick = round_step(most / 4.0);
+    let top = most * 1.1;
     let count = rows.iter().map(|row| row.values.len()).max().unwrap_or(0);
     let step = (WIDTH - LEFT - RIGHT) / count.max(1) as f64;
     let y = |value: f64| TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - value / top);
@@ -64,8 +72,7 @@ pub(crate) fn chart(title: &str, origin: usize, rows: &[Bars<'_>], levels: &[Lev
         y(0.0),
         WIDTH - RIGHT
     );
-    for tick in 0..=4 {
-        let value = top * f64::from(tick) / 4.0;
+    for value in (0..).map(|count| tick * f64::from(count)).take_while(|value| *value <= top) {
         let _ = writeln!(
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#333\">{value:.0}</text>",

@@ -120,17 +120,19 @@ async fn a_crowds_long_polls_are_taken_apart() {
     ];
     let mut world = World::new();
     world.random = || u64::MAX / 2;
-    let diary = held(world, polls).for_seconds(300).await.diary;
+    let world = held(world, polls);
+    world.service.next.borrow_mut().push_back((30 * SECOND, status(503)));
+    let diary = world.for_seconds(400).await.diary;
     let waits: Vec<_> = diary.lines().into_iter().filter(|line| line.starts_with("next")).collect();
     let expected = [
         // The start, a whole one, and with the first that was held a part.
         "next 0", "next 60", "next 30", //
         // A command, and after it a part; nobody there, and then a part.
         "next 60", "next 30", "next 60", "next 30", //
-        // Who is busy is come back to over a minute.
-        "next 60", "next 60",
+        // Refused at once, it comes back in its turn; sent away from a poll that was held, everyone else was, too.
+        "next 60", "next 60", "next 30",
     ];
-    assert_eq!(waits[..9], expected);
+    assert_eq!(waits[..10], expected);
 }
 
 #[tokio::test(start_paused = true)]
