@@ -21,7 +21,7 @@ pub struct Cli {
 pub enum Verb {
     /// Serve the platform's API and the metadata service until SIGTERM.
     Serve(ServeArgs),
-    /// Run many agents in one process against a metadata service, until SIGTERM; a line of JSON a second says what they do.
+    /// Run many agents in one process against a metadata service, until SIGTERM or SIGINT; a line of JSON a second says what they do.
     Fleet(FleetArgs),
 }
 
@@ -44,7 +44,7 @@ pub struct ServeArgs {
     /// process, postgres://… a database that several share.
     #[arg(long, value_name = "URL", default_value = "memory:")]
     pub store: StoreUrl,
-    /// How long an attach or detach waits for its running guests, in seconds.
+    /// How long an attach or detach waits for its running guests, in seconds, 300 at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub attach_wait: u64,
     /// A TOML file, `[[access_key]]` tables: id and secret; given, every request to the API must be signed.
@@ -58,17 +58,16 @@ pub struct ServeArgs {
 /// The flags of `fleet`.
 #[derive(Debug, Args)]
 pub struct FleetArgs {
-    /// How many agents; their instances are i-fleet-000000, i-fleet-000001, …
+    /// How many agents, a million at most; their instances are i-fleet-000000, i-fleet-000001, …
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub agents: u32,
-    /// Where a metadata service listens, which must know these instances; may be repeated: the agents are dealt out.
+    /// IP address and port of a metadata service, which must know these instances; may be repeated: the agents are dealt out.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8481")]
     pub metadata: Vec<SocketAddr>,
-    /// Over how many seconds the agents start, as guests do that were booted at other times; a long poll's length spreads
-    /// them evenly.
+    /// The agents start spread over so many seconds, 3600 at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub ramp: u64,
-    /// How long an agent lets a poll wait: its long_poll_seconds.
+    /// How long an agent lets a poll wait: its long_poll_seconds, 300 at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=300))]
     pub long_poll: u32,
     /// Print the instances as `serve --instances` takes them, and end.

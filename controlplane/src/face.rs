@@ -42,7 +42,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
                 // It was gone before it was taken.
                 Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused) => {}
                 Err(error) => {
-                    warn!("a connection is not taken: {error}");
+                    warn!("a connection is not taken: {error}; for want of descriptors, LimitNOFILE= or ulimit -Hn gives more");
                     tokio::time::sleep(PAUSE).await;
                 }
             },

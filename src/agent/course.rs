@@ -104,7 +104,7 @@ struct Walk<'a, C, T, M> {
     next_poll: Instant,
     /// Whether this service holds long polls: what then happens to ours happens to everyone's.
     holds: bool,
-    /// Whether it has said since the last success that it cannot do its work.
+    /// Whether it has answered since the last success, if only that it cannot do its work.
     busy: bool,
     /// Whether others are likely to begin their long polls when we do.
     in_step: bool,
@@ -397,13 +397,18 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             ChannelError::Status { status: 429 | 500.., retry_after: None } if is_everyones => Hint::Busy,
             ChannelError::Cut { .. } if held > HELD => Hint::Cut,
             ChannelError::Cut { .. } if self.holds && self.backoff.is_new() => Hint::Cut,
-            ChannelError::Cut { .. } if self.holds => Hint::Busy,
+            // All who wait for its end come back as seldom as this, or it would find a crowd at its door.
+            ChannelError::Cut { .. } | ChannelError::Refused | ChannelError::TimedOut(_)
+                if self.holds && !self.backoff.is_new() =>
+            {
+                Hint::Busy
+            }
             _ => hint(error),
         };
-        let says_it_cannot = matches!(hint, Hint::Busy | Hint::RetryAfter(_));
-        self.busy |= says_it_cannot && is_everyones;
-        // Who is refused at once was asked for in his turn, and comes back in it; all others lost theirs together.
-        self.in_step |= self.holds && (!says_it_cannot || held > HELD);
+        let answered = matches!(error, ChannelError::Status { .. });
+        self.busy |= answered && is_everyones;
+        // Who is sent away at once came in his turn, and comes back in it; all others lost theirs together.
+        self.in_step |= self.holds && (!answered || held > HELD);
         hint
     }
 

@@ -25,8 +25,8 @@ pub enum Hint {
     /// A long poll that had been held over [`HELD`] was cut without an answer: it is likely that the service restarts
     /// under everyone at once.
     Cut,
-    /// A service that holds long polls answers that it cannot, or cuts one after another at once: it is there, and more is
-    /// asked of it than it can do. A fleet that asks again within seconds would double what it asks.
+    /// A service that holds long polls answers that it cannot do its work, or is away for longer than one try. A fleet that
+    /// asks again within seconds doubles what it asks of the one, and waits as a crowd for the other.
     Busy,
 }
 

@@ -38,10 +38,10 @@ fn main() {
     let idle = scenes::idle(agents);
     // Two at a time: what is measured here are counts.
     let ((half_fails, killed), (slow, ended)) = std::thread::scope(|threads| {
-        let one =
-            threads.spawn(|| (scenes::trouble(agents, Trouble::HalfFails), scenes::restart(agents, "KILL")));
+        let one = threads
+            .spawn(|| (scenes::trouble(agents, Trouble::HalfFails), scenes::restart(agents, "KILL", 20)));
         let other =
-            threads.spawn(|| (scenes::trouble(agents, Trouble::Slow), scenes::restart(agents, "TERM")));
+            threads.spawn(|| (scenes::trouble(agents, Trouble::Slow), scenes::restart(agents, "TERM", 2)));
         (one.join().unwrap(), other.join().unwrap())
     });
     let figures = Figures { agents, quiet, idle, memory, shared, killed, ended, half_fails, slow };

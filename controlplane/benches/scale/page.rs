@@ -86,7 +86,7 @@ impl Figures {
             hold("after a restart no second sees 5 % of the first tries", self.percent(peak(&tries)) < 5.0);
             hold("after a restart all try", tries.iter().sum::<u64>() as f64 > self.agents as f64 * 0.9);
             let most = peak(&asked(&restart.seconds)) as f64;
-            hold("after a restart no second sees five times the steady rate", most <= steady * 5.0);
+            hold("after a restart no second sees four times the steady rate", most <= steady * 4.0);
         }
         for trouble in [&self.half_fails, &self.slow] {
             let most = peak(&asked(&trouble.seconds)) as f64;
@@ -118,7 +118,7 @@ impl Figures {
                 format!("{}, {:.2} s", self.quiet.wake_ups, self.quiet.cpu),
             ),
             (
-                "memory of the kernel an end of its connection".to_owned(),
+                "memory of the kernel for its end of the connection".to_owned(),
                 format!("{:.1} KiB", self.quiet.kernel_kib_each),
             ),
             (
@@ -135,7 +135,7 @@ impl Figures {
                 format!("{:.0} µs", self.idle.cpu_each * 1e6),
             ),
             (
-                "the same two minutes after an attach to all".to_owned(),
+                "a minute, from two minutes after an attach to all: requests a second; the most".to_owned(),
                 format!(
                     "{:.1}; {}",
                     mean(&asked(&self.idle.after_attach)),
@@ -150,13 +150,10 @@ impl Figures {
             };
             let [alone, waiting, after] = attach.rss_kib.map(|kib| kib / 1024.0);
             rows.push((
-                format!("attach to all, {on}: with the agent, median; 99 %; the last"),
+                format!("attach to all, {on}: until an agent has it, median; 99th percentile; the last"),
                 seconds_of(&attach.received),
             ));
-            rows.push((
-                "… its result stored, median; 99 %; the last".to_owned(),
-                seconds_of(&attach.reported),
-            ));
+            rows.push(("… until its result is stored".to_owned(), seconds_of(&attach.reported)));
             rows.push(("… requests that failed and were made again".to_owned(), attach.failed.to_string()));
             rows.push((
                 "… memory of a server: alone; with its waiting polls; after the attach".to_owned(),
@@ -170,7 +167,7 @@ impl Figures {
         for (restart, how) in [(&self.killed, "killed"), (&self.ended, "ended")] {
             let tries = first_tries(&restart.seconds);
             rows.push((
-                format!("the server {how} and back after 2 s: first tries in the peak second"),
+                format!("the server {how} and back after {} s: first tries in the peak second", restart.away),
                 format!("{} ({:.1} % of the fleet)", peak(&tries), self.percent(peak(&tries))),
             ));
             let most = peak(&asked(&restart.seconds));
@@ -185,7 +182,11 @@ impl Figures {
             let most = peak(&asked(&trouble.seconds));
             rows.push((
                 format!("a minute in which {what}: requests in the peak second"),
-                format!("{most} ({:.2} times the steady rate)", most as f64 / steady),
+                format!(
+                    "{most} ({:.2} times the steady rate); {:.1} in the mean",
+                    most as f64 / steady,
+                    mean(&asked(trouble.minute()))
+                ),
             ));
         }
         let rows: String = rows.into_iter().map(|(what, seen)| format!("| {what} | {seen} |\n")).collect();
@@ -202,6 +203,8 @@ impl Figures {
         let in_trouble = times_steady(peak(&asked(&self.half_fails.seconds)));
         let cores = rate * self.idle.cpu_each;
         let gib = |polls: f64| polls * self.quiet.kib_each / (1024.0 * 1024.0);
+        let [alone, _, after] = self.memory.rss_kib;
+        let after_each = (after - alone) / self.agents as f64;
         let rows = [
             ("polls held at any time", format!("{}, a descriptor each", grouped(REGION))),
             ("requests a second, idle", format!("1,000,000 ÷ {LONG_POLL} s = {}", grouped(rate))),
@@ -210,8 +213,23 @@ impl Figures {
                 format!("{} × {:.0} µs = {cores:.1} cores", grouped(rate), self.idle.cpu_each * 1e6),
             ),
             (
-                "memory of the servers, for polls that wait",
+                "memory of the servers, polls waiting",
                 format!("1,000,000 × {:.1} KiB = {:.1} GiB", self.quiet.kib_each, gib(REGION)),
+            ),
+            (
+                "… after a command for all at once, which nobody gives",
+                format!(
+                    "1,000,000 × {after_each:.1} KiB = {:.1} GiB",
+                    REGION * after_each / (1024.0 * 1024.0)
+                ),
+            ),
+            (
+                "memory of their kernels",
+                format!(
+                    "1,000,000 × {:.1} KiB = {:.1} GiB",
+                    self.quiet.kernel_kib_each,
+                    REGION * self.quiet.kernel_kib_each / (1024.0 * 1024.0)
+                ),
             ),
             (
                 "servers of 200,000 polls each",
@@ -223,7 +241,7 @@ impl Figures {
                 ),
             ),
             (
-                "one of them dies: first tries at the others",
+                "one of them dies: first tries at the others, in the mean",
                 format!("200,000 ÷ 30 s = {} a second for half a minute", grouped(POLLS_A_SERVER / 30.0)),
             ),
             (
@@ -259,7 +277,7 @@ impl Figures {
             Level { name: "steady", value: steady },
         ];
         for (name, restart, title) in [
-            ("killed.svg", &self.killed, "The control plane is killed, and back two seconds later"),
+            ("killed.svg", &self.killed, "The control plane is killed, and back 20 seconds later"),
             ("ended.svg", &self.ended, "The control plane is ended, and back two seconds later"),
         ] {
             let rows = [

@@ -49,8 +49,9 @@ pub(crate) struct Attach {
     pub(crate) servers: usize,
 }
 
-/// The control plane goes away, and is back two seconds later.
+/// The control plane goes away, and is back some seconds later.
 pub(crate) struct Restart {
+    pub(crate) away: u64,
     /// From ten seconds before.
     pub(crate) seconds: Vec<Second>,
 }
@@ -192,8 +193,8 @@ pub(crate) fn attach_shared(agents: u64) -> Option<Attach> {
     Some(attach_to(agents, &servers))
 }
 
-pub(crate) fn restart(agents: u64, signal: &str) -> Restart {
-    say(&format!("a restart, by SIG{signal}"));
+pub(crate) fn restart(agents: u64, signal: &str, away: u64) -> Restart {
+    say(&format!("a restart, by SIG{signal}, away for {away} s"));
     let inventory = inventory(agents);
     let server = serve(&inventory, "memory:");
     let fleet = steady(agents, &[server.metadata()]);
@@ -201,10 +202,10 @@ pub(crate) fn restart(agents: u64, signal: &str) -> Restart {
     fleet.pass(BEFORE);
     let (api, metadata) = (server.api.clone(), server.metadata());
     server.end(signal);
-    sleep(Duration::from_secs(2));
+    sleep(Duration::from_secs(away));
     let _server = Server::start_at(&api, &metadata, &["--instances", &inventory, "--attach-wait", "120"]);
     fleet.pass(150);
-    Restart { seconds: fleet.since(begin) }
+    Restart { away, seconds: fleet.since(begin) }
 }
 
 pub(crate) fn trouble(agents: u64, trouble: Trouble) -> InTrouble {

@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use keypair_agent::agent;
 use keypair_agent::channel::base_url::{BaseUrl, InvalidUrl};
-use keypair_agent::channel::http::HttpChannel;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
@@ -130,8 +129,7 @@ async fn fleet(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
     let long_poll = Duration::from_secs(args.long_poll.into());
     let mut running = Vec::new();
     for (number, server) in (0..args.agents).zip(args.metadata.iter().cycle()) {
-        let channel = HttpChannel::new(base(*server, number)?);
-        let channel = Watched::new(channel, tally.clone());
+        let channel = Watched::new(base(*server, number)?, tally.clone());
         let start = ramp * number / args.agents;
         let shutdown = shutdown.clone();
         running.push(agents.spawn_local(async move {

@@ -48,9 +48,15 @@ pub(super) struct Second {
 pub(super) struct Tally {
     second: RefCell<Second>,
     waiting: Cell<u32>,
+    has_failed: Cell<bool>,
 }
 
 impl Tally {
+    /// Whether no request has failed before this one.
+    pub(super) fn is_first_failure(&self) -> bool {
+        !self.has_failed.replace(true)
+    }
+
     /// The second that ends now; the next one begins.
     pub(super) fn take(&self) -> Second {
         let second = self.second.take();

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use keypair_agent::channel::base_url::BaseUrl;
 use keypair_agent::channel::http::HttpChannel;
 use keypair_agent::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
 use keypair_agent::policy::command;
@@ -13,6 +14,7 @@ use super::tally::{Call, Tally};
 
 /// One agent's channel.
 pub(super) struct Watched {
+    base: BaseUrl,
     channel: HttpChannel,
     tally: Rc<Tally>,
     /// How many calls failed one after another; what runs here is told beside and does not count.
@@ -22,8 +24,14 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(channel: HttpChannel, tally: Rc<Tally>) -> Self {
-        Self { channel, tally, failures: Cell::new(0), queued: Cell::new(None) }
+    pub(super) fn new(base: BaseUrl, tally: Rc<Tally>) -> Self {
+        Self {
+            channel: HttpChannel::new(base.clone()),
+            base,
+            tally,
+            failures: Cell::new(0),
+            queued: Cell::new(None),
+        }
     }
 
     fn begin(&self, call: Call) {
@@ -32,10 +40,32 @@ impl Watched {
 
     fn end<A>(&self, call: Call, answer: Result<A, ChannelError>) -> Result<A, ChannelError> {
         self.tally.ended(answer.as_ref().err().map(failure));
+        if let Err(error) = &answer {
+            self.say_if_first(error);
+        }
         if call != Call::Agent {
             self.failures.set(if answer.is_ok() { 0 } else { self.failures.get().saturating_add(1) });
         }
         answer
+    }
+}
+
+impl Watched {
+    /// A person who starts a fleet wants to know why nothing comes of it; what follows is counted.
+    fn say_if_first(&self, error: &ChannelError) {
+        if self.tally.is_first_failure() {
+            let remedy = match error.kind() {
+                Kind::Status(404) => {
+                    "; it does not know this instance: give it the file of --print-instances (serve --instances)"
+                }
+                Kind::Refused => "; --metadata says where it is",
+                _ => "",
+            };
+            eprintln!(
+                "keypair-controlplane: the first request that failed, at {}: {error}{remedy}",
+                self.base
+            );
+        }
     }
 }
 

@@ -94,7 +94,7 @@ async fn a_service_that_holds_long_polls_and_fails_is_asked_once_a_minute() {
         assert!(matches!(told[..], [0, again] if (544_000..610_000).contains(&again)), "{told:?}");
     }
     // What says that it was not understood, or is somewhere else, is as it always was.
-    for failure in [status(404), status(302), Err(ChannelError::Refused)] {
+    for failure in [status(404), status(302)] {
         let diary = held(World::new(), [failure.clone(), failure]).for_seconds(200).await.diary;
         assert_eq!(diary.times("next")[1..5], [2000, 62_000, 64_000, 67_000]);
     }
@@ -105,6 +105,20 @@ async fn a_cut_in_the_middle_of_quiet_is_everyones_and_the_next_one_is_trouble()
     let cut = || Err(ChannelError::Cut { waited: SECOND });
     let diary = held(World::new(), [cut(), cut(), Ok(Polled::Nothing)]).for_seconds(300).await.diary;
     assert_eq!(diary.times("next")[1..5], [2000, 62_000, 93_000, 154_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_outage_finds_no_crowd() {
+    for failure in
+        [ChannelError::Refused, ChannelError::TimedOut(SECOND), ChannelError::Cut { waited: 70 * SECOND }]
+    {
+        let first = if matches!(failure, ChannelError::Cut { .. }) { 30_000 } else { 1000 };
+        let refused = || Err(ChannelError::Refused);
+        let polls = [Err(failure), refused(), refused(), Ok(Polled::Nothing)];
+        let times = held(World::new(), polls).for_seconds(400).await.diary.times("next");
+        let again = 62_000 + 1000 + first;
+        assert_eq!(times[2..6], [62_000, again, again + 61_000, again + 122_000]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
