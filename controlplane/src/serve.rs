@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::access_keys::AccessKeys;
@@ -16,7 +15,7 @@ use crate::args::ServeArgs;
 use crate::inventory::{Inventory, InventoryError};
 use crate::metrics::Metrics;
 use crate::platform::Platform;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{EndSignals, Shutdown};
 use crate::signing::{SigningKey, SigningKeyError};
 use crate::store::{StoreError, StoreUrl};
 use crate::toml_file::TomlFileError;
@@ -112,9 +111,8 @@ async fn serve(
     access_keys: Option<Arc<AccessKeys>>,
     signing_key: Option<Arc<SigningKey>>,
 ) -> Result<(), ServeError> {
-    let catch = |kind| signal(kind).map_err(|cause| ServeError::System("cannot catch signals", cause));
-    let mut terminate = catch(SignalKind::terminate())?;
-    let mut interrupt = catch(SignalKind::interrupt())?;
+    let mut signals =
+        EndSignals::catch().map_err(|cause| ServeError::System("cannot catch signals", cause))?;
     let metrics = Metrics::new().map_err(ServeError::Metrics)?;
     let store = args.store.open().await.map_err(|error| ServeError::Store(args.store.clone(), error))?;
     let (api_listener, api_address) = listen("--api", args.api).await?;
@@ -137,10 +135,7 @@ async fn serve(
     };
     let api = tokio::spawn(face::serve(api_listener, api::router(platform.clone()), shutdown.clone()));
     let metadata = tokio::spawn(face::serve(metadata_listener, metadata::router(platform), shutdown));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.received().await;
     info!("ending");
     trigger.fire();
     let ends = async {

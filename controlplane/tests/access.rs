@@ -138,7 +138,7 @@ fn a_signature_is_good_once_and_a_restart_does_not_forget_it() {
     let (host, _) = (first.api.clone(), first.end("KILL"));
     let second = server(&store);
     // Its port is another one, and the host is signed: what is sent names the first one's.
-    let again = support::exchange_as(
+    let again = support::try_send(
         &second.api,
         &host,
         request.method,
@@ -146,7 +146,7 @@ fn a_signature_is_good_once_and_a_restart_does_not_forget_it() {
         &headers,
         &request.body,
     );
-    assert_refused(&again.unwrap(), "used before");
+    assert_refused(&support::received(again.unwrap()).unwrap(), "used before");
 }
 
 #[test]

@@ -13,26 +13,18 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use fleet::Fleet;
+use fleet::{Fleet, instances, inventory};
 use support::{Server, binary, file};
 
 const AGENTS: u64 = 60;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A control plane that knows the fleet's instances, and what these are.
-fn server() -> (Server, Vec<String>) {
-    let printed =
-        binary().args(["fleet", "--agents", &AGENTS.to_string(), "--print-instances"]).output().unwrap();
-    assert!(printed.status.success());
-    let server = Server::start(&[
-        "--instances",
-        &file(std::str::from_utf8(&printed.stdout).unwrap()),
-        "--attach-wait",
-        "60",
-    ]);
-    let instances: Vec<String> = server.bases.as_object().unwrap().keys().cloned().collect();
-    assert_eq!((instances.len() as u64, instances[0].as_str()), (AGENTS, "i-fleet-000000"));
-    (server, instances)
+/// A control plane that knows the fleet's instances.
+fn server() -> Server {
+    let server = Server::start(&["--instances", &inventory(AGENTS), "--attach-wait", "60"]);
+    let instances = instances(&server);
+    assert_eq!((instances.len() as u64, instances[0]), (AGENTS, "i-fleet-000000"));
+    server
 }
 
 /// Waits until what the fleet has said so far is so.
@@ -46,11 +38,11 @@ fn await_that(fleet: &Fleet, what: &str, is_so: impl Fn(&[fleet::Second]) -> boo
 
 #[test]
 fn a_command_for_all_reaches_all_and_is_reported_by_all() {
-    let (server, instances) = server();
+    let server = server();
     let fleet = Fleet::start(AGENTS, &[server.metadata()], 1);
     fleet.await_all(PATIENCE);
     server.import("my-test", 7);
-    let instances: Vec<&str> = instances.iter().map(String::as_str).collect();
+    let instances = instances(&server);
     server.attach("my-test", &instances, "no").assert_bound(&instances, &[]);
     await_that(&fleet, "all have reported", |seconds| {
         seconds.iter().map(|second| second.reported.len() as u64).sum::<u64>() == AGENTS
@@ -66,7 +58,7 @@ fn a_command_for_all_reaches_all_and_is_reported_by_all() {
 
 #[test]
 fn agents_that_lose_their_service_try_again_and_are_counted() {
-    let (server, _) = server();
+    let server = server();
     let (api, metadata) = (server.api.clone(), server.metadata());
     let fleet = Fleet::start(AGENTS, std::slice::from_ref(&metadata), 0);
     fleet.await_all(PATIENCE);

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::Transactions;
 use super::report::{Manager, Report, Trouble};
 use super::worker::Worker;
-use crate::channel::backoff::{Backoff, HELD, Hint, uniform};
+use crate::channel::backoff::{Backoff, HELD, Hint, uniform, whole_seconds};
 use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
 use crate::policy::types::{CommandId, InstanceId};
 use crate::transaction::perform::{Answered, Performed};
@@ -267,8 +267,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             return Duration::ZERO;
         }
         if std::mem::take(&mut self.in_step) {
-            let part = uniform(course.long_poll, (course.random)());
-            return Duration::from_secs(1 + part.as_secs());
+            return Duration::from_secs(whole_seconds(course.long_poll, (course.random)()));
         }
         course.long_poll
     }
@@ -395,8 +394,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         let is_everyones = self.holds || held > HELD;
         let hint = match error {
             ChannelError::Status { status: 429 | 500.., retry_after: None } if is_everyones => Hint::Busy,
-            ChannelError::Cut { .. } if held > HELD => Hint::Cut,
-            ChannelError::Cut { .. } if self.holds && self.backoff.is_new() => Hint::Cut,
+            ChannelError::Cut { .. } if held > HELD || self.holds && self.backoff.is_new() => Hint::Cut,
             // All who wait for its end come back as seldom as this, or it would find a crowd at its door.
             ChannelError::Cut { .. } | ChannelError::Refused | ChannelError::TimedOut(_)
                 if self.holds && !self.backoff.is_new() =>

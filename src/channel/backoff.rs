@@ -74,6 +74,11 @@ pub fn uniform(limit: Duration, random: u64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
+/// A whole number of seconds from 1 to `most`, each as often.
+pub fn whole_seconds(most: Duration, random: u64) -> u64 {
+    1 + uniform(most, random).as_secs()
+}
+
 /// A number nobody can guess from another guest's: the standard library keys its hashers from the kernel's
 /// generator, which is all the randomness a delay needs, without a crate or a generator of our own.
 pub fn random() -> u64 {

@@ -37,6 +37,12 @@ pub enum ActionName {
     SetPasswordAuth,
 }
 
+impl fmt::Display for ActionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// A key pair: the name and the key. Two are the same when both are (contract 4).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::binary;
+use crate::support::{Server, binary, file};
 
 /// A second of the fleet's.
 #[derive(Debug, Clone)]
@@ -41,6 +41,19 @@ impl Second {
             reported: times(&line["reported"]),
         }
     }
+}
+
+/// The file that tells a control plane of the agents' instances.
+pub(crate) fn inventory(agents: u64) -> String {
+    let printed =
+        binary().args(["fleet", "--agents", &agents.to_string(), "--print-instances"]).output().unwrap();
+    assert!(printed.status.success());
+    file(std::str::from_utf8(&printed.stdout).unwrap())
+}
+
+/// The instances that a control plane knows, by id.
+pub(crate) fn instances(server: &Server) -> Vec<&str> {
+    server.bases.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
 /// A running fleet, ended with the value.

@@ -56,6 +56,16 @@ impl Figures {
         self.agents as f64 / LONG_POLL as f64
     }
 
+    /// A number of requests a second, as so many times that.
+    fn times_steady(&self, requests: u64) -> f64 {
+        requests as f64 / self.steady()
+    }
+
+    /// The attaches to all.
+    fn attaches(&self) -> impl Iterator<Item = &Attach> {
+        std::iter::once(&self.memory).chain(&self.shared)
+    }
+
     fn percent(&self, part: u64) -> f64 {
         part as f64 * 100.0 / self.agents as f64
     }
@@ -80,7 +90,7 @@ impl Figures {
             "two minutes after an attach to all no second sees twice the steady rate",
             after_attach <= steady * 2.0,
         );
-        for attach in std::iter::once(&self.memory).chain(&self.shared) {
+        for attach in self.attaches() {
             for times in [&attach.received, &attach.reported] {
                 hold("an attach reaches all and is reported by all, once", times.len() as u64 == self.agents);
             }
@@ -147,7 +157,7 @@ impl Figures {
                 ),
             ),
         ];
-        for attach in std::iter::once(&self.memory).chain(&self.shared) {
+        for attach in self.attaches() {
             let on = match attach.servers {
                 1 => "one server, `memory:`".to_owned(),
                 servers => format!("{servers} servers, PostgreSQL"),
@@ -177,7 +187,7 @@ impl Figures {
             let most = peak(&asked(&restart.seconds));
             rows.push((
                 "… all requests in the peak second".to_owned(),
-                format!("{most} ({:.1} times the steady rate)", most as f64 / steady),
+                format!("{most} ({:.1} times the steady rate)", self.times_steady(most)),
             ));
         }
         for (trouble, what) in
@@ -188,7 +198,7 @@ impl Figures {
                 format!("a minute in which {what}: requests in the peak second"),
                 format!(
                     "{most} ({:.2} times the steady rate); {:.1} in the mean",
-                    most as f64 / steady,
+                    self.times_steady(most),
                     mean(&asked(trouble.minute()))
                 ),
             ));
@@ -201,12 +211,11 @@ impl Figures {
     fn region(&self) -> String {
         let rate = REGION / LONG_POLL as f64;
         let servers = REGION / POLLS_A_SERVER;
-        let times_steady = |most: u64| most as f64 / self.steady();
         let restarted = [&self.killed, &self.ended].map(|restart| peak(&asked(&restart.seconds)));
-        let restarted = times_steady(peak(&restarted));
-        let in_trouble = times_steady(peak(&asked(&self.half_fails.seconds)));
+        let restarted = self.times_steady(peak(&restarted));
+        let in_trouble = self.times_steady(peak(&asked(&self.half_fails.seconds)));
         let cores = rate * self.idle.cpu_each;
-        let gib = |polls: f64| polls * self.quiet.kib_each / (1024.0 * 1024.0);
+        let gib = |guests: f64, kib_each: f64| guests * kib_each / (1024.0 * 1024.0);
         let [alone, _, after] = self.memory.rss_kib;
         let after_each = (after - alone) / self.agents as f64;
         let rows = [
@@ -218,21 +227,22 @@ impl Figures {
             ),
             (
                 "memory of the servers, polls waiting",
-                format!("1,000,000 × {:.1} KiB = {:.1} GiB", self.quiet.kib_each, gib(REGION)),
+                format!(
+                    "1,000,000 × {:.1} KiB = {:.1} GiB",
+                    self.quiet.kib_each,
+                    gib(REGION, self.quiet.kib_each)
+                ),
             ),
             (
                 "… after a command for all at once, which nobody gives",
-                format!(
-                    "1,000,000 × {after_each:.1} KiB = {:.1} GiB",
-                    REGION * after_each / (1024.0 * 1024.0)
-                ),
+                format!("1,000,000 × {after_each:.1} KiB = {:.1} GiB", gib(REGION, after_each)),
             ),
             (
                 "memory of their kernels",
                 format!(
                     "1,000,000 × {:.1} KiB = {:.1} GiB",
                     self.quiet.kernel_kib_each,
-                    REGION * self.quiet.kernel_kib_each / (1024.0 * 1024.0)
+                    gib(REGION, self.quiet.kernel_kib_each)
                 ),
             ),
             (
@@ -240,7 +250,7 @@ impl Figures {
                 format!(
                     "{servers:.0}, and one more: {} requests a second, {:.1} GiB and {:.1} cores each",
                     grouped(rate / servers),
-                    gib(POLLS_A_SERVER),
+                    gib(POLLS_A_SERVER, self.quiet.kib_each),
                     cores / servers
                 ),
             ),

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::fleet::{Fleet, Second};
+use crate::fleet::{Fleet, Second, instances, inventory};
 use crate::process::{Usage, kernel_kib};
 use crate::support::postgres::Postgres;
-use crate::support::{REGION, Server, file, try_http};
+use crate::support::{REGION, Server, try_http};
 use crate::trouble::{Proxy, Trouble};
 
 /// A long poll's length, in seconds: the agent's default.
@@ -35,7 +35,7 @@ pub(crate) struct Idle {
     pub(crate) seconds: Vec<Second>,
     /// Of the server, a request.
     pub(crate) cpu_each: f64,
-    /// What the same seconds look like two minutes after all were given a command at once.
+    /// A minute, from two minutes after all were given a command at once.
     pub(crate) after_attach: Vec<Second>,
 }
 
@@ -72,14 +72,6 @@ impl InTrouble {
     pub(crate) fn minute(&self) -> &[Second] {
         &self.seconds[BEFORE..BEFORE + LONG_POLL]
     }
-}
-
-fn instances(agents: u64) -> Vec<String> {
-    (0..agents).map(|number| format!("i-fleet-{number:06}")).collect()
-}
-
-fn inventory(agents: u64) -> String {
-    file(&instances(agents).iter().map(|id| format!("[[instance]]\nid = \"{id}\"\n")).collect::<String>())
 }
 
 fn serve(inventory: &str, store: &str) -> Server {
@@ -140,7 +132,7 @@ fn steady(agents: u64, servers: &[String]) -> Fleet {
 fn attach(fleet: &Fleet, server: &Server, agents: u64) -> Vec<Second> {
     let begin = fleet.now();
     assert_eq!(server.import(KEY_NAME, 7).status, 200);
-    let body = json!({ "instanceIds": instances(agents), "passWordAuth": "no" }).to_string();
+    let body = json!({ "instanceIds": instances(server), "passWordAuth": "no" }).to_string();
     let (api, path) = (server.api.clone(), format!("{REGION}/keypairs/{KEY_NAME}:attach"));
     let call = std::thread::spawn(move || try_http(&api, "POST", &path, &body));
     let begun = Instant::now();

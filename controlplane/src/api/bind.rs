@@ -163,11 +163,7 @@ async fn outcome_of(platform: &Platform, placed: &Placed) -> outcome::Status {
 
 /// Says which commands an order led to, and which key pair is bound by them.
 pub(super) fn log_placed(order: &Order, bound: Option<&StoredKeyPair>, placed: &[Placed]) {
-    let verb = match order.verb {
-        OrderVerb::Attach(..) => "attach",
-        OrderVerb::Detach(_) => "detach",
-        OrderVerb::AllowPasswords => "setPasswordAuth",
-    };
+    let verb = order.verb.action();
     let key_name = order.verb.key_name().map(tracing::field::display);
     let key = bound.map(|bound| bound.key_pair.public_key.fingerprint().sha256);
     let key = key.as_deref();

@@ -19,13 +19,12 @@ use std::time::Duration;
 
 use keypair_agent::agent;
 use keypair_agent::channel::base_url::{BaseUrl, InvalidUrl};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use crate::args::FleetArgs;
 use crate::descriptors;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{EndSignals, Shutdown};
 use stand_in::StandIn;
 use tally::Tally;
 use watched::Watched;
@@ -120,9 +119,8 @@ fn print_instances(agents: u32) -> io::Result<()> {
 }
 
 async fn fleet(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
-    let catch = |kind| signal(kind).map_err(|cause| FleetError::System("cannot catch signals", cause));
-    let mut terminate = catch(SignalKind::terminate())?;
-    let mut interrupt = catch(SignalKind::interrupt())?;
+    let mut signals =
+        EndSignals::catch().map_err(|cause| FleetError::System("cannot catch signals", cause))?;
     let tally = Rc::new(Tally::default());
     let (trigger, shutdown) = Shutdown::channel();
     let ramp = Duration::from_secs(args.ramp);
@@ -149,8 +147,7 @@ async fn fleet(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
             _ = seconds.tick() => {
                 say(&tally).map_err(|cause| FleetError::System("cannot write to the standard output", cause))?;
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.received() => break,
         }
     }
     trigger.fire();

@@ -78,13 +78,10 @@ impl Transactions for StandIn {
     }
 
     fn perform(&mut self, bytes: &[u8], _: &AtomicBool) -> Performed {
-        let received =
-            match CommandId::try_from("none".to_owned()).map_err(|error| error.to_string()).and_then(
-                |nobody| command::parse(bytes, Origin::Channel, &nobody).map_err(|error| error.to_string()),
-            ) {
-                Ok(received) => received,
-                Err(why) => return Performed::Unanswered(why),
-            };
+        let received = match read(bytes) {
+            Ok(received) => received,
+            Err(why) => return Performed::Unanswered(why),
+        };
         if let Some((_, stored)) = self.last.as_ref().filter(|(_, stored)| stored.command_id == received.id) {
             return Performed::Answered(answered(stored, true, true));
         }
@@ -133,6 +130,12 @@ impl Transactions for StandIn {
     fn summary(&mut self) -> String {
         String::new()
     }
+}
+
+/// What can be told of a command; or why it cannot be answered.
+pub(super) fn read(bytes: &[u8]) -> Result<Received, String> {
+    let nobody = CommandId::try_from("none".to_owned()).map_err(|error| error.to_string())?;
+    command::parse(bytes, Origin::Channel, &nobody).map_err(|error| error.to_string())
 }
 
 fn answered(stored: &StoredResult, succeeded: bool, repeated: bool) -> Answered {

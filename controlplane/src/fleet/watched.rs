@@ -7,9 +7,9 @@ use std::time::Duration;
 use keypair_agent::channel::base_url::BaseUrl;
 use keypair_agent::channel::http::HttpChannel;
 use keypair_agent::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
-use keypair_agent::policy::command;
 use keypair_agent::policy::types::{CommandId, InstanceId};
 
+use super::stand_in::read;
 use super::tally::{Call, Tally};
 
 /// One agent's channel.
@@ -82,9 +82,7 @@ fn failure(error: &ChannelError) -> String {
 
 /// When a command was queued: its sequence is the time, in milliseconds since 1970 (contract 9).
 fn queued(delivery: &Delivery) -> Option<u64> {
-    let nobody = "none".parse().ok()?;
-    let received = command::parse(&delivery.bytes, delivery.origin, &nobody).ok()?;
-    received.command.ok()?.sequence.map(u64::from)
+    read(&delivery.bytes).ok()?.command.ok()?.sequence.map(u64::from)
 }
 
 impl Channel for Watched {

@@ -2,6 +2,7 @@
 //! `/{instanceId}/metadata/latest` and, for the caller's own instance, at `/metadata/latest`.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path};
@@ -9,7 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
-use keypair_agent::channel::backoff::random;
+use keypair_agent::channel::backoff::{random, whole_seconds};
 use tracing::error;
 
 use crate::face::Peer;
@@ -103,12 +104,9 @@ impl IntoResponse for MetadataError {
     }
 }
 
-/// How many seconds one agent stays away, 1 to [`AWAY_MAX`], in proportion to `random`: all are sent away at once, and must
-/// not come back at once.
+/// How many seconds one agent stays away: all are sent away at once, and must not come back at once.
 fn away(random: u64) -> u64 {
-    let share = (u128::from(AWAY_MAX) * u128::from(random)) >> u64::BITS;
-    // The share is below the maximum.
-    u64::try_from(share).map_or(AWAY_MAX, |share| 1 + share)
+    whole_seconds(Duration::from_secs(AWAY_MAX), random)
 }
 
 impl From<StoreError> for MetadataError {

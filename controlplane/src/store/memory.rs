@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use async_trait::async_trait;
 use keypair_agent::policy::command::Command;
@@ -12,7 +11,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::changes::Changes;
-use super::{Fate, Listed, Order, PURGE, Placed, Refused, Store, StoreError, Wanted};
+use super::{Fate, Listed, Order, Placed, Purged, Refused, Store, StoreError, Wanted};
 use crate::ids::RequestId;
 use crate::keypair::{Region, StoredKeyPair};
 use crate::ledger::{Answer, Binding, Ledger, Next, Settled};
@@ -38,7 +37,7 @@ struct Content {
     reports: HashMap<InstanceId, Vec<u8>>,
     states: HashMap<InstanceId, State>,
     signatures: HashMap<String, OffsetDateTime>,
-    purged: Option<Instant>,
+    purged: Purged,
 }
 
 impl Memory {
@@ -204,9 +203,8 @@ impl Store for Memory {
     async fn is_first(&self, signature: &str, until: OffsetDateTime) -> Result<bool, StoreError> {
         let now = OffsetDateTime::now_utc();
         let mut content = self.content();
-        if content.purged.is_none_or(|last| last.elapsed() > PURGE) {
+        if content.purged.is_due() {
             content.signatures.retain(|_, until| *until >= now);
-            content.purged = Some(Instant::now());
         }
         Ok(content.signatures.insert(signature.to_owned(), until).is_none())
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keypair_agent::policy::command::{ActionName, Command};
@@ -29,6 +29,21 @@ pub use sql::Sql;
 
 /// How often expired signatures are taken out.
 const PURGE: Duration = Duration::from_secs(60);
+
+/// When they were last.
+#[derive(Debug, Default)]
+struct Purged(Option<Instant>);
+
+impl Purged {
+    /// Whether it is time again; whoever is told so does it.
+    fn is_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|last| last.elapsed() > PURGE);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
+    }
+}
 
 /// What is to be done on some instances: on all of them, or on none.
 #[derive(Debug, Clone)]

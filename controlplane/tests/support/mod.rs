@@ -299,19 +299,7 @@ pub(crate) fn exchange(
     headers: &str,
     body: &str,
 ) -> io::Result<Response> {
-    exchange_as(host, host, method, path, headers, body)
-}
-
-/// The same with somebody who is called by another name.
-pub(crate) fn exchange_as(
-    address: &str,
-    host: &str,
-    method: &str,
-    path: &str,
-    headers: &str,
-    body: &str,
-) -> io::Result<Response> {
-    received(try_send(address, host, method, path, headers, body)?)
+    received(try_send(host, host, method, path, headers, body)?)
 }
 
 /// The response to what was sent.
@@ -336,7 +324,8 @@ pub(crate) fn send(host: &str, method: &str, path: &str, body: &str) -> TcpStrea
     try_send(host, host, method, path, "", body).unwrap()
 }
 
-fn try_send(
+/// Sends a request with headers of one's own to somebody who may be called by another name.
+pub(crate) fn try_send(
     address: &str,
     host: &str,
     method: &str,

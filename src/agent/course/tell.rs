@@ -2,7 +2,7 @@
 
 use crate::channel::{ChannelError, Delivery, Stored};
 use crate::logging::Event;
-use crate::policy::command::{ActionName, Received, parse};
+use crate::policy::command::{Received, parse};
 use crate::policy::outcome::{Code, Outcome};
 use crate::policy::types::{CommandId, InstanceId, KeyName};
 
@@ -13,21 +13,13 @@ pub(super) fn read(delivery: &Delivery) -> Option<Received> {
 }
 
 pub(super) fn received(received: &Received) {
-    let action = received.action.map_or("a command", words);
+    let action = received.action.map_or("a command".to_owned(), |action| action.to_string());
     tracing::info!(
         MESSAGE_ID = Event::CommandReceived.id(),
         command = %received.id,
         key = received.key_name.as_ref().map(KeyName::as_str),
         "received: {action}"
     );
-}
-
-fn words(action: ActionName) -> &'static str {
-    match action {
-        ActionName::Attach => "attach",
-        ActionName::Detach => "detach",
-        ActionName::SetPasswordAuth => "setPasswordAuth",
-    }
 }
 
 pub(super) fn outcome(id: &CommandId, result: &str, repeated: bool) {

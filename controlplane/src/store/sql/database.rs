@@ -7,7 +7,6 @@ use keypair_agent::policy::types::{CommandId, InstanceId};
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyPool, Transaction};
 use time::OffsetDateTime;
-use tokio::time::Instant;
 
 use super::gathered::Answers;
 use super::ledgers::{IfTaken, Locking, Which};
@@ -15,14 +14,14 @@ use super::{failed, key_pairs, ledgers, milliseconds, news, reports, states};
 use crate::ledger::{Answer, Ledger, Next, Settled};
 use crate::lifecycle::State;
 use crate::store::changes::Changes;
-use crate::store::{Order, PURGE, Placed, Refused, StoreError, Wanted};
+use crate::store::{Order, Placed, Purged, Refused, StoreError, Wanted};
 
 /// A database, and who waits for news of it.
 pub(super) struct Database {
     pub(super) pool: AnyPool,
     pub(super) locking: Locking,
     pub(super) changes: Arc<Changes>,
-    pub(super) purged: Mutex<Option<Instant>>,
+    pub(super) purged: Mutex<Purged>,
 }
 
 impl Database {
@@ -159,14 +158,7 @@ impl Database {
 
     /// Takes out the signatures that are over, now and then.
     pub(super) async fn purge(&self) -> Result<(), StoreError> {
-        let is_due = {
-            let mut purged = self.purged.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_due = purged.is_none_or(|last| last.elapsed() > PURGE);
-            if is_due {
-                *purged = Some(Instant::now());
-            }
-            is_due
-        };
+        let is_due = self.purged.lock().unwrap_or_else(PoisonError::into_inner).is_due();
         if is_due {
             let query = sqlx::query("DELETE FROM signatures WHERE until < $1");
             let now = milliseconds(OffsetDateTime::now_utc());
