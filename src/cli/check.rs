@@ -109,7 +109,7 @@ fn about_the_guest(
         );
         checks.push(Check::note("another setting", &text).at(Some(&line.file), Some(line.line)));
     }
-    if let Shadow::Unseen(why) = guest.login(&account, &sshd, &[]).shadow {
+    if let Shadow::Unseen(why) = guest.login(&account, &sshd).shadow {
         let text = format!("whether the account is locked or expired was not seen: {why}; run this as root");
         checks.push(Check::note("account", &text));
     }

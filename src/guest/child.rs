@@ -133,34 +133,73 @@ pub fn run_for(
     input: &str,
     limit: Duration,
 ) -> Result<Output, ChildError> {
-    let deadline = Instant::now() + limit;
-    let failed = |action| move |source| ChildError::Io { path: program.to_owned(), action, source };
-    let child = Command::new(program)
+    let output = Running::start(program, arguments, input)?.output(program, input, limit, || false)?;
+    output.ok_or_else(|| ChildError::TimedOut { path: program.to_owned(), limit })
+}
+
+/// Runs `program` until it ends or `is_over` says that it may be ended: then there is no output.
+pub fn run_until(
+    program: &Path,
+    arguments: &[impl AsRef<OsStr>],
+    limit: Duration,
+    is_over: impl FnMut() -> bool,
+) -> Result<Option<Output>, ChildError> {
+    Running::start(program, arguments, "")?.output(program, "", limit, is_over)
+}
+
+/// A child with descriptors of its own, that is ended when it is let go.
+pub struct Background {
+    running: Running,
+}
+
+impl Background {
+    /// Starts `program` with this standard input and output; standard error goes to /dev/null.
+    ///
+    /// # Errors
+    /// That it cannot be started.
+    pub fn start(
+        program: &Path,
+        arguments: &[impl AsRef<OsStr>],
+        stdin: Stdio,
+        stdout: Stdio,
+    ) -> Result<Self, ChildError> {
+        let mut command = command(program, arguments);
+        command.stdin(stdin).stdout(stdout).stderr(Stdio::null());
+        let child = command.spawn().map_err(|source| failed(program, "start", source))?;
+        Ok(Self { running: Running { child, ended: false } })
+    }
+
+    /// Whether it ended within this time.
+    pub fn ends_within(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.running.child.try_wait() {
+                Ok(Some(_)) => {
+                    self.running.ended = true;
+                    return true;
+                }
+                Ok(None) if Instant::now() < deadline => sleep(Duration::from_millis(2)),
+                Ok(None) | Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// A clean environment and a process group of its own.
+fn command(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env_clear()
         .env("PATH", SEARCH_PATH)
         .env("LC_ALL", "C")
         .current_dir("/")
-        .process_group(0)
-        .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed("start"))?;
-    let mut running = Running { child, ended: false };
-    let ended = running.attend(input.as_bytes(), deadline).map_err(failed("attend to"))?;
-    let Some(Ended { status, stdout, stderr }) = ended else {
-        return Err(ChildError::TimedOut { path: program.to_owned(), limit });
-    };
-    if stdout.cut {
-        return Err(ChildError::TooMuch { path: program.to_owned() });
-    }
-    match status.code() {
-        Some(status) => Ok(Output { status, stdout: stdout.text(), stderr: stderr.text() }),
-        None => {
-            Err(ChildError::Killed { path: program.to_owned(), signal: status.signal().unwrap_or_default() })
-        }
-    }
+        .process_group(0);
+    command
+}
+
+fn failed(program: &Path, action: &'static str, source: io::Error) -> ChildError {
+    ChildError::Io { path: program.to_owned(), action, source }
 }
 
 /// A child that is killed, with its process group, and reaped if it is let go before it ended.
@@ -176,9 +215,59 @@ struct Ended {
     stderr: Captured,
 }
 
+/// How the wait for a child ended.
+enum Attended {
+    Ended(Ended),
+    TimeIsOver,
+    MayBeEnded,
+}
+
 impl Running {
-    /// Feeds and reads the child until it ended; `None` when its time is over.
-    fn attend(&mut self, mut input: &[u8], deadline: Instant) -> io::Result<Option<Ended>> {
+    fn start(program: &Path, arguments: &[impl AsRef<OsStr>], input: &str) -> Result<Self, ChildError> {
+        let mut command = command(program, arguments);
+        command
+            .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = command.spawn().map_err(|source| failed(program, "start", source))?;
+        Ok(Self { child, ended: false })
+    }
+
+    /// What it said until it ended; `None` where `is_over` said that it may be ended.
+    fn output(
+        mut self,
+        program: &Path,
+        input: &str,
+        limit: Duration,
+        is_over: impl FnMut() -> bool,
+    ) -> Result<Option<Output>, ChildError> {
+        let deadline = Instant::now() + limit;
+        let attended = self.attend(input.as_bytes(), deadline, is_over);
+        let Ended { status, stdout, stderr } =
+            match attended.map_err(|source| failed(program, "attend to", source))? {
+                Attended::Ended(ended) => ended,
+                Attended::MayBeEnded => return Ok(None),
+                Attended::TimeIsOver => return Err(ChildError::TimedOut { path: program.to_owned(), limit }),
+            };
+        if stdout.cut {
+            return Err(ChildError::TooMuch { path: program.to_owned() });
+        }
+        match status.code() {
+            Some(status) => Ok(Some(Output { status, stdout: stdout.text(), stderr: stderr.text() })),
+            None => {
+                let signal = status.signal().unwrap_or_default();
+                Err(ChildError::Killed { path: program.to_owned(), signal })
+            }
+        }
+    }
+
+    /// Feeds and reads the child until it ended.
+    fn attend(
+        &mut self,
+        mut input: &[u8],
+        deadline: Instant,
+        mut is_over: impl FnMut() -> bool,
+    ) -> io::Result<Attended> {
         let mut stdin = self.child.stdin.take();
         let mut stdout = Pipe::new(self.child.stdout.take())?;
         let mut stderr = Pipe::new(self.child.stderr.take())?;
@@ -192,11 +281,15 @@ impl Running {
             if let Some(status) = status {
                 stdout.read()?;
                 stderr.read()?;
-                return Ok(Some(Ended { status, stdout: stdout.captured, stderr: stderr.captured }));
+                let ended = Ended { status, stdout: stdout.captured, stderr: stderr.captured };
+                return Ok(Attended::Ended(ended));
+            }
+            if is_over() {
+                return Ok(Attended::MayBeEnded);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(None);
+                return Ok(Attended::TimeIsOver);
             }
             wait_for_any(stdin.as_ref(), &stdout, &stderr, left.min(LOOK_AGAIN))?;
             feed(&mut stdin, &mut input)?;

@@ -1,13 +1,10 @@
-//! What beside sshd's settings decides whether an account gets in: its shell, shadow(5), nologin(5), and sshd's
-//! service of PAM.
+//! What beside sshd's settings decides whether an account gets in: shadow(5), nologin(5), and sshd's service of PAM.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::files::read_file;
 use crate::policy::effective::Effective;
-use crate::policy::observation::{Account, PamRule, Shadow, ShadowEntry, Shell};
+use crate::policy::observation::{PamRule, Shadow, ShadowEntry};
 use crate::policy::pam::{self, Line, Rule};
 
 const NOLOGIN: &str = "/etc/nologin";
@@ -22,15 +19,6 @@ const DEEPEST: usize = 16;
 
 /// Where services are configured; the distribution's own directories come behind the administrator's.
 const PAM_DIRECTORIES: [&str; 3] = ["/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d"];
-
-/// The shell as sshd's `allowed_user` looks at it: a regular file with an execute bit.
-pub(super) fn shell(account: &Account) -> Shell {
-    match fs::metadata(&account.shell) {
-        Err(_) => Shell::Missing,
-        Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => Shell::Runs,
-        Ok(_) => Shell::NotExecutable,
-    }
-}
 
 /// nologin(5)'s file, where it stands.
 pub(super) fn nologin() -> Option<PathBuf> {

@@ -13,12 +13,13 @@ mod process;
 mod proof;
 mod question;
 pub mod real;
-mod revoked;
 pub mod service;
 pub mod service_view;
 pub mod sockets;
+mod ssh_client;
 pub mod sshd;
 mod systemd;
+pub mod trial;
 mod unit_words;
 
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFil
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::PublicKey;
+use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
 use files::FileError;
@@ -150,9 +152,11 @@ pub trait Guest {
         ahead: Option<&str>,
         connections: &[Connection],
     ) -> Result<Vec<Answer>, Refusal>;
-    /// What beside sshd's settings decides whether the account gets in with one of `keys`; its `people` are left
-    /// empty.
-    fn login(&self, account: &Account, sshd: &Sshd, keys: &[PublicKey]) -> Login;
+    /// What beside sshd's settings decides whether the account gets in; its `people` are left empty.
+    fn login(&self, account: &Account, sshd: &Sshd) -> Login;
+    /// Asks a private sshd whether it would accept a key (contract 10.3): an answer for each connection of the question.
+    /// Nothing of the guest is changed.
+    fn trial(&self, sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer>;
     /// Every account of this guest; whether they have keys is not looked up.
     ///
     /// # Errors

@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 /// For a question to the running sshd.
 pub(super) const PROOF: &str = "proof";
+/// For a trial.
+pub(super) const TRIAL: &str = "trial";
 /// For a question to an sshd without a host key.
 pub(super) const HOST_KEY: &str = "host-key";
 
@@ -70,7 +72,7 @@ pub(super) fn sweep(run_dir: &Path) -> io::Result<usize> {
 
 /// The pid in a name of ours.
 fn maker(name: &str) -> Option<i32> {
-    let rest = [PROOF, HOST_KEY].iter().find_map(|kind| name.strip_prefix(kind)?.strip_prefix('-'))?;
+    let rest = [PROOF, TRIAL, HOST_KEY].iter().find_map(|kind| name.strip_prefix(kind)?.strip_prefix('-'))?;
     rest.split_once('-')?.0.parse().ok()
 }
 

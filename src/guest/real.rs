@@ -1,6 +1,5 @@
 //! The machine this runs on.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
@@ -13,18 +12,18 @@ use time::OffsetDateTime;
 use crate::config::Config;
 use crate::policy::component;
 use crate::policy::edit::FileKind;
-use crate::policy::lockout;
 use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::{PublicKey, fingerprint_of};
+use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
 use super::{
     Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, private, proof,
-    revoked, service,
+    service, trial,
 };
 
 /// How long a command waits for its turn (contract 8).
@@ -242,26 +241,19 @@ impl Guest for RealGuest {
         }
     }
 
-    fn login(&self, account: &Account, sshd: &Sshd, keys: &[PublicKey]) -> Login {
+    fn login(&self, account: &Account, sshd: &Sshd) -> Login {
         let pam = sshd.answers.first().map(|first| login::pam(&first.effective));
-        let values = sshd.answers.iter().map(|answer| answer.effective.value("revokedkeys"));
-        let files: BTreeSet<PathBuf> = values.filter_map(lockout::revoked_keys_file).collect();
-        let mut revocations = BTreeMap::new();
-        for file in files {
-            for key in keys {
-                let place = (file.clone(), key.fingerprint().sha256);
-                revocations.insert(place, revoked::revocation(&file, key));
-            }
-        }
         Login {
-            shell: login::shell(account),
             shadow: login::shadow(&account.name),
             today: self.now().unix_timestamp() / (24 * 60 * 60),
             nologin: login::nologin(),
             pam: pam.unwrap_or_default(),
-            revocations,
             people: Vec::new(),
         }
+    }
+
+    fn trial(&self, sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer> {
+        trial::ask(&self.sshd, sshd, question)
     }
 
     fn people(&self) -> Result<Vec<Person>, Refusal> {

@@ -39,6 +39,15 @@ impl KeyLine {
     }
 }
 
+/// The options of a line that restrict a login, for sshd before 7.7, whose log does not list them; empty: none, or
+/// the line is no key.
+pub fn restrictions(line: &[u8]) -> Vec<String> {
+    let options = parse_line(line).map(|(options, _)| options).unwrap_or_default();
+    let names = options.split(',').map(|option| option.split('=').next().unwrap_or_default());
+    let is_harmless = |name: &str| name.is_empty() || HARMLESS_OPTIONS.contains(&name.to_ascii_lowercase().as_str());
+    names.filter(|name| !is_harmless(name)).map(|name| name.chars().take(40).collect()).collect()
+}
+
 /// The key lines of a file, in order. Comments, blank lines and what sshd could not parse are passed over; so
 /// is a first line behind a byte order mark, which sshd cannot parse either.
 pub fn key_lines(content: &[u8]) -> Vec<KeyLine> {

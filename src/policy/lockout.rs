@@ -1,10 +1,8 @@
-//! The lockout guard: whether sshd would let the target user in with his key, judged from facts before
-//! passwords go off (contract 6, "Lockout guard"). The running sshd's own word, the proof, stands beside it:
-//! neither is enough alone.
+//! The lockout guard: what refuses a login after sshd has accepted the key, judged from facts before passwords go off
+//! (contract 6, "Lockout guard"; 10.3). Whether sshd accepts the key, a private sshd is asked: the trial.
 
 mod access;
 mod account;
-mod key;
 mod key_file;
 mod session;
 #[cfg(test)]
@@ -13,187 +11,75 @@ mod tests;
 use std::path::PathBuf;
 
 use super::effective::Effective;
-use super::observation::{Account, Connection, KeyFile, Login};
+use super::observation::{Account, Connection, Login};
 use super::outcome::Warning;
-use super::public_key::PublicKey;
 use super::sshd_config::{Decider, Reading};
 
 pub use access::may_come;
 pub(crate) use account::is_closed;
-pub use key::revoked_keys_file;
 pub use key_file::authorized_keys_path;
-
-/// What sshd asks of a user who comes with a key. A new rule is a variant here, its place in [`Rule::ALL`]
-/// and its judgement in `Rule::judge`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// The user's shell: passwd(5), sshd's `allowed_user`.
-    Shell,
-    /// A locked password, without PAM: sshd's `allowed_user`.
-    LockedAccount,
-    /// sshd_config(5) "DenyUsers".
-    DenyUsers,
-    /// sshd_config(5) "AllowUsers".
-    AllowUsers,
-    /// sshd_config(5) "DenyGroups".
-    DenyGroups,
-    /// sshd_config(5) "AllowGroups".
-    AllowGroups,
-    /// sshd_config(5) "RefuseConnection".
-    RefuseConnection,
-    /// sshd_config(5) "PubkeyAuthentication".
-    PubkeyAuthentication,
-    /// sshd_config(5) "PubkeyAcceptedAlgorithms".
-    PubkeyAcceptedAlgorithms,
-    /// sshd_config(5) "RequiredRSASize".
-    RequiredRSASize,
-    /// sshd_config(5) "RevokedKeys".
-    RevokedKeys,
-    /// The file must be one that sshd reads, and that the user may read: sshd_config(5).
-    AuthorizedKeysFile,
-    /// Owners and modes of the key file and its directories: sshd_config(5) "StrictModes".
-    StrictModes,
-    /// sshd_config(5) "PermitRootLogin", for uid 0.
-    PermitRootLogin,
-    /// A list that one key alone satisfies: sshd_config(5) "AuthenticationMethods".
-    AuthenticationMethods,
-    /// The account's end: shadow(5).
-    ExpiredAccount,
-    /// A password that has to be changed first: shadow(5), pam_unix(8).
-    ForcedPasswordChange,
-    /// nologin(5).
-    Nologin,
-    /// Rules of PAM that are not evaluated: pam.d(5).
-    Pam,
-    /// sshd_config(5) "MaxSessions".
-    MaxSessions,
-    /// sshd_config(5) "ChrootDirectory".
-    ChrootDirectory,
-    /// sshd_config(5) "ForceCommand".
-    ForceCommand,
-}
 
 /// What one rule says: nothing, a warning, or a refusal.
 type Judged = Result<Option<Warning>, Finding>;
 
-impl Rule {
-    /// Every rule, in the order in which sshd comes to them.
-    pub const ALL: &'static [Self] = &[
-        Self::Shell,
-        Self::LockedAccount,
-        Self::DenyUsers,
-        Self::AllowUsers,
-        Self::DenyGroups,
-        Self::AllowGroups,
-        Self::RefuseConnection,
-        Self::PubkeyAuthentication,
-        Self::PubkeyAcceptedAlgorithms,
-        Self::RequiredRSASize,
-        Self::RevokedKeys,
-        Self::AuthorizedKeysFile,
-        Self::StrictModes,
-        Self::PermitRootLogin,
-        Self::AuthenticationMethods,
-        Self::ExpiredAccount,
-        Self::ForcedPasswordChange,
-        Self::Nologin,
-        Self::Pam,
-        Self::MaxSessions,
-        Self::ChrootDirectory,
-        Self::ForceCommand,
-    ];
-
-    /// Its name: the keyword of sshd_config(5), or what it is about.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Shell => "Shell",
-            Self::LockedAccount => "Locked account",
-            Self::DenyUsers => "DenyUsers",
-            Self::AllowUsers => "AllowUsers",
-            Self::DenyGroups => "DenyGroups",
-            Self::AllowGroups => "AllowGroups",
-            Self::RefuseConnection => "RefuseConnection",
-            Self::PubkeyAuthentication => "PubkeyAuthentication",
-            Self::PubkeyAcceptedAlgorithms => "PubkeyAcceptedAlgorithms",
-            Self::RequiredRSASize => "RequiredRSASize",
-            Self::RevokedKeys => "RevokedKeys",
-            Self::AuthorizedKeysFile => "AuthorizedKeysFile",
-            Self::StrictModes => "StrictModes",
-            Self::PermitRootLogin => "PermitRootLogin",
-            Self::AuthenticationMethods => "AuthenticationMethods",
-            Self::ExpiredAccount => "Expired account",
-            Self::ForcedPasswordChange => "Forced password change",
-            Self::Nologin => "nologin",
-            Self::Pam => "PAM",
-            Self::MaxSessions => "MaxSessions",
-            Self::ChrootDirectory => "ChrootDirectory",
-            Self::ForceCommand => "ForceCommand",
+/// Makes the table of the guard's rules: a rule has a variant, a name and a function, or it does not compile.
+macro_rules! rules {
+    ($($(#[$doc:meta])* $variant:ident, $name:literal, $judge:path;)*) => {
+        /// What decides about a login after sshd has accepted the key. What sshd decides before that, a private sshd
+        /// is asked (contract 10.3).
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Rule {
+            $($(#[$doc])* $variant,)*
         }
-    }
 
-    /// Whether sshd says that it accepts a key although this rule refuses the login: only where a session is to
-    /// begin is it asked.
-    pub fn comes_after_the_key(self, effective: &Effective) -> bool {
-        match self {
-            Self::PermitRootLogin
-            | Self::AuthenticationMethods
-            | Self::ForcedPasswordChange
-            | Self::Nologin
-            | Self::Pam
-            | Self::MaxSessions
-            | Self::ChrootDirectory
-            | Self::ForceCommand => true,
-            // Without PAM sshd asks it of every user who comes.
-            Self::ExpiredAccount => effective.is_yes("usepam"),
-            Self::Shell
-            | Self::LockedAccount
-            | Self::DenyUsers
-            | Self::AllowUsers
-            | Self::DenyGroups
-            | Self::AllowGroups
-            | Self::RefuseConnection
-            | Self::PubkeyAuthentication
-            | Self::PubkeyAcceptedAlgorithms
-            | Self::RequiredRSASize
-            | Self::RevokedKeys
-            | Self::AuthorizedKeysFile
-            | Self::StrictModes => false,
-        }
-    }
+        impl Rule {
+            /// Every rule, in the order in which a login meets them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-    fn judge(self, facts: &Facts<'_>) -> Judged {
-        match self {
-            Self::Shell => account::shell(facts),
-            Self::LockedAccount => account::locked(facts),
-            Self::DenyUsers => access::deny_users(facts),
-            Self::AllowUsers => access::allow_users(facts),
-            Self::DenyGroups => access::deny_groups(facts),
-            Self::AllowGroups => access::allow_groups(facts),
-            Self::RefuseConnection => session::refuse_connection(facts),
-            Self::PubkeyAuthentication => pubkey_authentication(facts),
-            Self::PubkeyAcceptedAlgorithms => key::accepted_algorithms(facts),
-            Self::RequiredRSASize => key::required_rsa_size(facts),
-            Self::RevokedKeys => key::revoked_keys(facts),
-            Self::AuthorizedKeysFile => key_file::authorized_keys_file(facts),
-            Self::StrictModes => key_file::strict_modes(facts),
-            Self::PermitRootLogin => permit_root_login(facts),
-            Self::AuthenticationMethods => authentication_methods(facts),
-            Self::ExpiredAccount => account::expired(facts),
-            Self::ForcedPasswordChange => account::forced_change(facts),
-            Self::Nologin => account::nologin(facts),
-            Self::Pam => account::pam(facts),
-            Self::MaxSessions => session::max_sessions(facts),
-            Self::ChrootDirectory => session::chroot_directory(facts),
-            Self::ForceCommand => session::force_command(facts),
+            /// Its name: the keyword of sshd_config(5), or what it is about.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            fn judge(self, facts: &Facts<'_>) -> Judged {
+                match self {
+                    $(Self::$variant => $judge(facts),)*
+                }
+            }
         }
-    }
+    };
 }
 
-/// A rule by which sshd would refuse the key (contract 6: rule, file, line and remedy).
+rules! {
+    /// sshd_config(5) "PermitRootLogin", for uid 0.
+    PermitRootLogin, "PermitRootLogin", permit_root_login;
+    /// A list that one key alone satisfies: sshd_config(5) "AuthenticationMethods".
+    AuthenticationMethods, "AuthenticationMethods", authentication_methods;
+    /// The account's end, where PAM asks for it: shadow(5).
+    ExpiredAccount, "Expired account", account::expired;
+    /// A password that has to be changed first: shadow(5), pam_unix(8).
+    ForcedPasswordChange, "Forced password change", account::forced_change;
+    /// nologin(5).
+    Nologin, "nologin", account::nologin;
+    /// Rules of PAM that are not evaluated: pam.d(5).
+    Pam, "PAM", account::pam;
+    /// A shell that lets nobody in.
+    Shell, "Shell", account::shell;
+    /// sshd_config(5) "MaxSessions".
+    MaxSessions, "MaxSessions", session::max_sessions;
+    /// sshd_config(5) "ChrootDirectory".
+    ChrootDirectory, "ChrootDirectory", session::chroot_directory;
+    /// sshd_config(5) "ForceCommand".
+    ForceCommand, "ForceCommand", session::force_command;
+}
+
+/// Why a login would be refused (contract 6: rule, file, line and remedy).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The rule.
-    pub rule: Rule,
+    /// The rule: a keyword of sshd_config(5), or what it is about.
+    pub name: &'static str,
     /// Rule, cause, place and remedy, in one line for a person.
     pub message: String,
     /// The file that decides: of sshd's configuration or, for owners and modes, the one they are wrong of.
@@ -207,10 +93,6 @@ pub struct Finding {
 pub struct Facts<'a> {
     /// The target user.
     pub account: &'a Account,
-    /// The key he is to get in with.
-    pub key: &'a PublicKey,
-    /// His key file as it stands; what is missing will be created right.
-    pub key_file: &'a KeyFile,
     /// His account beside sshd's settings.
     pub login: &'a Login,
     /// What sshd says of the candidate configuration, for `connection`.
@@ -221,16 +103,16 @@ pub struct Facts<'a> {
     pub reading: &'a Reading,
 }
 
-/// What the guard says: no refusals, no lockout.
+/// What the guard says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verdict {
-    /// Every rule by which the key would be refused, in sshd's own order.
+    /// Why the login would be refused, in the order in which it meets the rules.
     pub refusals: Vec<Finding>,
     /// What the owner should know although the key is let in.
     pub warnings: Vec<Warning>,
 }
 
-/// Whether sshd would let the user in with this key in his file, by every rule (contract 6, "Lockout guard").
+/// What would refuse a login with a key that sshd accepts, by every rule.
 pub fn judge(facts: &Facts<'_>) -> Verdict {
     let mut verdict = Verdict::default();
     for rule in Rule::ALL {
@@ -262,14 +144,6 @@ pub fn password_would_let_in(effective: &Effective, account: &Account) -> bool {
             .any(|method| effective.method_suffices(method));
     let may_be_root = account.uid != 0 || effective.is_yes("permitrootlogin");
     (by_password || by_dialogue) && may_be_root
-}
-
-fn pubkey_authentication(facts: &Facts<'_>) -> Judged {
-    if facts.effective.is_yes("pubkeyauthentication") {
-        return Ok(None);
-    }
-    let cause = "sshd takes no keys";
-    Err(facts.by_value(Rule::PubkeyAuthentication, "no", cause, "set `PubkeyAuthentication yes` there"))
 }
 
 fn authentication_methods(facts: &Facts<'_>) -> Judged {
@@ -305,7 +179,7 @@ impl Facts<'_> {
 fn finding(rule: Rule, decides: &Decider, cause: &str, remedy: &str) -> Finding {
     let name = rule.name();
     Finding {
-        rule,
+        name,
         message: format!("{name}: {cause}, because of {}; {remedy}", decides.describe(name)),
         file: decides.file().map(ToOwned::to_owned),
         line: decides.line(),

@@ -21,6 +21,8 @@ pub mod plan;
 pub mod proof;
 pub mod public_key;
 pub mod signature;
+pub mod sources;
 pub mod sshd_config;
+pub mod trial;
 pub mod types;
 pub mod witness;

@@ -29,8 +29,6 @@ pub struct Account {
 /// judge it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
-    /// His shell, as sshd looks at it.
-    pub shell: Shell,
     /// His entry in shadow(5).
     pub shadow: Shadow,
     /// Days since 1970, in shadow(5)'s count.
@@ -39,21 +37,8 @@ pub struct Login {
     pub nologin: Option<PathBuf>,
     /// The rules of sshd's PAM service by which a login may be refused and which nobody evaluates here.
     pub pam: Vec<PamRule>,
-    /// What RevokedKeys says of the keys that matter: by file and the key's SHA-256 fingerprint.
-    pub revocations: BTreeMap<(PathBuf, String), Revocation>,
     /// Every account of this guest, for witnesses and for those who have a password alone.
     pub people: Vec<Person>,
-}
-
-/// A user's shell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shell {
-    /// A regular file that may be executed.
-    Runs,
-    /// There is none at that path.
-    Missing,
-    /// It is no regular file, or nobody may execute it.
-    NotExecutable,
 }
 
 /// What shadow(5) says of an account.
@@ -93,17 +78,6 @@ pub struct PamRule {
     pub line: usize,
     /// The module, without its directory and suffix.
     pub module: String,
-}
-
-/// What a file of RevokedKeys says of a key: sshd_config(5).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Revocation {
-    /// It is not in it.
-    NotRevoked,
-    /// It is.
-    Revoked,
-    /// The file cannot be read, and sshd then takes no key at all; the text says why.
-    Unreadable(String),
 }
 
 /// An account of this guest.
@@ -158,7 +132,7 @@ pub struct KeyFile {
 }
 
 /// The five words of `sshd -T -C` (contract 6, "For whom").
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Connection {
     /// `user=`.
     pub user: String,

@@ -228,6 +228,37 @@ pub struct Proof {
     pub not_taken: Option<String>,
 }
 
+/// What a private sshd said of the key (contract 10.3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrialReport {
+    /// Would it accept this key for this user?
+    pub key: TrialKey,
+    /// The file at which the key matched, or the command that printed the line.
+    pub file: Option<String>,
+    /// The line in it.
+    pub line: Option<usize>,
+    /// The methods that it offers.
+    pub methods: Option<Vec<String>>,
+    /// Why there is no answer.
+    pub not_taken: Option<String>,
+}
+
+impl TrialReport {
+    /// A trial without an answer.
+    pub fn not_taken(why: impl Into<String>) -> Self {
+        Self { key: TrialKey::NotTaken, file: None, line: None, methods: None, not_taken: Some(why.into()) }
+    }
+
+    /// Whether it offers a method.
+    pub fn offers(&self, method: &str) -> bool {
+        self.methods.iter().flatten().any(|offered| offered == method)
+    }
+}
+
+/// Whether a sshd accepts the key.
+pub type TrialKey = KeyProof;
+
 /// The Result of contract 3. Every field is always there, `null` where it does not apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -261,6 +292,9 @@ pub struct Outcome {
     pub password_auth: Option<PasswordAuth>,
     /// The last `sshd -T` of this command.
     pub effective: Option<EffectiveReport>,
+    /// What a private sshd said, before a step depended on it.
+    #[serde(default)]
+    pub trial: Option<TrialReport>,
     /// What the running sshd said.
     pub proof: Option<Proof>,
     /// What the owner should know besides.

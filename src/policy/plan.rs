@@ -13,18 +13,21 @@ use super::command::{Action, KeyPair};
 use super::edit::{FileEdit, FileKind};
 use super::lockout;
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
-use super::outcome::{Reason, Refusal, Warning, WarningReason};
+use super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::proof::ProofPlan;
 use super::public_key::PublicKey;
 use super::sshd_config::{self, KbdInteractive};
+use super::trial::TrialQuestion;
 use super::types::{InstanceId, PasswordAuth};
 
+mod key_trial;
 mod questions;
 mod setting;
 mod verdict;
 
+pub use key_trial::{AskTrial, judge_deferred};
 pub use questions::{Answers, Questions};
-pub use verdict::judge_setting;
+pub use verdict::{PlanRefusal, judge_setting};
 
 use setting::removal;
 
@@ -71,6 +74,8 @@ pub struct Purpose<'a> {
     pub kbd_interactive: KbdInteractive,
     /// Whether the running sshd can and shall be asked as well.
     pub proof: bool,
+    /// Whether a private sshd is asked about a key although passwords stay on: `proof` of the configuration.
+    pub asks_for_yes: bool,
     /// RFC 3339, for the comment in sshd's configuration.
     pub when: &'a str,
     /// For the same comment.
@@ -106,6 +111,10 @@ pub struct Plan {
     pub reload: Option<Reload>,
     /// What the running sshd is asked; `None` where nothing changes at its door, and it has read its files.
     pub proof: Option<ProofPlan>,
+    /// What a private sshd is asked once the key is in place, where it could not be shown the planned file.
+    pub deferred_trial: Option<TrialQuestion>,
+    /// What a private sshd said of the key; `None` where it was not asked.
+    pub trial: Option<TrialReport>,
     /// What sshd must say afterwards.
     pub expect: Option<PasswordAuth>,
     /// What is bound afterwards.

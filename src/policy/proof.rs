@@ -7,6 +7,7 @@ use super::effective::Method;
 use super::observation::{Answer, Connection};
 use super::outcome::{KeyProof, Proof, Reason, Refusal};
 use super::public_key::PublicKey;
+use super::trial::{ClientReport, KeyOffer};
 
 /// What is asked for a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +29,8 @@ pub struct Forecast {
     pub connection: Connection,
     /// What it offers.
     pub methods: Vec<Method>,
-    /// Whether it says that it accepts the key.
-    pub accepts_key: bool,
+    /// Whether it says that it accepts the key, as a private sshd said; `None`: not known.
+    pub accepts_key: Option<bool>,
 }
 
 /// What the ssh client saw.
@@ -68,7 +69,7 @@ impl Forecast {
             Ok(Seen { accepts_key: None, .. }) => {
                 Verdict::NotTaken("the key could not be offered: sshd takes no keys there, or the client has no algorithm for it".into())
             }
-            Ok(Seen { accepts_key: Some(false), .. }) if self.accepts_key => Verdict::Contradicted(format!(
+            Ok(Seen { accepts_key: Some(false), .. }) if self.accepts_key == Some(true) => Verdict::Contradicted(format!(
                 "by its configuration sshd would accept the key, and the sshd that listens on {} refuses it; see sshd's \
                  log for the reason",
                 self.address
@@ -119,43 +120,27 @@ pub fn not_taken(why: impl Into<String>) -> Proof {
     Proof { key: KeyProof::NotTaken, methods: None, address: None, not_taken: Some(why.into()) }
 }
 
-/// What `ssh -v` reported on standard error: the methods, and what became of the key. `offers_key` says whether it
-/// had one to offer.
+/// What a client's log says of one question: the methods, and what became of the key.
 ///
 /// # Errors
 /// Why it got no answer, in its own words.
-pub fn read(report: &str, offers_key: bool) -> Result<Seen, String> {
-    let after = |start: &'static str| {
-        report.lines().filter_map(move |line| line.split_once(start)).map(|(_, rest)| rest.trim())
+pub fn read(log: &str) -> Result<Seen, String> {
+    if ClientReport::is_penalised(log) {
+        return Err("sshd refuses this address for now (PerSourcePenalties)".to_owned());
+    }
+    let report = ClientReport::parse(log);
+    if report.authenticated_without_key {
+        return Err("sshd lets the user in without a key or a password (PermitEmptyPasswords)".to_owned());
+    }
+    let Some(methods) = report.methods else {
+        return Err(report.fault.unwrap_or_else(|| "the connection brought no offer".to_owned()));
     };
-    let mut lists = after("Authentications that can continue: ");
-    let Some(first) = lists.next() else { return Err(why_not(report)) };
-    let methods = first.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    let accepted = after("Server accepts key: ").next().is_some();
-    // Another list is the refusal of what was offered.
-    let offered = after("Offering public key: ").next().is_some();
-    let refused = offered && lists.next().is_some();
-    let accepts_key = match (offers_key, accepted, refused) {
-        (true, true, _) => Some(true),
-        (true, false, true) => Some(false),
-        _ => None,
+    let accepts_key = match report.offer {
+        KeyOffer::Accepted => Some(true),
+        KeyOffer::Refused | KeyOffer::NoMutualAlgorithm => Some(false),
+        KeyOffer::NotOffered => None,
     };
     Ok(Seen { methods, accepts_key })
-}
-
-/// The client's last words that are no debugging output; sshd's own where it sent some instead of its name.
-fn why_not(report: &str) -> String {
-    if let Some(line) = report.lines().find(|line| line.contains("Not allowed at this time")) {
-        let said = line.split_once("Not allowed").map_or("", |(_, rest)| rest);
-        return format!(
-            "sshd refuses this address for now (PerSourcePenalties): Not allowed{}",
-            said.trim_end()
-        );
-    }
-    let plain =
-        report.lines().rev().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("debug"));
-    let mut plain = plain.filter(|line| !line.starts_with("OpenSSH_") && !line.starts_with("Warning: "));
-    plain.next().map_or_else(|| "the connection brought no offer".to_owned(), str::to_owned)
 }
 
 #[cfg(test)]
@@ -172,47 +157,38 @@ mod tests {
     #[test]
     fn reports_of_the_client() {
         let both = ["publickey", "password"];
-        for (report, offers, expected) in [
-            (LIST.to_owned(), false, Ok(seen(&both, None))),
-            (LIST.to_owned(), true, Ok(seen(&both, None))),
+        let offered = format!("{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\n");
+        for (report, expected) in [
+            (LIST.to_owned(), Ok(seen(&both, None))),
             (
-                format!("{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\ndebug1: Server accepts key: /k ED25519 SHA256:x\n"),
-                true,
+                format!("{offered}debug1: Server accepts key: /k ED25519 SHA256:x\n"),
                 Ok(seen(&both, Some(true))),
             ),
             (
-                format!("{LIST}debug1: Offering public key: ED25519 SHA256:x /k\n{LIST}u@h: Permission denied (publickey).\n"),
-                true,
+                format!("{offered}{LIST}u@h: Permission denied (publickey).\n"),
                 Ok(seen(&both, Some(false))),
             ),
             (
-                format!("{LIST}debug1: Offering public key: RSA SHA256:x /k\ndebug1: send_pubkey_test: no mutual signature algorithm\n"),
-                true,
-                Ok(seen(&both, None)),
-            ),
-            (
                 "debug1: x\nssh: connect to host 127.0.0.1 port 22: Connection refused\r\n".to_owned(),
-                true,
                 Err("ssh: connect to host 127.0.0.1 port 22: Connection refused".to_owned()),
             ),
             (
-                "debug1: kex_exchange_identification: banner line 0: Not allowed at this time\nkex_exchange_identification: Connection closed by remote host\n".to_owned(),
-                false,
-                Err("sshd refuses this address for now (PerSourcePenalties): Not allowed at this time".to_owned()),
+                "debug1: kex_exchange_identification: banner line 0: Not allowed at this time\n".to_owned(),
+                Err("sshd refuses this address for now (PerSourcePenalties)".to_owned()),
             ),
-            (String::new(), false, Err("the connection brought no offer".to_owned())),
+            (String::new(), Err("the connection brought no offer".to_owned())),
         ] {
-            assert_eq!(read(&report, offers), expected, "{report}");
+            assert_eq!(read(&report), expected, "{report}");
         }
     }
 
     #[test]
     fn answers_against_the_forecast() {
-        let forecast = |methods: &[Method], accepts_key| Forecast {
+        let forecast = |methods: &[Method], accepts_key: bool| Forecast {
             address: SocketAddr::from(([127, 0, 0, 1], 22)),
             connection: anybody("root"),
             methods: methods.to_vec(),
-            accepts_key,
+            accepts_key: Some(accepts_key),
         };
         let key_alone = forecast(&[Method::PublicKey], true);
         let said = |methods: &[&str], accepts| Ok(seen(methods, accepts));

@@ -146,6 +146,11 @@ impl PublicKey {
         Ok(Self { algorithm: algorithm.to_owned(), blob, comment: comment.to_owned() })
     }
 
+    /// Whether the private half is on a security key: its signatures may need a touch or a PIN.
+    pub fn is_security_key(&self) -> bool {
+        self.algorithm().starts_with("sk-")
+    }
+
     /// The key type, as in `ssh-ed25519`.
     pub fn algorithm(&self) -> &str {
         &self.algorithm

@@ -69,7 +69,7 @@ impl<G: Guest> Transaction<G> {
             Err(refusal) => return Door::NotAsked(refusal.message),
         };
         let methods = answers.first().map(|answer| answer.effective.offered_methods()).unwrap_or_default();
-        let forecast = Forecast { address, connection, methods, accepts_key: true };
+        let forecast = Forecast { address, connection, methods, accepts_key: Some(true) };
         let said = self.guest.probe(sshd, address, &account.name, key);
         Door::Asked {
             address,
@@ -122,6 +122,7 @@ impl<G: Guest> Transaction<G> {
             instance_id: self.settings.instance(state),
             kbd_interactive: self.settings.kbd_interactive,
             proof: false,
+            asks_for_yes: false,
             when: &when,
             command_id: "status",
         };

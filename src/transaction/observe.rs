@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use crate::guest::Guest;
-use crate::policy::authorized_keys::{key_lines, ways_in};
+use crate::policy::authorized_keys::key_lines;
 use crate::policy::command::{Action, Command};
 use crate::policy::lockout;
 use crate::policy::observation::{Account, Login, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::plan::{self, Binding, Facts, Plan, Purpose};
-use crate::policy::public_key::PublicKey;
+use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
+use crate::policy::trial::TrialQuestion;
 use crate::policy::types::PasswordAuth;
 
 use super::Transaction;
@@ -46,6 +46,7 @@ impl<G: Guest> Transaction<G> {
             instance_id,
             kbd_interactive: self.settings.kbd_interactive,
             proof: self.settings.proof && self.guest.has_client(),
+            asks_for_yes: self.settings.proof,
             when: &when,
             command_id: command.id.as_str(),
         };
@@ -55,7 +56,16 @@ impl<G: Guest> Transaction<G> {
             Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
             None => Vec::new(),
         };
-        let plan = draft.judge(&purpose, &facts, questions.answered(answers))?;
+        let mut ask = |question: &TrialQuestion| match &facts.sshd {
+            Some(sshd) => self.guest.trial(sshd, question),
+            None => Vec::new(),
+        };
+        let judged = draft.judge(&purpose, &facts, questions.answered(answers), &mut ask);
+        let plan = judged.map_err(|PlanRefusal { refusal, trial }| {
+            sheet.asked.trial = trial;
+            refusal
+        })?;
+        sheet.asked.trial = plan.trial.clone();
         if let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) {
             self.guest.reload_is_safe(sshd)?;
         }
@@ -80,7 +90,7 @@ impl<G: Guest> Transaction<G> {
         let facts = match action {
             Action::Attach { .. } | Action::SetPasswordAuth { .. } => {
                 let mut facts = self.observe_sshd_user(binding)?;
-                facts.login = self.observe_login(action, binding, &facts)?;
+                facts.login = self.observe_login(action, &facts)?;
                 facts
             }
             Action::Detach { .. } => self.observe_block(binding)?,
@@ -106,22 +116,10 @@ impl<G: Guest> Transaction<G> {
         Ok(Facts { account, sshd: Some(sshd), key_file, elsewhere, login: None })
     }
 
-    /// What else decides about a login with the keys that the command is about; where it forbids passwords, who
-    /// else has one.
-    fn observe_login(
-        &self,
-        action: &Action,
-        binding: Option<&Binding>,
-        facts: &Facts,
-    ) -> Result<Option<Login>, Refusal> {
+    /// What else decides about a login; where the command forbids passwords, who else has one.
+    fn observe_login(&self, action: &Action, facts: &Facts) -> Result<Option<Login>, Refusal> {
         let Some(sshd) = &facts.sshd else { return Ok(None) };
-        let lines = key_lines(facts.key_file.content.as_deref().unwrap_or_default());
-        let bound = binding.map(|binding| &binding.key_pair.public_key);
-        let keys: Vec<PublicKey> = match action.public_key() {
-            Some(key) => [key].into_iter().chain(bound).cloned().collect(),
-            None => ways_in(&lines).map(|line| line.key.clone()).collect(),
-        };
-        let mut login = self.guest.login(&facts.account, sshd, &keys);
+        let mut login = self.guest.login(&facts.account, sshd);
         if action.password_auth() == Some(PasswordAuth::No) {
             login.people = self.guest.people()?;
             for person in login.people.iter_mut().filter(|person| person.has_password) {

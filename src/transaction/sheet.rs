@@ -44,6 +44,7 @@ impl Sheet {
                 authorized_keys_file: None,
                 password_auth: received.password_auth,
                 effective: None,
+                trial: None,
                 proof: None,
                 warnings: Vec::new(),
                 component_version: None,
@@ -90,6 +91,7 @@ impl Sheet {
     }
 
     fn finish(mut self, guest: &impl Guest) -> Outcome {
+        self.outcome.trial = self.asked.trial;
         self.outcome.proof = self.asked.proof;
         self.outcome.finished_at = timestamp(guest);
         let took = guest.elapsed().saturating_sub(self.started);

@@ -1,4 +1,5 @@
-//! The steps of a plan, in their order: key in place, then passwords off, then live. What fails is undone.
+//! The steps of a plan, in their order: key in place, then passwords off, then live; with `yes`, passwords on and live,
+//! then the key. What fails is undone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +9,7 @@ use crate::policy::edit::FileEdit;
 use crate::policy::lockout;
 use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::plan::{Facts, Plan, judge_setting};
+use crate::policy::plan::{Facts, Plan, PlanRefusal, judge_deferred, judge_setting};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::PasswordAuth;
 
@@ -84,25 +85,50 @@ fn step_by_step(
 ) -> Result<Vec<Answer>, Halt> {
     let Prepared { plan, facts } = prepared;
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Halt::Stopped) } else { Ok(()) };
-    for edit in &plan.key_edits {
-        go_on()?;
-        write(guest, edit, &mut begun.key_files)?;
-    }
-    let Some(sshd) = &facts.sshd else { return Ok(plan.answers.clone()) };
-    // The owner's key lets him in before his password goes.
-    if let Some(proof) = &plan.proof {
-        go_on()?;
-        asked.begin(proof, sshd);
-        asked.key(guest, proof, sshd).map_err(Halt::Failed)?;
+    let Some(sshd) = &facts.sshd else {
+        write_keys(guest, plan, &go_on, begun)?;
+        return Ok(plan.answers.clone());
+    };
+    // Passwords are back before a key that lets in is taken away; the key lets in before passwords go.
+    let opens = plan.expect == Some(PasswordAuth::Yes);
+    if !opens {
+        write_keys(guest, plan, &go_on, begun)?;
+        if let Some(question) = &plan.deferred_trial {
+            go_on()?;
+            let answers = guest.trial(sshd, question);
+            let judged = judge_deferred(facts, sshd, question, &answers);
+            asked.trial = Some(judged.map_err(|PlanRefusal { refusal, trial }| {
+                asked.trial = trial;
+                Halt::Failed(refusal)
+            })?);
+        }
     }
     let Live { answers, loopback } = match &plan.reload {
         Some(_) => set(guest, prepared, sshd, kbd_interactive, &go_on, begun)?,
         None => Live { answers: plan.answers.clone(), loopback: None },
     };
+    if opens {
+        write_keys(guest, plan, &go_on, begun)?;
+    }
     if let Some(proof) = &plan.proof {
-        asked.methods(guest, proof, sshd, loopback.as_ref(), &mut begun.reload).map_err(Halt::Failed)?;
+        go_on()?;
+        asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload).map_err(Halt::Failed)?;
     }
     Ok(answers)
+}
+
+/// The key files, in the plan's order.
+fn write_keys(
+    guest: &mut impl Guest,
+    plan: &Plan,
+    go_on: &impl Fn() -> Result<(), Halt>,
+    begun: &mut Begun,
+) -> Result<(), Halt> {
+    for edit in &plan.key_edits {
+        go_on()?;
+        write(guest, edit, &mut begun.key_files)?;
+    }
+    Ok(())
 }
 
 /// What sshd says of its live files.

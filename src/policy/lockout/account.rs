@@ -1,10 +1,10 @@
-//! The account itself: a shell that lets in, not locked, not expired, no forced change of the password, no
-//! nologin(5). sshd judges some of it by itself; the rest is pam_unix(8)'s and pam_nologin(8)'s, where UsePAM is on.
+//! The account itself, as far as it is asked for after the key: a shell that lets in, not expired, no forced change of the
+//! password, no nologin(5), PAM.
 
 use std::path::Path;
 
 use super::{Facts, Finding, Judged, Rule};
-use crate::policy::observation::{Shadow, ShadowEntry, Shell};
+use crate::policy::observation::{Shadow, ShadowEntry};
 use crate::policy::outcome::{Warning, WarningReason};
 
 const PASSWD: &str = "/etc/passwd";
@@ -13,18 +13,13 @@ const SHADOW: &str = "/etc/shadow";
 /// Shells that end at once, or let nobody do anything.
 const CLOSED: [&str; 7] = ["nologin", "false", "true", "sync", "halt", "shutdown", "git-shell"];
 
-/// It must exist and be executable, or sshd takes the user for nobody; and it must be one to work with.
+/// One that ends at once is none to work with. That it exists and can be executed sshd sees to itself.
 pub(super) fn shell(facts: &Facts<'_>) -> Judged {
     let account = facts.account;
-    let path = account.shell.display();
-    let cause = match facts.login.shell {
-        Shell::Missing => format!("{}'s shell {path} does not exist", account.name),
-        Shell::NotExecutable => format!("{}'s shell {path} is no program that may be executed", account.name),
-        Shell::Runs if is_closed(&account.shell) => {
-            format!("{}'s shell {path} lets nobody in", account.name)
-        }
-        Shell::Runs => return Ok(None),
-    };
+    if !is_closed(&account.shell) {
+        return Ok(None);
+    }
+    let cause = format!("{}'s shell {} lets nobody in", account.name, account.shell.display());
     Err(about(Rule::Shell, PASSWD, &cause, &format!("usermod -s /bin/sh {}", account.name)))
 }
 
@@ -33,29 +28,13 @@ pub(crate) fn is_closed(shell: &Path) -> bool {
     shell.file_name().is_some_and(|name| CLOSED.iter().any(|closed| name == *closed))
 }
 
-/// A locked password keeps its user out where PAM is not asked: sshd's `allowed_user`.
-pub(super) fn locked(facts: &Facts<'_>) -> Judged {
-    let name = &facts.account.name;
-    match entry(facts) {
-        Some(entry) if entry.is_locked && !uses_pam(facts) => {
-            let cause =
-                format!("{name}'s password is locked, and without UsePAM sshd then takes no key either");
-            let remedy = format!("usermod -p '*' {name}, or set `UsePAM yes`");
-            Err(about(Rule::LockedAccount, SHADOW, &cause, &remedy))
-        }
-        _ => Ok(None),
-    }
-}
-
-/// The account's own end.
+/// The account's own end, where pam_unix asks for it: after the key. Without PAM sshd asks ahead of it.
 pub(super) fn expired(facts: &Facts<'_>) -> Judged {
     let (name, today) = (&facts.account.name, facts.login.today);
-    let Some(expires) = entry(facts).and_then(|entry| entry.expires) else { return Ok(None) };
-    // pam_unix takes the day itself for its end, sshd the one after it.
-    let is_over = if uses_pam(facts) { today >= expires } else { expires > 0 && today > expires };
-    if !is_over {
+    let entry = entry(facts).filter(|_| uses_pam(facts));
+    let Some(expires) = entry.and_then(|entry| entry.expires).filter(|expires| today >= *expires) else {
         return Ok(None);
-    }
+    };
     let cause = format!("the account {name} expired on day {expires} of shadow(5)'s count, today is {today}");
     Err(about(Rule::ExpiredAccount, SHADOW, &cause, &format!("chage -E -1 {name}")))
 }
@@ -115,7 +94,7 @@ fn uses_pam(facts: &Facts<'_>) -> bool {
 
 fn about(rule: Rule, file: &str, cause: &str, remedy: &str) -> Finding {
     Finding {
-        rule,
+        name: rule.name(),
         message: format!("{}: {cause} ({file}); {remedy}", rule.name()),
         file: Some(file.into()),
         line: None,

@@ -1,10 +1,9 @@
-//! Which file sshd reads a user's keys from, and whether it does: AuthorizedKeysFile and StrictModes.
+//! Which file sshd reads a user's keys from: AuthorizedKeysFile.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 
-use super::{Facts, Finding, Judged, Rule};
 use crate::policy::effective::Effective;
-use crate::policy::observation::{Account, EntryKind, PathFact};
+use crate::policy::observation::Account;
 use crate::policy::outcome::{Reason, Refusal};
 
 /// The file our block goes into: the first path of AuthorizedKeysFile that is in the user's home or names
@@ -72,84 +71,4 @@ fn expand(template: &str, account: &Account) -> Result<KeysPath, String> {
         || components().any(|component| component.as_os_str() == account.name.as_str());
     let climbs = components().any(|component| component == Component::ParentDir);
     Ok(KeysPath { is_his: is_his && !climbs && path.is_absolute(), path })
-}
-
-/// The file must be one that sshd reads for this user, a regular one, and he must be able to read it: sshd
-/// opens it as him.
-pub(super) fn authorized_keys_file(facts: &Facts<'_>) -> Judged {
-    let (account, file) = (facts.account, &facts.key_file.path);
-    let said = facts.effective.words("authorizedkeysfile").join(" ");
-    let refused =
-        |cause: &str, remedy: &str| Err(facts.by_value(Rule::AuthorizedKeysFile, &said, cause, remedy));
-    let is_read = match expanded(facts.effective, account) {
-        Ok(paths) => paths.iter().any(|path| path.path == *file),
-        Err(cause) => return refused(&cause, "correct it"),
-    };
-    if !is_read {
-        let cause = format!("sshd reads `{said}` for {}, not {}", account.name, file.display());
-        return refused(&cause, "add `.ssh/authorized_keys` to it");
-    }
-    for fact in &facts.key_file.path_facts {
-        let is_file = fact.path == *file;
-        let right = if is_file { EntryKind::File } else { EntryKind::Directory };
-        if fact.kind != right {
-            let what = if is_file { "a regular file" } else { "a directory" };
-            let (cause, remedy) = (format!("{} is not {what}", fact.path.display()), "move it away");
-            return Err(about(Rule::AuthorizedKeysFile, &fact.path, &cause, remedy));
-        }
-        if !may_open(fact, account) {
-            let cause = format!("{} may not read {}", account.name, fact.path.display());
-            let remedy = format!("chown {} {}", account.name, fact.path.display());
-            return Err(about(Rule::AuthorizedKeysFile, &fact.path, &cause, &remedy));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether the mode lets the user read a file, or go through a directory. Of his groups only the primary
-/// one is known by its id; one that would be needed beyond it counts as missing.
-fn may_open(fact: &PathFact, account: &Account) -> bool {
-    let bit = if fact.kind == EntryKind::Directory { 0o1 } else { 0o4 };
-    let shift = if fact.uid == account.uid {
-        6
-    } else if fact.gid == account.gid {
-        3
-    } else {
-        0
-    };
-    account.uid == 0 || fact.mode & (bit << shift) != 0
-}
-
-/// Owners and modes as sshd's `safe_path` has them: the file and each directory belong to root or the user,
-/// and nobody else may write there. Debian's build accepts what the user owns and only his own private group
-/// may write as well; other builds do not. Nothing observed tells the builds apart, so that is accepted where
-/// the group is known to be his alone, and the proof has the last word. What does not exist yet is not judged:
-/// it will be created right.
-pub(super) fn strict_modes(facts: &Facts<'_>) -> Judged {
-    if facts.effective.value("strictmodes") == "no" {
-        return Ok(None);
-    }
-    let account = facts.account;
-    for fact in &facts.key_file.path_facts {
-        let path = fact.path.display();
-        if fact.uid != 0 && fact.uid != account.uid {
-            let cause = format!("{path} belongs to uid {}, neither root nor {}", fact.uid, account.name);
-            let remedy = format!("chown {} {path}", account.name);
-            return Err(about(Rule::StrictModes, &fact.path, &cause, &remedy));
-        }
-        let is_his_alone = account.group_is_private && fact.gid == account.gid && fact.uid == account.uid;
-        let forbidden = if is_his_alone { 0o002 } else { 0o022 };
-        if fact.mode & forbidden != 0 {
-            let cause = format!("{path} may be written by others (mode {:04o})", fact.mode & 0o7777);
-            let remedy = format!("chmod go-w {path}");
-            return Err(about(Rule::StrictModes, &fact.path, &cause, &remedy));
-        }
-    }
-    Ok(None)
-}
-
-/// A finding about a file's own owner, mode or kind.
-fn about(rule: Rule, path: &Path, cause: &str, remedy: &str) -> Finding {
-    let message = format!("{}: {cause}; {remedy}", rule.name());
-    Finding { rule, message, file: Some(path.to_owned()), line: None }
 }

@@ -1,15 +1,6 @@
-//! What a login is good for: a connection that is not refused, a session of one's own, with one's own command, in
-//! the guest's own tree.
+//! What a login is good for: a session, with the user's own command, in the guest's own tree.
 
 use super::{Facts, Judged, Rule};
-
-/// OpenSSH 9.9 on: sshd ends the connection.
-pub(super) fn refuse_connection(facts: &Facts<'_>) -> Judged {
-    if !facts.effective.is_yes("refuseconnection") {
-        return Ok(None);
-    }
-    Err(facts.by_value(Rule::RefuseConnection, "yes", "sshd refuses every connection", "remove that line"))
-}
 
 /// A command instead of the shell: what it lets in to is not known.
 pub(super) fn force_command(facts: &Facts<'_>) -> Judged {

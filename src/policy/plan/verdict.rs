@@ -1,37 +1,57 @@
 //! sshd's answers and the lockout guard, held against what was asked (contract 6).
 
 use super::super::authorized_keys::{key_lines, ways_in};
-use super::super::command::Action;
-use super::super::lockout::{self, Finding, Rule, Verdict};
-use super::super::observation::{Answer, Login, Person, Reload, Sshd};
-use super::super::outcome::{Reason, Refusal, Warning, WarningReason};
+use super::super::edit::{FileEdit, FileKind};
+use super::super::lockout;
+use super::super::observation::{Answer, Person, Reload, Sshd};
+use super::super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::super::proof::{Forecast, ProofPlan};
 use super::super::public_key::PublicKey;
 use super::super::sshd_config::{self, KbdInteractive, Reading};
+use super::super::sources;
+use super::super::trial::{PlannedKeyFile, TrialAnswer, TrialQuestion};
 use super::super::types::PasswordAuth;
 use super::super::witness::{self, Witness};
+use super::key_trial::{Access, AskTrial, KeyTrial, KeyVerdict, unknown};
 use super::{Answers, Draft, Facts, Plan, Purpose};
+
+/// The most keys of the user's own that a trial asks about.
+const MAX_KEYS: usize = 6;
 
 /// The most names of accounts that one warning lists.
 const MOST_NAMES: usize = 10;
 
 impl Draft {
-    /// The plan, if sshd's answers and the guard allow it. `answers` are those to [`Draft::questions`].
+    /// The plan, if sshd's answers, the guard and the trial allow it. `answers` are those to [`Draft::questions`]; `ask`
+    /// asks a private sshd.
     ///
     /// # Errors
     /// `PASSWORD_AUTH_NOT_EFFECTIVE` and `LOCKOUT_GUARD`.
-    pub fn judge(mut self, purpose: &Purpose<'_>, facts: &Facts, answers: Answers) -> Result<Plan, Refusal> {
+    pub fn judge(
+        mut self,
+        purpose: &Purpose<'_>,
+        facts: &Facts,
+        answers: Answers,
+        ask: &mut AskTrial<'_>,
+    ) -> Result<Plan, PlanRefusal> {
         let expect = purpose.action.password_auth();
+        let mut judged = Judged::default();
         let mut proof = None;
-        if let (Some(password_auth), Some(sshd), Some(login)) = (expect, &facts.sshd, &facts.login) {
+        if let (Some(password_auth), Some(sshd)) = (expect, &facts.sshd) {
             judge_setting(password_auth, purpose.kbd_interactive, facts, sshd, &answers.must)?;
-            let door = Door { purpose, facts, sshd, login, reading: Reading::of(sshd) };
-            self.guard(&door, &answers.must, password_auth)?;
-            self.warnings.extend(door.warnings(&answers, password_auth));
+            let replaces = self.takes_away.is_some();
+            let access = AccessContext { purpose, facts, sshd, reading: Reading::of(sshd), replaces };
+            judged = self.judge_keys(&access, &answers, password_auth, ask)?;
+            self.warnings.append(&mut judged.warnings);
+            if facts.login.is_some() {
+                self.warnings.extend(access.warnings(&answers, password_auth));
+            }
             // Where nothing changes there is nothing to prove, unless the listener may do another thing than its files say.
             let changes = !self.key_edits.is_empty() || !self.sshd_edits.is_empty();
             let is_due = changes || sshd.has_read_its_files == Some(false);
-            proof = (is_due && purpose.proof).then(|| door.proof(&answers));
+            if is_due && purpose.proof {
+                proof = Some(access.proof(&answers, judged.key.as_ref(), judged.accepts_at_loopback));
+            }
         }
         let reload =
             facts.sshd.as_ref().filter(|_| !self.sshd_edits.is_empty()).map(|sshd| sshd.reload.clone());
@@ -40,6 +60,8 @@ impl Draft {
             sshd_edits: self.sshd_edits,
             reload,
             proof,
+            deferred_trial: judged.deferred,
+            trial: judged.report,
             expect,
             binding: self.binding,
             unbound: self.unbound,
@@ -48,102 +70,265 @@ impl Draft {
         })
     }
 
-    /// The lockout guard, before passwords go off.
-    fn guard(
-        &mut self,
-        door: &Door<'_>,
-        answers: &[Answer],
+    /// Whether the key of the command, or one of the user's keys, lets in: before passwords go off, and before the key
+    /// that lets in is taken away (contract 10.3).
+    fn judge_keys(
+        &self,
+        access: &AccessContext<'_>,
+        answers: &Answers,
         password_auth: PasswordAuth,
-    ) -> Result<(), Refusal> {
-        let verdict = door.any_key_verdict(answers);
-        let needed = match password_auth {
-            PasswordAuth::No => true,
-            PasswordAuth::Yes => {
-                self.takes_away.as_ref().is_some_and(|taken| door.was_the_way_in(taken, answers))
-            }
+        ask: &mut AskTrial<'_>,
+    ) -> Result<Judged, PlanRefusal> {
+        let key_files = self.planned_key_files();
+        let trial = access.trial(&key_files, self.ahead.as_deref().unwrap_or_default(), answers);
+        let judged = match (access.purpose.action.public_key(), password_auth) {
+            (Some(key), PasswordAuth::No) => access.needs(&trial, key, ask)?,
+            (Some(key), PasswordAuth::Yes) => self.judge_optional_key(access, &trial, key, ask)?,
+            (None, PasswordAuth::No) => access.needs_any(&trial, ask)?,
+            (None, PasswordAuth::Yes) => return Ok(Judged::default()),
         };
-        let is_attach = matches!(door.purpose.action, Action::Attach { .. });
-        match verdict.refusals.first() {
-            None if needed || is_attach => self.warnings.extend(verdict.warnings),
-            None => {}
-            Some(finding) if needed => {
-                return Err(Refusal::new(Reason::LockoutGuard, finding.message.clone()));
+        Ok(access.with_loopback(judged, &trial, answers, ask))
+    }
+
+    /// With `yes` the key is needed only where it takes the place of one that lets in, and no password is left.
+    fn judge_optional_key(
+        &self,
+        access: &AccessContext<'_>,
+        trial: &KeyTrial<'_>,
+        key: &PublicKey,
+        ask: &mut AskTrial<'_>,
+    ) -> Result<Judged, PlanRefusal> {
+        let password_is_left = access.password_is_left(trial.answers);
+        let taken = self.takes_away.as_ref().filter(|_| !password_is_left);
+        if taken.is_none() && !access.purpose.asks_for_yes {
+            return Ok(Judged::default());
+        }
+        let verdict = trial.judge(key, ask);
+        let is_accepted = matches!(verdict.access, Access::Granted) && !key.is_security_key();
+        if let Some(taken) = taken.filter(|_| !is_accepted) {
+            let present = KeyTrial { key_files: &[], ahead: "", ..*trial };
+            let lets_in_now = !matches!(present.judge(taken, ask).access, Access::Denied(_));
+            if lets_in_now {
+                return access.needs_verdict(key, verdict);
             }
-            Some(finding) if is_attach => self.warnings.push(Warning {
+        }
+        let mut warnings = verdict.warnings;
+        if let Access::Denied(finding) = &verdict.access {
+            warnings = vec![Warning {
                 file: finding.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
                 line: finding.line,
                 ..Warning::new(WarningReason::KeyNotUsable, finding.message.clone())
-            }),
-            Some(_) => {}
+            }];
         }
-        Ok(())
+        let accepts = match verdict.access {
+            Access::Granted => Some(true),
+            Access::Denied(_) => Some(false),
+            Access::Deferred(_) | Access::Unknown(_) => None,
+        };
+        Ok(Judged {
+            report: verdict.report,
+            warnings,
+            key: Some(key.clone()),
+            accepts,
+            accepts_at_loopback: None,
+            deferred: None,
+        })
     }
+
+    /// The key files as they will be, those that this command changes.
+    fn planned_key_files(&self) -> Vec<PlannedKeyFile> {
+        let planned = |edit: &FileEdit| match (&edit.kind, &edit.after) {
+            (FileKind::AuthorizedKeys { user, .. }, Some(content)) => {
+                Some(PlannedKeyFile { path: edit.path.clone(), user: user.clone(), content: content.clone() })
+            }
+            _ => None,
+        };
+        self.key_edits.iter().filter_map(planned).collect()
+    }
+}
+
+/// A command that is refused, and what the trial said until then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanRefusal {
+    /// Why.
+    pub refusal: Refusal,
+    /// What a private sshd said, where it was asked.
+    pub trial: Option<TrialReport>,
+}
+
+impl From<Refusal> for PlanRefusal {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, trial: None }
+    }
+}
+
+/// What was found about the keys that a command depends on.
+#[derive(Debug, Clone, Default)]
+struct Judged {
+    /// What the result says of the trial.
+    report: Option<TrialReport>,
+    /// What the owner should know.
+    warnings: Vec<Warning>,
+    /// The key that the running sshd is asked about.
+    key: Option<PublicKey>,
+    /// Whether sshd accepts it from a neutral address; `None`: not known.
+    accepts: Option<bool>,
+    /// Whether it accepts it from loopback.
+    accepts_at_loopback: Option<bool>,
+    /// The question for a private sshd once the key is in place.
+    deferred: Option<TrialQuestion>,
 }
 
 /// All that is known of who gets in.
-struct Door<'a> {
+struct AccessContext<'a> {
     purpose: &'a Purpose<'a>,
     facts: &'a Facts,
     sshd: &'a Sshd,
-    login: &'a Login,
     reading: Reading,
+    /// Whether the command takes a bound key away.
+    replaces: bool,
 }
 
-impl Door<'_> {
-    /// What the guard says of this key, for every connection.
-    fn verdict<'a>(&self, key: &PublicKey, answers: impl IntoIterator<Item = &'a Answer>) -> Verdict {
-        let mut verdict = Verdict::default();
-        for answer in answers {
-            let one = lockout::judge(&lockout::Facts {
-                account: &self.facts.account,
-                key,
-                key_file: &self.facts.key_file,
-                login: self.login,
-                effective: &answer.effective,
-                connection: &answer.connection,
-                reading: &self.reading,
+impl AccessContext<'_> {
+    fn trial<'t>(
+        &'t self,
+        key_files: &'t [PlannedKeyFile],
+        ahead: &'t str,
+        answers: &'t Answers,
+    ) -> KeyTrial<'t> {
+        KeyTrial {
+            facts: self.facts,
+            reading: &self.reading,
+            ahead,
+            key_files,
+            key_path: &self.facts.key_file.path,
+            answers: &answers.must,
+            witnesses: &answers.witnesses,
+        }
+    }
+
+    /// The key has to let in.
+    fn needs(
+        &self,
+        trial: &KeyTrial<'_>,
+        key: &PublicKey,
+        ask: &mut AskTrial<'_>,
+    ) -> Result<Judged, PlanRefusal> {
+        let verdict = trial.judge(key, ask);
+        self.needs_verdict(key, verdict)
+    }
+
+    /// The verdict has to be that the key lets in.
+    fn needs_verdict(&self, key: &PublicKey, verdict: KeyVerdict) -> Result<Judged, PlanRefusal> {
+        let KeyVerdict { report, access, warnings } = verdict;
+        let refuse = |message: String| PlanRefusal {
+            refusal: Refusal::new(Reason::LockoutGuard, message),
+            trial: report.clone(),
+        };
+        let deferred = match access {
+            Access::Denied(finding) => return Err(refuse(finding.message)),
+            Access::Unknown(why) => return Err(refuse(unknown(&why))),
+            Access::Granted | Access::Deferred(_) if key.is_security_key() => {
+                return Err(refuse(format!(
+                    "the public half of a security key ({}) cannot tell whether sshd accepts its signatures (touch, PIN), \
+                     so it may be no way in; attach it with passWordAuth `yes`",
+                    key.algorithm()
+                )));
+            }
+            Access::Deferred(_) if self.replaces => {
+                return Err(refuse(unknown(
+                    "the new key cannot be shown to a private sshd before the old one is taken away",
+                )));
+            }
+            Access::Deferred(question) => Some(question),
+            Access::Granted => None,
+        };
+        if report.as_ref().is_some_and(|report| report.offers("password"))
+            && self.purpose.action.password_auth() == Some(PasswordAuth::No)
+        {
+            let message = "with the new setting a private sshd still offers `password`, although `sshd -T` says no; see \
+                           whether a Match block about hosts decides, and take the setting out of it";
+            return Err(PlanRefusal {
+                refusal: Refusal::new(Reason::PasswordAuthNotEffective, message),
+                trial: report,
             });
-            verdict.refusals.extend(one.refusals);
-            for warning in one.warnings {
-                if !verdict.warnings.contains(&warning) {
-                    verdict.warnings.push(warning);
+        }
+        Ok(Judged {
+            report,
+            warnings,
+            key: Some(key.clone()),
+            accepts: deferred.is_none().then_some(true),
+            accepts_at_loopback: None,
+            deferred,
+        })
+    }
+
+    /// One of the user's keys has to let in: the bound one, else a line of the user's own without options.
+    fn needs_any(&self, trial: &KeyTrial<'_>, ask: &mut AskTrial<'_>) -> Result<Judged, PlanRefusal> {
+        let lines = key_lines(self.facts.key_file.content.as_deref().unwrap_or_default());
+        let bound = self.purpose.binding.map(|binding| &binding.key_pair.public_key);
+        let mut keys: Vec<&PublicKey> = bound.into_iter().collect();
+        for line in ways_in(&lines) {
+            if !keys.contains(&&line.key) {
+                keys.push(&line.key);
+            }
+        }
+        let mut first = None;
+        for key in keys.into_iter().take(MAX_KEYS) {
+            match self.needs(trial, key, ask) {
+                Ok(judged) => return Ok(judged),
+                Err(refusal) => {
+                    first.get_or_insert(refusal);
                 }
             }
         }
-        verdict
+        Err(first.unwrap_or_else(|| self.no_key()))
     }
 
-    /// The verdict on the command's key; where it has none, on the first key of the user's that lets him in.
-    fn any_key_verdict(&self, answers: &[Answer]) -> Verdict {
-        if let Some(key) = self.purpose.action.public_key() {
-            return self.verdict(key, answers);
-        }
-        let lines = key_lines(self.facts.key_file.content.as_deref().unwrap_or_default());
-        let mut verdicts = ways_in(&lines).map(|line| self.verdict(&line.key, answers)).peekable();
-        let first = verdicts.peek().cloned();
-        let good = verdicts.find(|verdict| verdict.refusals.is_empty());
-        good.or(first).unwrap_or_else(|| self.no_key())
-    }
-
-    fn no_key(&self) -> Verdict {
-        let (user, path) = (&self.facts.account.name, &self.facts.key_file.path);
-        let finding = Finding {
-            rule: Rule::AuthorizedKeysFile,
-            message: format!(
-                "AuthorizedKeysFile: {} holds no key of {user}'s that could let him in; attach a key pair first",
-                path.display()
+    fn no_key(&self) -> PlanRefusal {
+        let (user, path) = (&self.facts.account.name, self.facts.key_file.path.display());
+        Refusal::new(
+            Reason::LockoutGuard,
+            format!(
+                "AuthorizedKeysFile: {path} holds no key of {user}'s that could let him in; attach a key pair first"
             ),
-            file: Some(path.clone()),
-            line: None,
-        };
-        Verdict { refusals: vec![finding], warnings: Vec::new() }
+        )
+        .into()
     }
 
-    /// Whether a key that is taken away lets in now, and no password would be left.
-    fn was_the_way_in(&self, taken: &PublicKey, answers: &[Answer]) -> bool {
+    /// Whether the running sshd should accept the key from loopback, where it is asked.
+    fn with_loopback(
+        &self,
+        mut judged: Judged,
+        trial: &KeyTrial<'_>,
+        answers: &Answers,
+        ask: &mut AskTrial<'_>,
+    ) -> Judged {
+        judged.accepts_at_loopback = judged.accepts;
+        let (Some(key), Some((_, loopback))) = (&judged.key, answers.loopback.first()) else { return judged };
+        if !self.purpose.proof || judged.accepts.is_none() || !sources::depends_on_address(&self.reading) {
+            return judged;
+        }
+        let question = TrialQuestion {
+            user: self.facts.account.name.clone(),
+            key: key.clone(),
+            ahead: trial.ahead.to_owned(),
+            key_files: trial.key_files.to_vec(),
+            connections: vec![loopback.connection.clone()],
+            needs_addresses: true,
+        };
+        judged.accepts_at_loopback = match ask(&question).first() {
+            Some(TrialAnswer::Accepted(_)) => Some(true),
+            Some(TrialAnswer::Refused(_)) => Some(false),
+            _ => None,
+        };
+        judged
+    }
+
+    /// Whether a password would let the target user in, everywhere.
+    fn password_is_left(&self, answers: &[Answer]) -> bool {
         let account = &self.facts.account;
-        !answers.iter().all(|answer| lockout::password_would_let_in(&answer.effective, account))
-            && self.verdict(taken, answers).refusals.is_empty()
+        answers.iter().all(|answer| lockout::password_would_let_in(&answer.effective, account))
     }
 
     fn warnings(&self, answers: &Answers, asked: PasswordAuth) -> Vec<Warning> {
@@ -180,7 +365,8 @@ impl Door<'_> {
             (witness, answer.clone())
         });
         let all: Vec<(Witness, Answer)> = answers.witnesses.iter().cloned().chain(loopback).collect();
-        witness::allowed(&self.reading, &all, &self.login.people, self.purpose.kbd_interactive)
+        let people = self.facts.login.as_ref().map_or(&[][..], |login| login.people.as_slice());
+        witness::allowed(&self.reading, &all, people, self.purpose.kbd_interactive)
     }
 
     fn kbd_interactive_left(&self, answers: &[Answer]) -> Option<Warning> {
@@ -198,6 +384,7 @@ impl Door<'_> {
 
     /// Accounts that had nothing but their password.
     fn password_only(&self) -> Option<Warning> {
+        let Some(login) = &self.facts.login else { return None };
         let is_one = |person: &&Person| {
             person.has_password
                 && !person.has_key
@@ -205,7 +392,7 @@ impl Door<'_> {
                 && !lockout::is_closed(&person.account.shell)
         };
         let names: Vec<&str> =
-            self.login.people.iter().filter(is_one).map(|person| person.account.name.as_str()).collect();
+            login.people.iter().filter(is_one).map(|person| person.account.name.as_str()).collect();
         let more = match names.len().saturating_sub(MOST_NAMES) {
             0 => String::new(),
             more => format!(" and {more} more"),
@@ -255,19 +442,12 @@ impl Door<'_> {
     }
 
     /// What the running sshd is asked, and what it should say (contract 6, "Proof").
-    fn proof(&self, answers: &Answers) -> ProofPlan {
-        let key = self.purpose.action.public_key();
+    fn proof(&self, answers: &Answers, key: Option<&PublicKey>, accepts_key: Option<bool>) -> ProofPlan {
         let forecast = answers.loopback.first().map(|(address, answer)| Forecast {
             address: *address,
             connection: answer.connection.clone(),
             methods: answer.effective.offered_methods(),
-            // The guard passes a list that lets in from some addresses; loopback is one address.
-            accepts_key: key.is_some_and(|key| {
-                let refusals = self.verdict(key, [answer]).refusals;
-                let groups = &self.facts.account.groups;
-                refusals.iter().all(|finding| finding.rule.comes_after_the_key(&answer.effective))
-                    && lockout::may_come(&answer.effective, &answer.connection, groups)
-            }),
+            accepts_key,
         });
         ProofPlan { user: self.facts.account.name.clone(), key: key.cloned(), forecast }
     }

@@ -132,6 +132,14 @@ impl Reading {
         &self.directives
     }
 
+    /// Whether an option of the command line limits users to sources.
+    pub fn option_names_source(&self) -> bool {
+        self.options.iter().any(|setting| {
+            ["allowusers", "denyusers"].contains(&setting.keyword.to_ascii_lowercase().as_str())
+                && setting.arguments.iter().any(|argument| argument.contains('@'))
+        })
+    }
+
     /// What decides `keyword` (in any case, under any of its names) for this connection: sshd_config(5). A line of
     /// a `Match` block that picks it; else the first option of the command line; else the first line outside every
     /// `Match` but `Match all`; else the default. For a keyword whose every line counts, the first of them.

@@ -1,0 +1,141 @@
+//! Files as they will be, shown at their own paths in a mount namespace: what sshd sees there, nobody else does.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use super::namespace::Namespaces;
+use crate::guest::accounts;
+use crate::policy::trial::PlannedKeyFile;
+
+/// The most entries of a directory that are shown again beside a new file.
+const MAX_ENTRIES: usize = 4096;
+
+/// The extended attribute with a file's access control list: acl(5).
+const ACL: &str = "system.posix_acl_access";
+
+/// Where the stand-ins are kept: a private directory.
+pub(super) struct Stand<'a> {
+    /// The private directory.
+    pub(super) directory: &'a Path,
+    /// The namespaces in which they are shown.
+    pub(super) namespaces: &'a Namespaces,
+    /// How many were made: their names.
+    pub(super) count: usize,
+}
+
+impl Stand<'_> {
+    /// Shows a key file with its planned content: a file that exists keeps owner, mode and ACL; a new one is 0600 and
+    /// the user's, and so is a directory that has to be made for it, 0700.
+    ///
+    /// # Errors
+    /// Why it cannot be shown.
+    pub(super) fn show_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
+        match fs::metadata(&planned.path) {
+            Ok(metadata) => {
+                let copy = self.file(&planned.content)?;
+                copy_attributes(&planned.path, &metadata, &copy)?;
+                self.namespaces.show(&copy, &planned.path)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.show_new_key_file(planned),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Shows other content at the path of a file that exists.
+    ///
+    /// # Errors
+    /// Why it cannot be shown.
+    pub(super) fn show_content(&mut self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let metadata = fs::metadata(path)?;
+        let copy = self.file(content)?;
+        copy_attributes(path, &metadata, &copy)?;
+        self.namespaces.show(&copy, path)
+    }
+
+    /// A directory cannot get an entry by a mount: a copy of it that has the entry stands in its place.
+    fn show_new_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
+        let account = accounts::account(&planned.user).map_err(io::Error::other)?;
+        let account = account.ok_or_else(|| io::Error::other("the user of the key file does not exist"))?;
+        let missing = || io::Error::other("no directory on the way to the key file exists");
+        let mut existing = planned.path.parent().ok_or_else(missing)?;
+        let mut below: Vec<&OsStr> = Vec::new();
+        while !existing.is_dir() {
+            below.push(existing.file_name().ok_or_else(missing)?);
+            existing = existing.parent().ok_or_else(missing)?;
+        }
+        let copy = self.directory_like(existing)?;
+        let mut directory = copy.clone();
+        for name in below.into_iter().rev() {
+            directory.push(name);
+            DirBuilder::new().mode(0o700).create(&directory)?;
+            chown(&directory, Some(account.uid), Some(account.gid))?;
+        }
+        let file = directory.join(planned.path.file_name().ok_or_else(missing)?);
+        write_new(&file, &planned.content)?;
+        chown(&file, Some(account.uid), Some(account.gid))?;
+        self.namespaces.show_tree(&copy, existing)
+    }
+
+    /// A directory with owner, mode and entries of another one.
+    fn directory_like(&mut self, original: &Path) -> io::Result<PathBuf> {
+        let copy = self.next_path();
+        DirBuilder::new().mode(0o700).create(&copy)?;
+        for (count, entry) in fs::read_dir(original)?.enumerate() {
+            if count >= MAX_ENTRIES {
+                let text = format!("{} has more than {MAX_ENTRIES} entries", original.display());
+                return Err(io::Error::other(text));
+            }
+            let entry = entry?;
+            let (from, to) = (entry.path(), copy.join(entry.file_name()));
+            let kind = entry.file_type()?;
+            if kind.is_symlink() {
+                symlink(fs::read_link(&from)?, &to)?;
+            } else {
+                match kind.is_dir() {
+                    true => DirBuilder::new().create(&to)?,
+                    false => write_new(&to, b"")?,
+                }
+                match self.namespaces.show_tree(&from, &to) {
+                    // It went away while the directory was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    shown => shown?,
+                }
+            }
+        }
+        let metadata = fs::metadata(original)?;
+        copy_attributes(original, &metadata, &copy)?;
+        Ok(copy)
+    }
+
+    /// A private file with this content.
+    pub(super) fn file(&mut self, content: &[u8]) -> io::Result<PathBuf> {
+        let path = self.next_path();
+        write_new(&path, content)?;
+        Ok(path)
+    }
+
+    fn next_path(&mut self) -> PathBuf {
+        self.count += 1;
+        self.directory.join(format!("{}", self.count))
+    }
+}
+
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content)
+}
+
+/// Owner, mode and ACL of the original, so that sshd judges the copy as it will judge the file.
+fn copy_attributes(original: &Path, metadata: &fs::Metadata, copy: &Path) -> io::Result<()> {
+    chown(copy, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(copy, Permissions::from_mode(metadata.permissions().mode() & 0o7777))?;
+    match xattr::get(original, OsStr::from_bytes(ACL.as_bytes())) {
+        Ok(Some(acl)) => xattr::set(copy, ACL, &acl),
+        Ok(None) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,249 @@
+//! One run: a private sshd that serves one connection, `sshd -i`, and the client that asks it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::netlink::LOOPBACK_INDEX;
+use crate::guest::child::{self, Background};
+use crate::guest::ssh_client::{ClientQuestion, FAST_KEX, Route, read_log, shell_word};
+use crate::policy::observation::Connection;
+use crate::policy::public_key::PublicKey;
+use crate::policy::trial::{ClientReport, KeyMatch, ServerReport, TrialAnswer, read};
+
+/// How often the end of the client is looked for while nobody connects.
+const ACCEPT_POLL_MS: u8 = 50;
+
+/// How long a private sshd has to end after its client did.
+const SERVER_END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What sshd says where it has no host key.
+const NO_HOST_KEY: &str = "no hostkeys available";
+
+/// The most that is read of a key file for the options of one line.
+const MAX_KEY_FILE_BYTES: usize = 16 * 1024 * 1024;
+
+/// A private sshd that is yet to be run.
+pub(super) struct PrivateSshd<'a> {
+    /// The program.
+    pub(super) binary: &'a Path,
+    /// The listener's options.
+    pub(super) options: &'a [String],
+    /// The candidate's main file.
+    pub(super) config: PathBuf,
+    /// A private directory for logs and keys.
+    pub(super) directory: &'a Path,
+    /// Who is asked about.
+    pub(super) user: &'a str,
+    /// The key.
+    pub(super) key: &'a PublicKey,
+    /// A throw-away host key, once it is known that there is no other.
+    pub(super) host_key: Option<PathBuf>,
+}
+
+/// How the client reaches the private sshd.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Link<'c> {
+    /// As this connection, in a network namespace.
+    Tcp(&'c Connection),
+    /// Over a pipe: sshd sees no address.
+    Pipe,
+}
+
+/// What one run left behind.
+struct Logs {
+    client: String,
+    server: String,
+}
+
+impl PrivateSshd<'_> {
+    /// Asks, with the cheapest key exchange first and the client's default where that is missing; once more with a
+    /// throw-away host key where there is none. Whether sshd knew the user is told beside the answer.
+    pub(super) fn ask(&mut self, link: Link<'_>) -> (TrialAnswer, bool) {
+        let mut kex = Some(FAST_KEX);
+        loop {
+            let logs = match self.run(link, kex) {
+                Ok(logs) => logs,
+                Err(why) => return (TrialAnswer::NotTaken(why), true),
+            };
+            if self.host_key.is_none() && logs.server.contains(NO_HOST_KEY) {
+                match self.make_host_key() {
+                    Ok(key) => self.host_key = Some(key),
+                    Err(why) => return (TrialAnswer::NotTaken(why), true),
+                }
+                continue;
+            }
+            let lacks = ClientReport::lacks_key_exchange(&logs.client)
+                || ServerReport::lacks_key_exchange(&logs.server);
+            if lacks && kex.take().is_some() {
+                continue;
+            }
+            let server = ServerReport::parse(&logs.server);
+            let answer = read(&ClientReport::parse(&logs.client), &server, line_of);
+            return (answer, !server.knows_no_user());
+        }
+    }
+
+    fn run(&self, link: Link<'_>, kex: Option<&str>) -> Result<Logs, String> {
+        let log = self.directory.join("server.log");
+        match std::fs::remove_file(&log) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(format!("cannot remove {}: {error}", log.display()));
+            }
+            _ => {}
+        }
+        let client = match link {
+            Link::Tcp(connection) => self.run_over_tcp(connection, &log, kex)?,
+            Link::Pipe => self.run_over_pipe(&log, kex)?,
+        };
+        Ok(Logs { client, server: read_log(&log).unwrap_or_else(|error| format!("no log: {error}")) })
+    }
+
+    fn run_over_tcp(&self, connection: &Connection, log: &Path, kex: Option<&str>) -> Result<String, String> {
+        let address = socket_address(connection.laddr, connection.lport);
+        let listener =
+            TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+        let question = self.question(
+            Route::Tcp {
+                from: Some(connection.addr),
+                to: address_text(connection.laddr),
+                port: connection.lport,
+            },
+            kex,
+        );
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let server = scope.spawn(|| self.serve(&listener, log, kex, &is_over));
+            let asked = question.ask();
+            is_over.store(true, Ordering::Relaxed);
+            let served = server.join().unwrap_or_else(|_| Err("the private sshd's thread ended".to_owned()));
+            let log = asked.map_err(|error| error.to_string())?;
+            served?;
+            Ok(log.text)
+        })
+    }
+
+    /// Hands the one connection to a private sshd.
+    fn serve(
+        &self,
+        listener: &TcpListener,
+        log: &Path,
+        kex: Option<&str>,
+        is_over: &AtomicBool,
+    ) -> Result<(), String> {
+        let failed = |error: io::Error| format!("the private connection failed: {error}");
+        let Some(stream) = accept(listener, is_over).map_err(failed)? else { return Ok(()) };
+        let output = OwnedFd::from(stream.try_clone().map_err(failed)?);
+        let input = OwnedFd::from(stream);
+        let mut sshd = Background::start(
+            self.binary,
+            &self.arguments(log, kex),
+            Stdio::from(input),
+            Stdio::from(output),
+        )
+        .map_err(|error| error.to_string())?;
+        while !is_over.load(Ordering::Relaxed) {
+            if sshd.ends_within(Duration::from_millis(20)) {
+                return Ok(());
+            }
+        }
+        sshd.ends_within(SERVER_END_TIMEOUT);
+        Ok(())
+    }
+
+    fn run_over_pipe(&self, log: &Path, kex: Option<&str>) -> Result<String, String> {
+        let mut words = vec![shell_word(&self.binary.to_string_lossy())];
+        words.extend(self.arguments(log, kex).iter().map(|word| shell_word(word)));
+        let command = format!("exec {}", words.join(" "));
+        let log = self.question(Route::Command(&command), kex).ask().map_err(|error| error.to_string())?;
+        Ok(log.text)
+    }
+
+    fn question<'q>(&'q self, route: Route<'q>, kex: Option<&'q str>) -> ClientQuestion<'q> {
+        ClientQuestion {
+            directory: self.directory,
+            user: self.user,
+            key: Some(self.key),
+            route,
+            host: None,
+            kex,
+        }
+    }
+
+    /// The arguments of `sshd -i`. Of an option that is given twice sshd takes the first.
+    fn arguments(&self, log: &Path, kex: Option<&str>) -> Vec<String> {
+        let mut words =
+            vec!["-i".to_owned(), "-f".to_owned(), self.config.to_string_lossy().into_owned()];
+        let kex = kex.map(|kex| format!("KexAlgorithms={kex}"));
+        for option in kex.into_iter().chain(["LogLevel=DEBUG1", "PermitEmptyPasswords=no"].map(str::to_owned)) {
+            words.extend(["-o".to_owned(), option]);
+        }
+        words.extend(["-E".to_owned(), log.to_string_lossy().into_owned()]);
+        words.extend(self.options.iter().cloned());
+        if let Some(key) = &self.host_key {
+            words.extend(["-h".to_owned(), key.to_string_lossy().into_owned()]);
+        }
+        words
+    }
+
+    /// A host key for this run alone. FIPS mode knows no Ed25519, and an sshd without OpenSSL nothing else.
+    fn make_host_key(&self) -> Result<PathBuf, String> {
+        let path = self.directory.join("host_key");
+        let mut fault = String::new();
+        for kind in ["ed25519", "ecdsa"] {
+            let path = path.to_string_lossy();
+            let arguments = ["-q", "-t", kind, "-N", "", "-C", "", "-f", &path];
+            match child::run(Path::new("ssh-keygen"), &arguments, "") {
+                Ok(output) if output.succeeded() => return Ok(PathBuf::from(path.into_owned())),
+                Ok(output) => fault = output.words(),
+                Err(error) => fault = error.to_string(),
+            }
+        }
+        Err(format!("sshd has no host key, and none can be made for the trial: {fault}"))
+    }
+}
+
+/// Waits for the connection; `None` where the client ended without one.
+fn accept(listener: &TcpListener, is_over: &AtomicBool) -> io::Result<Option<TcpStream>> {
+    loop {
+        let mut ends = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ends, PollTimeout::from(ACCEPT_POLL_MS)) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return listener.accept().map(|(stream, _)| Some(stream)),
+            Err(errno) => return Err(errno.into()),
+        }
+        if is_over.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+    }
+}
+
+/// A link-local address needs the device that it is on.
+fn socket_address(address: IpAddr, port: u16) -> SocketAddr {
+    match address {
+        IpAddr::V6(v6) if is_link_local(address) => SocketAddrV6::new(v6, port, 0, LOOPBACK_INDEX).into(),
+        address => SocketAddr::new(address, port),
+    }
+}
+
+fn address_text(address: IpAddr) -> String {
+    if is_link_local(address) { format!("{address}%lo") } else { address.to_string() }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80)
+}
+
+/// A line of a key file, for its options.
+fn line_of(at: &KeyMatch) -> Option<Vec<u8>> {
+    let content = crate::guest::files::read_file(Path::new(&at.file), MAX_KEY_FILE_BYTES).ok()??;
+    let line = content.split(|byte| *byte == b'\n').nth(at.line.checked_sub(1)?)?;
+    Some(line.to_vec())
+}

@@ -1,0 +1,171 @@
+//! What `ssh -v -E FILE` wrote of one question: ssh(1). Only the client's own lines count: they begin with a fixed text,
+//! and what the server sends (banners, names, messages) stands behind it or in another file.
+
+/// What became of the key that the client had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyOffer {
+    /// It was not offered.
+    NotOffered,
+    /// The client and sshd have no signature algorithm in common for it.
+    NoMutualAlgorithm,
+    /// sshd said that it would accept it.
+    Accepted,
+    /// sshd refused it, or ended the connection on it.
+    Refused,
+}
+
+/// The client's report on one connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientReport {
+    /// The methods that sshd offered at first; `None` where it came to no offer.
+    pub methods: Option<Vec<String>>,
+    /// What became of the key.
+    pub offer: KeyOffer,
+    /// Whether sshd let the user in without any key or password.
+    pub authenticated_without_key: bool,
+    /// The last line that is no debugging output.
+    pub fault: Option<String>,
+}
+
+const METHODS: &str = "debug1: Authentications that can continue: ";
+const ACCEPTED: &str = "debug1: Server accepts key: ";
+const NO_MUTUAL: [&str; 2] = [
+    "debug1: send_pubkey_test: no mutual signature",
+    "debug1: sign_and_send_pubkey: no mutual signature",
+];
+const AUTHENTICATED: [&str; 3] =
+    ["Authenticated to ", "Authenticated using ", "debug1: Authentication succeeded ("];
+
+/// The most characters that are kept of a line of the client's.
+const MAX_FAULT: usize = 200;
+
+impl ClientReport {
+    /// Reads a client's log.
+    pub fn parse(log: &str) -> Self {
+        let lines = || log.lines().map(str::trim_end);
+        let mut lists = lines().filter_map(|line| line.strip_prefix(METHODS));
+        let methods = lists.next().map(|list| {
+            list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        });
+        let begins = |starts: &[&str]| lines().any(|line| starts.iter().any(|start| line.starts_with(start)));
+        let was_offered = lines().any(is_offer);
+        let offer = if begins(&[ACCEPTED]) {
+            KeyOffer::Accepted
+        } else if was_offered && begins(&NO_MUTUAL) {
+            KeyOffer::NoMutualAlgorithm
+        } else if was_offered {
+            KeyOffer::Refused
+        } else {
+            KeyOffer::NotOffered
+        };
+        let fault = lines()
+            .filter(|line| !line.is_empty() && !line.starts_with("debug"))
+            .filter(|line| !line.starts_with("OpenSSH_") && !line.starts_with("Warning: "))
+            .last()
+            .map(|line| crate::policy::outcome::printable(&cut(line)));
+        Self { methods, offer, authenticated_without_key: begins(&AUTHENTICATED), fault }
+    }
+
+    /// Whether sshd sent "Not allowed at this time" in place of its name: sshd_config(5) "PerSourcePenalties".
+    pub fn is_penalised(log: &str) -> bool {
+        log.lines().any(|line| {
+            line.starts_with("debug1: kex_exchange_identification: banner line")
+                && line.contains("Not allowed at this time")
+        })
+    }
+
+    /// Whether nobody listened: the client's own line begins with its name.
+    pub fn is_connection_refused(log: &str) -> bool {
+        log.lines().map(str::trim_end).any(|line| {
+            line.starts_with("ssh: connect to host ") && line.ends_with(": Connection refused")
+        })
+    }
+
+    /// Whether the client or the server lacks the key exchange that was asked for.
+    pub fn lacks_key_exchange(log: &str) -> bool {
+        let starts = ["Unable to negotiate with ", "command-line: line 0: Bad SSH2 KexAlgorithms", "command-line line 0: Bad SSH2 KexAlgorithms"];
+        log.lines().any(|line| {
+            starts.iter().any(|start| line.starts_with(start))
+                && (line.contains("Bad SSH2 KexAlgorithms") || line.contains("no matching key exchange method"))
+        })
+    }
+
+    /// Whether the question is answered although the client goes on: nobody logs in by it.
+    pub fn is_authenticated(log: &str) -> bool {
+        log.lines().any(|line| AUTHENTICATED.iter().any(|start| line.starts_with(start)))
+    }
+}
+
+/// A line that says that the key is offered: since OpenSSH 7.7 `Offering public key: PATH TYPE …`, before
+/// `Offering TYPE public key: PATH` or `Offering public key: TYPE …`.
+fn is_offer(line: &str) -> bool {
+    line.strip_prefix("debug1: Offering ").is_some_and(|rest| {
+        rest.starts_with("public key: ") || rest.split_once(' ').is_some_and(|(_, rest)| rest.starts_with("public key: "))
+    })
+}
+
+fn cut(line: &str) -> String {
+    line.chars().take(MAX_FAULT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = "debug1: Authentications that can continue: publickey,password\r\n";
+
+    fn offer(log: &str) -> KeyOffer {
+        ClientReport::parse(log).offer
+    }
+
+    #[test]
+    fn offers_of_every_release() {
+        let accepted_10 = format!("{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\ndebug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n");
+        let accepted_7_4 = format!("{LIST}debug1: Offering ED25519 public key: /k\r\ndebug1: Server accepts key: pkalg ssh-ed25519 blen 51\r\n");
+        let refused_7_6 = format!("{LIST}debug1: Offering public key: ED25519 SHA256:x /k\r\n{LIST}");
+        let cut_off = format!("{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\nReceived disconnect from 192.0.2.2 port 22:2: Too many authentication failures\r\n");
+        let no_algorithm = format!("{LIST}debug1: Offering public key: /k RSA SHA256:x explicit\r\ndebug1: send_pubkey_test: no mutual signature algorithm\r\n");
+        for (log, expected) in [
+            (accepted_10, KeyOffer::Accepted),
+            (accepted_7_4, KeyOffer::Accepted),
+            (refused_7_6, KeyOffer::Refused),
+            (cut_off, KeyOffer::Refused),
+            (no_algorithm, KeyOffer::NoMutualAlgorithm),
+            (LIST.to_owned(), KeyOffer::NotOffered),
+            (String::new(), KeyOffer::NotOffered),
+        ] {
+            assert_eq!(offer(&log), expected, "{log}");
+        }
+    }
+
+    #[test]
+    fn text_of_the_server_decides_nothing() {
+        let log = format!(
+            "debug1: Remote protocol version 2.0, remote software version Server accepts key: x\r\n\
+             debug1: kex_exchange_identification: banner line 0: debug1: Server accepts key: x\r\n\
+             debug1: Remote: debug1: Server accepts key: x\r\n{LIST}\
+             debug1: Offering public key: /k ED25519 SHA256:x explicit\r\n{LIST}"
+        );
+        let report = ClientReport::parse(&log);
+        assert_eq!(report.offer, KeyOffer::Refused);
+        assert_eq!(report.methods, Some(vec!["publickey".to_owned(), "password".to_owned()]));
+        assert!(!ClientReport::lacks_key_exchange("debug1: Remote: no matching key exchange method\r\n"));
+    }
+
+    #[test]
+    fn a_login_without_a_key_is_seen() {
+        for line in ["debug1: Authentication succeeded (none).\r\n", "Authenticated to h ([192.0.2.2]:22) using \"none\".\r\n"] {
+            assert!(ClientReport::parse(line).authenticated_without_key, "{line}");
+            assert!(ClientReport::is_authenticated(line));
+        }
+        assert!(!ClientReport::parse(LIST).authenticated_without_key);
+    }
+
+    #[test]
+    fn faults_are_the_clients_last_words() {
+        let log = "OpenSSH_9.2\r\ndebug1: x\r\nssh: connect to host 127.0.0.1 port 9: Connection refused\r\n";
+        assert_eq!(ClientReport::parse(log).fault.as_deref(), Some("ssh: connect to host 127.0.0.1 port 9: Connection refused"));
+        assert!(ClientReport::lacks_key_exchange("Unable to negotiate with 192.0.2.2 port 22: no matching key exchange method found. Their offer: x\r\n"));
+        assert!(ClientReport::lacks_key_exchange("command-line: line 0: Bad SSH2 KexAlgorithms 'curve25519-sha256'.\r\n"));
+    }
+}

@@ -1,0 +1,145 @@
+//! The trial: a private sshd is asked whether a key lets a user in, before a step depends on the answer
+//! (contract 10.3). What is asked, what was answered, and what an answer means.
+
+mod candidate;
+mod client_log;
+mod explain;
+mod server_log;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::observation::Connection;
+use super::public_key::PublicKey;
+
+pub use candidate::{Candidate, candidate};
+pub use client_log::{ClientReport, KeyOffer};
+pub use explain::{Decides, explain};
+pub use server_log::{KeyMatch, RefusalCause, ServerReport};
+
+/// What a private sshd is asked: would it accept this key for this user, by its configuration and the user's key
+/// files as they will be?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrialQuestion {
+    /// The user's login name.
+    pub user: String,
+    /// The key that is offered. The public half is enough.
+    pub key: PublicKey,
+    /// Directives that stand ahead of the present main file, one a line; empty: the files as they stand.
+    pub ahead: String,
+    /// Key files that will differ from the present ones.
+    pub key_files: Vec<PlannedKeyFile>,
+    /// One private run for each.
+    pub connections: Vec<Connection>,
+    /// Whether the configuration depends on addresses, so that an answer without them says nothing.
+    pub needs_addresses: bool,
+}
+
+/// A key file as it will be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedKeyFile {
+    /// The file.
+    pub path: PathBuf,
+    /// The login name of the user that owns a file that is new.
+    pub user: String,
+    /// Its bytes.
+    #[serde(with = "super::block::base64_bytes")]
+    pub content: Vec<u8>,
+}
+
+/// What came of one private run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TrialAnswer {
+    /// sshd accepts the key at this place.
+    Accepted(Acceptance),
+    /// sshd refuses the key.
+    Refused(Rejection),
+    /// The planned key file cannot be shown to a private sshd here: it has to be in place first. The text says why.
+    NotShown(String),
+    /// The kernel has no such address family: nobody connects this way.
+    NoSuchFamily,
+    /// There is no answer. The text says why.
+    NotTaken(String),
+}
+
+/// Where and how sshd accepts a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Acceptance {
+    /// The line that matches.
+    pub at: KeyMatch,
+    /// The options of that line that restrict a login, as sshd or the line names them; empty: none.
+    pub restrictions: Vec<String>,
+    /// The methods that sshd offers at first, by their names on the wire.
+    pub methods: Vec<String>,
+}
+
+/// Why sshd refuses a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejection {
+    /// The cause, as far as sshd's log names one.
+    pub cause: RefusalCause,
+    /// sshd's own words; `None` where it says nothing.
+    pub said: Option<String>,
+    /// The methods that sshd offers at first.
+    pub methods: Vec<String>,
+}
+
+/// What a run's two logs say. `key_file_line` gives the text of a line of a file, for releases before 7.7, whose log
+/// does not list options.
+pub fn read(
+    client: &ClientReport,
+    server: &ServerReport,
+    mut key_file_line: impl FnMut(&KeyMatch) -> Option<Vec<u8>>,
+) -> TrialAnswer {
+    if client.authenticated_without_key {
+        return TrialAnswer::NotTaken(
+            "sshd lets the user in without a key or a password (PermitEmptyPasswords)".to_owned(),
+        );
+    }
+    let methods = client.methods.clone().unwrap_or_default();
+    let refused = |cause: RefusalCause, said: Option<String>| {
+        TrialAnswer::Refused(Rejection { cause, said, methods: methods.clone() })
+    };
+    match client.offer {
+        KeyOffer::Accepted => {}
+        KeyOffer::Refused => return refused(server.cause(), server.said()),
+        KeyOffer::NoMutualAlgorithm => return refused(RefusalCause::Algorithm, server.said()),
+        KeyOffer::NotOffered => {
+            return match &client.methods {
+                Some(methods) if !methods.iter().any(|method| method == "publickey") => {
+                    refused(RefusalCause::MethodNotOffered, server.said())
+                }
+                Some(_) => TrialAnswer::NotTaken("the ssh client could not offer the key".to_owned()),
+                None if server.refuses_connection() => {
+                    refused(RefusalCause::ConnectionRefused, server.said())
+                }
+                None => TrialAnswer::NotTaken(match (server.fault(), &client.fault) {
+                    (Some(fault), _) => format!("the private sshd ended: {fault}"),
+                    (None, Some(fault)) => format!("the ssh client ended: {fault}"),
+                    (None, None) => "the private sshd gave no answer".to_owned(),
+                }),
+            };
+        }
+    }
+    let Some(at) = server.accepted_at() else {
+        return TrialAnswer::NotTaken("sshd accepts the key and does not say at which line".to_owned());
+    };
+    let restrictions = match &server.options {
+        Some(options) => server_log::restrictions(options),
+        None => match key_file_line(&at) {
+            Some(line) => super::authorized_keys::restrictions(&line),
+            None => {
+                return TrialAnswer::NotTaken(format!(
+                    "sshd accepts the key at {at}, and the options there cannot be read"
+                ));
+            }
+        },
+    };
+    TrialAnswer::Accepted(Acceptance { at, restrictions, methods })
+}
