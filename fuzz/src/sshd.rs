@@ -7,11 +7,8 @@ use keypair_agent::policy::connection::{anybody, connections, loopbacks};
 use keypair_agent::policy::edit::{FileEdit, FileKind};
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::lockout::{self, authorized_keys_path};
-use keypair_agent::policy::observation::{
-    Account, ConfigTree, Included, KeyFile, Login, Person, Shadow, Shell,
-};
+use keypair_agent::policy::observation::{Account, ConfigTree, Included, Login, Person, Shadow};
 use keypair_agent::policy::outcome::{Reason, Refusal};
-use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::policy::sshd_config::{
     KNOWN, Names, Place, Provenance, Reading, contrary_lines, directives, directives_of_ours,
     include_patterns, named_hosts, placement, render_block,
@@ -19,7 +16,7 @@ use keypair_agent::policy::sshd_config::{
 use keypair_agent::policy::witness;
 
 use super::files::there_and_back;
-use super::{KEY, is_fit_to_print};
+use super::is_fit_to_print;
 
 const MAIN: &str = "/etc/ssh/sshd_config";
 
@@ -108,12 +105,10 @@ fn account() -> Account {
 
 fn login() -> Login {
     Login {
-        shell: Shell::Runs,
         shadow: Shadow::NoEntry,
         today: 20_000,
         nologin: None,
         pam: Vec::new(),
-        revocations: BTreeMap::new(),
         people: vec![Person { account: account(), has_password: true, has_key: false }],
     }
 }
@@ -128,19 +123,13 @@ pub fn sshd_answer(bytes: &[u8]) {
     let mut all = connections(&account.name, &effective, &[]);
     all.extend(loopbacks(&account.name, &effective).into_iter().map(|(_, connection)| connection));
     all.push(anybody(&account.name));
-    let key = PublicKey::parse(KEY).unwrap();
-    let path = authorized_keys_path(&effective, &account);
-    let path = path.unwrap_or_else(|refusal| {
+    if let Err(refusal) = authorized_keys_path(&effective, &account) {
         is_fit_to_print(&refusal.message);
-        PathBuf::from("/k")
-    });
-    let key_file = KeyFile { path, content: None, missing_directory: None, path_facts: Vec::new() };
+    }
     for connection in all.iter().take(8) {
         let login = login();
         let facts = lockout::Facts {
             account: &account,
-            key: &key,
-            key_file: &key_file,
             login: &login,
             effective: &effective,
             connection,

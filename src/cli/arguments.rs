@@ -71,6 +71,8 @@ pub(super) enum Word {
     Detach,
     /// `undo`.
     Undo,
+    /// `trial-helper`: for systemd alone, so the usage does not name it.
+    TrialHelper,
     /// `status`.
     Status {
         /// `--json`.
@@ -119,6 +121,7 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         }),
         "detach" => Word::Detach,
         "undo" => Word::Undo,
+        "trial-helper" => Word::TrialHelper,
         "status" => Word::Status { json: std::mem::take(&mut json) },
         "check" => Word::Check { json: std::mem::take(&mut json), image: std::mem::take(&mut image) },
         unknown => return Err(format!("there is no command '{unknown}'").into()),

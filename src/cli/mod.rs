@@ -9,6 +9,7 @@ mod plan;
 mod report;
 mod run;
 mod status;
+mod trial_helper;
 mod undo;
 
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ pub fn main() -> ExitCode {
         Word::Detach => apply::detach(&config),
         Word::Plan(source) => plan::plan(&config, &source),
         Word::Undo => undo::undo(&config),
+        Word::TrialHelper => trial_helper::serve(&config),
         Word::Status { json } => status::status(&config, json),
         Word::Check { json, image: false } => check::check(&config, json),
         Word::Check { json, image: true } => image::check(&config, json),

@@ -153,18 +153,17 @@ pub struct Background {
 }
 
 impl Background {
-    /// Starts `program` with this standard input and output; standard error goes to /dev/null.
+    /// Starts `program` with these descriptors.
     ///
     /// # Errors
     /// That it cannot be started.
     pub fn start(
         program: &Path,
         arguments: &[impl AsRef<OsStr>],
-        stdin: Stdio,
-        stdout: Stdio,
+        [stdin, stdout, stderr]: [Stdio; 3],
     ) -> Result<Self, ChildError> {
         let mut command = command(program, arguments);
-        command.stdin(stdin).stdout(stdout).stderr(Stdio::null());
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
         let child = command.spawn().map_err(|source| failed(program, "start", source))?;
         Ok(Self { running: Running { child, ended: false } })
     }

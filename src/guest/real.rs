@@ -52,12 +52,7 @@ impl RealGuest {
         Self {
             component_info: config.component_info.clone(),
             state_dir: config.state_dir.clone(),
-            sshd: SshdSettings {
-                binary: config.sshd.binary.clone(),
-                config: config.sshd.config.clone(),
-                pid_file: config.sshd.pid_file.clone(),
-                run_dir: config.run_dir.clone(),
-            },
+            sshd: sshd_settings(config),
             started: Instant::now(),
             is_settled: false,
         }
@@ -303,6 +298,16 @@ impl Guest for RealGuest {
         { keys }
             .map(|key| HostKey { key_type: key.key_type, sha256: fingerprint_of(&key.blob).sha256 })
             .collect()
+    }
+}
+
+/// What the configuration says of sshd.
+pub fn sshd_settings(config: &Config) -> SshdSettings {
+    SshdSettings {
+        binary: config.sshd.binary.clone(),
+        config: config.sshd.config.clone(),
+        pid_file: config.sshd.pid_file.clone(),
+        run_dir: config.run_dir.clone(),
     }
 }
 

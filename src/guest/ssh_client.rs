@@ -115,8 +115,7 @@ impl ClientQuestion<'_> {
 
     /// No configuration, agent, control socket or secret of the client's; one method; no session.
     fn arguments(&self, files: &Files) -> Vec<String> {
-        let mut words: Vec<String> =
-            ["-v", "-n", "-N", "-T", "-F", "none", "-E"].map(str::to_owned).to_vec();
+        let mut words: Vec<String> = ["-v", "-n", "-N", "-T", "-F", "none", "-E"].map(str::to_owned).to_vec();
         words.push(files.log.to_string_lossy().into_owned());
         words.extend(["-l".to_owned(), self.user.to_owned()]);
         let mut options: Vec<String> = [
@@ -135,16 +134,18 @@ impl ClientQuestion<'_> {
         ]
         .map(str::to_owned)
         .to_vec();
-        options.push(format!("PreferredAuthentications={}", if self.key.is_some() { "publickey" } else { "none" }));
+        options.push(format!(
+            "PreferredAuthentications={}",
+            if self.key.is_some() { "publickey" } else { "none" }
+        ));
         match self.host {
             Some((name, _)) => options.extend([
                 format!("HostKeyAlias={name}"),
                 "StrictHostKeyChecking=yes".to_owned(),
                 format!("UserKnownHostsFile={}", files.known_hosts.display()),
             ]),
-            None => options.extend(
-                ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"].map(str::to_owned),
-            ),
+            None => options
+                .extend(["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"].map(str::to_owned)),
         }
         options.extend(self.kex.map(|kex| format!("KexAlgorithms={kex}")));
         let to = match &self.route {

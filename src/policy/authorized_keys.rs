@@ -44,7 +44,8 @@ impl KeyLine {
 pub fn restrictions(line: &[u8]) -> Vec<String> {
     let options = parse_line(line).map(|(options, _)| options).unwrap_or_default();
     let names = options.split(',').map(|option| option.split('=').next().unwrap_or_default());
-    let is_harmless = |name: &str| name.is_empty() || HARMLESS_OPTIONS.contains(&name.to_ascii_lowercase().as_str());
+    let is_harmless =
+        |name: &str| name.is_empty() || HARMLESS_OPTIONS.contains(&name.to_ascii_lowercase().as_str());
     names.filter(|name| !is_harmless(name)).map(|name| name.chars().take(40).collect()).collect()
 }
 

@@ -164,10 +164,7 @@ mod tests {
                 format!("{offered}debug1: Server accepts key: /k ED25519 SHA256:x\n"),
                 Ok(seen(&both, Some(true))),
             ),
-            (
-                format!("{offered}{LIST}u@h: Permission denied (publickey).\n"),
-                Ok(seen(&both, Some(false))),
-            ),
+            (format!("{offered}{LIST}u@h: Permission denied (publickey).\n"), Ok(seen(&both, Some(false)))),
             (
                 "debug1: x\nssh: connect to host 127.0.0.1 port 22: Connection refused\r\n".to_owned(),
                 Err("ssh: connect to host 127.0.0.1 port 22: Connection refused".to_owned()),

@@ -8,7 +8,8 @@ use super::witness::Witness;
 
 /// Whether some rule of the configuration names addresses, hosts or ports.
 pub fn depends_on_address(reading: &Reading) -> bool {
-    let is_about_users = |name: &str| ["user", "group", "all"].iter().any(|other| name.eq_ignore_ascii_case(other));
+    let is_about_users =
+        |name: &str| ["user", "group", "all"].iter().any(|other| name.eq_ignore_ascii_case(other));
     reading.directives().iter().any(|directive| match (directive.keyword.as_str(), &directive.scope) {
         ("match", Scope::Match { criteria, .. }) => {
             criteria_pairs(criteria).iter().any(|(name, _)| !is_about_users(name))
@@ -34,6 +35,11 @@ pub fn sources(_reading: &Reading, _refused: &Connection, _user: &str) -> Vec<Co
 }
 
 /// Placeholder.
-pub fn limiting(_reading: &Reading, _first: &Answer, _witnesses: &[(Witness, Answer)], _user: &str) -> Vec<LimitingBlock> {
+pub fn limiting(
+    _reading: &Reading,
+    _first: &Answer,
+    _witnesses: &[(Witness, Answer)],
+    _user: &str,
+) -> Vec<LimitingBlock> {
     Vec::new()
 }

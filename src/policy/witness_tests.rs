@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::policy::connection::anybody;
-use crate::policy::observation::{Shadow, Shell};
+use crate::policy::observation::Shadow;
 use crate::policy::sshd_config::Names;
 use crate::policy::sshd_config::fixture::tree;
 
@@ -24,12 +24,10 @@ fn account(name: &str, uid: u32, groups: &[&str]) -> Account {
 fn login() -> Login {
     let person = |account, has_password| Person { account, has_password, has_key: false };
     Login {
-        shell: Shell::Runs,
         shadow: Shadow::NoEntry,
         today: 0,
         nologin: None,
         pam: Vec::new(),
-        revocations: Default::default(),
         people: vec![
             person(account("root", 0, &["root"]), false),
             person(account("daemon", 1, &["daemon"]), false),

@@ -78,5 +78,7 @@ pub const RELOAD: &str = "reload sshd";
 pub const BRING_BACK: &str = "bring sshd back";
 /// The look that is a question to the running sshd.
 pub const PROBE: &str = "ask the running sshd";
+/// The look that is a question to a private sshd.
+pub const TRIAL: &str = "ask a private sshd";
 /// Before the answer of a call is used.
 pub const END: &str = "its end";

@@ -13,16 +13,19 @@ use keypair_agent::policy::connection;
 use keypair_agent::policy::edit::FileKind;
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::observation::{
-    Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Reload, Shadow, Shell, Sshd,
+    Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Reload, Shadow, Sshd,
 };
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::proof::Seen;
 use keypair_agent::policy::public_key::PublicKey;
+use keypair_agent::policy::trial::{
+    Acceptance, KeyMatch, RefusalCause, Rejection, TrialAnswer, TrialQuestion,
+};
 use keypair_agent::policy::types::{CommandId, ContentHash};
 use time::OffsetDateTime;
 
 use super::disk::{KEY_FILE, SSH_DIRECTORY, STATE};
-use super::fault::{BRING_BACK, PROBE, RELOAD, SAVE_STATE, WRITE_SETTING};
+use super::fault::{BRING_BACK, PROBE, RELOAD, SAVE_STATE, TRIAL, WRITE_SETTING};
 use super::keys;
 use super::machine::{Begun, Component, Look, Machine};
 use super::sshd::{Config, tree};
@@ -79,6 +82,30 @@ impl Simulated {
                 Err(error())
             }
             Begun::Fails | Begun::Over => Err(error()),
+        }
+    }
+}
+
+impl Simulated {
+    fn private_answer(&self, question: &TrialQuestion) -> TrialAnswer {
+        let machine = self.0.borrow();
+        let Ok(config) = Config::of(&machine.disk, &question.ahead) else {
+            return TrialAnswer::NotTaken("bad configuration option".to_owned());
+        };
+        let methods = config.methods();
+        let planned = question.key_files.iter().find(|planned| planned.path.to_str() == Some(KEY_FILE));
+        let content = planned.map_or_else(|| machine.disk.text(KEY_FILE), |planned| &planned.content);
+        let refused = |cause| TrialAnswer::Refused(Rejection { cause, said: None, methods: methods.clone() });
+        if !methods.iter().any(|method| method == "publickey") {
+            return refused(RefusalCause::MethodNotOffered);
+        }
+        match keys::line_of(content, &question.key.line()) {
+            Some(line) => TrialAnswer::Accepted(Acceptance {
+                at: KeyMatch { file: KEY_FILE.to_owned(), line },
+                restrictions: Vec::new(),
+                methods,
+            }),
+            None => refused(RefusalCause::NotFound),
         }
     }
 }
@@ -280,16 +307,17 @@ impl Guest for Simulated {
         }
     }
 
-    fn login(&self, _account: &Account, _sshd: &Sshd, _keys: &[PublicKey]) -> Login {
-        Login {
-            shell: Shell::Runs,
-            shadow: Shadow::NoEntry,
-            today: 20_000,
-            nologin: None,
-            pam: Vec::new(),
-            revocations: Default::default(),
-            people: Vec::new(),
-        }
+    fn login(&self, _account: &Account, _sshd: &Sshd) -> Login {
+        Login { shadow: Shadow::NoEntry, today: 20_000, nologin: None, pam: Vec::new(), people: Vec::new() }
+    }
+
+    /// A private sshd, with key file and configuration as they will be.
+    fn trial(&self, _sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer> {
+        let answer = match self.looks(look(TRIAL, true, true)) {
+            false => TrialAnswer::NotTaken("the machine is down".to_owned()),
+            true => self.private_answer(question),
+        };
+        question.connections.iter().map(|_| answer.clone()).collect()
     }
 
     fn people(&self) -> Result<Vec<Person>, Refusal> {

@@ -106,6 +106,12 @@ pub fn holds_a_key(content: &[u8]) -> bool {
 
 /// Whether this very key would let in.
 pub fn holds(content: &[u8], key: &str) -> bool {
+    line_of(content, key).is_some()
+}
+
+/// The line, from 1, at which this very key stands.
+pub fn line_of(content: &[u8], key: &str) -> Option<usize> {
     let blob = key.split(' ').nth(1).unwrap_or_default();
-    lines(content).any(|line| line.split(|byte| *byte == b' ').nth(1) == Some(blob.as_bytes()))
+    let is_it = |line: &[u8]| line.split(|byte| *byte == b' ').nth(1) == Some(blob.as_bytes());
+    lines(content).position(is_it).map(|index| index + 1)
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::accounts;
 use super::super::files;
 use super::super::sshd::{self, SshdSettings};
-use super::super::accounts;
 use crate::policy::sshd_config::is_our_line_in_block;
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 

@@ -1,5 +1,6 @@
 //! One run: a private sshd that serves one connection, `sshd -i`, and the client that asks it.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -142,13 +143,10 @@ impl PrivateSshd<'_> {
         let Some(stream) = accept(listener, is_over).map_err(failed)? else { return Ok(()) };
         let output = OwnedFd::from(stream.try_clone().map_err(failed)?);
         let input = OwnedFd::from(stream);
-        let mut sshd = Background::start(
-            self.binary,
-            &self.arguments(log, kex),
-            Stdio::from(input),
-            Stdio::from(output),
-        )
-        .map_err(|error| error.to_string())?;
+        let log = File::create(log).map_err(failed)?;
+        let descriptors = [Stdio::from(input), Stdio::from(output), Stdio::from(log)];
+        let mut sshd = Background::start(self.binary, &self.arguments(kex), descriptors)
+            .map_err(|error| error.to_string())?;
         while !is_over.load(Ordering::Relaxed) {
             if sshd.ends_within(Duration::from_millis(20)) {
                 return Ok(());
@@ -160,8 +158,8 @@ impl PrivateSshd<'_> {
 
     fn run_over_pipe(&self, log: &Path, kex: Option<&str>) -> Result<String, String> {
         let mut words = vec![shell_word(&self.binary.to_string_lossy())];
-        words.extend(self.arguments(log, kex).iter().map(|word| shell_word(word)));
-        let command = format!("exec {}", words.join(" "));
+        words.extend(self.arguments(kex).iter().map(|word| shell_word(word)));
+        let command = format!("exec {} 2>{}", words.join(" "), shell_word(&log.to_string_lossy()));
         let log = self.question(Route::Command(&command), kex).ask().map_err(|error| error.to_string())?;
         Ok(log.text)
     }
@@ -177,15 +175,16 @@ impl PrivateSshd<'_> {
         }
     }
 
-    /// The arguments of `sshd -i`. Of an option that is given twice sshd takes the first.
-    fn arguments(&self, log: &Path, kex: Option<&str>) -> Vec<String> {
-        let mut words =
-            vec!["-i".to_owned(), "-f".to_owned(), self.config.to_string_lossy().into_owned()];
+    /// The arguments of `sshd -i`. Of an option that is given twice sshd takes the first. The log goes to standard error:
+    /// with `-E`, sshd 9.8 and 9.9 write it into the connection.
+    fn arguments(&self, kex: Option<&str>) -> Vec<String> {
+        let mut words: Vec<String> = ["-i", "-e", "-f"].map(str::to_owned).to_vec();
+        words.push(self.config.to_string_lossy().into_owned());
         let kex = kex.map(|kex| format!("KexAlgorithms={kex}"));
-        for option in kex.into_iter().chain(["LogLevel=DEBUG1", "PermitEmptyPasswords=no"].map(str::to_owned)) {
+        for option in kex.into_iter().chain(["LogLevel=DEBUG1", "PermitEmptyPasswords=no"].map(str::to_owned))
+        {
             words.extend(["-o".to_owned(), option]);
         }
-        words.extend(["-E".to_owned(), log.to_string_lossy().into_owned()]);
         words.extend(self.options.iter().cloned());
         if let Some(key) = &self.host_key {
             words.extend(["-h".to_owned(), key.to_string_lossy().into_owned()]);

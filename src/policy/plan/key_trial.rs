@@ -7,8 +7,8 @@ use super::super::lockout::{self, Finding};
 use super::super::observation::{Answer, Connection, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialKey, TrialReport, Warning, WarningReason};
 use super::super::public_key::PublicKey;
-use super::super::sshd_config::Reading;
 use super::super::sources;
+use super::super::sshd_config::Reading;
 use super::super::trial::{Acceptance, Decides, PlannedKeyFile, TrialAnswer, TrialQuestion, explain};
 use super::super::witness::Witness;
 use super::{Facts, PlanRefusal};
@@ -106,7 +106,8 @@ impl KeyTrial<'_> {
         };
         let first = question(self.connections(needs_addresses));
         let answers = ask(&first);
-        let mut tried: Vec<(Connection, TrialAnswer)> = first.connections.iter().cloned().zip(answers).collect();
+        let mut tried: Vec<(Connection, TrialAnswer)> =
+            first.connections.iter().cloned().zip(answers).collect();
         tried.retain(|(_, answer)| *answer != TrialAnswer::NoSuchFamily);
         let mut report = report_of(&tried);
         for (_, answer) in &tried {
@@ -131,10 +132,12 @@ impl KeyTrial<'_> {
             .collect();
         for port in ports(&tried) {
             let of_port = |connection: &Connection| connection.lport == port;
-            let Some((at, finding)) = refused.iter().find(|(connection, _)| of_port(connection)) else { continue };
-            let accepted = tried
-                .iter()
-                .any(|(connection, answer)| of_port(connection) && self.finding(connection, answer).is_none());
+            let Some((at, finding)) = refused.iter().find(|(connection, _)| of_port(connection)) else {
+                continue;
+            };
+            let accepted = tried.iter().any(|(connection, answer)| {
+                of_port(connection) && self.finding(connection, answer).is_none()
+            });
             let elsewhere = match accepted {
                 true => None,
                 false => self.ask_from_sources(at, &question, ask),
@@ -246,9 +249,8 @@ impl KeyTrial<'_> {
                 "the key does not let {} in from {}: {}",
                 self.facts.account.name, block.answer.connection.addr, finding.message
             );
-            warnings.push(
-                Warning::new(WarningReason::SourceLimited, message).at(&block.file, Some(block.line)),
-            );
+            warnings
+                .push(Warning::new(WarningReason::SourceLimited, message).at(&block.file, Some(block.line)));
         }
         warnings
     }

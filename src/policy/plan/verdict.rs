@@ -7,8 +7,8 @@ use super::super::observation::{Answer, Person, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::super::proof::{Forecast, ProofPlan};
 use super::super::public_key::PublicKey;
-use super::super::sshd_config::{self, KbdInteractive, Reading};
 use super::super::sources;
+use super::super::sshd_config::{self, KbdInteractive, Reading};
 use super::super::trial::{PlannedKeyFile, TrialAnswer, TrialQuestion};
 use super::super::types::PasswordAuth;
 use super::super::witness::{self, Witness};
@@ -227,14 +227,14 @@ impl AccessContext<'_> {
         };
         let deferred = match access {
             Access::Denied(finding) => return Err(refuse(finding.message)),
-            Access::Unknown(why) => return Err(refuse(unknown(&why))),
-            Access::Granted | Access::Deferred(_) if key.is_security_key() => {
+            Access::Granted | Access::Deferred(_) | Access::Unknown(_) if key.is_security_key() => {
                 return Err(refuse(format!(
                     "the public half of a security key ({}) cannot tell whether sshd accepts its signatures (touch, PIN), \
                      so it may be no way in; attach it with passWordAuth `yes`",
                     key.algorithm()
                 )));
             }
+            Access::Unknown(why) => return Err(refuse(unknown(&why))),
             Access::Deferred(_) if self.replaces => {
                 return Err(refuse(unknown(
                     "the new key cannot be shown to a private sshd before the old one is taken away",

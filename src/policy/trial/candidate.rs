@@ -21,7 +21,8 @@ pub struct Candidate {
 pub fn candidate(tree: &ConfigTree, ahead: &str) -> Candidate {
     let mut silenced: BTreeMap<&PathBuf, Vec<usize>> = BTreeMap::new();
     let all = directives(tree);
-    for directive in all.iter().filter(|directive| directive.keyword == "loglevel" && !directive.is_global()) {
+    for directive in all.iter().filter(|directive| directive.keyword == "loglevel" && !directive.is_global())
+    {
         silenced.entry(&directive.file).or_default().push(directive.line);
     }
     let text_of = |file: &PathBuf| {
@@ -60,7 +61,10 @@ mod tests {
     #[test]
     fn log_levels_inside_match_are_comments() {
         let tree = tree(&[
-            ("/etc/ssh/sshd_config", "LogLevel INFO\nInclude /etc/ssh/d.d/*\nMatch User u\n  LogLevel QUIET\n"),
+            (
+                "/etc/ssh/sshd_config",
+                "LogLevel INFO\nInclude /etc/ssh/d.d/*\nMatch User u\n  LogLevel QUIET\n",
+            ),
             ("/etc/ssh/d.d/a", "Match all\nloglevel=QUIET"),
             ("/etc/ssh/d.d/b", "LogLevel VERBOSE\n"),
         ]);

@@ -29,10 +29,8 @@ pub struct ClientReport {
 
 const METHODS: &str = "debug1: Authentications that can continue: ";
 const ACCEPTED: &str = "debug1: Server accepts key: ";
-const NO_MUTUAL: [&str; 2] = [
-    "debug1: send_pubkey_test: no mutual signature",
-    "debug1: sign_and_send_pubkey: no mutual signature",
-];
+const NO_MUTUAL: [&str; 2] =
+    ["debug1: send_pubkey_test: no mutual signature", "debug1: sign_and_send_pubkey: no mutual signature"];
 const AUTHENTICATED: [&str; 3] =
     ["Authenticated to ", "Authenticated using ", "debug1: Authentication succeeded ("];
 
@@ -69,24 +67,31 @@ impl ClientReport {
     /// Whether sshd sent "Not allowed at this time" in place of its name: sshd_config(5) "PerSourcePenalties".
     pub fn is_penalised(log: &str) -> bool {
         log.lines().any(|line| {
-            line.starts_with("debug1: kex_exchange_identification: banner line")
+            ["debug1: kex_exchange_identification: ", "debug1: ssh_exchange_identification: "]
+                .iter()
+                .any(|start| line.starts_with(start))
                 && line.contains("Not allowed at this time")
         })
     }
 
     /// Whether nobody listened: the client's own line begins with its name.
     pub fn is_connection_refused(log: &str) -> bool {
-        log.lines().map(str::trim_end).any(|line| {
-            line.starts_with("ssh: connect to host ") && line.ends_with(": Connection refused")
-        })
+        log.lines()
+            .map(str::trim_end)
+            .any(|line| line.starts_with("ssh: connect to host ") && line.ends_with(": Connection refused"))
     }
 
     /// Whether the client or the server lacks the key exchange that was asked for.
     pub fn lacks_key_exchange(log: &str) -> bool {
-        let starts = ["Unable to negotiate with ", "command-line: line 0: Bad SSH2 KexAlgorithms", "command-line line 0: Bad SSH2 KexAlgorithms"];
+        let starts = [
+            "Unable to negotiate with ",
+            "command-line: line 0: Bad SSH2 KexAlgorithms",
+            "command-line line 0: Bad SSH2 KexAlgorithms",
+        ];
         log.lines().any(|line| {
             starts.iter().any(|start| line.starts_with(start))
-                && (line.contains("Bad SSH2 KexAlgorithms") || line.contains("no matching key exchange method"))
+                && (line.contains("Bad SSH2 KexAlgorithms")
+                    || line.contains("no matching key exchange method"))
         })
     }
 
@@ -100,7 +105,8 @@ impl ClientReport {
 /// `Offering TYPE public key: PATH` or `Offering public key: TYPE …`.
 fn is_offer(line: &str) -> bool {
     line.strip_prefix("debug1: Offering ").is_some_and(|rest| {
-        rest.starts_with("public key: ") || rest.split_once(' ').is_some_and(|(_, rest)| rest.starts_with("public key: "))
+        rest.starts_with("public key: ")
+            || rest.split_once(' ').is_some_and(|(_, rest)| rest.starts_with("public key: "))
     })
 }
 
@@ -120,11 +126,19 @@ mod tests {
 
     #[test]
     fn offers_of_every_release() {
-        let accepted_10 = format!("{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\ndebug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n");
-        let accepted_7_4 = format!("{LIST}debug1: Offering ED25519 public key: /k\r\ndebug1: Server accepts key: pkalg ssh-ed25519 blen 51\r\n");
+        let accepted_10 = format!(
+            "{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\ndebug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n"
+        );
+        let accepted_7_4 = format!(
+            "{LIST}debug1: Offering ED25519 public key: /k\r\ndebug1: Server accepts key: pkalg ssh-ed25519 blen 51\r\n"
+        );
         let refused_7_6 = format!("{LIST}debug1: Offering public key: ED25519 SHA256:x /k\r\n{LIST}");
-        let cut_off = format!("{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\nReceived disconnect from 192.0.2.2 port 22:2: Too many authentication failures\r\n");
-        let no_algorithm = format!("{LIST}debug1: Offering public key: /k RSA SHA256:x explicit\r\ndebug1: send_pubkey_test: no mutual signature algorithm\r\n");
+        let cut_off = format!(
+            "{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\nReceived disconnect from 192.0.2.2 port 22:2: Too many authentication failures\r\n"
+        );
+        let no_algorithm = format!(
+            "{LIST}debug1: Offering public key: /k RSA SHA256:x explicit\r\ndebug1: send_pubkey_test: no mutual signature algorithm\r\n"
+        );
         for (log, expected) in [
             (accepted_10, KeyOffer::Accepted),
             (accepted_7_4, KeyOffer::Accepted),
@@ -154,7 +168,10 @@ mod tests {
 
     #[test]
     fn a_login_without_a_key_is_seen() {
-        for line in ["debug1: Authentication succeeded (none).\r\n", "Authenticated to h ([192.0.2.2]:22) using \"none\".\r\n"] {
+        for line in [
+            "debug1: Authentication succeeded (none).\r\n",
+            "Authenticated to h ([192.0.2.2]:22) using \"none\".\r\n",
+        ] {
             assert!(ClientReport::parse(line).authenticated_without_key, "{line}");
             assert!(ClientReport::is_authenticated(line));
         }
@@ -164,8 +181,15 @@ mod tests {
     #[test]
     fn faults_are_the_clients_last_words() {
         let log = "OpenSSH_9.2\r\ndebug1: x\r\nssh: connect to host 127.0.0.1 port 9: Connection refused\r\n";
-        assert_eq!(ClientReport::parse(log).fault.as_deref(), Some("ssh: connect to host 127.0.0.1 port 9: Connection refused"));
-        assert!(ClientReport::lacks_key_exchange("Unable to negotiate with 192.0.2.2 port 22: no matching key exchange method found. Their offer: x\r\n"));
-        assert!(ClientReport::lacks_key_exchange("command-line: line 0: Bad SSH2 KexAlgorithms 'curve25519-sha256'.\r\n"));
+        assert_eq!(
+            ClientReport::parse(log).fault.as_deref(),
+            Some("ssh: connect to host 127.0.0.1 port 9: Connection refused")
+        );
+        assert!(ClientReport::lacks_key_exchange(
+            "Unable to negotiate with 192.0.2.2 port 22: no matching key exchange method found. Their offer: x\r\n"
+        ));
+        assert!(ClientReport::lacks_key_exchange(
+            "command-line: line 0: Bad SSH2 KexAlgorithms 'curve25519-sha256'.\r\n"
+        ));
     }
 }

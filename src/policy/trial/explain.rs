@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Rejection, RefusalCause};
+use super::{RefusalCause, Rejection};
 use crate::policy::lockout::Finding;
 use crate::policy::observation::{Account, Connection};
 use crate::policy::sshd_config::{Decider, Reading};
@@ -101,7 +101,9 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
         ),
         RefusalCause::Source(at) => Finding {
             name: "from",
-            message: format!("from: the line at {at} does not let {name} in from there{said}; take its `from=` out"),
+            message: format!(
+                "from: the line at {at} does not let {name} in from there{said}; take its `from=` out"
+            ),
             file: (!at.file.is_empty()).then(|| PathBuf::from(&at.file)),
             line: (at.line > 0).then_some(at.line),
         },
@@ -134,7 +136,9 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
         ),
         RefusalCause::Other => Finding {
             name: "sshd",
-            message: format!("sshd: a private run of it refuses the key{said}; see sshd's manual for that message"),
+            message: format!(
+                "sshd: a private run of it refuses the key{said}; see sshd's manual for that message"
+            ),
             file: None,
             line: None,
         },

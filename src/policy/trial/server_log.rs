@@ -1,4 +1,4 @@
-//! What a private sshd wrote of one connection with `-E FILE -o LogLevel=DEBUG1`: sshd(8), OpenSSH 7.4 to 10.5.
+//! What a private sshd wrote of one connection with `-e -o LogLevel=DEBUG1`: sshd(8), OpenSSH 7.4 to 10.5.
 
 use std::fmt;
 
@@ -176,11 +176,15 @@ fn place_of(place: &str) -> Option<KeyMatch> {
 }
 
 fn cause_of(text: &str) -> Option<RefusalCause> {
-    if let Some((_, why)) = text.strip_prefix("User ").and_then(|rest| rest.split_once(" not allowed because ")) {
+    if let Some((_, why)) =
+        text.strip_prefix("User ").and_then(|rest| rest.split_once(" not allowed because "))
+    {
         return Some(match why {
             why if why.starts_with("not listed in AllowUsers") => RefusalCause::AllowUsers,
             why if why.starts_with("listed in DenyUsers") => RefusalCause::DenyUsers,
-            why if why.starts_with("none of user's groups are listed in AllowGroups") => RefusalCause::AllowGroups,
+            why if why.starts_with("none of user's groups are listed in AllowGroups") => {
+                RefusalCause::AllowGroups
+            }
             why if why.starts_with("not in any group") => RefusalCause::AllowGroups,
             why if why.starts_with("a group is listed in DenyGroups") => RefusalCause::DenyGroups,
             why if why.starts_with("shell ") => RefusalCause::Shell,
@@ -199,9 +203,13 @@ fn cause_of(text: &str) -> Option<RefusalCause> {
         }
         return Some(RefusalCause::KeyFile(rest.to_owned()));
     }
-    if let Some(rest) = text.strip_prefix("Could not open user '").or_else(|| text.strip_prefix("Could not open authorized keys '")) {
+    if let Some(rest) = text
+        .strip_prefix("Could not open user '")
+        .or_else(|| text.strip_prefix("Could not open authorized keys '"))
+    {
         // A file that is not there is no fault: sshd goes on to the next one.
-        return (!rest.ends_with("No such file or directory")).then(|| RefusalCause::KeyFile(text.to_owned()));
+        return (!rest.ends_with("No such file or directory"))
+            .then(|| RefusalCause::KeyFile(text.to_owned()));
     }
     if text.starts_with("User '") && text.ends_with(" is not a regular file") {
         return Some(RefusalCause::KeyFile(text.to_owned()));
@@ -222,7 +230,9 @@ fn cause_of(text: &str) -> Option<RefusalCause> {
     {
         return place_of(place).map(RefusalCause::Source);
     }
-    if text.starts_with("Authentication tried for ") && text.contains("correct key but not from a permitted host") {
+    if text.starts_with("Authentication tried for ")
+        && text.contains("correct key but not from a permitted host")
+    {
         // Before OpenSSH 7.7 no line is named.
         return Some(RefusalCause::Source(KeyMatch { file: String::new(), line: 0 }));
     }
@@ -308,20 +318,44 @@ mod tests {
         for (line, expected) in [
             ("User u from 192.0.2.1 not allowed because not listed in AllowUsers", RefusalCause::AllowUsers),
             ("User u from 192.0.2.1 not allowed because listed in DenyUsers", RefusalCause::DenyUsers),
-            ("User u from 192.0.2.1 not allowed because none of user's groups are listed in AllowGroups", RefusalCause::AllowGroups),
-            ("User u from 192.0.2.1 not allowed because a group is listed in DenyGroups", RefusalCause::DenyGroups),
+            (
+                "User u from 192.0.2.1 not allowed because none of user's groups are listed in AllowGroups",
+                RefusalCause::AllowGroups,
+            ),
+            (
+                "User u from 192.0.2.1 not allowed because a group is listed in DenyGroups",
+                RefusalCause::DenyGroups,
+            ),
             ("User u not allowed because shell /x does not exist", RefusalCause::Shell),
             ("User u not allowed because account is locked", RefusalCause::LockedAccount),
-            ("Authentication refused: bad ownership or modes for directory /home/u", RefusalCause::Modes("/home/u".into())),
+            (
+                "Authentication refused: bad ownership or modes for directory /home/u",
+                RefusalCause::Modes("/home/u".into()),
+            ),
             ("Authentication key ED25519 SHA256:x revoked by file /r", RefusalCause::Revoked),
-            ("Error checking authentication key ED25519 SHA256:x in revoked keys file /r: No such file or directory", RefusalCause::Revoked),
-            ("userauth_pubkey: signature algorithm ssh-ed25519 not in PubkeyAcceptedAlgorithms", RefusalCause::Algorithm),
-            ("userauth_pubkey: key type ssh-ed25519 not in PubkeyAcceptedKeyTypes [preauth]", RefusalCause::Algorithm),
+            (
+                "Error checking authentication key ED25519 SHA256:x in revoked keys file /r: No such file or directory",
+                RefusalCause::Revoked,
+            ),
+            (
+                "userauth_pubkey: signature algorithm ssh-ed25519 not in PubkeyAcceptedAlgorithms",
+                RefusalCause::Algorithm,
+            ),
+            (
+                "userauth_pubkey: key type ssh-ed25519 not in PubkeyAcceptedKeyTypes [preauth]",
+                RefusalCause::Algorithm,
+            ),
             ("refusing RSA key: Invalid key length [preauth]", RefusalCause::KeyLength),
-            ("/k:3: Authentication tried for u with correct key but not from a permitted host (host=h, ip=i, required=r).", RefusalCause::Source(at("/k", 3))),
+            (
+                "/k:3: Authentication tried for u with correct key but not from a permitted host (host=h, ip=i, required=r).",
+                RefusalCause::Source(at("/k", 3)),
+            ),
             ("debug1: /k:4: entry expired at 2020-01-01T00:00:00", RefusalCause::Expired(at("/k", 4))),
             ("Invalid user u from 192.0.2.1 port 5", RefusalCause::UnknownUser),
-            ("debug1: Could not open user 'u' authorized keys '/k': No such file or directory", RefusalCause::NotFound),
+            (
+                "debug1: Could not open user 'u' authorized keys '/k': No such file or directory",
+                RefusalCause::NotFound,
+            ),
         ] {
             assert_eq!(ServerReport::parse(line).cause(), expected, "{line}");
         }
