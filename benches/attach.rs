@@ -1,4 +1,4 @@
-//! One attach against the floor: what the disk alone takes to put a small file in a file's place for good (write,
+//! A trial against the bare client and sshd that it consists of. One attach against the floor: what the disk alone takes to put a small file in a file's place for good (write,
 //! fsync, rename, fsync of the directory), on the same disk, in the same run. A ratio, since machines differ.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
@@ -9,7 +9,15 @@ mod support;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use keypair_agent::config::Config;
+use keypair_agent::guest::Guest as _;
+use keypair_agent::guest::real::RealGuest;
+use keypair_agent::policy::observation::Sshd;
+use keypair_agent::policy::public_key::PublicKey;
+use keypair_agent::policy::trial::{TrialAnswer, TrialQuestion};
 
 use support::{Guest, Key, attach, available, detach};
 
@@ -29,6 +37,36 @@ fn floor(folder: &Path) -> Duration {
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
+}
+
+/// A bare ssh(1) that a private `sshd -i` refuses: what a trial cannot do without.
+fn refused_ssh(guest: &Guest, key: &Key) -> Duration {
+    let sshd = format!("ProxyCommand=exec /usr/sbin/sshd -i -f {}", guest.path("sshd_config").display());
+    let begun = Instant::now();
+    let mut ssh = Command::new("ssh");
+    ssh.args(["-F", "none", "-n", "-N", "-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
+    ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"]);
+    ssh.args(["-o", "KexAlgorithms=curve25519-sha256", "-o", "PreferredAuthentications=publickey", "-o", &sshd]);
+    ssh.arg("-i").arg(&key.private).arg("root@private-sshd");
+    let status = ssh.stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(255), "it is refused");
+    begun.elapsed()
+}
+
+/// The trial of one key, as a command asks for it.
+fn trial(guest: &RealGuest, sshd: &Sshd, key: &Key) -> Duration {
+    let question = TrialQuestion {
+        user: "root".to_owned(),
+        key: PublicKey::parse(&key.line).unwrap(),
+        ahead: "PasswordAuthentication no\n".to_owned(),
+        key_files: Vec::new(),
+        connections: sshd.answers.iter().take(1).map(|answer| answer.connection.clone()).collect(),
+        needs_addresses: false,
+    };
+    let begun = Instant::now();
+    let answers = guest.trial(sshd, &question);
+    assert!(matches!(answers.as_slice(), [TrialAnswer::Refused(_)]), "{answers:?}");
+    begun.elapsed()
 }
 
 fn main() {
@@ -54,6 +92,17 @@ fn main() {
         with_sshd.push(timed(&|| assert_eq!(guest.apply(&attach("my-test", &key, "no"))["changed"], true)));
         guest.apply(&detach("my-test"));
     }
+    let config = Config::load(Some(&guest.config)).unwrap();
+    let (real, mut bare, mut trials) = (RealGuest::new(&config), Vec::new(), Vec::new());
+    let sshd = real.sshd("root").unwrap();
+    for _ in 0..ROUNDS {
+        bare.push(refused_ssh(&guest, &key));
+        trials.push(trial(&real, &sshd, &key));
+    }
+    let (bare, trial) = (median(bare), median(trials));
+    println!("a bare ssh to an sshd -i that refuses it               {bare:>10.2?}");
+    let ratio = trial.as_secs_f64() / bare.as_secs_f64();
+    println!("a trial                                                {trial:>10.2?}  {ratio:.2} times the bare ssh");
     let floor = median(floors);
     println!("floor (write, fsync, rename, fsync of the directory)   {floor:>10.2?}");
     for (what, times) in [

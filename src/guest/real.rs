@@ -117,7 +117,7 @@ impl Guest for RealGuest {
             Ok(Some(account)) => Ok(account),
             Ok(None) => Err(Refusal::new(
                 Reason::UserNotFound,
-                format!("there is no user {user}: set target_user to an account of this guest, or create it"),
+                format!("there is no user {user}; set target_user to an account of this guest, or create it"),
             )),
             Err(error) => Err(Refusal::new(Reason::IoError, error.to_string())),
         }

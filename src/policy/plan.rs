@@ -18,7 +18,7 @@ use super::proof::ProofPlan;
 use super::public_key::PublicKey;
 use super::sshd_config::{self, KbdInteractive};
 use super::trial::TrialQuestion;
-use super::types::{InstanceId, PasswordAuth};
+use super::types::PasswordAuth;
 
 mod key_trial;
 mod questions;
@@ -69,7 +69,7 @@ pub struct Purpose<'a> {
     /// What the state says is bound.
     pub binding: Option<&'a Binding>,
     /// This instance, for the platform's own words.
-    pub instance_id: Option<&'a InstanceId>,
+    pub instance_id: Option<&'a str>,
     /// Whether keyboard-interactive follows password login.
     pub kbd_interactive: KbdInteractive,
     /// Whether the running sshd can and shall be asked as well.
@@ -146,12 +146,12 @@ pub fn bound(binding: Option<&Binding>, account: &Account, key_file: &KeyFile) -
 ///
 /// # Errors
 /// `ALREADY_ATTACHED` and `NOT_ATTACHED`.
-pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&InstanceId>) -> Result<(), Refusal> {
+pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&str>) -> Result<(), Refusal> {
     match (action, bound) {
         (Action::Attach { key_pair, replace, .. }, Some(bound))
             if *key_pair != bound.key_pair && !replace && !bound.inherited =>
         {
-            let instance = instance.map_or("unknown", InstanceId::as_str);
+            let instance = instance.unwrap_or("unknown");
             Err(Refusal::new(
                 Reason::AlreadyAttached,
                 format!("Already attached key pair. instance id {instance}"),

@@ -15,6 +15,7 @@ use crate::policy::plan::{self, Purpose};
 use crate::policy::proof::{Forecast, Verdict};
 use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::{Directive, contrary_lines, taken};
+use crate::policy::types::InstanceId;
 
 use super::Transaction;
 use super::observe::{key_path, usual_key_path};
@@ -119,7 +120,7 @@ impl<G: Guest> Transaction<G> {
         let purpose = Purpose {
             action: &action,
             binding: state.binding.as_ref(),
-            instance_id: self.settings.instance(state),
+            instance_id: self.settings.instance(state).map(InstanceId::as_str),
             kbd_interactive: self.settings.kbd_interactive,
             proof: false,
             asks_for_yes: false,

@@ -12,6 +12,8 @@ use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
 use crate::policy::trial::TrialQuestion;
 use crate::policy::types::PasswordAuth;
 
+use crate::policy::types::InstanceId;
+
 use super::Transaction;
 use super::sheet::{Sheet, timestamp};
 use super::state::State;
@@ -31,7 +33,8 @@ impl<G: Guest> Transaction<G> {
     /// # Errors
     /// Any reason of contract 4 to 6.
     pub fn prepare(&self, command: &Command, state: &State, sheet: &mut Sheet) -> Result<Prepared, Refusal> {
-        let instance_id = self.settings.instance(state);
+        let known = self.settings.instance(state).map(InstanceId::as_str);
+        let instance_id = known.or(command.instance_id.as_deref());
         plan::admit(&command.action, state.binding.as_ref(), instance_id)?;
         if let Some(key) = command.action.public_key() {
             self.guest.reads_key(key)?;

@@ -250,6 +250,7 @@ impl<G: Guest> Transaction<G> {
             },
             key_files: plan.key_edits.iter().map(|edit| edit.intent()).collect(),
             sshd_files: plan.sshd_edits.iter().map(|edit| edit.intent()).collect(),
+            opens: plan.expect == Some(PasswordAuth::Yes),
         };
         state.intent = Some(intent.clone());
         if let Err(refusal) = self.save(state) {

@@ -28,8 +28,8 @@ pub(super) enum Settle<'a> {
     Reload,
 }
 
-/// Takes the intent back: sshd's side first, so that there is never a moment without password and key. What somebody
-/// changed since is left alone and named.
+/// Takes the intent back: sshd's side first, and where the command turned passwords on the keys first, so that there is
+/// never a moment without password and key. What somebody changed since is left alone and named.
 ///
 /// # Errors
 /// What could not be taken back; what was is not done again by another call.
@@ -40,6 +40,10 @@ pub(super) fn undo(
     settle: Settle<'_>,
 ) -> Result<(), Refusal> {
     let mut left_alone = Vec::new();
+    if intent.opens {
+        // The old key is back before passwords go off again.
+        take_back_keys(guest, intent, &mut left_alone)?;
+    }
     for file in intent.sshd_files.iter().rev() {
         take_back(guest, file, &mut left_alone)?;
     }
@@ -59,8 +63,8 @@ pub(super) fn undo(
             the_key_may_go(guest, intent, user, &file.path)?;
         }
     }
-    for file in intent.key_files.iter().rev() {
-        take_back(guest, file, &mut left_alone)?;
+    if !intent.opens {
+        take_back_keys(guest, intent, &mut left_alone)?;
     }
     for path in &left_alone {
         tracing::warn!(
@@ -68,6 +72,17 @@ pub(super) fn undo(
             "{} was changed by somebody meanwhile: what is ours in it is left alone",
             path.display()
         );
+    }
+    Ok(())
+}
+
+fn take_back_keys(
+    guest: &mut impl Guest,
+    intent: &Intent,
+    left_alone: &mut Vec<PathBuf>,
+) -> Result<(), Refusal> {
+    for file in intent.key_files.iter().rev() {
+        take_back(guest, file, left_alone)?;
     }
     Ok(())
 }

@@ -102,6 +102,9 @@ pub struct Intent {
     pub key_files: Vec<FileIntent>,
     /// The edits of sshd's configuration.
     pub sshd_files: Vec<FileIntent>,
+    /// Whether the command turns passwords on: then sshd's files came first, and are taken back last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opens: bool,
 }
 
 /// What is needed to answer a command that was interrupted too often.

@@ -7,6 +7,8 @@ scene_login() {
   try "passwords are refused, root and u" passwords_off
   try "systemctl status says what is bound now" status_bound
   try "the proof in the result" proof_in_result
+  try "the trial in the result, by the helper" trial_in_result
+  try "a key that sshd would refuse: LOCKOUT_GUARD" refused_by_trial
   try "setPasswordAuth yes: passwords let in again" passwords_on
   try "detach: the key no longer lets in" detach_root
   try "target_user = u: the key logs in as u" key_u
@@ -44,6 +46,29 @@ proof_in_result() {
   echo "$result"
   saw "$(sed 's/.*"proof":{"key":"\([a-z]*\)","methods":\[\([^]]*\)\].*/\1, \2/' <<<"$result" | tr -d '"')"
   case $result in *'"proof":{"key":"accepted","methods":["publickey"],'*) ;; *) return 1 ;; esac
+}
+
+# The daemon's sandbox allows no namespaces: the helper unit has to have asked.
+trial_in_result() {
+  local result
+  result=$(last_result)
+  case $result in *'"trial":{"key":"accepted","file":"/root/.ssh/authorized_keys",'*) ;; *) echo "$result"; return 1 ;; esac
+  inside journalctl -o cat -u 'keypair-agent-trial@*' --no-pager
+  inside systemctl is-active keypair-agent-trial.socket
+  saw "$(inside systemd-analyze security --no-pager keypair-agent-trial@x.service 2>/dev/null | sed -n 's/.*exposure level for .*: \([0-9.]*\) .*/exposure of the helper \1/p')"
+}
+
+# The home is open to everybody: sshd refuses the key, so passwords stay on.
+refused_by_trial() {
+  passwords_on
+  detach
+  inside chmod 777 /root
+  if attach no; then fail "attached"; fi
+  inside chmod 700 /root
+  with_password root
+  saw "$(last_result | sed 's/.*"reason":"\([A-Z_]*\)".*/\1/')"
+  case $(last_result) in *'"reason":"LOCKOUT_GUARD"'*StrictModes*) ;; *) last_result; return 1 ;; esac
+  attach no
 }
 
 passwords_on() {

@@ -49,7 +49,7 @@ impl ClientReport {
         let was_offered = lines().any(is_offer);
         let offer = if begins(&[ACCEPTED]) {
             KeyOffer::Accepted
-        } else if was_offered && begins(&NO_MUTUAL) {
+        } else if begins(&NO_MUTUAL) {
             KeyOffer::NoMutualAlgorithm
         } else if was_offered {
             KeyOffer::Refused

@@ -127,8 +127,7 @@ impl ServerReport {
 
     /// sshd's own words for it.
     pub fn said(&self) -> Option<String> {
-        let said = self.refusals.first().map(|(_, said)| said).or(self.fault.as_ref())?;
-        Some(bounded(said))
+        self.refusals.first().map(|(_, said)| bounded(said))
     }
 
     /// The last line that is no debugging output: where there was no answer, why.
