@@ -46,7 +46,14 @@ fn refused_ssh(guest: &Guest, key: &Key) -> Duration {
     let mut ssh = Command::new("ssh");
     ssh.args(["-F", "none", "-n", "-N", "-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
     ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"]);
-    ssh.args(["-o", "KexAlgorithms=curve25519-sha256", "-o", "PreferredAuthentications=publickey", "-o", &sshd]);
+    ssh.args([
+        "-o",
+        "KexAlgorithms=curve25519-sha256",
+        "-o",
+        "PreferredAuthentications=publickey",
+        "-o",
+        &sshd,
+    ]);
     ssh.arg("-i").arg(&key.private).arg("root@private-sshd");
     let status = ssh.stderr(Stdio::null()).status().unwrap();
     assert_eq!(status.code(), Some(255), "it is refused");
@@ -102,7 +109,9 @@ fn main() {
     let (bare, trial) = (median(bare), median(trials));
     println!("a bare ssh to an sshd -i that refuses it               {bare:>10.2?}");
     let ratio = trial.as_secs_f64() / bare.as_secs_f64();
-    println!("a trial                                                {trial:>10.2?}  {ratio:.2} times the bare ssh");
+    println!(
+        "a trial                                                {trial:>10.2?}  {ratio:.2} times the bare ssh"
+    );
     let floor = median(floors);
     println!("floor (write, fsync, rename, fsync of the directory)   {floor:>10.2?}");
     for (what, times) in [

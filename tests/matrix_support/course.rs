@@ -142,8 +142,18 @@ impl<'a> Course<'a> {
 
     fn attach(&mut self, setting: &str, expected: &'a Expected) -> Result<(), String> {
         let before = self.snapshot();
-        let (result, output) = self.apply(&attach("matrix", self.lab.key(self.row.key), setting), &[])?;
+        let command = attach("matrix", self.lab.key(self.row.key), setting);
+        let planned = self.guest().agent(&[], &["plan", "-"], &command.to_string());
+        let checked = (setting == "no").then(|| self.guest().agent(&[], &["check", "--json"], ""));
+        if let Some(difference) = before.difference(&self.snapshot()) {
+            self.faults.push(format!("plan or check changed files: {difference}"));
+        }
+        let (result, output) = self.apply(&command, &[])?;
         let succeeded = result["status"] == "succeeded";
+        self.note("plan", judge::plan(&planned, &result));
+        if let Some(checked) = checked.filter(|_| !self.row.check_differs) {
+            self.note("check", judge::check(&checked, &result));
+        }
         self.note("", judge::result(expected, &result));
         let after = self.snapshot();
         let difference = before.difference(&after);

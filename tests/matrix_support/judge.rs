@@ -1,10 +1,12 @@
 //! What a result says, held against the row and against what clients see.
 
 use std::collections::BTreeSet;
+use std::process::Output;
 
 use serde_json::Value;
 
 use super::client::Seen;
+use super::guest::both;
 use super::row::{Expected, ProofKind, Row, View};
 
 /// Reasons that were meant to be one thing and are another, in words.
@@ -47,6 +49,27 @@ pub fn result(expected: &Expected, result: &Value) -> Faults {
         }
     }
     faults
+}
+
+/// `plan` comes to the verdict that the attach comes to.
+pub fn plan(planned: &Output, result: &Value) -> Faults {
+    let succeeded = result["status"] == "succeeded";
+    if planned.status.success() != succeeded {
+        return vec![format!("says {}, and the attach: {result}", both(planned))];
+    }
+    let said: Value = serde_json::from_slice(&planned.stdout).unwrap_or(Value::Null);
+    if !succeeded && said["reason"] != result["reason"] {
+        return vec![format!("is refused by {}, and the attach by {}", said["reason"], result["reason"])];
+    }
+    Faults::new()
+}
+
+/// `check` comes to the verdict that an attach with `no` comes to.
+pub fn check(checked: &Output, result: &Value) -> Faults {
+    match checked.status.success() == (result["status"] == "succeeded") {
+        true => Faults::new(),
+        false => vec![format!("says {}, and the attach: {result}", both(checked))],
+    }
 }
 
 /// What the result calls effective, against what a client is offered.

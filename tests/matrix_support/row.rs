@@ -85,6 +85,9 @@ pub struct Row {
     pub valid: bool,
     #[serde(default = "yes")]
     pub host_key: bool,
+    /// Whether `check`, which asks about any Ed25519 key, comes to another verdict than the attach of this row's key.
+    #[serde(default)]
+    pub check_differs: bool,
     #[serde(default)]
     pub keeps: Vec<PathBuf>,
     #[serde(default = "server")]

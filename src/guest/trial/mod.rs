@@ -119,16 +119,25 @@ fn in_namespaces(
     };
     let mut answers = Vec::with_capacity(question.connections.len());
     for connection in &question.connections {
-        let added = [connection.addr, connection.laddr]
+        let added: io::Result<bool> = [connection.addr, connection.laddr]
             .into_iter()
             .filter(|address| !address.is_loopback())
             .try_fold(true, |all, address| Ok(namespaces.add_address(address)? && all));
-        answers.push(match added {
+        let routed = added.and_then(|added| {
+            if added {
+                let to = run::socket_address(connection.laddr, connection.lport);
+                namespaces.wait_for_route(connection.addr, to)?;
+            }
+            Ok(added)
+        });
+        answers.push(match routed {
             Ok(true) => private.ask(Link::Tcp(connection)),
             Ok(false) => (TrialAnswer::NoSuchFamily, true),
             Err(error) => {
-                let error: io::Error = error;
-                let text = format!("{} cannot be an address of the trial: {error}", connection.addr);
+                let text = format!(
+                    "{} and {} cannot be addresses of the trial: {error}",
+                    connection.addr, connection.laddr
+                );
                 (TrialAnswer::NotTaken(text), true)
             }
         });

@@ -2,13 +2,21 @@
 //! mount_namespaces(7). Both end with the thread.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::netlink::Netlink;
+
+/// How long an address may take to be usable.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often that is looked at.
+const ROUTE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The namespaces that the calling thread is in.
 pub(super) struct Namespaces {
@@ -38,6 +46,22 @@ impl Namespaces {
             Ok(()) => Ok(true),
             Err(error) if is_missing_family(&error) && address.is_ipv6() => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until a connection from one address to the other has a route: the kernel makes IPv6 addresses usable a moment
+    /// after they were added.
+    ///
+    /// # Errors
+    /// The kernel's last answer, once the time is over.
+    pub(super) fn wait_for_route(&self, from: IpAddr, to: SocketAddr) -> io::Result<()> {
+        let deadline = Instant::now() + ROUTE_TIMEOUT;
+        loop {
+            // UDP looks the route up and sends nothing.
+            match UdpSocket::bind((from, 0)).and_then(|socket| socket.connect(to)) {
+                Err(_) if Instant::now() < deadline => sleep(ROUTE_POLL_INTERVAL),
+                routed => return routed,
+            }
         }
     }
 

@@ -27,7 +27,7 @@ pub struct ClientReport {
     pub fault: Option<String>,
 }
 
-const METHODS: &str = "debug1: Authentications that can continue: ";
+const METHODS: &str = "debug1: Authentications that can continue:";
 const ACCEPTED: &str = "debug1: Server accepts key: ";
 const NO_MUTUAL: [&str; 2] =
     ["debug1: send_pubkey_test: no mutual signature", "debug1: sign_and_send_pubkey: no mutual signature"];

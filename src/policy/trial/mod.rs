@@ -103,18 +103,18 @@ pub fn read(
         );
     }
     let methods = client.methods.clone().unwrap_or_default();
+    let offers_keys = methods.iter().any(|method| method == "publickey");
     let refused = |cause: RefusalCause, said: Option<String>| {
         TrialAnswer::Refused(Rejection { cause, said, methods: methods.clone() })
     };
     match client.offer {
         KeyOffer::Accepted => {}
+        KeyOffer::Refused if !offers_keys => return refused(RefusalCause::MethodNotOffered, server.said()),
         KeyOffer::Refused => return refused(server.cause(), server.said()),
         KeyOffer::NoMutualAlgorithm => return refused(RefusalCause::Algorithm, server.said()),
         KeyOffer::NotOffered => {
             return match &client.methods {
-                Some(methods) if !methods.iter().any(|method| method == "publickey") => {
-                    refused(RefusalCause::MethodNotOffered, server.said())
-                }
+                Some(_) if !offers_keys => refused(RefusalCause::MethodNotOffered, server.said()),
                 Some(_) => TrialAnswer::NotTaken("the ssh client could not offer the key".to_owned()),
                 None if server.refuses_connection() => {
                     refused(RefusalCause::ConnectionRefused, server.said())
