@@ -261,6 +261,7 @@ impl Guest for RealGuest {
             pam: pam.unwrap_or_default(),
             revocations,
             people: Vec::new(),
+            groups: login::groups(),
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Login {
     pub revocations: BTreeMap<(PathBuf, String), Revocation>,
     /// Every account of this guest, for witnesses and for those who have a password alone.
     pub people: Vec<Person>,
+    /// The groups of group(5), whether or not they have members.
+    pub groups: Vec<String>,
 }
 
 /// A user's shell.
@@ -74,6 +76,8 @@ pub struct ShadowEntry {
     pub is_locked: bool,
     /// Whether it is the hash of some password.
     pub has_password: bool,
+    /// Whether it is empty: no password is needed, where that is permitted.
+    pub is_empty: bool,
     /// The day of its last change; 0 forces one.
     pub last_change: Option<i64>,
     /// How many days it lasts.
@@ -91,8 +95,10 @@ pub struct PamRule {
     pub file: PathBuf,
     /// The line in it, from 1.
     pub line: usize,
-    /// The module, without its directory and suffix.
+    /// The module, without its directory and suffix, or what else it is that refuses.
     pub module: String,
+    /// Whether it refuses for certain; else it may.
+    pub refuses: bool,
 }
 
 /// What a file of RevokedKeys says of a key: sshd_config(5).

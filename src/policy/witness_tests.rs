@@ -35,6 +35,7 @@ fn login() -> Login {
             person(account("daemon", 1, &["daemon"]), false),
             person(account("bob", 1000, &["bob", "sftp"]), true),
         ],
+        groups: ["root", "daemon", "bob", "sftp", "nobodys"].map(str::to_owned).to_vec(),
     }
 }
 

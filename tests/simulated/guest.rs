@@ -13,7 +13,7 @@ use keypair_agent::policy::connection;
 use keypair_agent::policy::edit::FileKind;
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::observation::{
-    Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Reload, Shadow, Shell, Sshd,
+    Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Reload, Shadow, ShadowEntry, Shell, Sshd,
 };
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::proof::Seen;
@@ -283,12 +283,21 @@ impl Guest for Simulated {
     fn login(&self, _account: &Account, _sshd: &Sshd, _keys: &[PublicKey]) -> Login {
         Login {
             shell: Shell::Runs,
-            shadow: Shadow::NoEntry,
+            shadow: Shadow::Entry(ShadowEntry {
+                is_locked: false,
+                has_password: true,
+                is_empty: false,
+                last_change: None,
+                maximum: None,
+                inactive: None,
+                expires: None,
+            }),
             today: 20_000,
             nologin: None,
             pam: Vec::new(),
             revocations: Default::default(),
             people: Vec::new(),
+            groups: Vec::new(),
         }
     }
 

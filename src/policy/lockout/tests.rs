@@ -55,6 +55,7 @@ fn login() -> Login {
         pam: Vec::new(),
         revocations: Default::default(),
         people: Vec::new(),
+        groups: Vec::new(),
     }
 }
 
@@ -301,6 +302,7 @@ fn the_account_itself() {
     let whole = ShadowEntry {
         is_locked: false,
         has_password: true,
+        is_empty: false,
         last_change: Some(19000),
         maximum: Some(99999),
         inactive: None,
@@ -386,7 +388,8 @@ fn keys_that_sshd_does_not_take() {
 
 #[test]
 fn rules_of_pam_that_nobody_evaluates() {
-    let rule = PamRule { file: "/etc/pam.d/sshd".into(), line: 7, module: "pam_access".into() };
+    let rule =
+        PamRule { file: "/etc/pam.d/sshd".into(), line: 7, module: "pam_access".into(), refuses: false };
     let login = Login { pam: vec![rule], ..login() };
     for (said, expected) in
         [("usepam no\n", vec![]), ("usepam yes\n", vec![(WarningReason::PamNotEvaluated, Some(7))])]
