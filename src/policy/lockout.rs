@@ -18,10 +18,10 @@ use super::outcome::Warning;
 use super::public_key::PublicKey;
 use super::sshd_config::{Decider, Reading};
 
+pub use super::key_paths::authorized_keys_path;
 pub use access::may_come;
 pub(crate) use account::is_closed;
 pub use key::revoked_keys_file;
-pub use key_file::authorized_keys_path;
 
 /// What sshd asks of a user who comes with a key. A new rule is a variant here, its place in [`Rule::ALL`]
 /// and its judgement in `Rule::judge`.
@@ -284,7 +284,9 @@ fn authentication_methods(facts: &Facts<'_>) -> Judged {
 
 fn permit_root_login(facts: &Facts<'_>) -> Judged {
     let said = facts.effective.value("permitrootlogin");
-    if facts.account.uid != 0 || matches!(said, "yes" | "prohibit-password" | "without-password") {
+    if facts.account.uid != 0
+        || matches!(said.to_ascii_lowercase().as_str(), "yes" | "prohibit-password" | "without-password")
+    {
         return Ok(None);
     }
     let cause = format!("`{said}` keeps {} out even with a key", facts.account.name);

@@ -296,7 +296,7 @@ impl Draft {
             return;
         };
         let command = effective.value("authorizedkeyscommand");
-        if !command.is_empty() && command != "none" {
+        if !command.is_empty() && !command.eq_ignore_ascii_case("none") {
             self.warnings.push(Warning::new(
                 WarningReason::KeyStillPresent,
                 format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),

@@ -5,10 +5,9 @@ use std::net::IpAddr;
 
 use super::connection::listening_ports;
 use super::effective::Effective;
-use super::lockout;
 use super::observation::{Account, Answer, Connection, Login, Person};
 use super::outcome::{Warning, WarningReason};
-use super::pattern::{Listed, listed, listed_address, listed_host, lists_group, matches};
+use super::pattern::{Listed, listed, listed_address, listed_host, lists_group, matches, user};
 use super::sshd_config::{KbdInteractive, Reading, Scope, applies, criteria_pairs};
 
 /// The most `Match` blocks that get a witness each.
@@ -184,6 +183,23 @@ pub fn allowed(
     warnings
 }
 
+/// Whether the four lists let this very connection come: sshd's `allowed_user`.
+pub fn may_come(effective: &Effective, who: &Connection, groups: &[String]) -> bool {
+    let named = |keyword| {
+        let patterns = effective.values(keyword);
+        let hits = patterns.iter().any(|pattern| user(&who.user, &who.host, who.addr, pattern) == Ok(true));
+        (!patterns.is_empty(), hits)
+    };
+    let grouped = |keyword| {
+        let patterns = effective.values(keyword);
+        let hits = patterns.iter().any(|pattern| groups.iter().any(|group| matches(group, pattern)));
+        (!patterns.is_empty(), hits)
+    };
+    let ((_, denied), (limited, allowed)) = (named("denyusers"), named("allowusers"));
+    let ((_, group_denied), (group_limited, group_allowed)) = (grouped("denygroups"), grouped("allowgroups"));
+    !denied && !group_denied && (allowed || !limited) && (group_allowed || !group_limited)
+}
+
 /// The keyword by which a password may still be used, by itself or beside something else.
 fn may_use_password(
     witness: &Witness,
@@ -211,8 +227,7 @@ fn may_use_password(
     let person = people.iter().map(|person| &person.account).find(|account| account.name == who.user);
     let is_root = person.map_or(who.user == "root", |account| account.uid == 0);
     let is_let_in = !witness.names_user
-        || (lockout::may_come(effective, who, &witness.groups)
-            && (!is_root || effective.is_yes("permitrootlogin")));
+        || (may_come(effective, who, &witness.groups) && (!is_root || effective.is_yes("permitrootlogin")));
     is_let_in.then_some(by)
 }
 

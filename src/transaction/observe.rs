@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use crate::guest::Guest;
 use crate::policy::authorized_keys::{key_lines, ways_in};
 use crate::policy::command::{Action, Command};
-use crate::policy::lockout;
+use crate::policy::key_paths;
 use crate::policy::observation::{Account, Login, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, Purpose};
 use crate::policy::public_key::PublicKey;
+use crate::policy::sshd_config::Reading;
 use crate::policy::types::PasswordAuth;
 
 use super::Transaction;
@@ -158,7 +159,7 @@ pub(super) fn key_path(sshd: &Sshd, account: &Account) -> Result<PathBuf, Refusa
     let Some(first) = sshd.answers.first() else {
         return Err(Refusal::new(Reason::SshdNotFound, "sshd names no port on which it would listen"));
     };
-    lockout::authorized_keys_path(&first.effective, account)
+    key_paths::authorized_keys_path(&first.effective, &Reading::of(sshd), &first.connection, account)
 }
 
 /// sshd's own default, for when it cannot be asked.

@@ -1,33 +1,16 @@
 //! Who may come at all: DenyUsers, AllowUsers, DenyGroups and AllowGroups as sshd's `allowed_user` has them.
 
 use super::{Facts, Finding, Judged, Rule, finding};
-use crate::policy::effective::Effective;
-use crate::policy::observation::Connection;
 use crate::policy::outcome::{Warning, WarningReason};
 use crate::policy::pattern::{BadMask, from_source, matches, user};
 use crate::policy::sshd_config::Decider;
 
-/// Whether the four lists let this very connection come: sshd's `allowed_user`.
-pub fn may_come(effective: &Effective, who: &Connection, groups: &[String]) -> bool {
-    let named = |keyword| {
-        let patterns = effective.words(keyword);
-        let hits = patterns.iter().any(|pattern| user(&who.user, &who.host, who.addr, pattern) == Ok(true));
-        (!patterns.is_empty(), hits)
-    };
-    let grouped = |keyword| {
-        let patterns = effective.words(keyword);
-        let hits = patterns.iter().any(|pattern| groups.iter().any(|group| matches(group, pattern)));
-        (!patterns.is_empty(), hits)
-    };
-    let ((_, denied), (limited, allowed)) = (named("denyusers"), named("allowusers"));
-    let ((_, group_denied), (group_limited, group_allowed)) = (grouped("denygroups"), grouped("allowgroups"));
-    !denied && !group_denied && (allowed || !limited) && (group_allowed || !group_limited)
-}
+pub use crate::policy::witness::may_come;
 
 /// Any pattern that matches name and source refuses.
 pub(super) fn deny_users(facts: &Facts<'_>) -> Judged {
     let (account, client) = (facts.account, facts.connection);
-    for pattern in facts.effective.words("denyusers") {
+    for pattern in facts.effective.values("denyusers") {
         match user(&account.name, &client.host, client.addr, pattern) {
             Ok(false) => {}
             Ok(true) => {
@@ -44,9 +27,9 @@ pub(super) fn deny_users(facts: &Facts<'_>) -> Judged {
 /// some sources: SOURCE_LIMITED (contract 6).
 pub(super) fn allow_users(facts: &Facts<'_>) -> Judged {
     let (account, client) = (facts.account, facts.connection);
-    let patterns = facts.effective.words("allowusers");
+    let patterns = facts.effective.values("allowusers");
     let mut limited = None;
-    for pattern in &patterns {
+    for pattern in patterns {
         let (name, source) = pattern.split_once('@').unwrap_or((pattern, "*"));
         if !matches(&account.name, name) {
             continue;
@@ -59,7 +42,7 @@ pub(super) fn allow_users(facts: &Facts<'_>) -> Judged {
             return Ok(None);
         }
         if entries().any(|entry| !entry.starts_with('!')) {
-            limited.get_or_insert(*pattern);
+            limited.get_or_insert(pattern);
         }
     }
     match limited {
@@ -82,7 +65,7 @@ pub(super) fn allow_users(facts: &Facts<'_>) -> Judged {
 
 /// A pattern that matches any of the user's groups refuses.
 pub(super) fn deny_groups(facts: &Facts<'_>) -> Judged {
-    for pattern in facts.effective.words("denygroups") {
+    for pattern in facts.effective.values("denygroups") {
         if let Some(group) = facts.account.groups.iter().find(|group| matches(group, pattern)) {
             let cause = format!("the pattern `{pattern}` matches {}'s group {group}", facts.account.name);
             let remedy = format!("take it out of the list, or {} out of the group", facts.account.name);
@@ -94,8 +77,8 @@ pub(super) fn deny_groups(facts: &Facts<'_>) -> Judged {
 
 /// Where there is a list, a pattern has to match one of the user's groups.
 pub(super) fn allow_groups(facts: &Facts<'_>) -> Judged {
-    let patterns = facts.effective.words("allowgroups");
-    let is_in = |pattern: &&str| facts.account.groups.iter().any(|group| matches(group, pattern));
+    let patterns = facts.effective.values("allowgroups");
+    let is_in = |pattern: &String| facts.account.groups.iter().any(|group| matches(group, pattern));
     if patterns.is_empty() || patterns.iter().any(is_in) {
         return Ok(None);
     }

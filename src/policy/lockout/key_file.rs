@@ -1,78 +1,10 @@
 //! Which file sshd reads a user's keys from, and whether it does: AuthorizedKeysFile and StrictModes.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use super::{Facts, Finding, Judged, Rule};
-use crate::policy::effective::Effective;
+use crate::policy::key_paths::key_paths;
 use crate::policy::observation::{Account, EntryKind, PathFact};
-use crate::policy::outcome::{Reason, Refusal};
-
-/// The file our block goes into: the first path of AuthorizedKeysFile that is in the user's home or names
-/// the user (contract 5). Only a shared file, or `none`: AUTHORIZED_KEYS_UNSUPPORTED.
-pub fn authorized_keys_path(effective: &Effective, account: &Account) -> Result<PathBuf, Refusal> {
-    let unsupported = |why: String| {
-        let remedy = "set `AuthorizedKeysFile .ssh/authorized_keys` in sshd's configuration";
-        Refusal::new(Reason::AuthorizedKeysUnsupported, format!("{why}; {remedy}"))
-    };
-    let paths = expanded(effective, account).map_err(unsupported)?;
-    match paths.into_iter().find(|path| path.is_his) {
-        Some(path) => Ok(path.path),
-        None => {
-            let said = effective.words("authorizedkeysfile").join(" ");
-            let why = format!("AuthorizedKeysFile `{said}` names no file of {}'s own", account.name);
-            Err(unsupported(why))
-        }
-    }
-}
-
-/// A path of AuthorizedKeysFile for one user.
-struct KeysPath {
-    path: PathBuf,
-    is_his: bool,
-}
-
-/// The paths that sshd reads for a user, in its order; what is wrong where it gives up on one.
-fn expanded(effective: &Effective, account: &Account) -> Result<Vec<KeysPath>, String> {
-    let templates = effective.words("authorizedkeysfile");
-    let templates = templates.into_iter().filter(|template| !template.eq_ignore_ascii_case("none"));
-    templates.map(|template| expand(template, account)).collect()
-}
-
-/// One path with its tokens replaced: sshd_config(5) "TOKENS".
-fn expand(template: &str, account: &Account) -> Result<KeysPath, String> {
-    let home = account.home.to_string_lossy();
-    let mut text = String::new();
-    let mut names_him = false;
-    let mut characters = template.chars();
-    while let Some(character) = characters.next() {
-        if character != '%' {
-            text.push(character);
-            continue;
-        }
-        match characters.next() {
-            Some('%') => text.push('%'),
-            Some('h') => text.push_str(&home),
-            Some('u') => {
-                names_him = true;
-                text.push_str(&account.name);
-            }
-            Some('U') => {
-                names_him = true;
-                text.push_str(&account.uid.to_string());
-            }
-            _ => return Err(format!("AuthorizedKeysFile `{template}` has a token that sshd does not know")),
-        }
-    }
-    let is_in_home = template.starts_with("%h/") || !text.starts_with('/');
-    let path = account.home.join(&text);
-    let components = || path.components();
-    let is_his = is_in_home
-        || names_him
-        || account.home.parent().is_some() && path.starts_with(&account.home)
-        || components().any(|component| component.as_os_str() == account.name.as_str());
-    let climbs = components().any(|component| component == Component::ParentDir);
-    Ok(KeysPath { is_his: is_his && !climbs && path.is_absolute(), path })
-}
 
 /// The file must be one that sshd reads for this user, a regular one, and he must be able to read it: sshd
 /// opens it as him.
@@ -81,9 +13,9 @@ pub(super) fn authorized_keys_file(facts: &Facts<'_>) -> Judged {
     let said = facts.effective.words("authorizedkeysfile").join(" ");
     let refused =
         |cause: &str, remedy: &str| Err(facts.by_value(Rule::AuthorizedKeysFile, &said, cause, remedy));
-    let is_read = match expanded(facts.effective, account) {
+    let is_read = match key_paths(facts.effective, facts.reading, facts.connection, account) {
         Ok(paths) => paths.iter().any(|path| path.path == *file),
-        Err(cause) => return refused(&cause, "correct it"),
+        Err(refusal) => return refused(&refusal.message, "correct it"),
     };
     if !is_read {
         let cause = format!("sshd reads `{said}` for {}, not {}", account.name, file.display());
@@ -126,7 +58,7 @@ fn may_open(fact: &PathFact, account: &Account) -> bool {
 /// the group is known to be his alone, and the proof has the last word. What does not exist yet is not judged:
 /// it will be created right.
 pub(super) fn strict_modes(facts: &Facts<'_>) -> Judged {
-    if facts.effective.value("strictmodes") == "no" {
+    if facts.effective.is_no("strictmodes") {
         return Ok(None);
     }
     let account = facts.account;
