@@ -115,6 +115,7 @@ fn login() -> Login {
         pam: Vec::new(),
         revocations: BTreeMap::new(),
         people: vec![Person { account: account(), has_password: true, has_key: false }],
+        groups: Vec::new(),
     }
 }
 
@@ -129,7 +130,7 @@ pub fn sshd_answer(bytes: &[u8]) {
     all.extend(loopbacks(&account.name, &effective).into_iter().map(|(_, connection)| connection));
     all.push(anybody(&account.name));
     let key = PublicKey::parse(KEY).unwrap();
-    let path = authorized_keys_path(&effective, &account);
+    let path = authorized_keys_path(&effective, &reading, &anybody(&account.name), &account);
     let path = path.unwrap_or_else(|refusal| {
         is_fit_to_print(&refusal.message);
         PathBuf::from("/k")

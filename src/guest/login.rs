@@ -2,13 +2,15 @@
 //! service of PAM.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::accounts::{PASSWD, PASSWD_LIMIT};
-use super::files::read_file;
+use super::config_tree::expand;
+use super::files::{KEY_FILE_LIMIT, read_file};
 use crate::policy::effective::Effective;
-use crate::policy::observation::{Account, PamRule, Shadow, ShadowEntry, Shell};
+use crate::policy::key_paths::KeyPath;
+use crate::policy::observation::{Account, KeyFile, PamRule, Shadow, ShadowEntry, Shell};
 use crate::policy::pam::{self, ServiceFile};
 
 const NOLOGIN: &str = "/etc/nologin";
@@ -172,6 +174,39 @@ fn has_module(directories: &[PathBuf], module: &str) -> bool {
     directories.iter().any(|directory| directory.join(name).exists())
 }
 
+/// The most files that are read for one user.
+const MOST_KEY_FILES: usize = 64;
+
+/// The files that sshd reads a user's keys from, with their bytes, in its order; `own` is the one that was read already.
+/// A pattern leads to the files that it matches and to that of its very name. One file under two names counts once;
+/// what cannot be read is left out.
+pub(super) fn key_files(paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|seen| (seen.dev(), seen.ino()));
+    let own_identity = identity(&own.path);
+    let named = paths.iter().flat_map(|path| {
+        let matched = if path.is_pattern { expand(path.path.clone()).files } else { Vec::new() };
+        matched.into_iter().chain([path.path.clone()])
+    });
+    let mut seen = Vec::new();
+    let mut found: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    for path in named {
+        let file = identity(&path);
+        let is_own = path == own.path || file.is_some() && file == own_identity;
+        if found.len() >= MOST_KEY_FILES || file.is_some() && seen.contains(&file) {
+            continue;
+        }
+        if is_own {
+            if found.iter().all(|(other, _)| *other != own.path) {
+                found.push((own.path.clone(), own.content.clone().unwrap_or_default()));
+            }
+        } else if let Ok(Some(content)) = read_file(&path, KEY_FILE_LIMIT) {
+            found.push((path, content));
+        }
+        seen.push(file);
+    }
+    found
+}
+
 /// The names of the groups of group(5).
 pub(super) fn groups() -> Vec<String> {
     let content = read_file(Path::new(GROUP), ACCOUNT_FILE_LIMIT).ok().flatten().unwrap_or_default();
@@ -217,6 +252,43 @@ mod tests {
         }
         assert_eq!(entry("broken"), None);
         assert_eq!(entry("u::1::::::").map(|entry| entry.is_empty), Some(true));
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn the_files_that_sshd_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for (name, content) in [("shared", "s"), ("ak", "o"), ("ak2", "2"), ("ak[", "b")] {
+            fs::write(at(name), content).unwrap();
+        }
+        std::os::unix::fs::symlink(at("ak"), at("link")).unwrap();
+        fs::create_dir(at("ak3")).unwrap();
+        let own = KeyFile {
+            path: at("ak"),
+            content: Some(b"own".to_vec()),
+            missing_directory: None,
+            path_facts: Vec::new(),
+        };
+        let read = |names: &[(&str, bool)]| -> Vec<(String, String)> {
+            let path = |(name, is_pattern): &(&str, bool)| KeyPath {
+                path: at(name),
+                is_users_own: true,
+                is_pattern: *is_pattern,
+            };
+            let paths: Vec<KeyPath> = names.iter().map(path).collect();
+            let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+            let text = |content: Vec<u8>| String::from_utf8(content).unwrap();
+            key_files(&paths, &own).into_iter().map(|(path, content)| (name(&path), text(content))).collect()
+        };
+        let own_file = || ("ak".to_owned(), "own".to_owned());
+        let two = || ("ak2".to_owned(), "2".to_owned());
+        let shared = || ("shared".to_owned(), "s".to_owned());
+        assert_eq!(read(&[("shared", false), ("ak", false), ("ak2", false)]), [shared(), own_file(), two()]);
+        assert_eq!(read(&[("gone", false), ("ak3", false), ("link", false), ("ak", false)]), [own_file()]);
+        let bracket = || ("ak[".to_owned(), "b".to_owned());
+        assert_eq!(read(&[("ak*", true)]), [own_file(), two(), bracket()]);
+        assert_eq!(read(&[("ak[", true)]), [bracket()], "no pattern before OpenSSH 10.0");
     }
 
     #[test]

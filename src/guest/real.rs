@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use crate::config::Config;
 use crate::policy::component;
 use crate::policy::edit::FileKind;
+use crate::policy::key_paths::KeyPath;
 use crate::policy::lockout;
 use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
@@ -131,6 +132,10 @@ impl Guest for RealGuest {
 
     fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
         files::observe_key_file(account, path)
+    }
+
+    fn key_files(&self, paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
+        login::key_files(paths, own)
     }
 
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {

@@ -5,6 +5,7 @@ use super::super::command::Action;
 use super::super::lockout::{self, Finding, Rule, Verdict};
 use super::super::observation::{Answer, Login, Person, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal, Warning, WarningReason};
+use super::super::password;
 use super::super::proof::{Forecast, ProofPlan};
 use super::super::public_key::PublicKey;
 use super::super::sshd_config::{self, KbdInteractive, Reading};
@@ -142,7 +143,7 @@ impl Door<'_> {
     /// Whether a key that is taken away lets in now, and no password would be left.
     fn was_the_way_in(&self, taken: &PublicKey, answers: &[Answer]) -> bool {
         let account = &self.facts.account;
-        !answers.iter().all(|answer| lockout::password_would_let_in(&answer.effective, account))
+        !answers.iter().all(|answer| password::would_let_in(self.login, account, &answer.effective))
             && self.verdict(taken, answers).refusals.is_empty()
     }
 
@@ -176,6 +177,8 @@ impl Door<'_> {
                 groups: self.facts.account.groups.clone(),
                 criteria: None,
                 names_user: false,
+                names_source: false,
+                place: None,
             };
             (witness, answer.clone())
         });
