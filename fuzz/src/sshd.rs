@@ -9,6 +9,7 @@ use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::lockout::{self, authorized_keys_path};
 use keypair_agent::policy::observation::{Account, ConfigTree, Included, Login, Person, Shadow};
 use keypair_agent::policy::outcome::{Reason, Refusal};
+use keypair_agent::policy::password;
 use keypair_agent::policy::sshd_config::{
     KNOWN, Names, Place, Provenance, Reading, contrary_lines, directives, directives_of_ours,
     include_patterns, named_hosts, placement, render_block,
@@ -110,6 +111,7 @@ fn login() -> Login {
         nologin: None,
         pam: Vec::new(),
         people: vec![Person { account: account(), has_password: true, has_key: false }],
+        groups: Vec::new(),
     }
 }
 
@@ -123,7 +125,7 @@ pub fn sshd_answer(bytes: &[u8]) {
     let mut all = connections(&account.name, &effective, &[]);
     all.extend(loopbacks(&account.name, &effective).into_iter().map(|(_, connection)| connection));
     all.push(anybody(&account.name));
-    if let Err(refusal) = authorized_keys_path(&effective, &account) {
+    if let Err(refusal) = authorized_keys_path(&effective, &reading, &anybody(&account.name), &account) {
         is_fit_to_print(&refusal.message);
     }
     for connection in all.iter().take(8) {
@@ -142,7 +144,7 @@ pub fn sshd_answer(bytes: &[u8]) {
         verdict.warnings.iter().for_each(|warning| is_fit_to_print(&warning.message));
         witness::witnesses(&reading, connection, &account, &login, &effective);
     }
-    lockout::password_would_let_in(&effective, &account);
+    password::would_let_in(&login(), &account, &effective);
     effective.offered_methods();
     assert!(lockout::says_the_same(&effective, &effective));
 }

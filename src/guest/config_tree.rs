@@ -69,7 +69,7 @@ fn add(tree: &mut ConfigTree, file: &Path, depth: usize) -> Result<bool, Refusal
 }
 
 /// What a pattern matches, in the order sshd reads it: bytewise.
-fn expand(pattern: PathBuf) -> Included {
+pub(super) fn expand(pattern: PathBuf) -> Included {
     let wild = |path: &Path| path.as_os_str().as_bytes().iter().any(|byte| b"*?[".contains(byte));
     let directory = pattern.parent().unwrap_or(Path::new("/"));
     let directory_exists = !wild(directory) && directory.is_dir();

@@ -1,38 +1,59 @@
 //! What beside sshd's settings decides whether an account gets in: shadow(5), nologin(5), and sshd's service of PAM.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::files::read_file;
+use super::accounts::{PASSWD, PASSWD_LIMIT};
+use super::config_tree::expand;
+use super::files::{KEY_FILE_LIMIT, read_file};
 use crate::policy::effective::Effective;
-use crate::policy::observation::{PamRule, Shadow, ShadowEntry};
-use crate::policy::pam::{self, Line, Rule};
+use crate::policy::key_paths::KeyPath;
+use crate::policy::observation::{KeyFile, PamRule, Shadow, ShadowEntry};
+use crate::policy::pam::{self, ServiceFile};
 
 const NOLOGIN: &str = "/etc/nologin";
 const SHADOW: &str = "/etc/shadow";
+pub(super) const GROUP: &str = "/etc/group";
 
 /// The most that is read of an account file.
 pub(super) const ACCOUNT_FILE_LIMIT: usize = 64 * 1024 * 1024;
 
-/// The most that is read of a file of PAM's, and how deep they may include each other.
+/// The most that is read of a file of PAM's.
 const PAM_LIMIT: usize = 1024 * 1024;
-const DEEPEST: usize = 16;
 
 /// Where services are configured; the distribution's own directories come behind the administrator's.
 const PAM_DIRECTORIES: [&str; 3] = ["/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d"];
+
+/// The one file of all services, where the first of these directories does not exist: pam.conf(5).
+const PAM_CONF: &str = "/etc/pam.conf";
 
 /// nologin(5)'s file, where it stands.
 pub(super) fn nologin() -> Option<PathBuf> {
     Path::new(NOLOGIN).exists().then(|| PathBuf::from(NOLOGIN))
 }
 
-/// The user's entry in shadow(5).
+/// The user's entry in shadow(5); where it has none, the field of passwd(5), which counts then.
 pub(super) fn shadow(user: &str) -> Shadow {
     let content = match shadow_file() {
         Ok(content) => content,
         Err(why) => return Shadow::Unseen(why),
     };
-    let entry = content.lines().find_map(|line| shadow_entry(line).filter(|(name, _)| *name == user));
-    entry.map_or(Shadow::NoEntry, |(_, entry)| Shadow::Entry(entry))
+    if let Some((_, entry)) = content.lines().filter_map(shadow_entry).find(|(name, _)| *name == user) {
+        return Shadow::Entry(entry);
+    }
+    match read_file(Path::new(PASSWD), PASSWD_LIMIT) {
+        Err(error) => Shadow::Unseen(error.to_string()),
+        Ok(content) => {
+            let text = String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned();
+            passwd_field(&text, user).map_or(Shadow::NoEntry, |hash| Shadow::Entry(entry_of(hash)))
+        }
+    }
+}
+
+/// A user's second field in passwd(5).
+fn passwd_field<'t>(passwd: &'t str, user: &str) -> Option<&'t str> {
+    passwd.lines().find_map(|line| line.strip_prefix(user)?.strip_prefix(':')?.split(':').next())
 }
 
 /// The bytes of shadow(5).
@@ -40,6 +61,32 @@ pub(super) fn shadow_file() -> Result<String, String> {
     match read_file(Path::new(SHADOW), ACCOUNT_FILE_LIMIT) {
         Ok(content) => Ok(String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What a password field says where nothing is known of its age.
+pub(super) fn entry_of(hash: &str) -> ShadowEntry {
+    ShadowEntry {
+        is_locked: hash.starts_with('!'),
+        has_password: is_hash(hash),
+        is_empty: hash.is_empty(),
+        last_change: None,
+        maximum: None,
+        inactive: None,
+        expires: None,
+    }
+}
+
+/// Whether some password may have this hash: crypt(5). Any other text, as in `*`, `!`, `x`, `*LK*` or `NP`, is none.
+fn is_hash(field: &str) -> bool {
+    let is_plain =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"./".contains(&byte));
+    match field.strip_prefix('$') {
+        Some(rest) => rest.contains('$'),
+        None => {
+            let by_des = field.len() == 13 && is_plain(field);
+            by_des || field.len() == 20 && field.strip_prefix('_').is_some_and(is_plain)
+        }
     }
 }
 
@@ -51,59 +98,110 @@ pub(super) fn shadow_entry(line: &str) -> Option<(&str, ShadowEntry)> {
     let (last_change, _minimum, maximum, _warning) = (day(), day(), day(), day());
     let (inactive, expires) = (day(), day());
     let entry = ShadowEntry {
-        is_locked: hash.starts_with('!'),
-        has_password: !hash.is_empty() && !hash.starts_with(['!', '*']) && hash != "x",
         last_change,
         maximum,
         inactive,
         // An empty field and -1 mean never.
         expires: expires.filter(|day| *day >= 0),
+        ..entry_of(hash)
     };
     Some((name, entry))
 }
 
-/// The rules of sshd's service that may refuse a login with a key and are not evaluated; a file that cannot be read is
-/// one of them.
+/// The rules of sshd's service of PAM that refuse, or may refuse, a login with a key.
 pub(super) fn pam(effective: &Effective) -> Vec<PamRule> {
     let service = match effective.value("pamservicename") {
         "" => "sshd",
         service => service,
     };
+    let directories: Vec<PathBuf> = module_directories();
+    pam::refusals(
+        service,
+        &pam::Installation {
+            file: &service_file,
+            // Where no directory of modules is found, whether one is installed is not known.
+            has_module: &|module| directories.is_empty() || has_module(&directories, module),
+        },
+    )
+}
+
+/// A service's file.
+fn service_file(service: &str) -> ServiceFile {
+    let places = PAM_DIRECTORIES.map(|directory| Path::new(directory).join(service));
+    let Some(file) = places.into_iter().find(|file| file.exists()) else {
+        // Without the directory all services are in one file.
+        let whole = Path::new(PAM_CONF);
+        let is_in_one = !Path::new(PAM_DIRECTORIES[0]).exists() && whole.exists();
+        return if is_in_one { ServiceFile::Unreadable(whole.to_owned()) } else { ServiceFile::Missing };
+    };
+    match read_file(&file, PAM_LIMIT) {
+        Ok(Some(content)) => ServiceFile::Content(file, content),
+        Ok(None) => ServiceFile::Missing,
+        Err(_) => ServiceFile::Unreadable(file),
+    }
+}
+
+/// Where modules are: those of the distributions, and beneath the directories of each architecture.
+fn module_directories() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut before = None;
-    follow(service, None, 0, &mut before, &mut found);
+    for library in ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"] {
+        let library = Path::new(library);
+        found.push(library.join("security"));
+        let entries = fs::read_dir(library).into_iter().flatten().flatten();
+        found.extend(entries.map(|entry| entry.path().join("security")));
+    }
+    found.retain(|directory| directory.is_dir());
     found
 }
 
-fn follow(
-    service: &str,
-    kind: Option<&str>,
-    depth: usize,
-    before: &mut Option<Rule>,
-    found: &mut Vec<PamRule>,
-) {
-    let places = PAM_DIRECTORIES.map(|directory| Path::new(directory).join(service));
-    let Some(file) = places.into_iter().find(|file| file.exists()).filter(|_| depth <= DEEPEST) else {
-        return;
-    };
-    let Ok(Some(content)) = read_file(&file, PAM_LIMIT) else {
-        found.push(PamRule { file, line: 1, module: "a file that cannot be read".to_owned() });
-        return;
-    };
-    for (line, entry) in pam::lines(&content) {
-        match entry {
-            Line::Include(service, of) if kind.is_none() || of.is_none() || of.as_deref() == kind => {
-                follow(&service, of.as_deref().or(kind), depth + 1, before, found);
-            }
-            Line::Rule(rule) if kind.is_none_or(|kind| kind == rule.kind) => {
-                if rule.is_not_evaluated(before.as_ref()) {
-                    found.push(PamRule { file: file.clone(), line, module: rule.module.clone() });
-                }
-                *before = Some(rule);
-            }
-            Line::Include(..) | Line::Rule(_) => {}
-        }
+/// Whether a module exists, by the name that a rule has for it.
+fn has_module(directories: &[PathBuf], module: &str) -> bool {
+    // `$ISA` stands for a directory of the architecture.
+    if module.starts_with('/') && !module.contains("$ISA") {
+        return Path::new(module).exists();
     }
+    let name = module.rsplit('/').next().unwrap_or(module);
+    directories.iter().any(|directory| directory.join(name).exists())
+}
+
+/// The most files that are read for one user.
+const MOST_KEY_FILES: usize = 64;
+
+/// The files that sshd reads a user's keys from, with their bytes, in its order; `own` is the one that was read already.
+/// A pattern leads to the files that it matches and to that of its very name. One file under two names counts once;
+/// what cannot be read is left out.
+pub(super) fn key_files(paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|seen| (seen.dev(), seen.ino()));
+    let own_identity = identity(&own.path);
+    let named = paths.iter().flat_map(|path| {
+        let matched = if path.is_pattern { expand(path.path.clone()).files } else { Vec::new() };
+        matched.into_iter().chain([path.path.clone()])
+    });
+    let mut seen = Vec::new();
+    let mut found: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    for path in named {
+        let file = identity(&path);
+        let is_own = path == own.path || file.is_some() && file == own_identity;
+        if found.len() >= MOST_KEY_FILES || file.is_some() && seen.contains(&file) {
+            continue;
+        }
+        if is_own {
+            if found.iter().all(|(other, _)| *other != own.path) {
+                found.push((own.path.clone(), own.content.clone().unwrap_or_default()));
+            }
+        } else if let Ok(Some(content)) = read_file(&path, KEY_FILE_LIMIT) {
+            found.push((path, content));
+        }
+        seen.push(file);
+    }
+    found
+}
+
+/// The names of the groups of group(5).
+pub(super) fn groups() -> Vec<String> {
+    let content = read_file(Path::new(GROUP), ACCOUNT_FILE_LIMIT).ok().flatten().unwrap_or_default();
+    let text = String::from_utf8_lossy(&content).into_owned();
+    text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -116,6 +214,7 @@ mod tests {
         let plain = ShadowEntry {
             is_locked: false,
             has_password: true,
+            is_empty: false,
             last_change: Some(19000),
             maximum: Some(99999),
             inactive: None,
@@ -142,5 +241,69 @@ mod tests {
             assert_eq!(seen, Some((is_locked, has_password)), "{line}");
         }
         assert_eq!(entry("broken"), None);
+        assert_eq!(entry("u::1::::::").map(|entry| entry.is_empty), Some(true));
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn the_files_that_sshd_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for (name, content) in [("shared", "s"), ("ak", "o"), ("ak2", "2"), ("ak[", "b")] {
+            fs::write(at(name), content).unwrap();
+        }
+        std::os::unix::fs::symlink(at("ak"), at("link")).unwrap();
+        fs::create_dir(at("ak3")).unwrap();
+        let own = KeyFile {
+            path: at("ak"),
+            content: Some(b"own".to_vec()),
+            missing_directory: None,
+            path_facts: Vec::new(),
+        };
+        let read = |names: &[(&str, bool)]| -> Vec<(String, String)> {
+            let path = |(name, is_pattern): &(&str, bool)| KeyPath {
+                path: at(name),
+                is_users_own: true,
+                is_pattern: *is_pattern,
+            };
+            let paths: Vec<KeyPath> = names.iter().map(path).collect();
+            let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+            let text = |content: Vec<u8>| String::from_utf8(content).unwrap();
+            key_files(&paths, &own).into_iter().map(|(path, content)| (name(&path), text(content))).collect()
+        };
+        let own_file = || ("ak".to_owned(), "own".to_owned());
+        let two = || ("ak2".to_owned(), "2".to_owned());
+        let shared = || ("shared".to_owned(), "s".to_owned());
+        assert_eq!(read(&[("shared", false), ("ak", false), ("ak2", false)]), [shared(), own_file(), two()]);
+        assert_eq!(read(&[("gone", false), ("ak3", false), ("link", false), ("ak", false)]), [own_file()]);
+        let bracket = || ("ak[".to_owned(), "b".to_owned());
+        assert_eq!(read(&[("ak*", true)]), [own_file(), two(), bracket()]);
+        assert_eq!(read(&[("ak[", true)]), [bracket()], "no pattern before OpenSSH 10.0");
+    }
+
+    #[test]
+    fn fields_that_no_password_has() {
+        for (field, expected) in [
+            ("$6$salt$hash", true),
+            ("$y$j9T$x$y", true),
+            ("abcdefghijklm", true),
+            ("_J9..rasmBYk8r9AiWNc", true),
+            ("", false),
+            ("x", false),
+            ("*", false),
+            ("!", false),
+            ("!!", false),
+            ("!$6$salt$hash", false),
+            ("*LK*", false),
+            ("NP", false),
+            ("$", false),
+            ("##user", false),
+        ] {
+            assert_eq!(entry_of(field).has_password, expected, "{field}");
+        }
+        let passwd = "root:x:0:0::/root:/bin/sh\nuu:$1$a$b:1:1::/:/bin/sh\nu:!:1000:1000::/home/u:/bin/sh\n";
+        assert_eq!(passwd_field(passwd, "u"), Some("!"));
+        assert_eq!(passwd_field(passwd, "uu"), Some("$1$a$b"));
+        assert_eq!(passwd_field(passwd, "v"), None);
     }
 }

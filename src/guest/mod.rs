@@ -23,12 +23,13 @@ pub mod trial;
 mod unit_words;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use crate::policy::edit::FileKind;
+use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
@@ -86,6 +87,10 @@ pub trait Guest {
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
+    /// The files that sshd reads the user's keys from, in its order; `own` is one of them, read already.
+    fn key_files(&self, _paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
+        vec![(own.path.clone(), own.content.clone().unwrap_or_default())]
+    }
     /// A file's bytes as they stand, for an edit or its inverse; `None` where there is no such file.
     ///
     /// # Errors

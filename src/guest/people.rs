@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::accounts::{PASSWD, PASSWD_LIMIT};
 use super::files::{FileError, read_file};
-use super::login::{self, ACCOUNT_FILE_LIMIT};
+use super::login::{self, ACCOUNT_FILE_LIMIT, GROUP};
 use crate::policy::observation::{Account, Person};
-
-const GROUP: &str = "/etc/group";
 
 /// All of them; whether they have keys is not looked up here.
 ///
@@ -44,7 +42,7 @@ fn listed(passwd: &str, group: &str, shadow: &str) -> Vec<Person> {
         let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
         let primary = groups.iter().find(|(_, id, _)| *id == gid);
         let member_of = groups.iter().filter(|(_, id, members)| *id != gid && members.contains(name));
-        let is_hash = hash.len() > 1 && !hash.starts_with(['!', '*']);
+        let is_hash = login::entry_of(hash).has_password;
         Some(Person {
             account: Account {
                 name: (*name).to_owned(),
@@ -70,7 +68,7 @@ mod tests {
     #[test]
     fn who_is_here() {
         let passwd = "root:x:0:0:root:/root:/bin/bash\nbob:x:1000:1000::/home/bob:/bin/zsh\n+nis\n\
-                      old:$1$x:1001:100::/home/old:\nlocked:x:1002:1000::/:/bin/sh\n";
+                      old:$1$x$y:1001:100::/home/old:\nlocked:x:1002:1000::/:/bin/sh\n";
         let group = "root:x:0:\nwheel:x:10:root,bob\nbob:x:1000:\nusers:x:100:bob\nbroken\n";
         let shadow = "root:*:19000:0:99999:7:::\nbob:$y$x:19000:0:99999:7:::\nlocked:!$y$x:1::::::\n";
         let people = listed(passwd, group, shadow);

@@ -122,11 +122,21 @@ impl<'a> Questioner<'a> {
 
     /// The throw-away key is no host key of this guest.
     fn without_throw_away_key(&self, output: String) -> String {
-        let Some(key) = &self.key else { return output };
-        let path = key.path.to_string_lossy();
-        let ours = |line: &&str| line.strip_prefix("hostkey ").is_some_and(|named| named == path);
-        output.lines().filter(|line| !ours(line)).flat_map(|line| [line, "\n"]).collect()
+        match &self.key {
+            Some(key) => without_host_key(&output, &key.path),
+            None => output,
+        }
     }
+}
+
+/// What `sshd -T` said, but for the line that names this host key.
+fn without_host_key(output: &str, path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let names_it = |line: &&str| {
+        let words = line.split_once(' ');
+        words.is_some_and(|(keyword, named)| keyword.eq_ignore_ascii_case("hostkey") && named.trim() == path)
+    };
+    output.lines().filter(|line| !names_it(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// The directory that sshd misses, of its own words.
@@ -193,6 +203,16 @@ impl ThrowAwayKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_throw_away_key_is_left_out() {
+        let key = Path::new("/run/k/key");
+        for keyword in ["hostkey", "HostKey"] {
+            let said = format!("port 22\n{keyword} /run/k/key\n{keyword} /etc/ssh/k\nbanner /run/k/key\n");
+            let left = format!("port 22\n{keyword} /etc/ssh/k\nbanner /run/k/key\n");
+            assert_eq!(without_host_key(&said, key), left);
+        }
+    }
 
     #[test]
     fn which_directory_is_missing() {

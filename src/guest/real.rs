@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use crate::config::Config;
 use crate::policy::component;
 use crate::policy::edit::FileKind;
+use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
@@ -125,6 +126,10 @@ impl Guest for RealGuest {
 
     fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
         files::observe_key_file(account, path)
+    }
+
+    fn key_files(&self, paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
+        login::key_files(paths, own)
     }
 
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
@@ -244,6 +249,7 @@ impl Guest for RealGuest {
             nologin: login::nologin(),
             pam: pam.unwrap_or_default(),
             people: Vec::new(),
+            groups: login::groups(),
         }
     }
 

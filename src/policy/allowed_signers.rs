@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
+use super::authorized_keys::split_options;
 use super::local_time::Zone;
 use super::pattern::{Listed, listed};
 use super::public_key::{PublicKey, is_accepted};
@@ -113,11 +114,13 @@ enum Line {
 }
 
 fn parse_line(text: &str, zone: &Result<Zone, String>) -> Result<Line, String> {
+    // ssh-keygen holds a line as a C string: it ends at a NUL.
+    let text = text.split('\0').next().unwrap_or_default();
     let text = text.trim_matches([' ', '\t', '\r']);
     if text.is_empty() || text.starts_with('#') {
         return Ok(Line::Empty);
     }
-    let (principals, rest) = quoted_word(text)?;
+    let (principals, rest) = principals(text)?;
     if is_key_type(principals) {
         return Err(
             "the principals are missing; put a name in front of the key, as in `* ssh-ed25519 AAAA...`"
@@ -125,7 +128,10 @@ fn parse_line(text: &str, zone: &Result<Zone, String>) -> Result<Line, String> {
         );
     }
     let first = rest.split([' ', '\t']).next().unwrap_or_default();
-    let (options, key) = if is_key_type(first) { ("", rest) } else { quoted_word(rest)? };
+    let (options, key) = match is_key_type(first) {
+        true => ("", rest),
+        false => split_options(rest).ok_or("a quote is not closed; close it")?,
+    };
     let options = Options::parse(options, zone)?;
     if key.split([' ', '\t']).next().is_some_and(|kind| kind.contains("-cert-v0")) {
         return Err(
@@ -152,25 +158,16 @@ fn is_key_type(word: &str) -> bool {
     is_accepted(word) || word == "ssh-dss" || word.contains("-cert-v0")
 }
 
-/// The first word, whose quoted parts may hold blanks, and what follows it.
-fn quoted_word(text: &str) -> Result<(&str, &str), String> {
-    let mut quoted = false;
-    let mut escaped = false;
-    for (at, c) in text.char_indices() {
-        match c {
-            '"' if !escaped => quoted = !quoted,
-            ' ' | '\t' if !quoted => {
-                let (word, rest) = text.split_at(at);
-                return Ok((word, rest.trim_start_matches([' ', '\t'])));
-            }
-            _ => {}
-        }
-        escaped = c == '\\' && !escaped;
-    }
-    match quoted {
-        true => Err("a quote is not closed; close it".into()),
-        false => Ok((text, "")),
-    }
+/// The principals, and what follows them: they end at a blank, or at the quote that closes the first one; a backslash
+/// means nothing there.
+fn principals(text: &str) -> Result<(&str, &str), String> {
+    const BLANKS: [char; 3] = [' ', '\t', '\r'];
+    let end = text.find(|c| c == '"' || BLANKS.contains(&c)).unwrap_or(text.len());
+    let (word, rest) = text.split_at(end);
+    let Some(quoted) = rest.strip_prefix('"') else { return Ok((word, rest.trim_start_matches(BLANKS))) };
+    let (quoted, rest) = quoted.split_once('"').ok_or("a quote is not closed; close it")?;
+    let whole = if word.is_empty() { quoted } else { word };
+    Ok((whole, rest.trim_start_matches(BLANKS)))
 }
 
 #[derive(Default)]
@@ -401,6 +398,32 @@ mod tests {
             assert!(fault.why.contains(why), "{line}: {fault}");
             assert!(fault.why.contains("; ") && !fault.why.contains("AAAAC3"), "{fault}");
         }
+    }
+
+    #[test]
+    fn quotes_backslashes_and_nuls_as_ssh_keygen_takes_them() {
+        // Each was held against `ssh-keygen -Y verify` of OpenSSH 9.2.
+        for (line, good) in [
+            (format!("\"a b\"{KEY}"), true),
+            (format!("a\"b c\" {KEY}"), true),
+            (format!("a\\ {KEY}"), true),
+            (format!("\"a\\\" {KEY}"), true),
+            (format!("\"a \\\" b\" {KEY}"), false),
+            (format!("\"a\"b {KEY}"), false),
+            (format!("\"a {KEY}"), false),
+            (format!("* {KEY}\0 x"), true),
+            (format!("* namespaces=\"keypair-agent\"\0 {KEY}"), false),
+            (format!("* namespaces=\"a \\\\\" x\" {KEY}"), true),
+            (format!("* namespaces=\"a \\\\\" {KEY}"), false),
+            (format!("* namespaces=\"a\\\\b\" {KEY}"), true),
+        ] {
+            assert_eq!(read(&line).is_ok_and(|read| read.signers.len() == 1), good, "{line:?}");
+        }
+        let empty = read(&format!("\0* {KEY}\n#\0\n")).unwrap();
+        assert!(empty.signers.is_empty());
+        let namespace = "a\\\\b";
+        let backslashes = signer(&format!("namespaces=\"{namespace}\""));
+        assert_eq!(backslashes.standing(namespace, None), Standing::Valid);
     }
 
     #[test]

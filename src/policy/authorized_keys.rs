@@ -1,23 +1,43 @@
 //! authorized_keys as sshd(8) reads it, and our block in it (contract 5).
 
-use super::block::{self, Marker, Segment, lines};
+use std::path::{Path, PathBuf};
+
+use super::block::{self, BlockEdit, Marker, Segment, lines};
 use super::command::KeyPair;
+use super::outcome::{Warning, WarningReason};
 use super::public_key::PublicKey;
 
-/// Options in front of a key that neither refuse a login nor send it elsewhere (sshd(8),
-/// "AUTHORIZED_KEYS FILE FORMAT").
-const HARMLESS_OPTIONS: [&str; 10] = [
-    "agent-forwarding",
-    "no-agent-forwarding",
-    "no-port-forwarding",
-    "no-touch-required",
-    "no-user-rc",
-    "no-x11-forwarding",
-    "port-forwarding",
-    "pty",
-    "user-rc",
-    "x11-forwarding",
+/// Options that are there or not, `no-` in front: whether the option itself, and whether its negation, refuses a login or
+/// sends it elsewhere. sshd(8), "AUTHORIZED_KEYS FILE FORMAT".
+const FLAGS: [(&str, bool, bool); 7] = [
+    ("port-forwarding", false, false),
+    ("agent-forwarding", false, false),
+    ("x11-forwarding", false, false),
+    ("touch-required", false, false),
+    ("verify-required", true, false),
+    ("pty", false, true),
+    ("user-rc", false, false),
 ];
+
+/// Options with a value. Each refuses a login, or sends it elsewhere, or may.
+const VALUES: [&str; 8] =
+    ["command", "principals", "from", "expiry-time", "environment", "permitopen", "permitlisten", "tunnel"];
+
+/// Those of them that may be given once.
+const ONCE: [&str; 4] = ["command", "principals", "from", "tunnel"];
+
+/// What the options in front of a key come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// The key lets in.
+    Unrestricted,
+    /// The key may be refused, or its login is sent elsewhere.
+    Restricted,
+    /// The key signs certificates; by itself it does not let in, and sshd goes on to the next line.
+    CertAuthority,
+    /// sshd cannot read them, and goes on to the next line.
+    Invalid,
+}
 
 /// A line that sshd would read as a key of an accepted kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,20 +53,85 @@ pub struct KeyLine {
 impl KeyLine {
     /// Whether every option in front of it is one that neither refuses a login nor redirects it.
     pub fn is_unrestricted(&self) -> bool {
-        self.options.split(',').all(|option| {
-            option.is_empty() || HARMLESS_OPTIONS.contains(&option.to_ascii_lowercase().as_str())
-        })
+        meaning(&self.options) == Meaning::Unrestricted
+    }
+
+    /// Whether sshd takes this line for the key, and looks no further unless the line's own options send it on.
+    pub fn decides(&self) -> bool {
+        matches!(meaning(&self.options), Meaning::Unrestricted | Meaning::Restricted)
     }
 }
 
-/// The options of a line that restrict a login, for sshd before 7.7, whose log does not list them; empty: none, or
-/// the line is no key.
+/// What options come to: sshd's own reading of them.
+fn meaning(options: &str) -> Meaning {
+    let (mut restricts, mut signs) = (false, false);
+    let mut once: Vec<&str> = Vec::new();
+    let mut rest = options;
+    while !rest.is_empty() {
+        let name_end = rest.find(['=', ',']).unwrap_or(rest.len());
+        let (name, behind) = rest.split_at(name_end);
+        let name = name.to_ascii_lowercase();
+        rest = behind;
+        if let Some(value) = VALUES.iter().find(|value| **value == name) {
+            let Some(after) = behind.strip_prefix('=').and_then(behind_quoted) else {
+                return Meaning::Invalid;
+            };
+            if ONCE.contains(value) && once.contains(value) {
+                return Meaning::Invalid;
+            }
+            once.push(value);
+            restricts = true;
+            rest = after;
+        } else if name == "restrict" {
+            restricts = true;
+        } else if name == "cert-authority" {
+            signs = true;
+        } else {
+            let (plain, negated) =
+                name.strip_prefix("no-").map_or((name.as_str(), false), |plain| (plain, true));
+            let Some((_, if_on, if_off)) = FLAGS.iter().find(|(flag, _, _)| *flag == plain) else {
+                return Meaning::Invalid;
+            };
+            restricts |= if negated { *if_off } else { *if_on };
+        }
+        match rest.strip_prefix(',') {
+            Some("") => return Meaning::Invalid,
+            Some(next) => rest = next,
+            None if rest.is_empty() => {}
+            None => return Meaning::Invalid,
+        }
+    }
+    match (signs, restricts) {
+        (true, _) => Meaning::CertAuthority,
+        (false, true) => Meaning::Restricted,
+        (false, false) => Meaning::Unrestricted,
+    }
+}
+
+/// What follows a value in quotes, in which `\"` is a quote.
+fn behind_quoted(text: &str) -> Option<&str> {
+    let inside = text.strip_prefix('"')?;
+    let mut characters = inside.char_indices().peekable();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return inside.get(at + 1..),
+            '\\' => drop(characters.next_if(|(_, next)| *next == '"')),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// What restricts a login by a line, for sshd before 7.7, whose log does not list it: where its options do, the name
+/// of the first of them. Empty: nothing does, or the line is no key.
 pub fn restrictions(line: &[u8]) -> Vec<String> {
-    let options = parse_line(line).map(|(options, _)| options).unwrap_or_default();
-    let names = options.split(',').map(|option| option.split('=').next().unwrap_or_default());
-    let is_harmless =
-        |name: &str| name.is_empty() || HARMLESS_OPTIONS.contains(&name.to_ascii_lowercase().as_str());
-    names.filter(|name| !is_harmless(name)).map(|name| name.chars().take(40).collect()).collect()
+    match parse_line(line) {
+        Some((options, _)) if meaning(&options) != Meaning::Unrestricted => {
+            let name = options.split(['=', ',']).next().unwrap_or_default();
+            vec![name.chars().take(40).collect()]
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// The key lines of a file, in order. Comments, blank lines and what sshd could not parse are passed over; so
@@ -62,8 +147,9 @@ pub fn key_lines(content: &[u8]) -> Vec<KeyLine> {
         .collect()
 }
 
-/// The options and the key of one line.
+/// The options and the key of one line. sshd holds a line as a C string: it ends at a NUL.
 fn parse_line(line: &[u8]) -> Option<(String, PublicKey)> {
+    let line = line.split(|byte| *byte == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end_matches(['\r', '\n']).trim_start_matches([' ', '\t']);
     if text.is_empty() || text.starts_with('#') {
@@ -72,26 +158,41 @@ fn parse_line(line: &[u8]) -> Option<(String, PublicKey)> {
     if let Some(key) = key_at(text) {
         return Some((String::new(), key));
     }
-    // Options run to the first blank outside quotes.
-    let mut quoted = false;
-    let mut escaped = false;
-    let end = text.find(|character| {
-        match character {
-            '"' if !escaped => quoted = !quoted,
-            ' ' | '\t' if !quoted => return true,
-            _ => {}
-        }
-        escaped = character == '\\' && !escaped;
-        false
-    })?;
-    let (options, rest) = text.split_at(end);
-    Some((options.to_owned(), key_at(rest.trim_start_matches([' ', '\t']))?))
+    let (options, rest) = split_options(text)?;
+    Some((options.to_owned(), key_at(rest)?))
 }
 
-/// The key that `text` begins with; what follows the blob takes no part in it.
+/// The options that `text` begins with, up to the first blank outside quotes, and what follows the blanks. `\"` is a
+/// quote that neither opens nor closes; a backslash before anything else, another one too, is a character as any.
+/// `None` where a quote is not closed.
+pub(super) fn split_options(text: &str) -> Option<(&str, &str)> {
+    let mut quoted = false;
+    let mut characters = text.char_indices().peekable();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => drop(characters.next_if(|(_, next)| *next == '"')),
+            '"' => quoted = !quoted,
+            ' ' | '\t' if !quoted => {
+                let (options, rest) = text.split_at(at);
+                return Some((options, rest.trim_start_matches([' ', '\t'])));
+            }
+            _ => {}
+        }
+    }
+    (!quoted).then_some((text, ""))
+}
+
+/// The key that `text` begins with; what follows the blob takes no part in it. White space other than blanks and
+/// tabs is no part of base64, and the names of signatures are names of their key's type.
 fn key_at(text: &str) -> Option<PublicKey> {
     let mut words = text.split([' ', '\t']).filter(|word| !word.is_empty());
     let (algorithm, blob) = (words.next()?, words.next()?);
+    let algorithm = match algorithm {
+        "rsa-sha2-256" | "rsa-sha2-512" => "ssh-rsa",
+        "webauthn-sk-ecdsa-sha2-nistp256@openssh.com" => "sk-ecdsa-sha2-nistp256@openssh.com",
+        other => other,
+    };
+    let blob = blob.replace(['\r', '\n', '\x0b', '\x0c'], "");
     PublicKey::parse(&format!("{algorithm} {blob}")).ok()
 }
 
@@ -140,6 +241,16 @@ pub fn standing(content: &[u8]) -> Option<KeyPair> {
     None
 }
 
+/// The key lines that are not ours, with the numbers that they have in the file as it stands.
+pub fn lines_without_ours(content: &[u8], known: &[PublicKey]) -> Vec<KeyLine> {
+    let edit = BlockEdit { removed: ours(content, known), inserted: Vec::new() };
+    let mut standing = key_lines(content).into_iter();
+    key_lines(&edit.apply(content))
+        .into_iter()
+        .filter_map(|line| standing.find(|other| other.key == line.key && other.options == line.options))
+        .collect()
+}
+
 /// Another line with this key: the first one in the file as it is without our block.
 pub fn copy_of<'a>(without_ours: &'a [KeyLine], key: &PublicKey) -> Option<&'a KeyLine> {
     without_ours.iter().find(|line| line.key == *key)
@@ -149,14 +260,81 @@ pub fn copy_of<'a>(without_ours: &'a [KeyLine], key: &PublicKey) -> Option<&'a K
 /// with the same key does.
 pub fn ways_in(lines: &[KeyLine]) -> impl Iterator<Item = &KeyLine> {
     lines.iter().filter(|line| {
-        line.is_unrestricted() && copy_of(lines, &line.key).is_none_or(KeyLine::is_unrestricted)
+        let first = lines.iter().find(|other| other.key == line.key && other.decides());
+        line.is_unrestricted() && first.is_none_or(KeyLine::is_unrestricted)
+    })
+}
+
+/// A key line and the file it stands in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPlace {
+    /// The file.
+    pub path: PathBuf,
+    /// The line.
+    pub line: KeyLine,
+}
+
+/// The key lines of all files that sshd reads for a user, in its order, without what is ours in `own`, the file that
+/// holds our block.
+pub fn key_places(files: &[(PathBuf, Vec<u8>)], own: &Path, known: &[PublicKey]) -> Vec<KeyPlace> {
+    let of = |(path, content): &(PathBuf, Vec<u8>)| {
+        let lines = if path == own { lines_without_ours(content, known) } else { key_lines(content) };
+        lines.into_iter().map(|line| KeyPlace { path: path.clone(), line }).collect::<Vec<_>>()
+    };
+    files.iter().flat_map(of).collect()
+}
+
+/// The line at which sshd comes to a decision about the key, if `places` are all there are.
+pub fn deciding_place<'p>(places: &'p [KeyPlace], key: &PublicKey) -> Option<&'p KeyPlace> {
+    places.iter().find(|place| place.line.key == *key && place.line.decides())
+}
+
+/// RESTRICTED_COPY: a copy of the key with options that restrict it, in a file that sshd reads ahead of `own`, or in
+/// `own` beneath our block. `files` are all that sshd reads, in its order.
+pub fn restricted_copy(
+    files: &[(PathBuf, Vec<u8>)],
+    own: &Path,
+    known: &[PublicKey],
+    key: &PublicKey,
+) -> Option<Warning> {
+    let upto = files.iter().position(|(path, _)| path == own).map_or(files.len(), |at| at + 1);
+    let places = key_places(files.get(..upto).unwrap_or_default(), own, known);
+    let ahead: Vec<KeyPlace> = places.iter().filter(|place| place.path != own).cloned().collect();
+    let (place, which) = match deciding_place(&ahead, key) {
+        // The first match decides; if it is no restriction, nothing behind it counts.
+        Some(place) if place.line.is_unrestricted() => return None,
+        Some(place) => (place, "sshd reads that file first, and this line decides"),
+        None => {
+            let is_one = |place: &&KeyPlace| {
+                place.line.key == *key && place.line.decides() && !place.line.is_unrestricted()
+            };
+            (places.iter().find(is_one)?, "ours stands ahead of it and decides")
+        }
+    };
+    let message = format!("a copy of this key stands in the file with options in front; {which}");
+    Some(Warning::new(WarningReason::RestrictedCopy, message).at(&place.path, Some(place.line.line)))
+}
+
+/// KEY_STILL_PRESENT: the key that is taken away also stands in a line that is not ours. `places` are the lines of all
+/// files that sshd reads, without ours.
+pub fn still_present(places: &[KeyPlace], taken: &PublicKey) -> Option<Warning> {
+    let place = places.iter().find(|place| place.line.key == *taken)?;
+    let message = "the same key also stands in a line that is not ours, and goes on letting in";
+    Some(Warning::new(WarningReason::KeyStillPresent, message).at(&place.path, Some(place.line.line)))
+}
+
+/// Whether some key lets the user in without a restriction, as far as the files go: `places` are the lines of all of
+/// them in sshd's order.
+pub fn has_way_in(places: &[KeyPlace]) -> bool {
+    places.iter().any(|place| {
+        let decides = deciding_place(places, &place.line.key);
+        decides.is_some_and(|first| first.line.is_unrestricted())
     })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::block::BlockEdit;
     use super::*;
     use proptest::prelude::*;
 
@@ -200,6 +378,116 @@ mod tests {
             [(3, ""), (4, ""), (5, "command=\"echo \\\"a b\\\" c\",no-pty"), (6, "from=\"10.0.0.0/8\"")]
         );
         assert!(key_lines(format!("\u{feff}{ED}\n").as_bytes()).is_empty());
+    }
+
+    #[test]
+    fn quotes_backslashes_and_nuls_as_sshd_takes_them() {
+        for (line, options, decides, unrestricted) in [
+            (
+                format!("command=\"/bin/false \\\\\" x\" {ED}"),
+                Some("command=\"/bin/false \\\\\" x\""),
+                true,
+                false,
+            ),
+            (format!("command=\"a\\\\b\" {ED}"), Some("command=\"a\\\\b\""), true, false),
+            (format!("command=\"a\\\" {ED}"), None, false, false),
+            (format!("\\\"pty {ED}"), Some("\\\"pty"), false, false),
+            (format!("{ED}\0 x"), Some(""), true, true),
+            (format!("\0{ED}"), None, false, false),
+            (format!("#\0{ED}"), None, false, false),
+            (format!("command=\"x\"\0 {ED}"), None, false, false),
+            (format!("{ED}\r"), Some(""), true, true),
+            (ED.replace("IF86", "\x0bIF86"), Some(""), true, true),
+            (
+                format!("pty,No-X11-Forwarding,user-rc {ED}"),
+                Some("pty,No-X11-Forwarding,user-rc"),
+                true,
+                true,
+            ),
+            (
+                format!("no-touch-required,touch-required {ED}"),
+                Some("no-touch-required,touch-required"),
+                true,
+                true,
+            ),
+            (format!("restrict,pty {ED}"), Some("restrict,pty"), true, false),
+            (format!("no-pty {ED}"), Some("no-pty"), true, false),
+            (format!("verify-required {ED}"), Some("verify-required"), true, false),
+            (format!("from=\"*\" {ED}"), Some("from=\"*\""), true, false),
+            // sshd goes on to the next line.
+            (format!("cert-authority {ED}"), Some("cert-authority"), false, false),
+            (format!("bogus {ED}"), Some("bogus"), false, false),
+            (format!("pty, {ED}"), Some("pty,"), false, false),
+            (format!(",pty {ED}"), Some(",pty"), false, false),
+            (format!("from=10.0.0.1 {ED}"), Some("from=10.0.0.1"), false, false),
+            (format!("from=\"a\"x {ED}"), Some("from=\"a\"x"), false, false),
+            (format!("command=\"a\",command=\"b\" {ED}"), Some("command=\"a\",command=\"b\""), false, false),
+            (format!("no-restrict {ED}"), Some("no-restrict"), false, false),
+        ] {
+            let lines = key_lines(line.as_bytes());
+            assert_eq!(lines.first().map(|line| line.options.as_str()), options, "{line:?}");
+            let seen = lines.first().map(|line| (line.decides(), line.is_unrestricted()));
+            assert_eq!(seen, options.map(|_| (decides, unrestricted)), "{line:?}");
+        }
+        let rsa = include_str!("lockout/rsa3072.pub").trim_end().replace("ssh-rsa ", "rsa-sha2-512 ");
+        assert_eq!(key_lines(rsa.as_bytes()).len(), 1, "the name of a signature is one of its key's type");
+    }
+
+    #[test]
+    fn all_files_that_sshd_reads() {
+        let own = Path::new("/home/u/.ssh/authorized_keys");
+        let bound = pair("k", ED);
+        let known = std::slice::from_ref(&bound.public_key);
+        let block = String::from_utf8(render(&bound)).unwrap();
+        // The shared file ahead, our file, the file behind: what is said of them.
+        for (ahead, ours, behind, copy, still, way) in [
+            ("", "", "", None, None, false),
+            (
+                format!("command=\"/bin/false\" {ED}\n").as_str(),
+                "",
+                "",
+                Some(("ahead", 1)),
+                Some(("ahead", 1)),
+                false,
+            ),
+            (&format!("{ED}\n"), &format!("command=\"x\" {ED}\n"), "", None, Some(("ahead", 1)), true),
+            ("", &format!("\nno-pty {ED}\n"), "", Some(("own", 5)), Some(("own", 5)), false),
+            ("", "", &format!("#\n{ED}\n"), None, Some(("behind", 2)), true),
+            ("", "", &format!("restrict {ED}\n"), None, Some(("behind", 1)), false),
+            (
+                &format!("restrict {ED}\n"),
+                "",
+                &format!("{ED}\n"),
+                Some(("ahead", 1)),
+                Some(("ahead", 1)),
+                false,
+            ),
+            (&format!("cert-authority {ED}\n"), "", &format!("{ED}\n"), None, Some(("ahead", 1)), true),
+            (&format!("bogus {ED}\n"), "", "", None, Some(("ahead", 1)), false),
+            (&format!("restrict {ED2}\n"), &format!("{ED2}\n"), "", None, None, false),
+            ("", &format!("{ED2}\n"), &format!("restrict {ED2}\n"), None, None, true),
+        ] {
+            let files = [
+                (PathBuf::from("ahead"), ahead.as_bytes().to_vec()),
+                (own.to_owned(), format!("{block}{ours}").into_bytes()),
+                (PathBuf::from("behind"), behind.as_bytes().to_vec()),
+            ];
+            let told = |warning: Option<Warning>| {
+                warning.map(|w| {
+                    (w.file.unwrap().replace("/home/u/.ssh/authorized_keys", "own"), w.line.unwrap())
+                })
+            };
+            let expected = |place: Option<(&str, usize)>| place.map(|(file, line)| (file.to_owned(), line));
+            let case = format!("{ahead:?} {ours:?} {behind:?}");
+            assert_eq!(
+                told(restricted_copy(&files, own, known, &bound.public_key)),
+                expected(copy),
+                "{case}"
+            );
+            let places = key_places(&files, own, known);
+            assert_eq!(told(still_present(&places, &bound.public_key)), expected(still), "{case}");
+            assert_eq!(has_way_in(&places), way, "{case}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What `sshd -T` said: keywords in lower case, each with its arguments, as sshd_config(5) names them.
+//! What `sshd -T` said: keywords, each with its arguments, as sshd_config(5) names them. Releases differ in the case of
+//! the letters, so keywords and words such as `yes` are compared without regard to it.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ impl Effective {
         for line in output.lines() {
             let (keyword, arguments) = line.split_once(' ').unwrap_or((line, ""));
             if !keyword.is_empty() {
-                lines.entry(keyword.to_ascii_lowercase()).or_default().push(arguments.trim().to_owned());
+                lines.entry(keyword.to_ascii_lowercase()).or_default().push(arguments.to_owned());
             }
         }
         Self { lines }
@@ -25,15 +26,16 @@ impl Effective {
 
     /// The arguments of the first line with this keyword (lower case); `""` where there is none.
     pub fn value(&self, keyword: &str) -> &str {
-        self.lines.get(keyword).and_then(|values| values.first()).map_or("", String::as_str)
+        self.lines.get(keyword).and_then(|values| values.first()).map_or("", |value| value.trim())
     }
 
-    /// Every line with this keyword.
+    /// Every line with this keyword, exactly as it was printed: AllowUsers, AllowGroups and their like have one pattern a
+    /// line, without quotes, and a blank in it is part of it.
     pub fn values(&self, keyword: &str) -> &[String] {
         self.lines.get(keyword).map_or(&[], Vec::as_slice)
     }
 
-    /// The words of all lines with this keyword: lists such as AllowUsers are printed one name a line.
+    /// The words of all lines with this keyword, for values that hold no blanks.
     pub fn words(&self, keyword: &str) -> Vec<&str> {
         self.values(keyword).iter().flat_map(|line| line.split_ascii_whitespace()).collect()
     }
@@ -51,7 +53,20 @@ impl Effective {
 
     /// Whether a yes/no keyword is `yes`.
     pub fn is_yes(&self, keyword: &str) -> bool {
-        self.value(keyword) == "yes"
+        self.value(keyword).eq_ignore_ascii_case("yes")
+    }
+
+    /// Whether a keyword is `no`.
+    pub fn is_no(&self, keyword: &str) -> bool {
+        self.value(keyword).eq_ignore_ascii_case("no")
+    }
+
+    /// The same with another value of one keyword (lower case).
+    #[must_use]
+    pub fn with(&self, keyword: &str, value: &str) -> Self {
+        let mut changed = self.clone();
+        changed.lines.insert(keyword.to_owned(), vec![value.to_owned()]);
+        changed
     }
 
     /// `PasswordAuthentication`.
@@ -74,7 +89,8 @@ impl Effective {
     pub fn authentication_methods(&self) -> Vec<Vec<&str>> {
         let lists: Vec<Vec<&str>> =
             self.words("authenticationmethods").into_iter().map(|list| list.split(',').collect()).collect();
-        if lists.iter().any(|list| list.as_slice() == ["any"]) { Vec::new() } else { lists }
+        let is_any = |list: &Vec<&str>| matches!(list.as_slice(), [one] if one.eq_ignore_ascii_case("any"));
+        if lists.iter().any(is_any) { Vec::new() } else { lists }
     }
 
     /// Whether `method` once, alone, lets a user in as far as AuthenticationMethods goes.
@@ -168,6 +184,25 @@ mod tests {
         assert!(effective.method_suffices("publickey"));
         assert!(effective.report().password_authentication);
         assert!(!effective.report().kbd_interactive_authentication);
+    }
+
+    #[test]
+    fn the_case_of_letters_does_not_matter() {
+        let lower =
+            "pubkeyauthentication yes\nauthenticationmethods any\nallowgroups domain admins\nport 2222\n";
+        let upper =
+            "PubkeyAuthentication Yes\nAuthenticationMethods Any\nAllowGroups domain admins\nPort 2222\n";
+        for text in [lower, upper] {
+            let effective = Effective::parse(text);
+            assert!(
+                effective.is_yes("pubkeyauthentication") && effective.method_suffices("publickey"),
+                "{text}"
+            );
+            assert_eq!(effective.values("allowgroups"), ["domain admins"], "a blank is part of the name");
+            assert_eq!(effective.ports(), [2222]);
+        }
+        assert!(Effective::parse("StrictModes No\n").is_no("strictmodes"));
+        assert!(Effective::parse("usepam yes\n").with("usepam", "no").is_no("usepam"));
     }
 
     #[test]

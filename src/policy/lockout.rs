@@ -1,9 +1,7 @@
 //! The lockout guard: what refuses a login after sshd has accepted the key, judged from facts before passwords go off
 //! (contract 6, "Lockout guard"; 10.3). Whether sshd accepts the key, a private sshd is asked: the trial.
 
-mod access;
 mod account;
-mod key_file;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -15,9 +13,8 @@ use super::observation::{Account, Connection, Login};
 use super::outcome::Warning;
 use super::sshd_config::{Decider, Reading};
 
-pub use access::may_come;
+pub use super::key_paths::authorized_keys_path;
 pub(crate) use account::is_closed;
-pub use key_file::authorized_keys_path;
 
 /// What one rule says: nothing, a warning, or a refusal.
 type Judged = Result<Option<Warning>, Finding>;
@@ -132,20 +129,6 @@ pub fn says_the_same(one: &Effective, other: &Effective) -> bool {
     )
 }
 
-/// Whether a password would still let this user in, as far as sshd's settings go: by the password method, or
-/// by keyboard-interactive where PAM asks for it there; root where PermitRootLogin is `yes`. Who may come at
-/// all (Allow*, Deny*) and whether the account has a password are other questions.
-pub fn password_would_let_in(effective: &Effective, account: &Account) -> bool {
-    let by_password = effective.password_authentication() && effective.method_suffices("password");
-    let pam_asks = effective.is_yes("usepam") && effective.kbd_interactive_authentication();
-    let by_dialogue = pam_asks
-        && ["keyboard-interactive", "keyboard-interactive:pam"]
-            .iter()
-            .any(|method| effective.method_suffices(method));
-    let may_be_root = account.uid != 0 || effective.is_yes("permitrootlogin");
-    (by_password || by_dialogue) && may_be_root
-}
-
 fn authentication_methods(facts: &Facts<'_>) -> Judged {
     if facts.effective.method_suffices("publickey") {
         return Ok(None);
@@ -158,7 +141,9 @@ fn authentication_methods(facts: &Facts<'_>) -> Judged {
 
 fn permit_root_login(facts: &Facts<'_>) -> Judged {
     let said = facts.effective.value("permitrootlogin");
-    if facts.account.uid != 0 || matches!(said, "yes" | "prohibit-password" | "without-password") {
+    if facts.account.uid != 0
+        || matches!(said.to_ascii_lowercase().as_str(), "yes" | "prohibit-password" | "without-password")
+    {
         return Ok(None);
     }
     let cause = format!("`{said}` keeps {} out even with a key", facts.account.name);

@@ -39,6 +39,8 @@ pub struct Login {
     pub pam: Vec<PamRule>,
     /// Every account of this guest, for witnesses and for those who have a password alone.
     pub people: Vec<Person>,
+    /// The groups of group(5), whether or not they have members.
+    pub groups: Vec<String>,
 }
 
 /// What shadow(5) says of an account.
@@ -59,6 +61,8 @@ pub struct ShadowEntry {
     pub is_locked: bool,
     /// Whether it is the hash of some password.
     pub has_password: bool,
+    /// Whether it is empty: no password is needed, where that is permitted.
+    pub is_empty: bool,
     /// The day of its last change; 0 forces one.
     pub last_change: Option<i64>,
     /// How many days it lasts.
@@ -76,8 +80,10 @@ pub struct PamRule {
     pub file: PathBuf,
     /// The line in it, from 1.
     pub line: usize,
-    /// The module, without its directory and suffix.
+    /// The module, without its directory and suffix, or what else it is that refuses.
     pub module: String,
+    /// Whether it refuses for certain; else it may.
+    pub refuses: bool,
 }
 
 /// An account of this guest.

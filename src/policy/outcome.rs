@@ -159,6 +159,7 @@ pub enum WarningReason {
     SecondSshd,
     PasswordOnlyAccounts,
     InheritedKeyReplaced,
+    AccountShutOut,
 }
 
 /// Something the owner should know although the command succeeded.

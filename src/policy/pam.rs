@@ -1,25 +1,10 @@
-//! sshd's PAM service as text: pam.d(5). What is looked for are the rules that may refuse a login with a key and
-//! that nobody evaluates here; a login with a key passes the `account` and `session` rules alone.
+//! sshd's PAM service: pam.d(5). A login with a key passes the `account` and the `session` rules alone. What the
+//! modules say is known here for a few of them; the rules are followed for every answer that the others may give.
 
-/// What a line of a service's file says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
-    /// Another file's lines stand here: the file's name, and for which type of rules (`None`: all).
-    Include(String, Option<String>),
-    /// A rule.
-    Rule(Rule),
-}
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-/// A rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// `account`, `auth`, `password` or `session`.
-    pub kind: String,
-    /// The control: a word, or what stands between brackets.
-    pub control: String,
-    /// The module, without its directory and suffix.
-    pub module: String,
-}
+use super::observation::PamRule;
 
 /// Modules whose verdict is known here, or that refuse nobody who could come in.
 const HARMLESS: &[&str] = &[
@@ -53,15 +38,253 @@ const HARMLESS: &[&str] = &[
     "pam_xauth",
 ];
 
-/// The lines of a file, each with the number (from 1) of its first one.
-pub fn lines(content: &[u8]) -> Vec<(usize, Line)> {
+/// The service that applies where another one has no file, or no rule of a type.
+const OTHER: &str = "other";
+
+/// How deep files may include each other.
+const DEEPEST: usize = 16;
+
+/// The most rules of one type that are followed.
+const MOST_RULES: usize = 1024;
+
+/// The types of rules that a login with a key passes.
+const KINDS: [&str; 2] = ["account", "session"];
+
+/// A file of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceFile {
+    /// There is none.
+    Missing,
+    /// It cannot be read.
+    Unreadable(PathBuf),
+    /// Its path and bytes.
+    Content(PathBuf, Vec<u8>),
+}
+
+/// What PAM is made of: the files of services by name, and whether a module (as a rule names it) is installed.
+pub struct Installation<'a> {
+    /// The file of a service.
+    pub file: &'a dyn Fn(&str) -> ServiceFile,
+    /// Whether the module of this name exists.
+    pub has_module: &'a dyn Fn(&str) -> bool,
+}
+
+/// The rules by which `service` refuses or may refuse a login with a key. One with `refuses` is certain.
+pub fn refusals(service: &str, installation: &Installation<'_>) -> Vec<PamRule> {
+    let mut found = Vec::new();
+    let own = load(service, installation);
+    let other = load(OTHER, installation);
+    let at = |file: &Path, line: usize, what: String, refuses: bool| PamRule {
+        file: file.to_owned(),
+        line,
+        module: what,
+        refuses,
+    };
+    for broken in [&own, &other].into_iter().filter_map(|loaded| loaded.broken.as_ref()) {
+        // PAM then refuses to start at all.
+        found.push(PamRule { refuses: true, ..broken.clone() });
+    }
+    found.extend(own.unread.iter().chain(&other.unread).cloned());
+    let Some(file) = own.file.as_ref().or(other.file.as_ref()) else {
+        let place = Path::new("/etc/pam.d").join(service);
+        let what = format!("no file of the service {service}, and none of {OTHER}");
+        return vec![at(&place, 1, what, true)];
+    };
+    let is_known = found.is_empty();
+    for kind in KINDS {
+        let rules = own.rules(kind);
+        let (rules, is_other) = if rules.is_empty() { (other.rules(kind), true) } else { (rules, false) };
+        if rules.is_empty() {
+            found.push(at(file, 1, format!("no {kind} rule at all"), is_known));
+            continue;
+        }
+        if is_other {
+            let place = other.file.as_ref().unwrap_or(file);
+            let what = format!("the service {OTHER}, since {service} has no {kind} rule");
+            found.push(at(place, 1, what, false));
+        }
+        found.extend(
+            follow(&rules).into_iter().map(|rule| PamRule { refuses: rule.refuses && is_known, ..rule }),
+        );
+    }
+    found
+}
+
+/// A service with the files that it includes.
+#[derive(Default)]
+struct Loaded {
+    file: Option<PathBuf>,
+    entries: Vec<Entry>,
+    /// Where reading ends with an error.
+    broken: Option<PamRule>,
+    /// What could not be read.
+    unread: Vec<PamRule>,
+}
+
+impl Loaded {
+    fn rules(&self, kind: &str) -> Vec<&Entry> {
+        self.entries.iter().filter(|entry| entry.kind == kind).collect()
+    }
+}
+
+/// A rule in its place.
+#[derive(Debug, Clone)]
+struct Entry {
+    kind: String,
+    level: usize,
+    control: Control,
+    says: Says,
+    at: PamRule,
+}
+
+/// What a rule's module answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Says {
+    /// `success`.
+    Success,
+    /// pam_deny's answer.
+    Denied,
+    /// `module_unknown`: it is not installed.
+    ModuleUnknown,
+    /// The line is not valid.
+    MustFail,
+    /// That is not known here.
+    Anything,
+    /// Nothing: a `substack` begins.
+    Nothing,
+}
+
+fn load(service: &str, installation: &Installation<'_>) -> Loaded {
+    let mut loaded = Loaded::default();
+    match (installation.file)(service) {
+        ServiceFile::Missing => {}
+        ServiceFile::Unreadable(file) => {
+            loaded.unread.push(unread(&file));
+            loaded.file = Some(file);
+        }
+        ServiceFile::Content(file, content) => {
+            read(&file, &content, None, 0, 0, installation, &mut loaded);
+            loaded.file = Some(file);
+        }
+    }
+    loaded
+}
+
+fn unread(file: &Path) -> PamRule {
+    PamRule {
+        file: file.to_owned(),
+        line: 1,
+        module: "a file that cannot be read".to_owned(),
+        refuses: false,
+    }
+}
+
+/// Reads one file's lines; `false` where PAM gives up.
+fn read(
+    file: &Path,
+    content: &[u8],
+    asked: Option<&str>,
+    level: usize,
+    depth: usize,
+    installation: &Installation<'_>,
+    loaded: &mut Loaded,
+) -> bool {
+    let (lines, is_whole) = lines(content);
+    for (line, text) in lines {
+        let at =
+            |module: &str| PamRule { file: file.to_owned(), line, module: module.to_owned(), refuses: false };
+        if loaded.entries.len() >= MOST_RULES {
+            loaded.unread.push(at("too many rules"));
+            return true;
+        }
+        let parsed = parse(&text, asked);
+        let entry = |kind: &str, control: Control, says: Says, module: &str| Entry {
+            kind: kind.to_owned(),
+            level,
+            control,
+            says,
+            at: at(module),
+        };
+        match parsed {
+            Line::OtherKind => {}
+            Line::Invalid(kind) => {
+                loaded.entries.push(entry(&kind, Control::bad(), Says::MustFail, "a line that is not valid"));
+            }
+            Line::Rule { kind, control, module } => {
+                let name = module_name(&module);
+                let says = if !(installation.has_module)(&module) {
+                    Says::ModuleUnknown
+                } else if name == "pam_deny" {
+                    Says::Denied
+                } else if HARMLESS.contains(&name) {
+                    Says::Success
+                } else {
+                    Says::Anything
+                };
+                let shown = match says {
+                    Says::ModuleUnknown => format!("{name}, which is not installed"),
+                    _ => name.to_owned(),
+                };
+                loaded.entries.push(entry(&kind, control, says, &shown));
+            }
+            Line::Include { name, kind, is_substack } => {
+                let inner = if is_substack { level + 1 } else { level };
+                if let (true, Some(kind)) = (is_substack, &kind) {
+                    loaded.entries.push(entry(kind, Control::bad(), Says::Nothing, &name));
+                }
+                let missing = format!("the include of {name}, which does not exist");
+                match (installation.file)(&name) {
+                    ServiceFile::Missing => match &kind {
+                        Some(kind) => {
+                            loaded.entries.push(entry(kind, Control::bad(), Says::MustFail, &missing));
+                        }
+                        None => {
+                            loaded.broken.get_or_insert_with(|| at(&missing));
+                            return false;
+                        }
+                    },
+                    ServiceFile::Unreadable(file) => loaded.unread.push(unread(&file)),
+                    ServiceFile::Content(..) if depth >= DEEPEST => {
+                        loaded.unread.push(at("includes that go too deep"));
+                    }
+                    ServiceFile::Content(file, content) => {
+                        let kind = kind.as_deref();
+                        if !read(&file, &content, kind, inner, depth + 1, installation, loaded) {
+                            return false;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if !is_whole {
+        let line = content.split(|&byte| byte == b'\n').count();
+        let module = "a last line that ends in a backslash".to_owned();
+        loaded.broken.get_or_insert(PamRule { file: file.to_owned(), line, module, refuses: false });
+    }
+    is_whole
+}
+
+/// The module's name without its directory and suffix.
+fn module_name(module: &str) -> &str {
+    let name = module.rsplit('/').next().unwrap_or(module);
+    name.strip_suffix(".so").unwrap_or(name)
+}
+
+/// The logical lines of a file, each with the number (from 1) of its first one, and whether the last one is whole.
+/// A comment ends at its own line, also where a backslash ends it.
+fn lines(content: &[u8]) -> (Vec<(usize, String)>, bool) {
     let text = String::from_utf8_lossy(content);
     let mut found = Vec::new();
     let mut open: Option<(usize, String)> = None;
-    for (line, number) in text.lines().zip(1..) {
-        let line = line.split('#').next().unwrap_or_default();
+    for (line, number) in text.split('\n').zip(1..) {
+        let line = line.trim_matches([' ', '\t']);
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.split('#').next().unwrap_or_default().trim_end_matches([' ', '\t']);
         let (start, mut whole) = open.take().unwrap_or((number, String::new()));
-        match line.trim_end().strip_suffix('\\') {
+        match line.strip_suffix('\\') {
             Some(more) => {
                 whole.push_str(more);
                 whole.push(' ');
@@ -69,143 +292,256 @@ pub fn lines(content: &[u8]) -> Vec<(usize, Line)> {
             }
             None => {
                 whole.push_str(line);
-                found.extend(parse(&whole).map(|line| (start, line)));
+                found.push((start, whole));
             }
         }
+    }
+    let is_whole = open.is_none();
+    (found, is_whole)
+}
+
+/// What a line of a service's file says.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    /// A rule of a type that is not asked for.
+    OtherKind,
+    /// A rule that fails, of this type.
+    Invalid(String),
+    /// Another file's rules stand here, those of one type or (`None`) all.
+    Include { name: String, kind: Option<String>, is_substack: bool },
+    /// A rule.
+    Rule { kind: String, control: Control, module: String },
+}
+
+fn parse(line: &str, asked: Option<&str>) -> Line {
+    let Some((first, rest)) = word(line) else { return Line::OtherKind };
+    let first = first.to_ascii_lowercase();
+    if first == "@include" {
+        let kind = asked.map(str::to_owned);
+        return match word(rest) {
+            Some((name, _)) => Line::Include { name: name.to_owned(), kind, is_substack: false },
+            None => asked.map_or(Line::OtherKind, |kind| Line::Invalid(kind.to_owned())),
+        };
+    }
+    // The dash keeps a missing module out of the log; the rule fails all the same.
+    let kind = first.strip_prefix('-').unwrap_or(&first);
+    // A type that PAM does not know counts as the one asked for, else as `auth`.
+    let kind = match (["auth", "account", "password", "session"].contains(&kind), asked) {
+        (true, _) => kind.to_owned(),
+        (false, Some(asked)) => return Line::Invalid(asked.to_owned()),
+        (false, None) => return Line::OtherKind,
+    };
+    if asked.is_some_and(|asked| asked != kind) || !KINDS.contains(&kind.as_str()) {
+        return Line::OtherKind;
+    }
+    let Some((control, rest)) = word(rest) else { return Line::Invalid(kind) };
+    let Some((module, _)) = word(rest) else { return Line::Invalid(kind) };
+    match control.to_ascii_lowercase().as_str() {
+        included @ ("include" | "substack") => {
+            Line::Include { name: module.to_owned(), kind: Some(kind), is_substack: included == "substack" }
+        }
+        control => Line::Rule { kind, control: Control::parse(control), module: module.to_owned() },
+    }
+}
+
+/// The first word, and what follows it; one that begins with `[` ends at `]`, and the brackets of a module's name or
+/// an argument are taken off.
+fn word(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start_matches([' ', '\t']);
+    if text.is_empty() {
+        return None;
+    }
+    if let Some(inside) = text.strip_prefix('[') {
+        return Some(inside.split_once(']').unwrap_or((inside, "")));
+    }
+    let end = text.find([' ', '\t']).unwrap_or(text.len());
+    Some(text.split_at(end))
+}
+
+/// What follows from a module's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Act {
+    Ok,
+    Done,
+    Bad,
+    Die,
+    Ignore,
+    Reset,
+    Jump(usize),
+}
+
+/// The control of a rule: the action for each named answer, and for all others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Control {
+    named: BTreeMap<String, Act>,
+    default: Act,
+}
+
+impl Control {
+    /// Every answer refuses.
+    fn bad() -> Self {
+        Self { named: BTreeMap::new(), default: Act::Bad }
+    }
+
+    fn parse(text: &str) -> Self {
+        let word = |success: Act, default: Act, ignores: bool| {
+            let named = [("success", Some(success)), ("new_authtok_reqd", Some(success))];
+            let ignore = ("ignore", ignores.then_some(Act::Ignore));
+            let named = named.into_iter().chain([ignore]);
+            Self { named: named.filter_map(|(name, act)| Some((name.to_owned(), act?))).collect(), default }
+        };
+        match text {
+            "required" => return word(Act::Ok, Act::Bad, true),
+            "requisite" => return word(Act::Ok, Act::Die, true),
+            "optional" => return word(Act::Ok, Act::Ignore, false),
+            "sufficient" => return word(Act::Done, Act::Ignore, false),
+            _ => {}
+        }
+        // What is not named, and an action that PAM does not know, refuses.
+        let mut control = Self::bad();
+        let spaced = text.replace('=', " ");
+        let mut words = spaced.split([' ', '\t']).filter(|word| !word.is_empty());
+        while let (Some(name), Some(action)) = (words.next(), words.next()) {
+            let act = match action {
+                "ok" => Act::Ok,
+                "done" => Act::Done,
+                "die" => Act::Die,
+                "ignore" => Act::Ignore,
+                "reset" => Act::Reset,
+                number => match number.parse() {
+                    Ok(0) | Err(_) => Act::Bad,
+                    Ok(number) => Act::Jump(number),
+                },
+            };
+            match name {
+                "default" => control.default = act,
+                name => drop(control.named.insert(name.to_owned(), act)),
+            }
+        }
+        control
+    }
+
+    fn on(&self, answer: &str) -> Act {
+        self.named.get(answer).copied().unwrap_or(self.default)
+    }
+
+    /// What may follow from what the module says.
+    fn acts(&self, says: Says) -> BTreeSet<Act> {
+        match says {
+            Says::Success => [self.on("success")].into(),
+            // The answer of pam_deny depends on the type and on its release.
+            Says::Denied => ["auth_err", "acct_expired", "session_err"].map(|answer| self.on(answer)).into(),
+            Says::ModuleUnknown => [self.on("module_unknown")].into(),
+            Says::MustFail => [Act::Bad].into(),
+            // It ignores whom it does not know, and leaves the accounts of passwd(5) alone.
+            Says::Anything if self.named.get("user_unknown") == Some(&Act::Ignore) => {
+                [self.on("success"), Act::Ignore].into()
+            }
+            Says::Anything => self.named.values().copied().chain([self.default]).collect(),
+            Says::Nothing => [Act::Ignore].into(),
+        }
+    }
+}
+
+/// What a stack amounts to so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Impression {
+    Undefined,
+    Positive,
+    Negative,
+}
+
+/// Where a stack stands: the impression, and the one with which each open (sub)stack began.
+type State = (Impression, Vec<Impression>);
+
+/// The rules of one type, followed for every answer: those by which the whole refuses, or may refuse.
+fn follow(rules: &[&Entry]) -> Vec<PamRule> {
+    let mut ahead: BTreeMap<usize, BTreeMap<State, BTreeSet<usize>>> = BTreeMap::new();
+    ahead.entry(0).or_default().insert((Impression::Undefined, Vec::new()), BTreeSet::new());
+    let (mut lets_in, mut refused_by) = (false, BTreeSet::new());
+    let mut refuses = false;
+    while let Some((at, states)) = ahead.pop_first() {
+        let Some(rule) = rules.get(at) else {
+            for ((impression, _), blamed) in states {
+                match impression {
+                    Impression::Positive => lets_in = true,
+                    Impression::Undefined | Impression::Negative => {
+                        refuses = true;
+                        refused_by.extend(blamed);
+                    }
+                }
+            }
+            continue;
+        };
+        let acts = rule.control.acts(rule.says);
+        for ((impression, mut began), blamed) in states {
+            began.truncate(rule.level + 1);
+            while began.len() <= rule.level {
+                began.push(impression);
+            }
+            for act in &acts {
+                let (next, then, is_to_blame) = step(*act, impression, at, rules, &began);
+                let mut blamed = blamed.clone();
+                // An unknown answer that is passed over may leave nobody who lets in.
+                if is_to_blame || acts.len() > 1 && then == Impression::Undefined {
+                    blamed.insert(at);
+                }
+                ahead.entry(next).or_default().entry((then, began.clone())).or_default().extend(blamed);
+            }
+        }
+    }
+    if !refuses {
+        return Vec::new();
+    }
+    let certain = !lets_in;
+    let mut found: Vec<PamRule> = refused_by
+        .into_iter()
+        .filter_map(|index| rules.get(index))
+        .map(|rule| PamRule { refuses: certain, ..rule.at.clone() })
+        .collect();
+    if let (true, Some(last)) = (found.is_empty(), rules.last()) {
+        let module = format!("no {} rule that lets anybody in", last.kind);
+        found.push(PamRule { module, refuses: certain, ..last.at.clone() });
     }
     found
 }
 
-fn parse(line: &str) -> Option<Line> {
-    let (first, rest) = word(line)?;
-    if first == "@include" {
-        return Some(Line::Include(word(rest)?.0.to_owned(), None));
-    }
-    let kind = first.trim_start_matches('-').to_ascii_lowercase();
-    let (control, rest) = match rest.trim_start().strip_prefix('[') {
-        Some(rest) => rest.split_once(']')?,
-        None => word(rest)?,
-    };
-    let (module, _) = word(rest)?;
-    if ["include", "substack"].contains(&control) {
-        return Some(Line::Include(module.to_owned(), Some(kind)));
-    }
-    let name = module.rsplit('/').next().unwrap_or(module);
-    let name = name.strip_suffix(".so").unwrap_or(name);
-    // A module that is not installed is passed over where its type begins with a dash; whether it is is not known.
-    Some(Line::Rule(Rule { kind, control: control.to_ascii_lowercase(), module: name.to_owned() }))
-}
-
-fn word(text: &str) -> Option<(&str, &str)> {
-    let text = text.trim_start();
-    let end = text.find(char::is_whitespace).unwrap_or(text.len());
-    (!text.is_empty()).then(|| text.split_at(end))
-}
-
-impl Rule {
-    /// Whether it may refuse a login with a key, and nobody evaluates it here. `before` is the rule ahead of it.
-    pub fn is_not_evaluated(&self, before: Option<&Self>) -> bool {
-        if !["account", "session"].contains(&self.kind.as_str()) || !self.can_refuse() {
-            return false;
-        }
-        match self.module.as_str() {
-            // The end of a choice: the rule ahead of it jumps over it.
-            "pam_deny" => !before.is_some_and(Self::jumps),
-            module => !HARMLESS.contains(&module),
-        }
-    }
-
-    /// Whether some verdict of it passes over the rules behind it.
-    fn jumps(&self) -> bool {
-        let values = self.control.split_ascii_whitespace().filter_map(|pair| pair.split_once('='));
-        { values }.any(|(_, action)| action.starts_with(|digit: char| digit.is_ascii_digit()))
-    }
-
-    /// By its control: `optional` and `sufficient` rules refuse nobody; one that ignores whom it does not know
-    /// leaves the accounts of passwd(5) alone.
-    fn can_refuse(&self) -> bool {
-        match self.control.as_str() {
-            "optional" | "sufficient" => false,
-            "required" | "requisite" => true,
-            values => {
-                let refuses = values.contains("bad") || values.contains("die");
-                refuses && !values.contains("user_unknown=ignore")
+/// The rule that comes next, the impression then, and whether this rule refused.
+fn step(
+    act: Act,
+    impression: Impression,
+    at: usize,
+    rules: &[&Entry],
+    began: &[Impression],
+) -> (usize, Impression, bool) {
+    let level = rules.get(at).map_or(0, |rule| rule.level);
+    let is_inside = |index: usize| rules.get(index).is_some_and(|rule| rule.level >= level);
+    let end_of_stack = || (at + 1..rules.len()).find(|index| !is_inside(*index)).unwrap_or(rules.len());
+    let positive = if impression == Impression::Undefined { Impression::Positive } else { impression };
+    match act {
+        Act::Ok => (at + 1, positive, false),
+        Act::Done if positive == Impression::Positive => (end_of_stack(), positive, false),
+        Act::Done => (at + 1, positive, false),
+        Act::Bad => (at + 1, Impression::Negative, true),
+        Act::Die => (end_of_stack(), Impression::Negative, true),
+        Act::Ignore => (at + 1, impression, false),
+        Act::Reset => (at + 1, began.last().copied().unwrap_or(Impression::Undefined), false),
+        Act::Jump(count) => {
+            let (mut here, mut left) = (at, count);
+            while left > 0 && is_inside(here + 1) {
+                here += 1;
+                // A substack counts as one rule.
+                while rules.get(here + 1).is_some_and(|rule| rule.level > level) {
+                    here += 1;
+                }
+                left -= 1;
             }
+            // Beyond the end is an error.
+            if left > 0 { (here + 1, Impression::Negative, true) } else { (here + 1, impression, false) }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The modules that are not evaluated, with their lines.
-    fn left(text: &str) -> Vec<(usize, String)> {
-        let mut before: Option<Rule> = None;
-        let mut found = Vec::new();
-        for (number, line) in lines(text.as_bytes()) {
-            if let Line::Rule(rule) = line {
-                if rule.is_not_evaluated(before.as_ref()) {
-                    found.push((number, rule.module.clone()));
-                }
-                before = Some(rule);
-            }
-        }
-        found
-    }
-
-    #[test]
-    fn stock_stacks_are_evaluated() {
-        let debian = "account required pam_nologin.so\n# account required pam_access.so\n\
-                      account [success=1 new_authtok_reqd=done default=ignore] pam_unix.so\n\
-                      account requisite pam_deny.so\naccount required pam_permit.so\n\
-                      session [success=ok ignore=ignore module_unknown=ignore default=bad] pam_selinux.so close\n\
-                      session required pam_loginuid.so\nsession optional pam_keyinit.so force revoke\n\
-                      session optional pam_motd.so motd=/run/motd.dynamic\nsession required pam_limits.so\n\
-                      session required pam_env.so user_readenv=1 envfile=/etc/default/locale\n\
-                      session [default=1] pam_permit.so\nsession requisite pam_deny.so\n\
-                      session required pam_permit.so\nsession required pam_unix.so\n";
-        let redhat = "account required pam_sepermit.so\naccount required pam_nologin.so\n\
-                      account required pam_unix.so\naccount sufficient pam_localuser.so\n\
-                      account sufficient pam_succeed_if.so uid < 1000 quiet\n\
-                      account [default=bad success=ok user_unknown=ignore] pam_sss.so\naccount required pam_permit.so\n\
-                      session required pam_namespace.so\n-session optional pam_systemd.so\n\
-                      session [success=1 default=ignore] pam_succeed_if.so service in crond quiet use_uid\n";
-        assert_eq!(left(debian), []);
-        assert_eq!(left(redhat), []);
-    }
-
-    #[test]
-    fn what_nobody_evaluates() {
-        for (text, expected) in [
-            ("account required pam_access.so\n", Some((1, "pam_access"))),
-            ("auth required pam_access.so\npassword required pam_pwquality.so\n", None),
-            (
-                "\n-account \\\n  requisite \\\n /lib/security/pam_listfile.so item=user\n",
-                Some((2, "pam_listfile")),
-            ),
-            ("account [success=ok default=die] pam_time.so\n", Some((1, "pam_time"))),
-            ("account [success=ok default=ignore] pam_time.so\n", None),
-            ("account required pam_deny.so\n", Some((1, "pam_deny"))),
-            ("Account Required pam_slurm.so", Some((1, "pam_slurm"))),
-            ("account required\n", None),
-        ] {
-            let expected: Vec<(usize, String)> =
-                expected.into_iter().map(|(line, module)| (line, module.to_owned())).collect();
-            assert_eq!(left(text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn includes() {
-        let found =
-            lines(b"@include common-account\naccount include password-auth # x\nsession substack a\n");
-        let include = |file: &str, kind: Option<&str>| Line::Include(file.into(), kind.map(str::to_owned));
-        let expected = [
-            (1, include("common-account", None)),
-            (2, include("password-auth", Some("account"))),
-            (3, include("a", Some("session"))),
-        ];
-        assert_eq!(found, expected);
-    }
-}
+#[path = "pam_tests.rs"]
+mod tests;

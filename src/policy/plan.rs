@@ -8,12 +8,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::authorized_keys::{self, KeyLine, key_lines};
+use super::authorized_keys::{self, KeyPlace};
 use super::command::{Action, KeyPair};
 use super::edit::{FileEdit, FileKind};
-use super::lockout;
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
 use super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
+use super::password;
 use super::proof::ProofPlan;
 use super::public_key::PublicKey;
 use super::sshd_config::{self, KbdInteractive};
@@ -57,7 +57,9 @@ pub struct Facts {
     pub key_file: KeyFile,
     /// The file that holds the bound block, where that is another one (and whose it is).
     pub elsewhere: Option<(Account, KeyFile)>,
-    /// What else decides about a login; `None` for a detach.
+    /// All files that sshd reads for that user, in its order, with their bytes.
+    pub key_files: Vec<(PathBuf, Vec<u8>)>,
+    /// What else decides about a login; `None` where there is no sshd.
     pub login: Option<Login>,
 }
 
@@ -97,7 +99,8 @@ pub struct Draft {
     pub unbound: Option<KeyPair>,
     warnings: Vec<Warning>,
     takes_away: Option<PublicKey>,
-    own_lines: Vec<KeyLine>,
+    /// The key lines that are not ours, in all files that sshd reads.
+    places: Vec<KeyPlace>,
 }
 
 /// What is to be done, and what shall be true afterwards.
@@ -187,7 +190,7 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
         unbound: None,
         warnings: Vec::new(),
         takes_away: None,
-        own_lines: own_lines(facts, &known),
+        places: authorized_keys::key_places(&facts.key_files, &facts.key_file.path, &known),
     };
     match purpose.action {
         Action::Attach { key_pair, password_auth, .. } => {
@@ -233,19 +236,6 @@ fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Ve
     Some(edit)
 }
 
-/// The user's own key lines: the file as it is without our block.
-fn own_lines(facts: &Facts, known: &[PublicKey]) -> Vec<KeyLine> {
-    let content = facts.key_file.content.as_deref().unwrap_or_default();
-    let edit =
-        super::block::BlockEdit { removed: authorized_keys::ours(content, known), inserted: Vec::new() };
-    // The line numbers are those of the file as it stands, for the person who looks there.
-    let own = key_lines(&edit.apply(content));
-    let mut standing = key_lines(content).into_iter();
-    own.into_iter()
-        .filter_map(|line| standing.find(|other| other.key == line.key && other.options == line.options))
-        .collect()
-}
-
 impl Draft {
     /// The block goes to the top of the file that sshd reads, and away from where it stood before.
     fn bind(&mut self, facts: &Facts, key_pair: &KeyPair, known: &[PublicKey]) {
@@ -271,16 +261,10 @@ impl Draft {
             path: path.clone(),
             inherited: false,
         });
-        if let Some(copy) = authorized_keys::copy_of(&self.own_lines, &key_pair.public_key)
-            && !copy.options.is_empty()
-        {
-            self.warnings.push(
-                Warning::new(
-                    WarningReason::RestrictedCopy,
-                    "a copy of this key stands in the file with options in front; ours stands ahead of it and decides",
-                )
-                .at(path, Some(copy.line)),
-            );
+        let key = &key_pair.public_key;
+        self.warnings.extend(authorized_keys::restricted_copy(&facts.key_files, path, known, key));
+        if let Some(taken) = &self.takes_away {
+            self.warnings.extend(authorized_keys::still_present(&self.places, taken));
         }
     }
 
@@ -290,28 +274,23 @@ impl Draft {
         self.unbound = bound.map(|bound| bound.key_pair.clone());
         let Some(KeyPair { public_key: unbound, .. }) = &self.unbound else { return };
         let path = &facts.key_file.path;
-        if let Some(copy) = authorized_keys::copy_of(&self.own_lines, unbound) {
-            self.warnings.push(
-                Warning::new(
-                    WarningReason::KeyStillPresent,
-                    "the same key also stands in a line that is not ours, and goes on letting in",
-                )
-                .at(path, Some(copy.line)),
-            );
-        }
+        self.warnings.extend(authorized_keys::still_present(&self.places, unbound));
         let Some(effective) =
             facts.sshd.as_ref().and_then(|sshd| sshd.answers.first()).map(|first| &first.effective)
         else {
             return;
         };
         let command = effective.value("authorizedkeyscommand");
-        if !command.is_empty() && command != "none" {
+        if !command.is_empty() && !command.eq_ignore_ascii_case("none") {
             self.warnings.push(Warning::new(
                 WarningReason::KeyStillPresent,
                 format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
             ));
-        } else if !lockout::password_would_let_in(effective, &facts.account)
-            && authorized_keys::ways_in(&self.own_lines).next().is_none()
+        } else if !authorized_keys::has_way_in(&self.places)
+            && !facts
+                .login
+                .as_ref()
+                .is_some_and(|login| password::would_let_in(login, &facts.account, effective))
         {
             self.warnings.push(Warning::new(
                 WarningReason::NoWayIn,

@@ -1,18 +1,34 @@
 //! For whom else sshd is asked (contract 6, "For whom"): one witness for each `Match` block, so that nobody who may
 //! still use a password goes unnamed.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use super::connection::listening_ports;
 use super::effective::Effective;
-use super::lockout;
+use super::lockout::{is_closed, says_the_same};
 use super::observation::{Account, Answer, Connection, Login, Person};
 use super::outcome::{Warning, WarningReason};
-use super::pattern::{Listed, listed, listed_address, listed_host, lists_group, matches};
-use super::sshd_config::{KbdInteractive, Reading, Scope, applies, criteria_pairs};
+use super::pattern::{Listed, from_source, listed, listed_address, listed_host, lists_group, matches, user};
+use super::sshd_config::{
+    Decider, Directive, KbdInteractive, Keyword, Reading, Scope, applies, criteria_pairs,
+};
 
 /// The most `Match` blocks that get a witness each.
 const MOST: usize = 64;
+
+/// The most addresses that are tried for one source.
+const MOST_SOURCES: usize = 6;
+
+/// The criteria of a `Match` line that are known here.
+const KNOWN_CRITERIA: [&str; 6] = ["user", "group", "host", "address", "localaddress", "localport"];
+
+/// Those of them that are about where a connection comes from, or arrives.
+const SOURCE_CRITERIA: [&str; 4] = ["host", "address", "localaddress", "localport"];
+
+/// The line of a `Match` block: its file, and its number from 1.
+pub type Place = (PathBuf, usize);
 
 /// A connection that some `Match` block picks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +41,36 @@ pub struct Witness {
     pub criteria: Option<String>,
     /// Whether the block is about this very user: else he stands for anybody.
     pub names_user: bool,
+    /// Whether the block is about a source, or about where a connection arrives.
+    pub names_source: bool,
+    /// The block's `Match` line; `None` for loopback.
+    pub place: Option<Place>,
+}
+
+/// A `Match` block for which nobody could be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unexamined {
+    /// The block's own words.
+    pub criteria: String,
+    /// Its `Match` line.
+    pub place: Place,
+    /// Why.
+    pub why: String,
+}
+
+/// Who meets a block.
+enum Met {
+    Witness(Box<Witness>),
+    /// Nobody can: an account, a group or an address that does not exist here.
+    Nobody,
+    /// That cannot be told.
+    Unknown(String),
 }
 
 /// One witness for each `Match` block that picks some connection: a user, a group's member or an address it names,
 /// the target user from nowhere in particular in all else. `base` is the first of the connections that must say
-/// what was asked. A block that nobody here can meet (a group without members, another port) has none.
+/// what was asked. A block that nobody here can meet (a group without members, another port) has none. A block about a
+/// source that picks the target user too has one more, for him.
 pub fn witnesses(
     reading: &Reading,
     base: &Connection,
@@ -37,53 +78,117 @@ pub fn witnesses(
     login: &Login,
     effective: &Effective,
 ) -> Vec<Witness> {
+    examine(reading, base, account, login, effective).0
+}
+
+/// The `Match` blocks for which nobody could be asked, although somebody may meet them.
+pub fn unexamined(
+    reading: &Reading,
+    base: &Connection,
+    account: &Account,
+    login: &Login,
+    effective: &Effective,
+) -> Vec<Unexamined> {
+    examine(reading, base, account, login, effective).1
+}
+
+fn examine(
+    reading: &Reading,
+    base: &Connection,
+    account: &Account,
+    login: &Login,
+    effective: &Effective,
+) -> (Vec<Witness>, Vec<Unexamined>) {
     let blocks = reading.directives().iter().filter(|directive| directive.keyword == "match");
     let mut found: Vec<Witness> = Vec::new();
+    let mut left: Vec<Unexamined> = Vec::new();
     for block in blocks {
-        let Scope::Match { criteria, .. } = &block.scope else { continue };
-        let Some(witness) = witness(criteria, base, account, &login.people, effective) else { continue };
-        let is_new = found.iter().all(|other| other.connection != witness.connection);
-        if is_new && witness.connection != *base && found.len() < MOST {
-            found.push(witness);
+        let Scope::Match { criteria, file, line } = &block.scope else { continue };
+        let place = (file.clone(), *line);
+        let known: BTreeSet<String> = found.iter().map(|witness| witness.connection.user.clone()).collect();
+        let who = Candidates { account, people: &login.people, groups: &login.groups, known: &known };
+        let met = meet(criteria, &place, base, &who, effective);
+        let only_target = Candidates { people: &[], ..who };
+        let of_target = names_source(criteria).then(|| meet(criteria, &place, base, &only_target, effective));
+        if let Met::Unknown(why) = &met {
+            left.push(Unexamined { criteria: criteria.join(" "), place: place.clone(), why: why.clone() });
+        }
+        for met in [Some(met), of_target].into_iter().flatten() {
+            let Met::Witness(witness) = met else { continue };
+            let is_new = found.iter().all(|other| other.connection != witness.connection);
+            if !is_new || witness.connection == *base {
+                continue;
+            }
+            if found.len() < MOST {
+                found.push(*witness);
+            } else if left.iter().all(|other| other.place != place) {
+                let why = format!("there are more than {MOST} blocks");
+                left.push(Unexamined { criteria: criteria.join(" "), place: place.clone(), why });
+            }
         }
     }
-    found
+    (found, left)
+}
+
+fn names_source(criteria: &[String]) -> bool {
+    let pairs = criteria_pairs(criteria);
+    pairs.iter().any(|(name, _)| SOURCE_CRITERIA.iter().any(|known| name.eq_ignore_ascii_case(known)))
+}
+
+/// Who may be a witness.
+#[derive(Clone, Copy)]
+struct Candidates<'a> {
+    account: &'a Account,
+    people: &'a [Person],
+    groups: &'a [String],
+    /// The users of other witnesses: somebody else is preferred.
+    known: &'a BTreeSet<String>,
 }
 
 /// A connection that meets every criterion.
-fn witness(
+fn meet(
     criteria: &[String],
+    place: &Place,
     base: &Connection,
-    account: &Account,
-    people: &[Person],
+    who: &Candidates<'_>,
     effective: &Effective,
-) -> Option<Witness> {
+) -> Met {
     let pairs = criteria_pairs(criteria);
     let of = |names: &[&str]| -> Vec<&str> {
         let is_named = |name: &str| names.iter().any(|other| name.eq_ignore_ascii_case(other));
         pairs.iter().filter(|(name, _)| is_named(name)).filter_map(|(_, patterns)| *patterns).collect()
     };
+    let is_known = |name: &&str| KNOWN_CRITERIA.iter().any(|known| name.eq_ignore_ascii_case(known));
+    let strange = pairs.iter().map(|(name, _)| *name).find(|name| !is_known(name));
+    if strange.is_some_and(|name| name.eq_ignore_ascii_case("invalid-user")) {
+        return Met::Nobody;
+    }
     let (users, groups) = (of(&["user"]), of(&["group"]));
     let mut connection = base.clone();
     let names_user = !users.is_empty() || !groups.is_empty();
-    let mut his_groups = account.groups.clone();
+    let mut his_groups = who.account.groups.clone();
     if names_user {
-        let is_meant = |name: &str, groups: &[String]| {
+        let is_meant = |name: &str, his: &[String]| {
             users.iter().all(|patterns| listed(name, patterns) == Listed::Yes)
-                && of(&["group"]).iter().all(|patterns| lists_group(groups, patterns))
+                && groups.iter().all(|patterns| lists_group(his, patterns))
         };
         // Somebody with a password, if there is one.
-        let with = people.iter().filter(|person| person.has_password).chain(people);
-        let accounts = with.map(|person| &person.account).chain([account]);
-        match { accounts }.find(|person| is_meant(&person.name, &person.groups)) {
+        let with = who.people.iter().filter(|person| person.has_password).chain(who.people);
+        let accounts = with.map(|person| &person.account).chain([who.account]);
+        let meant: Vec<&Account> = accounts.filter(|person| is_meant(&person.name, &person.groups)).collect();
+        let is_new = |person: &&&Account| !who.known.contains(&person.name);
+        match meant.iter().find(is_new).or(meant.first()) {
             Some(person) => {
                 connection.user = person.name.clone();
                 his_groups = person.groups.clone();
             }
             // No account of this name now; one may come.
             None => {
-                let names = users.iter().flat_map(|patterns| patterns.split(',')).map(instance);
-                connection.user = names.into_iter().find(|name| is_meant(name, &[]))?;
+                let mut names = users.iter().flat_map(|patterns| patterns.split(',')).flat_map(instances);
+                match names.find(|name| is_meant(name, &[])) {
+                    Some(name) => connection.user = name,
+                    None => return unknown_group(&groups, who.groups),
+                }
                 his_groups = Vec::new();
             }
         }
@@ -99,30 +204,77 @@ fn witness(
             && (by_name || of(&["host"]).iter().all(|p| listed_host(&addr.to_string(), p) == Listed::Yes))
     };
     if !addresses.is_empty() && !fits(connection.addr) {
-        connection.addr = address_in(&addresses, fits)?;
+        match address_in(&addresses, fits) {
+            Some(addr) => connection.addr = addr,
+            None => return unknown_address(&addresses),
+        }
     }
     connection.host = connection.addr.to_string();
     if by_name && let [patterns, ..] = of(&["host"]).as_slice() {
-        connection.host =
-            patterns.split(',').map(instance).find(|h| listed_host(h, patterns) == Listed::Yes)?;
+        let mut hosts = patterns.split(',').flat_map(instances);
+        let Some(host) = hosts.find(|host| listed_host(host, patterns) == Listed::Yes) else {
+            return Met::Nobody;
+        };
+        connection.host = host;
     }
     let local = of(&["localaddress"]);
     let is_local = |addr: IpAddr| local.iter().all(|p| listed_address(addr, p) == Ok(Listed::Yes));
     if !is_local(connection.laddr) {
-        connection.laddr = address_in(&local, is_local)?;
+        match address_in(&local, is_local) {
+            Some(addr) => connection.laddr = addr,
+            None => return unknown_address(&local),
+        }
     }
     if let [port, ..] = of(&["localport"]).as_slice() {
-        connection.lport = port.parse().ok().filter(|port| listening_ports(effective).contains(port))?;
+        let port = port.parse().ok().filter(|port| listening_ports(effective).contains(port));
+        let Some(port) = port else { return Met::Nobody };
+        connection.lport = port;
     }
-    let criteria_hold = applies(criteria, &connection, Some(&his_groups)) == Some(true);
-    let words = criteria.join(" ");
-    criteria_hold.then_some(Witness { connection, groups: his_groups, criteria: Some(words), names_user })
+    if let Some(name) = strange {
+        return Met::Unknown(format!("whom its criterion {name} picks is not known here"));
+    }
+    match applies(criteria, &connection, Some(&his_groups)) {
+        Some(true) => Met::Witness(Box::new(Witness {
+            connection,
+            groups: his_groups,
+            criteria: Some(criteria.join(" ")),
+            names_user,
+            names_source: names_source(criteria),
+            place: Some(place.clone()),
+        })),
+        Some(false) => Met::Nobody,
+        None => Met::Unknown("whom it picks is not known here".to_owned()),
+    }
 }
 
-/// A text that a pattern matches: `*` stands for nothing in particular, `?` for one letter.
-fn instance(pattern: &str) -> String {
-    let plain = pattern.replace('*', if pattern == "*" { "x" } else { "" }).replace('?', "x");
-    if matches(&plain, pattern) { plain } else { String::new() }
+/// Nobody of this guest's accounts is in these groups: whether somebody may be, if one of them is not of group(5).
+fn unknown_group(lists: &[&str], local: &[String]) -> Met {
+    let entries = lists.iter().flat_map(|list| list.split(',')).filter(|entry| !entry.starts_with('!'));
+    let is_foreign = |pattern: &&str| !local.iter().any(|group| matches(group, pattern));
+    match { entries }.find(is_foreign) {
+        Some(group) => Met::Unknown(format!("no account of this guest's files is in the group {group}")),
+        None => Met::Nobody,
+    }
+}
+
+/// No address was found that the lists pick: whether there may be one, by what the entries look like.
+fn unknown_address(lists: &[&str]) -> Met {
+    let entries = lists.iter().flat_map(|list| list.split(',')).filter(|entry| !entry.starts_with('!'));
+    // sshd refuses everyone where a mask does not fit its address.
+    let is_sound = lists.iter().all(|list| listed_address(Ipv4Addr::LOCALHOST.into(), list).is_ok());
+    let is_address = |entry: &str| {
+        entry.contains(['.', ':', '*']) && entry.chars().all(|c| c.is_ascii_hexdigit() || ".:*?/".contains(c))
+    };
+    match is_sound && { entries }.any(is_address) {
+        true => Met::Unknown("no address was found that it picks".to_owned()),
+        false => Met::Nobody,
+    }
+}
+
+/// Texts that a pattern matches: `*` stands for nothing in particular, `?` for one letter.
+fn instances(pattern: &str) -> Vec<String> {
+    let filled = ["", "x", "y0"].map(|fill| pattern.replace('*', fill).replace('?', "x"));
+    filled.into_iter().filter(|plain| !plain.is_empty() && matches(plain, pattern)).collect()
 }
 
 /// An address that some entry of the lists means: itself, the first host of a network, a completed pattern.
@@ -143,7 +295,12 @@ fn candidates(entry: &str) -> Vec<IpAddr> {
             IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) | u32::from(n)).into()),
             IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) | u128::from(n)).into()),
         };
-        return (1..=16).map(host).chain([network]).collect();
+        // And further ones: each bit that is a host's, by itself.
+        let bit = |n: u32| match network {
+            IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) | 1u32.checked_shl(n).unwrap_or(0)).into()),
+            IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) | 1u128.checked_shl(n).unwrap_or(0)).into()),
+        };
+        return (1..=16).map(host).chain((4..128).map(bit)).chain([network]).collect();
     }
     let completed = |fill: &&str| entry.replace('*', fill).replace('?', "1").parse().ok();
     ["1", "1.1", "1.1.1", "1.1.1.1", "::1", "1::1", ":1"].iter().filter_map(completed).collect()
@@ -184,6 +341,26 @@ pub fn allowed(
     warnings
 }
 
+/// Whether the four lists let this very connection come: sshd's `allowed_user`. A pattern with several `@`, which releases
+/// cut at different ones, counts as the one that lets come.
+pub fn may_come(effective: &Effective, who: &Connection, groups: &[String]) -> bool {
+    let by_last = |pattern: &str| {
+        let Some((name, hosts)) = pattern.rsplit_once('@') else { return matches(&who.user, pattern) };
+        matches(&who.user, name) && from_source(&who.host, who.addr, hosts) == Ok(true)
+    };
+    let by_first = |pattern: &str| user(&who.user, &who.host, who.addr, pattern) == Ok(true);
+    let denied = effective.values("denyusers").iter().any(|pattern| by_first(pattern) && by_last(pattern));
+    let allow = effective.values("allowusers");
+    let allowed = allow.is_empty() || allow.iter().any(|pattern| by_first(pattern) || by_last(pattern));
+    let grouped = |keyword| {
+        let patterns = effective.values(keyword);
+        let hits = patterns.iter().any(|pattern| groups.iter().any(|group| matches(group, pattern)));
+        (!patterns.is_empty(), hits)
+    };
+    let ((_, group_denied), (group_limited, group_allowed)) = (grouped("denygroups"), grouped("allowgroups"));
+    !denied && !group_denied && allowed && (group_allowed || !group_limited)
+}
+
 /// The keyword by which a password may still be used, by itself or beside something else.
 fn may_use_password(
     witness: &Witness,
@@ -191,29 +368,248 @@ fn may_use_password(
     people: &[Person],
     kbd: KbdInteractive,
 ) -> Option<&'static str> {
+    let by = takes_password(effective, kbd)?;
+    let who = &witness.connection;
+    let person = people.iter().map(|person| &person.account).find(|account| account.name == who.user);
+    let is_root = person.map_or(who.user == "root", |account| account.uid == 0);
+    let is_let_in = !witness.names_user
+        || (may_come(effective, who, &witness.groups) && (!is_root || effective.is_yes("permitrootlogin")));
+    is_let_in.then_some(by)
+}
+
+/// The keyword by which sshd takes a password, alone or beside something else.
+fn takes_password(effective: &Effective, kbd: KbdInteractive) -> Option<&'static str> {
     let lists = effective.authentication_methods();
     let is_asked = |method: &str| {
         let is_it = |one: &&str| one.split(':').next() == Some(method);
         lists.is_empty() || lists.iter().flatten().any(is_it)
     };
-    let by = if effective.password_authentication() && is_asked("password") {
-        "PasswordAuthentication"
-    } else if kbd == KbdInteractive::Follow
+    if effective.password_authentication() && is_asked("password") {
+        return Some("PasswordAuthentication");
+    }
+    let asks = kbd == KbdInteractive::Follow
         && effective.is_yes("usepam")
         && effective.kbd_interactive_authentication()
-        && is_asked("keyboard-interactive")
-    {
-        "KbdInteractiveAuthentication"
-    } else {
-        return None;
+        && is_asked("keyboard-interactive");
+    asks.then_some("KbdInteractiveAuthentication")
+}
+
+/// Whether sshd's settings leave some way in: a list of AuthenticationMethods whose every method is on, or any method.
+/// Without `has_password` a method that asks for a password alone is none.
+fn leaves_a_way_in(effective: &Effective, has_password: bool, is_root: bool) -> bool {
+    let root = effective.value("permitrootlogin").to_ascii_lowercase();
+    if is_root && root == "no" {
+        return false;
+    }
+    let takes_passwords = has_password && (!is_root || root == "yes" || root.is_empty());
+    let is_on = |method: &str| match method.split(':').next().unwrap_or_default() {
+        "publickey" => effective.is_yes("pubkeyauthentication"),
+        "password" => takes_passwords && effective.password_authentication(),
+        "keyboard-interactive" => effective.kbd_interactive_authentication(),
+        "hostbased" => effective.is_yes("hostbasedauthentication"),
+        "gssapi-with-mic" => effective.is_yes("gssapiauthentication"),
+        "gssapi-keyex" => effective.is_yes("gssapikeyexchange"),
+        "none" => effective.is_yes("permitemptypasswords"),
+        _ => false,
     };
+    let alone =
+        |method: &str| is_on(method) && (takes_passwords || !method.starts_with("keyboard-interactive"));
+    let lists = effective.authentication_methods();
+    if lists.is_empty() {
+        let any = ["publickey", "password", "keyboard-interactive", "hostbased", "gssapi-with-mic"];
+        return any.into_iter().any(alone);
+    }
+    lists.iter().any(|list| match list.as_slice() {
+        [method] => alone(method),
+        methods => methods.iter().all(|method| is_on(method)),
+    })
+}
+
+/// Whether the witness's account has a way in, as far as sshd's settings go. An account that does not exist has none.
+fn has_a_way_in(witness: &Witness, effective: &Effective, people: &[Person]) -> bool {
     let who = &witness.connection;
-    let person = people.iter().map(|person| &person.account).find(|account| account.name == who.user);
-    let is_root = person.map_or(who.user == "root", |account| account.uid == 0);
-    let is_let_in = !witness.names_user
-        || (lockout::may_come(effective, who, &witness.groups)
-            && (!is_root || effective.is_yes("permitrootlogin")));
-    is_let_in.then_some(by)
+    if effective.is_yes("refuseconnection") {
+        return false;
+    }
+    if !witness.names_user {
+        // Anybody: whom the lists let come is not asked.
+        return leaves_a_way_in(effective, true, false);
+    }
+    let Some(person) = people.iter().find(|person| person.account.name == who.user) else { return false };
+    may_come(effective, who, &witness.groups)
+        && !is_closed(&person.account.shell)
+        && leaves_a_way_in(effective, person.has_password, person.account.uid == 0)
+}
+
+/// The connections whose accounts have no way in by these answers: whether they had one before is to be asked.
+pub fn without_a_way_in(after: &[(Witness, Answer)], people: &[Person]) -> Vec<Connection> {
+    let has_none = |(witness, answer): &&(Witness, Answer)| !has_a_way_in(witness, &answer.effective, people);
+    after.iter().filter(has_none).map(|(witness, _)| witness.connection.clone()).collect()
+}
+
+/// ACCOUNT_SHUT_OUT for each witness whose account had a way in and has none. `before` are answers about the present
+/// configuration, at least those for [`without_a_way_in`]; `after` are those about the one that is to come.
+pub fn shut_out(before: &[Answer], after: &[(Witness, Answer)], people: &[Person]) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (witness, answer) in after {
+        let earlier = before.iter().find(|earlier| earlier.connection == witness.connection);
+        let had_one = earlier.is_some_and(|earlier| has_a_way_in(witness, &earlier.effective, people));
+        if !had_one || has_a_way_in(witness, &answer.effective, people) {
+            continue;
+        }
+        let who = match witness.names_user {
+            true => witness.connection.user.clone(),
+            false => format!("whoever comes from {}", witness.connection.addr),
+        };
+        let block = witness.criteria.as_deref().unwrap_or_default();
+        warnings.push(shut_out_warning(&who, block, witness.place.as_ref(), &answer.effective));
+    }
+    warnings
+}
+
+fn shut_out_warning(who: &str, block: &str, place: Option<&Place>, after: &Effective) -> Warning {
+    let methods = after.words("authenticationmethods").join(" ");
+    let why = match after.is_yes("pubkeyauthentication") {
+        false => "the block takes no keys, and passwords are off".to_owned(),
+        true => format!("`AuthenticationMethods {methods}` asks for what is off"),
+    };
+    let message = format!(
+        "{who} had a way in by the block `Match {block}` and has none any more: {why}; let a key alone suffice there"
+    );
+    let warning = Warning::new(WarningReason::AccountShutOut, message);
+    match place {
+        Some((file, line)) => warning.at(file, Some(*line)),
+        None => warning,
+    }
+}
+
+/// What the text of the blocks that could not be examined says: MATCH_ALLOWS_PASSWORD where one turns passwords on,
+/// ACCOUNT_SHUT_OUT where one leaves no way in any more. `before` and `after` hold for those whom no block picks.
+pub fn unexamined_warnings(
+    reading: &Reading,
+    blocks: &[Unexamined],
+    before: &Effective,
+    after: &Effective,
+    kbd: KbdInteractive,
+) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for block in blocks {
+        let Unexamined { criteria, place, why } = block;
+        let is_inside = |directive: &&Directive| {
+            let at = |file: &PathBuf, line: usize| *file == place.0 && line == place.1;
+            matches!(&directive.scope, Scope::Match { file, line, .. } if at(file, *line))
+        };
+        let said = |keyword: &str| {
+            let is_it = |name: &str| Keyword::of(keyword).is_some_and(|known| known.is_named(name));
+            reading.directives().iter().filter(is_inside).find(|directive| is_it(&directive.keyword))
+        };
+        let within = |effective: &Effective| {
+            let keywords = [
+                ("PasswordAuthentication", "passwordauthentication"),
+                ("KbdInteractiveAuthentication", "kbdinteractiveauthentication"),
+                ("PubkeyAuthentication", "pubkeyauthentication"),
+                ("AuthenticationMethods", "authenticationmethods"),
+            ];
+            keywords.into_iter().fold(effective.clone(), |effective, (keyword, printed)| {
+                said(keyword)
+                    .map_or(effective.clone(), |directive| effective.with(printed, &directive.value()))
+            })
+        };
+        let (before, after) = (within(before), within(after));
+        if let Some(keyword) = takes_password(&after, kbd)
+            && let Some(directive) = said(keyword)
+        {
+            let message = format!(
+                "the block `Match {criteria}` may allow passwords by {}, and could not be examined: {why}; if that is \
+                 not meant, take it out of the block",
+                Decider::from(directive).describe(keyword)
+            );
+            let warning = Warning::new(WarningReason::MatchAllowsPassword, message);
+            warnings.push(warning.at(&directive.file, Some(directive.line)));
+        } else if leaves_a_way_in(&before, true, false) && !leaves_a_way_in(&after, true, false) {
+            let who = format!("whoever is picked (it could not be examined: {why})");
+            warnings.push(shut_out_warning(&who, criteria, Some(place), &after));
+        }
+    }
+    warnings
+}
+
+/// The witnesses of blocks about a source that are the target user, and for whom sshd says something else than for the
+/// `first` connection, passwords aside. Each has its `Match` line in `place`.
+pub fn limiting_witnesses<'w>(
+    first: &Answer,
+    answered: &'w [(Witness, Answer)],
+) -> Vec<&'w (Witness, Answer)> {
+    let limits = |(witness, answer): &&(Witness, Answer)| {
+        witness.names_source
+            && witness.connection.user == first.connection.user
+            && !says_the_same(&first.effective, &answer.effective)
+    };
+    answered.iter().filter(limits).collect()
+}
+
+/// A source from which the configuration may let the target user in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The connection from there. Its host is a name where UseDNS is on and a pattern asks for one.
+    pub connection: Connection,
+    /// The line that speaks of it.
+    pub by: Decider,
+}
+
+/// Sources from which the configuration may let the target user in although it refuses him from nowhere in particular:
+/// those that AllowUsers names with him, and those of `Match` blocks; six at most.
+pub fn sources(
+    reading: &Reading,
+    base: &Connection,
+    account: &Account,
+    effective: &Effective,
+) -> Vec<Source> {
+    let groups = Some(account.groups.as_slice());
+    let by_name = effective.is_yes("usedns");
+    let mut found: Vec<Source> = Vec::new();
+    let mut add = |connection: Connection, by: Decider| {
+        let is_known = |other: &Source| other.connection == connection;
+        if found.len() < MOST_SOURCES && connection != *base && !found.iter().any(is_known) {
+            found.push(Source { connection, by });
+        }
+    };
+    for pattern in effective.values("allowusers") {
+        // Releases cut at the first `@` or at the last.
+        let cuts = [pattern.split_once('@'), pattern.rsplit_once('@')];
+        let Some((_, hosts)) = cuts.into_iter().flatten().find(|(name, _)| matches(&account.name, name))
+        else {
+            continue;
+        };
+        let is_it = |said: &String| said == pattern;
+        let said = reading.sayings("AllowUsers", base, groups).into_iter();
+        let by =
+            { said }.find(|saying| saying.arguments.iter().any(is_it)).map_or(Decider::Default, |s| s.by);
+        for entry in hosts.split(',').filter(|entry| !entry.starts_with('!')) {
+            let comes = |host: &str, addr: IpAddr| from_source(host, addr, hosts) == Ok(true);
+            let addr = candidates(entry).into_iter().find(|addr| comes(&addr.to_string(), *addr));
+            if let Some(addr) = addr {
+                add(Connection { addr, host: addr.to_string(), ..base.clone() }, by.clone());
+            } else if by_name && let Some(host) = instances(entry).into_iter().find(|h| comes(h, base.addr)) {
+                add(Connection { host, ..base.clone() }, by.clone());
+            }
+        }
+    }
+    let known = BTreeSet::new();
+    let who = Candidates { account, people: &[], groups: &[], known: &known };
+    for block in reading.directives().iter().filter(|directive| directive.keyword == "match") {
+        let Scope::Match { criteria, file, line } = &block.scope else { continue };
+        if !names_source(criteria) {
+            continue;
+        }
+        let met = meet(criteria, &(file.clone(), *line), base, &who, effective);
+        if let Met::Witness(witness) = met
+            && witness.connection.user == account.name
+        {
+            add(witness.connection, Decider::from(block));
+        }
+    }
+    found
 }
 
 #[cfg(test)]

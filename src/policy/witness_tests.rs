@@ -33,6 +33,7 @@ fn login() -> Login {
             person(account("daemon", 1, &["daemon"]), false),
             person(account("bob", 1000, &["bob", "sftp"]), true),
         ],
+        groups: ["root", "daemon", "bob", "sftp", "nobodys"].map(str::to_owned).to_vec(),
     }
 }
 
@@ -131,4 +132,222 @@ fn who_may_still_use_a_password() {
         assert_eq!(warnings.first().map(|warning| warning.line), expected.map(Some), "{main} {said}");
         assert!(warnings.len() < 2, "{main}");
     }
+}
+
+/// The blocks of `main` for which nobody could be asked: their lines and why.
+fn left(main: &str, said: &str) -> Vec<(usize, String)> {
+    let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
+    let effective = Effective::parse(&format!("{LISTENS}{said}"));
+    let root = account("root", 0, &["root"]);
+    let found = unexamined(&reading, &anybody("root"), &root, &login(), &effective);
+    found.into_iter().map(|block| (block.place.1, block.why)).collect()
+}
+
+#[test]
+fn blocks_for_which_nobody_can_be_asked() {
+    for (criteria, expected) in [
+        ("Group domain-admins", Some("group domain-admins")),
+        ("Group \"domain admins\"", Some("group domain admins")),
+        ("Group nobodys,corp*", Some("group corp*")),
+        ("RDomain red", Some("RDomain")),
+        ("RDomain red User bob", Some("RDomain")),
+        ("Address 10.0.0.0/8,!10.0.0.0/8", Some("no address")),
+        // Nobody can meet these, so that there is nothing to say.
+        ("Group nobodys", None),
+        ("Group nobody*", None),
+        ("Group sftp", None),
+        ("Host *.example.org", None),
+        ("LocalPort 2222", None),
+        ("Address 10.0.0.1/8", None),
+        ("User !bob", None),
+        ("invalid-user", None),
+        ("RDomain red LocalPort 2222", None),
+        ("User bob", None),
+        ("Address 10.0.0.0/8,!10.0.0.0/28", None),
+    ] {
+        let found = left(&format!("Match {criteria}\nPasswordAuthentication yes\n"), "");
+        assert_eq!(found.len(), usize::from(expected.is_some()), "{criteria}: {found:?}");
+        assert!(found.iter().all(|(_, why)| why.contains(expected.unwrap_or("?"))), "{criteria}: {found:?}");
+    }
+    let many: String = (0..66).map(|n| format!("Match User user{n}\nX11Forwarding no\n")).collect();
+    let lines: Vec<usize> = left(&many, "").into_iter().map(|(line, _)| line).collect();
+    assert_eq!(lines, [129, 131], "a witness each for the first 64");
+}
+
+#[test]
+fn what_the_text_of_such_a_block_says() {
+    use KbdInteractive::{Follow, Leave};
+    let global = |password: &str| {
+        Effective::parse(&format!(
+            "usepam yes\npubkeyauthentication yes\npasswordauthentication {password}\nkbdinteractiveauthentication {password}\n"
+        ))
+    };
+    for (lines, kbd, expected) in [
+        ("PasswordAuthentication yes", Follow, Some((WarningReason::MatchAllowsPassword, 2))),
+        (
+            "X11Forwarding no\nPasswordAuthentication Yes",
+            Follow,
+            Some((WarningReason::MatchAllowsPassword, 3)),
+        ),
+        ("KbdInteractiveAuthentication yes", Follow, Some((WarningReason::MatchAllowsPassword, 2))),
+        ("ChallengeResponseAuthentication yes", Follow, Some((WarningReason::MatchAllowsPassword, 2))),
+        ("KbdInteractiveAuthentication yes", Leave, None),
+        ("PasswordAuthentication no", Follow, None),
+        ("X11Forwarding no", Follow, None),
+        ("PasswordAuthentication yes\nAuthenticationMethods publickey", Follow, None),
+        ("AuthenticationMethods publickey,password", Follow, Some((WarningReason::AccountShutOut, 1))),
+        ("AuthenticationMethods publickey,password publickey", Follow, None),
+        ("PubkeyAuthentication no", Follow, Some((WarningReason::AccountShutOut, 1))),
+        (
+            "PubkeyAuthentication no\nPasswordAuthentication yes",
+            Follow,
+            Some((WarningReason::MatchAllowsPassword, 3)),
+        ),
+    ] {
+        let main = format!("Match Group corp\n{lines}\nMatch User bob\nPasswordAuthentication yes\n");
+        let reading = Reading::new(&tree(&[(MAIN, &main)]), &[], Names::One);
+        let effective = Effective::parse(LISTENS);
+        let blocks =
+            unexamined(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective);
+        let warnings = unexamined_warnings(&reading, &blocks, &global("yes"), &global("no"), kbd);
+        let seen = warnings.first().map(|warning| (warning.reason, warning.line.unwrap_or(0)));
+        assert_eq!(seen, expected, "{lines}");
+        assert!(warnings.len() < 2, "{lines}");
+    }
+}
+
+/// The witnesses of `main`, each with the same answer.
+fn answered(main: &str, said: &str) -> Vec<(Witness, Answer)> {
+    let effective = Effective::parse(said);
+    let with = |witness: Witness| {
+        let answer = Answer { connection: witness.connection.clone(), effective: effective.clone() };
+        (witness, answer)
+    };
+    found(main, "").into_iter().map(with).collect()
+}
+
+#[test]
+fn who_is_shut_out() {
+    let said = |passwords: &str, rest: &str| {
+        format!(
+            "usepam yes\npasswordauthentication {passwords}\nkbdinteractiveauthentication {passwords}\n{rest}"
+        )
+    };
+    let key = "pubkeyauthentication yes\n";
+    for (block, rest, expected) in [
+        ("User bob", format!("{key}authenticationmethods publickey,keyboard-interactive\n"), Some(3)),
+        ("User bob", format!("{key}authenticationmethods publickey,keyboard-interactive:pam\n"), Some(3)),
+        ("User bob", format!("{key}authenticationmethods password\n"), Some(3)),
+        ("Group sftp", format!("{key}authenticationmethods publickey,password password\n"), Some(3)),
+        ("Address 10.0.0.0/8", format!("{key}authenticationmethods publickey,password\n"), Some(3)),
+        ("User bob", "pubkeyauthentication no\n".to_owned(), Some(3)),
+        // There is another way, or there was none before.
+        ("User bob", key.to_owned(), None),
+        ("User bob", format!("{key}authenticationmethods publickey,password publickey\n"), None),
+        ("User bob", format!("{key}authenticationmethods publickey,password\ndenyusers bob\n"), None),
+        ("User bob", format!("{key}authenticationmethods publickey,password\nallowgroups wheel\n"), None),
+        ("User bob", format!("{key}authenticationmethods publickey,gssapi-with-mic\n"), None),
+        ("User ghost", format!("{key}authenticationmethods password\n"), None),
+        // Nobody gets in with a password that does not exist.
+        ("User daemon", format!("{key}authenticationmethods password\n"), None),
+        ("User daemon", "pubkeyauthentication no\n".to_owned(), None),
+    ] {
+        let main = format!("# a\n# b\nMatch {block}\nAuthenticationMethods x\n");
+        let after = answered(&main, &said("no", &rest));
+        assert!(!after.is_empty(), "{block}");
+        let people = login().people;
+        let before: Vec<Answer> = without_a_way_in(&after, &people)
+            .into_iter()
+            .map(|connection| Answer { connection, effective: Effective::parse(&said("yes", &rest)) })
+            .collect();
+        let warnings = shut_out(&before, &after, &people);
+        assert_eq!(warnings.first().map(|warning| warning.line), expected.map(Some), "{block} {rest}");
+        assert!(warnings.iter().all(|warning| warning.reason == WarningReason::AccountShutOut));
+        // What was so before is no news.
+        let as_after: Vec<Answer> = after.iter().map(|(_, answer)| answer.clone()).collect();
+        assert_eq!(shut_out(&as_after, &after, &people), []);
+    }
+}
+
+#[test]
+fn blocks_that_may_keep_a_key_out() {
+    let key = "pubkeyauthentication yes\npermitrootlogin yes\n";
+    let first = Answer { connection: anybody("root"), effective: Effective::parse(key) };
+    for (block, said, is_one) in [
+        ("Address 10.0.0.0/8", "pubkeyauthentication no\npermitrootlogin yes\n", true),
+        ("User root Address 10.0.0.0/8", "pubkeyauthentication no\npermitrootlogin yes\n", true),
+        ("Address 10.0.0.0/8", "pubkeyauthentication yes\npermitrootlogin yes\nallowusers bob\n", true),
+        ("LocalAddress 10.0.0.5", "pubkeyauthentication no\npermitrootlogin yes\n", true),
+        ("Address 10.0.0.0/8", key, false),
+        (
+            "Address 10.0.0.0/8",
+            "pubkeyauthentication yes\npermitrootlogin yes\npasswordauthentication no\n",
+            false,
+        ),
+        ("User bob", "pubkeyauthentication no\n", false),
+        ("User bob Address 10.0.0.0/8", "pubkeyauthentication no\n", false),
+    ] {
+        let all = answered(&format!("Match {block}\nX11Forwarding no\n"), said);
+        assert!(!all.is_empty(), "{block}");
+        let limiting = limiting_witnesses(&first, &all);
+        let line = limiting.first().and_then(|(witness, _)| witness.place.as_ref()).map(|(_, line)| *line);
+        assert_eq!(line, is_one.then_some(1), "{block} {said}");
+    }
+    // A group's block about a source has a witness of its own for the target user.
+    let users: Vec<String> = found("Match Group root,sftp Address 10.0.0.0/8\nX11Forwarding no\n", "")
+        .into_iter()
+        .map(|witness| witness.connection.user)
+        .collect();
+    assert_eq!(users, ["bob", "root"]);
+}
+
+#[test]
+fn sources_that_may_let_in() {
+    let from = |main: &str, said: &str| -> Vec<String> {
+        let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
+        let effective = Effective::parse(&format!("{LISTENS}{said}"));
+        sources(&reading, &anybody("root"), &account("root", 0, &["root"]), &effective)
+            .into_iter()
+            .map(|source| {
+                format!("{} {} by {:?}", source.connection.addr, source.connection.host, source.by.line())
+            })
+            .collect()
+    };
+    assert_eq!(
+        from("AllowUsers bob root@10.0.0.0/8\n", "allowusers bob\nallowusers root@10.0.0.0/8\n"),
+        ["10.0.0.1 10.0.0.1 by Some(1)"]
+    );
+    assert_eq!(
+        from("", "allowusers ro*@172.16.*,!172.16.1.1\n"),
+        [] as [&str; 0],
+        "the one candidate is negated"
+    );
+    assert_eq!(
+        from("", "allowusers root@host.example\n"),
+        [] as [&str; 0],
+        "without UseDNS no name ever matches"
+    );
+    assert_eq!(from("", "usedns yes\nallowusers root@*.example\n"), ["192.0.2.1 .example by None"]);
+    assert_eq!(from("", "allowusers root@corp@10.0.0.0/8\n"), [] as [&str; 0]);
+    assert_eq!(
+        from("Match Address 10.0.0.0/8\nPermitRootLogin yes\nMatch User bob Address 10.1.0.0/16\n", ""),
+        ["10.0.0.1 10.0.0.1 by Some(1)"]
+    );
+    let many: String = (1..9).map(|n| format!("allowusers root@10.0.0.{n}\n")).collect();
+    assert_eq!(from("", &many).len(), 6);
+}
+
+#[test]
+fn names_with_blanks_are_single_patterns() {
+    let connection = anybody("root");
+    let come = |said: &str, groups: &[&str]| {
+        let groups: Vec<String> = groups.iter().map(|&group| group.to_owned()).collect();
+        may_come(&Effective::parse(said), &connection, &groups)
+    };
+    assert!(come("allowgroups domain admins\n", &["domain admins"]));
+    assert!(!come("allowgroups domain admins\n", &["domain"]));
+    assert!(!come("denygroups domain users\n", &["domain users"]));
+    assert!(come("denygroups domain users\n", &["domain", "users"]));
+    assert!(come("AllowGroups domain admins\nAllowGroups wheel\n", &["wheel"]));
+    assert!(!come("allowusers a root b\n", &["root"]));
 }

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use crate::guest::Guest;
 use crate::policy::authorized_keys::key_lines;
 use crate::policy::command::{Action, Command};
-use crate::policy::lockout;
-use crate::policy::observation::{Account, Login, Sshd};
+use crate::policy::key_paths;
+use crate::policy::observation::{Account, KeyFile, Login, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
+use crate::policy::sshd_config::Reading;
 use crate::policy::trial::TrialQuestion;
-use crate::policy::types::PasswordAuth;
-
-use crate::policy::types::InstanceId;
+use crate::policy::types::{InstanceId, PasswordAuth};
+use crate::policy::witness;
 
 use super::Transaction;
 use super::sheet::{Sheet, timestamp};
@@ -59,16 +59,29 @@ impl<G: Guest> Transaction<G> {
             Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
             None => Vec::new(),
         };
+        let answers = questions.answered(answers);
+        let people = facts.login.as_ref().map_or(&[][..], |login| &login.people);
+        let shut = match draft.ahead {
+            Some(_) => witness::without_a_way_in(&answers.witnesses, people),
+            None => Vec::new(),
+        };
+        let before = match &facts.sshd {
+            // Only a warning depends on it.
+            Some(sshd) if !shut.is_empty() => self.guest.ask(sshd, None, &shut).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let about_others = draft.about_others(&purpose, &facts, &answers, &before);
         let mut ask = |question: &TrialQuestion| match &facts.sshd {
             Some(sshd) => self.guest.trial(sshd, question),
             None => Vec::new(),
         };
-        let judged = draft.judge(&purpose, &facts, questions.answered(answers), &mut ask);
-        let plan = judged.map_err(|PlanRefusal { refusal, trial }| {
+        let judged = draft.judge(&purpose, &facts, answers, &mut ask);
+        let mut plan = judged.map_err(|PlanRefusal { refusal, trial }| {
             sheet.asked.trial = trial;
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();
+        plan.warnings.extend(about_others);
         if let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) {
             self.guest.reload_is_safe(sshd)?;
         }
@@ -116,7 +129,8 @@ impl<G: Guest> Transaction<G> {
             }
             _ => None,
         };
-        Ok(Facts { account, sshd: Some(sshd), key_file, elsewhere, login: None })
+        let key_files = self.all_key_files(Some(&sshd), &account, &key_file);
+        Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, login: None })
     }
 
     /// What else decides about a login; where the command forbids passwords, who else has one.
@@ -132,11 +146,17 @@ impl<G: Guest> Transaction<G> {
         Ok(Some(login))
     }
 
-    /// Whether an account has a key in the file that sshd reads for it. What cannot be told counts as none.
+    /// Whether an account has a key in a file that sshd reads for it. What cannot be told counts as none.
     fn has_key(&self, sshd: &Sshd, account: &Account) -> bool {
         let file = key_path(sshd, account).ok().and_then(|path| self.guest.key_file(account, &path).ok());
-        let content = file.and_then(|file| file.content).unwrap_or_default();
-        !key_lines(&content).is_empty()
+        let own = file.unwrap_or_else(|| KeyFile {
+            path: usual_key_path(account),
+            content: None,
+            missing_directory: None,
+            path_facts: Vec::new(),
+        });
+        let files = self.all_key_files(Some(sshd), account, &own);
+        files.iter().any(|(_, content)| !key_lines(content).is_empty())
     }
 
     /// For a detach: the file that holds the block. It needs no sshd and no readable configuration.
@@ -150,7 +170,26 @@ impl<G: Guest> Transaction<G> {
             (None, None) => usual_key_path(&account),
         };
         let key_file = self.guest.key_file(&account, &path)?;
-        Ok(Facts { account, sshd, key_file, elsewhere: None, login: None })
+        let key_files = self.all_key_files(sshd.as_ref(), &account, &key_file);
+        let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
+        Ok(Facts { account, sshd, key_file, key_files, elsewhere: None, login })
+    }
+
+    /// All files that sshd reads for the account; the one that is ours alone, where it cannot be told which these are.
+    fn all_key_files(
+        &self,
+        sshd: Option<&Sshd>,
+        account: &Account,
+        own: &KeyFile,
+    ) -> Vec<(PathBuf, Vec<u8>)> {
+        let paths = sshd.and_then(|sshd| {
+            let first = sshd.answers.first()?;
+            key_paths::key_paths(&first.effective, &Reading::of(sshd), &first.connection, account).ok()
+        });
+        match paths {
+            Some(paths) => self.guest.key_files(&paths, own),
+            None => vec![(own.path.clone(), own.content.clone().unwrap_or_default())],
+        }
     }
 }
 
@@ -159,7 +198,7 @@ pub(super) fn key_path(sshd: &Sshd, account: &Account) -> Result<PathBuf, Refusa
     let Some(first) = sshd.answers.first() else {
         return Err(Refusal::new(Reason::SshdNotFound, "sshd names no port on which it would listen"));
     };
-    lockout::authorized_keys_path(&first.effective, account)
+    key_paths::authorized_keys_path(&first.effective, &Reading::of(sshd), &first.connection, account)
 }
 
 /// sshd's own default, for when it cannot be asked.

@@ -13,7 +13,7 @@ use keypair_agent::policy::connection;
 use keypair_agent::policy::edit::FileKind;
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::observation::{
-    Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Reload, Shadow, Sshd,
+    Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Reload, Shadow, ShadowEntry, Sshd,
 };
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::proof::Seen;
@@ -308,7 +308,22 @@ impl Guest for Simulated {
     }
 
     fn login(&self, _account: &Account, _sshd: &Sshd) -> Login {
-        Login { shadow: Shadow::NoEntry, today: 20_000, nologin: None, pam: Vec::new(), people: Vec::new() }
+        Login {
+            shadow: Shadow::Entry(ShadowEntry {
+                is_locked: false,
+                has_password: true,
+                is_empty: false,
+                last_change: None,
+                maximum: None,
+                inactive: None,
+                expires: None,
+            }),
+            today: 20_000,
+            nologin: None,
+            pam: Vec::new(),
+            people: Vec::new(),
+            groups: Vec::new(),
+        }
     }
 
     /// A private sshd, with key file and configuration as they will be.

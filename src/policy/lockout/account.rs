@@ -71,13 +71,23 @@ pub(super) fn pam(facts: &Facts<'_>) -> Judged {
     if !uses_pam(facts) {
         return Ok(None);
     }
+    let name = &facts.account.name;
+    if let Some(rule) = facts.login.pam.iter().find(|rule| rule.refuses) {
+        let place = format!("{} line {}", rule.file.display(), rule.line);
+        let cause = format!("PAM keeps {name} out, also with a key, by {}", rule.module);
+        let message =
+            format!("{}: {cause} ({place}); correct PAM's service, or set `UsePAM no`", Rule::Pam.name());
+        return Err(Finding {
+            name: Rule::Pam.name(),
+            message,
+            file: Some(rule.file.clone()),
+            line: Some(rule.line),
+        });
+    }
     let mut modules: Vec<&str> = facts.login.pam.iter().map(|rule| rule.module.as_str()).collect();
     modules.dedup();
-    let message = format!(
-        "PAM may refuse {} by rules that are not evaluated here: {}",
-        facts.account.name,
-        modules.join(", ")
-    );
+    let message =
+        format!("PAM may refuse {name} by rules that are not evaluated here: {}", modules.join(", "));
     Ok(Some(Warning::new(WarningReason::PamNotEvaluated, message).at(&first.file, Some(first.line))))
 }
 

@@ -10,14 +10,14 @@ use super::super::public_key::PublicKey;
 use super::super::sources;
 use super::super::sshd_config::Reading;
 use super::super::trial::{Acceptance, Decides, PlannedKeyFile, TrialAnswer, TrialQuestion, explain};
-use super::super::witness::Witness;
+use super::super::witness::{self, Source, Witness};
 use super::{Facts, PlanRefusal};
 
 /// Asks a private sshd: an answer for each connection of the question.
 pub type AskTrial<'a> = dyn FnMut(&TrialQuestion) -> Vec<TrialAnswer> + 'a;
 
-/// The most connections from other sources that a trial asks about.
-const MAX_SOURCES: usize = 8;
+/// The most `Match` blocks about addresses that a trial asks about.
+const MAX_BLOCKS: usize = 8;
 
 /// What a trial is made of, but for the key.
 pub(super) struct KeyTrial<'a> {
@@ -74,15 +74,7 @@ impl KeyTrial<'_> {
     /// What would refuse a login with a key that sshd accepts, for every connection.
     fn guard(&self) -> lockout::Verdict {
         let mut verdict = lockout::Verdict::default();
-        let Some(login) = &self.facts.login else { return verdict };
-        for answer in self.answers {
-            let one = lockout::judge(&lockout::Facts {
-                account: &self.facts.account,
-                login,
-                effective: &answer.effective,
-                connection: &answer.connection,
-                reading: self.reading,
-            });
+        for one in self.answers.iter().filter_map(|answer| self.guard_of(answer)) {
             verdict.refusals.extend(one.refusals);
             for warning in one.warnings {
                 if !verdict.warnings.contains(&warning) {
@@ -91,6 +83,17 @@ impl KeyTrial<'_> {
             }
         }
         verdict
+    }
+
+    /// The same for one connection.
+    fn guard_of(&self, answer: &Answer) -> Option<lockout::Verdict> {
+        Some(lockout::judge(&lockout::Facts {
+            account: &self.facts.account,
+            login: self.facts.login.as_ref()?,
+            effective: &answer.effective,
+            connection: &answer.connection,
+            reading: self.reading,
+        }))
     }
 
     /// The trial alone.
@@ -200,57 +203,50 @@ impl KeyTrial<'_> {
         refused: &Connection,
         question: &impl Fn(Vec<Connection>) -> TrialQuestion,
         ask: &mut AskTrial<'_>,
-    ) -> Option<(Connection, Acceptance)> {
-        let sources = sources::sources(self.reading, refused, &self.facts.account.name);
-        let connections: Vec<Connection> = sources.into_iter().take(MAX_SOURCES).collect();
-        if connections.is_empty() {
+    ) -> Option<(Source, Acceptance)> {
+        let answer = self.answers.iter().find(|answer| answer.connection == *refused)?;
+        let sources = witness::sources(self.reading, refused, &self.facts.account, &answer.effective);
+        if sources.is_empty() {
             return None;
         }
-        let asked = question(connections);
+        let asked = question(sources.iter().map(|source| source.connection.clone()).collect());
         let answers = ask(&asked);
-        asked.connections.into_iter().zip(answers).find_map(|(connection, answer)| match answer {
+        sources.into_iter().zip(answers).find_map(|(source, answer)| match answer {
             TrialAnswer::Accepted(acceptance) if acceptance.restrictions.is_empty() => {
-                Some((connection, acceptance))
+                Some((source, acceptance))
             }
             _ => None,
         })
     }
 
-    /// SOURCE_LIMITED for each `Match` block about addresses from which the key is refused.
+    /// SOURCE_LIMITED for each `Match` block about addresses from which the key does not let in.
     fn limiting_blocks(
         &self,
         question: &impl Fn(Vec<Connection>) -> TrialQuestion,
         ask: &mut AskTrial<'_>,
     ) -> Vec<Warning> {
         let Some(first) = self.answers.first() else { return Vec::new() };
-        let limiting = sources::limiting(self.reading, first, self.witnesses, &self.facts.account.name);
-        let limiting: Vec<_> = limiting.into_iter().take(MAX_SOURCES).collect();
+        let limiting = witness::limiting_witnesses(first, self.witnesses);
+        let limiting: Vec<_> = limiting.into_iter().take(MAX_BLOCKS).collect();
         if limiting.is_empty() {
             return Vec::new();
         }
-        let asked = question(limiting.iter().map(|block| block.answer.connection.clone()).collect());
+        let asked = question(limiting.iter().map(|(_, answer)| answer.connection.clone()).collect());
         let answers = ask(&asked);
         let mut warnings = Vec::new();
-        for (block, answer) in limiting.iter().zip(answers) {
-            let after_key = self.facts.login.as_ref().and_then(|login| {
-                let verdict = lockout::judge(&lockout::Facts {
-                    account: &self.facts.account,
-                    login,
-                    effective: &block.answer.effective,
-                    connection: &block.answer.connection,
-                    reading: self.reading,
-                });
-                verdict.refusals.into_iter().next()
-            });
-            let Some(finding) = after_key.or_else(|| self.finding(&block.answer.connection, &answer)) else {
-                continue;
-            };
+        for ((witness, limited), answer) in limiting.into_iter().zip(answers) {
+            let after_key = || self.guard_of(limited)?.refusals.into_iter().next();
+            let connection = &limited.connection;
+            let Some(finding) = self.finding(connection, &answer).or_else(after_key) else { continue };
             let message = format!(
                 "the key does not let {} in from {}: {}",
-                self.facts.account.name, block.answer.connection.addr, finding.message
+                self.facts.account.name, connection.addr, finding.message
             );
-            warnings
-                .push(Warning::new(WarningReason::SourceLimited, message).at(&block.file, Some(block.line)));
+            let warning = Warning::new(WarningReason::SourceLimited, message);
+            warnings.push(match &witness.place {
+                Some((file, line)) => warning.at(file, Some(*line)),
+                None => warning,
+            });
         }
         warnings
     }
@@ -273,9 +269,12 @@ fn ports(tried: &[(Connection, TrialAnswer)]) -> Vec<u16> {
 }
 
 /// SOURCE_LIMITED, about the line that refuses the others.
-fn limited(finding: &Finding, source: Option<&Connection>) -> Warning {
+fn limited(finding: &Finding, source: Option<&Source>) -> Warning {
     let from = match source {
-        Some(source) => format!("from some addresses only ({} among them)", source.addr),
+        Some(Source { connection, by }) => {
+            let by = by.describe("AllowUsers");
+            format!("from some addresses only ({} among them, because of {by})", connection.addr)
+        }
         None => "from some addresses only".to_owned(),
     };
     let warning =

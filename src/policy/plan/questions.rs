@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use super::super::connection::loopbacks;
 use super::super::observation::{Answer, Connection};
+use super::super::outcome::Warning;
 use super::super::sshd_config::Reading;
 use super::super::types::PasswordAuth;
-use super::super::witness::{Witness, witnesses};
+use super::super::witness::{Witness, shut_out, unexamined, unexamined_warnings, witnesses};
 use super::{Draft, Facts, Purpose};
 
 /// The connections that sshd is asked about.
@@ -49,6 +50,33 @@ impl Draft {
             PasswordAuth::Yes => Vec::new(),
         };
         Questions { must, witnesses, loopback: loopbacks(&facts.account.name, effective) }
+    }
+}
+
+impl Draft {
+    /// What the plan means for others than the target user. `before` are answers about
+    /// the present configuration for those who have no way in by `answers`.
+    pub fn about_others(
+        &self,
+        purpose: &Purpose<'_>,
+        facts: &Facts,
+        answers: &Answers,
+        before: &[Answer],
+    ) -> Vec<Warning> {
+        let (Some(PasswordAuth::No), Some(sshd), Some(login)) =
+            (purpose.action.password_auth(), &facts.sshd, &facts.login)
+        else {
+            return Vec::new();
+        };
+        let (Some(present), Some(first)) = (sshd.answers.first(), answers.must.first()) else {
+            return Vec::new();
+        };
+        let reading = Reading::of(sshd);
+        let left = unexamined(&reading, &present.connection, &facts.account, login, &present.effective);
+        let kbd = purpose.kbd_interactive;
+        let mut warnings = shut_out(before, &answers.witnesses, &login.people);
+        warnings.extend(unexamined_warnings(&reading, &left, &present.effective, &first.effective, kbd));
+        warnings
     }
 }
 

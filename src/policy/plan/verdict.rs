@@ -2,9 +2,10 @@
 
 use super::super::authorized_keys::{key_lines, ways_in};
 use super::super::edit::{FileEdit, FileKind};
-use super::super::lockout;
+use super::super::lockout::is_closed;
 use super::super::observation::{Answer, Person, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
+use super::super::password;
 use super::super::proof::{Forecast, ProofPlan};
 use super::super::public_key::PublicKey;
 use super::super::sources;
@@ -328,7 +329,8 @@ impl AccessContext<'_> {
     /// Whether a password would let the target user in, everywhere.
     fn password_is_left(&self, answers: &[Answer]) -> bool {
         let account = &self.facts.account;
-        answers.iter().all(|answer| lockout::password_would_let_in(&answer.effective, account))
+        let Some(login) = &self.facts.login else { return false };
+        answers.iter().all(|answer| password::would_let_in(login, account, &answer.effective))
     }
 
     fn warnings(&self, answers: &Answers, asked: PasswordAuth) -> Vec<Warning> {
@@ -361,6 +363,8 @@ impl AccessContext<'_> {
                 groups: self.facts.account.groups.clone(),
                 criteria: None,
                 names_user: false,
+                names_source: false,
+                place: None,
             };
             (witness, answer.clone())
         });
@@ -389,7 +393,7 @@ impl AccessContext<'_> {
             person.has_password
                 && !person.has_key
                 && person.account.name != self.facts.account.name
-                && !lockout::is_closed(&person.account.shell)
+                && !is_closed(&person.account.shell)
         };
         let names: Vec<&str> =
             login.people.iter().filter(is_one).map(|person| person.account.name.as_str()).collect();

@@ -1,0 +1,194 @@
+//! Which files sshd reads a user's keys from: AuthorizedKeysFile with its tokens replaced, in sshd's order, and the one
+//! of them that our block goes into (contract 5, 10.4).
+
+use std::path::{Component, PathBuf};
+
+use super::effective::Effective;
+use super::observation::{Account, Connection};
+use super::outcome::{Reason, Refusal};
+use super::pattern::has_wildcard;
+use super::sshd_config::{Keyword, Reading, Scope};
+
+/// A path of AuthorizedKeysFile for one user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPath {
+    /// The path, made absolute; a pattern of glob(7) where `is_pattern`.
+    pub path: PathBuf,
+    /// Whether it is this user's own: a path that other users share is not.
+    pub is_users_own: bool,
+    /// Whether it holds a character that glob(7) does not take literally. OpenSSH 10.0 and later then read every file
+    /// that it matches, earlier ones the file of this very name.
+    pub is_pattern: bool,
+}
+
+/// The words of AuthorizedKeysFile for a connection, exactly. `sshd -T` prints them on one line without quotes, so that a
+/// blank in a path cannot be told from one between two paths: where a line of the configuration holds such a path, the
+/// words are those of the line that says what was printed.
+///
+/// # Errors
+/// `AUTHORIZED_KEYS_UNSUPPORTED`: it cannot be told which line that is.
+pub fn key_file_words(
+    effective: &Effective,
+    reading: &Reading,
+    connection: &Connection,
+    groups: &[String],
+) -> Result<Vec<String>, Refusal> {
+    exact_words("AuthorizedKeysFile", effective, reading, connection, Some(groups)).ok_or_else(|| {
+        let said = effective.value("authorizedkeysfile");
+        unsupported(&format!(
+            "sshd prints AuthorizedKeysFile as `{said}`, and which line of its configuration says so cannot be told"
+        ))
+    })
+}
+
+/// The words of a keyword that `sshd -T` prints on one line, exactly; `None` where they cannot be told.
+pub fn exact_words(
+    keyword: &str,
+    effective: &Effective,
+    reading: &Reading,
+    connection: &Connection,
+    groups: Option<&[String]>,
+) -> Option<Vec<String>> {
+    let printed = effective.value(&keyword.to_ascii_lowercase());
+    let split = || Some(printed.split_ascii_whitespace().map(str::to_owned).collect());
+    let is_it = |name: &str| match Keyword::of(keyword) {
+        Some(known) => known.is_named(name),
+        None => name.eq_ignore_ascii_case(keyword),
+    };
+    let has_blank =
+        |words: &&[String]| words.iter().any(|word| word.contains(|c: char| c.is_ascii_whitespace()));
+    let says_so = |words: &&[String]| words.join(" ").trim() == printed;
+    let said = reading.sayings(keyword, connection, groups);
+    let lines =
+        reading.directives().iter().filter(|line| is_it(&line.keyword)).map(|line| line.arguments.as_slice());
+    let all: Vec<&[String]> = lines.chain(said.iter().map(|saying| saying.arguments.as_slice())).collect();
+    if !all.iter().any(has_blank) {
+        return split();
+    }
+    let decides = said.first().filter(|first| first.certain).map(|first| first.arguments.as_slice());
+    let mut matching: Vec<&[String]> = all.into_iter().filter(says_so).collect();
+    matching.sort_unstable();
+    matching.dedup();
+    match matching.as_slice() {
+        [words] => Some(words.to_vec()),
+        // What was printed is written otherwise, as with `~`, or nobody sets it.
+        [] if said.is_empty() || decides.is_some_and(|words| !has_blank(&words)) => split(),
+        [] => None,
+        _ => decides.filter(says_so).map(<[String]>::to_vec),
+    }
+}
+
+/// The paths that sshd reads for a user, in its order.
+///
+/// # Errors
+/// `AUTHORIZED_KEYS_UNSUPPORTED`: sshd gives up on one of them, or the words cannot be told.
+pub fn key_paths(
+    effective: &Effective,
+    reading: &Reading,
+    connection: &Connection,
+    account: &Account,
+) -> Result<Vec<KeyPath>, Refusal> {
+    let words = key_file_words(effective, reading, connection, &account.groups)?;
+    let may_be_foreign = account.uid == 0
+        || !effective.is_no("strictmodes")
+        || is_for_users(reading, connection, &account.groups);
+    words
+        .iter()
+        .filter(|word| !word.eq_ignore_ascii_case("none"))
+        .map(|word| expand(word, account, may_be_foreign))
+        .collect()
+}
+
+/// The file that our block goes into: the first path that is the user's own.
+///
+/// # Errors
+/// `AUTHORIZED_KEYS_UNSUPPORTED`: there is none, or it is a pattern.
+pub fn authorized_keys_path(
+    effective: &Effective,
+    reading: &Reading,
+    connection: &Connection,
+    account: &Account,
+) -> Result<PathBuf, Refusal> {
+    let paths = key_paths(effective, reading, connection, account)?;
+    if let Some(path) = paths.iter().find(|path| path.is_users_own && !path.is_pattern) {
+        return Ok(path.path.clone());
+    }
+    let said = effective.value("authorizedkeysfile");
+    let name = &account.name;
+    Err(unsupported(&match paths.iter().find(|path| path.is_users_own) {
+        Some(pattern) => format!(
+            "AuthorizedKeysFile `{said}` names {} for {name}, a pattern of several files",
+            pattern.path.display()
+        ),
+        None => format!("AuthorizedKeysFile `{said}` names no file of {name}'s own"),
+    }))
+}
+
+fn unsupported(why: &str) -> Refusal {
+    let remedy = "set `AuthorizedKeysFile .ssh/authorized_keys` in sshd's configuration";
+    Refusal::new(Reason::AuthorizedKeysUnsupported, format!("{why}; {remedy}"))
+}
+
+/// Whether the line that decides stands in a `Match User` block, so that its path is not read for everybody.
+fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -> bool {
+    let decides = reading.decision("AuthorizedKeysFile", connection, Some(groups)).by;
+    let decides =
+        |file: &std::path::Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
+    reading.directives().iter().any(|directive| {
+        let Scope::Match { criteria, .. } = &directive.scope else { return false };
+        let names_users = criteria.iter().any(|word| {
+            let word = word.split('=').next().unwrap_or_default();
+            word.eq_ignore_ascii_case("user")
+        });
+        names_users && decides(&directive.file, directive.line)
+    })
+}
+
+/// One path with its tokens replaced: sshd_config(5) "TOKENS". `in_home` says whether a path without tokens that leads
+/// into the user's home may count as his own.
+fn expand(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, Refusal> {
+    let home = account.home.to_string_lossy();
+    // A home that is `/` tells nobody from anybody where it stands inside of a path.
+    let has_home = account.home.parent().is_some();
+    let mut text = String::new();
+    let mut names_user = false;
+    let mut characters = template.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            text.push(character);
+            continue;
+        }
+        match characters.next() {
+            Some('%') => text.push('%'),
+            Some('h') => {
+                names_user |= has_home || text.is_empty();
+                text.push_str(&home);
+            }
+            Some('u') => {
+                names_user = true;
+                text.push_str(&account.name);
+            }
+            Some('U') => {
+                names_user = true;
+                text.push_str(&account.uid.to_string());
+            }
+            _ => {
+                let why = format!("AuthorizedKeysFile `{template}` has a token that sshd does not know");
+                return Err(unsupported(&why));
+            }
+        }
+    }
+    let is_relative = !text.starts_with('/');
+    let path = account.home.join(&text);
+    let climbs = path.components().any(|component| component == Component::ParentDir);
+    let is_users_own = names_user || is_relative || in_home && has_home && path.starts_with(&account.home);
+    Ok(KeyPath {
+        is_users_own: is_users_own && !climbs && path.is_absolute(),
+        is_pattern: has_wildcard(&path),
+        path,
+    })
+}
+
+#[cfg(test)]
+#[path = "key_paths_tests.rs"]
+mod tests;

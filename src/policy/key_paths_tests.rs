@@ -1,0 +1,187 @@
+//! The files of AuthorizedKeysFile, by tables.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::connection::anybody;
+use crate::policy::sshd_config::Names;
+use crate::policy::sshd_config::fixture::tree;
+
+const MAIN: &str = "/etc/ssh/sshd_config";
+
+fn account(name: &str, uid: u32, home: &str) -> Account {
+    Account {
+        name: name.into(),
+        uid,
+        gid: uid,
+        home: home.into(),
+        shell: "/bin/sh".into(),
+        groups: vec![name.to_owned()],
+        group_is_private: false,
+    }
+}
+
+fn bob() -> Account {
+    account("bob", 1000, "/home/bob")
+}
+
+/// What is written for him where `sshd -T` prints `printed` and the main file is `main`.
+fn path(printed: &str, main: &str, account: &Account) -> Result<String, Reason> {
+    let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
+    let effective = Effective::parse(printed);
+    let path = authorized_keys_path(&effective, &reading, &anybody(&account.name), account);
+    path.map(|path| path.to_string_lossy().into_owned()).map_err(|refusal| refusal.reason)
+}
+
+#[test]
+fn the_file_of_ones_own() {
+    let (bob, root) = (bob(), account("root", 0, "/root"));
+    let (nobody, odd) = (account("nobody", 65534, "/"), account("odd", 1001, "/home/[odd]"));
+    for (account, said, expected) in [
+        (&bob, ".ssh/authorized_keys .ssh/authorized_keys2", Some("/home/bob/.ssh/authorized_keys")),
+        (&bob, "%h/keys", Some("/home/bob/keys")),
+        (&bob, "/etc/keys /etc/ssh/keys/%u", Some("/etc/ssh/keys/bob")),
+        (&bob, "/etc/ssh/keys/%U.pub", Some("/etc/ssh/keys/1000.pub")),
+        (&bob, "/etc/ssh/keys%h/ak", Some("/etc/ssh/keys/home/bob/ak")),
+        (&bob, "/home/bob/.ssh/a", Some("/home/bob/.ssh/a")),
+        (&root, "/root/.ssh/a", Some("/root/.ssh/a")),
+        // One file for all users, whatever its path contains.
+        (&bob, "/etc/ssh/bob/keys", None),
+        (&bob, "/etc/ssh/bob", None),
+        (&bob, "/home/bobby/.ssh/a", None),
+        (&bob, "/home/bob/../joe/a", None),
+        (&bob, "/etc/ssh/keys", None),
+        (&bob, "/etc/ssh/%%u", None),
+        (&bob, "../keys", None),
+        (&bob, "%h/../keys", None),
+        (&bob, "%x/keys", None),
+        (&bob, "none", None),
+        (&bob, "None", None),
+        (&bob, "", None),
+        (&nobody, "/etc/keys", None),
+        (&nobody, "/etc/keys%h/ak", None),
+        (&nobody, ".ssh/authorized_keys", Some("/.ssh/authorized_keys")),
+        // Patterns are never written to.
+        (&bob, ".ssh/authorized_keys*", None),
+        (&bob, ".ssh/authorized_keys? .ssh/keys", Some("/home/bob/.ssh/keys")),
+        (&bob, "/etc/ssh/keys/%u[12]", None),
+        (&bob, "/etc/ssh/keys/%u\\k", None),
+        (&odd, ".ssh/authorized_keys", None),
+        (&odd, "/etc/ssh/keys/%u", Some("/etc/ssh/keys/odd")),
+    ] {
+        let found = path(&format!("authorizedkeysfile {said}\n"), "", account);
+        let expected = expected.map(str::to_owned).ok_or(Reason::AuthorizedKeysUnsupported);
+        assert_eq!(found, expected, "{} {said}", account.name);
+    }
+}
+
+#[test]
+fn a_file_in_the_home_that_all_users_read() {
+    let said = "authorizedkeysfile /home/bob/keys\n";
+    let global = "AuthorizedKeysFile /home/bob/keys\n";
+    let of_bob = "Match User bob\nAuthorizedKeysFile /home/bob/keys\n";
+    let expected = Ok("/home/bob/keys".to_owned());
+    assert_eq!(path(said, global, &bob()), expected);
+    // Without StrictModes root would be let in by it as well.
+    let loose = format!("{said}strictmodes no\n");
+    assert_eq!(path(&loose, global, &bob()), Err(Reason::AuthorizedKeysUnsupported));
+    assert_eq!(path(&loose, of_bob, &bob()), expected);
+}
+
+#[test]
+fn blanks_in_a_path() {
+    for (printed, main, expected) in [
+        (
+            "/etc/ssh/keys dir/%u",
+            "AuthorizedKeysFile \"/etc/ssh/keys dir/%u\"\n",
+            Some("/etc/ssh/keys dir/bob"),
+        ),
+        ("%h/my keys/ak", "AuthorizedKeysFile %h/my\\ keys/ak\n", Some("/home/bob/my keys/ak")),
+        ("my keys/ak", "AuthorizedKeysFile 'my keys/ak'\n", Some("/home/bob/my keys/ak")),
+        ("my  keys/ak", "AuthorizedKeysFile \"my  keys/ak\"\n", Some("/home/bob/my  keys/ak")),
+        ("/a b %h/ak", "AuthorizedKeysFile \"/a b\" %h/ak\n", Some("/home/bob/ak")),
+        // No line has a blank inside of an argument: the words are as they look.
+        ("/etc/a %h/ak", "AuthorizedKeysFile /etc/a %h/ak\n", Some("/home/bob/ak")),
+        // Somebody else's line.
+        (
+            ".ssh/authorized_keys",
+            "Match User joe\nAuthorizedKeysFile \"a b\"\n",
+            Some("/home/bob/.ssh/authorized_keys"),
+        ),
+        // The block that decides, and one that may.
+        (
+            "a b",
+            "AuthorizedKeysFile a b\nMatch User bob\nAuthorizedKeysFile \"a b\"\n",
+            Some("/home/bob/a b"),
+        ),
+        (
+            "a b",
+            "AuthorizedKeysFile \"a b\"\nMatch User joe\nAuthorizedKeysFile a b\n",
+            Some("/home/bob/a b"),
+        ),
+        ("a b", "AuthorizedKeysFile \"a b\"\nMatch RDomain x\nAuthorizedKeysFile a b\n", None),
+        ("x y", "AuthorizedKeysFile x y\nMatch RDomain x\nAuthorizedKeysFile \"a b\"\n", Some("/home/bob/x")),
+        // Printed otherwise than it is written.
+        ("/root/a b", "AuthorizedKeysFile \"~/a b\"\n", None),
+        ("'my keys/ak'", "AuthorizedKeysFile 'my keys/ak'\n", None),
+        ("/root/ak", "AuthorizedKeysFile ~/ak\nMatch User joe\nAuthorizedKeysFile \"a b\"\n", None),
+    ] {
+        let found = path(&format!("authorizedkeysfile {printed}\n"), main, &bob());
+        let expected = expected.map(str::to_owned).ok_or(Reason::AuthorizedKeysUnsupported);
+        assert_eq!(found, expected, "{printed} by {main}");
+    }
+}
+
+#[test]
+fn options_of_the_command_line_count_too() {
+    let options = ["-o".to_owned(), "AuthorizedKeysFile=\"%h/a b\"".to_owned()];
+    let reading = Reading::new(&tree(&[(MAIN, "")]), &options, Names::One);
+    let effective = Effective::parse("authorizedkeysfile %h/a b\n");
+    let path = authorized_keys_path(&effective, &reading, &anybody("bob"), &bob());
+    assert_eq!(path.ok(), Some(PathBuf::from("/home/bob/a b")));
+}
+
+#[test]
+fn all_of_them_in_order() {
+    let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);
+    let effective = Effective::parse("authorizedkeysfile /etc/shared .ssh/a* none .ssh/b\n");
+    let paths = key_paths(&effective, &reading, &anybody("bob"), &bob()).unwrap_or_default();
+    let seen: Vec<(String, bool, bool)> = paths
+        .into_iter()
+        .map(|path| (path.path.to_string_lossy().into_owned(), path.is_users_own, path.is_pattern))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("/etc/shared".to_owned(), false, false),
+            ("/home/bob/.ssh/a*".to_owned(), true, true),
+            ("/home/bob/.ssh/b".to_owned(), true, false),
+        ]
+    );
+}
+
+proptest! {
+    /// However a list of paths is quoted, the words are the very paths.
+    #[test]
+    fn quoted_paths_are_told(words in prop::collection::vec("[a-z]{1,3}( {1,2}[a-z]{1,3}){0,2}", 1..4)) {
+        let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+        let main = format!("AuthorizedKeysFile {}\n", quoted.join(" "));
+        let reading = Reading::new(&tree(&[(MAIN, &main)]), &[], Names::One);
+        let effective = Effective::parse(&format!("authorizedkeysfile {}\n", words.join(" ")));
+        prop_assert_eq!(key_file_words(&effective, &reading, &anybody("bob"), &[]), Ok(words));
+    }
+
+    /// What is written to is never shared, never a pattern, never reached by `..`.
+    #[test]
+    fn what_is_written_to(said in "((%h|%u|%U|%%|/|\\.\\.|a|bob|home|\\*|\\[| ){1,8})") {
+        let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);
+        let effective = Effective::parse(&format!("authorizedkeysfile {said}\n"));
+        let of = |account: &Account| authorized_keys_path(&effective, &reading, &anybody(&account.name), account);
+        if let Ok(path) = of(&bob()) {
+            prop_assert!(!has_wildcard(&path) && path.is_absolute());
+            prop_assert!(!path.components().any(|component| component == Component::ParentDir));
+            let joe = account("joe", 1001, "/home/joe");
+            prop_assert!(of(&joe).is_ok_and(|other| other != path) || path.starts_with("/home/bob"));
+        }
+    }
+}
