@@ -22,13 +22,15 @@ mod systemd;
 mod unit_words;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use crate::policy::edit::FileKind;
-use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
+use crate::policy::observation::{
+    Account, Answer, ConfigTree, Connection, Fate, Holder, KeyFile, Login, Person, Sshd,
+};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::PublicKey;
@@ -84,6 +86,30 @@ pub trait Guest {
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
+    /// The same for a file out of which something is to be taken: a home that does not exist is no error.
+    ///
+    /// # Errors
+    /// `UNSAFE_PATH`, `IO_ERROR`.
+    fn standing_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        self.key_file(account, path)
+    }
+    /// As whom the file at `path` is reached that holds, or held, a block of this user's. Where his name is gone, or is
+    /// another account's than `uid`: the account that has this uid now, or a stand-in with the uid, or without one with
+    /// that of the owner of the file's directory.
+    ///
+    /// # Errors
+    /// `IO_ERROR`.
+    fn holder(&self, user: &str, _uid: Option<u32>, _path: &Path) -> Result<Holder, Refusal> {
+        Ok(Holder { account: self.account(user)?, fate: Fate::Present })
+    }
+    /// Whether something is mounted at this mount point, and can be reached there.
+    fn is_mounted(&self, _point: &Path) -> bool {
+        true
+    }
+    /// The path without links, as far as it exists.
+    fn resolved(&self, path: &Path) -> PathBuf {
+        path.to_owned()
+    }
     /// A file's bytes as they stand, for an edit or its inverse; `None` where there is no such file.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::sshd_config::{Decider, Reading};
 pub use access::may_come;
 pub(crate) use account::is_closed;
 pub use key::revoked_keys_file;
-pub use key_file::authorized_keys_path;
+pub use key_file::{authorized_keys_files, authorized_keys_path};
 
 /// What sshd asks of a user who comes with a key. A new rule is a variant here, its place in [`Rule::ALL`]
 /// and its judgement in `Rule::judge`.

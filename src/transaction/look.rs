@@ -11,7 +11,7 @@ use crate::policy::command::Action;
 use crate::policy::connection::loopbacks;
 use crate::policy::observation::{Account, KeyFile, Sshd};
 use crate::policy::outcome::Refusal;
-use crate::policy::plan::{self, Purpose};
+use crate::policy::plan::{self, Binding, Purpose};
 use crate::policy::proof::{Forecast, Verdict};
 use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::{Directive, contrary_lines, taken};
@@ -87,6 +87,15 @@ impl<G: Guest> Transaction<G> {
     /// `AUTHORIZED_KEYS_UNSUPPORTED`, `UNSAFE_PATH`, `IO_ERROR`.
     pub fn key_file(&self, sshd: &Sshd, account: &Account) -> Result<KeyFile, Refusal> {
         Ok(self.guest.key_file(account, &key_path(sshd, account)?)?)
+    }
+
+    /// Whether this is the file that the key pair was bound in, whatever path leads to it.
+    pub fn is_where_bound(&self, binding: &Binding, file: &KeyFile) -> bool {
+        let recorded = || {
+            let holder = self.holder(binding).ok()?;
+            self.guest.standing_key_file(&holder.account, &binding.path).ok()
+        };
+        binding.path == file.path || recorded().is_some_and(|recorded| recorded.id == file.id)
     }
 
     /// Where this user's keys are, and how many of them let him in that are not ours; `None` where there are none, or

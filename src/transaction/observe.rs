@@ -6,13 +6,14 @@ use crate::guest::Guest;
 use crate::policy::authorized_keys::{key_lines, ways_in};
 use crate::policy::command::{Action, Command};
 use crate::policy::lockout;
-use crate::policy::observation::{Account, Login, Sshd};
+use crate::policy::observation::{Account, Fate, Login, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, Purpose};
 use crate::policy::public_key::PublicKey;
 use crate::policy::types::PasswordAuth;
 
 use super::Transaction;
+use super::blocks::Elsewhere;
 use super::sheet::{Sheet, timestamp};
 use super::state::State;
 
@@ -79,13 +80,16 @@ impl<G: Guest> Transaction<G> {
         sheet.outcome.user = Some(user);
         let facts = match action {
             Action::Attach { .. } | Action::SetPasswordAuth { .. } => {
-                let mut facts = self.observe_sshd_user(binding)?;
+                // A setting alone is no reason to look where the block stands.
+                let is_attach = matches!(action, Action::Attach { .. });
+                let mut facts = self.observe_sshd_user(binding.filter(|_| is_attach))?;
                 facts.login = self.observe_login(action, binding, &facts)?;
                 facts
             }
             Action::Detach { .. } => self.observe_block(binding)?,
         };
         sheet.outcome.authorized_keys_file = Some(facts.key_file.path.to_string_lossy().into_owned());
+        sheet.notes.clone_from(&facts.notes);
         Ok(facts)
     }
 
@@ -95,15 +99,9 @@ impl<G: Guest> Transaction<G> {
         let sshd = self.guest.sshd(&account.name)?;
         let path = key_path(&sshd, &account)?;
         let key_file = self.guest.key_file(&account, &path)?;
-        let elsewhere = match binding {
-            Some(binding) if binding.path != key_file.path || binding.user != account.name => {
-                let holder = self.guest.account(&binding.user)?;
-                let file = self.guest.key_file(&holder, &binding.path)?;
-                Some((holder, file))
-            }
-            _ => None,
-        };
-        Ok(Facts { account, sshd: Some(sshd), key_file, elsewhere, login: None })
+        let elsewhere = binding.map(|binding| self.elsewhere(binding, &account, &sshd, &key_file));
+        let Elsewhere { files: elsewhere, notes } = elsewhere.transpose()?.unwrap_or_default();
+        Ok(Facts { account, sshd: Some(sshd), key_file, elsewhere, notes, login: None })
     }
 
     /// What else decides about a login with the keys that the command is about; where it forbids passwords, who
@@ -138,18 +136,29 @@ impl<G: Guest> Transaction<G> {
         !key_lines(&content).is_empty()
     }
 
-    /// For a detach: the file that holds the block. It needs no sshd and no readable configuration.
+    /// For a detach: the files that may hold the block. It needs no sshd and no readable configuration.
     fn observe_block(&self, binding: Option<&Binding>) -> Result<Facts, Refusal> {
-        let user = binding.map_or(self.settings.target_user.as_str(), |binding| &binding.user);
-        let account = self.guest.account(user)?;
-        let sshd = self.guest.sshd(user).ok();
-        let path = match (binding, &sshd) {
-            (Some(binding), _) => binding.path.clone(),
-            (None, Some(sshd)) => key_path(sshd, &account).unwrap_or_else(|_| usual_key_path(&account)),
-            (None, None) => usual_key_path(&account),
+        let Some(binding) = binding else { return self.observe_unbound() };
+        let holder = self.holder(binding)?;
+        let name = Some(&holder.account.name).filter(|_| holder.fate != Fate::Gone);
+        let sshd = name.and_then(|name| self.guest.sshd(name).ok());
+        let (mut blocks, notes) = self.of_binding(binding, &holder, sshd.as_ref())?;
+        let elsewhere = blocks.files.split_off(1.min(blocks.files.len()));
+        let Some((account, key_file)) = blocks.files.pop() else {
+            let why = format!("{} could not be looked at", binding.path.display());
+            return Err(Refusal::new(Reason::IoError, why));
         };
-        let key_file = self.guest.key_file(&account, &path)?;
-        Ok(Facts { account, sshd, key_file, elsewhere: None, login: None })
+        Ok(Facts { account, sshd, key_file, elsewhere, notes, login: None })
+    }
+
+    /// For a detach where nothing is bound, as far as the state says.
+    fn observe_unbound(&self) -> Result<Facts, Refusal> {
+        let account = self.guest.account(&self.settings.target_user)?;
+        let sshd = self.guest.sshd(&account.name).ok();
+        let path = sshd.as_ref().and_then(|sshd| key_path(sshd, &account).ok());
+        let path = path.unwrap_or_else(|| usual_key_path(&account));
+        let key_file = self.guest.standing_key_file(&account, &path)?;
+        Ok(Facts { account, sshd, key_file, elsewhere: Vec::new(), notes: Vec::new(), login: None })
     }
 }
 

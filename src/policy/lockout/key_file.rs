@@ -25,6 +25,12 @@ pub fn authorized_keys_path(effective: &Effective, account: &Account) -> Result<
     }
 }
 
+/// All files that sshd reads for a user, shared ones too, in its order; none where it gives up on one.
+pub fn authorized_keys_files(effective: &Effective, account: &Account) -> Vec<PathBuf> {
+    let paths = expanded(effective, account).unwrap_or_default().into_iter();
+    paths.map(|path| path.path).filter(|path| path.is_absolute()).collect()
+}
+
 /// A path of AuthorizedKeysFile for one user.
 struct KeysPath {
     path: PathBuf,

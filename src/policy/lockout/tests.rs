@@ -4,7 +4,9 @@
 
 use super::*;
 use crate::policy::connection::anybody;
-use crate::policy::observation::{EntryKind, PamRule, PathFact, Revocation, Shadow, ShadowEntry, Shell};
+use crate::policy::observation::{
+    EntryKind, FileId, PamRule, PathFact, Revocation, Shadow, ShadowEntry, Shell,
+};
 use crate::policy::outcome::{Reason, WarningReason};
 use crate::policy::sshd_config::fixture::tree;
 use crate::policy::sshd_config::{Names, Reading};
@@ -40,6 +42,8 @@ fn fact(path: &str, kind: EntryKind, id: u32, mode: u32) -> PathFact {
 fn key_file(account: &Account, facts: Vec<PathFact>) -> KeyFile {
     KeyFile {
         path: account.home.join(".ssh/authorized_keys"),
+        id: FileId { device: 0, inode: 0, name: "authorized_keys".into() },
+        mount: None,
         content: None,
         missing_directory: None,
         path_facts: facts,
