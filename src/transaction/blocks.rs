@@ -10,7 +10,7 @@ use crate::policy::edit::FileKind;
 use crate::policy::lockout;
 use crate::policy::observation::{Account, Fate, Holder, KeyFile, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::plan::Binding;
+use crate::policy::plan::{Binding, Facts};
 use crate::policy::public_key::PublicKey;
 
 use super::Transaction;
@@ -180,6 +180,59 @@ impl<G: Guest> Transaction<G> {
         self.must_be_reached(binding, &blocks)?;
         let notes = fate(binding, &holder, blocks.is_found(known)).into_iter().collect();
         Ok(Elsewhere { files: blocks.files.split_off(1), notes })
+    }
+
+    /// Where the user's file cannot be looked at: that this comes from a volume that is not mounted.
+    pub(super) fn unmounted(
+        &self,
+        binding: Option<&Binding>,
+        account: &Account,
+        sshd: &Sshd,
+        path: &Path,
+    ) -> Option<Refusal> {
+        let binding = binding?;
+        let file = self.guest.standing_key_file(account, path).ok()?;
+        self.elsewhere(binding, account, sshd, &file)
+            .err()
+            .filter(|refusal| refusal.reason == Reason::IoError)
+    }
+
+    /// A key is not written where sshd reads it for somebody else too: root, whatever the path, and others where the
+    /// file is not in the user's home.
+    ///
+    /// # Errors
+    /// `UNSAFE_PATH`, `IO_ERROR`.
+    pub(super) fn refuse_anothers_file(&self, facts: &Facts) -> Result<(), Refusal> {
+        let Facts { account, key_file, sshd: Some(sshd), .. } = facts else { return Ok(()) };
+        let is_in_home = key_file.path.starts_with(&account.home);
+        if account.uid == 0 && is_in_home {
+            return Ok(());
+        }
+        for other in self.guest.people()?.into_iter().map(|person| person.account) {
+            if other.uid == account.uid || (other.uid != 0 && is_in_home) {
+                continue;
+            }
+            let read =
+                sshd.answers.first().map(|first| lockout::authorized_keys_files(&first.effective, &other));
+            // A Match block may name another file for root than for the user.
+            let usual = Some(usual_key_path(&other)).filter(|_| other.uid == 0);
+            let read = read.unwrap_or_default().into_iter().chain(usual);
+            // What is in another one's home, and he alone can change, is not looked for in every home of the guest.
+            for path in read.filter(|path| other.uid == 0 || !path.starts_with(&other.home)) {
+                let theirs = self.guest.standing_key_file(&other, &path);
+                if theirs.is_ok_and(|theirs| theirs.id == key_file.id) {
+                    let message = format!(
+                        "{}: sshd reads this file for {} too ({}), and a key of {} there would let in as both; name a file                          of his own in AuthorizedKeysFile",
+                        key_file.path.display(),
+                        other.name,
+                        path.display(),
+                        account.name
+                    );
+                    return Err(Refusal::new(Reason::UnsafePath, message));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// For a detach: every file that may hold the block, the one that sshd reads now first.

@@ -83,6 +83,9 @@ impl<G: Guest> Transaction<G> {
                 // A setting alone is no reason to look where the block stands.
                 let is_attach = matches!(action, Action::Attach { .. });
                 let mut facts = self.observe_sshd_user(binding.filter(|_| is_attach))?;
+                if is_attach {
+                    self.refuse_anothers_file(&facts)?;
+                }
                 facts.login = self.observe_login(action, binding, &facts)?;
                 facts
             }
@@ -98,7 +101,9 @@ impl<G: Guest> Transaction<G> {
         let account = self.guest.account(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name)?;
         let path = key_path(&sshd, &account)?;
-        let key_file = self.guest.key_file(&account, &path)?;
+        let key_file = self.guest.key_file(&account, &path).map_err(|error| {
+            self.unmounted(binding, &account, &sshd, &path).unwrap_or_else(|| error.into())
+        })?;
         let elsewhere = binding.map(|binding| self.elsewhere(binding, &account, &sshd, &key_file));
         let Elsewhere { files: elsewhere, notes } = elsewhere.transpose()?.unwrap_or_default();
         Ok(Facts { account, sshd: Some(sshd), key_file, elsewhere, notes, login: None })
