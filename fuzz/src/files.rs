@@ -40,7 +40,7 @@ pub fn authorized_keys(bytes: &[u8]) {
         assert_eq!(standing(&render(&found)), Some(found));
     }
     for known in [vec![], vec![pair().public_key]] {
-        let kind = FileKind::AuthorizedKeys { user: "root".to_owned(), known };
+        let kind = FileKind::AuthorizedKeys { user: "root".to_owned(), uid: None, known };
         there_and_back(kind, bytes, render(&pair()));
     }
 }

@@ -146,7 +146,7 @@ fn key_file(transaction: &Transaction<impl Guest>, sshd: &Sshd, account: &Accoun
         Err(refusal) => Check::fails(NAME, &refusal.message),
         Ok(file) => {
             let what = match (&state.binding, &file.content) {
-                (Some(binding), Some(_)) if binding.path == file.path => {
+                (Some(binding), Some(_)) if transaction.is_where_bound(binding, &file) => {
                     let name = &binding.key_pair.key_name;
                     let is_changed =
                         |drift: &Drift| matches!(drift, Drift::Changed(path) if *path == file.path);

@@ -3,12 +3,13 @@
 use std::ffi::CString;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Group, User, getgrouplist};
+use nix::sys::stat::stat;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
-use crate::policy::observation::Account;
+use crate::policy::observation::{Account, Fate, Holder};
 
 use super::files::{FileError, read_file};
 
@@ -78,6 +79,42 @@ pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
         groups,
         group_is_private,
     }))
+}
+
+/// As whom the file at `path` is reached that holds, or held, a block of this user's: see `Guest::holder`.
+pub fn holder(name: &str, uid: Option<u32>, path: &Path) -> Result<Holder, AccountError> {
+    let directory = path.parent().and_then(|directory| stat(directory).ok());
+    // One whose uid was changed owns his files by the new one.
+    let is_anothers = |uid: u32| directory.as_ref().is_some_and(|directory| directory.st_uid == uid);
+    if let Some(account) =
+        account(name)?.filter(|account| uid.is_none_or(|uid| uid == account.uid || !is_anothers(uid)))
+    {
+        return Ok(Holder { account, fate: Fate::Present });
+    }
+    let failed = |error: Errno| AccountError { name: name.to_owned(), source: error.into() };
+    if let Some(uid) = uid
+        && let Some(user) = found(User::from_uid(Uid::from_raw(uid))).map_err(failed)?
+        && let Some(account) = account(&user.name)?.filter(|account| account.uid == uid)
+    {
+        return Ok(Holder { account, fate: Fate::Renamed });
+    }
+    let (uid, gid) = match (uid, directory) {
+        (Some(uid), Some(directory)) if directory.st_uid == uid => (uid, directory.st_gid),
+        (Some(uid), _) => (uid, uid),
+        (None, Some(directory)) => (directory.st_uid, directory.st_gid),
+        (None, None) => (0, 0),
+    };
+    let account = Account {
+        name: name.to_owned(),
+        uid,
+        gid,
+        // None: an empty path is below nothing.
+        home: PathBuf::new(),
+        shell: PathBuf::new(),
+        groups: Vec::new(),
+        group_is_private: false,
+    };
+    Ok(Holder { account, fate: Fate::Gone })
 }
 
 /// "Not found" in the ways getpwnam(3) lists, some of which are errors.

@@ -170,9 +170,9 @@ const MOST_KEY_FILES: usize = 64;
 /// The files that sshd reads a user's keys from, with their bytes, in its order; `own` is the one that was read already.
 /// A pattern leads to the files that it matches and to that of its very name. One file under two names counts once;
 /// what cannot be read is left out.
-pub(super) fn key_files(paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
+pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Vec<u8>)> {
     let identity = |path: &Path| fs::metadata(path).ok().map(|seen| (seen.dev(), seen.ino()));
-    let own_identity = identity(&own.path);
+    let own_identity = own.and_then(|own| identity(&own.path));
     let named = paths.iter().flat_map(|path| {
         let matched = if path.is_pattern { expand(path.path.clone()).files } else { Vec::new() };
         matched.into_iter().chain([path.path.clone()])
@@ -181,13 +181,13 @@ pub(super) fn key_files(paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u
     let mut found: Vec<(PathBuf, Vec<u8>)> = Vec::new();
     for path in named {
         let file = identity(&path);
-        let is_own = path == own.path || file.is_some() && file == own_identity;
+        let is_own = |own: &&KeyFile| path == own.path || file.is_some() && file == own_identity;
         if found.len() >= MOST_KEY_FILES || file.is_some() && seen.contains(&file) {
             continue;
         }
-        if is_own {
+        if let Some(own) = own.filter(is_own) {
             if found.iter().all(|(other, _)| *other != own.path) {
-                found.push((own.path.clone(), own.content.clone().unwrap_or_default()));
+                found.push(own.bytes());
             }
         } else if let Ok(Some(content)) = read_file(&path, KEY_FILE_LIMIT) {
             found.push((path, content));
@@ -207,6 +207,7 @@ pub(super) fn groups() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::observation::FileId;
 
     #[test]
     fn lines_of_shadow() {
@@ -256,6 +257,8 @@ mod tests {
         fs::create_dir(at("ak3")).unwrap();
         let own = KeyFile {
             path: at("ak"),
+            id: FileId { device: 0, inode: 0, name: "ak".into() },
+            mount: None,
             content: Some(b"own".to_vec()),
             missing_directory: None,
             path_facts: Vec::new(),
@@ -269,7 +272,10 @@ mod tests {
             let paths: Vec<KeyPath> = names.iter().map(path).collect();
             let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
             let text = |content: Vec<u8>| String::from_utf8(content).unwrap();
-            key_files(&paths, &own).into_iter().map(|(path, content)| (name(&path), text(content))).collect()
+            key_files(&paths, Some(&own))
+                .into_iter()
+                .map(|(path, content)| (name(&path), text(content)))
+                .collect()
         };
         let own_file = || ("ak".to_owned(), "own".to_owned());
         let two = || ("ak2".to_owned(), "2".to_owned());

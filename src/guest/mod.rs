@@ -30,7 +30,9 @@ use time::OffsetDateTime;
 
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
-use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
+use crate::policy::observation::{
+    Account, Answer, ConfigTree, Connection, Fate, Holder, KeyFile, Login, Person, Sshd,
+};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::PublicKey;
@@ -88,8 +90,32 @@ pub trait Guest {
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
     /// The files that sshd reads the user's keys from, in its order; `own` is one of them, read already.
-    fn key_files(&self, _paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
-        vec![(own.path.clone(), own.content.clone().unwrap_or_default())]
+    fn key_files(&self, _paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Vec<u8>)> {
+        own.map(KeyFile::bytes).into_iter().collect()
+    }
+    /// The same for a file out of which something is to be taken: a home that does not exist is no error.
+    ///
+    /// # Errors
+    /// `UNSAFE_PATH`, `IO_ERROR`.
+    fn standing_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        self.key_file(account, path)
+    }
+    /// As whom the file at `path` is reached that holds, or held, a block of this user's. Where his name is gone, or is
+    /// another account's than `uid`: the account that has this uid now, or a stand-in with the uid, or without one with
+    /// that of the owner of the file's directory.
+    ///
+    /// # Errors
+    /// `IO_ERROR`.
+    fn holder(&self, user: &str, _uid: Option<u32>, _path: &Path) -> Result<Holder, Refusal> {
+        Ok(Holder { account: self.account(user)?, fate: Fate::Present })
+    }
+    /// Whether something is mounted at this mount point, and can be reached there.
+    fn is_mounted(&self, _point: &Path) -> bool {
+        true
+    }
+    /// The path without links, as far as it exists.
+    fn resolved(&self, path: &Path) -> PathBuf {
+        path.to_owned()
     }
     /// A file's bytes as they stand, for an edit or its inverse; `None` where there is no such file.
     ///

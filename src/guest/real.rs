@@ -13,7 +13,9 @@ use crate::config::Config;
 use crate::policy::component;
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
-use crate::policy::observation::{Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Sshd};
+use crate::policy::observation::{
+    Account, Answer, ConfigTree, Connection, Holder, KeyFile, Login, Person, Sshd,
+};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::{PublicKey, fingerprint_of};
@@ -128,14 +130,30 @@ impl Guest for RealGuest {
         files::observe_key_file(account, path)
     }
 
-    fn key_files(&self, paths: &[KeyPath], own: &KeyFile) -> Vec<(PathBuf, Vec<u8>)> {
+    fn key_files(&self, paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Vec<u8>)> {
         login::key_files(paths, own)
+    }
+
+    fn standing_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        files::observe_standing_key_file(account, path)
+    }
+
+    fn holder(&self, user: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Refusal> {
+        accounts::holder(user, uid, path).map_err(|error| Refusal::new(Reason::IoError, error.to_string()))
+    }
+
+    fn is_mounted(&self, point: &Path) -> bool {
+        files::is_mounted(point)
+    }
+
+    fn resolved(&self, path: &Path) -> PathBuf {
+        fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
     }
 
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         match kind {
-            FileKind::AuthorizedKeys { user, .. } => {
-                Ok(files::observe_key_file(&owner(user, path)?, path)?.content)
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                Ok(files::observe_standing_key_file(&owner(user, *uid, path)?, path)?.content)
             }
             FileKind::SshdConfig => files::read_file(path, files::ROOT_FILE_LIMIT),
         }
@@ -149,8 +167,8 @@ impl Guest for RealGuest {
         content: &[u8],
     ) -> Result<(), FileError> {
         match kind {
-            FileKind::AuthorizedKeys { user, .. } => {
-                files::replace_key_file(&owner(user, path)?, path, expected, content).map(drop)
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                files::replace_key_file(&owner(user, *uid, path)?, path, expected, content).map(drop)
             }
             FileKind::SshdConfig => files::replace_root_file(path, expected, content, DROP_IN_MODE).map(drop),
         }
@@ -164,8 +182,8 @@ impl Guest for RealGuest {
         directory: Option<&Path>,
     ) -> Result<(), FileError> {
         match kind {
-            FileKind::AuthorizedKeys { user, .. } => {
-                files::remove_created_key_file(&owner(user, path)?, path, expected, directory)
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                files::remove_created_key_file(&owner(user, *uid, path)?, path, expected, directory)
             }
             FileKind::SshdConfig => files::remove_root_file(path, expected),
         }
@@ -173,8 +191,8 @@ impl Guest for RealGuest {
 
     fn sweep(&mut self, kind: &FileKind, path: &Path) {
         let swept = match kind {
-            FileKind::AuthorizedKeys { user, .. } => {
-                owner(user, path).and_then(|account| files::sweep_key_directory(&account, path))
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                owner(user, *uid, path).and_then(|account| files::sweep_key_directory(&account, path))
             }
             // A link is written at its target, and so was the temporary.
             FileKind::SshdConfig => {
@@ -317,12 +335,9 @@ pub fn sshd_settings(config: &Config) -> SshdSettings {
     }
 }
 
-/// The account whose file is at `path`.
-fn owner(user: &str, path: &Path) -> Result<Account, FileError> {
-    let gone = |why: String| FileError::Unsafe { path: path.to_owned(), why };
-    match accounts::account(user) {
-        Ok(Some(account)) => Ok(account),
-        Ok(None) => Err(gone(format!("its user {user} no longer exists"))),
-        Err(error) => Err(gone(error.to_string())),
-    }
+/// The account as whom the file at `path` is reached.
+fn owner(user: &str, uid: Option<u32>, path: &Path) -> Result<Account, FileError> {
+    let holder = accounts::holder(user, uid, path)
+        .map_err(|error| FileError::Unsafe { path: path.to_owned(), why: error.to_string() })?;
+    Ok(holder.account)
 }

@@ -18,6 +18,9 @@ pub enum FileKind {
     AuthorizedKeys {
         /// His login name.
         user: String,
+        /// His id: as him the file is reached, whatever became of the name. Absent before 3.2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uid: Option<u32>,
         /// The keys by which our line in it is known; none where nothing is known.
         known: Vec<PublicKey>,
     },
@@ -42,13 +45,22 @@ pub enum Change {
     /// Our block in a file of somebody else's.
     Block(BlockEdit),
     /// A file that is ours as a whole: the drop-in.
+    #[serde(rename_all = "camelCase")]
     Whole {
-        /// What it was; `None` where there was none.
+        /// What it was, as text; `None` where there was none.
         before: Option<String>,
-        /// What it shall be; `None` where it goes.
+        /// What it shall be, as text; `None` where it goes.
         after: Option<String>,
+        /// The bytes of `before`, where they are not UTF-8. Absent before 3.2, which reads the text alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        raw_before: Option<Bytes>,
     },
 }
+
+/// Bytes, in base64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes(#[serde(with = "block::base64_bytes")] Vec<u8>);
 
 /// One file's edit, with the bytes it was planned on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +103,9 @@ impl FileEdit {
             change: Change::Whole {
                 before: before.map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
                 after: after.clone(),
+                raw_before: before
+                    .filter(|bytes| std::str::from_utf8(bytes).is_err())
+                    .map(|bytes| Bytes(bytes.to_vec())),
             },
             before: before.map(<[u8]>::to_vec),
             after: after.map(String::into_bytes),
@@ -162,6 +177,9 @@ impl FileIntent {
                 None => Inverse::LeftAlone,
             },
             (Change::Block(_), None) => Inverse::Nothing,
+            (Change::Whole { raw_before: Some(Bytes(before)), .. }, _) if untouched => {
+                Inverse::Replace(before.clone())
+            }
             (Change::Whole { before: Some(before), .. }, _) if untouched => {
                 Inverse::Replace(before.clone().into_bytes())
             }
@@ -197,6 +215,26 @@ mod tests {
         let removed = drop_in(Some("old\n"), None);
         assert_eq!(removed.inverse(None), Inverse::Replace(b"old\n".to_vec()));
         assert_eq!(removed.inverse(Some(b"theirs\n")), Inverse::LeftAlone);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_come_back_in_both_formats() {
+        let before = b"# caf\xe9\nPasswordAuthentication yes\n";
+        let edit =
+            FileEdit::whole(Path::new("/d/00-keypair-agent.conf"), Some(before), Some("ours\n".into()));
+        let written = serde_json::to_string(&edit.intent()).unwrap();
+        let read: FileIntent = serde_json::from_str(&written).unwrap();
+        assert_eq!(read.inverse(Some(b"ours\n")), Inverse::Replace(before.to_vec()));
+        // 3.1.0 knows neither `rawBefore` nor `uid`; what it wrote is read.
+        let old = r#"{"path":"/d/x","kind":"sshdConfig","change":{"whole":{"before":"old\n","after":null}},
+                      "hashBefore":null,"hashAfter":null,"createsDirectory":null}"#;
+        let old: FileIntent = serde_json::from_str(old).unwrap();
+        assert!(matches!(old.change, Change::Whole { raw_before: None, .. }));
+        let kind: FileKind = serde_json::from_str(r#"{"authorizedKeys":{"user":"u","known":[]}}"#).unwrap();
+        assert_eq!(kind, FileKind::AuthorizedKeys { user: "u".into(), uid: None, known: Vec::new() });
+        assert_eq!(serde_json::to_string(&kind).unwrap(), r#"{"authorizedKeys":{"user":"u","known":[]}}"#);
+        let text = serde_json::to_string(&drop_in(Some("old\n"), None).change).unwrap();
+        assert_eq!(text, r#"{"whole":{"before":"old\n","after":null}}"#);
     }
 
     #[test]

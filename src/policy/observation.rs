@@ -123,11 +123,47 @@ pub struct PathFact {
     pub mode: u32,
 }
 
+/// A file by its directory (device, inode) and its name there, however the path to it is spelt. Of a file whose
+/// directory does not exist: the deepest directory that does, and the rest of the path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileId {
+    /// The device of the directory.
+    pub device: u64,
+    /// The inode of the directory.
+    pub inode: u64,
+    /// The rest of the path: the file's name, with the names of missing directories ahead.
+    pub name: PathBuf,
+}
+
+/// As whom a file is reached that may hold a block of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The account; a stand-in where the bound user does not exist any more.
+    pub account: Account,
+    /// What became of the user.
+    pub fate: Fate,
+}
+
+/// What became of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// He exists, with his uid.
+    Present,
+    /// His name does not exist, or is another account's; his uid is this account's.
+    Renamed,
+    /// Neither his name nor his uid exists.
+    Gone,
+}
+
 /// The target user's authorized_keys file, reached safely (contract 5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFile {
     /// Where it is, tokens expanded.
     pub path: PathBuf,
+    /// Which file it is: two paths with the same one are the same file.
+    pub id: FileId,
+    /// The mount point of the file system that it is on; `None` where that cannot be told.
+    pub mount: Option<PathBuf>,
     /// Its bytes; `None` where there is no such file.
     pub content: Option<Vec<u8>>,
     /// Its directory, where that does not exist yet and would be made.
@@ -135,6 +171,13 @@ pub struct KeyFile {
     /// What StrictModes looks at, the file first, then its directories up to the home (or `/`); what does
     /// not exist yet is not listed.
     pub path_facts: Vec<PathFact>,
+}
+
+impl KeyFile {
+    /// Its path and its bytes.
+    pub fn bytes(&self) -> (PathBuf, Vec<u8>) {
+        (self.path.clone(), self.content.clone().unwrap_or_default())
+    }
 }
 
 /// The five words of `sshd -T -C` (contract 6, "For whom").

@@ -42,8 +42,28 @@ pub struct Binding {
     pub user: String,
     /// That file.
     pub path: PathBuf,
+    /// The user's id at the bind: by it the file is reached where his name is gone. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The mount point that held the file at the bind. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<PathBuf>,
     /// Whether it was bound to another instance, of which this one is a clone (contract 7).
     pub inherited: bool,
+}
+
+impl Binding {
+    /// The binding of a key pair in this file of this user's.
+    pub fn new(key_pair: KeyPair, account: &Account, key_file: &KeyFile) -> Self {
+        Self {
+            key_pair,
+            user: account.name.clone(),
+            path: key_file.path.clone(),
+            uid: Some(account.uid),
+            mount: key_file.mount.clone(),
+            inherited: false,
+        }
+    }
 }
 
 /// What was observed for a command.
@@ -53,12 +73,14 @@ pub struct Facts {
     pub account: Account,
     /// The sshd of this guest; `None` only for a detach that found none.
     pub sshd: Option<Sshd>,
-    /// The file that sshd reads for that user; on a detach, the file that holds the block.
+    /// The file that sshd reads for that user; on a detach where that cannot be told, the file that was recorded.
     pub key_file: KeyFile,
-    /// The file that holds the bound block, where that is another one (and whose it is).
-    pub elsewhere: Option<(Account, KeyFile)>,
+    /// Other files that may hold the bound block, and whose they are: where it was put, and what else sshd reads now.
+    pub elsewhere: Vec<(Account, KeyFile)>,
     /// All files that sshd reads for that user, in its order, with their bytes.
     pub key_files: Vec<(PathBuf, Vec<u8>)>,
+    /// What the result has to say of them.
+    pub notes: Vec<String>,
     /// What else decides about a login; `None` where there is no sshd.
     pub login: Option<Login>,
 }
@@ -141,7 +163,7 @@ impl Plan {
 pub fn bound(binding: Option<&Binding>, account: &Account, key_file: &KeyFile) -> Option<Binding> {
     binding.cloned().or_else(|| {
         let key_pair = authorized_keys::standing(key_file.content.as_deref()?)?;
-        Some(Binding { key_pair, user: account.name.clone(), path: key_file.path.clone(), inherited: true })
+        Some(Binding { inherited: true, ..Binding::new(key_pair, account, key_file) })
     })
 }
 
@@ -177,9 +199,7 @@ pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&str>) -
 /// # Errors
 /// Those of contract 4, and that there is no place for sshd's setting.
 pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
-    let holder =
-        facts.elsewhere.as_ref().map_or((&facts.account, &facts.key_file), |(who, file)| (who, file));
-    let bound = bound(purpose.binding, holder.0, holder.1);
+    let bound = bound(purpose.binding, &facts.account, &facts.key_file);
     admit(purpose.action, bound.as_ref(), purpose.instance_id)?;
     let known: Vec<PublicKey> = bound.iter().map(|bound| bound.key_pair.public_key.clone()).collect();
     let mut draft = Draft {
@@ -230,7 +250,8 @@ pub fn draft_undo(
 
 /// The edit of one user's file.
 fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Vec<u8>) -> Option<FileEdit> {
-    let kind = FileKind::AuthorizedKeys { user: account.name.clone(), known: known.to_vec() };
+    let uid = Some(account.uid);
+    let kind = FileKind::AuthorizedKeys { user: account.name.clone(), uid, known: known.to_vec() };
     let mut edit = FileEdit::block(&file.path, kind, file.content.as_deref(), inserted)?;
     edit.creates_directory = file.missing_directory.clone();
     Some(edit)
@@ -252,15 +273,8 @@ impl Draft {
             }
             edit
         }));
-        if let Some((account, file)) = &facts.elsewhere {
-            self.key_edits.extend(key_edit(account, file, known, Vec::new()));
-        }
-        self.binding = Some(Binding {
-            key_pair: key_pair.clone(),
-            user: facts.account.name.clone(),
-            path: path.clone(),
-            inherited: false,
-        });
+        self.take_out_elsewhere(facts, known);
+        self.binding = Some(Binding::new(key_pair.clone(), &facts.account, &facts.key_file));
         let key = &key_pair.public_key;
         self.warnings.extend(authorized_keys::restricted_copy(&facts.key_files, path, known, key));
         if let Some(taken) = &self.takes_away {
@@ -268,9 +282,16 @@ impl Draft {
         }
     }
 
+    /// The block goes from every other file that holds it.
+    fn take_out_elsewhere(&mut self, facts: &Facts, known: &[PublicKey]) {
+        let edits = facts.elsewhere.iter();
+        self.key_edits.extend(edits.filter_map(|(account, file)| key_edit(account, file, known, Vec::new())));
+    }
+
     fn unbind(&mut self, facts: &Facts, bound: Option<&Binding>, known: &[PublicKey]) {
         self.binding = None;
         self.key_edits.extend(key_edit(&facts.account, &facts.key_file, known, Vec::new()));
+        self.take_out_elsewhere(facts, known);
         self.unbound = bound.map(|bound| bound.key_pair.clone());
         let Some(KeyPair { public_key: unbound, .. }) = &self.unbound else { return };
         let path = &facts.key_file.path;

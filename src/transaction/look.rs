@@ -9,9 +9,9 @@ use crate::policy::authorized_keys;
 use crate::policy::block::BlockEdit;
 use crate::policy::command::Action;
 use crate::policy::connection::loopbacks;
-use crate::policy::observation::{Account, KeyFile, Sshd};
+use crate::policy::observation::{Account, Fate, KeyFile, Sshd};
 use crate::policy::outcome::Refusal;
-use crate::policy::plan::{self, Purpose};
+use crate::policy::plan::{self, Binding, Purpose};
 use crate::policy::proof::{Forecast, Verdict};
 use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::{Directive, contrary_lines, taken};
@@ -88,6 +88,30 @@ impl<G: Guest> Transaction<G> {
     /// `AUTHORIZED_KEYS_UNSUPPORTED`, `UNSAFE_PATH`, `IO_ERROR`.
     pub fn key_file(&self, sshd: &Sshd, account: &Account) -> Result<KeyFile, Refusal> {
         Ok(self.guest.key_file(account, &key_path(sshd, account)?)?)
+    }
+
+    /// What became of the user for whom the key pair was bound, if he is not what he was.
+    pub fn fate_of_the_bound(&self, state: &State) -> Option<String> {
+        let binding = state.binding.as_ref()?;
+        let holder = self.holder(binding).ok()?;
+        let (user, name) = (&binding.user, &binding.key_pair.key_name);
+        let became = match holder.fate {
+            Fate::Present => return None,
+            Fate::Renamed => format!("is gone, and his uid is that of {} now", holder.account.name),
+            Fate::Gone => "is gone".to_owned(),
+        };
+        Some(format!(
+            "user {user}, for whom key pair {name} was bound, {became}: detach it, or attach it for another user"
+        ))
+    }
+
+    /// Whether this is the file that the key pair was bound in, whatever path leads to it.
+    pub fn is_where_bound(&self, binding: &Binding, file: &KeyFile) -> bool {
+        let recorded = || {
+            let holder = self.holder(binding).ok()?;
+            self.guest.standing_key_file(&holder.account, &binding.path).ok()
+        };
+        binding.path == file.path || recorded().is_some_and(|recorded| recorded.id == file.id)
     }
 
     /// Where this user's keys are, and how many of them let him in that are not ours; `None` where there are none, or

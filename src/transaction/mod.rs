@@ -6,6 +6,7 @@
 //!                                        └───────────────── undo ◄──────────────────────┘
 //! ```
 
+mod blocks;
 pub mod identity;
 pub mod judge;
 pub mod look;

@@ -6,7 +6,7 @@ use crate::guest::Guest;
 use crate::policy::authorized_keys::key_lines;
 use crate::policy::command::{Action, Command};
 use crate::policy::key_paths;
-use crate::policy::observation::{Account, KeyFile, Login, Sshd};
+use crate::policy::observation::{Account, Fate, KeyFile, Login, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
 use crate::policy::sshd_config::Reading;
@@ -15,6 +15,7 @@ use crate::policy::types::{InstanceId, PasswordAuth};
 use crate::policy::witness;
 
 use super::Transaction;
+use super::blocks::Elsewhere;
 use super::sheet::{Sheet, timestamp};
 use super::state::State;
 
@@ -105,13 +106,19 @@ impl<G: Guest> Transaction<G> {
         sheet.outcome.user = Some(user);
         let facts = match action {
             Action::Attach { .. } | Action::SetPasswordAuth { .. } => {
-                let mut facts = self.observe_sshd_user(binding)?;
+                // A setting alone is no reason to look where the block stands.
+                let is_attach = matches!(action, Action::Attach { .. });
+                let mut facts = self.observe_sshd_user(binding.filter(|_| is_attach))?;
+                if is_attach {
+                    self.refuse_anothers_file(&facts)?;
+                }
                 facts.login = self.observe_login(action, &facts)?;
                 facts
             }
             Action::Detach { .. } => self.observe_block(binding)?,
         };
         sheet.outcome.authorized_keys_file = Some(facts.key_file.path.to_string_lossy().into_owned());
+        sheet.notes.clone_from(&facts.notes);
         Ok(facts)
     }
 
@@ -120,17 +127,13 @@ impl<G: Guest> Transaction<G> {
         let account = self.guest.account(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name)?;
         let path = key_path(&sshd, &account)?;
-        let key_file = self.guest.key_file(&account, &path)?;
-        let elsewhere = match binding {
-            Some(binding) if binding.path != key_file.path || binding.user != account.name => {
-                let holder = self.guest.account(&binding.user)?;
-                let file = self.guest.key_file(&holder, &binding.path)?;
-                Some((holder, file))
-            }
-            _ => None,
-        };
-        let key_files = self.all_key_files(Some(&sshd), &account, &key_file);
-        Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, login: None })
+        let key_file = self.guest.key_file(&account, &path).map_err(|error| {
+            self.unmounted(binding, &account, &sshd, &path).unwrap_or_else(|| error.into())
+        })?;
+        let elsewhere = binding.map(|binding| self.elsewhere(binding, &account, &sshd, &key_file));
+        let Elsewhere { files: elsewhere, notes } = elsewhere.transpose()?.unwrap_or_default();
+        let key_files = self.all_key_files(Some(&sshd), &account, Some(&key_file));
+        Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, notes, login: None })
     }
 
     /// What else decides about a login; where the command forbids passwords, who else has one.
@@ -148,31 +151,26 @@ impl<G: Guest> Transaction<G> {
 
     /// Whether an account has a key in a file that sshd reads for it. What cannot be told counts as none.
     fn has_key(&self, sshd: &Sshd, account: &Account) -> bool {
-        let file = key_path(sshd, account).ok().and_then(|path| self.guest.key_file(account, &path).ok());
-        let own = file.unwrap_or_else(|| KeyFile {
-            path: usual_key_path(account),
-            content: None,
-            missing_directory: None,
-            path_facts: Vec::new(),
-        });
-        let files = self.all_key_files(Some(sshd), account, &own);
+        let own = key_path(sshd, account).ok().and_then(|path| self.guest.key_file(account, &path).ok());
+        let files = self.all_key_files(Some(sshd), account, own.as_ref());
         files.iter().any(|(_, content)| !key_lines(content).is_empty())
     }
 
-    /// For a detach: the file that holds the block. It needs no sshd and no readable configuration.
+    /// For a detach: the files that may hold the block. It needs no sshd and no readable configuration.
     fn observe_block(&self, binding: Option<&Binding>) -> Result<Facts, Refusal> {
-        let user = binding.map_or(self.settings.target_user.as_str(), |binding| &binding.user);
-        let account = self.guest.account(user)?;
-        let sshd = self.guest.sshd(user).ok();
-        let path = match (binding, &sshd) {
-            (Some(binding), _) => binding.path.clone(),
-            (None, Some(sshd)) => key_path(sshd, &account).unwrap_or_else(|_| usual_key_path(&account)),
-            (None, None) => usual_key_path(&account),
+        let Some(binding) = binding else { return self.observe_unbound() };
+        let holder = self.holder(binding)?;
+        let name = Some(&holder.account.name).filter(|_| holder.fate != Fate::Gone);
+        let sshd = name.and_then(|name| self.guest.sshd(name).ok());
+        let (mut blocks, notes) = self.of_binding(binding, &holder, sshd.as_ref())?;
+        let elsewhere = blocks.files.split_off(1.min(blocks.files.len()));
+        let Some((account, key_file)) = blocks.files.pop() else {
+            let why = format!("{} could not be looked at", binding.path.display());
+            return Err(Refusal::new(Reason::IoError, why));
         };
-        let key_file = self.guest.key_file(&account, &path)?;
-        let key_files = self.all_key_files(sshd.as_ref(), &account, &key_file);
+        let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
-        Ok(Facts { account, sshd, key_file, key_files, elsewhere: None, login })
+        Ok(Facts { account, sshd, key_file, key_files, elsewhere, notes, login })
     }
 
     /// All files that sshd reads for the account; the one that is ours alone, where it cannot be told which these are.
@@ -180,7 +178,7 @@ impl<G: Guest> Transaction<G> {
         &self,
         sshd: Option<&Sshd>,
         account: &Account,
-        own: &KeyFile,
+        own: Option<&KeyFile>,
     ) -> Vec<(PathBuf, Vec<u8>)> {
         let paths = sshd.and_then(|sshd| {
             let first = sshd.answers.first()?;
@@ -188,8 +186,20 @@ impl<G: Guest> Transaction<G> {
         });
         match paths {
             Some(paths) => self.guest.key_files(&paths, own),
-            None => vec![(own.path.clone(), own.content.clone().unwrap_or_default())],
+            None => own.map(KeyFile::bytes).into_iter().collect(),
         }
+    }
+
+    /// For a detach where nothing is bound, as far as the state says.
+    fn observe_unbound(&self) -> Result<Facts, Refusal> {
+        let account = self.guest.account(&self.settings.target_user)?;
+        let sshd = self.guest.sshd(&account.name).ok();
+        let path = sshd.as_ref().and_then(|sshd| key_path(sshd, &account).ok());
+        let path = path.unwrap_or_else(|| usual_key_path(&account));
+        let key_file = self.guest.standing_key_file(&account, &path)?;
+        let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
+        let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
+        Ok(Facts { account, sshd, key_file, key_files, elsewhere: Vec::new(), notes: Vec::new(), login })
     }
 }
 

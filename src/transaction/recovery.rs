@@ -42,11 +42,9 @@ pub(super) fn undo(
     let mut left_alone = Vec::new();
     if intent.opens {
         // The old key is back before passwords go off again.
-        take_back_keys(guest, intent, &mut left_alone)?;
+        take_back_all(guest, &intent.key_files, &mut left_alone)?;
     }
-    for file in intent.sshd_files.iter().rev() {
-        take_back(guest, file, &mut left_alone)?;
-    }
+    take_back_all(guest, &intent.sshd_files, &mut left_alone)?;
     match settle {
         Settle::NotNeeded => {}
         Settle::BringBack(sshd) => {
@@ -64,7 +62,7 @@ pub(super) fn undo(
         }
     }
     if !intent.opens {
-        take_back_keys(guest, intent, &mut left_alone)?;
+        take_back_all(guest, &intent.key_files, &mut left_alone)?;
     }
     for path in &left_alone {
         tracing::warn!(
@@ -72,17 +70,6 @@ pub(super) fn undo(
             "{} was changed by somebody meanwhile: what is ours in it is left alone",
             path.display()
         );
-    }
-    Ok(())
-}
-
-fn take_back_keys(
-    guest: &mut impl Guest,
-    intent: &Intent,
-    left_alone: &mut Vec<PathBuf>,
-) -> Result<(), Refusal> {
-    for file in intent.key_files.iter().rev() {
-        take_back(guest, file, left_alone)?;
     }
     Ok(())
 }
@@ -102,7 +89,7 @@ fn the_key_may_go(guest: &impl Guest, intent: &Intent, user: &str, left: &Path) 
     for file in &intent.key_files {
         // Another key takes the place of one that was replaced.
         let is_new = matches!(&file.change, Change::Block(edit) if edit.removed.is_empty());
-        let now = as_it_stands(guest, file)?;
+        let now = guest.read(&file.kind, &file.path)?;
         let stays = matches!(file.inverse(now.as_deref()), Inverse::Nothing | Inverse::LeftAlone);
         if stays || !is_new {
             continue;
@@ -122,15 +109,21 @@ fn the_key_may_go(guest: &impl Guest, intent: &Intent, user: &str, left: &Path) 
     Ok(())
 }
 
-/// The file of an intent; none where its user is gone.
-fn as_it_stands(guest: &impl Guest, file: &FileIntent) -> Result<Option<Vec<u8>>, Refusal> {
-    if let FileKind::AuthorizedKeys { user, .. } = &file.kind
-        && guest.account(user).is_err_and(|refusal| refusal.reason == Reason::UserNotFound)
-    {
-        tracing::warn!(user, "{user} is no more: nothing of his is taken back");
-        return Ok(None);
+/// Takes every file back, the last one first; one that cannot be taken back stops no other.
+///
+/// # Errors
+/// Why some could not.
+fn take_back_all(
+    guest: &mut impl Guest,
+    files: &[FileIntent],
+    left_alone: &mut Vec<PathBuf>,
+) -> Result<(), Refusal> {
+    let mut failures = Vec::new();
+    for file in files.iter().rev() {
+        failures.extend(take_back(guest, file, left_alone).err());
     }
-    Ok(guest.read(&file.kind, &file.path)?)
+    let message = failures.iter().map(|failure| failure.message.as_str()).collect::<Vec<_>>().join("; ");
+    failures.first().map_or(Ok(()), |first| Err(Refusal::new(first.reason, message)))
 }
 
 fn take_back(
@@ -140,7 +133,7 @@ fn take_back(
 ) -> Result<(), Refusal> {
     let FileIntent { path, kind, creates_directory, .. } = file;
     for _ in 0..TRIES {
-        let now = as_it_stands(guest, file)?;
+        let now = guest.read(&file.kind, &file.path)?;
         let hash = now.as_deref().map(crate::policy::types::ContentHash::of);
         let done = match (file.inverse(now.as_deref()), &hash) {
             (Inverse::Nothing, None) => match (creates_directory, &file.hash_after) {
@@ -210,10 +203,11 @@ impl<G: Guest> Transaction<G> {
     /// Sweeps beside all files that are written without an intent: `undo` knows none.
     pub(super) fn sweep(&mut self, state: &State) {
         let target = self.guest.account(&self.settings.target_user).ok();
-        let usual = target.map(|account| (account.name.clone(), usual_key_path(&account)));
-        let bound = state.binding.as_ref().map(|binding| (binding.user.clone(), binding.path.clone()));
-        for (user, path) in bound.into_iter().chain(usual) {
-            self.guest.sweep(&FileKind::AuthorizedKeys { user, known: Vec::new() }, &path);
+        let usual = target.map(|account| (account.name.clone(), Some(account.uid), usual_key_path(&account)));
+        let bound = state.binding.as_ref();
+        let bound = bound.map(|binding| (binding.user.clone(), binding.uid, binding.path.clone()));
+        for (user, uid, path) in bound.into_iter().chain(usual) {
+            self.guest.sweep(&FileKind::AuthorizedKeys { user, uid, known: Vec::new() }, &path);
         }
         if let Ok(config) = self.guest.sshd_files() {
             let drop_ins = taken(&config).into_iter().map(|place| place.file().to_owned());

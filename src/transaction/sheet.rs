@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::guest::Guest;
 use crate::policy::command::Received;
-use crate::policy::outcome::{Code, Outcome, Refusal, Status, Warning};
+use crate::policy::outcome::{Code, Outcome, Refusal, Status, Warning, printable};
 use crate::policy::types::InstanceId;
 
 use super::proof::Asked;
@@ -17,6 +17,8 @@ use super::proof::Asked;
 pub struct Sheet {
     /// What is known so far; its status is not yet meant.
     pub outcome: Outcome,
+    /// What the message of a success has to say besides, by the last look.
+    pub notes: Vec<String>,
     /// What the running sshd was asked, over all tries.
     pub asked: Asked,
     started: Duration,
@@ -28,6 +30,7 @@ impl Sheet {
         let public_key = received.command.as_ref().ok().and_then(|command| command.action.public_key());
         Self {
             started: guest.elapsed(),
+            notes: Vec::new(),
             asked: Asked::default(),
             outcome: Outcome {
                 command_id: received.id.clone(),
@@ -73,7 +76,8 @@ impl Sheet {
         self.outcome.status = Status::Succeeded;
         self.outcome.code = Code::Ok;
         self.outcome.reason = None;
-        self.outcome.message = message;
+        let words: Vec<String> = std::iter::once(message).chain(self.notes.drain(..)).collect();
+        self.outcome.message = printable(&words.join("; "));
         self.outcome.changed = changed;
         self.outcome.warnings = warnings;
         self.finish(guest)

@@ -1,17 +1,16 @@
 //! `undo`: everything of ours goes, with or without a readable state (contract 8).
 
-use std::path::PathBuf;
-
 use crate::guest::Guest;
 use crate::policy::edit::{FileEdit, FileKind};
-use crate::policy::observation::{Account, ConfigTree, KeyFile};
+use crate::policy::observation::{Account, ConfigTree, Fate, KeyFile};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan;
 use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::DROP_IN;
 use crate::policy::types::PasswordAuth;
 
-use super::observe::{key_path, usual_key_path};
+use super::blocks::{Blocks, Candidate, fate, nothing_found};
+use super::observe::usual_key_path;
 use super::recovery::reload_afresh;
 use super::state::State;
 use super::steps::make;
@@ -157,39 +156,50 @@ impl<G: Guest> Transaction<G> {
         }
     }
 
-    /// Every file that may hold a block of ours: the state's, the one that sshd reads, sshd's own default.
+    /// Every file that may hold a block of ours: where it was put, what sshd reads, sshd's own default.
     fn key_files(&self, state: &State, undone: &mut Undone) -> Vec<(Account, KeyFile)> {
-        let mut candidates: Vec<(String, Option<PathBuf>)> = Vec::new();
+        let mut candidates: Vec<Candidate> = Vec::new();
+        let mut holder = None;
         if let Some(binding) = &state.binding {
-            candidates.push((binding.user.clone(), Some(binding.path.clone())));
-        }
-        candidates.push((self.settings.target_user.clone(), None));
-        let mut files: Vec<(Account, KeyFile)> = Vec::new();
-        for (user, path) in candidates {
-            let account = match self.guest.account(&user) {
-                Ok(account) => account,
-                Err(refusal) => {
-                    undone.notes.push(refusal.message);
-                    continue;
+            match self.holder(binding) {
+                Ok(found) => {
+                    let name = Some(&found.account.name).filter(|_| found.fate != Fate::Gone);
+                    let sshd = name.and_then(|name| self.guest.sshd(name).ok());
+                    candidates.extend(self.candidates(binding, &found, sshd.as_ref()));
+                    holder = Some(found);
                 }
-            };
-            let paths = match path {
-                Some(path) => vec![path],
-                None => {
-                    let read = self.guest.sshd(&user).and_then(|sshd| key_path(&sshd, &account)).ok();
-                    read.into_iter().chain([usual_key_path(&account)]).collect()
-                }
-            };
-            for path in paths {
-                if files.iter().any(|(_, file)| file.path == path) {
-                    continue;
-                }
-                match self.guest.key_file(&account, &path) {
-                    Ok(file) => files.push((account.clone(), file)),
-                    Err(error) => undone.failures.push(error.into()),
-                }
+                Err(refusal) => undone.failures.push(refusal),
             }
         }
-        files
+        match self.guest.account(&self.settings.target_user) {
+            Ok(account) => {
+                let sshd = self.guest.sshd(&account.name).ok();
+                let read = sshd.map(|sshd| self.read_by_sshd(&sshd, &account)).unwrap_or_default();
+                let paths = read.into_iter().chain([usual_key_path(&account)]);
+                candidates.extend(paths.map(|path| Candidate {
+                    account: account.clone(),
+                    path,
+                    always: true,
+                }));
+            }
+            Err(refusal) => undone.notes.push(refusal.message),
+        }
+        let mut blocks = self.look_at(Vec::new(), candidates, &[]);
+        if let (Some(binding), Some(holder)) = (&state.binding, &holder) {
+            let is_found = blocks.is_found(&[]);
+            undone.notes.extend(fate(binding, holder, is_found));
+            match self.must_be_reached(binding, &Blocks { unreached: Vec::new(), ..blocks.clone() }) {
+                Ok(()) if !is_found => undone.notes.push(format!(
+                    "key pair {} was bound: {}",
+                    binding.key_pair.key_name,
+                    nothing_found(&blocks)
+                )),
+                Ok(()) => {}
+                Err(refusal) => undone.failures.push(refusal),
+            }
+        }
+        undone.failures.append(&mut blocks.unreached);
+        undone.notes.extend(blocks.passed_over.drain(..).map(|refusal| refusal.message));
+        blocks.files
     }
 }

@@ -13,7 +13,8 @@ use keypair_agent::policy::connection;
 use keypair_agent::policy::edit::FileKind;
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::observation::{
-    Account, Answer, ConfigTree, Connection, KeyFile, Login, Person, Reload, Shadow, ShadowEntry, Sshd,
+    Account, Answer, ConfigTree, Connection, FileId, KeyFile, Login, Person, Reload, Shadow, ShadowEntry,
+    Sshd,
 };
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::proof::Seen;
@@ -187,6 +188,8 @@ impl Guest for Simulated {
         let machine = self.0.borrow();
         Ok(KeyFile {
             path: path.to_owned(),
+            id: FileId { device: 0, inode: 0, name: path.to_owned() },
+            mount: None,
             content: machine.disk.read(path).map(<[u8]>::to_vec),
             missing_directory: (!machine.disk.has_directory(SSH_DIRECTORY)).then(|| SSH_DIRECTORY.into()),
             path_facts: Vec::new(),

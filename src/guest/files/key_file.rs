@@ -1,18 +1,19 @@
 //! The user's authorized_keys file (contract 5).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{FileStat, SFlag, stat};
+use nix::sys::stat::{FileStat, SFlag};
+use nix::unistd::{Uid, User};
 
-use crate::policy::observation::{Account, EntryKind, KeyFile, PathFact};
+use crate::policy::observation::{Account, EntryKind, FileId, KeyFile, PathFact};
 use crate::policy::types::ContentHash;
 
 use super::directory::{CreatedDirectory, Directory, file_type};
-use super::error::FileError;
+use super::error::{FileError, shown};
 use super::replace::{Fresh, Replaced, Target};
 use super::sweep::sweep_directory;
-use super::walk::{Walk, Way, split};
+use super::walk::{DirectoryId, Walk, Way, is_own, split};
 
 /// How much of an authorized_keys file is read.
 pub const KEY_FILE_LIMIT: usize = 16 * 1024 * 1024;
@@ -24,18 +25,16 @@ struct KeyPath<'a> {
     walk: Walk,
     way: Way,
     name: &'a OsStr,
-    /// Whether the file is below the user's home, by its name.
-    below_home: bool,
-    /// How many names deep the home is.
-    home_depth: usize,
+    /// The user's home; `None` where there is none.
+    home: Option<DirectoryId>,
 }
 
 impl<'a> KeyPath<'a> {
     /// Walks to the file's directory, in a home that exists.
     fn walk(account: &Account, path: &'a Path) -> Result<Self, FileError> {
         let key_path = Self::walk_anyway(account, path)?;
-        let depth = path.components().count() - 2;
-        if key_path.below_home && depth - key_path.walk.missing.len() < key_path.home_depth {
+        let is_in_home = account.home.is_absolute() && path.starts_with(&account.home);
+        if is_in_home && key_path.home.is_none() {
             let why = format!("the home of {} does not exist; create it, owned by him", account.name);
             return Err(FileError::unsafe_path(&account.home, why));
         }
@@ -45,13 +44,48 @@ impl<'a> KeyPath<'a> {
     /// Walks as far towards the file's directory as there is a way.
     fn walk_anyway(account: &Account, path: &'a Path) -> Result<Self, FileError> {
         let (parent, name) = split(path)?;
-        let (below_home, home_depth) = match parent.strip_prefix(&account.home) {
-            Ok(_) if account.home.is_absolute() => (true, account.home.components().count() - 1),
-            _ => (false, 0),
+        let home = match account.home.is_absolute() {
+            true => DirectoryId::at(&account.home)?,
+            false => None,
         };
         let way = Way::User(account.uid);
-        let walk = Walk::to_directory(way, parent, |number| !below_home || number < home_depth)?;
-        Ok(Self { walk, way, name, below_home, home_depth })
+        let walk = Walk::to_directory(way, home, parent)?;
+        let key_path = Self { walk, way, name, home };
+        key_path.refuse_roots_home(account, path)?;
+        Ok(key_path)
+    }
+
+    /// Whether the walk came through the home.
+    fn is_below_home(&self) -> bool {
+        self.walk.stages().iter().any(|stage| Some(stage.id()) == self.home)
+    }
+
+    /// A key of somebody else's in root's home would let him in as root, whatever path leads there.
+    fn refuse_roots_home(&self, account: &Account, path: &Path) -> Result<(), FileError> {
+        if is_own(account.uid) {
+            return Ok(());
+        }
+        let Some(roots) = roots_home() else { return Ok(()) };
+        let stages = self.walk.stages();
+        let deepest = stages.iter().rposition(|stage| Some(stage.id()) == self.home || stage.id() == roots);
+        match deepest.and_then(|index| stages.get(index)) {
+            Some(stage) if stage.id() == roots => {
+                let why = format!(
+                    "leads into {}, the home of root: a key of {} there would let in as root; name another file",
+                    shown(&stage.path),
+                    account.name
+                );
+                Err(FileError::unsafe_path(path, why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Which file it is.
+    fn id(&self) -> Result<FileId, FileError> {
+        let DirectoryId { device, inode } = self.walk.last()?.id();
+        let name = self.walk.missing.iter().map(OsString::as_os_str).chain([self.name]).collect();
+        Ok(FileId { device, inode, name })
     }
 
     /// The file, in a directory that exists.
@@ -68,21 +102,24 @@ impl<'a> KeyPath<'a> {
     }
 
     /// What sshd's StrictModes looks at among the directories: from the deepest up to the home, or to `/`.
-    fn directory_facts(&self, account: &Account) -> Vec<PathFact> {
-        // As sshd does it, the home's real place counts, however the file's path is written.
-        let home = stat(&account.home).ok();
-        let is_home = |stage: &FileStat| {
-            home.as_ref().is_some_and(|home| (home.st_dev, home.st_ino) == (stage.st_dev, stage.st_ino))
-        };
+    fn directory_facts(&self) -> Vec<PathFact> {
         let mut facts = Vec::new();
         for stage in self.walk.stages().iter().rev() {
             facts.push(fact(stage.path.clone(), &stage.stat));
-            if is_home(&stage.stat) {
+            // As sshd does it, the home's real place counts, however the file's path is written.
+            if Some(stage.id()) == self.home {
                 break;
             }
         }
         facts
     }
+}
+
+/// The home of root; `None` where it is `/`, which holds everybody's files.
+fn roots_home() -> Option<DirectoryId> {
+    let root = User::from_uid(Uid::from_raw(0)).ok()??;
+    let home = DirectoryId::at(&root.dir).ok()??;
+    (DirectoryId::at(Path::new("/")).ok()?? != home).then_some(home)
 }
 
 fn fact(path: PathBuf, stat: &FileStat) -> PathFact {
@@ -95,10 +132,18 @@ fn fact(path: PathBuf, stat: &FileStat) -> PathFact {
 }
 
 /// Reads the user's file by the safe way of contract 5, with the facts that StrictModes of sshd_config(5) looks
-/// at. Paths in them are real ones, links resolved. No file, or no directory for it, is `content: None`; a home
+/// at. The directories' paths in them are real ones, links resolved. No file, or no directory for it, is `content: None`; a home
 /// that does not exist is unsafe.
 pub fn observe_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
-    let key_path = KeyPath::walk(account, path)?;
+    observe(KeyPath::walk(account, path)?, path)
+}
+
+/// The same where something is to be taken out: in a home that does not exist there is nothing.
+pub fn observe_standing_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+    observe(KeyPath::walk_anyway(account, path)?, path)
+}
+
+fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
     let mut path_facts = Vec::new();
     let mut content = None;
     let directory = key_path.directory()?;
@@ -109,11 +154,12 @@ pub fn observe_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileE
     if let Some(directory) = directory
         && let Some((opened, bytes)) = key_path.target(&directory).read()?
     {
-        path_facts.push(fact(directory.entry(key_path.name), &opened.stat));
+        path_facts.push(fact(path.to_owned(), &opened.stat));
         content = Some(bytes);
     }
-    path_facts.extend(key_path.directory_facts(account));
-    Ok(KeyFile { path: path.to_owned(), content, missing_directory, path_facts })
+    path_facts.extend(key_path.directory_facts());
+    let (id, mount) = (key_path.id()?, key_path.walk.last()?.mount_point());
+    Ok(KeyFile { path: path.to_owned(), id, mount, content, missing_directory, path_facts })
 }
 
 /// Puts `content` in the place of the user's file, which has to be the one that was observed (contract 5).
@@ -135,7 +181,7 @@ pub fn replace_key_file(
     if expected.is_some() {
         return Err(FileError::Changed { path: path.to_owned() });
     }
-    let created = match (key_path.walk.missing.as_slice(), key_path.below_home) {
+    let created = match (key_path.walk.missing.as_slice(), key_path.is_below_home()) {
         ([name], true) => CreatedDirectory::create(key_path.walk.last()?.open()?, name, owner)?,
         _ => {
             let why =
@@ -161,11 +207,10 @@ pub fn remove_created_key_file(
     let Some(held) = key_path.directory()? else { return Ok(()) };
     key_path.target(&held).remove(expected)?;
     let Some(directory) = directory else { return Ok(()) };
-    let depth = path.components().count() - 2;
     let [.., above, own] = key_path.walk.stages() else { return Ok(()) };
     // Only the file's own directory, below the home: none of those is a link, so the stage above holds it.
-    let is_own =
-        key_path.below_home && depth > key_path.home_depth && directory_is(directory, path, &own.path);
+    let is_below = key_path.is_below_home() && Some(own.id()) != key_path.home;
+    let is_own = is_below && directory_is(directory, path, &own.path);
     let Some(name) = own.path.file_name().filter(|_| is_own) else { return Ok(()) };
     sweep_directory(&held, key_path.way)?;
     let above = above.open()?;

@@ -20,6 +20,7 @@ mod error;
 mod key_file;
 mod label;
 mod lock;
+mod mounts;
 mod read;
 mod replace;
 mod root_file;
@@ -34,9 +35,11 @@ mod tests;
 
 pub use error::FileError;
 pub use key_file::{
-    KEY_FILE_LIMIT, observe_key_file, remove_created_key_file, replace_key_file, sweep_key_directory,
+    KEY_FILE_LIMIT, observe_key_file, observe_standing_key_file, remove_created_key_file, replace_key_file,
+    sweep_key_directory,
 };
 pub use lock::{Guard, LockError};
+pub use mounts::is_mounted;
 pub use read::read_file;
 pub use replace::Replaced;
 pub use root_file::{ROOT_FILE_LIMIT, read_root_file, remove_root_file, replace_root_file};

@@ -19,7 +19,7 @@ pub const ROOT_FILE_LIMIT: usize = 1024 * 1024;
 /// The walk to the file's directory, and the file's name in it.
 fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), FileError> {
     let (parent, name) = split(path)?;
-    let mut walk = Walk::to_directory(Way::Root, parent, |_| true)?;
+    let mut walk = Walk::to_directory(Way::Root, None, parent)?;
     let mut name = name.to_owned();
     if walk.missing.is_empty() {
         if follow_file {

@@ -31,8 +31,7 @@ impl StateDirectory {
     /// Opens the directory, which nobody but root may be able to change. With `create`, what is missing of its
     /// path is made, 0700; without, a missing one is [`FileError::Missing`].
     pub fn open(path: &Path, create: bool) -> Result<Self, FileError> {
-        let follow = |_| true;
-        let mut walk = Walk::to_directory(Way::Root, path, follow)?;
+        let mut walk = Walk::to_directory(Way::Root, None, path)?;
         while let Some(name) = walk.missing.first() {
             if !create {
                 return Err(FileError::Missing { path: path.to_owned() });
@@ -47,7 +46,7 @@ impl StateDirectory {
                 Err(Errno::EEXIST) => {}
                 Err(error) => return Err(error).context("create", &parent.entry(name)),
             }
-            walk = Walk::to_directory(Way::Root, path, follow)?;
+            walk = Walk::to_directory(Way::Root, None, path)?;
         }
         walk.judge_last()?;
         Ok(Self { directory: walk.last()?.open()? })

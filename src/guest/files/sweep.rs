@@ -15,7 +15,7 @@ use super::walk::{Walk, Way};
 /// Removes our temporaries from a directory of root's (sshd's drop-ins, the state); how many there were. Done
 /// under the lock on the state directory, else it takes away what another process is about to rename.
 pub fn sweep(directory: &Path) -> Result<usize, FileError> {
-    let walk = Walk::to_directory(Way::Root, directory, |_| true)?;
+    let walk = Walk::to_directory(Way::Root, None, directory)?;
     if !walk.missing.is_empty() {
         return Ok(0);
     }

@@ -1,8 +1,9 @@
 //! From `/` down to a file's directory, a descriptor a component, each judged before it is trusted.
 //!
 //! Two kinds of way. To the user's file (contract 5) every directory is owned by root or the user and not
-//! world-writable, and a link is followed only where root owns it, down to the home and never below. To sshd's
-//! files and our state (contract 6) nobody but root may be able to change a component.
+//! world-writable, and a link is followed only where root owns it, down to the home and never below. Whether the walk is
+//! below the home is told by device and inode, not by the text of the path. To sshd's files and our state (contract 6)
+//! nobody but root may be able to change a component.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use super::attributes::{ACL, XattrFile};
 use super::beneath::open_beneath;
 use super::directory::{Directory, file_type, kind_in_words};
 use super::error::{Context, FileError, shown};
+use super::mounts::mount_point;
 
 /// As many links as the kernel follows, path_resolution(7).
 const LINKS: u32 = 40;
@@ -62,6 +64,33 @@ impl Way {
     }
 }
 
+/// A directory by its device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DirectoryId {
+    /// The device.
+    pub(super) device: u64,
+    /// The inode.
+    pub(super) inode: u64,
+}
+
+impl DirectoryId {
+    /// That of a directory that was examined.
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+
+    /// That of the directory that a path leads to, links followed, a volume mounted that is mounted when it is used;
+    /// `None` where there is none.
+    pub(super) fn at(path: &Path) -> Result<Option<Self>, FileError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match open(path, flags, Mode::empty()) {
+            Ok(place) => Ok(Some(Self::of(&fstat(&place).context("examine", path)?))),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            Err(error) => Err(error).context("open", path),
+        }
+    }
+}
+
 /// A directory on the way.
 #[derive(Debug)]
 pub(super) struct Stage {
@@ -77,12 +106,24 @@ impl Stage {
     pub(super) fn open(&self) -> Result<Directory, FileError> {
         Directory::from_place(&self.place, &self.path)
     }
+
+    /// Which directory it is.
+    pub(super) fn id(&self) -> DirectoryId {
+        DirectoryId::of(&self.stat)
+    }
+
+    /// The mount point that it is on.
+    pub(super) fn mount_point(&self) -> Option<PathBuf> {
+        mount_point(&self.place, &self.path)
+    }
 }
 
 /// Where the walk has come to.
 #[derive(Debug)]
 pub(super) struct Walk {
     way: Way,
+    /// The directory below which no link is followed.
+    home: Option<DirectoryId>,
     /// From `/` to the deepest directory that exists; never empty.
     stages: Vec<Stage>,
     /// The directories that do not exist, below the last stage.
@@ -91,29 +132,33 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    fn from_root(way: Way) -> Result<Self, FileError> {
+    fn from_root(way: Way, home: Option<DirectoryId>) -> Result<Self, FileError> {
         let path = PathBuf::from("/");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let place = open(&path, flags, Mode::empty()).context("open", &path)?;
-        let mut walk = Self { way, stages: Vec::new(), missing: Vec::new(), links: 0 };
+        let mut walk = Self { way, home, stages: Vec::new(), missing: Vec::new(), links: 0 };
         walk.push(place, path)?;
         Ok(walk)
     }
 
-    /// Walks to a directory; what is missing at its end is listed. `follow` is asked for each component, by its
-    /// number, whether a link may stand there.
-    pub(super) fn to_directory(
-        way: Way,
-        path: &Path,
-        follow: impl Fn(usize) -> bool,
-    ) -> Result<Self, FileError> {
-        let mut walk = Self::from_root(way)?;
-        for (number, name) in names(path)?.into_iter().enumerate() {
-            if !walk.missing.is_empty() || !walk.enter(&name, follow(number))? {
+    /// Walks to a directory; what is missing at its end is listed. Below `home` no link is followed.
+    pub(super) fn to_directory(way: Way, home: Option<DirectoryId>, path: &Path) -> Result<Self, FileError> {
+        let mut walk = Self::from_root(way, home)?;
+        for name in names(path)? {
+            if !walk.missing.is_empty() || !walk.enter(&name)? {
                 walk.missing.push(name);
             }
         }
         Ok(walk)
+    }
+
+    /// Whether a link in the last stage may be followed: not below the home, nor below a directory of the user's own,
+    /// where he can put one link of root's in the place of another.
+    fn may_follow(&self) -> bool {
+        let Way::User(user) = self.way else { return true };
+        !self.stages.iter().any(|stage| {
+            Some(stage.id()) == self.home || (stage.stat.st_uid == user && !is_own(stage.stat.st_uid))
+        })
     }
 
     /// The deepest directory that exists.
@@ -133,7 +178,7 @@ impl Walk {
     }
 
     /// One component down; whether there is such a directory.
-    fn enter(&mut self, name: &OsStr, follow: bool) -> Result<bool, FileError> {
+    fn enter(&mut self, name: &OsStr) -> Result<bool, FileError> {
         let path = self.here(name)?;
         // O_DIRECTORY makes an automounter mount what belongs here, open(2).
         let place = match open_beneath(&self.last()?.place, name, OFlag::O_PATH | OFlag::O_DIRECTORY) {
@@ -152,7 +197,7 @@ impl Walk {
                 Ok(true)
             }
             SFlag::S_IFLNK => {
-                let target = self.link_target(&place, &stat, &path, follow)?;
+                let target = self.link_target(&place, &stat, &path)?;
                 self.enter_all(&target, &path)?;
                 Ok(true)
             }
@@ -174,7 +219,7 @@ impl Walk {
                     }
                 }
                 Component::Normal(name) => {
-                    if !self.enter(name, true)? {
+                    if !self.enter(name)? {
                         let why = format!("a link to {}, which does not exist; correct it", shown(target));
                         return Err(FileError::unsafe_path(link, why));
                     }
@@ -186,14 +231,8 @@ impl Walk {
     }
 
     /// Where a link leads, if it may be followed.
-    fn link_target(
-        &mut self,
-        link: impl AsFd,
-        stat: &FileStat,
-        path: &Path,
-        follow: bool,
-    ) -> Result<PathBuf, FileError> {
-        if !follow {
+    fn link_target(&mut self, link: impl AsFd, stat: &FileStat, path: &Path) -> Result<PathBuf, FileError> {
+        if !self.may_follow() {
             let why = "a symbolic link; put the real directory or file in its place";
             return Err(FileError::unsafe_path(path, why));
         }
@@ -254,7 +293,7 @@ impl Walk {
             if file_type(&stat) != SFlag::S_IFLNK {
                 return Ok(name);
             }
-            let target = self.link_target(&place, &stat, &path, true)?;
+            let target = self.link_target(&place, &stat, &path)?;
             let Some(last) = target.file_name() else {
                 return Err(FileError::unsafe_path(
                     &path,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::guest::files::directory::Directory;
 use crate::guest::files::replace::{Fresh, Target};
-use crate::guest::files::walk::Walk;
+use crate::guest::files::walk::{DirectoryId, Walk};
 use crate::guest::files::{FileError, observe_key_file, replace_key_file};
 
 use super::*;
@@ -21,7 +21,7 @@ fn interrupted(
     meanwhile: impl FnOnce(),
 ) -> Result<bool, FileError> {
     let way = Way::User(home.account.uid);
-    let walk = Walk::to_directory(way, &home.at(".ssh"), |_| false)?;
+    let walk = Walk::to_directory(way, DirectoryId::at(&home.account.home)?, &home.at(".ssh"))?;
     let directory: Directory = walk.last()?.open()?;
     let target = Target { directory: &directory, name: OsStr::new("authorized_keys"), way, limit: 1 << 20 };
     let owner = (home.account.uid, home.account.gid);

@@ -1,0 +1,184 @@
+//! Mount points, by mountinfo (proc_pid_mountinfo(5)): on which one a directory is, and whether one is mounted.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+use super::read::read_file;
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+const MOUNTINFO_LIMIT: usize = 16 * 1024 * 1024;
+const FDINFO_LIMIT: usize = 64 * 1024;
+
+/// What an automounter has mounted in the place of a volume that is not mounted yet.
+const TRIGGER: &str = "autofs";
+
+/// A line of mountinfo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mount {
+    id: u64,
+    parent: u64,
+    device: String,
+    /// Which directory of the file system is mounted.
+    root: PathBuf,
+    /// Where.
+    point: PathBuf,
+    kind: String,
+}
+
+/// All mounts of this process's namespace, in the order in which they were made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mounts(Vec<Mount>);
+
+impl Mounts {
+    fn read() -> Option<Self> {
+        Some(Self::parse(&read_file(Path::new(MOUNTINFO), MOUNTINFO_LIMIT).ok()??))
+    }
+
+    fn parse(content: &[u8]) -> Self {
+        Self(content.split(|byte| *byte == b'\n').filter_map(parse_line).collect())
+    }
+
+    fn of_id(&self, id: u64) -> Option<&Mount> {
+        self.0.iter().find(|mount| mount.id == id)
+    }
+
+    /// The mount that a directory is on. `path` has no links in it.
+    fn holder(&self, directory: impl AsFd, path: &Path) -> Option<&Mount> {
+        match mount_id(directory) {
+            Some(id) => self.of_id(id),
+            // Before Linux 3.15: the deepest mount point of the path, the last one that was made there.
+            None => {
+                let above = self.0.iter().filter(|mount| path.starts_with(&mount.point));
+                above.max_by_key(|mount| mount.point.components().count())
+            }
+        }
+    }
+
+    /// The mount below which other files would be seen if it were not there. A directory that is mounted on itself, as
+    /// systemd does for `ReadWritePaths`, shows what is there without it.
+    fn opaque<'a>(&'a self, mut mount: &'a Mount) -> &'a Mount {
+        // As many steps as there are mounts: the table may have changed while it was read.
+        for _ in &self.0 {
+            let Some(parent) = self.of_id(mount.parent).filter(|parent| parent.id != mount.id) else { break };
+            let is_itself = parent.device == mount.device
+                && mount
+                    .point
+                    .strip_prefix(&parent.point)
+                    .is_ok_and(|below| join(&parent.root, below) == mount.root);
+            if !is_itself {
+                break;
+            }
+            mount = parent;
+        }
+        mount
+    }
+}
+
+/// Joined without a slash at the end where `below` is empty.
+fn join(root: &Path, below: &Path) -> PathBuf {
+    if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) }
+}
+
+/// `36 35 98:0 /root /point options optional... - type source super`.
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mut text = || fields.next().map(|field| String::from_utf8_lossy(field).into_owned());
+    let (id, parent, device) = (text()?.parse().ok()?, text()?.parse().ok()?, text()?);
+    let (root, point) = (unescaped(fields.next()?), unescaped(fields.next()?));
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(Mount { id, parent, device, root, point, kind: String::from_utf8_lossy(kind).into_owned() })
+}
+
+/// Blanks, newlines and backslashes are written in octal.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..] => {
+                bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+                rest = behind;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// The id of the mount that a descriptor is on; `None` before Linux 3.15.
+fn mount_id(descriptor: impl AsFd) -> Option<u64> {
+    let path = format!("/proc/self/fdinfo/{}", descriptor.as_fd().as_raw_fd());
+    let content = read_file(Path::new(&path), FDINFO_LIMIT).ok()??;
+    let text = String::from_utf8_lossy(&content);
+    text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+}
+
+/// The mount point of the file system that a directory is on; `None` where that cannot be told.
+pub(super) fn mount_point(directory: impl AsFd, path: &Path) -> Option<PathBuf> {
+    let mounts = Mounts::read()?;
+    let mount = mounts.opaque(mounts.holder(directory, path)?);
+    Some(mount.point.clone())
+}
+
+/// Whether something is mounted at `point` and can be reached there. A volume that is mounted when it is used is
+/// mounted by this.
+pub fn is_mounted(point: &Path) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let Ok(place) = open(point, flags, Mode::empty()) else { return false };
+    let Some(mounts) = Mounts::read() else { return false };
+    mounts.holder(&place, point).is_some_and(|mount| mount.point == point && mount.kind != TRIGGER)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+        21 20 8:1 /home /home rw shared:1 master:2 - ext4 /dev/sda1 rw\n\
+        22 21 8:1 /srv/u /home/u rw - ext4 /dev/sda1 rw\n\
+        23 22 0:40 / /home/u/a\\040b\\134 rw - tmpfs none rw\n\
+        24 20 0:41 / /auto rw - autofs systemd-1 rw\n\
+        25 24 8:2 / /auto rw - ext4 /dev/sda2 rw\n\
+        broken\n";
+
+    fn mounts() -> Mounts {
+        Mounts::parse(TABLE)
+    }
+
+    #[test]
+    fn a_directory_mounted_on_itself_hides_nothing() {
+        let mounts = mounts();
+        let of = |id| mounts.opaque(mounts.of_id(id).unwrap()).point.clone();
+        assert_eq!([of(20), of(21), of(22), of(25)], ["/", "/", "/home/u", "/auto"].map(PathBuf::from));
+        assert_eq!(of(23), PathBuf::from("/home/u/a b\\"));
+    }
+
+    #[test]
+    fn without_ids_the_deepest_and_last_one_holds() {
+        let mounts = mounts();
+        let kind = |path: &str| {
+            let above = mounts.0.iter().filter(|mount| Path::new(path).starts_with(&mount.point));
+            above.max_by_key(|mount| mount.point.components().count()).map(|mount| mount.kind.clone())
+        };
+        assert_eq!(kind("/auto/u").as_deref(), Some("ext4"));
+        assert_eq!(kind("/home/u/a b\\/x").as_deref(), Some("tmpfs"));
+        assert_eq!(kind("/homely").as_deref(), Some("ext4"));
+    }
+
+    #[test]
+    fn this_machine_has_mounts() {
+        let proc = std::fs::File::open("/proc").unwrap();
+        assert_eq!(mount_point(&proc, Path::new("/proc")), Some("/proc".into()));
+        assert!(is_mounted(Path::new("/proc")) && !is_mounted(Path::new("/proc/self/fd")));
+        assert!(!is_mounted(Path::new("/nowhere")));
+    }
+}

@@ -1,0 +1,358 @@
+//! Where the block of the bound key pair may stand (contract 10.4): where it was put, and what sshd reads now. The files
+//! that are looked at are each there once, whatever paths lead to them.
+
+use std::path::{Path, PathBuf};
+
+use crate::guest::Guest;
+use crate::guest::files::FileError;
+use crate::policy::authorized_keys::{key_lines, ours};
+use crate::policy::edit::FileKind;
+use crate::policy::key_paths::key_paths;
+use crate::policy::observation::{Account, Answer, Fate, Holder, KeyFile, Sshd};
+use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::plan::{Binding, Facts};
+use crate::policy::public_key::PublicKey;
+use crate::policy::sshd_config::Reading;
+
+use super::Transaction;
+use super::observe::{key_path, usual_key_path};
+
+/// A path that may lead to a block of ours.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    /// As whom it is reached.
+    pub(super) account: Account,
+    /// The path.
+    pub(super) path: PathBuf,
+    /// Whether the file is listed in any case, and not only with a block that holds a known key.
+    pub(super) always: bool,
+}
+
+/// What was found on the candidates' paths.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Blocks {
+    /// The files, in the order of the candidates.
+    pub(super) files: Vec<(Account, KeyFile)>,
+    /// What cannot be reached safely and holds a block of ours, or cannot be read at all.
+    pub(super) unreached: Vec<Refusal>,
+    /// What cannot be reached safely and holds no block of ours.
+    pub(super) passed_over: Vec<Refusal>,
+}
+
+impl Blocks {
+    /// Whether a block of ours stands in any of the files.
+    pub(super) fn is_found(&self, known: &[PublicKey]) -> bool {
+        self.files.iter().any(|(_, file)| !ours(content(file), known).is_empty())
+    }
+
+    fn paths(&self) -> String {
+        let paths: Vec<String> = self.files.iter().map(|(_, file)| file.path.display().to_string()).collect();
+        paths.join(", ")
+    }
+}
+
+fn content(file: &KeyFile) -> &[u8] {
+    file.content.as_deref().unwrap_or_default()
+}
+
+/// Whether a block of ours stands there with one of these keys; with any, where none is known.
+fn holds(content: &[u8], known: &[PublicKey]) -> bool {
+    let mut blocks = ours(content, known).into_iter();
+    match known {
+        [] => blocks.next().is_some(),
+        known => blocks.any(|block| key_lines(&block.bytes).iter().any(|line| known.contains(&line.key))),
+    }
+}
+
+/// The other files that may hold the block of a binding, besides the one that a command is about.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    /// The files.
+    pub(super) files: Vec<(Account, KeyFile)>,
+    /// What the result has to say.
+    pub(super) notes: Vec<String>,
+}
+
+impl<G: Guest> Transaction<G> {
+    /// Looks at every candidate. `files` are those that were looked at before.
+    pub(super) fn look_at(
+        &self,
+        files: Vec<(Account, KeyFile)>,
+        candidates: Vec<Candidate>,
+        known: &[PublicKey],
+    ) -> Blocks {
+        let mut blocks = Blocks { files, ..Blocks::default() };
+        let mut refused = Vec::new();
+        for Candidate { account, path, always } in candidates {
+            if blocks.files.iter().any(|(_, file)| file.path == path) {
+                continue;
+            }
+            match self.guest.standing_key_file(&account, &path) {
+                Ok(file) => {
+                    let is_listed = blocks.files.iter().any(|(_, other)| other.id == file.id);
+                    if !is_listed && (always || holds(content(&file), known)) {
+                        blocks.files.push((account, file));
+                    }
+                }
+                Err(error) => refused.push((account, path, error)),
+            }
+        }
+        for (account, path, error) in refused {
+            if self.leads_to_one_of(&blocks.files, &account, &path) {
+                continue;
+            }
+            // Read as sshd reads it, by the path alone: nothing is written by this.
+            match self.guest.read(&FileKind::SshdConfig, &path) {
+                Ok(Some(content)) if holds(&content, known) => {
+                    let Refusal { reason, message } = Refusal::from(error);
+                    let message = format!("a block of ours still stands in {}: {message}", path.display());
+                    blocks.unreached.push(Refusal::new(reason, message));
+                }
+                Ok(_) | Err(FileError::Unsafe { .. }) => blocks.passed_over.push(error.into()),
+                Err(_) => blocks.unreached.push(error.into()),
+            }
+        }
+        blocks
+    }
+
+    /// Whether a path with a link in it leads to a file that is looked at already.
+    fn leads_to_one_of(&self, files: &[(Account, KeyFile)], account: &Account, path: &Path) -> bool {
+        let resolved = self.guest.resolved(path);
+        resolved != path
+            && self
+                .guest
+                .standing_key_file(account, &resolved)
+                .is_ok_and(|file| files.iter().any(|(_, other)| other.id == file.id))
+    }
+
+    /// What sshd reads for an account: the file that a key is written to first, then the others.
+    pub(super) fn read_by_sshd(&self, sshd: &Sshd, account: &Account) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = key_path(sshd, account).into_iter().collect();
+        for answer in &sshd.answers {
+            for path in paths_of(sshd, answer, account) {
+                if !paths.contains(&path) {
+                    paths.push(path);
+                }
+            }
+        }
+        paths
+    }
+
+    /// As whom the recorded file of a binding is reached.
+    ///
+    /// # Errors
+    /// `IO_ERROR`.
+    pub(super) fn holder(&self, binding: &Binding) -> Result<Holder, Refusal> {
+        self.guest.holder(&binding.user, binding.uid, &binding.path)
+    }
+
+    /// For a command about who gets in: the other files that may hold the bound block.
+    ///
+    /// # Errors
+    /// That a file with the block cannot be reached, or its mount point is not mounted.
+    pub(super) fn elsewhere(
+        &self,
+        binding: &Binding,
+        account: &Account,
+        sshd: &Sshd,
+        key_file: &KeyFile,
+    ) -> Result<Elsewhere, Refusal> {
+        let known = std::slice::from_ref(&binding.key_pair.public_key);
+        let holder = self.holder(binding)?;
+        let read = |account: &Account, sshd: &Sshd| {
+            let paths = self.read_by_sshd(sshd, account).into_iter();
+            let account = account.clone();
+            paths.map(move |path| Candidate { account: account.clone(), path, always: false })
+        };
+        let mut candidates: Vec<Candidate> = read(account, sshd).collect();
+        candidates.push(Candidate {
+            account: holder.account.clone(),
+            path: binding.path.clone(),
+            always: true,
+        });
+        if holder.fate != Fate::Gone
+            && holder.account.name != account.name
+            && let Ok(sshd) = self.guest.sshd(&holder.account.name)
+        {
+            candidates.extend(read(&holder.account, &sshd));
+        }
+        let first = vec![(account.clone(), key_file.clone())];
+        let mut blocks = self.look_at(first, candidates, known);
+        self.must_be_reached(binding, &blocks)?;
+        let notes = fate(binding, &holder, blocks.is_found(known)).into_iter().collect();
+        Ok(Elsewhere { files: blocks.files.split_off(1), notes })
+    }
+
+    /// Where the user's file cannot be looked at: that this comes from a volume that is not mounted.
+    pub(super) fn unmounted(
+        &self,
+        binding: Option<&Binding>,
+        account: &Account,
+        sshd: &Sshd,
+        path: &Path,
+    ) -> Option<Refusal> {
+        let binding = binding?;
+        let file = self.guest.standing_key_file(account, path).ok()?;
+        self.elsewhere(binding, account, sshd, &file)
+            .err()
+            .filter(|refusal| refusal.reason == Reason::IoError)
+    }
+
+    /// A key is not written where sshd reads it for somebody else too: root, whatever the path, and others where the
+    /// file is not in the user's home.
+    ///
+    /// # Errors
+    /// `UNSAFE_PATH`, `IO_ERROR`.
+    pub(super) fn refuse_anothers_file(&self, facts: &Facts) -> Result<(), Refusal> {
+        let Facts { account, key_file, sshd: Some(sshd), .. } = facts else { return Ok(()) };
+        let is_in_home = key_file.path.starts_with(&account.home);
+        if account.uid == 0 && is_in_home {
+            return Ok(());
+        }
+        for other in self.guest.people()?.into_iter().map(|person| person.account) {
+            if other.uid == account.uid || (other.uid != 0 && is_in_home) {
+                continue;
+            }
+            let read = sshd.answers.first().map(|first| paths_of(sshd, first, &other));
+            // A Match block may name another file for root than for the user.
+            let usual = Some(usual_key_path(&other)).filter(|_| other.uid == 0);
+            let read = read.unwrap_or_default().into_iter().chain(usual);
+            // What is in another one's home, and he alone can change, is not looked for in every home of the guest.
+            for path in read.filter(|path| other.uid == 0 || !path.starts_with(&other.home)) {
+                let theirs = self.guest.standing_key_file(&other, &path);
+                if theirs.is_ok_and(|theirs| theirs.id == key_file.id) {
+                    let message = format!(
+                        "{}: sshd reads this file for {} too ({}), and a key of {} there would let in as both; \
+                         name a file of his own in AuthorizedKeysFile",
+                        key_file.path.display(),
+                        other.name,
+                        path.display(),
+                        account.name
+                    );
+                    return Err(Refusal::new(Reason::UnsafePath, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// For a detach: every file that may hold the block, the one that sshd reads now first.
+    ///
+    /// # Errors
+    /// As for [`Self::elsewhere`].
+    pub(super) fn of_binding(
+        &self,
+        binding: &Binding,
+        holder: &Holder,
+        sshd: Option<&Sshd>,
+    ) -> Result<(Blocks, Vec<String>), Refusal> {
+        let known = std::slice::from_ref(&binding.key_pair.public_key);
+        let blocks = self.look_at(Vec::new(), self.candidates(binding, holder, sshd), known);
+        self.must_be_reached(binding, &blocks)?;
+        if let (true, Some(refusal)) = (blocks.files.is_empty(), blocks.passed_over.first()) {
+            return Err(refusal.clone());
+        }
+        let is_found = blocks.is_found(known);
+        let mut notes: Vec<String> = fate(binding, holder, is_found).into_iter().collect();
+        if !is_found {
+            notes.push(nothing_found(&blocks));
+            if sshd.is_none() && holder.fate != Fate::Gone {
+                notes.push("sshd could not be asked which files it reads".to_owned());
+            }
+            notes.extend(blocks.passed_over.iter().map(|refusal| refusal.message.clone()));
+        }
+        Ok((blocks, notes))
+    }
+
+    /// Where the block of a binding may stand.
+    pub(super) fn candidates(
+        &self,
+        binding: &Binding,
+        holder: &Holder,
+        sshd: Option<&Sshd>,
+    ) -> Vec<Candidate> {
+        let Holder { account, fate } = holder;
+        let mut read: Vec<Candidate> = Vec::new();
+        match (sshd, fate) {
+            (Some(sshd), _) => {
+                let is_his = key_path(sshd, account).is_ok();
+                let paths = self.read_by_sshd(sshd, account).into_iter().enumerate();
+                read.extend(paths.map(|(index, path)| Candidate {
+                    account: account.clone(),
+                    path,
+                    always: index == 0 && is_his,
+                }));
+            }
+            (None, Fate::Present | Fate::Renamed) => read.push(Candidate {
+                account: account.clone(),
+                path: usual_key_path(account),
+                always: false,
+            }),
+            // His name may have become the target user's.
+            (None, Fate::Gone) => {
+                let target = self.guest.account(&self.settings.target_user).ok();
+                let asked = target.and_then(|target| Some((self.guest.sshd(&target.name).ok()?, target)));
+                if let Some((sshd, target)) = asked {
+                    let paths = self.read_by_sshd(&sshd, &target).into_iter();
+                    read.extend(paths.map(|path| Candidate { account: target.clone(), path, always: false }));
+                }
+            }
+        }
+        let recorded = Candidate { account: account.clone(), path: binding.path.clone(), always: true };
+        let at = usize::from(read.first().is_some_and(|first| first.always));
+        read.insert(at, recorded);
+        read
+    }
+
+    /// Whether all that may hold the block could be looked at.
+    ///
+    /// # Errors
+    /// That a file with it cannot be reached; that it is found nowhere, and where it was put is not mounted.
+    pub(super) fn must_be_reached(&self, binding: &Binding, blocks: &Blocks) -> Result<(), Refusal> {
+        let known = std::slice::from_ref(&binding.key_pair.public_key);
+        if let Some(mount) = binding.mount.as_deref()
+            && !blocks.is_found(known)
+            && !self.guest.is_mounted(mount)
+        {
+            let message = format!(
+                "the block of key pair {} was put into {}, and {}, on which that file was, is not mounted; mount it, then \
+                 try again",
+                binding.key_pair.key_name,
+                binding.path.display(),
+                mount.display()
+            );
+            return Err(Refusal::new(Reason::IoError, message));
+        }
+        blocks.unreached.first().map_or(Ok(()), |refusal| Err(refusal.clone()))
+    }
+}
+
+/// All paths that sshd reads for an account, shared ones too, in its order; none where it gives up on one.
+fn paths_of(sshd: &Sshd, answer: &Answer, account: &Account) -> Vec<PathBuf> {
+    let paths = key_paths(&answer.effective, &Reading::of(sshd), &answer.connection, account);
+    let paths = paths.into_iter().flatten().map(|path| path.path);
+    paths.filter(|path| path.is_absolute()).collect()
+}
+
+/// That no block of ours was found, and where it was looked for.
+pub(super) fn nothing_found(blocks: &Blocks) -> String {
+    format!("no block of it was found in {}: somebody took it out before", blocks.paths())
+}
+
+/// What became of the bound user, if he is not what he was.
+pub(super) fn fate(binding: &Binding, holder: &Holder, is_found: bool) -> Option<String> {
+    let (user, path) = (&binding.user, binding.path.display());
+    match holder.fate {
+        Fate::Present => None,
+        Fate::Renamed => {
+            let now = &holder.account.name;
+            Some(format!("user {user}, for whom it was bound, is gone; his uid is that of {now} now"))
+        }
+        Fate::Gone if is_found => {
+            Some(format!("user {user}, for whom it was bound in {path}, is gone; his block is taken out"))
+        }
+        Fate::Gone => {
+            Some(format!("user {user}, for whom it was bound, is gone, and so is the block in {path}"))
+        }
+    }
+}

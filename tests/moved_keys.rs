@@ -1,0 +1,488 @@
+//! The bound key where something moved under it: the home, the files that sshd reads, the account, the volume. In guests
+//! of their own, with a real sshd and real logins.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod matrix_support;
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use matrix_support::client::{Way, With, login};
+use matrix_support::guest::Guest;
+use matrix_support::lab::Lab;
+use matrix_support::row::Row;
+use serde_json::{Value, json};
+use support::{Key, available, detach};
+
+const TOOLS: [&str; 10] =
+    ["sshd", "ssh", "ssh-keygen", "unshare", "nsenter", "ip", "chroot", "timeout", "usermod", "userdel"];
+
+const CONFIG: &str = "Include /etc/ssh/sshd_config.d/*.conf\nPermitRootLogin yes\nUsePAM yes\n\
+                      KbdInteractiveAuthentication no\n";
+
+/// A guest for the user `u`, with this setup and further lines of sshd's configuration.
+struct Land<'a> {
+    lab: &'a Lab,
+    guest: Guest<'a>,
+}
+
+fn can_run() -> bool {
+    let mount = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && \
+                 mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w o /mnt/r";
+    available(&TOOLS)
+        && Command::new("unshare").args(["--mount", "--net", "sh", "-c", mount]).status().unwrap().success()
+}
+
+/// A guest, if this machine lets us make one.
+fn land(user: &str, setup: &str, lines: &str, work: impl FnOnce(&Land<'_>)) {
+    if !can_run() {
+        eprintln!("SKIPPED: no guest can be made here");
+        return;
+    }
+    let lab = Lab::new();
+    let text = json!({ "user": user, "setup": setup, "config": format!("{CONFIG}{lines}") });
+    let row: Row = toml::from_str(&format!(
+        "what = \"\"\nsource = \"hostile\"\nuser = {}\nsetup = {}\n[files]\n\"/etc/ssh/sshd_config\" = {}\n[no]\n[yes]\n",
+        text["user"], text["setup"], text["config"]
+    ))
+    .unwrap();
+    let guest = Guest::new(&lab, &row).unwrap();
+    work(&Land { lab: &lab, guest });
+}
+
+impl Land<'_> {
+    fn sh(&self, script: &str) {
+        self.guest.shell(script).unwrap();
+    }
+
+    fn agent(&self, words: &[&str], input: &str) -> Output {
+        self.guest.agent(&[], words, input)
+    }
+
+    fn apply(&self, command: &Value) -> Value {
+        let output = self.agent(&["apply", "-"], &command.to_string());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+    }
+
+    fn done(&self, command: &Value) -> Value {
+        let result = self.apply(command);
+        assert_eq!(result["status"], "succeeded", "{result}");
+        result
+    }
+
+    fn refused(&self, command: &Value, reason: &str, says: &str) {
+        let result = self.apply(command);
+        assert_eq!(result["reason"], reason, "{result}");
+        assert!(result["message"].as_str().unwrap().contains(says), "{says}: {result}");
+    }
+
+    fn key(&self) -> &Key {
+        &self.lab.ed25519
+    }
+
+    fn attach(&self, password_auth: &str) -> Value {
+        support::attach("k", self.key(), password_auth)
+    }
+
+    fn lets_in(&self, user: &str) -> bool {
+        let way = Way { user: user.to_owned(), from: None, to: "10.99.0.1".to_owned(), port: 22 };
+        login(self.lab, &self.guest, &way, With::Key(&self.key().private)).let_in
+    }
+
+    fn text(&self, path: &str) -> String {
+        fs::read_to_string(self.guest.at(path)).unwrap_or_default()
+    }
+
+    fn blocks(&self, path: &str) -> usize {
+        self.text(path).matches("# BEGIN keypair-agent").count()
+    }
+
+    fn state(&self) -> Value {
+        serde_json::from_str(&self.text("/var/lib/keypair-agent/state.json")).unwrap()
+    }
+
+    /// As 3.1.0 wrote it.
+    fn make_the_state_older(&self) {
+        let mut state = self.state();
+        let binding = state["binding"].as_object_mut().unwrap();
+        assert!(binding.remove("uid").is_some() && binding.remove("mount").is_some());
+        fs::write(self.guest.at("/var/lib/keypair-agent/state.json"), state.to_string()).unwrap();
+    }
+
+    fn target(&self, user: &str) {
+        self.guest.write("/etc/keypair-agent/config.toml", &format!("target_user = \"{user}\"\n")).unwrap();
+    }
+
+    /// sshd reads its files anew.
+    fn reload(&self) {
+        self.sh("kill -HUP $(cat /run/sshd.pid); sleep 1");
+    }
+
+    fn undone(&self) {
+        let output = self.agent(&["undo"], "");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+
+    fn said(output: &Output) -> String {
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+}
+
+const OWN_FILE: &str = "install -d -o 4242 -g 4242 -m 700 /home/u/.ssh; \
+                        install -o 4242 -g 4242 -m 600 /dev/null /home/u/.ssh/authorized_keys";
+
+#[test]
+fn a_home_that_is_a_link_and_later_the_links_target() {
+    let setup = "umount /root; rm -rf /root; mkdir -m 700 /var/roothome; ln -s var/roothome /root; \
+                 mkdir -m 700 /root/.ssh; echo '# mine' >/root/.ssh/authorized_keys";
+    land("root", setup, "", |land| {
+        land.done(&land.attach("no"));
+        assert!(land.lets_in("root"));
+        land.sh("sed -i 's,:/root:,:/var/roothome:,' /etc/passwd");
+        land.done(&land.attach("no"));
+        assert_eq!(land.blocks("/var/roothome/.ssh/authorized_keys"), 1);
+        assert!(land.lets_in("root"));
+        let check = LandCheck::of(&land.agent(&["check", "--json"], ""));
+        assert!(check.says("holds the key pair k"), "{check:?}");
+        land.done(&detach("k"));
+        assert_eq!(land.text("/var/roothome/.ssh/authorized_keys"), "# mine\n");
+    });
+    let setup = format!("mv /home /var/home; ln -s var/home /home; {OWN_FILE}");
+    land("u", &setup, "", |land| {
+        land.done(&land.attach("no"));
+        land.sh("sed -i 's,:/home/u:,:/var/home/u:,' /etc/passwd");
+        // The check compares files, not texts, and so does the drift.
+        let check = LandCheck::of(&land.agent(&["check", "--json"], ""));
+        assert!(check.says("holds the key pair k"), "{check:?}");
+        land.done(&land.attach("no"));
+        assert_eq!(land.blocks("/var/home/u/.ssh/authorized_keys"), 1);
+        assert!(land.lets_in("u"));
+        land.undone();
+        assert_eq!(land.text("/var/home/u/.ssh/authorized_keys"), "");
+    });
+}
+
+#[derive(Debug)]
+struct LandCheck(String);
+
+impl LandCheck {
+    fn of(output: &Output) -> Self {
+        Self(Land::said(output))
+    }
+
+    fn says(&self, words: &str) -> bool {
+        self.0.contains(words)
+    }
+}
+
+/// Whatever path sshd's configuration names, and whoever owns the link.
+#[test]
+fn below_the_home_no_link_is_followed_however_the_path_is_spelt() {
+    let planted = "install -d -m 700 /root/.ssh; echo '# root' >/root/.ssh/authorized_keys; ";
+    let link = "ln -s /root/.ssh /home/u/.ssh; ";
+    for (setup, path) in [
+        (format!("{link} ln -s /home /home2"), "/home2/%u/.ssh/authorized_keys"),
+        (format!("{link} ln -s /home/u /h-u"), "/h-%u/.ssh/authorized_keys"),
+        (link.to_owned(), "/proc/self/root/home/%u/.ssh/authorized_keys"),
+        (format!("{link} mkdir /home2; mount --bind /home /home2"), "/home2/%u/.ssh/authorized_keys"),
+        (format!("{link} mkdir /x; ln -s /home/u/.ssh /x/u"), "/x/%u/authorized_keys"),
+        ("mkdir /x; ln -s /root/.ssh /x/u".to_owned(), "/x/%u/authorized_keys"),
+        ("mkdir -p /x/u; mount --bind /root/.ssh /x/u".to_owned(), "/x/%u/authorized_keys"),
+        ("install -d /x/root; ln -s root /x/u; echo '# x' >/x/root/keys".to_owned(), "/x/%u/keys"),
+        (format!("{SECOND_USER} install -d /x/v; ln -s v /x/u; echo '# x' >/x/v/keys"), "/x/%u/keys"),
+        ("mkdir /home/u/.ssh; mount --bind /root/.ssh /home/u/.ssh".to_owned(), ".ssh/authorized_keys"),
+        // A directory of his own beside the home: he can rename root's links in it.
+        ("mkdir -p /x/u; chown u: /x/u; ln -s /root/.ssh /x/u/s".to_owned(), "/x/%u/s/authorized_keys"),
+    ] {
+        land("u", &format!("{planted}{setup}"), &format!("AuthorizedKeysFile {path}\n"), |land| {
+            for password_auth in ["yes", "no"] {
+                land.refused(&land.attach(password_auth), "UNSAFE_PATH", "");
+            }
+            assert_eq!(land.text("/root/.ssh/authorized_keys"), "# root\n", "{setup}");
+            assert_eq!(
+                land.text("/x/root/keys") + &land.text("/x/v/keys"),
+                if path == "/x/%u/keys" { "# x\n" } else { "" }
+            );
+            assert!(!land.lets_in("root"), "{setup}");
+        });
+    }
+}
+
+#[test]
+fn the_home_moves_and_the_key_goes_with_it() {
+    for move_it in
+        ["mkdir /data; usermod -m -d /data/u u", "mkdir /data; cp -a /home/u /data/u; usermod -d /data/u u"]
+    {
+        land("u", OWN_FILE, "", |land| {
+            land.done(&land.attach("yes"));
+            land.sh(move_it);
+            assert!(land.lets_in("u"));
+            let result = land.done(&detach("k"));
+            assert_eq!(result["changed"], true, "{result}");
+            assert!(!land.lets_in("u"));
+            let left =
+                land.blocks("/data/u/.ssh/authorized_keys") + land.blocks("/home/u/.ssh/authorized_keys");
+            assert_eq!(left, 0);
+
+            land.sh("usermod -d /home/u u; mkdir -p /home/u; chown u: /home/u");
+            land.sh(OWN_FILE);
+            land.done(&land.attach("no"));
+            land.sh("mkdir /data2; mv /home/u /data2/u; usermod -d /data2/u u");
+            land.done(&land.attach("no"));
+            assert_eq!(land.blocks("/data2/u/.ssh/authorized_keys"), 1);
+            assert!(land.lets_in("u"));
+            land.sh("mv /data2 /data3; usermod -d /data3/u u");
+            land.undone();
+            assert_eq!(land.blocks("/data3/u/.ssh/authorized_keys"), 0);
+            assert!(!land.lets_in("u"));
+        });
+    }
+}
+
+#[test]
+fn the_keys_move_with_authorized_keys_file() {
+    let move_it = |land: &Land<'_>, to: &str, line: &str| {
+        land.sh(&format!(
+            "mkdir -p $(dirname {to}); mv /home/u/.ssh/authorized_keys {to}; chown u: {to}; chmod 644 {to}; \
+             echo 'AuthorizedKeysFile {line}' >>/etc/ssh/sshd_config"
+        ));
+        land.reload();
+        assert!(land.lets_in("u"));
+    };
+    for (to, line) in [
+        ("/etc/ssh/keys/u", "/etc/ssh/keys/%u"),
+        ("/home/u/.ssh/authorized_keys2", ".ssh/authorized_keys .ssh/authorized_keys2"),
+        ("/etc/ssh/keys/all", "/etc/ssh/keys/all .ssh/authorized_keys"),
+        ("/etc/ssh/keys/all", "/etc/ssh/keys/all"),
+    ] {
+        land("u", OWN_FILE, "", |land| {
+            land.done(&land.attach("yes"));
+            move_it(land, to, line);
+            let result = land.done(&detach("k"));
+            assert_eq!(result["changed"], true, "{result}");
+            assert!(!land.lets_in("u"), "{line}");
+            assert_eq!(land.blocks(to), 0);
+        });
+        land("u", OWN_FILE, "", |land| {
+            land.done(&land.attach("no"));
+            move_it(land, to, line);
+            land.undone();
+            assert!(!land.lets_in("u"), "{line}");
+            assert_eq!(land.blocks(to), 0);
+        });
+    }
+}
+
+/// The file that sshd reads now cannot be reached safely and holds the block: that is a failure that says where.
+#[test]
+fn where_the_block_still_is_when_it_cannot_be_taken_out() {
+    land("u", OWN_FILE, "", |land| {
+        land.done(&land.attach("yes"));
+        land.sh(
+            "mkdir /keys; mv /home/u/.ssh/authorized_keys /keys/u; chown u: /keys/u; ln -s u /keys/l-u; \
+             echo 'AuthorizedKeysFile /keys/l-%u' >>/etc/ssh/sshd_config",
+        );
+        land.reload();
+        assert!(land.lets_in("u"));
+        land.refused(&detach("k"), "UNSAFE_PATH", "/keys/l-u");
+        let output = land.agent(&["undo"], "");
+        assert!(output.status.code() == Some(1) && Land::said(&output).contains("/keys/l-u"), "{output:?}");
+        assert!(land.lets_in("u"));
+        land.sh("rm /keys/l-u; mv /keys/u /keys/l-u");
+        land.done(&detach("k"));
+        assert!(!land.lets_in("u"));
+    });
+    // One that leads to the file itself, and one that is somebody else's business, stop nothing.
+    land("u", OWN_FILE, "AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys2 /fifo\n", |land| {
+        land.sh("ln -s authorized_keys /home/u/.ssh/authorized_keys2; mkfifo /fifo");
+        land.done(&land.attach("yes"));
+        land.done(&detach("k"));
+        assert_eq!(land.text("/home/u/.ssh/authorized_keys"), "");
+    });
+}
+
+#[test]
+fn a_block_that_is_nowhere_is_said_to_be_nowhere() {
+    land("u", OWN_FILE, "", |land| {
+        for (gone, place) in [
+            (": >/home/u/.ssh/authorized_keys", "/home/u/.ssh/authorized_keys"),
+            ("mv /home/u/.ssh /home/u/old", "/home/u/.ssh/authorized_keys"),
+            ("rm -rf /home/u", "/home/u/.ssh/authorized_keys"),
+        ] {
+            land.done(&land.attach("yes"));
+            land.sh(gone);
+            let result = land.done(&detach("k"));
+            let message = result["message"].as_str().unwrap();
+            assert!(message.contains("no block of it was found in") && message.contains(place), "{result}");
+            assert_eq!(result["changed"], false);
+            assert!(land.state()["binding"].is_null());
+        }
+    });
+}
+
+#[test]
+fn a_volume_that_is_not_mounted() {
+    let setup = format!(
+        "mkdir -p /vol; mount -t tmpfs -o mode=755 v /vol; mv /home/u /vol/u; mkdir /home/u; \
+         mount --bind /vol/u /home/u; {OWN_FILE}"
+    );
+    land("u", &setup, "", |land| {
+        land.done(&land.attach("no"));
+        assert_eq!(land.state()["binding"]["mount"], "/home/u");
+        for unmount in ["umount /home/u; chown u: /home/u", "rmdir /home/u"] {
+            land.sh(unmount);
+            let before = land.text("/var/lib/keypair-agent/state.json");
+            for command in [detach("k"), land.attach("no"), land.attach("yes")] {
+                land.refused(&command, "IO_ERROR", "/home/u, on which that file was, is not mounted");
+            }
+            let output = land.agent(&["undo"], "");
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            assert!(Land::said(&output).contains("is not mounted"), "{output:?}");
+            assert!(!land.state()["binding"].is_null(), "{before}");
+        }
+        land.sh("mkdir /home/u; mount --bind /vol/u /home/u");
+        assert!(land.lets_in("u"));
+        land.done(&land.attach("no"));
+        assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 1);
+        land.done(&detach("k"));
+        assert!(!land.lets_in("u"));
+    });
+    // A mount of something else above it hides the volume too.
+    land("u", &setup, "", |land| {
+        land.done(&land.attach("yes"));
+        land.sh("mount -t tmpfs h /home; mkdir /home/u; chown u: /home/u");
+        land.refused(&detach("k"), "IO_ERROR", "/home/u, on which");
+        land.sh("umount /home");
+        // Where the block is found, nothing has to be mounted.
+        land.sh("mkdir /data; cp -a /home/u /data/u; usermod -d /data/u u; umount /home/u");
+        land.done(&detach("k"));
+        assert_eq!(land.blocks("/data/u/.ssh/authorized_keys"), 0);
+    });
+    // What is mounted on itself, as systemd's ReadWritePaths are, is no volume; a state of 3.1.0 knows none.
+    land("u", &format!("mount --bind /home /home; {OWN_FILE}"), "", |land| {
+        land.done(&land.attach("yes"));
+        assert_eq!(land.state()["binding"]["mount"], "/");
+        land.make_the_state_older();
+        land.sh("umount /home; rm /home/u/.ssh/authorized_keys");
+        land.done(&detach("k"));
+    });
+}
+
+const SECOND_USER: &str = "useradd -m -u 4300 -s /bin/sh v; ";
+
+#[test]
+fn a_user_who_is_gone() {
+    for is_old in [false, true] {
+        for (remove, stands) in [("userdel u", true), ("userdel -r u 2>/dev/null || true", false)] {
+            land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+                let path = "/home/u/.ssh/authorized_keys";
+                land.done(&land.attach("yes"));
+                if is_old {
+                    land.make_the_state_older();
+                }
+                land.sh(remove);
+                assert_eq!(land.blocks(path), usize::from(stands));
+                let status = Land::said(&land.agent(&["status"], ""));
+                assert!(status.contains("user u"), "{status}");
+                let result = land.done(&detach("k"));
+                assert!(
+                    result["message"].as_str().unwrap().contains("user u, for whom it was bound"),
+                    "{result}"
+                );
+                assert_eq!(result["changed"], stands, "{result}");
+                assert_eq!(land.blocks(path), 0);
+                let state = land.state();
+                assert!(
+                    state["binding"].is_null() && state.to_string().contains("user u, for whom"),
+                    "{state}"
+                );
+            });
+            land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+                let path = "/home/u/.ssh/authorized_keys";
+                land.done(&land.attach("yes"));
+                if is_old {
+                    land.make_the_state_older();
+                }
+                land.sh(remove);
+                land.target("v");
+                let result = land.done(&land.attach("no"));
+                assert!(
+                    result["message"].as_str().unwrap().contains("user u, for whom it was bound"),
+                    "{result}"
+                );
+                assert!(land.lets_in("v"));
+                assert_eq!((land.blocks(path), land.state()["binding"]["user"].as_str()), (0, Some("v")));
+                land.sh("userdel v");
+                land.undone();
+                assert_eq!(land.blocks("/home/v/.ssh/authorized_keys"), 0);
+            });
+        }
+    }
+}
+
+#[test]
+fn a_user_who_has_another_name_or_another_uid() {
+    for change in ["usermod -l w u", "usermod -l w -m -d /home/w u", "usermod -u 4400 u"] {
+        for command in ["detach", "undo", "attach"] {
+            land("u", OWN_FILE, "", |land| {
+                land.done(&land.attach("no"));
+                land.sh(change);
+                let name = if change.contains(" w") { "w" } else { "u" };
+                assert!(land.lets_in(name), "{change}");
+                match command {
+                    "detach" => drop(land.done(&detach("k"))),
+                    "undo" => land.undone(),
+                    _ => {
+                        land.target(name);
+                        land.done(&land.attach("no"));
+                        let home = if change.contains("/home/w") { "w" } else { "u" };
+                        assert_eq!(land.blocks(&format!("/home/{home}/.ssh/authorized_keys")), 1);
+                    }
+                }
+                assert_eq!(land.lets_in(name), command == "attach", "{change}, {command}");
+            });
+        }
+    }
+}
+
+/// His files are the old account's, whose uid the state knows.
+#[test]
+fn a_user_who_was_made_anew_with_another_uid() {
+    land("u", OWN_FILE, "", |land| {
+        land.done(&land.attach("yes"));
+        land.sh("userdel u; useradd -M -u 4400 -d /home/new -s /bin/sh u");
+        let result = land.done(&detach("k"));
+        assert_eq!(result["changed"], true, "{result}");
+        assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 0);
+    });
+}
+
+/// The old home is somebody else's by now: nothing of his is touched, and the key goes from where sshd reads.
+#[test]
+fn an_old_home_that_is_somebody_elses() {
+    land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+        land.done(&land.attach("yes"));
+        land.sh(
+            "mkdir /data; usermod -m -d /data/u u; mkdir -p /home/u/.ssh; echo '# his' >/home/u/.ssh/authorized_keys; \
+             chown -R v: /home/u",
+        );
+        land.done(&detach("k"));
+        assert!(!land.lets_in("u"));
+        assert_eq!(land.text("/home/u/.ssh/authorized_keys"), "# his\n");
+    });
+}
+
+#[test]
+fn another_target_user_between_two_commands() {
+    land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+        land.done(&land.attach("yes"));
+        land.target("v");
+        land.done(&land.attach("yes"));
+        assert!(land.lets_in("v") && !land.lets_in("u"));
+        land.target("u");
+        land.done(&detach("k"));
+        assert!(!land.lets_in("v") && !land.lets_in("u"));
+    });
+}
