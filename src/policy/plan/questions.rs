@@ -74,9 +74,14 @@ impl Draft {
         let reading = Reading::of(sshd);
         let left = unexamined(&reading, &present.connection, &facts.account, login, &present.effective);
         let kbd = purpose.kbd_interactive;
+        let limited = source_limited(first, &answers.witnesses, &facts.account);
         let mut warnings = shut_out(before, &answers.witnesses, &login.people);
+        // That nobody gets in from there is said once.
+        let is_said =
+            |one: &Warning| limited.iter().any(|other| (&other.file, other.line) == (&one.file, one.line));
+        warnings.retain(|warning| !is_said(warning));
         warnings.extend(unexamined_warnings(&reading, &left, &present.effective, &first.effective, kbd));
-        warnings.extend(source_limited(first, &answers.witnesses, &facts.account));
+        warnings.extend(limited);
         warnings
     }
 }
