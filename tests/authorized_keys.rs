@@ -126,7 +126,79 @@ fn what_the_owner_is_warned_of() {
     assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
     assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
     guest.apply(&attach("my-test", &key, "yes"));
-    assert_eq!(warnings(&guest.apply(&detach("my-test"))), [] as [&str; 0]);
+    // Password login is on; whether it lets root in is his own password's matter.
+    let expected: &[&str] = if root_has_password() { &[] } else { &["NO_WAY_IN"] };
+    assert_eq!(warnings(&guest.apply(&detach("my-test"))), expected);
+}
+
+/// Whether root of this machine has a password that somebody could use.
+fn root_has_password() -> bool {
+    let shadow = fs::read_to_string("/etc/shadow").unwrap_or_default();
+    shadow.lines().any(|line| line.starts_with("root:$"))
+}
+
+#[test]
+fn every_file_that_sshd_reads_counts() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let mut guest = Guest::new();
+    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
+    let (shared, second) = (guest.path("shared keys"), guest.path("keys2"));
+    let all =
+        format!("\"{}\" {}/keys/%u {}", shared.display(), guest.folder.path().display(), second.display());
+    let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    fs::write(guest.path("sshd_config"), format!("AuthorizedKeysFile {all}\n{text}")).unwrap();
+    guest.sshd.boot();
+    // A copy behind ours: after a detach it goes on letting in.
+    fs::write(&second, format!("#\n{}\n", key.line)).unwrap();
+    assert_eq!(warnings(&guest.apply(&attach("my-test", &key, "no"))), [] as [&str; 0]);
+    let result = guest.apply(&detach("my-test"));
+    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT"], "{result}");
+    assert_eq!(result["warnings"][0]["file"], second.to_string_lossy().as_ref());
+    assert_eq!(result["warnings"][0]["line"], 2);
+    assert!(guest.sshd.lets_in(&key), "as the warning says");
+    // The same where another key takes its place.
+    guest.apply(&attach("my-test", &key, "no"));
+    let result = guest.apply(&support::with(attach("other", &other, "no"), "replace", json!(true)));
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT"], "{result}");
+    assert!(guest.sshd.lets_in(&key) && guest.sshd.lets_in(&other));
+    // A restricted one is no way in.
+    fs::write(&second, format!("command=\"/bin/false \\\\\" x\" {}\n", key.line)).unwrap();
+    let result = guest.apply(&detach("other"));
+    assert_eq!(warnings(&result), ["NO_WAY_IN"], "{result}");
+    assert!(!guest.sshd.lets_in(&key));
+    // A copy ahead of ours decides, whatever ours says.
+    fs::write(&second, "").unwrap();
+    fs::write(&shared, format!("command=\"/bin/false\" {}\n", key.line)).unwrap();
+    let result = guest.apply(&attach("my-test", &key, "yes"));
+    let copy =
+        result["warnings"].as_array().unwrap().iter().find(|warning| warning["reason"] == "RESTRICTED_COPY");
+    let copy = copy.unwrap_or_else(|| panic!("{result}"));
+    assert_eq!(copy["file"], shared.to_string_lossy().as_ref());
+    assert_eq!(copy["line"], 1);
+    assert!(!guest.sshd.lets_in(&key));
+}
+
+#[test]
+fn a_password_that_nobody_can_use_is_no_way_in() {
+    if !available(&TOOLS) {
+        return;
+    }
+    if root_has_password() {
+        eprintln!("SKIPPED: root of this machine has a password");
+        return;
+    }
+    let guest = Guest::of(Form { main: "PubkeyAcceptedKeyTypes ssh-ed25519\n", ..Form::default() });
+    let key = Key::new(&guest.folder, "k");
+    assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
+    guest.apply(&attach("my-test", &key, "yes"));
+    let rsa = Key::of_type(&guest.folder, "rsa", &["-t", "rsa", "-b", "2048"]);
+    let result = guest.apply(&support::with(attach("other", &rsa, "yes"), "replace", json!(true)));
+    assert_eq!(result["reason"], "LOCKOUT_GUARD", "{result}");
+    assert!(guest.sshd.lets_in(&key), "what let in lets in still");
+    assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
 }
 
 #[test]
@@ -187,4 +259,31 @@ fn a_label_of_an_earlier_kernel_is_no_obstacle_in_the_unit() {
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["status"], "succeeded", "{result}");
     assert!(guest.sshd.lets_in(&key));
+}
+
+#[test]
+fn a_line_that_sshd_reads_otherwise_is_no_way_in() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    for first in [
+        format!("command=\"/bin/false \\\\\" x\" {}", key.line),
+        format!("command=\"/bin/false\" {}\0 x", key.line),
+    ] {
+        fs::write(guest.key_file(), format!("{first}\n{}\n", key.line)).unwrap();
+        assert!(!guest.sshd.lets_in(&key), "{first:?}: its command runs");
+        let result = guest.apply(&set_password_auth("no"));
+        assert_eq!(result["reason"], "LOCKOUT_GUARD", "{first:?}: {result}");
+    }
+    // What sshd passes over captures nothing.
+    for first in
+        [format!("bogus {}", key.line), format!("command=\"x\"\0 {}", key.line), format!("\0{}", key.line)]
+    {
+        fs::write(guest.key_file(), format!("{first}\n{}\n", key.line)).unwrap();
+        assert!(guest.sshd.lets_in(&key), "{first:?}");
+        assert_eq!(guest.apply(&set_password_auth("no"))["status"], "succeeded", "{first:?}");
+        guest.apply(&set_password_auth("yes"));
+    }
 }

@@ -60,29 +60,26 @@ impl<G: Guest> Transaction<G> {
             Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
             None => Vec::new(),
         };
-        let answers = questions.answered(answers);
+        let mut answers = questions.answered(answers);
         let people = facts.login.as_ref().map_or(&[][..], |login| &login.people);
         let shut = match draft.ahead {
             Some(_) => witness::without_a_way_in(&answers.witnesses, people),
             None => Vec::new(),
         };
-        let before = match &facts.sshd {
+        if let (Some(sshd), false) = (&facts.sshd, shut.is_empty()) {
             // Only a warning depends on it.
-            Some(sshd) if !shut.is_empty() => self.guest.ask(sshd, None, &shut).unwrap_or_default(),
-            _ => Vec::new(),
-        };
-        let about_others = draft.about_others(&purpose, &facts, &answers, &before);
+            answers.before = self.guest.ask(sshd, None, &shut).unwrap_or_default();
+        }
         let mut ask = |question: &TrialQuestion| match &facts.sshd {
             Some(sshd) => self.guest.trial(sshd, question),
             None => Vec::new(),
         };
         let judged = draft.judge(&purpose, &facts, answers, &mut ask);
-        let mut plan = judged.map_err(|PlanRefusal { refusal, trial }| {
+        let plan = judged.map_err(|PlanRefusal { refusal, trial }| {
             sheet.asked.trial = trial;
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();
-        plan.warnings.extend(about_others);
         if let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) {
             self.guest.reload_is_safe(sshd)?;
         }

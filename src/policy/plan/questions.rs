@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::super::connection::loopbacks;
 use super::super::observation::{Answer, Connection};
-use super::super::outcome::Warning;
+use super::super::outcome::{Warning, WarningReason};
 use super::super::sshd_config::Reading;
 use super::super::types::PasswordAuth;
 use super::super::witness::{Witness, shut_out, unexamined, unexamined_warnings, witnesses};
@@ -30,6 +30,8 @@ pub struct Answers {
     pub witnesses: Vec<(Witness, Answer)>,
     /// Of loopback.
     pub loopback: Vec<(SocketAddr, Answer)>,
+    /// About the present configuration, for those who have no way in by the answers of the witnesses.
+    pub before: Vec<Answer>,
 }
 
 impl Draft {
@@ -54,14 +56,12 @@ impl Draft {
 }
 
 impl Draft {
-    /// What the plan means for others than the target user. `before` are answers about
-    /// the present configuration for those who have no way in by `answers`.
-    pub fn about_others(
+    /// What the plan means for others than the target user.
+    pub(super) fn about_others(
         &self,
         purpose: &Purpose<'_>,
         facts: &Facts,
         answers: &Answers,
-        before: &[Answer],
     ) -> Vec<Warning> {
         let (Some(PasswordAuth::No), Some(sshd), Some(login)) =
             (purpose.action.password_auth(), &facts.sshd, &facts.login)
@@ -74,7 +74,13 @@ impl Draft {
         let reading = Reading::of(sshd);
         let left = unexamined(&reading, &present.connection, &facts.account, login, &present.effective);
         let kbd = purpose.kbd_interactive;
-        let mut warnings = shut_out(before, &answers.witnesses, &login.people);
+        let mut warnings = shut_out(&answers.before, &answers.witnesses, &login.people);
+        // That nobody gets in from there is said once.
+        let is_said = |one: &Warning| {
+            let said = self.warnings.iter().filter(|said| said.reason == WarningReason::SourceLimited);
+            { said }.any(|other| (&other.file, other.line) == (&one.file, one.line))
+        };
+        warnings.retain(|warning| !is_said(warning));
         warnings.extend(unexamined_warnings(&reading, &left, &present.effective, &first.effective, kbd));
         warnings
     }
@@ -95,6 +101,7 @@ impl Questions {
             must: answers.by_ref().take(self.must.len()).collect(),
             witnesses: self.witnesses.iter().cloned().zip(answers.by_ref()).collect(),
             loopback: self.loopback.iter().map(|(address, _)| *address).zip(answers).collect(),
+            before: Vec::new(),
         }
     }
 }

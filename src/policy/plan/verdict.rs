@@ -54,6 +54,8 @@ impl Draft {
                 proof = Some(access.proof(&answers, judged.key.as_ref(), judged.accepts_at_loopback));
             }
         }
+        let about_others = self.about_others(purpose, facts, &answers);
+        self.warnings.extend(about_others);
         let reload =
             facts.sshd.as_ref().filter(|_| !self.sshd_edits.is_empty()).map(|sshd| sshd.reload.clone());
         Ok(Plan {
