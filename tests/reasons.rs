@@ -278,7 +278,7 @@ fn a_reload_that_kills_the_listener() {
     }
     let guest = Guest::of(Form { copied_binary: true, ..Form::default() });
     let key = Key::new(&guest.folder, "k");
-    fs::remove_file(guest.path("sshd9")).unwrap();
+    guest.break_copied_binary();
     let result = refused(&guest, &attach("my-test", &key, "no"), "SSHD_RELOAD_FAILED");
     assert_eq!(result["code"], "INTERNAL");
 }

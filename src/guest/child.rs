@@ -126,11 +126,29 @@ pub fn run(program: &Path, arguments: &[impl AsRef<OsStr>], input: &str) -> Resu
     run_for(program, arguments, input, LIMIT)
 }
 
+/// The same with an input that need not be text.
+pub fn run_bytes(
+    program: &Path,
+    arguments: &[impl AsRef<OsStr>],
+    input: &[u8],
+) -> Result<Output, ChildError> {
+    run_bytes_for(program, arguments, input, LIMIT)
+}
+
 /// The same with a time limit of its own.
 pub fn run_for(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
     input: &str,
+    limit: Duration,
+) -> Result<Output, ChildError> {
+    run_bytes_for(program, arguments, input.as_bytes(), limit)
+}
+
+fn run_bytes_for(
+    program: &Path,
+    arguments: &[impl AsRef<OsStr>],
+    input: &[u8],
     limit: Duration,
 ) -> Result<Output, ChildError> {
     let deadline = Instant::now() + limit;
@@ -148,7 +166,7 @@ pub fn run_for(
         .spawn()
         .map_err(failed("start"))?;
     let mut running = Running { child, ended: false };
-    let ended = running.attend(input.as_bytes(), deadline).map_err(failed("attend to"))?;
+    let ended = running.attend(input, deadline).map_err(failed("attend to"))?;
     let Some(Ended { status, stdout, stderr }) = ended else {
         return Err(ChildError::TimedOut { path: program.to_owned(), limit });
     };

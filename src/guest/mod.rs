@@ -16,6 +16,7 @@ pub mod real;
 mod revoked;
 pub mod service;
 pub mod service_view;
+mod sessions;
 pub mod sockets;
 pub mod sshd;
 mod systemd;
@@ -134,7 +135,7 @@ pub trait Guest {
     /// # Errors
     /// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`.
     fn may_run_sshd(&self) -> Result<bool, Refusal>;
-    /// sshd's configuration files as they stand, without asking sshd.
+    /// sshd's configuration files as they stand, without asking sshd; a drop-in of ours to which no Include leads, too.
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.

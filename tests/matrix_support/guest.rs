@@ -238,9 +238,12 @@ impl<'a> Guest<'a> {
         Ok(())
     }
 
-    /// From now on sshd cannot execute itself anew: a SIGHUP ends it.
-    pub fn take_sshds_program_away(&self) {
-        let _ = fs::remove_file(self.at("/usr/local/sbin/sshd"));
+    /// From now on sshd cannot execute itself anew: a SIGHUP ends it. What stands in the place of its program answers
+    /// questions all the same, as a program does that misses a library only when it listens.
+    pub fn break_sshds_program(&self) -> Result<(), String> {
+        let script = include_str!("../support/answers_and_dies.sh");
+        self.write("/usr/local/sbin/sshd.new", script).map_err(|error| error.to_string())?;
+        self.shell("chmod 755 /usr/local/sbin/sshd.new; mv /usr/local/sbin/sshd.new /usr/local/sbin/sshd")
     }
 
     /// What `sshd -t` has against the configuration.
