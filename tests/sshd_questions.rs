@@ -14,6 +14,7 @@ use keypair_agent::guest::sshd::{self, SshdSettings, host_keys, may_run, observe
 use keypair_agent::policy::observation::{Answer, Connection, Reload, Sshd};
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::public_key::fingerprint_of;
+use keypair_agent::policy::sshd_config::{Place, placement};
 use private_sshd::{PrivateSshd, SSHD};
 
 fn passwords(answers: &[Answer]) -> Vec<bool> {
@@ -304,6 +305,44 @@ fn a_listener_that_was_built_with_another_main_file() {
     assert_eq!(seen.config.files.keys().collect::<Vec<_>>(), [&drop_in, &built_for.config]);
     assert_eq!(passwords(&seen.answers), [false, false]);
     sshd.stop();
+}
+
+/// OpenSSH 8.2 and 8.3: a relative Include leads nowhere, and the first file that is included opens port 22 besides. The
+/// stand-in has their version.
+#[test]
+fn what_old_releases_do_with_include() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("");
+    let version = |version: &str| {
+        let program = sshd.at(version);
+        let script = format!(
+            "#!/bin/sh\ncase $1 in -V) echo 'unknown option -- V' >&2; echo '{version}, OpenSSL' >&2; exit 1 ;; esac\nexec {SSHD} \"$@\"\n"
+        );
+        sshd.replace_program(&program, &script);
+        SshdSettings { binary: program, ..sshd.settings() }
+    };
+    fs::create_dir(sshd.at("d")).unwrap();
+    let file = |seen: &Sshd| placement(&seen.config, true).unwrap().place;
+    let top = Place::TopBlock(sshd.config());
+    let drop_in = Place::DropIn(sshd.at("d/00-keypair-agent.conf"));
+    let text = fs::read_to_string(sshd.config()).unwrap();
+    let absolute = format!("Include {}/*.conf\n{text}", sshd.at("d").display());
+    for (version_of, expected) in
+        [("OpenSSH_8.2p1", &top), ("OpenSSH_8.3p1", &top), ("OpenSSH_8.4p1", &drop_in)]
+    {
+        let settings = version(version_of);
+        fs::write(sshd.config(), &absolute).unwrap();
+        assert_eq!(file(&observe(&settings, "root").unwrap()), *expected, "{version_of}");
+        // A file that is included already changes nothing any more.
+        fs::write(sshd.at("d/50-a.conf"), "X11Forwarding no\n").unwrap();
+        assert_eq!(file(&observe(&settings, "root").unwrap()), drop_in, "{version_of}");
+        fs::remove_file(sshd.at("d/50-a.conf")).unwrap();
+        // The directory is the one of this machine's own sshd; nothing is written there.
+        fs::write(sshd.config(), format!("Include sshd_config.d/*.conf\n{text}")).unwrap();
+        let seen = observe(&settings, "root").unwrap();
+        let leads_somewhere = seen.config.includes[&(sshd.config(), 1)].len();
+        assert_eq!(leads_somewhere, usize::from(version_of == "OpenSSH_8.4p1"), "{version_of}");
+    }
 }
 
 /// Who is no listener, whatever the pid file and its title say.

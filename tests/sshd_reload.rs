@@ -10,7 +10,7 @@ mod private_sshd;
 use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -192,8 +192,6 @@ fn each_address_must_still_be_wanted() {
     let before = inodes(sshd.port);
     let original = fs::read_to_string(sshd.config()).unwrap();
     for (pending, lost) in [
-        (format!("AddressFamily inet6\n{original}"), format!("127.0.0.1:{}", sshd.port)),
-        (format!("AddressFamily inet\n{original}"), format!("[::1]:{}", sshd.port)),
         (original.replace("ListenAddress ::1\n", ""), format!("[::1]:{}", sshd.port)),
         (original.replace(&format!("ListenAddress 127.0.0.1:{second}"), ""), format!("127.0.0.1:{second}")),
         (original.replace("ListenAddress 127.0.0.1\n", ""), format!("127.0.0.1:{}", sshd.port)),
@@ -222,29 +220,29 @@ fn an_address_that_cannot_be_bound_stays_away() {
     assert!(answers(sshd.port));
 }
 
-/// Takes an address as soon as it is free, until it is told to give it back.
+/// Takes an address as soon as it is free, and writes a file then; until it is told to give it back.
 struct Taker {
-    taken: Arc<AtomicBool>,
     give_back: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Taker {
-    fn of(address: SocketAddr) -> Self {
-        let (taken, give_back) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (is_taken, ends) = (Arc::clone(&taken), Arc::clone(&give_back));
+    fn of(address: SocketAddr, taken: PathBuf) -> Self {
+        let give_back = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&give_back);
         let thread = std::thread::spawn(move || {
             let mut held = None;
             while !ends.load(Ordering::Relaxed) {
                 if held.is_none() {
                     held = TcpListener::bind(address).ok();
-                    is_taken.store(held.is_some(), Ordering::Relaxed);
-                } else {
-                    std::thread::sleep(Duration::from_millis(1));
+                    if held.is_some() {
+                        fs::write(&taken, "").unwrap();
+                    }
                 }
+                std::thread::sleep(Duration::from_millis(1));
             }
         });
-        Self { taken, give_back, thread: Some(thread) }
+        Self { give_back, thread: Some(thread) }
     }
 
     fn end(&mut self) {
@@ -256,12 +254,19 @@ impl Taker {
 #[test]
 fn an_address_that_another_process_takes_meanwhile_is_a_failure() {
     needs_sshd!();
-    let sshd = PrivateSshd::daemon("ListenAddress ::1", &[]);
+    let mut sshd = PrivateSshd::files("ListenAddress ::1");
+    let copy = sshd.copy_of_program("sshd");
+    sshd.start(&copy, &[]);
+    // Between its old sockets and its new ones there is time enough for another process.
+    let slow = format!(
+        "#!/bin/sh\ncase $1 in -[tT]) ;; *) until [ -e {} ]; do sleep 0.01; done ;; esac\nexec {SSHD} \"$@\"\n",
+        sshd.at("taken").display()
+    );
+    sshd.replace_program(&copy, &slow);
     let settings = sshd.settings();
     let seen = seen(&sshd);
-    let mut taker = Taker::of(SocketAddr::from(([127, 0, 0, 1], sshd.port)));
+    let mut taker = Taker::of(SocketAddr::from(([127, 0, 0, 1], sshd.port)), sshd.at("taken"));
     let failed = reload(&settings, &seen);
-    assert!(taker.taken.load(Ordering::Relaxed), "the address was free, and nobody took it");
     let failed = Refusal::from(failed.unwrap_err());
     taker.end();
     assert_eq!(failed.reason, Reason::SshdReloadFailed);

@@ -223,12 +223,10 @@ impl<'a> Guest<'a> {
         if output.status.success() { Ok(()) } else { Err(format!("the row's script: {}", both(&output))) }
     }
 
-    /// By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel trial, and the
-    /// kernel then runs no such file (ETXTBSY).
     fn start_sshd(&self) -> Result<(), String> {
-        let start = "cp /usr/sbin/sshd /usr/local/sbin/sshd; exec /usr/local/sbin/sshd \"$@\"";
+        let start = format!("{}\nexec /usr/local/sbin/sshd \"$@\"", self.row.program);
         let output =
-            self.command("/bin/sh").args(["-ec", start, "sshd"]).args(&self.row.arguments).output().unwrap();
+            self.command("/bin/sh").args(["-ec", &start, "sshd"]).args(&self.row.arguments).output().unwrap();
         if !output.status.success() {
             return Err(format!("sshd does not start: {}", both(&output)));
         }

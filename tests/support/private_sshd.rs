@@ -130,7 +130,7 @@ impl PrivateSshd {
         fs::create_dir_all(real.join("d")).unwrap();
         let _ = fs::remove_file(&directory);
         std::os::unix::fs::symlink(&real, &directory).unwrap();
-        let edit = format!("s#/etc/ssh/#{}/#g", directory.display());
+        let edit = format!(r"s#/etc/ssh\([/\x00]\)#{}\1#g", directory.display());
         let program = self.at("sshd");
         let done_by =
             format!("sed '{edit}' {SSHD} > {0}.new; chmod 755 {0}.new; mv {0}.new {0}", program.display());
