@@ -285,6 +285,12 @@ struct Before {
 }
 
 impl Before {
+    /// Which sockets are the listener's own and were not there.
+    fn is_new(&self, pid: i32) -> impl Fn(&Listening) -> bool {
+        let own = owned_by(pid);
+        move |socket| !self.inodes.contains(&socket.inode) && own(socket)
+    }
+
     /// An address on which it does not listen again, by a socket that `is_new`. One that nobody has any more since the
     /// reload was its own.
     fn lost(&self, now: &[Listening], is_new: impl Fn(&Listening) -> bool) -> Option<SocketAddr> {
@@ -314,21 +320,24 @@ fn listens_again(
         if !process::is_alive(pid) {
             pid = successor(sshd, pid)?;
         }
-        let sockets = sockets_of(Some(pid))?;
-        let own = owned_by(pid);
-        let is_new = |socket: &Listening| !before.inodes.contains(&socket.inode) && own(socket);
-        let silent = silent_port(wanted, &sockets, is_new);
-        // Then it has bound all that it will, and the next SIGHUP is heard.
-        let is_done = silent.is_none() && process::catches_hup(pid) == Some(true);
-        let lost = before.lost(&sockets, is_new);
+        let mut sockets = sockets_of(Some(pid))?;
+        let silent = silent_port(wanted, &sockets, before.is_new(pid));
+        // Once it is another one that catches SIGHUP, it has bound all that it will, and the next SIGHUP is heard.
+        let catches_hup = process::catches_hup(pid).filter(|_| silent.is_none());
+        let mut lost = before.lost(&sockets, before.is_new(pid));
+        if lost.is_some() && catches_hup == Some(true) {
+            // What it bound between the two looks counts.
+            sockets = sockets_of(Some(pid))?;
+            lost = before.lost(&sockets, before.is_new(pid));
+        }
         match lost {
-            None if silent.is_none() && process::catches_hup(pid) != Some(false) => return Ok(()),
-            Some(address) if is_done => return Err(failure(lost_address(pid, address))),
+            None if silent.is_none() && catches_hup != Some(false) => return Ok(()),
+            Some(address) if catches_hup == Some(true) => return Err(failure(lost_address(pid, address))),
             _ => {}
         }
         if Instant::now() >= deadline {
             let seconds = AGAIN.as_secs();
-            let as_before = silent_port(wanted, &sockets, &own).is_none();
+            let as_before = silent_port(wanted, &sockets, owned_by(pid)).is_none();
             return Err(failure(match (silent, lost) {
                 (Some(_), _) if as_before => {
                     format!(

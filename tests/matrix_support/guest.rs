@@ -246,7 +246,8 @@ impl<'a> Guest<'a> {
 
     /// What `sshd -t` has against the configuration.
     pub fn complaint(&self) -> Option<String> {
-        let output = self.command("/usr/sbin/sshd").arg("-t").args(&self.row.arguments).output().unwrap();
+        let program = if self.row.running { "/usr/local/sbin/sshd" } else { "/usr/sbin/sshd" };
+        let output = self.command(program).arg("-t").args(&self.row.arguments).output().unwrap();
         (!output.status.success()).then(|| both(&output))
     }
 
