@@ -240,7 +240,10 @@ fn sshd_is_not_as_it_should_be() {
     set(stock);
 
     let config = fs::read_to_string(&guest.config).unwrap();
-    fs::write(&guest.config, config.replace("[sshd]", "[sshd]\nbinary = \"/nonexistent/sshd\"")).unwrap();
+    // Where nothing runs, it is the configured program that is asked.
+    let nobody =
+        config.replace("[sshd]", "[sshd]\nbinary = \"/nonexistent/sshd\"").replace("sshd.pid", "no.pid");
+    fs::write(&guest.config, nobody).unwrap();
     refused(&guest, &good, "SSHD_NOT_FOUND");
     fs::write(&guest.config, config.replace("sshd_config\"", "other_config\"")).unwrap();
     refused(&guest, &good, "SSHD_NOT_FOUND");

@@ -146,8 +146,11 @@ pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure>
         inodes: sockets.iter().map(|socket| socket.inode).collect(),
         must_return: Held::by(pid, &sockets, &wanted).addresses().filter(|it| names(&wanted, it)).collect(),
         perhaps_its_own: match process::socket_inodes(pid) {
-            Some(_) => Vec::new(),
-            None => sockets.iter().filter(|it| owned_by_us(it)).map(|it| it.address).collect(),
+            None if sshd.has_read_its_files != Some(true) => {
+                let is_alike = |it: &&Listening| wanted.iter().any(|other| other.ip() == it.address.ip());
+                sockets.iter().filter(|it| owned_by_us(it)).filter(is_alike).map(|it| it.address).collect()
+            }
+            _ => Vec::new(),
         },
     };
     let told = match &sshd.reload {
@@ -280,7 +283,8 @@ struct Before {
     inodes: BTreeSet<u64>,
     /// On which addresses the listener must listen again.
     must_return: Vec<SocketAddr>,
-    /// Where its descriptors cannot be read: on which addresses some process of its user listened.
+    /// Where its descriptors cannot be read, and edits may have waited for the reload: where else some process of its user
+    /// listened on one of its own addresses.
     perhaps_its_own: Vec<SocketAddr>,
 }
 

@@ -163,8 +163,13 @@ impl Guest {
 
     /// From now on the copied binary answers questions, and ends where it is to listen.
     pub fn break_copied_binary(&self) {
+        self.replace_copied_binary(include_str!("answers_and_dies.sh"));
+    }
+
+    /// Puts a script in the copied binary's place, as an upgrade does it. By install(1), as for the copy.
+    pub fn replace_copied_binary(&self, text: &str) {
         let (script, new) = (self.path("script"), self.path("sshd9.new"));
-        fs::write(&script, include_str!("answers_and_dies.sh")).unwrap();
+        fs::write(&script, text).unwrap();
         let done = Command::new("install").arg("-m755").arg(&script).arg(&new).status().unwrap();
         assert!(done.success());
         fs::rename(new, self.path("sshd9")).unwrap();
