@@ -1,9 +1,8 @@
 //! Contract 6, "Where", and 10.4: a drop-in directory that is included under two names, and a drop-in of ours that no
 //! Include reads any more.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
-#[allow(dead_code)]
 mod support;
 
 use std::fs;

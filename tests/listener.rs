@@ -1,9 +1,8 @@
 //! Contract 10.5 through the built binary, with less than root's capabilities, as the packaged unit has it: there the
 //! executable and the descriptors of sshd cannot be read.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
-#[allow(dead_code)]
 mod support;
 
 use std::fs;

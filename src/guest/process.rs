@@ -154,7 +154,14 @@ pub(super) fn program(pid: i32, arguments: &[String]) -> Result<PathBuf, String>
         }
     };
     let is_same = identity(Path::new(&link)).is_ok_and(|running| running == at_the_path);
-    if is_same || is_replaced(&executable, &named) {
+    // In its own root directory, too, it is that file: a container may share our network.
+    let seen_by_it = || {
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        named
+            .strip_prefix("/")
+            .is_ok_and(|below| identity(&root.join(below)).is_ok_and(|it| it == at_the_path))
+    };
+    if is_same || (is_at(&executable, &named) && seen_by_it()) {
         return Ok(named);
     }
     Err(format!(
@@ -169,9 +176,10 @@ fn without_mark(executable: &Path) -> Option<PathBuf> {
     executable.to_str()?.strip_suffix(" (deleted)").map(PathBuf::from)
 }
 
-/// Whether the executable's file was replaced by the one that now is at `named`.
-fn is_replaced(executable: &Path, named: &Path) -> bool {
-    let Some(path) = without_mark(executable) else { return false };
+/// Whether an executable was at the path `named`, where another file may be now: it was replaced, or a file system is
+/// mounted over it (systemd-sysext).
+fn is_at(executable: &Path, named: &Path) -> bool {
+    let path = without_mark(executable).unwrap_or_else(|| executable.to_owned());
     let resolved = |path: &Path| fs::canonicalize(path).ok();
     path == named || resolved(&path).is_some_and(|path| resolved(named) == Some(path))
 }
@@ -345,8 +353,8 @@ mod tests {
         fs::write(&at, "")?;
         std::os::unix::fs::symlink(&at, &link)?;
         let marked = PathBuf::from(format!("{} (deleted)", at.display()));
-        assert!(is_replaced(&marked, &at) && is_replaced(&marked, &link));
-        assert!(!is_replaced(&at, &at) && !is_replaced(Path::new("/old/sshd (deleted)"), &at));
+        assert!(is_at(&marked, &at) && is_at(&marked, &link) && is_at(&at, &link));
+        assert!(!is_at(Path::new("/old/sshd (deleted)"), &at) && !is_at(Path::new("/old/sshd"), &at));
         Ok(())
     }
 
