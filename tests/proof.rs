@@ -4,25 +4,20 @@
 
 mod support;
 
-use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-
 use serde_json::json;
 use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// A guest whose sshd was started with `option`, while the agent's `sshd -T` is told by `lie` (sed) otherwise.
+/// A guest whose sshd was started with `option`, while the agent's `sshd -T` is told by `lie` (sed) otherwise: the program
+/// was replaced since.
 fn deceived(option: &str, lie: &str) -> Guest {
-    let guest = Guest::of(Form { arguments: &["-o", option], ..Form::default() });
-    let liar = guest.path("liar");
-    let script =
-        format!("#!/bin/sh\nset -e\nsaid=$(/usr/sbin/sshd \"$@\")\nprintf '%s\\n' \"$said\" | sed '{lie}'\n");
-    fs::write(&liar, script).unwrap();
-    fs::set_permissions(&liar, fs::Permissions::from_mode(0o755)).unwrap();
-    let mut config = fs::OpenOptions::new().append(true).open(&guest.config).unwrap();
-    writeln!(config, "binary = \"{}\"", liar.display()).unwrap();
+    let guest = Guest::of(Form { arguments: &["-o", option], copied_binary: true, ..Form::default() });
+    let lie = lie.replace("KEYS", &format!("{}/%u", guest.path("keys").display()));
+    guest.replace_copied_binary(&format!(
+        "#!/bin/sh\nset -e\ncase $1 in -[tT]) ;; *) exec /usr/sbin/sshd \"$@\" ;; esac\n\
+         said=$(/usr/sbin/sshd \"$@\")\nprintf '%s\\n' \"$said\" | sed '{lie}'\n"
+    ));
     guest
 }
 
@@ -90,9 +85,6 @@ fn a_contradiction_takes_everything_back() {
         ),
     ] {
         let guest = deceived(option, lie);
-        let liar = fs::read_to_string(guest.path("liar")).unwrap();
-        fs::write(guest.path("liar"), liar.replace("KEYS", &format!("{}/%u", guest.path("keys").display())))
-            .unwrap();
         let key = Key::new(&guest.folder, "k");
         let (before, offered) = (guest.snapshot(), guest.sshd.offers());
         let result = guest.apply(&attach("k", &key, "no"));

@@ -240,7 +240,10 @@ fn sshd_is_not_as_it_should_be() {
     set(stock);
 
     let config = fs::read_to_string(&guest.config).unwrap();
-    fs::write(&guest.config, config.replace("[sshd]", "[sshd]\nbinary = \"/nonexistent/sshd\"")).unwrap();
+    // Where nothing runs, it is the configured program that is asked.
+    let nobody =
+        config.replace("[sshd]", "[sshd]\nbinary = \"/nonexistent/sshd\"").replace("sshd.pid", "no.pid");
+    fs::write(&guest.config, nobody).unwrap();
     refused(&guest, &good, "SSHD_NOT_FOUND");
     fs::write(&guest.config, config.replace("sshd_config\"", "other_config\"")).unwrap();
     refused(&guest, &good, "SSHD_NOT_FOUND");
@@ -278,7 +281,7 @@ fn a_reload_that_kills_the_listener() {
     }
     let guest = Guest::of(Form { copied_binary: true, ..Form::default() });
     let key = Key::new(&guest.folder, "k");
-    fs::remove_file(guest.path("sshd9")).unwrap();
+    guest.break_copied_binary();
     let result = refused(&guest, &attach("my-test", &key, "no"), "SSHD_RELOAD_FAILED");
     assert_eq!(result["code"], "INTERNAL");
 }

@@ -14,6 +14,7 @@ use keypair_agent::guest::sshd::{self, SshdSettings, host_keys, may_run, observe
 use keypair_agent::policy::observation::{Answer, Connection, Reload, Sshd};
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::public_key::fingerprint_of;
+use keypair_agent::policy::sshd_config::{Place, placement};
 use private_sshd::{PrivateSshd, SSHD};
 
 fn passwords(answers: &[Answer]) -> Vec<bool> {
@@ -131,9 +132,10 @@ fn a_large_setting_goes_through_standard_input() {
     assert_eq!(passwords(&try_ahead(&sshd.settings(), &seen, &ahead).unwrap()), [false, false]);
 }
 
-/// OpenSSH before 8.2 has no Include: a stand-in that refuses it, and asks the real one for the rest.
+/// OpenSSH before 8.2 has no Include, and 8.2 passes over each `Match` behind it: a stand-in that refuses it, and asks the real
+/// one for the rest.
 #[test]
-fn where_there_is_no_include_the_text_is_inlined() {
+fn no_question_includes_the_main_file() {
     needs_sshd!();
     let sshd =
         PrivateSshd::files("PasswordAuthentication yes\nMatch User nobody\n PasswordAuthentication yes");
@@ -157,14 +159,36 @@ fn where_there_is_no_include_the_text_is_inlined() {
 }
 
 #[test]
-fn a_path_that_include_would_expand_is_refused() {
+fn a_path_that_include_would_expand() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("PasswordAuthentication yes");
+    for name in ["a[b]c", "a*c", "a?", "a \"b\" c", "a\\c"] {
+        let mut settings = sshd.settings();
+        settings.config = sshd.at(name);
+        fs::copy(sshd.config(), &settings.config).unwrap();
+        let seen = observe(&settings, "root").unwrap();
+        let tried = try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap();
+        assert_eq!(passwords(&tried), [false, false], "{name}");
+    }
+}
+
+#[test]
+fn the_main_file_is_asked_about_byte_for_byte() {
     needs_sshd!();
     let sshd = PrivateSshd::files("");
-    let mut settings = sshd.settings();
-    settings.config = sshd.at("a[b]c");
-    fs::copy(sshd.config(), &settings.config).unwrap();
-    let seen = observe(&settings, "root").unwrap();
-    assert_eq!(try_ahead(&settings, &seen, "Port 1").unwrap_err().reason, Reason::UnsafePath);
+    let mut text = fs::read(sshd.config()).unwrap();
+    text.extend(b"Banner /tmp/\xff\xfe\n# \xff\nMatch User nobody\n PasswordAuthentication yes\n");
+    fs::write(sshd.config(), &text).unwrap();
+    let seen = observe(&sshd.settings(), "root").unwrap();
+    let tried = try_ahead(&sshd.settings(), &seen, "PasswordAuthentication no").unwrap();
+    assert_eq!(passwords(&tried), [false, false]);
+    assert_eq!(tried[0].effective.value("banner"), seen.answers[0].effective.value("banner"));
+    // A line of the main file's is named as that, even where the new setting alone makes it wrong.
+    sshd.configure("Match User bob\n X11Forwarding no");
+    let seen = observe(&sshd.settings(), "root").unwrap();
+    let refused = try_ahead(&sshd.settings(), &seen, "PasswordAuthentication no\nMatch User x").unwrap_err();
+    let line = format!("{} line 1", sshd.config().display());
+    assert!(refused.message.contains(&line), "{}", refused.message);
 }
 
 #[test]
@@ -193,6 +217,163 @@ fn no_host_key_yet() {
         [true, true]
     );
     assert!(!sshd.at("run").exists());
+}
+
+/// OpenSSH 10.5 prints keywords as sshd_config(5) spells them.
+#[test]
+fn keywords_in_another_case() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("PasswordAuthentication no");
+    fs::remove_file(sshd.at("host_key")).unwrap();
+    let script = format!(
+        "#!/bin/sh\ncase $1 in -T) {SSHD} \"$@\" | sed 's/^hostkey /HostKey /; s/^password/Password/' ;; *) exec {SSHD} \"$@\" ;; esac\n"
+    );
+    let program = sshd.at("new-sshd");
+    sshd.replace_program(&program, &script);
+    let mut settings = sshd.settings();
+    settings.binary = program;
+    // Two looks in a row see the same, although each makes a key of its own.
+    let seen = observe(&settings, "root").unwrap();
+    let again = observe(&settings, "root").unwrap();
+    assert_eq!(seen.answers, again.answers);
+    assert_eq!(seen.answers[0].effective.values("hostkey"), [sshd.at("host_key").to_string_lossy()]);
+}
+
+#[test]
+fn the_listeners_own_program_is_asked() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let copy = sshd.copy_of_program("sshd");
+    sshd.start(&copy, &[]);
+    let settings = sshd.settings();
+    assert_eq!(observe(&settings, "root").unwrap().binary, copy);
+    // It needs no other one.
+    let without = SshdSettings { binary: PathBuf::from("/nonexistent/sshd"), ..settings.clone() };
+    assert_eq!(observe(&without, "root").unwrap().binary, copy);
+    // Replaced by an upgrade: the one at its path. This one says yes, whatever is asked.
+    let script = format!(
+        "#!/bin/sh\ncase $1 in -T) {SSHD} \"$@\" | sed 's/^passwordauthentication .*/passwordauthentication no/' ;; *) exec {SSHD} \"$@\" ;; esac\n"
+    );
+    assert_eq!(passwords(&observe(&settings, "root").unwrap().answers), [true, true]);
+    sshd.replace_program(&copy, &script);
+    let seen = observe(&settings, "root").unwrap();
+    assert_eq!((seen.binary, passwords(&seen.answers)), (copy.clone(), vec![false, false]));
+    // Gone: nobody can be asked in its place.
+    fs::remove_file(&copy).unwrap();
+    let refused = refusal(&settings);
+    assert_eq!(refused.reason, Reason::SshdNotFound);
+    assert!(refused.message.contains(&*copy.to_string_lossy()), "{}", refused.message);
+    assert_eq!(may_run(&settings), Ok(true));
+}
+
+#[test]
+fn a_listener_that_is_another_program_than_it_says() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let (copy, other) = (sshd.copy_of_program("sshd"), sshd.copy_of_program("sshd-other"));
+    sshd.start(&copy, &[]);
+    // Moved away, and another one put in its place by hand.
+    fs::rename(&copy, sshd.at("sshd-old")).unwrap();
+    fs::rename(other, &copy).unwrap();
+    let refused = refusal(&sshd.settings());
+    assert_eq!(refused.reason, Reason::SshdNotFound);
+    let (named, runs) = (copy.display().to_string(), sshd.at("sshd-old").display().to_string());
+    assert!(refused.message.contains(&named) && refused.message.contains(&runs), "{}", refused.message);
+}
+
+/// An sshd that was built for another place: the distribution's is installed beside it.
+#[test]
+fn a_listener_that_was_built_with_another_main_file() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let built_for = sshd.built_for_own_directory();
+    sshd.start_without_main(&built_for.program);
+    let settings = SshdSettings { config: PathBuf::from("/etc/ssh/sshd_config"), ..sshd.settings() };
+    if settings.config.exists() {
+        let refused = refusal(&settings);
+        assert_eq!(refused.reason, Reason::SshdNotFound);
+        for named in [&built_for.program, &built_for.config, &settings.binary, &settings.config] {
+            assert!(refused.message.contains(&*named.to_string_lossy()), "{}: {named:?}", refused.message);
+        }
+        assert_eq!(may_run(&settings), Ok(false), "it reads nothing of ours");
+    }
+    // Where its main file is named, it is asked, and a relative Include starts at its own directory.
+    let settings = SshdSettings { config: built_for.config.clone(), ..settings };
+    let seen = observe(&settings, "root").unwrap();
+    assert_eq!((&seen.binary, seen.running), (&built_for.program, true));
+    let drop_in = built_for.config.with_file_name("d").join("a.conf");
+    assert_eq!(seen.config.files.keys().collect::<Vec<_>>(), [&drop_in, &built_for.config]);
+    assert_eq!(passwords(&seen.answers), [false, false]);
+    sshd.stop();
+}
+
+/// OpenSSH 8.2 and 8.3: a relative Include leads nowhere, and the first file that is included opens port 22 besides. The
+/// stand-in has their version.
+#[test]
+fn what_old_releases_do_with_include() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("");
+    let version = |version: &str| {
+        let program = sshd.at(version);
+        let script = format!(
+            "#!/bin/sh\ncase $1 in -V) echo 'unknown option -- V' >&2; echo '{version}, OpenSSL' >&2; exit 1 ;; esac\nexec {SSHD} \"$@\"\n"
+        );
+        sshd.replace_program(&program, &script);
+        SshdSettings { binary: program, ..sshd.settings() }
+    };
+    fs::create_dir(sshd.at("d")).unwrap();
+    let file = |seen: &Sshd| placement(&seen.config, true).unwrap().place;
+    let top = Place::TopBlock(sshd.config());
+    let drop_in = Place::DropIn(sshd.at("d/00-keypair-agent.conf"));
+    let text = fs::read_to_string(sshd.config()).unwrap();
+    let absolute = format!("Include {}/*.conf\n{text}", sshd.at("d").display());
+    for (version_of, expected) in
+        [("OpenSSH_8.2p1", &top), ("OpenSSH_8.3p1", &top), ("OpenSSH_8.4p1", &drop_in)]
+    {
+        let settings = version(version_of);
+        fs::write(sshd.config(), &absolute).unwrap();
+        assert_eq!(file(&observe(&settings, "root").unwrap()), *expected, "{version_of}");
+        // A file that is included already changes nothing any more.
+        fs::write(sshd.at("d/50-a.conf"), "X11Forwarding no\n").unwrap();
+        assert_eq!(file(&observe(&settings, "root").unwrap()), drop_in, "{version_of}");
+        fs::remove_file(sshd.at("d/50-a.conf")).unwrap();
+        // The directory is the one of this machine's own sshd; nothing is written there.
+        fs::write(sshd.config(), format!("Include sshd_config.d/*.conf\n{text}")).unwrap();
+        let seen = observe(&settings, "root").unwrap();
+        let leads_somewhere = seen.config.includes[&(sshd.config(), 1)].len();
+        assert_eq!(leads_somewhere, usize::from(version_of == "OpenSSH_8.4p1"), "{version_of}");
+    }
+}
+
+/// Who is no listener, whatever the pid file and its title say.
+#[test]
+fn titles_prove_nothing() {
+    needs_sshd!();
+    let sshd = PrivateSshd::files("");
+    let not_taken = |command: &mut Command| {
+        let mut child = command.spawn().unwrap();
+        fs::write(sshd.pid_file(), child.id().to_string()).unwrap();
+        let cmdline = format!("/proc/{}/cmdline", child.id());
+        private_sshd::wait_until("its title", || {
+            fs::read_to_string(&cmdline).is_ok_and(|line| line.starts_with("sshd: "))
+        });
+        let seen = observe(&sshd.settings(), "root");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        match seen.map(|seen| (seen.running, seen.reload)) {
+            Ok((false, Reload::None(why))) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    let title = "exec -a 'sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups' sleep 600";
+    let why =
+        not_taken(Command::new("setpriv").args(["--reuid=65534", "--clear-groups", "bash", "-c", title]));
+    assert!(why.contains("another user"), "{why}");
+    // As a set-user-id program has it.
+    let why = not_taken(Command::new("setpriv").args(["--ruid=65534", "bash", "-pc", title]));
+    assert!(why.contains("another user"), "{why}");
+    let why = not_taken(Command::new("unshare").args(["-n", "bash", "-c", title]));
+    assert!(why.contains("network namespace"), "{why}");
 }
 
 #[test]

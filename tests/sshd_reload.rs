@@ -9,9 +9,13 @@ mod private_sshd;
 
 use std::fs;
 use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use keypair_agent::guest::service::{bring_back, reload, reload_is_safe};
 use keypair_agent::guest::sockets::listening;
@@ -20,7 +24,7 @@ use keypair_agent::policy::observation::{Reload, Sshd};
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use private_sshd::{PrivateSshd, SSHD, free_port, wait_until};
+use private_sshd::{ANSWERS_AND_DIES, PrivateSshd, SSHD, free_port, wait_until};
 
 fn seen(sshd: &PrivateSshd) -> Sshd {
     let seen = observe(&sshd.settings(), "root").unwrap();
@@ -33,9 +37,25 @@ fn inodes(port: u16) -> Vec<u64> {
 }
 
 fn answers(port: u16) -> bool {
+    answers_at("127.0.0.1", port)
+}
+
+fn answers_at(host: &str, port: u16) -> bool {
     let mut banner = [0; 4];
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let Ok(mut stream) = TcpStream::connect((host, port)) else { return false };
     stream.read_exact(&mut banner).is_ok() && &banner == b"SSH-"
+}
+
+/// On which addresses something listens at a port.
+fn addresses(port: u16) -> Vec<String> {
+    let sockets = listening(None).unwrap();
+    let mut found: Vec<String> = sockets
+        .iter()
+        .filter(|socket| socket.address.port() == port)
+        .map(|socket| socket.address.ip().to_string())
+        .collect();
+    found.sort();
+    found
 }
 
 fn is_gone(pid: i32) -> bool {
@@ -160,15 +180,148 @@ fn a_listener_that_dies_of_its_edit_comes_back() {
 }
 
 #[test]
-fn a_listener_whose_program_is_gone_comes_back_by_the_configured_one() {
+fn each_address_must_still_be_wanted() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let copy = sshd.at("sshd");
-    assert!(Command::new("cp").arg(SSHD).arg(&copy).status().unwrap().success());
-    sshd.start(&copy, &[]);
-    fs::remove_file(&copy).unwrap();
+    let mut sshd = PrivateSshd::files("ListenAddress ::1");
+    let second = free_port();
+    sshd.configure(&format!("ListenAddress ::1\nListenAddress 127.0.0.1:{second}"));
+    sshd.start(Path::new(SSHD), &[]);
     let settings = sshd.settings();
     let seen = seen(&sshd);
+    reload_is_safe(&settings, &seen).unwrap();
+    let before = inodes(sshd.port);
+    let original = fs::read_to_string(sshd.config()).unwrap();
+    for (pending, lost) in [
+        (original.replace("ListenAddress ::1\n", ""), format!("[::1]:{}", sshd.port)),
+        (original.replace(&format!("ListenAddress 127.0.0.1:{second}"), ""), format!("127.0.0.1:{second}")),
+        (original.replace("ListenAddress 127.0.0.1\n", ""), format!("127.0.0.1:{}", sshd.port)),
+    ] {
+        fs::write(sshd.config(), &pending).unwrap();
+        let refused = reload_is_safe(&settings, &seen).unwrap_err();
+        assert_eq!(refused.reason, Reason::SshdReloadUnsafe, "{pending}");
+        assert!(refused.message.contains(&lost), "{pending}: {}", refused.message);
+    }
+    assert_eq!(inodes(sshd.port), before, "nobody was told");
+    fs::write(sshd.config(), original).unwrap();
+    reload_is_safe(&settings, &seen).unwrap();
+}
+
+/// One that could not be bound from the start is not missed afterwards.
+#[test]
+fn an_address_that_cannot_be_bound_stays_away() {
+    needs_sshd!();
+    let sshd = PrivateSshd::daemon("ListenAddress 203.0.113.9", &[]);
+    let settings = sshd.settings();
+    let seen = seen(&sshd);
+    for _ in 0..2 {
+        reload_is_safe(&settings, &seen).unwrap();
+        reload(&settings, &seen).unwrap();
+    }
+    assert!(answers(sshd.port));
+}
+
+/// Takes an address as soon as it is free, and writes a file then; until it is told to give it back.
+struct Taker {
+    give_back: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Taker {
+    fn of(address: SocketAddr, taken: PathBuf) -> Self {
+        let give_back = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&give_back);
+        let thread = std::thread::spawn(move || {
+            let mut held = None;
+            while !ends.load(Ordering::Relaxed) {
+                if held.is_none() {
+                    held = TcpListener::bind(address).ok();
+                    if held.is_some() {
+                        fs::write(&taken, "").unwrap();
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self { give_back, thread: Some(thread) }
+    }
+
+    fn end(&mut self) {
+        self.give_back.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn an_address_that_another_process_takes_meanwhile_is_a_failure() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("ListenAddress ::1");
+    let copy = sshd.copy_of_program("sshd");
+    sshd.start(&copy, &[]);
+    // Between its old sockets and its new ones there is time enough for another process.
+    let slow = format!(
+        "#!/bin/sh\ncase $1 in -[tT]) ;; *) until [ -e {} ]; do sleep 0.01; done ;; esac\nexec {SSHD} \"$@\"\n",
+        sshd.at("taken").display()
+    );
+    sshd.replace_program(&copy, &slow);
+    let settings = sshd.settings();
+    let seen = seen(&sshd);
+    let mut taker = Taker::of(SocketAddr::from(([127, 0, 0, 1], sshd.port)), sshd.at("taken"));
+    let failed = reload(&settings, &seen);
+    let failed = Refusal::from(failed.unwrap_err());
+    taker.end();
+    assert_eq!(failed.reason, Reason::SshdReloadFailed);
+    assert!(failed.message.contains(&format!("127.0.0.1:{}", sshd.port)), "{}", failed.message);
+    assert!(answers_at("::1", sshd.port), "the listener lives");
+    // What lives is left alone; the reload of its restored files brings the address back.
+    bring_back(&settings, &seen).unwrap();
+    assert_eq!(addresses(sshd.port), ["::1"]);
+    reload_is_safe(&settings, &seen).unwrap();
+    reload(&settings, &seen).unwrap();
+    assert_eq!(addresses(sshd.port), ["127.0.0.1", "::1"]);
+}
+
+/// Since OpenSSH 9.8. The stand-in says what such an sshd says; `sshd -t` is content with either.
+#[test]
+fn programs_that_serve_connections_must_be_there() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let copy = sshd.copy_of_program("sshd");
+    sshd.start(&copy, &[]);
+    let settings = sshd.settings();
+    let (session, auth) = (sshd.at("sshd-session"), sshd.at("sshd-auth"));
+    let script = format!(
+        "#!/bin/sh\ncase $1 in -T) echo 'SshdSessionPath {}'; echo 'sshdauthpath {}' ;; esac\nexec {SSHD} \"$@\"\n",
+        session.display(),
+        auth.display()
+    );
+    sshd.replace_program(&copy, &script);
+    let seen = seen(&sshd);
+    let before = inodes(sshd.port);
+    let unsafe_because = |named: &Path| {
+        let refused = reload_is_safe(&settings, &seen).unwrap_err();
+        assert_eq!(refused.reason, Reason::SshdReloadUnsafe);
+        assert!(refused.message.contains(&*named.to_string_lossy()), "{}", refused.message);
+    };
+    unsafe_because(&session);
+    fs::write(&session, "").unwrap();
+    unsafe_because(&session);
+    sshd.replace_program(&session, "#!/bin/sh\n");
+    unsafe_because(&auth);
+    sshd.replace_program(&auth, "#!/bin/sh\n");
+    reload_is_safe(&settings, &seen).unwrap();
+    assert_eq!(inodes(sshd.port), before);
+}
+
+#[test]
+fn a_listener_whose_program_breaks_comes_back_by_the_configured_one() {
+    needs_sshd!();
+    let mut sshd = PrivateSshd::files("");
+    let copy = sshd.copy_of_program("sshd");
+    sshd.start(&copy, &[]);
+    sshd.replace_program(&copy, ANSWERS_AND_DIES);
+    let settings = sshd.settings();
+    let seen = seen(&sshd);
+    assert_eq!(seen.binary, copy);
     reload_is_safe(&settings, &seen).unwrap();
     let failed = Refusal::from(reload(&settings, &seen).unwrap_err());
     assert_eq!(failed.reason, Reason::SshdReloadFailed);
@@ -228,9 +381,8 @@ fn a_listener_that_does_not_move_is_a_failure() {
 fn a_program_under_another_name() {
     needs_sshd!();
     let mut sshd = PrivateSshd::files("");
-    let copy: PathBuf = sshd.at("secure-shell");
-    assert!(Command::new("cp").arg(SSHD).arg(&copy).status().unwrap().success());
-    sshd.start(Path::new(&copy), &[]);
+    let copy = sshd.copy_of_program("secure-shell");
+    sshd.start(&copy, &[]);
     let mut settings = sshd.settings();
     // By its name it is no sshd; as the configured program it is.
     assert!(!observe(&settings, "root").is_ok_and(|seen| seen.running));

@@ -126,11 +126,29 @@ pub fn run(program: &Path, arguments: &[impl AsRef<OsStr>], input: &str) -> Resu
     run_for(program, arguments, input, LIMIT)
 }
 
+/// The same with an input that need not be text.
+pub fn run_bytes(
+    program: &Path,
+    arguments: &[impl AsRef<OsStr>],
+    input: &[u8],
+) -> Result<Output, ChildError> {
+    run_bytes_for(program, arguments, input, LIMIT)
+}
+
 /// The same with a time limit of its own.
 pub fn run_for(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
     input: &str,
+    limit: Duration,
+) -> Result<Output, ChildError> {
+    run_bytes_for(program, arguments, input.as_bytes(), limit)
+}
+
+fn run_bytes_for(
+    program: &Path,
+    arguments: &[impl AsRef<OsStr>],
+    input: &[u8],
     limit: Duration,
 ) -> Result<Output, ChildError> {
     let output = Running::start(program, arguments, input)?.output(program, input, limit, || false)?;
@@ -144,7 +162,7 @@ pub fn run_until(
     limit: Duration,
     is_over: impl FnMut() -> bool,
 ) -> Result<Option<Output>, ChildError> {
-    Running::start(program, arguments, "")?.output(program, "", limit, is_over)
+    Running::start(program, arguments, &[])?.output(program, &[], limit, is_over)
 }
 
 /// A child with descriptors of its own, that is ended when it is let go.
@@ -222,7 +240,7 @@ enum Attended {
 }
 
 impl Running {
-    fn start(program: &Path, arguments: &[impl AsRef<OsStr>], input: &str) -> Result<Self, ChildError> {
+    fn start(program: &Path, arguments: &[impl AsRef<OsStr>], input: &[u8]) -> Result<Self, ChildError> {
         let mut command = command(program, arguments);
         command
             .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
@@ -236,12 +254,12 @@ impl Running {
     fn output(
         mut self,
         program: &Path,
-        input: &str,
+        input: &[u8],
         limit: Duration,
         is_over: impl FnMut() -> bool,
     ) -> Result<Option<Output>, ChildError> {
         let deadline = Instant::now() + limit;
-        let attended = self.attend(input.as_bytes(), deadline, is_over);
+        let attended = self.attend(input, deadline, is_over);
         let Ended { status, stdout, stderr } =
             match attended.map_err(|source| failed(program, "attend to", source))? {
                 Attended::Ended(ended) => ended,

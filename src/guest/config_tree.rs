@@ -1,18 +1,18 @@
 //! sshd's configuration files as they stand: the main file and all that its Include directives lead to, as
 //! sshd_config(5) follows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern, glob_with};
 
 use crate::policy::observation::{ConfigTree, Included};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::sshd_config::include_patterns;
+use crate::policy::sshd_config::{COMMENT, DROP_IN, SSH_DIR, former_include_patterns, include_patterns_in};
 
 /// How deep sshd follows Include directives.
 const MAX_DEPTH: usize = 16;
@@ -20,52 +20,148 @@ const MAX_DEPTH: usize = 16;
 /// The most that is read of one file.
 const MAX_FILE: u64 = 1024 * 1024;
 
+/// How many entries of the main file's directory are looked at.
+const MAX_ENTRIES: usize = 1024;
+
 /// As glob(3) without flags: a wildcard matches neither a `/` nor a leading dot.
 const LIKE_SSHD: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
-/// Reads the main file and what it leads to.
-pub(super) fn read_tree(main: &Path) -> Result<ConfigTree, Refusal> {
-    let mut tree = ConfigTree { main: main.to_owned(), files: BTreeMap::new(), includes: BTreeMap::new() };
-    if !add(&mut tree, main, 0)? {
+/// How an sshd follows Include directives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// Where a relative path starts; `None` where it leads nowhere (OpenSSH 8.2).
+    pub(super) ssh_dir: Option<PathBuf>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { ssh_dir: Some(PathBuf::from(SSH_DIR)) }
+    }
+}
+
+/// A file's device and inode.
+type Identity = (u64, u64);
+
+/// A tree while it is read.
+struct Reader<'r> {
+    tree: ConfigTree,
+    rules: &'r Rules,
+    /// Under which path each file is in the tree: the one by which sshd reads it first.
+    known: HashMap<Identity, PathBuf>,
+}
+
+/// Reads the main file and what it leads to. A file with several names (a directory that is included under two) is in
+/// the tree once, under the name that sshd meets first. A drop-in of ours to which no Include leads is in it, too.
+pub(super) fn read_tree(main: &Path, rules: &Rules) -> Result<ConfigTree, Refusal> {
+    let tree = ConfigTree { main: main.to_owned(), files: BTreeMap::new(), includes: BTreeMap::new() };
+    let mut reader = Reader { tree, rules, known: HashMap::new() };
+    if reader.add(main, 0)?.is_none() {
         let text = format!("sshd's configuration {} is not a regular file", main.display());
         return Err(Refusal::new(Reason::SshdNotFound, text));
     }
-    Ok(tree)
+    reader.add_unread();
+    Ok(reader.tree)
 }
 
-/// Adds a file and, below it, what it includes; false where it is none that can be read as one.
-fn add(tree: &mut ConfigTree, file: &Path, depth: usize) -> Result<bool, Refusal> {
-    if tree.files.contains_key(file) {
-        return Ok(true);
-    }
-    let Some(content) = read(file).map_err(|error| {
-        Refusal::new(Reason::IoError, format!("cannot read sshd's configuration {}: {error}", file.display()))
-    })?
-    else {
-        return Ok(false);
-    };
-    let directives = include_patterns(&content);
-    tree.files.insert(file.to_owned(), content);
-    if depth == MAX_DEPTH {
-        return Ok(true);
-    }
-    for (line, patterns) in directives {
-        let mut all = Vec::with_capacity(patterns.len());
-        for pattern in patterns {
-            let mut included = expand(pattern);
-            let mut files = Vec::with_capacity(included.files.len());
-            for found in included.files {
-                if add(tree, &found, depth + 1)? {
-                    files.push(found);
-                }
-            }
-            included.files = files;
-            all.push(included);
+impl Reader<'_> {
+    /// Adds a file and, below it, what it includes. The path under which the tree has it; `None` where it is none that
+    /// can be read as one.
+    fn add(&mut self, file: &Path, depth: usize) -> Result<Option<PathBuf>, Refusal> {
+        if self.tree.files.contains_key(file) {
+            return Ok(Some(file.to_owned()));
         }
-        tree.includes.insert((file.to_owned(), line), all);
+        let Some((identity, content)) = read(file).map_err(|error| {
+            Refusal::new(
+                Reason::IoError,
+                format!("cannot read sshd's configuration {}: {error}", file.display()),
+            )
+        })?
+        else {
+            return Ok(None);
+        };
+        if let Some(known) = self.known.get(&identity) {
+            return Ok(Some(known.clone()));
+        }
+        self.known.insert(identity, file.to_owned());
+        let directives = include_patterns_in(self.rules.ssh_dir.as_deref(), &content);
+        self.tree.files.insert(file.to_owned(), content);
+        if depth == MAX_DEPTH {
+            return Ok(Some(file.to_owned()));
+        }
+        for (line, patterns) in directives {
+            let mut all = Vec::with_capacity(patterns.len());
+            for pattern in patterns {
+                all.push(self.follow(pattern, depth)?);
+            }
+            self.tree.includes.insert((file.to_owned(), line), all);
+        }
+        Ok(Some(file.to_owned()))
     }
-    Ok(true)
+
+    /// What a pattern of a file at this depth leads to.
+    fn follow(&mut self, pattern: PathBuf, depth: usize) -> Result<Included, Refusal> {
+        let mut included = expand(pattern);
+        let mut files = Vec::with_capacity(included.files.len());
+        for found in included.files {
+            files.extend(self.add(&found, depth + 1)?);
+        }
+        included.files = files;
+        Ok(included)
+    }
+
+    /// Adds every drop-in of ours that was read once and to which no Include leads any more: it would come back to life
+    /// with its Include. What cannot be read as one is none.
+    fn add_unread(&mut self) {
+        for directory in self.former_directories() {
+            let path = directory.join(DROP_IN);
+            if self.tree.files.contains_key(&path) {
+                continue;
+            }
+            if let Ok(Some((identity, content))) = read(&path)
+                && !self.known.contains_key(&identity)
+                && (bears_our_comment(&content) || directory.ends_with("sshd_config.d"))
+            {
+                self.known.insert(identity, path.clone());
+                self.tree.files.insert(path, content);
+            }
+        }
+    }
+
+    /// Where such a drop-in may stand: beside the main file, in each directory there, and where an Include leads to or,
+    /// commented out, led to. Only where root alone can change it: elsewhere nothing is touched.
+    fn former_directories(&self) -> BTreeSet<PathBuf> {
+        let main = &self.tree.main;
+        let beside = [Some(main.clone()), fs::canonicalize(main).ok()].into_iter().flatten();
+        let mut directories: BTreeSet<PathBuf> =
+            beside.filter_map(|main| main.parent().map(Path::to_owned)).collect();
+        let entries: Vec<PathBuf> = directories
+            .iter()
+            .filter_map(|directory| fs::read_dir(directory).ok())
+            .flat_map(|entries| entries.flatten().take(MAX_ENTRIES).map(|entry| entry.path()))
+            .collect();
+        directories.extend(entries);
+        let patterns = self.tree.includes.values().flatten().map(|included| included.pattern.clone());
+        let former = self.tree.files.values().flat_map(|content| former_include_patterns(content));
+        directories.extend(patterns.chain(former).filter_map(|pattern| pattern.parent().map(Path::to_owned)));
+        directories.retain(|directory| is_roots_alone(directory));
+        directories
+    }
+}
+
+/// Whether a drop-in is one that we wrote: its first lines are comments of ours.
+fn bears_our_comment(content: &[u8]) -> bool {
+    content.split(|byte| *byte == b'\n').any(|line| line.starts_with(COMMENT.as_bytes()))
+}
+
+/// Whether it is a directory that root alone can change; in tests, that this user alone can.
+fn is_roots_alone(directory: &Path) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    fs::metadata(directory).is_ok_and(|directory| {
+        directory.is_dir()
+            && (directory.uid() == 0 || directory.uid() == own)
+            && directory.mode() & 0o022 == 0
+    })
 }
 
 /// What a pattern matches, in the order sshd reads it: bytewise.
@@ -104,7 +200,7 @@ fn translate(pattern: &str) -> String {
 }
 
 /// A regular file's bytes; `None` where there is none, or something else (`sshd -t` judges that).
-fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
+fn read(file: &Path) -> io::Result<Option<(Identity, Vec<u8>)>> {
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
     let opened = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(file);
     let opened = match opened {
@@ -116,7 +212,8 @@ fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
         Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => return Ok(None),
         Err(error) => return Err(error),
     };
-    if !opened.metadata()?.is_file() {
+    let metadata = opened.metadata()?;
+    if !metadata.is_file() {
         return Ok(None);
     }
     let mut content = Vec::new();
@@ -124,7 +221,7 @@ fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
     if content.len() as u64 > MAX_FILE {
         return Err(io::Error::other(format!("it is larger than {MAX_FILE} bytes")));
     }
-    Ok(Some(content))
+    Ok(Some(((metadata.dev(), metadata.ino()), content)))
 }
 
 #[cfg(test)]
@@ -152,7 +249,7 @@ mod tests {
             format!("Port 1\nInclude {root}/d/*.conf {root}/none/*\n include {root}/main\n"),
         )
         .unwrap();
-        let tree = read_tree(&at("main")).unwrap();
+        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
         let included = &tree.includes[&(at("main"), 2)];
         let expected = ["+a.conf", "00-a.conf", "000-a.conf", "link.conf"].map(|name| at("d").join(name));
         assert_eq!(included[0].files, expected);
@@ -167,6 +264,71 @@ mod tests {
     }
 
     #[test]
+    fn a_file_with_two_names_is_there_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("d")).unwrap();
+        symlink("d", at("link.d")).unwrap();
+        symlink("a.conf", at("d/b.conf")).unwrap();
+        fs::write(at("d/a.conf"), "Port 1\n").unwrap();
+        fs::hard_link(at("d/a.conf"), at("d/c.conf")).unwrap();
+        let root = directory.path().display();
+        fs::write(at("main"), format!("Include {root}/link.d/*.conf\nInclude {root}/d/*.conf {root}/main\n"))
+            .unwrap();
+        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
+        let first = at("link.d/a.conf");
+        // As often as sshd reads it.
+        assert_eq!(tree.includes[&(at("main"), 1)][0].files, vec![first.clone(); 3]);
+        assert_eq!(tree.includes[&(at("main"), 2)][0].files, vec![first.clone(); 3]);
+        assert_eq!(tree.includes[&(at("main"), 2)][1].files, [at("main")]);
+        assert_eq!(tree.files.into_keys().collect::<Vec<_>>(), [first, at("main")]);
+    }
+
+    #[test]
+    fn a_drop_in_that_no_include_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let ours = format!("{COMMENT}written\nPasswordAuthentication no\n");
+        for name in ["sshd_config.d", "old.d", "theirs.d", "open.d"] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join(DROP_IN), &ours).unwrap();
+        }
+        fs::write(at("sshd_config.d").join(DROP_IN), "PasswordAuthentication no\n").unwrap();
+        fs::write(at("theirs.d").join(DROP_IN), "PasswordAuthentication no\n").unwrap();
+        fs::set_permissions(at("open.d"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        // Another name of one that is there already.
+        symlink("old.d", at("same.d")).unwrap();
+        let former = elsewhere.path().join(DROP_IN);
+        fs::write(&former, &ours).unwrap();
+        let main = format!("#Include {}/*.conf\n", elsewhere.path().display());
+        fs::write(at("main"), &main).unwrap();
+        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
+        let mut expected = [at("main"), at("old.d").join(DROP_IN), at("sshd_config.d").join(DROP_IN), former];
+        expected.sort();
+        assert_eq!(tree.files.into_keys().collect::<Vec<_>>(), expected);
+        fs::write(at("main"), format!("Include {}/*.conf\n", at("same.d").display())).unwrap();
+        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
+        let read = at("same.d").join(DROP_IN);
+        assert_eq!(tree.includes[&(at("main"), 1)][0].files, std::slice::from_ref(&read));
+        assert!(tree.files.contains_key(&read) && !tree.files.contains_key(&at("old.d").join(DROP_IN)));
+    }
+
+    #[test]
+    fn where_relative_includes_lead() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("d")).unwrap();
+        fs::write(at("d/a.conf"), "Port 1\n").unwrap();
+        fs::write(at("main"), "Include d/*.conf\n").unwrap();
+        let found = |ssh_dir: Option<PathBuf>| {
+            read_tree(&at("main"), &Rules { ssh_dir }).unwrap().files.contains_key(&at("d/a.conf"))
+        };
+        assert!(found(Some(directory.path().to_owned())));
+        assert!(!found(None) && !found(Some("/etc/ssh".into())));
+    }
+
+    #[test]
     fn patterns() {
         for (pattern, expected) in
             [("/a/*.conf", "/a/*.conf"), ("/a/**", "/a/*"), ("/[^a]", "/[!a]"), ("/\\*a\\b", "/[*]ab")]
@@ -178,9 +340,9 @@ mod tests {
     #[test]
     fn what_cannot_be_read() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(read_tree(directory.path()).unwrap_err().reason, Reason::SshdNotFound);
+        assert_eq!(read_tree(directory.path(), &Rules::default()).unwrap_err().reason, Reason::SshdNotFound);
         let large = directory.path().join("large");
         fs::write(&large, vec![b'#'; 1024 * 1024 + 1]).unwrap();
-        assert_eq!(read_tree(&large).unwrap_err().reason, Reason::IoError);
+        assert_eq!(read_tree(&large, &Rules::default()).unwrap_err().reason, Reason::IoError);
     }
 }

@@ -1,9 +1,9 @@
-//! Which sshd is asked and told (contract 6, "Whom we ask" and "Reload"): the listener of the configured pid
-//! file, else systemd's unit, else the listener of /run/sshd.pid.
+//! Which sshd is asked and told (contract 6, "Whom we ask" and "Reload", and 10.5): the listener of the configured pid
+//! file, else systemd's unit, else the listener of /run/sshd.pid. The program that is asked is that listener's own.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::process::{self, NotListener};
 use super::service::{AGAIN, comes_within};
@@ -18,12 +18,16 @@ pub(super) const DEFAULT_PID_FILE: &str = "/run/sshd.pid";
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Located {
+    /// The program that is asked: the listener's own, else the one that the unit would start, else the configured one.
+    pub(super) program: PathBuf,
     /// The listener's arguments, else those it would be started with; the program first.
     pub(super) arguments: Vec<String>,
     /// Whether they are a running listener's.
     pub(super) running: bool,
     /// That listener.
     pub(super) pid: Option<i32>,
+    /// Whether it is known with which options sshd runs or would be started.
+    pub(super) options_are_known: bool,
     /// How it is told.
     pub(super) reload: Reload,
     /// Who it is, for messages.
@@ -60,7 +64,7 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
         return Err(Refusal::new(Reason::SshdReloadUnsafe, text));
     }
     if !unit.is_active() {
-        let arguments = words.map_err(|error| {
+        let words = words.map_err(|error| {
             not_found(format!(
                 "{id} is {}, and the options that sshd starts with can't be told: {error}; start it, or \
                  correct the unit",
@@ -69,10 +73,19 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
         })?;
         let reload =
             Reload::None(format!("{id} is {}: nothing runs that would have to be told", unit.active_state));
-        return Ok(Located { arguments, running: false, pid: None, reload, name: id.clone() });
+        return Ok(Located {
+            program: to_be_started(&words.program, settings),
+            arguments: words.arguments,
+            running: false,
+            pid: None,
+            options_are_known: true,
+            reload,
+            name: id.clone(),
+        });
     }
     let name = format!("{id} (pid {})", unit.main_pid);
-    let found = process::listener_arguments(unit.main_pid, &settings.binary, words.as_deref().ok());
+    let unit_words = words.as_ref().ok().map(|words| words.arguments.as_slice());
+    let found = process::listener_arguments(unit.main_pid, &settings.binary, unit_words);
     let arguments = found.map_err(|error| match (error, &words) {
         (NotListener::Gone, _) => not_found(format!("{id} is active without a main process; restart it")),
         (NotListener::Other(text), _) => not_found(format!("the main process of {name} is no sshd: {text}")),
@@ -82,9 +95,26 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
             not_found(format!("{name}: {text}; restart it, so that it runs with its unit's options"))
         }
     })?;
+    let program = program_of(unit.main_pid, &arguments, &name)?;
     let sockets = systemd::active_sockets(unit).map_err(unsaid)?;
     let reload = if sockets.is_empty() { Reload::Unit(id.clone()) } else { Reload::SocketUnit(id.clone()) };
-    Ok(Located { arguments, running: true, pid: Some(unit.main_pid), reload, name })
+    let pid = Some(unit.main_pid);
+    Ok(Located { program, arguments, running: true, pid, options_are_known: true, reload, name })
+}
+
+/// The program of a running listener.
+fn program_of(pid: i32, arguments: &[String], name: &str) -> Result<PathBuf, Refusal> {
+    process::program(pid, arguments).map_err(|why| {
+        not_found(format!(
+            "{name}: which program answers for it cannot be told: {why}; install that program again, or restart this sshd"
+        ))
+    })
+}
+
+/// The program that a unit which does not run would start. A script around sshd is not asked in its place.
+fn to_be_started(program: &Path, settings: &SshdSettings) -> PathBuf {
+    let is_one = program.is_absolute() && program.is_file() && process::is_sshd(program, &settings.binary);
+    if is_one { program.to_owned() } else { settings.binary.clone() }
 }
 
 /// Why a unit's sshd can't be told: one that stays on its way swallows a reload. Where its listener is not there yet,
@@ -101,9 +131,11 @@ pub(super) fn held_up(unit: &systemd::Unit) -> Option<String> {
 
 fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refusal> {
     let nobody = |text: String| Located {
+        program: settings.binary.clone(),
         arguments: vec![settings.binary.to_string_lossy().into_owned()],
         running: false,
         pid: None,
+        options_are_known: false,
         reload: Reload::None(text),
         name: format!("the sshd of {}", pid_file.display()),
     };
@@ -111,13 +143,18 @@ fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refu
         return Ok(nobody(format!("there is no {}: no sshd runs", pid_file.display())));
     };
     match process::listener_arguments(pid, &settings.binary, None) {
-        Ok(arguments) => Ok(Located {
-            reload: Reload::Pid { pid, arguments: arguments.clone() },
-            arguments,
-            running: true,
-            pid: Some(pid),
-            name: format!("the sshd of {} (pid {pid})", pid_file.display()),
-        }),
+        Ok(arguments) => {
+            let name = format!("the sshd of {} (pid {pid})", pid_file.display());
+            Ok(Located {
+                program: program_of(pid, &arguments, &name)?,
+                reload: Reload::Pid { pid, arguments: arguments.clone() },
+                arguments,
+                running: true,
+                pid: Some(pid),
+                options_are_known: true,
+                name,
+            })
+        }
         Err(NotListener::Gone) => {
             Ok(nobody(format!("{} names pid {pid}, which does not run", pid_file.display())))
         }

@@ -15,6 +15,7 @@ mod question;
 pub mod real;
 pub mod service;
 pub mod service_view;
+mod sessions;
 pub mod sockets;
 mod ssh_client;
 pub mod sshd;
@@ -167,7 +168,7 @@ pub trait Guest {
     /// # Errors
     /// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`.
     fn may_run_sshd(&self) -> Result<bool, Refusal>;
-    /// sshd's configuration files as they stand, without asking sshd.
+    /// sshd's configuration files as they stand, without asking sshd; a drop-in of ours to which no Include leads, too.
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -88,9 +89,12 @@ pub(super) fn listener_arguments(
     if pid <= 0 || !state(pid)? {
         return Err(NotListener::Gone);
     }
-    // A title is whatever its process makes it: only one of our own rank is believed.
-    if effective_uid(pid).is_some_and(|uid| uid != nix::unistd::geteuid().as_raw()) {
+    // A title is whatever its process makes it: only a process of root's is believed.
+    if is_of_our_rank(pid) == Some(false) {
         return Err(NotListener::Other("it belongs to another user".into()));
+    }
+    if is_in_our_network(pid) == Some(false) {
+        return Err(NotListener::Other("it is in another network namespace".into()));
     }
     if let Some(exe) = executable(pid).filter(|exe| !is_sshd(exe, binary)) {
         return Err(NotListener::Other(format!("it runs {}", exe.display())));
@@ -114,11 +118,77 @@ pub(super) fn listener_arguments(
     Err(NotListener::Gone)
 }
 
+/// The program that a listener is, and that it executes anew at a SIGHUP: `arguments` are its own, the program first. The
+/// error says why it cannot be told, and names the programs that it may be.
+///
+/// The executable is compared by device and inode. Where it was replaced since (`exe` is "(deleted)"), or where the system
+/// does not let us read it, the program is the one at the path of argv[0]: sshd insists on an absolute one.
+pub(super) fn program(pid: i32, arguments: &[String]) -> Result<PathBuf, String> {
+    let link = format!("/proc/{pid}/exe");
+    let argv0 = arguments.first().map(String::as_str).unwrap_or_default();
+    let named = Some(PathBuf::from(argv0)).filter(|path| path.is_absolute());
+    let (executable, named) = match (fs::read_link(&link), named) {
+        (Ok(executable), Some(named)) => (executable, named),
+        (Ok(executable), None) if without_mark(&executable).is_none() => return Ok(executable),
+        (Ok(executable), None) => {
+            let executable = executable.display();
+            return Err(format!(
+                "it runs {executable}, and was started as '{argv0}', which is no absolute path"
+            ));
+        }
+        (Err(_), Some(named)) => return Ok(named),
+        (Err(error), None) => {
+            return Err(format!(
+                "it was started as '{argv0}', which is no absolute path, and {link}: {error}"
+            ));
+        }
+    };
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let at_the_path = match identity(&named) {
+        Ok(found) => found,
+        Err(error) => {
+            let (executable, named) = (executable.display(), named.display());
+            return Err(format!(
+                "it runs {executable}, and {named}, which it would execute at a reload, cannot be looked at: {error}"
+            ));
+        }
+    };
+    let is_same = identity(Path::new(&link)).is_ok_and(|running| running == at_the_path);
+    // In its own root directory, too, it is that file: a container may share our network.
+    let seen_by_it = || {
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        named
+            .strip_prefix("/")
+            .is_ok_and(|below| identity(&root.join(below)).is_ok_and(|it| it == at_the_path))
+    };
+    if is_same || (is_at(&executable, &named) && seen_by_it()) {
+        return Ok(named);
+    }
+    Err(format!(
+        "it runs {}, and at a reload it would execute {}, which is another program",
+        executable.display(),
+        named.display()
+    ))
+}
+
+/// The path of an executable that was removed or replaced since it was started, proc(5).
+fn without_mark(executable: &Path) -> Option<PathBuf> {
+    executable.to_str()?.strip_suffix(" (deleted)").map(PathBuf::from)
+}
+
+/// Whether an executable was at the path `named`, where another file may be now: it was replaced, or a file system is
+/// mounted over it (systemd-sysext).
+fn is_at(executable: &Path, named: &Path) -> bool {
+    let path = without_mark(executable).unwrap_or_else(|| executable.to_owned());
+    let resolved = |path: &Path| fs::canonicalize(path).ok();
+    path == named || resolved(&path).is_some_and(|path| resolved(named) == Some(path))
+}
+
 /// Every process of our own rank that looks like an sshd listener in our network namespace; no ports where its
 /// descriptors can't be read.
 pub(super) fn listeners(binary: &Path) -> Vec<OtherListener> {
     let looks_like_one = |pid: i32| {
-        let cmdline = title_of_listener(pid, binary)?;
+        let cmdline = title_of_listener(pid, binary).filter(|_| is_in_our_network(pid) != Some(false))?;
         let ports = listening_ports(pid)?;
         let line = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
         Some(OtherListener { pid, line, ports })
@@ -133,7 +203,7 @@ fn pids() -> impl Iterator<Item = i32> {
 
 /// The command line of a process of our own rank that looks like an sshd listener.
 fn title_of_listener(pid: i32, binary: &Path) -> Option<Vec<u8>> {
-    if effective_uid(pid)? != nix::unistd::geteuid().as_raw() {
+    if !is_of_our_rank(pid)? {
         return None;
     }
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -146,11 +216,9 @@ fn title_of_listener(pid: i32, binary: &Path) -> Option<Vec<u8>> {
 /// Whether some sshd of our network namespace was told to read its files and does not listen yet: until then it
 /// ignores SIGHUP.
 pub(super) fn is_one_on_its_way(binary: &Path) -> bool {
-    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let own = network("self");
     pids().any(|pid| {
         has_hup(pid, "SigIgn:") == Some(true)
-            && network(&pid.to_string()) == own
+            && is_in_our_network(pid) == Some(true)
             && title_of_listener(pid, binary).is_some()
             && listens(pid) != Some(true)
     })
@@ -158,7 +226,7 @@ pub(super) fn is_one_on_its_way(binary: &Path) -> bool {
 
 /// The ports of our network namespace on which it listens; `None` where it has none, empty where its
 /// descriptors can't be read.
-fn listening_ports(pid: i32) -> Option<Vec<u16>> {
+pub(super) fn listening_ports(pid: i32) -> Option<Vec<u16>> {
     let Some(own) = socket_inodes(pid) else { return Some(Vec::new()) };
     let sockets = sockets::listening(None).ok()?;
     let mut ports: Vec<u16> = sockets
@@ -184,7 +252,7 @@ fn executable(pid: i32) -> Option<PathBuf> {
 }
 
 /// Whether a program is an sshd: the configured one, or one named so; it may have been replaced since.
-fn is_sshd(exe: &Path, binary: &Path) -> bool {
+pub(super) fn is_sshd(exe: &Path, binary: &Path) -> bool {
     let name = exe.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
     exe == binary
@@ -192,9 +260,27 @@ fn is_sshd(exe: &Path, binary: &Path) -> bool {
         || (name.starts_with("sshd") && !name.starts_with("sshd-"))
 }
 
-/// The effective user id, of /proc/PID/status.
-fn effective_uid(pid: i32) -> Option<u32> {
-    status_line(pid, "Uid:")?.split_ascii_whitespace().nth(1)?.parse().ok()
+/// Whether its real, effective and saved user ids are ours, which are root's but in tests. A set-user-id program that
+/// another user started keeps that user's real id, and the command line that he gave it. `None` where it cannot be read.
+fn is_of_our_rank(pid: i32) -> Option<bool> {
+    let own = nix::unistd::geteuid().as_raw();
+    let ids: Vec<u32> =
+        status_line(pid, "Uid:")?.split_ascii_whitespace().take(3).filter_map(|id| id.parse().ok()).collect();
+    Some(ids == [own; 3])
+}
+
+/// Whether it is in our network namespace. Without the right to read another process's `ns/net`, the files of proc_net(5)
+/// tell: each namespace has its own, with inodes of their own. `None` where neither can be read.
+pub(super) fn is_in_our_network(pid: i32) -> Option<bool> {
+    let namespace = |who: &str| fs::read_link(format!("/proc/{who}/ns/net"));
+    if let (Ok(its), Ok(own)) = (namespace(&pid.to_string()), namespace("self")) {
+        return Some(its == own);
+    }
+    let table = |who: &str| fs::metadata(format!("/proc/{who}/net/tcp")).map(|file| file.ino());
+    match (table(&pid.to_string()), table("self")) {
+        (Ok(its), Ok(own)) => Some(its == own),
+        _ => None,
+    }
 }
 
 /// Whether it catches SIGHUP: from one until it listens again sshd ignores it, and another one would be lost. `None`
@@ -228,6 +314,48 @@ mod tests {
         assert!(matches!(found, Err(NotListener::Other(_))), "{found:?}");
         assert_eq!(listener_arguments(0, binary, None), Err(NotListener::Gone));
         assert_eq!(listener_arguments(i32::MAX, binary, None), Err(NotListener::Gone));
+    }
+
+    #[test]
+    fn whose_it_is_and_where() {
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        assert_eq!(is_of_our_rank(pid), Some(true));
+        assert_eq!(is_in_our_network(pid), Some(true));
+        assert_eq!(is_of_our_rank(i32::MAX), None);
+        assert_eq!(is_in_our_network(i32::MAX), None);
+    }
+
+    #[test]
+    fn which_program_it_is() -> io::Result<()> {
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        let own = std::env::current_exe()?;
+        let started_as = |argv0: &Path| program(pid, &[argv0.to_string_lossy().into_owned(), "-D".into()]);
+        assert_eq!(started_as(&own), Ok(own.clone()));
+        // The same file by another name.
+        let directory = tempfile::tempdir()?;
+        let link = directory.path().join("sshd");
+        std::os::unix::fs::symlink(&own, &link)?;
+        assert_eq!(started_as(&link), Ok(link));
+        // sshd -r needs no absolute path.
+        assert_eq!(started_as(Path::new("sshd")), Ok(own.clone()));
+        let own = own.display().to_string();
+        for other in ["/bin/sh", "/nonexistent/sshd"] {
+            let why = started_as(Path::new(other)).err().unwrap_or_default();
+            assert!(why.contains(&own) && why.contains(other), "{why}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_executable_that_was_replaced() -> io::Result<()> {
+        let directory = tempfile::tempdir()?;
+        let (at, link) = (directory.path().join("sshd"), directory.path().join("link"));
+        fs::write(&at, "")?;
+        std::os::unix::fs::symlink(&at, &link)?;
+        let marked = PathBuf::from(format!("{} (deleted)", at.display()));
+        assert!(is_at(&marked, &at) && is_at(&marked, &link) && is_at(&at, &link));
+        assert!(!is_at(Path::new("/old/sshd (deleted)"), &at) && !is_at(Path::new("/old/sshd"), &at));
+        Ok(())
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(super) enum About<'t> {
     /// The files as they stand.
     Live,
     /// This text as the whole configuration, through standard input: nothing is written.
-    Text(&'t str),
+    Text(&'t [u8]),
 }
 
 /// sshd's answer: its output, or its own words where it refuses the configuration.
@@ -98,7 +98,7 @@ impl<'a> Questioner<'a> {
 
     fn ask_once(&self, question: &[&str], about: About<'_>) -> Result<child::Output, Refusal> {
         let (file, input) = match about {
-            About::Live => (self.main, ""),
+            About::Live => (self.main, &b""[..]),
             About::Text(text) => (Path::new("/dev/stdin"), text),
         };
         let mut arguments: Vec<&std::ffi::OsStr> = question.iter().map(|word| word.as_ref()).collect();
@@ -107,7 +107,7 @@ impl<'a> Questioner<'a> {
         if let Some(key) = &self.key {
             arguments.extend(["-h".as_ref(), key.path.as_os_str()]);
         }
-        child::run(self.binary, &arguments, input).map_err(|error| {
+        child::run_bytes(self.binary, &arguments, input).map_err(|error| {
             if error.is_missing_program() {
                 let text = format!(
                     "there is no sshd at {}: install the OpenSSH server, or name its program as 'binary' in \
@@ -129,12 +129,15 @@ impl<'a> Questioner<'a> {
     }
 }
 
-/// What `sshd -T` said, but for the line that names this host key.
+/// The output of `sshd -T` without the line that names this host key. Keywords are in lower case up to OpenSSH 10.4, and
+/// as sshd_config(5) spells them since.
 fn without_host_key(output: &str, path: &Path) -> String {
     let path = path.to_string_lossy();
     let names_it = |line: &&str| {
         let words = line.split_once(' ');
-        words.is_some_and(|(keyword, named)| keyword.eq_ignore_ascii_case("hostkey") && named.trim() == path)
+        words.is_some_and(|(keyword, named)| {
+            keyword.eq_ignore_ascii_case("hostkey") && named.trim().trim_matches('"') == path
+        })
     };
     output.lines().filter(|line| !names_it(line)).flat_map(|line| [line, "\n"]).collect()
 }

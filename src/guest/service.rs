@@ -14,7 +14,7 @@ use nix::unistd::{Pid, geteuid};
 use super::locate::{self, DEFAULT_PID_FILE};
 use super::sockets::{self, Listening};
 use super::sshd::{SshdSettings, effective_now};
-use super::{child, process, systemd};
+use super::{child, process, sessions, systemd};
 use crate::policy::connection::listen_addresses;
 use crate::policy::listener;
 use crate::policy::observation::{Reload, Sshd};
@@ -54,8 +54,10 @@ fn failure(message: impl Into<String>) -> ReloadFailure {
     ReloadFailure { message: message.into() }
 }
 
-/// Whether sshd survives a SIGHUP: it makes pending edits live too, and ends where it can bind none of a
-/// port's addresses. So each port must be its own already. Where a socket unit holds them nothing is bound.
+/// Whether sshd survives a SIGHUP as it is: it makes pending edits live too, and ends where it can bind none of a
+/// port's addresses. So each port must be its own already, and each address that it has must still be wanted. Where a
+/// socket unit holds them nothing is bound. Since OpenSSH 9.8 it ends, too, where the programs are missing that serve a
+/// connection.
 pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     let started = started_since(settings, sshd)?;
     let sshd = started.as_ref().unwrap_or(sshd);
@@ -64,24 +66,65 @@ pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusa
         Ok(Listener::Pid(pid)) => pid,
         Err(message) => return Err(Refusal::new(Reason::SshdReloadUnsafe, message)),
     };
+    let effective = effective_now(settings, sshd)?;
+    if let Some(why) = sessions::missing(&sshd.binary, &effective) {
+        let message = format!(
+            "{why}: a reload would end sshd, or leave one that serves nobody; put the program in its place, or correct \
+             the setting, and try again"
+        );
+        return Err(Refusal::new(Reason::SshdReloadUnsafe, message));
+    }
     if matches!(sshd.reload, Reload::SocketUnit(_)) {
         return Ok(());
     }
-    let wanted = listen_addresses(&effective_now(settings, sshd)?);
+    let wanted = listen_addresses(&effective);
     let sockets = sockets_of(Some(pid)).map_err(|failure| Refusal::new(Reason::IoError, failure.message))?;
-    let Some(port) = silent_port(&wanted, &sockets, owned_by(pid)) else { return Ok(()) };
-    let addresses: Vec<String> =
-        wanted.iter().filter(|address| address.port() == port).map(SocketAddr::to_string).collect();
+    if let Some(port) = silent_port(&wanted, &sockets, owned_by(pid)) {
+        let addresses: Vec<String> =
+            wanted.iter().filter(|address| address.port() == port).map(SocketAddr::to_string).collect();
+        let message = format!(
+            "sshd's configuration says port {port} ({}), where the running sshd does not listen: a reload would \
+             make this edit live too, and might end sshd; restart sshd, or take the edit back, and try again",
+            addresses.join(", ")
+        );
+        return Err(Refusal::new(Reason::SshdReloadUnsafe, message));
+    }
+    let held = Held::by(pid, &sockets, &wanted);
+    let Some(address) = held.addresses().find(|address| !names(&wanted, address)) else { return Ok(()) };
     let message = format!(
-        "sshd's configuration says port {port} ({}), where the running sshd does not listen: a reload would \
-         make this edit live too, and might end sshd; restart sshd, or take the edit back, and try again",
-        addresses.join(", ")
+        "the running sshd listens on {address}, and its configuration no longer says so: a reload would make this edit \
+         live too, and nobody could come in there; restart sshd, or take the edit back, and try again"
     );
     Err(Refusal::new(Reason::SshdReloadUnsafe, message))
 }
 
-/// Tells the running sshd to read its files again, and waits until it has: each port listens again, on
-/// another socket than before.
+/// The sockets on which an sshd listens.
+struct Held(Vec<Listening>);
+
+impl Held {
+    /// Those of this process. Where its descriptors cannot be read, those of its user on the ports that are `wanted`.
+    fn by(pid: i32, sockets: &[Listening], wanted: &[SocketAddr]) -> Self {
+        let own = process::socket_inodes(pid);
+        let is_wanted = |socket: &Listening| wanted.iter().any(|it| it.port() == socket.address.port());
+        let counts = |socket: &&Listening| match &own {
+            Some(own) => own.contains(&socket.inode),
+            None => owned_by_us(socket) && is_wanted(socket),
+        };
+        Self(sockets.iter().filter(counts).copied().collect())
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.0.iter().map(|socket| socket.address)
+    }
+}
+
+/// Whether one of the addresses is this one. A zone (`%eth0`) is in neither.
+fn names(addresses: &[SocketAddr], address: &SocketAddr) -> bool {
+    addresses.iter().any(|other| other.ip() == address.ip() && other.port() == address.port())
+}
+
+/// Tells the running sshd to read its files again, and waits until it has: each port listens again, on another socket
+/// than before, and so does each address that listened before.
 pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure> {
     let started = started_since(settings, sshd).map_err(|refusal| failure(refusal.message))?;
     let sshd = started.as_ref().unwrap_or(sshd);
@@ -98,7 +141,18 @@ pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure>
     if !comes_within(AGAIN, || process::catches_hup(pid) != Some(false)) {
         return Err(failure(format!("sshd (pid {pid}) ignores SIGHUP; see whether it started")));
     }
-    let before: BTreeSet<u64> = sockets_of(Some(pid))?.iter().map(|socket| socket.inode).collect();
+    let sockets = sockets_of(Some(pid))?;
+    let before = Before {
+        inodes: sockets.iter().map(|socket| socket.inode).collect(),
+        must_return: Held::by(pid, &sockets, &wanted).addresses().filter(|it| names(&wanted, it)).collect(),
+        perhaps_its_own: match process::socket_inodes(pid) {
+            None if sshd.has_read_its_files != Some(true) => {
+                let is_alike = |it: &&Listening| wanted.iter().any(|other| other.ip() == it.address.ip());
+                sockets.iter().filter(|it| owned_by_us(it)).filter(is_alike).map(|it| it.address).collect()
+            }
+            _ => Vec::new(),
+        },
+    };
     let told = match &sshd.reload {
         Reload::Unit(unit) => systemd::systemctl(&["reload", unit]).map(drop).map_err(failure),
         _ => kill(Pid::from_raw(pid), Signal::SIGHUP)
@@ -156,7 +210,7 @@ fn started_since(settings: &SshdSettings, sshd: &Sshd) -> Result<Option<Sshd>, R
         return Ok(None);
     }
     let found = locate::locate(settings)?;
-    Ok(found.running.then(|| Sshd { reload: found.reload, ..sshd.clone() }))
+    Ok(found.running.then(|| Sshd { reload: found.reload, binary: found.program, ..sshd.clone() }))
 }
 
 /// Who is to be told now.
@@ -223,39 +277,82 @@ fn sockets_of(pid: Option<i32>) -> Result<Vec<Listening>, ReloadFailure> {
         .map_err(|error| failure(format!("cannot read who listens (/proc/self/net/tcp): {error}")))
 }
 
-/// Waits until each port listens on another socket than before.
+/// Who listened before a reload.
+struct Before {
+    /// The inodes of all listening sockets.
+    inodes: BTreeSet<u64>,
+    /// On which addresses the listener must listen again.
+    must_return: Vec<SocketAddr>,
+    /// Where its descriptors cannot be read, and edits may have waited for the reload: where else some process of its user
+    /// listened on one of its own addresses.
+    perhaps_its_own: Vec<SocketAddr>,
+}
+
+impl Before {
+    /// Which sockets are the listener's own and were not there.
+    fn is_new(&self, pid: i32) -> impl Fn(&Listening) -> bool {
+        let own = owned_by(pid);
+        move |socket| !self.inodes.contains(&socket.inode) && own(socket)
+    }
+
+    /// An address on which it does not listen again, by a socket that `is_new`. One that nobody has any more since the
+    /// reload was its own.
+    fn lost(&self, now: &[Listening], is_new: impl Fn(&Listening) -> bool) -> Option<SocketAddr> {
+        let is_back = |address: &SocketAddr| now.iter().any(|it| it.address == *address && is_new(it));
+        let is_there = |address: &SocketAddr| now.iter().any(|it| it.address == *address);
+        let missing = self.must_return.iter().find(|address| !is_back(address));
+        missing.or_else(|| self.perhaps_its_own.iter().find(|address| !is_there(address))).copied()
+    }
+}
+
+fn lost_address(pid: i32, address: SocketAddr) -> String {
+    format!(
+        "sshd (pid {pid}) listened on {address} before its reload, and does not any more: see whether another program took \
+         that address"
+    )
+}
+
+/// Waits until each port listens on another socket than before, and each address that has to.
 fn listens_again(
     sshd: &Sshd,
     mut pid: i32,
     wanted: &[SocketAddr],
-    before: &BTreeSet<u64>,
+    before: &Before,
 ) -> Result<(), ReloadFailure> {
     let deadline = Instant::now() + AGAIN;
     loop {
         if !process::is_alive(pid) {
             pid = successor(sshd, pid)?;
         }
-        let sockets = sockets_of(Some(pid))?;
-        let own = owned_by(pid);
-        let is_new = |socket: &Listening| !before.contains(&socket.inode) && own(socket);
-        let silent = silent_port(wanted, &sockets, is_new);
-        // Then it has bound all that it will, and the next SIGHUP is heard.
-        if silent.is_none() && process::catches_hup(pid) != Some(false) {
-            return Ok(());
+        let mut sockets = sockets_of(Some(pid))?;
+        let silent = silent_port(wanted, &sockets, before.is_new(pid));
+        // Once it is another one that catches SIGHUP, it has bound all that it will, and the next SIGHUP is heard.
+        let catches_hup = process::catches_hup(pid).filter(|_| silent.is_none());
+        let mut lost = before.lost(&sockets, before.is_new(pid));
+        if lost.is_some() && catches_hup == Some(true) {
+            // What it bound between the two looks counts.
+            sockets = sockets_of(Some(pid))?;
+            lost = before.lost(&sockets, before.is_new(pid));
+        }
+        match lost {
+            None if silent.is_none() && catches_hup != Some(false) => return Ok(()),
+            Some(address) if catches_hup == Some(true) => return Err(failure(lost_address(pid, address))),
+            _ => {}
         }
         if Instant::now() >= deadline {
             let seconds = AGAIN.as_secs();
-            let as_before = silent_port(wanted, &sockets, &own).is_none();
-            return Err(failure(match silent {
-                Some(_) if as_before => {
+            let as_before = silent_port(wanted, &sockets, owned_by(pid)).is_none();
+            return Err(failure(match (silent, lost) {
+                (Some(_), _) if as_before => {
                     format!(
                         "sshd (pid {pid}) was told to reload and still has its old sockets after {seconds} s"
                     )
                 }
-                Some(port) => {
+                (Some(port), _) => {
                     format!("sshd does not listen on port {port} again within {seconds} s of its reload")
                 }
-                None => format!("sshd (pid {pid}) did not finish its reload within {seconds} s"),
+                (None, Some(address)) => lost_address(pid, address),
+                (None, None) => format!("sshd (pid {pid}) did not finish its reload within {seconds} s"),
             }));
         }
         sleep(LOOK);
@@ -315,10 +412,24 @@ fn start_again(settings: &SshdSettings, arguments: &[String]) -> Result<(), Stri
     let words = listener::to_daemonize(arguments).map_err(|error| error.to_string())?;
     let own = arguments.first().map(Path::new).filter(|program| program.is_absolute() && program.is_file());
     let program = own.unwrap_or(&settings.binary);
-    if systemd::is_running() && start_outside(program, &words) {
+    let Err(why) = start(program, &words) else { return Ok(()) };
+    if program == settings.binary {
+        return Err(why);
+    }
+    // Its own program does not run. The configured one does the same by the same main file.
+    let mut words = words;
+    if listener::repeated(arguments).is_ok_and(|found| found.config.is_none()) {
+        words.extend(["-f".to_owned(), settings.config.to_string_lossy().into_owned()]);
+    }
+    tracing::error!("{why}; {} is started in its place", settings.binary.display());
+    start(&settings.binary, &words)
+}
+
+fn start(program: &Path, words: &[String]) -> Result<(), String> {
+    if systemd::is_running() && start_outside(program, words) {
         return Ok(());
     }
-    let output = child::run(program, &words, "").map_err(|error| error.to_string())?;
+    let output = child::run(program, words, "").map_err(|error| error.to_string())?;
     if output.succeeded() { Ok(()) } else { Err(format!("{}: {}", program.display(), output.words())) }
 }
 
@@ -352,6 +463,42 @@ pub(super) fn comes_within(limit: Duration, mut come: impl FnMut() -> bool) -> b
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_that_did_not_come_back() {
+        let all = |addresses: &[&str]| -> Vec<SocketAddr> {
+            addresses.iter().map(|address| address.parse().unwrap()).collect()
+        };
+        let both = ["0.0.0.0:22", "[::]:22"];
+        type Case<'c> = (&'c [&'c str], &'c [&'c str], &'c [(&'c str, u64)], Option<&'c str>);
+        let cases: &[Case<'_>] = &[
+            (&both, &[], &[("0.0.0.0:22", 5), ("[::]:22", 6)], None),
+            (&both, &[], &[("[::]:22", 6)], Some("0.0.0.0:22")),
+            // Inode 1 is that of a socket that is not new, or not the listener's.
+            (&both, &[], &[("0.0.0.0:22", 1), ("[::]:22", 6)], Some("0.0.0.0:22")),
+            // It listened on one of two from the start.
+            (&["[::]:22"], &[], &[("[::]:22", 6)], None),
+            (&["[::]:22"], &["[::]:22", "[::]:80"], &[("[::]:22", 6), ("[::]:80", 1)], None),
+            (&["[::]:22"], &["[::]:22", "[::]:2222"], &[("[::]:22", 6)], Some("[::]:2222")),
+        ];
+        for (must_return, perhaps, now, expected) in cases {
+            let before = Before {
+                inodes: BTreeSet::new(),
+                must_return: all(must_return),
+                perhaps_its_own: all(perhaps),
+            };
+            let now: Vec<Listening> = now
+                .iter()
+                .map(|(address, inode)| Listening {
+                    address: address.parse().unwrap(),
+                    uid: 0,
+                    inode: *inode,
+                })
+                .collect();
+            let lost = before.lost(&now, |socket| socket.inode != 1);
+            assert_eq!(lost, expected.map(|address| address.parse().unwrap()), "{must_return:?} {now:?}");
+        }
+    }
 
     #[test]
     fn ports_that_nobody_serves() {

@@ -1,20 +1,23 @@
 //! The sshd of this guest, asked (contract 6): what it says of its files as they stand, and of a setting that
 //! is not there yet.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::config_tree::Rules;
 use super::locate::{self, Located};
 use super::question::{About, Questioner};
-use super::{child, config_tree, process, sockets};
+use super::sockets::{self, Listening};
+use super::{child, config_tree, process};
 use crate::policy::connection::{anybody, connections, listening_ports};
 use crate::policy::effective::Effective;
 use crate::policy::listener;
 use crate::policy::observation::{Answer, ConfigTree, Connection, OtherListener, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::sshd_config::named_hosts;
+use crate::policy::sshd_config::{has_relative_include, named_hosts};
 
 /// The main file of an sshd that was built as all distributions do.
 const DEFAULT_CONFIG: &str = "/etc/ssh/sshd_config";
@@ -41,29 +44,30 @@ pub struct SshdSettings {
 /// Finds sshd, reads its files and asks it for `user` (contract 6, "Whom we ask" and "For whom").
 pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     let (main, main_is_writable) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
-    if !settings.binary.exists() {
+    let located = locate::locate(settings)?;
+    if !located.program.exists() {
         let text = format!(
             "there is no sshd at {}: install the OpenSSH server, or name its program as 'binary' in [sshd] of \
              the agent's configuration",
-            settings.binary.display()
+            located.program.display()
         );
         return Err(Refusal::new(Reason::SshdNotFound, text));
     }
-    let located = locate::locate(settings)?;
     let options = options_of(settings, &located, &main)?;
-    let mut questioner = Questioner::new(&settings.binary, &main, &options, &settings.run_dir);
+    let mut questioner = Questioner::new(&located.program, &main, &options, &settings.run_dir);
     questioner.test(About::Live)?.map_err(already_invalid)?;
-    let config = config_tree::read_tree(&main)?;
     // Where it listens is the same for everybody.
     let effective = questioner.effective(About::Live, &anybody(user))?.map_err(already_invalid)?;
+    let config = tree_as_it_reads_it(&located.program, &main, &effective)?;
     let connections = connections(user, &effective, &hosts(&config, &options));
     let answers = questioner.answers(About::Live, connections)?.map_err(already_invalid)?;
     drop(questioner);
     let listeners = process::listeners(&settings.binary);
     refuse_an_unseen_listener(settings, &located, &effective, &listeners)?;
+    refuse_another_ports_listener(&located, &effective, &listeners)?;
     let has_read_its_files = has_read_its_files(effective.value("pidfile"), &config);
     Ok(Sshd {
-        binary: settings.binary.clone(),
+        binary: located.program,
         options,
         running: located.running,
         main_is_writable,
@@ -78,7 +82,53 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
 /// sshd's files as they stand, without asking it.
 pub fn files(settings: &SshdSettings) -> Result<ConfigTree, Refusal> {
     let (main, _) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
-    config_tree::read_tree(&main)
+    config_tree::read_tree(&main, &Rules::default())
+}
+
+/// sshd's files as this sshd reads them. Its version and its own directory are asked for only where it matters: OpenSSH 8.2
+/// and 8.3 do not find a relative Include, and listen on port 22 besides as soon as any file is included.
+fn tree_as_it_reads_it(program: &Path, main: &Path, effective: &Effective) -> Result<ConfigTree, Refusal> {
+    let tree = config_tree::read_tree(main, &Rules::default())?;
+    let has_relative = tree.files.values().any(|content| has_relative_include(content));
+    let would_open_22 = |tree: &ConfigTree| {
+        let mut included = tree.includes.values().flatten();
+        !tree.includes.is_empty()
+            && included.all(|included| included.files.is_empty())
+            && listening_ports(effective) != [22]
+    };
+    if !has_relative && !would_open_22(&tree) {
+        return Ok(tree);
+    }
+    let is_old = matches!(version(program)?, Some((8, 2 | 3)));
+    let ssh_dir = match (is_old, has_relative) {
+        (true, _) => None,
+        (false, true) => built_in_config(program)?.and_then(|config| config.parent().map(Path::to_owned)),
+        (false, false) => return Ok(tree),
+    };
+    let rules = if is_old || ssh_dir.is_some() { Rules { ssh_dir } } else { Rules::default() };
+    let mut tree = config_tree::read_tree(main, &rules)?;
+    if is_old && would_open_22(&tree) {
+        // No place for a drop-in, which would be the first file that is included.
+        for included in tree.includes.values_mut().flatten() {
+            included.directory_exists = false;
+        }
+    }
+    Ok(tree)
+}
+
+/// The version of this sshd, as it says it of itself. Up to OpenSSH 8.9 it knows no option for that, and says it all the same.
+fn version(program: &Path) -> Result<Option<(u32, u32)>, Refusal> {
+    let output = child::run(program, &["-V"], "")
+        .map_err(|error| Refusal::new(Reason::IoError, format!("asking sshd for its version: {error}")))?;
+    Ok([&output.stderr, &output.stdout].into_iter().find_map(|text| version_in(text)))
+}
+
+/// The version in a text such as `OpenSSH_8.2p1 Ubuntu-4ubuntu0.11`.
+fn version_in(text: &str) -> Option<(u32, u32)> {
+    let (_, rest) = text.split_once("OpenSSH_")?;
+    let (major, rest) = rest.split_once('.')?;
+    let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    Some((major.parse().ok()?, rest.get(..digits)?.parse().ok()?))
 }
 
 /// What sshd would say if `ahead` stood ahead of its present configuration (contract 6, "Tried before it is
@@ -89,25 +139,14 @@ pub fn try_ahead(
     ahead: &str,
     connections: &[Connection],
 ) -> Result<Vec<Answer>, Refusal> {
+    // The text itself, and no Include of it: OpenSSH before 8.2 has none, and 8.2 and 8.3 pass over every `Match` of an
+    // included file and listen on port 22 besides.
     let main = &sshd.config.main;
-    let path = main.to_string_lossy();
-    if path.contains(['[', '*', '?', '"', '\\', '\n']) {
-        let text = format!("{path}: sshd's Include would take this path for a pattern; rename the file");
-        return Err(Refusal::new(Reason::UnsafePath, text));
-    }
-    let mut questioner = questioner(settings, sshd);
-    let include = format!("{ahead}\nInclude \"{path}\"\n");
-    let refused = match answer(&mut questioner, connections, About::Text(&include))? {
-        Ok(answers) => return Ok(answers),
-        Err(words) => words,
-    };
-    if !refused.to_ascii_lowercase().contains("bad configuration option: include") {
-        return Err(rejected(&refused, main));
-    }
-    // Before OpenSSH 8.2.
-    let text = sshd.config.files.get(main).map(|bytes| String::from_utf8_lossy(bytes)).unwrap_or_default();
-    let inlined = format!("{ahead}\n{text}");
-    answer(&mut questioner, connections, About::Text(&inlined))?.map_err(|words| rejected(&words, main))
+    let mut text = format!("{ahead}\n").into_bytes();
+    let lines_ahead = text.iter().filter(|byte| **byte == b'\n').count();
+    text.extend(sshd.config.files.get(main).into_iter().flatten());
+    answer(&mut questioner(settings, sshd), connections, About::Text(&text))?
+        .map_err(|words| rejected(&words, main, lines_ahead))
 }
 
 /// What sshd says of its files as they stand now.
@@ -142,7 +181,9 @@ fn has_read_its_files(pid_file: &str, config: &ConfigTree) -> Option<bool> {
     let written = fs::metadata(pid_file).ok()?;
     let written = (written.mtime(), written.mtime_nsec());
     let changed = |file: &PathBuf| fs::metadata(file).map(|file| (file.ctime(), file.ctime_nsec())).ok();
-    Some(config.files.keys().filter_map(changed).all(|changed| changed < written))
+    let included = config.includes.values().flatten().flat_map(|included| &included.files);
+    let read: BTreeSet<&PathBuf> = included.chain([&config.main]).collect();
+    Some(read.into_iter().filter_map(changed).all(|changed| changed < written))
 }
 
 /// `sshd -T` of the files as they stand, for the first connection of the observation.
@@ -172,11 +213,36 @@ fn already_invalid(words: String) -> Refusal {
     Refusal::new(Reason::SshdConfigAlreadyInvalid, text)
 }
 
-fn rejected(words: &str, main: &Path) -> Refusal {
-    let words = words.replace("/dev/stdin", "the new setting");
+fn rejected(words: &str, main: &Path, lines_ahead: usize) -> Refusal {
+    let words = in_their_files(words, main, lines_ahead);
     let text =
         format!("sshd refuses the new setting ahead of {}: {words}; nothing was changed", main.display());
     Refusal::new(Reason::SshdConfigRejected, text)
+}
+
+/// sshd's words about a text on its standard input, of which the first lines are the new setting and the rest the main
+/// file's: the lines are named by the file in which they stand.
+fn in_their_files(words: &str, main: &Path, lines_ahead: usize) -> String {
+    let mut said = String::with_capacity(words.len());
+    let mut parts = words.split("/dev/stdin");
+    said.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        // `/dev/stdin line 3: …` and `/dev/stdin: line 3: …`
+        let numbered = [" line ", ": line "].into_iter().find_map(|between| {
+            let rest = part.strip_prefix(between)?;
+            let behind = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            let line: usize = rest[..rest.len() - behind.len()].parse().ok()?;
+            Some((between, line, behind))
+        });
+        match numbered {
+            Some((between, line, behind)) if line > lines_ahead => {
+                let line = line - lines_ahead;
+                said.push_str(&format!("{}{between}{line}{behind}", main.display()));
+            }
+            _ => said.push_str(&format!("the new setting{part}")),
+        }
+    }
+    said
 }
 
 /// The main file, and whether it may be written: the vendor's may not.
@@ -208,10 +274,13 @@ pub fn may_run(settings: &SshdSettings) -> Result<bool, Refusal> {
     let main = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG);
     if !located.running {
         // All is there, and it could not be asked: something listens on its port that nobody names.
-        return Ok(main.is_ok() && settings.binary.exists());
+        return Ok(main.is_ok() && located.program.exists());
     }
-    // By its own words another file is its main file.
-    let named = listener::repeated(&located.arguments).ok().and_then(|found| found.config);
+    // By its own words another file is its main file, or by its program's.
+    let named = match listener::repeated(&located.arguments) {
+        Ok(found) => found.config.or_else(|| built_in_config(&located.program).ok().flatten()),
+        Err(_) => None,
+    };
     let reads_another = named.zip(main.ok()).is_some_and(|(named, (main, _))| !is_same_file(&named, &main));
     Ok(!reads_another)
 }
@@ -229,19 +298,31 @@ fn options_of(settings: &SshdSettings, located: &Located, main: &Path) -> Result
     })?;
     let reads = match found.config {
         Some(config) => Some(config),
-        // `main` is what sshd itself would take, unless it was built for another place.
-        None if main == Path::new(DEFAULT_CONFIG) || main == Path::new(VENDOR_CONFIG) => None,
-        None if located.running => built_in_config(&settings.binary)?,
+        None if located.options_are_known => built_in_config(&located.program)?,
         None => None,
     };
-    match reads.filter(|reads| !is_same_file(reads, main)) {
-        None => Ok(found.options),
-        Some(other) => Err(not_found(format!(
+    // Built for the first, it takes the second where the first does not exist.
+    let is_vendors = |reads: &Path| main == Path::new(VENDOR_CONFIG) && reads == Path::new(DEFAULT_CONFIG);
+    let Some(other) = reads.filter(|reads| !is_same_file(reads, main) && !is_vendors(reads)) else {
+        return Ok(found.options);
+    };
+    let (program, configured) = (&located.program, &settings.binary);
+    Err(not_found(if is_same_file(program, configured) {
+        format!(
             "{name} reads {}, not {}: name that file as 'config' in [sshd] of the agent's configuration",
             other.display(),
             main.display()
-        ))),
-    }
+        )
+    } else {
+        format!(
+            "{name} runs {}, which reads {}; the agent is told of {} and {}: name the first two as 'binary' and \
+             'config' in [sshd] of the agent's configuration",
+            program.display(),
+            other.display(),
+            configured.display(),
+            main.display()
+        )
+    }))
 }
 
 /// The main file that this sshd was built with, where its debug output names it.
@@ -268,11 +349,11 @@ fn refuse_an_unseen_listener(
     listeners: &[OtherListener],
 ) -> Result<(), Refusal> {
     let Reload::None(why) = &located.reload else { return Ok(()) };
-    if settings.pid_file.is_none() && super::systemd::is_running() {
-        return Ok(());
-    }
     let ports = listening_ports(effective);
     let sockets = sockets::listening(None).unwrap_or_default();
+    if settings.pid_file.is_none() && super::systemd::is_running() {
+        return refuse_a_listener_outside_its_unit(why, located, &ports, &sockets, listeners);
+    }
     let Some(taken) = sockets.iter().map(|socket| socket.address.port()).find(|port| ports.contains(port))
     else {
         return Ok(());
@@ -289,6 +370,59 @@ fn refuse_an_unseen_listener(
     Err(Refusal::new(Reason::SshdNotFound, text))
 }
 
+/// The unit does not run, and an sshd listens on its port all the same: by which files, nobody says. What systemd itself
+/// holds for a socket unit is no sshd's.
+fn refuse_a_listener_outside_its_unit(
+    why: &str,
+    located: &Located,
+    ports: &[u16],
+    sockets: &[Listening],
+    listeners: &[OtherListener],
+) -> Result<(), Refusal> {
+    let taken = sockets.iter().map(|socket| socket.address.port()).find(|port| ports.contains(port));
+    let Some(taken) = taken else { return Ok(()) };
+    let certain = listeners.iter().find(|listener| listener.ports.contains(&taken));
+    // Where no descriptors can be read, one that looks like a listener may hold the port, unless systemd does.
+    let likely = || listeners.iter().find(|listener| listener.ports.is_empty());
+    let Some(OtherListener { pid, line, .. }) =
+        certain.or_else(|| likely().filter(|_| !super::systemd::listens_for_sshd()))
+    else {
+        return Ok(());
+    };
+    let text = format!(
+        "{why}, but pid {pid} ('{line}') listens on port {taken}, and the agent would ask {}: start sshd by its unit, \
+         or name that listener's pid file as 'pid_file' in [sshd] of the agent's configuration",
+        located.program.display()
+    );
+    Err(Refusal::new(Reason::SshdNotFound, text))
+}
+
+/// The sshd that was found listens on none of the ports of its configuration, and another one on one of them: it is that
+/// one's answer that would count.
+fn refuse_another_ports_listener(
+    located: &Located,
+    effective: &Effective,
+    listeners: &[OtherListener],
+) -> Result<(), Refusal> {
+    let Some(pid) = located.pid else { return Ok(()) };
+    let ports = listening_ports(effective);
+    let has_one = |own: &[u16]| own.iter().any(|port| ports.contains(port));
+    let Some(own) = process::listening_ports(pid).filter(|own| !own.is_empty()) else { return Ok(()) };
+    let other = listeners.iter().find(|other| other.pid != pid && has_one(&other.ports));
+    match other {
+        Some(OtherListener { pid, line, .. }) if !has_one(&own) => {
+            let text = format!(
+                "{} ({}) listens on no port of its configuration, and pid {pid} ('{line}') on one of them: restart the \
+                 first, or name the other's pid file as 'pid_file' in [sshd] of the agent's configuration",
+                located.name,
+                located.program.display()
+            );
+            Err(Refusal::new(Reason::SshdNotFound, text))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The public key in a file.
 fn host_key(file: &Path) -> Option<HostKey> {
     use base64ct::{Base64, Encoding};
@@ -303,6 +437,35 @@ fn host_key(file: &Path) -> Option<HostKey> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions() {
+        for (text, expected) in [
+            ("unknown option -- V\nOpenSSH_8.2p1, OpenSSL 3.0.22", Some((8, 2))),
+            ("OpenSSH_10.0p2 Debian-7, OpenSSL", Some((10, 0))),
+            ("OpenSSH_8.2p1 Ubuntu-4ubuntu0.11, x", Some((8, 2))),
+            ("OpenSSH_9", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_are_named_by_their_file() {
+        let main = Path::new("/etc/ssh/sshd_config");
+        for (words, expected) in [
+            ("/dev/stdin: line 2: Bad x", "the new setting: line 2: Bad x"),
+            (
+                "/dev/stdin: line 3: Bad x; /dev/stdin: terminating",
+                "/etc/ssh/sshd_config: line 1: Bad x; the new setting: terminating",
+            ),
+            ("/dev/stdin line 12: y", "/etc/ssh/sshd_config line 10: y"),
+            ("/etc/ssh/a.conf line 1: y", "/etc/ssh/a.conf line 1: y"),
+        ] {
+            assert_eq!(in_their_files(words, main, 2), expected, "{words}");
+        }
+    }
 
     #[test]
     fn which_main_file() {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,11 @@ pub(super) fn active_sockets(service: &Unit) -> Result<Vec<String>, String> {
     Ok(show(&sockets)?.into_iter().filter(held).map(|unit| unit.id).collect())
 }
 
+/// Whether systemd holds sshd's sockets, for a service that starts with the first connection or for each one.
+pub(super) fn listens_for_sshd() -> bool {
+    show(&["ssh.socket", "sshd.socket"]).is_ok_and(|units| units.iter().any(Unit::is_active))
+}
+
 /// Runs `systemctl` with these words; its own words where it fails.
 pub(super) fn systemctl(arguments: &[&str]) -> Result<String, String> {
     let output = child::run(Path::new("systemctl"), arguments, "").map_err(|error| error.to_string())?;
@@ -79,8 +84,17 @@ pub(super) fn systemctl(arguments: &[&str]) -> Result<String, String> {
     Err(format!("'systemctl {}' failed: {}", arguments.join(" "), output.words()))
 }
 
-/// The words with which the unit starts its program, its environment put in.
-pub(super) fn start_words(unit: &str) -> Result<Vec<String>, String> {
+/// How a unit starts its program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StartWords {
+    /// The program.
+    pub(super) program: PathBuf,
+    /// Its arguments, argv[0] first, its environment put in.
+    pub(super) arguments: Vec<String>,
+}
+
+/// The words with which the unit starts its program.
+pub(super) fn start_words(unit: &str) -> Result<StartWords, String> {
     let object = format!("/org/freedesktop/systemd1/unit/{}", escape(unit));
     let interface = "org.freedesktop.systemd1.Service";
     let arguments = [
@@ -101,10 +115,10 @@ pub(super) fn start_words(unit: &str) -> Result<Vec<String>, String> {
 }
 
 /// The same from busctl's output, a property a line; `read` gives the content of an environment file.
-fn words_of(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<Vec<String>, String> {
+fn words_of(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<StartWords, String> {
     let mut lines = output.lines();
     let mut next = || lines.next().unwrap_or("");
-    let words = unit_words::exec_start(next()).ok_or("its ExecStart can't be read")?;
+    let (program, words) = unit_words::exec_start(next()).ok_or("its ExecStart can't be read")?;
     let assignments = unit_words::strings(next()).ok_or("its Environment can't be read")?;
     let files = unit_words::environment_files(next()).ok_or("its EnvironmentFile can't be read")?;
     // systemd before 228 has no PassEnvironment.
@@ -125,6 +139,7 @@ fn words_of(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<
         }
     }
     unit_words::expand(&words, &environment, &passed)
+        .map(|arguments| StartWords { program, arguments })
         .map_err(|name| format!("${name} of its ExecStart can't be expanded (PassEnvironment)"))
 }
 
@@ -251,7 +266,7 @@ mod tests {
             _ => Err(io::Error::from(io::ErrorKind::NotFound)),
         };
         let words = |environment: &str, files: &str, passed: &str| {
-            words_of(&output(environment, files, passed), read)
+            words_of(&output(environment, files, passed), read).map(|words| words.arguments)
         };
         let debian = words(r#"as 2 "B=d=e f" "SSHD_OPTS=x""#, r#"a(sb) 1 "/etc/default/ssh" true"#, "as 0");
         let expected = ["/usr/sbin/sshd", "-D", "-o", "A=b c", "-od=e f"];

@@ -27,14 +27,15 @@ impl Property {
     }
 }
 
-/// The words of the first command of `ExecStart`.
-pub(super) fn exec_start(line: &str) -> Option<Vec<String>> {
+/// The program of the first command of `ExecStart`, and its words: argv[0] is another one where the line begins with `@`.
+pub(super) fn exec_start(line: &str) -> Option<(PathBuf, Vec<String>)> {
     let mut property = property(line)?;
     if !property.signature.starts_with("a(sas") || property.count()? == 0 {
         return None;
     }
-    let _path = property.next()?;
-    property.strings().filter(|words| !words.is_empty())
+    let program = PathBuf::from(property.next()?);
+    let words = property.strings().filter(|words| !words.is_empty())?;
+    Some((program, words))
 }
 
 /// A list of strings, such as `Environment` or `PassEnvironment`.
@@ -260,7 +261,10 @@ mod tests {
     fn what_busctl_prints() {
         let line = r#"a(sasbttttuii) 1 "/usr/sbin/sshd" 4 "/usr/sbin/sshd" "-D" "-oBanner=\"a b\"\x41\303\244\n" "$SSHD_OPTS" false 1 2 3 4 0 0 0"#;
         let expected = words(&["/usr/sbin/sshd", "-D", "-oBanner=\"a b\"Aä\n", "$SSHD_OPTS"]);
-        assert_eq!(exec_start(line), Some(expected));
+        assert_eq!(exec_start(line), Some((PathBuf::from("/usr/sbin/sshd"), expected)));
+        let line = r#"a(sasbttttuii) 1 "/opt/sshd" 2 "/usr/sbin/sshd" "-D" false 1 2 3 4 0 0 0"#;
+        let expected = words(&["/usr/sbin/sshd", "-D"]);
+        assert_eq!(exec_start(line), Some((PathBuf::from("/opt/sshd"), expected)));
         for line in
             ["", "a(sasbttttuii) 0", "as 1 \"x\"", r#"a(sasbttttuii) 1 "/x" 3 "/x" "-D""#, r#"a(sas) 1 "/x"#]
         {

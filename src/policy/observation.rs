@@ -209,7 +209,7 @@ pub struct Answer {
 pub struct ConfigTree {
     /// The main file.
     pub main: PathBuf,
-    /// Every file's bytes.
+    /// Every file's bytes, each file under one path alone; besides, drop-ins of ours to which no Include leads.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
     /// For each Include directive, by file and line (from 1): what each of its patterns leads to.
     pub includes: BTreeMap<(PathBuf, usize), Vec<Included>>,

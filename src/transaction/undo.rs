@@ -2,11 +2,10 @@
 
 use crate::guest::Guest;
 use crate::policy::edit::{FileEdit, FileKind};
-use crate::policy::observation::{Account, ConfigTree, Fate, KeyFile};
+use crate::policy::observation::{Account, Fate, KeyFile};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan;
 use crate::policy::public_key::PublicKey;
-use crate::policy::sshd_config::DROP_IN;
 use crate::policy::types::PasswordAuth;
 
 use super::blocks::{Blocks, Candidate, fate, nothing_found};
@@ -120,7 +119,7 @@ impl<G: Guest> Transaction<G> {
                 known.extend(keys.iter().cloned());
             }
         }
-        let mut config = match self.guest.sshd_files() {
+        let config = match self.guest.sshd_files() {
             Ok(config) => Some(config),
             Err(refusal) if refusal.reason == Reason::SshdNotFound => {
                 undone.notes.push(refusal.message);
@@ -131,22 +130,10 @@ impl<G: Guest> Transaction<G> {
                 None
             }
         };
-        if let Some(config) = &mut config {
-            self.find_unread_drop_in(config);
-        }
         let files = self.key_files(state, undone);
         plan::draft_undo(&files, config.as_ref(), &known)
             .into_iter()
             .partition(|edit| edit.kind == FileKind::SshdConfig)
-    }
-
-    /// A drop-in of ours that no Include leads to any more is still ours.
-    fn find_unread_drop_in(&self, config: &mut ConfigTree) {
-        let Some(directory) = config.main.parent() else { return };
-        let path = directory.join("sshd_config.d").join(DROP_IN);
-        if let Ok(Some(content)) = self.guest.read(&FileKind::SshdConfig, &path) {
-            config.files.entry(path).or_insert(content);
-        }
     }
 
     fn take_out(&mut self, edit: FileEdit, undone: &mut Undone) {

@@ -295,7 +295,7 @@ impl<'a> Course<'a> {
 
     fn failing_reload(&mut self) -> Result<(), String> {
         let reloads = self.known.as_ref().is_some_and(|known| known.reloads);
-        self.guest().take_sshds_program_away();
+        self.guest().break_sshds_program()?;
         let before = self.snapshot();
         let (result, _) = self.apply(&attach("matrix", self.lab.key(self.row.key), "no"), &[])?;
         let reason = match &self.row.no.reason {

@@ -223,12 +223,10 @@ impl<'a> Guest<'a> {
         if output.status.success() { Ok(()) } else { Err(format!("the row's script: {}", both(&output))) }
     }
 
-    /// By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel trial, and the
-    /// kernel then runs no such file (ETXTBSY).
     fn start_sshd(&self) -> Result<(), String> {
-        let start = "cp /usr/sbin/sshd /usr/local/sbin/sshd; exec /usr/local/sbin/sshd \"$@\"";
+        let start = format!("{}\nexec /usr/local/sbin/sshd \"$@\"", self.row.program);
         let output =
-            self.command("/bin/sh").args(["-ec", start, "sshd"]).args(&self.row.arguments).output().unwrap();
+            self.command("/bin/sh").args(["-ec", &start, "sshd"]).args(&self.row.arguments).output().unwrap();
         if !output.status.success() {
             return Err(format!("sshd does not start: {}", both(&output)));
         }
@@ -238,14 +236,18 @@ impl<'a> Guest<'a> {
         Ok(())
     }
 
-    /// From now on sshd cannot execute itself anew: a SIGHUP ends it.
-    pub fn take_sshds_program_away(&self) {
-        let _ = fs::remove_file(self.at("/usr/local/sbin/sshd"));
+    /// From now on sshd cannot execute itself anew: a SIGHUP ends it. What stands in the place of its program answers
+    /// questions all the same, as a program does that misses a library only when it listens.
+    pub fn break_sshds_program(&self) -> Result<(), String> {
+        let script = include_str!("../support/answers_and_dies.sh");
+        self.write("/usr/local/sbin/sshd.new", script).map_err(|error| error.to_string())?;
+        self.shell("chmod 755 /usr/local/sbin/sshd.new; mv /usr/local/sbin/sshd.new /usr/local/sbin/sshd")
     }
 
     /// What `sshd -t` has against the configuration.
     pub fn complaint(&self) -> Option<String> {
-        let output = self.command("/usr/sbin/sshd").arg("-t").args(&self.row.arguments).output().unwrap();
+        let program = if self.row.running { "/usr/local/sbin/sshd" } else { "/usr/sbin/sshd" };
+        let output = self.command(program).arg("-t").args(&self.row.arguments).output().unwrap();
         (!output.status.success()).then(|| both(&output))
     }
 

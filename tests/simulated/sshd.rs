@@ -127,5 +127,8 @@ pub fn tree(disk: &Disk) -> ConfigTree {
             .insert((MAIN.into(), number), vec![Included { pattern, directory_exists: true, files }]);
         tree.files.extend(drop_ins(disk).map(|(path, content)| (path.clone(), content.to_vec())));
     }
+    // Ours is seen without an Include, too.
+    let ours = drop_ins(disk).filter(|(path, _)| path.ends_with("00-keypair-agent.conf"));
+    tree.files.extend(ours.map(|(path, content)| (path.clone(), content.to_vec())));
     tree
 }

@@ -109,7 +109,7 @@ pub struct Form<'a> {
     pub arguments: &'a [&'a str],
     /// Lines of the agent's configuration, ahead of its tables.
     pub agent: &'a str,
-    /// Whether sshd runs from a copy of its binary, `sshd9` in the folder, which a test can take away.
+    /// Whether sshd runs from a copy of its binary, `sshd9` in the folder, which a test can replace.
     pub copied_binary: bool,
     /// Where the metadata service is.
     pub metadata: Option<&'a Metadata>,
@@ -159,6 +159,20 @@ impl Guest {
 
     pub fn drop_in(&self) -> PathBuf {
         self.path("sshd_config.d/00-keypair-agent.conf")
+    }
+
+    /// From now on the copied binary answers questions, and ends where it is to listen.
+    pub fn break_copied_binary(&self) {
+        self.replace_copied_binary(include_str!("answers_and_dies.sh"));
+    }
+
+    /// Puts a script in the copied binary's place, as an upgrade does it. By install(1), as for the copy.
+    pub fn replace_copied_binary(&self, text: &str) {
+        let (script, new) = (self.path("script"), self.path("sshd9.new"));
+        fs::write(&script, text).unwrap();
+        let done = Command::new("install").arg("-m755").arg(&script).arg(&new).status().unwrap();
+        assert!(done.success());
+        fs::rename(new, self.path("sshd9")).unwrap();
     }
 
     pub fn agent(&self, arguments: &[&str]) -> Output {

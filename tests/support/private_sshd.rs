@@ -122,6 +122,50 @@ impl PrivateSshd {
         }
     }
 
+    /// A copy of the real program whose own directory is another one than /etc/ssh, with a main file and a drop-in there.
+    /// The path of a built-in directory keeps its length.
+    pub fn built_for_own_directory(&self) -> BuiltFor {
+        let real = self.at("conf");
+        let directory = PathBuf::from(format!("/run/{:03x}", std::process::id() & 0xfff));
+        fs::create_dir_all(real.join("d")).unwrap();
+        let _ = fs::remove_file(&directory);
+        std::os::unix::fs::symlink(&real, &directory).unwrap();
+        let edit = format!(r"s#/etc/ssh\([/\x00]\)#{}\1#g", directory.display());
+        let program = self.at("sshd");
+        let done_by =
+            format!("sed '{edit}' {SSHD} > {0}.new; chmod 755 {0}.new; mv {0}.new {0}", program.display());
+        done(Command::new("sh").args(["-ec", &done_by]));
+        let main = fs::read_to_string(self.config()).unwrap();
+        fs::write(real.join("sshd_config"), format!("Include d/*.conf\n{main}")).unwrap();
+        fs::write(real.join("d/a.conf"), "PasswordAuthentication no\n").unwrap();
+        BuiltFor { program, config: directory.join("sshd_config"), link: directory }
+    }
+
+    /// Starts a program by the main file that it was built with, as a daemon.
+    pub fn start_without_main(&mut self, binary: &Path) {
+        let mut command = Command::new(binary);
+        command.current_dir(self.directory.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        done(&mut command);
+        wait_until("the private sshd writes its pid file", || self.pid().is_some());
+    }
+
+    /// A copy of the real program. By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel
+    /// test, and the kernel then runs no such file (ETXTBSY).
+    pub fn copy_of_program(&self, name: &str) -> PathBuf {
+        let copy = self.at(name);
+        done(Command::new("cp").arg(SSHD).arg(&copy));
+        copy
+    }
+
+    /// Puts a script in the place of a program, as an upgrade does it: another file under the same name.
+    pub fn replace_program(&self, program: &Path, script: &str) {
+        fs::write(self.at("script"), script).unwrap();
+        let new = program.with_extension("new");
+        done(Command::new("install").arg("-m755").arg(self.at("script")).arg(&new));
+        fs::rename(new, program).unwrap();
+    }
+
     /// Names and times of all that stands in its directory.
     pub fn snapshot(&self) -> Vec<(PathBuf, std::time::SystemTime)> {
         let mut entries: Vec<_> = fs::read_dir(self.directory.path())
@@ -165,6 +209,26 @@ impl Drop for PrivateSshd {
         self.stop();
     }
 }
+
+/// An sshd that was built for another directory, which is gone with it.
+pub struct BuiltFor {
+    pub program: PathBuf,
+    pub config: PathBuf,
+    link: PathBuf,
+}
+
+impl Drop for BuiltFor {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.link);
+    }
+}
+
+fn done(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+/// A program that answers every question as the real sshd, and ends where it is to listen.
+pub const ANSWERS_AND_DIES: &str = include_str!("answers_and_dies.sh");
 
 /// Waits for something that will come; fails by its name where it does not.
 pub fn wait_until(what: &str, mut come: impl FnMut() -> bool) {

@@ -35,6 +35,7 @@ impl Draft {
         let standing = sshd_config::taken(&sshd.config);
         let as_desired = match standing.as_slice() {
             [] => true,
+            [place] if !sshd_config::is_read(&sshd.config, place) => false,
             [place] => sshd_config::directives_of_ours(&ours_at(sshd, place)) == desired,
             _ => false,
         };

@@ -5,16 +5,43 @@ use std::path::{Path, PathBuf};
 
 use super::tokens;
 
-/// Where a relative Include starts: sshd_config(5).
-const SSH_DIR: &str = "/etc/ssh";
+/// Where a relative Include starts, sshd_config(5), in an sshd that was built as all distributions do.
+pub const SSH_DIR: &str = "/etc/ssh";
 
 /// The Include directives of a file: line (from 1) and patterns, made absolute.
 pub fn include_patterns(content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
-    let absolute = |pattern: String| Path::new(SSH_DIR).join(pattern);
+    include_patterns_in(Some(Path::new(SSH_DIR)), content)
+}
+
+/// The same where a relative Include starts at `ssh_dir`; without it a relative one leads nowhere, and is left out.
+pub fn include_patterns_in(ssh_dir: Option<&Path>, content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
+    let absolute = |pattern: String| match ssh_dir {
+        Some(ssh_dir) => Some(ssh_dir.join(pattern)),
+        None => Some(PathBuf::from(pattern)).filter(|pattern| pattern.is_absolute()),
+    };
     lines(content)
         .filter(|(_, keyword, _)| keyword == "include")
-        .map(|(line, _, arguments)| (line, arguments.into_iter().map(absolute).collect()))
+        .map(|(line, _, arguments)| (line, arguments.into_iter().filter_map(absolute).collect()))
         .collect()
+}
+
+/// Whether a file has an Include with a relative path.
+pub fn has_relative_include(content: &[u8]) -> bool {
+    lines(content).any(|(_, keyword, arguments)| {
+        keyword == "include" && arguments.iter().any(|pattern| !pattern.starts_with('/'))
+    })
+}
+
+/// The patterns of the Include directives that are commented out in a file: what it may have included before.
+pub fn former_include_patterns(content: &[u8]) -> Vec<PathBuf> {
+    let uncommented = |line: &[u8]| {
+        let line = line.trim_ascii_start();
+        let text = line.strip_prefix(b"#")?;
+        let (keyword, arguments) = tokens::split(text)?;
+        keyword.eq_ignore_ascii_case("include").then_some(arguments)
+    };
+    let patterns = content.split(|byte| *byte == b'\n').filter_map(uncommented).flatten();
+    patterns.map(|pattern| Path::new(SSH_DIR).join(pattern)).collect()
 }
 
 /// The host patterns that rules of a file name: of `Match Address`, `Match Host`, and behind an `@` of
@@ -76,6 +103,29 @@ mod tests {
                 .collect();
             assert_eq!(include_patterns(text.as_bytes()), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn where_relative_patterns_start() {
+        let text = b"Include d/*.conf /a\n";
+        let found = include_patterns_in(Some(Path::new("/usr/local/etc")), text);
+        assert_eq!(found, [(1, vec![PathBuf::from("/usr/local/etc/d/*.conf"), PathBuf::from("/a")])]);
+        assert_eq!(include_patterns_in(None, text), [(1, vec![PathBuf::from("/a")])]);
+        for (text, expected) in [
+            ("Include d/*.conf", true),
+            ("Include /a b\n", true),
+            ("Include /a\n#Include b\n", false),
+            ("", false),
+        ] {
+            assert_eq!(has_relative_include(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn includes_that_are_commented_out() {
+        let text = "#Include /a/*.conf\n  # include b/c\nInclude /d\n# includes /e\n##Include /f\n#\n";
+        let expected = ["/a/*.conf", "/etc/ssh/b/c"].map(PathBuf::from);
+        assert_eq!(former_include_patterns(text.as_bytes()), expected);
     }
 
     #[test]

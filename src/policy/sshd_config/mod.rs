@@ -16,9 +16,12 @@ mod tokens;
 
 pub use criteria::{applies, criteria_pairs};
 pub use decider::{Decider, Decision, Names, Reading};
-pub use include::{include_patterns, named_hosts};
+pub use include::{
+    SSH_DIR, former_include_patterns, has_relative_include, include_patterns, include_patterns_in,
+    named_hosts,
+};
 pub use keyword::{Counts, KNOWN, Keyword, spelling};
-pub use placement::{Place, Placement, contrary_lines, placement, taken};
+pub use placement::{Place, Placement, contrary_lines, is_read, placement, taken};
 pub use reader::{Directive, Scope, directives};
 pub use setting::{KbdInteractive, desired, forbids_all, judge_setting};
 pub use text::{COMMENT, Provenance, directives_of_ours, is_our_line_in_block, render, render_block};

@@ -71,6 +71,16 @@ pub fn taken(tree: &ConfigTree) -> Vec<Place> {
     taken
 }
 
+/// Whether sshd reads what stands at a place: nothing leads to a drop-in whose Include is gone.
+pub fn is_read(tree: &ConfigTree, place: &Place) -> bool {
+    match place {
+        Place::TopBlock(_) => true,
+        Place::DropIn(file) => {
+            tree.includes.values().flatten().any(|included| included.files.iter().any(|other| other == file))
+        }
+    }
+}
+
 fn is_drop_in(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name == DROP_IN)
 }

@@ -1,0 +1,82 @@
+//! The programs with which sshd serves a connection, since OpenSSH 9.8 (`sshd-session`) and 10.0 (`sshd-auth`): without
+//! them a listener ends as it starts, although `sshd -t` is content, or serves nobody.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::policy::effective::Effective;
+
+/// The keyword of sshd_config(5) that names such a program, and its usual name.
+const PROGRAMS: [(&str, &str); 2] = [("sshdsessionpath", "sshd-session"), ("sshdauthpath", "sshd-auth")];
+
+/// The most that is read of sshd's own program.
+const MAX_PROGRAM: u64 = 64 * 1024 * 1024;
+
+/// Why this sshd could not serve a connection by these settings.
+pub(super) fn missing(sshd: &Path, effective: &Effective) -> Option<String> {
+    PROGRAMS.into_iter().find_map(|(keyword, name)| {
+        let path = match effective.value(keyword) {
+            "" => built_in(sshd, name)?,
+            named => PathBuf::from(named),
+        };
+        let shown = path.display();
+        match fs::metadata(&path) {
+            Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => None,
+            Ok(_) => Some(format!("sshd's {name} is {shown}, which is no program")),
+            Err(error) => Some(format!("sshd's {name} is {shown}, which cannot be used: {error}")),
+        }
+    })
+}
+
+/// The path of such a program that sshd was built with: a string of its own program. None before OpenSSH 9.8.
+fn built_in(sshd: &Path, name: &str) -> Option<PathBuf> {
+    let mut content = Vec::new();
+    File::open(sshd).ok()?.take(MAX_PROGRAM).read_to_end(&mut content).ok()?;
+    string_that_ends_in(&content, name)
+}
+
+/// The first absolute path of this name among the strings of a program, which end with a NUL.
+fn string_that_ends_in(content: &[u8], name: &str) -> Option<PathBuf> {
+    content.split(|byte| *byte == 0).find_map(|string| {
+        let text = std::str::from_utf8(string).ok().filter(|text| text.starts_with('/'))?;
+        let path = Path::new(text);
+        path.file_name().is_some_and(|file| file == name).then(|| path.to_owned())
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_are_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("plain"), "").unwrap();
+        fs::write(at("runs"), "").unwrap();
+        fs::set_permissions(at("runs"), fs::Permissions::from_mode(0o755)).unwrap();
+        let session = at("sshd-session");
+        fs::write(at("new"), format!("\u{7f}ELF\0{}\0x", session.display())).unwrap();
+        fs::write(at("old"), "\u{7f}ELF\0sshd-session\0/etc/ssh/sshd_config\0").unwrap();
+        let said = |keyword: &str, name: &str| format!("{keyword} {}\n", at(name).display());
+        for (sshd, text, expected) in [
+            ("old", String::new(), None),
+            ("new", String::new(), Some("sshd-session is /")),
+            ("new", said("SshdSessionPath", "runs"), None),
+            ("new", said("sshdsessionpath", "none"), Some("/none")),
+            ("new", said("sshdsessionpath", "plain"), Some("no program")),
+            ("new", said("sshdsessionpath", ""), Some("no program")),
+            ("new", said("SshdSessionPath", "runs") + &said("SshdAuthPath", "none"), Some("sshd-auth is /")),
+        ] {
+            let why = missing(&at(sshd), &Effective::parse(&text));
+            let is_expected =
+                expected.map_or(why.is_none(), |part| why.as_ref().is_some_and(|why| why.contains(part)));
+            assert!(is_expected, "{sshd} {text}: {why:?}");
+        }
+        fs::copy(at("runs"), &session).unwrap();
+        assert_eq!(missing(&at("new"), &Effective::default()), None);
+    }
+}

@@ -1,0 +1,149 @@
+//! Contract 6, "Where", and 10.4: a drop-in directory that is included under two names, and a drop-in of ours that no
+//! Include reads any more.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+use support::{Form, Guest, Key, attach, available, set_password_auth, wait_for};
+
+fn succeeded(guest: &Guest, command: &Value) -> Value {
+    let result = guest.apply(command);
+    assert_eq!(result["status"], "succeeded", "{result}");
+    result
+}
+
+fn undo(guest: &Guest) {
+    let undone = guest.agent(&["undo"]);
+    assert!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
+}
+
+/// Puts these lines in the place of the main file's own Include, and has sshd read them.
+fn include(guest: &Guest, lines: &str) {
+    let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    let rest = main.split_once('\n').unwrap().1;
+    fs::write(guest.path("sshd_config"), format!("{lines}{rest}")).unwrap();
+    hup(guest);
+}
+
+fn hup(guest: &Guest) {
+    let sockets = || {
+        let text = fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let port = format!(":{:04X} ", guest.sshd.port);
+        let own: Vec<String> = text.lines().filter(|line| line.contains(&port)).map(str::to_owned).collect();
+        own
+    };
+    let pid = nix::unistd::Pid::from_raw(guest.sshd.pid() as i32);
+    let inode = |line: &String| line.split_whitespace().nth(9).map(str::to_owned);
+    let before: Vec<_> = sockets().iter().filter_map(inode).collect();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    wait_for("sshd's reload", || {
+        let now = sockets();
+        let is_new =
+            |line: &String| line.contains(" 0A ") && inode(line).is_some_and(|it| !before.contains(&it));
+        now.iter().any(is_new).then_some(())
+    });
+}
+
+/// What these tests run.
+const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
+
+/// Every drop-in of ours below the guest's folder, each under the name that no link leads to.
+fn ours(guest: &Guest) -> Vec<PathBuf> {
+    let output = Command::new("find")
+        .arg(guest.folder.path())
+        .args(["-name", "00-keypair-agent.conf"])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(PathBuf::from).collect()
+}
+
+#[test]
+fn a_directory_that_is_included_under_two_names() {
+    if !available(&TOOLS) {
+        return;
+    }
+    // The link first, the link second, the same name twice.
+    for order in
+        [["conf.d", "sshd_config.d"], ["sshd_config.d", "conf.d"], ["sshd_config.d", "sshd_config.d"]]
+    {
+        let guest = Guest::new();
+        let key = Key::new(&guest.folder, "k");
+        fs::write(guest.path("sshd_config.d/50-image.conf"), "X11Forwarding no\n").unwrap();
+        symlink("sshd_config.d", guest.path("conf.d")).unwrap();
+        include(
+            &guest,
+            &order.map(|name| format!("Include {}/*.conf\n", guest.path(name).display())).concat(),
+        );
+        let before = guest.snapshot();
+        for (asked, offers) in [("no", false), ("no", false), ("yes", true), ("no", false), ("yes", true)] {
+            let result = succeeded(&guest, &attach("my-test", &key, asked));
+            assert_eq!(guest.sshd.offers_password(), offers, "{order:?} {asked}: {result}");
+            assert!(ours(&guest).len() <= 1, "{:?}", ours(&guest));
+        }
+        let again = guest.apply(&attach("my-test", &key, "yes"));
+        assert_eq!(again["changed"], false, "{order:?}: {again}");
+        undo(&guest);
+        assert_eq!(ours(&guest), Vec::<PathBuf>::new(), "{order:?}");
+        let after = guest.snapshot().into_iter().filter(|file| !file.0.ends_with("keys/root"));
+        assert_eq!(after.collect::<Vec<_>>(), before, "{order:?}");
+        assert!(guest.sshd.offers_password());
+    }
+}
+
+/// A guest with a bound key, passwords off by a drop-in, and the Include of that drop-in taken out again.
+fn with_unread_drop_in(directory: &str, instead: impl Fn(&Guest) -> String) -> (Guest, Key) {
+    let guest = Guest::of(Form::default());
+    let key = Key::new(&guest.folder, "k");
+    if directory != "sshd_config.d" {
+        fs::rename(guest.path("sshd_config.d"), guest.path(directory)).unwrap();
+        fs::create_dir(guest.path("sshd_config.d")).unwrap();
+        include(&guest, &format!("Include {}/*.conf\n", guest.path(directory).display()));
+    }
+    succeeded(&guest, &attach("my-test", &key, "no"));
+    assert_eq!(ours(&guest), [guest.path(directory).join("00-keypair-agent.conf")]);
+    include(&guest, &instead(&guest));
+    assert!(guest.sshd.offers_password(), "it is not read any more");
+    (guest, key)
+}
+
+#[test]
+fn a_drop_in_that_no_include_reads_any_more() {
+    if !available(&TOOLS) {
+        return;
+    }
+    type Instead = fn(&Guest) -> String;
+    let cases: [(&str, Instead); 4] = [
+        // taken out; commented out; another directory in its place; a pattern that passes it over
+        ("sshd_config.d", |_| String::new()),
+        ("conf.d", |guest| format!("#Include {}/conf.d/*.conf\n", guest.folder.path().display())),
+        ("conf.d", |guest| format!("Include {}/sshd_config.d/*.conf\n", guest.folder.path().display())),
+        ("sshd_config.d", |guest| {
+            format!("Include {}/sshd_config.d/9*.conf\n", guest.folder.path().display())
+        }),
+    ];
+    for (at, (directory, instead)) in cases.into_iter().enumerate() {
+        for command in ["no", "yes", "setPasswordAuth", "undo"] {
+            let (guest, key) = with_unread_drop_in(directory, instead);
+            let unread = guest.path(directory).join("00-keypair-agent.conf");
+            match command {
+                "undo" => undo(&guest),
+                "setPasswordAuth" => drop(succeeded(&guest, &set_password_auth("yes"))),
+                asked => drop(succeeded(&guest, &attach("my-test", &key, asked))),
+            }
+            assert!(!unread.exists(), "{at} {command}");
+            assert_eq!(guest.sshd.offers_password(), command != "no", "{at} {command}");
+            if command == "no" {
+                undo(&guest);
+                assert!(guest.sshd.offers_password());
+            }
+            assert!(command != "undo" || ours(&guest).is_empty(), "{at}: {:?}", ours(&guest));
+        }
+    }
+}
