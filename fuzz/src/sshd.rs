@@ -8,7 +8,7 @@ use keypair_agent::policy::edit::{FileEdit, FileKind};
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::lockout::{self, authorized_keys_path};
 use keypair_agent::policy::observation::{
-    Account, ConfigTree, Included, KeyFile, Login, Person, Shadow, Shell,
+    Account, ConfigTree, FileId, Included, KeyFile, Login, Person, Shadow, Shell,
 };
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::public_key::PublicKey;
@@ -134,7 +134,9 @@ pub fn sshd_answer(bytes: &[u8]) {
         is_fit_to_print(&refusal.message);
         PathBuf::from("/k")
     });
-    let key_file = KeyFile { path, content: None, missing_directory: None, path_facts: Vec::new() };
+    let id = FileId { device: 0, inode: 0, name: path.clone() };
+    let key_file =
+        KeyFile { path, id, mount: None, content: None, missing_directory: None, path_facts: Vec::new() };
     for connection in all.iter().take(8) {
         let login = login();
         let facts = lockout::Facts {
