@@ -16,8 +16,19 @@ use matrix_support::row::Row;
 use serde_json::{Value, json};
 use support::{Key, available, detach};
 
-const TOOLS: [&str; 10] =
-    ["sshd", "ssh", "ssh-keygen", "unshare", "nsenter", "ip", "chroot", "timeout", "usermod", "userdel"];
+const TOOLS: [&str; 11] = [
+    "sshd",
+    "ssh",
+    "ssh-keygen",
+    "unshare",
+    "nsenter",
+    "ip",
+    "chroot",
+    "timeout",
+    "ps",
+    "usermod",
+    "userdel",
+];
 
 const CONFIG: &str = "Include /etc/ssh/sshd_config.d/*.conf\nPermitRootLogin yes\nUsePAM yes\n\
                       KbdInteractiveAuthentication no\n";
@@ -54,7 +65,10 @@ fn land(user: &str, setup: &str, lines: &str, work: impl FnOnce(&Land<'_>)) {
 
 impl Land<'_> {
     fn sh(&self, script: &str) {
-        self.guest.shell(script).unwrap();
+        // An account cannot be changed while a session of it ends.
+        let ended = "timeout 60 sh -c 'while ps -u u || ps -u v; do sleep 0.1; done' >/dev/null 2>&1; ";
+        let ended = if script.contains("usermod") || script.contains("userdel") { ended } else { "" };
+        self.guest.shell(&format!("{ended}{script}")).unwrap();
     }
 
     fn agent(&self, words: &[&str], input: &str) -> Output {
@@ -484,5 +498,104 @@ fn another_target_user_between_two_commands() {
         land.target("u");
         land.done(&detach("k"));
         assert!(!land.lets_in("v") && !land.lets_in("u"));
+    });
+}
+
+/// The part of an intent that put the block where it stands in this file, which was empty before.
+fn file_intent(land: &Land<'_>, user: &str, uid: Option<u32>) -> Value {
+    use base64ct::{Base64, Encoding};
+    use keypair_agent::policy::types::ContentHash;
+    let path = format!("/home/{user}/.ssh/authorized_keys");
+    let content = land.text(&path);
+    let key = land.state()["binding"]["publicKey"].clone();
+    let mut kind = json!({ "user": user, "known": [key] });
+    if let Some(uid) = uid {
+        kind["uid"] = json!(uid);
+    }
+    json!({
+        "path": path,
+        "kind": { "authorizedKeys": kind },
+        "change": { "block": { "removed": [], "inserted": Base64::encode_string(content.as_bytes()) } },
+        "hashBefore": ContentHash::of(b""),
+        "hashAfter": ContentHash::of(content.as_bytes()),
+        "createsDirectory": null,
+    })
+}
+
+/// What is left of a command that was killed: both users' files hold its block.
+fn interrupted<'a>(land: &Land<'a>, uid: Option<u32>) {
+    land.sh("install -d -o 4300 -g 4300 -m 700 /home/v/.ssh; install -o 4300 -g 4300 -m 600 /dev/null /home/v/.ssh/authorized_keys");
+    let outline = land.done(&land.attach("yes"));
+    land.sh("cat /home/u/.ssh/authorized_keys >/home/v/.ssh/authorized_keys");
+    let mut state = land.state();
+    let id = outline["commandId"].clone();
+    state["intent"] = json!({
+        "command": { "id": id, "origin": "console", "outline": outline },
+        "keyFiles": [file_intent(land, "u", uid), file_intent(land, "v", Some(4300))],
+        "sshdFiles": [],
+    });
+    state["binding"] = Value::Null;
+    fs::write(land.guest.at("/var/lib/keypair-agent/state.json"), state.to_string()).unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_be_restored_stops_no_other() {
+    land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+        interrupted(land, Some(4242));
+        land.sh("chmod o+w /home/v/.ssh");
+        land.refused(&detach("k"), "IO_ERROR", "/home/v/.ssh");
+        assert_eq!(
+            (land.text("/home/u/.ssh/authorized_keys").as_str(), land.blocks("/home/v/.ssh/authorized_keys")),
+            ("", 1)
+        );
+        land.sh("chmod o-w /home/v/.ssh");
+        land.done(&detach("k"));
+        assert_eq!(land.text("/home/v/.ssh/authorized_keys"), "");
+        assert!(land.state()["intent"].is_null());
+    });
+}
+
+#[test]
+fn what_was_done_for_a_user_who_is_gone_is_taken_back() {
+    for (uid, remove, stands) in [
+        (Some(4242), "userdel u", true),
+        (None, "userdel u", true),
+        (Some(4242), "userdel -r u 2>/dev/null || true", false),
+    ] {
+        land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+            interrupted(land, uid);
+            land.target("v");
+            land.sh(remove);
+            assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), usize::from(stands));
+            land.done(&detach("k"));
+            assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 0);
+            assert_eq!(land.text("/home/v/.ssh/authorized_keys"), "");
+            assert!(land.state()["intent"].is_null());
+        });
+    }
+}
+
+/// A second name of the file, a directory in its place, a home that is `/`, a slash too many.
+#[test]
+fn odd_places() {
+    land("u", OWN_FILE, "", |land| {
+        land.done(&land.attach("no"));
+        land.sh("sed -i 's,:/home/u:,://home/./u//:,' /etc/passwd");
+        let result = land.done(&land.attach("no"));
+        assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 1, "{result}");
+        land.sh("ln /home/u/.ssh/authorized_keys /home/u/other");
+        land.refused(&detach("k"), "UNSAFE_PATH", "a block of ours still stands in");
+        land.sh("rm /home/u/other; mv /home/u/.ssh/authorized_keys /home/u/old; mkdir /home/u/.ssh/authorized_keys");
+        land.refused(&detach("k"), "UNSAFE_PATH", "a directory");
+        land.sh("rmdir /home/u/.ssh/authorized_keys; mv /home/u/old /home/u/.ssh/authorized_keys");
+        land.done(&detach("k"));
+        assert!(!land.lets_in("u"));
+    });
+    land("root", "sed -i 's,:/root:,:/:,' /etc/passwd", "", |land| {
+        land.done(&land.attach("no"));
+        assert!(land.lets_in("root"));
+        land.done(&detach("k"));
+        assert!(!land.lets_in("root"));
+        land.undone();
     });
 }

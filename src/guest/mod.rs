@@ -32,7 +32,7 @@ use time::OffsetDateTime;
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{
-    Account, Answer, ConfigTree, Connection, Fate, Holder, KeyFile, Login, Person, Sshd,
+    Account, Answer, ConfigTree, Connection, Fate, FileId, Holder, KeyFile, Login, Person, Sshd,
 };
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
@@ -109,6 +109,10 @@ pub trait Guest {
     /// `IO_ERROR`.
     fn holder(&self, user: &str, _uid: Option<u32>, _path: &Path) -> Result<Holder, Refusal> {
         Ok(Holder { account: self.account(user)?, fate: Fate::Present })
+    }
+    /// Which file a path leads to, links followed as sshd follows them; `None` where its directory does not exist.
+    fn file_id(&self, _path: &Path) -> Option<FileId> {
+        None
     }
     /// Whether something is mounted at this mount point, and can be reached there.
     fn is_mounted(&self, _point: &Path) -> bool {

@@ -14,7 +14,7 @@ use crate::policy::component;
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{
-    Account, Answer, ConfigTree, Connection, Holder, KeyFile, Login, Person, Sshd,
+    Account, Answer, ConfigTree, Connection, FileId, Holder, KeyFile, Login, Person, Sshd,
 };
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
@@ -140,6 +140,10 @@ impl Guest for RealGuest {
 
     fn holder(&self, user: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Refusal> {
         accounts::holder(user, uid, path).map_err(|error| Refusal::new(Reason::IoError, error.to_string()))
+    }
+
+    fn file_id(&self, path: &Path) -> Option<FileId> {
+        files::file_id(path)
     }
 
     fn is_mounted(&self, point: &Path) -> bool {

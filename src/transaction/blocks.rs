@@ -219,8 +219,7 @@ impl<G: Guest> Transaction<G> {
             let read = read.unwrap_or_default().into_iter().chain(usual);
             // What is in another one's home, and he alone can change, is not looked for in every home of the guest.
             for path in read.filter(|path| other.uid == 0 || !path.starts_with(&other.home)) {
-                let theirs = self.guest.standing_key_file(&other, &path);
-                if theirs.is_ok_and(|theirs| theirs.id == key_file.id) {
+                if self.guest.file_id(&path).is_some_and(|theirs| theirs == key_file.id) {
                     let message = format!(
                         "{}: sshd reads this file for {} too ({}), and a key of {} there would let in as both; \
                          name a file of his own in AuthorizedKeysFile",

@@ -342,6 +342,34 @@ mod tests {
         assert_eq!(state.adopt(&"i-2".parse().unwrap(), machine("2").as_ref(), true), Adoption::Refused);
     }
 
+    /// As 3.1.0 has it.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct OldBinding {
+        #[serde(flatten)]
+        key_pair: crate::policy::command::KeyPair,
+        user: String,
+        path: std::path::PathBuf,
+        inherited: bool,
+    }
+
+    #[test]
+    fn a_binding_is_read_by_the_version_before_and_from_it() {
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
+        let old =
+            format!(r#"{{"keyName":"k","publicKey":"{key}","user":"u","path":"/h/u/k","inherited":false}}"#);
+        let mut binding: Binding = serde_json::from_str(&old).unwrap();
+        assert_eq!((binding.uid, &binding.mount), (None, &None));
+        assert_eq!(
+            serde_json::to_value(&binding).unwrap(),
+            serde_json::from_str::<serde_json::Value>(&old).unwrap()
+        );
+        (binding.uid, binding.mount) = (Some(1000), Some("/h".into()));
+        let read: OldBinding = serde_json::from_slice(&serde_json::to_vec(&binding).unwrap()).unwrap();
+        assert_eq!((read.key_pair, read.user, read.path), (binding.key_pair, binding.user, binding.path));
+        assert!(!read.inherited);
+    }
+
     #[test]
     fn the_same_id_keeps_what_is_known() {
         let mut state = lived();

@@ -143,6 +143,14 @@ pub fn observe_standing_key_file(account: &Account, path: &Path) -> Result<KeyFi
     observe(KeyPath::walk_anyway(account, path)?, path)
 }
 
+/// Which file a path leads to, links on the way followed; `None` where its directory does not exist. Nothing is judged:
+/// this is for comparing.
+pub fn file_id(path: &Path) -> Option<FileId> {
+    let (parent, name) = split(path).ok()?;
+    let DirectoryId { device, inode } = DirectoryId::at(parent).ok()??;
+    Some(FileId { device, inode, name: name.into() })
+}
+
 fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
     let mut path_facts = Vec::new();
     let mut content = None;

@@ -35,8 +35,8 @@ mod tests;
 
 pub use error::FileError;
 pub use key_file::{
-    KEY_FILE_LIMIT, observe_key_file, observe_standing_key_file, remove_created_key_file, replace_key_file,
-    sweep_key_directory,
+    KEY_FILE_LIMIT, file_id, observe_key_file, observe_standing_key_file, remove_created_key_file,
+    replace_key_file, sweep_key_directory,
 };
 pub use lock::{Guard, LockError};
 pub use mounts::is_mounted;

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixListener;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::guest::files::{FileError, observe_key_file, read_file, replace_key_file};
+use crate::guest::files::{
+    FileError, observe_key_file, observe_standing_key_file, read_file, replace_key_file,
+};
 
 use super::*;
 
@@ -103,6 +105,62 @@ fn roots_links_down_to_the_home_are_followed() {
     // By its real path the file is outside the home by name, and StrictModes stops at the home all the same.
     let seen = observe_key_file(&home.account, &real.join("keys")).unwrap();
     assert_eq!(seen.path_facts.len(), 1);
+}
+
+#[test]
+fn two_paths_to_one_file() {
+    let home = Home::new();
+    symlink(&home.account.home, home.beside("link")).unwrap();
+    let id = |path: &Path| observe_key_file(&home.account, path).unwrap().id;
+    // Without and with the directory, and with the file.
+    assert_eq!(id(&home.keys()), id(&home.beside("link/.ssh/authorized_keys")));
+    assert_eq!(id(&home.keys()).name, Path::new(".ssh/authorized_keys"));
+    home.directory(".ssh", 0o700);
+    let empty = id(&home.keys());
+    assert_eq!(empty, id(&home.beside("link//./.ssh/authorized_keys")));
+    home.file(".ssh/authorized_keys", "key\n");
+    assert_eq!(empty, id(&home.keys()));
+    assert_eq!(Some(empty), crate::guest::files::file_id(&home.beside("link/.ssh/authorized_keys")));
+    assert_ne!(id(&home.keys()), id(&home.at(".ssh/authorized_keys2")));
+    assert_ne!(id(&home.keys()), id(&home.at("authorized_keys")));
+}
+
+#[test]
+fn below_the_home_by_whatever_path() {
+    let home = Home::new();
+    let elsewhere = home.directory("elsewhere", 0o700);
+    symlink(&home.account.home, home.beside("link")).unwrap();
+    symlink(&elsewhere, home.at(".ssh")).unwrap();
+    symlink(home.at(".ssh"), home.beside("straight")).unwrap();
+    for path in ["link/.ssh/authorized_keys", "straight/authorized_keys"] {
+        assert_unsafe(&home, &home.beside(path), &home.at(".ssh"), "a symbolic link");
+    }
+    // A directory is made below the home alone, by that path too.
+    fs::remove_file(home.at(".ssh")).unwrap();
+    let made = replace_key_file(&home.account, &home.beside("link/.ssh/authorized_keys"), None, b"key\n");
+    assert_eq!(made.unwrap().created_directory, Some(home.at(".ssh")));
+}
+
+#[test]
+fn a_link_of_roots_in_a_directory_of_his() {
+    if !is_root("a user's directory") {
+        return;
+    }
+    let home = Home::new();
+    fs::create_dir(home.beside("his")).unwrap();
+    home.give(&home.beside("his"));
+    fs::create_dir(home.beside("target")).unwrap();
+    symlink(home.beside("target"), home.beside("his/link")).unwrap();
+    assert_unsafe(&home, &home.beside("his/link/keys"), &home.beside("his/link"), "a symbolic link");
+}
+
+#[test]
+fn a_home_that_is_gone_holds_nothing_to_take_out() {
+    let mut home = Home::new();
+    home.account.home = home.beside("none");
+    assert_unsafe(&home, &home.keys(), &home.beside("none"), "does not exist");
+    let seen = observe_standing_key_file(&home.account, &home.keys()).unwrap();
+    assert_eq!((seen.content, seen.id.name.as_path()), (None, Path::new("none/.ssh/authorized_keys")));
 }
 
 #[test]
