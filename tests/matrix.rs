@@ -58,7 +58,7 @@ fn every_configuration() {
     assert!(all.len() >= ROWS, "only {} configurations", all.len());
     let only = std::env::var("KEYPAIR_MATRIX_ROW").unwrap_or_default();
     let rows: Vec<&Row> =
-        all.iter().filter(|row| row.is_for(lab.version) && row.name.contains(&only)).collect();
+        all.iter().filter(|row| row.is_for(&lab) && row.name.contains(&only)).collect();
 
     let next = AtomicUsize::new(0);
     let trials = AtomicUsize::new(0);

@@ -43,6 +43,7 @@ impl<'a> Guest<'a> {
             .env_clear()
             .envs([("PATH", PATH.as_ref()), ("AT", lab.mount_point().as_os_str())])
             .envs([("ROOT", lab.root.as_os_str()), ("AGENT", lab.agent.as_os_str())])
+            .env("OPENSSH", lab.openssh.clone().unwrap_or_default())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

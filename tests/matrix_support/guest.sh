@@ -8,6 +8,16 @@ mount -t overlay -o "lowerdir=$ROOT,upperdir=$AT/upper,workdir=$AT/work" matrix 
 cd "$AT/root"
 touch usr/bin/keypair-agent
 mount --bind "$AGENT" usr/bin/keypair-agent
+# Another OpenSSH, where one is named: its programs in place of the root file system's, and those that they start (they know
+# the paths of their prefix).
+if [ -n "$OPENSSH" ]; then
+    mkdir -p ".$OPENSSH"
+    mount --bind "$OPENSSH" ".$OPENSSH"
+    for program in sbin/sshd bin/ssh bin/ssh-keygen; do
+        touch "usr/$program"
+        mount --bind "$OPENSSH/$program" "usr/$program"
+    done
+fi
 mount -t proc proc proc
 mount -t tmpfs -o mode=755 dev dev
 mount -t tmpfs -o mode=755 run run

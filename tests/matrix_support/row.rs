@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::lab::Lab;
+
 /// OpenSSH's version, as far as rows depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
@@ -61,6 +63,10 @@ pub struct Row {
     pub source: Source,
     pub since: Option<Version>,
     pub until: Option<Version>,
+    #[serde(default)]
+    pub debian: bool,
+    #[serde(default)]
+    pub openssl: bool,
     #[serde(default = "root")]
     pub user: String,
     #[serde(default)]
@@ -203,8 +209,12 @@ impl Row {
             .collect()
     }
 
-    pub fn is_for(&self, version: Version) -> bool {
-        self.since.is_none_or(|since| since <= version) && self.until.is_none_or(|until| version < until)
+    /// Whether the lab's OpenSSH is one that the row is about.
+    pub fn is_for(&self, lab: &Lab) -> bool {
+        self.since.is_none_or(|since| since <= lab.version)
+            && self.until.is_none_or(|until| lab.version < until)
+            && (lab.has_openssl || !self.openssl && self.key == KeyType::Ed25519)
+            && (lab.is_debian || !self.debian)
     }
 
     /// Whether a trial leaves another guest than it found, although all of ours is taken back.
