@@ -34,8 +34,11 @@ pub struct Lab {
     pub is_debian: bool,
     pub ed25519: Key,
     pub rsa: Key,
+    pub ecdsa: Key,
     /// The key of accounts that have one of their own.
     pub other: Key,
+    /// A key that takes another's place.
+    pub second: Key,
     next_address: AtomicU32,
 }
 
@@ -54,7 +57,9 @@ impl Lab {
         let lab = Self {
             ed25519: Key::new(&folder, "ed25519"),
             rsa: Key::of_type(&folder, "rsa", &["-t", "rsa", "-b", "2048"]),
+            ecdsa: Key::of_type(&folder, "ecdsa", &["-t", "ecdsa"]),
             other: Key::new(&folder, "other"),
+            second: Key::new(&folder, "second"),
             folder,
             root,
             openssh,
@@ -76,6 +81,7 @@ impl Lab {
         match kind {
             KeyType::Ed25519 => &self.ed25519,
             KeyType::Rsa => &self.rsa,
+            KeyType::Ecdsa => &self.ecdsa,
         }
     }
 
