@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench scale size deps
+.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-openssh fuzz-lockout test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench scale size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test-crash: deps ## apply and run killed, and each of their calls failing, at so
 
 test-sshd: ## the matrix on the OpenSSH of Debian 11, 12 and 13, each a root file system that is built once; needs root; half an hour
 	@bash tests/suites.sh
+
+test-openssh: ## the matrix on each release of OpenSSH that KEYPAIR_OPENSSH names by its prefix (colons between); needs root; ten minutes each
+	@bash tests/openssh.sh
 
 test-model: ## the model with a larger bound, and long random ways, others each time
 	KEYPAIR_MODEL_LARGE=1 CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --test model --test sequences -- --nocapture
@@ -57,6 +60,9 @@ test-defences: deps ## each defence of docs/threat-model.md taken out, and its t
 
 fuzz: ## every parser under a fuzzer, 60 s each (FUZZ_SECONDS); what it finds goes into fuzz/corpus; ten minutes
 	@bash fuzz/run.sh
+
+fuzz-lockout: deps ## 2,000 random sshd configurations, each judged by real logins alone; needs root; forty minutes
+	KEYPAIR_LOCKOUT_CASES=$${KEYPAIR_LOCKOUT_CASES:-2000} CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test -p keypair-agent --test lockout_fuzz -- --nocapture
 
 check: ## format, lints, documentation, dependencies
 	cargo fmt --all --check

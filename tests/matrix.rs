@@ -6,12 +6,12 @@
 mod matrix_support;
 mod support;
 
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use matrix_support::course::{self, Trial};
+use matrix_support::guest::can_be_made;
 use matrix_support::lab::Lab;
 use matrix_support::row::Row;
 
@@ -24,24 +24,6 @@ const ROWS: usize = 60;
 /// Most of a trial's time is spent waiting.
 const WORKERS: usize = 6;
 
-/// Whether this machine lets us make guests: a container may not.
-fn can_make_guests() -> bool {
-    let script = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && \
-                  mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w o /mnt/r && ip link set lo up";
-    let output = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--fork", "sh", "-c", script])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    if !output.status.success() {
-        eprintln!(
-            "SKIPPED: namespaces with an overlay are not allowed here: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    output.status.success()
-}
-
 #[test]
 fn every_configuration() {
     if !nix::unistd::geteuid().is_root() {
@@ -50,15 +32,14 @@ fn every_configuration() {
         );
         return;
     }
-    if !support::available(&TOOLS) || !can_make_guests() {
+    if !support::available(&TOOLS) || !can_be_made() {
         return;
     }
     let lab = Lab::new();
     let all = Row::all(course::rows());
     assert!(all.len() >= ROWS, "only {} configurations", all.len());
     let only = std::env::var("KEYPAIR_MATRIX_ROW").unwrap_or_default();
-    let rows: Vec<&Row> =
-        all.iter().filter(|row| row.is_for(lab.version) && row.name.contains(&only)).collect();
+    let rows: Vec<&Row> = all.iter().filter(|row| row.is_for(&lab) && row.name.contains(&only)).collect();
 
     let next = AtomicUsize::new(0);
     let trials = AtomicUsize::new(0);

@@ -10,6 +10,9 @@ use super::lab::Lab;
 /// What the client's user wants to be told by the other end.
 const WORD: &str = "here-I-am";
 
+/// What says it. A forced command that repeats its order does not.
+const ORDER: &str = "echo here-''I-am";
+
 /// One login, or the refusal of it.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -48,21 +51,15 @@ pub enum With<'a> {
 }
 
 pub fn login(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>) -> Seen {
+    login_with(lab, guest, way, with, &[])
+}
+
+/// The same, with further words for ssh(1), ahead of all others: its first value wins.
+pub fn login_with(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>, words: &[&str]) -> Seen {
     let from = way.from.clone().unwrap_or_else(|| lab.client_address(&way.to));
     let mut command = guest.outside("timeout");
-    command.args([
-        "30",
-        "ssh",
-        "-v",
-        "-F",
-        "none",
-        "-b",
-        &from,
-        "-p",
-        &way.port.to_string(),
-        "-l",
-        &way.user,
-    ]);
+    command.args(["30", "ssh"]).args(words);
+    command.args(["-v", "-F", "none", "-b", &from, "-p", &way.port.to_string(), "-l", &way.user]);
     let mut options = vec![
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",
@@ -92,7 +89,7 @@ pub fn login(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>) -> Seen {
             command.arg("-i").arg(private);
         }
     }
-    let output = command.arg(&way.to).arg(format!("echo {WORD}")).output().unwrap();
+    let output = command.arg(&way.to).arg(ORDER).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let offers = said
         .lines()

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lab::{Lab, PASSWORD_HASH, PATH};
 use super::row::{Row, Version};
-use crate::support::wait_for;
 
 /// What a guest must not inherit of the machine that the test runs on.
 const CLEARED: [&str; 7] = [
@@ -43,6 +42,7 @@ impl<'a> Guest<'a> {
             .env_clear()
             .envs([("PATH", PATH.as_ref()), ("AT", lab.mount_point().as_os_str())])
             .envs([("ROOT", lab.root.as_os_str()), ("AGENT", lab.agent.as_os_str())])
+            .env("OPENSSH", lab.openssh.clone().unwrap_or_default())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -106,18 +106,17 @@ impl<'a> Guest<'a> {
     }
 
     /// The row's words for what differs between runs. Before OpenSSH 8.7 a global line that turns keyboard-interactive
-    /// off has the older name, as every file of that time has it.
+    /// off has the older name, as every file of that time has it; before 8.2 nothing can be included.
     fn filled_in(&self, text: &str) -> String {
         let text = text
             .replace("@KEY@", &self.lab.key(self.row.key).line)
             .replace("@OTHER_KEY@", &self.lab.other.line);
-        if self.lab.version >= Version(8, 7) {
-            return text;
-        }
+        let version = self.lab.version;
         let lines = text.split_inclusive('\n').map(|line| {
             match line.strip_prefix("KbdInteractiveAuthentication no") {
-                Some(rest) => format!("ChallengeResponseAuthentication no{rest}"),
-                None => line.to_owned(),
+                Some(rest) if version < Version(8, 7) => format!("ChallengeResponseAuthentication no{rest}"),
+                _ if version < Version(8, 2) && line.starts_with("Include ") => format!("# {line}"),
+                _ => line.to_owned(),
             }
         });
         lines.collect()
@@ -230,9 +229,14 @@ impl<'a> Guest<'a> {
         if !output.status.success() {
             return Err(format!("sshd does not start: {}", both(&output)));
         }
-        wait_for("sshd's pid file", || {
-            fs::read_to_string(self.at("/run/sshd.pid")).is_ok_and(|pid| pid.ends_with('\n')).then_some(())
-        });
+        // It is written once sshd listens. It ends without it where it can bind no address.
+        let end = Instant::now() + Duration::from_secs(20);
+        while !fs::read_to_string(self.at("/run/sshd.pid")).is_ok_and(|pid| pid.ends_with('\n')) {
+            if Instant::now() >= end {
+                return Err("sshd writes no pid file".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         Ok(())
     }
 
@@ -281,6 +285,24 @@ impl Drop for Guest<'_> {
         drop(self.init.stdin.take());
         let _ = self.init.wait();
     }
+}
+
+/// Whether this machine lets us make guests: a container may not.
+pub fn can_be_made() -> bool {
+    let script = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && \
+                  mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w o /mnt/r && ip link set lo up";
+    let output = Command::new("unshare")
+        .args(["--mount", "--net", "--pid", "--fork", "sh", "-c", script])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        eprintln!(
+            "SKIPPED: namespaces with an overlay are not allowed here: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    output.status.success()
 }
 
 /// What a program said.

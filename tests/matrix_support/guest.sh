@@ -8,6 +8,16 @@ mount -t overlay -o "lowerdir=$ROOT,upperdir=$AT/upper,workdir=$AT/work" matrix 
 cd "$AT/root"
 touch usr/bin/keypair-agent
 mount --bind "$AGENT" usr/bin/keypair-agent
+# Another OpenSSH, where one is named: its programs in place of the root file system's, and those that they start (they know
+# the paths of their prefix).
+if [ -n "$OPENSSH" ]; then
+    mkdir -p ".$OPENSSH"
+    mount --bind "$OPENSSH" ".$OPENSSH"
+    for program in sbin/sshd bin/ssh bin/ssh-keygen; do
+        touch "usr/$program"
+        mount --bind "$OPENSSH/$program" "usr/$program"
+    done
+fi
 mount -t proc proc proc
 mount -t tmpfs -o mode=755 dev dev
 mount -t tmpfs -o mode=755 run run
@@ -15,6 +25,9 @@ mount -t tmpfs -o mode=1777 tmp tmp
 # What the machine's own root has in his shell's files is not every guest's.
 mount -t tmpfs -o mode=700 root root
 cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty dev/
+mkdir dev/pts
+mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 ln -s fd/0 dev/stdin
 ln -s fd/1 dev/stdout
@@ -27,6 +40,7 @@ exec unshare --net sh -ec '
     ip link set lo up
     ip addr add 10.99.0.1/16 dev lo
     ip addr add 10.1.2.3/32 dev lo
+    ip addr add 198.51.100.1/24 dev lo
     # Any address of the prefix is ours to come from.
     ip -6 addr add fd99::1/64 dev lo nodad
     ip -6 route add local fd99::/64 dev lo

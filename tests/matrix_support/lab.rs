@@ -22,14 +22,23 @@ pub struct Lab {
     pub folder: Folder,
     /// The lower layer of every guest.
     pub root: PathBuf,
+    /// The prefix of another OpenSSH, which every guest has in place of the one of its root file system.
+    pub openssh: Option<PathBuf>,
     /// Whether trials that can change nothing are tried too.
     pub is_thorough: bool,
     pub agent: PathBuf,
     pub version: Version,
+    /// Whether this OpenSSH has RSA and ECDSA: a build without OpenSSL has neither.
+    pub has_openssl: bool,
+    /// Whether it has Debian's changes.
+    pub is_debian: bool,
     pub ed25519: Key,
     pub rsa: Key,
+    pub ecdsa: Key,
     /// The key of accounts that have one of their own.
     pub other: Key,
+    /// A key that takes another's place.
+    pub second: Key,
     next_address: AtomicU32,
 }
 
@@ -42,16 +51,23 @@ impl Lab {
             .map_or_else(|| env!("CARGO_BIN_EXE_keypair-agent").into(), PathBuf::from);
         sweep();
         let folder = Folder::new();
-        let version = version(&root);
+        let openssh = std::env::var_os("KEYPAIR_MATRIX_OPENSSH").map(PathBuf::from);
+        let text = what_sshd_is(&root, openssh.as_deref());
+        let version = Version::find(&text).unwrap_or_else(|| panic!("no OpenSSH version in {text:?}"));
         let lab = Self {
             ed25519: Key::new(&folder, "ed25519"),
             rsa: Key::of_type(&folder, "rsa", &["-t", "rsa", "-b", "2048"]),
+            ecdsa: Key::of_type(&folder, "ecdsa", &["-t", "ecdsa"]),
             other: Key::new(&folder, "other"),
+            second: Key::new(&folder, "second"),
             folder,
             root,
+            openssh,
             is_thorough,
             agent,
             version,
+            has_openssl: !text.contains("without OpenSSL"),
+            is_debian: ["Debian", "Ubuntu"].iter().any(|name| text.contains(name)),
             next_address: AtomicU32::new(0),
         };
         Key::new(&lab.folder, "host");
@@ -65,6 +81,7 @@ impl Lab {
         match kind {
             KeyType::Ed25519 => &self.ed25519,
             KeyType::Rsa => &self.rsa,
+            KeyType::Ecdsa => &self.ecdsa,
         }
     }
 
@@ -106,9 +123,16 @@ fn sweep() {
     }
 }
 
-/// What OpenSSH the guests have. Its sshd knows no option for that before 9.0, but says it when asked wrongly.
-fn version(root: &Path) -> Version {
-    let output = Command::new("chroot").arg(root).args(["/usr/sbin/sshd", "-V"]).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    Version::find(&text).unwrap_or_else(|| panic!("no OpenSSH version in {text:?}"))
+/// What the guests' sshd says it is. It knows no option for that before 9.0, but says it when asked wrongly.
+fn what_sshd_is(root: &Path, openssh: Option<&Path>) -> String {
+    let mut command = match openssh {
+        Some(prefix) => Command::new(prefix.join("sbin/sshd")),
+        None => {
+            let mut command = Command::new("chroot");
+            command.arg(root).arg("/usr/sbin/sshd");
+            command
+        }
+    };
+    let output = command.arg("-V").output().unwrap();
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::lab::Lab;
+
 /// OpenSSH's version, as far as rows depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
@@ -49,6 +51,7 @@ pub enum KeyType {
     #[default]
     Ed25519,
     Rsa,
+    Ecdsa,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -61,6 +64,10 @@ pub struct Row {
     pub source: Source,
     pub since: Option<Version>,
     pub until: Option<Version>,
+    #[serde(default)]
+    pub debian: bool,
+    #[serde(default)]
+    pub openssl: bool,
     #[serde(default = "root")]
     pub user: String,
     #[serde(default)]
@@ -214,8 +221,25 @@ impl Row {
             .collect()
     }
 
-    pub fn is_for(&self, version: Version) -> bool {
-        self.since.is_none_or(|since| since <= version) && self.until.is_none_or(|until| version < until)
+    /// A row without anything, for what is no file here.
+    pub fn empty(name: &str, user: &str, key: KeyType) -> Self {
+        let row: Self = toml::from_str("what = \"\"\nsource = \"hostile\"\n[no]\n[yes]\n").unwrap();
+        Self { name: name.to_owned(), user: user.to_owned(), key, ..row }
+    }
+
+    /// Whether the lab's OpenSSH is one that the row is about.
+    pub fn is_for(&self, lab: &Lab) -> bool {
+        self.since.is_none_or(|since| since <= lab.version)
+            && self.until.is_none_or(|until| lab.version < until)
+            && (lab.has_openssl || !self.openssl && self.key == KeyType::Ed25519)
+            && (lab.is_debian || !self.debian)
+            && (lab.version >= Version(8, 2) || !self.includes_files())
+    }
+
+    /// Whether it has files that the main file includes: OpenSSH 8.2 is the first that does.
+    fn includes_files(&self) -> bool {
+        let mut names = self.files.keys().chain([&self.setup, &self.pending]);
+        self.name.contains("include") || names.any(|text| text.contains("sshd_config.d"))
     }
 
     /// Whether a trial leaves another guest than it found, although all of ours is taken back.

@@ -1,0 +1,232 @@
+//! A case: a guest that is put together of random pieces, and the commands that are tried on it.
+
+use std::fmt;
+
+use crate::matrix_support::lab::Lab;
+use crate::matrix_support::row::{KeyType, Row};
+use crate::support::dice::Dice;
+
+use super::pieces;
+
+/// What is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Attach K with `no`.
+    No,
+    /// Attach K with `no`, then detach it.
+    NoThenDetach,
+    /// Attach K with `yes`, then the same with `no`.
+    YesThenNo,
+    /// Attach K with `yes`, then L in its place, with `no`.
+    YesThenReplace,
+    /// `setPasswordAuth no`, for the user's own keys.
+    SetPasswordNo,
+}
+
+/// Where the main file includes the drop-ins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Include {
+    Behind,
+    Nowhere,
+    InMatch,
+    Relative,
+    OneFile,
+}
+
+/// A part of a guest that can be left out. `@USER@` and `@HOME@` are the target user's, `@KEY@` is K, `@OTHER_KEY@`
+/// his own key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// A line of the main file, ahead of what every main file has.
+    Global(String),
+    /// A `Match` block at the end of the main file.
+    Block(String),
+    /// A file that the main file may include.
+    DropIn(&'static str, String),
+    Include(Include),
+    /// Words of sshd's command line.
+    Arguments(Vec<String>),
+    /// Where sshd listens: a line, the address and the port that clients go to.
+    Listen(String, &'static str, u16),
+    /// Text at the end of a key file.
+    Key(String, String),
+    /// Another file.
+    File(String, String),
+    /// sh, in the guest, before sshd starts.
+    Setup(String),
+    /// sh after that: sshd has not read what it does.
+    Pending(String),
+    /// sh between the first command and the second.
+    Between(String),
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Global(line) => write!(f, "{line}"),
+            Self::Block(text) => write!(f, "{}", text.trim_end().replace('\n', " ; ")),
+            Self::DropIn(name, text) => {
+                write!(f, "sshd_config.d/{name}: {}", text.trim_end().replace('\n', " ; "))
+            }
+            Self::Include(place) => write!(f, "Include: {place:?}"),
+            Self::Arguments(words) => write!(f, "sshd {}", words.join(" ")),
+            Self::Listen(line, to, port) => write!(f, "{line} (clients go to {to} port {port})"),
+            Self::Key(path, text) | Self::File(path, text) => {
+                let text = text.replace(&"x".repeat(9000), "x...").escape_debug().to_string();
+                write!(f, "{path}: {}", text.get(..200).unwrap_or(&text))
+            }
+            Self::Setup(script) => write!(f, "before: {script}"),
+            Self::Between(script) => write!(f, "between the commands: {script}"),
+            Self::Pending(script) => write!(f, "not read yet: {script}"),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub number: u64,
+    pub user: &'static str,
+    pub key: KeyType,
+    pub course: Course,
+    pub pieces: Vec<Piece>,
+}
+
+impl Case {
+    /// The same for the same seed, number and OpenSSH.
+    pub fn new(lab: &Lab, seed: u64, number: u64) -> Self {
+        let mut dice = Dice::of(mixed(seed ^ mixed(number)));
+        let user = if dice.roll(5) < 2 { "root" } else { "u" };
+        let key = match dice.roll(10) {
+            0 if lab.has_openssl => KeyType::Rsa,
+            1 if lab.has_openssl => KeyType::Ecdsa,
+            _ => KeyType::Ed25519,
+        };
+        let course = match dice.roll(20) {
+            0..=9 => Course::No,
+            10..=11 => Course::NoThenDetach,
+            12..=13 => Course::YesThenNo,
+            14..=16 => Course::YesThenReplace,
+            _ => Course::SetPasswordNo,
+        };
+        let mut pieces = pieces::some(&mut dice, lab);
+        if course == Course::SetPasswordNo {
+            let file = format!("{}/.ssh/authorized_keys", home(user));
+            pieces.insert(0, Piece::Key(file, "@OTHER_KEY@\n".into()));
+        }
+        if matches!(course, Course::NoThenDetach | Course::YesThenNo | Course::YesThenReplace)
+            && dice.roll(2) == 0
+        {
+            pieces.push(pieces::between(&mut dice));
+        }
+        Self { number, user, key, course, pieces }
+    }
+
+    /// The guest that it describes.
+    pub fn row(&self) -> Row {
+        let mut row = Row::empty(&format!("case {}", self.number), self.user, self.key);
+        let (mut first, mut behind, mut blocks) = (String::new(), String::new(), String::new());
+        let mut include = Some("Include /etc/ssh/sshd_config.d/*.conf\n");
+        // The one address of a named source that has a name.
+        row.setup = "echo '198.51.100.7 host.example.com' >>/etc/hosts\n\
+                     test ! -e @HOME@/.ssh || { chown -R @USER@: @HOME@/.ssh; chmod 700 @HOME@/.ssh; \
+                     chmod -f 600 @HOME@/.ssh/* || true; }\n"
+            .into();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Global(line) => first += &format!("{line}\n"),
+                Piece::Block(text) => blocks += text,
+                Piece::DropIn(name, text) => {
+                    *row.files.entry(format!("/etc/ssh/sshd_config.d/{name}")).or_default() += text;
+                }
+                Piece::Include(place) => {
+                    let line = include.take().unwrap_or_default();
+                    match place {
+                        Include::Behind => behind += line,
+                        Include::Nowhere => {}
+                        Include::InMatch => blocks += "Match all\nInclude /etc/ssh/sshd_config.d/*.conf\n",
+                        Include::Relative => include = Some("Include sshd_config.d/*.conf\n"),
+                        Include::OneFile => {
+                            include = Some("Include /etc/ssh/sshd_config.d/50-other.conf\n");
+                        }
+                    }
+                }
+                Piece::Arguments(words) => row.arguments.extend(words.iter().cloned()),
+                Piece::Listen(line, to, port) => {
+                    first += &format!("{line}\n");
+                    row.to = (*to).to_owned();
+                    row.port = *port;
+                }
+                Piece::Key(path, text) => *row.files.entry(path.clone()).or_default() += text,
+                Piece::File(path, text) => {
+                    row.files.insert(path.clone(), text.clone());
+                }
+                Piece::Setup(script) => row.setup += &format!("{script}\n"),
+                Piece::Between(_) => {}
+                Piece::Pending(script) => row.pending += &format!("{script}\n"),
+            }
+        }
+        let include = include.unwrap_or_default();
+        let main = format!(
+            "{include}{first}PermitRootLogin yes\nUsePAM yes\nKbdInteractiveAuthentication no\n{behind}{blocks}"
+        );
+        row.files.insert("/etc/ssh/sshd_config".into(), main);
+        let fill = |text: &str| self.filled_in(text);
+        row.files = row.files.iter().map(|(path, text)| (fill(path), fill(text))).collect();
+        row.setup = fill(&row.setup);
+        row.pending = fill(&row.pending);
+        row.arguments = row.arguments.iter().map(|word| fill(word)).collect();
+        row.keeps = ["/home", "/data", "/etc/pam.d", "/etc/passwd", "/etc/shadow"].map(Into::into).to_vec();
+        row
+    }
+
+    fn filled_in(&self, text: &str) -> String {
+        text.replace("@USER@", self.user).replace("@HOME@", home(self.user))
+    }
+
+    /// What somebody does between the commands, if anything.
+    pub fn between(&self) -> Option<String> {
+        self.pieces.iter().find_map(|piece| match piece {
+            Piece::Between(script) => Some(self.filled_in(script)),
+            _ => None,
+        })
+    }
+
+    /// Whether a piece names it.
+    pub fn has(&self, what: &str) -> bool {
+        self.pieces.iter().any(|piece| format!("{piece:?}").contains(what))
+    }
+
+    /// Whether somebody edits sshd's files and does not tell sshd.
+    pub fn is_pending(&self) -> bool {
+        self.pieces.iter().any(|piece| match piece {
+            Piece::Pending(_) => true,
+            Piece::Between(script) => script.contains("sshd_config") && !script.contains("-HUP"),
+            _ => false,
+        })
+    }
+
+    pub fn without(&self, index: usize) -> Self {
+        let mut smaller = self.clone();
+        smaller.pieces.remove(index);
+        smaller
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {}, {:?}", self.course, self.user, self.key)?;
+        self.pieces.iter().try_for_each(|piece| write!(f, "\n    | {piece}"))
+    }
+}
+
+pub fn home(user: &str) -> &'static str {
+    if user == "root" { "/root" } else { "/home/u" }
+}
+
+/// Numbers that are close together are far apart then (splitmix64).
+fn mixed(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
