@@ -25,6 +25,21 @@ pub struct Account {
     pub group_is_private: bool,
 }
 
+impl Account {
+    /// What stands for an account that passwd(5) does not have, or that cannot be looked up.
+    pub fn without_entry(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            uid: u32::MAX,
+            gid: u32::MAX,
+            home: PathBuf::from("/"),
+            shell: PathBuf::new(),
+            groups: Vec::new(),
+            group_is_private: false,
+        }
+    }
+}
+
 /// Beside sshd's own settings, what decides whether the target user gets in: his account as login(1) and PAM
 /// judge it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -73,8 +73,9 @@ pub struct Facts {
     pub account: Account,
     /// The sshd of this guest; `None` only for a detach that found none.
     pub sshd: Option<Sshd>,
-    /// The file that sshd reads for that user; on a detach where that cannot be told, the file that was recorded.
-    pub key_file: KeyFile,
+    /// The file that sshd reads for that user; on a detach where that cannot be told, the file that was recorded. `None`
+    /// where passwords are allowed and nothing else is done: no key matters then.
+    pub key_file: Option<KeyFile>,
     /// Other files that may hold the bound block, and whose they are: where it was put, and what else sshd reads now.
     pub elsewhere: Vec<(Account, KeyFile)>,
     /// All files that sshd reads for that user, in its order, with their bytes.
@@ -83,6 +84,21 @@ pub struct Facts {
     pub notes: Vec<String>,
     /// What else decides about a login; `None` where there is no sshd.
     pub login: Option<Login>,
+}
+
+impl Facts {
+    /// The file that sshd reads for the target user.
+    ///
+    /// # Errors
+    /// `AUTHORIZED_KEYS_UNSUPPORTED`: the facts are of a command that is about no key.
+    fn key_file(&self) -> Result<&KeyFile, Refusal> {
+        self.key_file.as_ref().ok_or_else(|| {
+            Refusal::new(
+                Reason::AuthorizedKeysUnsupported,
+                "no key file was looked for; attach a key pair again",
+            )
+        })
+    }
 }
 
 /// What a plan is made for besides the command's own action.
@@ -160,8 +176,9 @@ impl Plan {
 }
 
 /// The key pair that counts as bound: the state's, else that of a block of ours that stands in the file.
-pub fn bound(binding: Option<&Binding>, account: &Account, key_file: &KeyFile) -> Option<Binding> {
+pub fn bound(binding: Option<&Binding>, account: &Account, key_file: Option<&KeyFile>) -> Option<Binding> {
     binding.cloned().or_else(|| {
+        let key_file = key_file?;
         let key_pair = authorized_keys::standing(key_file.content.as_deref()?)?;
         Some(Binding { inherited: true, ..Binding::new(key_pair, account, key_file) })
     })
@@ -199,7 +216,7 @@ pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&str>) -
 /// # Errors
 /// Those of contract 4, and that there is no place for sshd's setting.
 pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
-    let bound = bound(purpose.binding, &facts.account, &facts.key_file);
+    let bound = bound(purpose.binding, &facts.account, facts.key_file.as_ref());
     admit(purpose.action, bound.as_ref(), purpose.instance_id)?;
     let known: Vec<PublicKey> = bound.iter().map(|bound| bound.key_pair.public_key.clone()).collect();
     let mut draft = Draft {
@@ -210,7 +227,10 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
         unbound: None,
         warnings: Vec::new(),
         takes_away: None,
-        places: authorized_keys::key_places(&facts.key_files, &facts.key_file.path, &known),
+        places: match &facts.key_file {
+            Some(own) => authorized_keys::key_places(&facts.key_files, &own.path, &known),
+            None => Vec::new(),
+        },
     };
     match purpose.action {
         Action::Attach { key_pair, password_auth, .. } => {
@@ -226,10 +246,10 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
                     ));
                 }
             }
-            draft.bind(facts, key_pair, &known);
+            draft.bind(facts, facts.key_file()?, key_pair, &known);
             draft.set(purpose, facts, *password_auth)?;
         }
-        Action::Detach { .. } => draft.unbind(facts, bound.as_ref(), &known),
+        Action::Detach { .. } => draft.unbind(facts, facts.key_file()?, bound.as_ref(), &known),
         Action::SetPasswordAuth { password_auth } => draft.set(purpose, facts, *password_auth)?,
     }
     Ok(draft)
@@ -259,14 +279,14 @@ fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Ve
 
 impl Draft {
     /// The block goes to the top of the file that sshd reads, and away from where it stood before.
-    fn bind(&mut self, facts: &Facts, key_pair: &KeyPair, known: &[PublicKey]) {
-        let KeyFile { path, .. } = &facts.key_file;
+    fn bind(&mut self, facts: &Facts, key_file: &KeyFile, key_pair: &KeyPair, known: &[PublicKey]) {
+        let path = &key_file.path;
         let inserted = authorized_keys::render(key_pair);
         let mut recognised = known.to_vec();
         if !known.is_empty() && !known.contains(&key_pair.public_key) {
             recognised.push(key_pair.public_key.clone());
         }
-        self.key_edits.extend(key_edit(&facts.account, &facts.key_file, known, inserted).map(|mut edit| {
+        self.key_edits.extend(key_edit(&facts.account, key_file, known, inserted).map(|mut edit| {
             // The inverse meets the block in either form.
             if let FileKind::AuthorizedKeys { known, .. } = &mut edit.kind {
                 *known = recognised;
@@ -274,7 +294,7 @@ impl Draft {
             edit
         }));
         self.take_out_elsewhere(facts, known);
-        self.binding = Some(Binding::new(key_pair.clone(), &facts.account, &facts.key_file));
+        self.binding = Some(Binding::new(key_pair.clone(), &facts.account, key_file));
         let key = &key_pair.public_key;
         self.warnings.extend(authorized_keys::restricted_copy(&facts.key_files, path, known, key));
         if let Some(taken) = &self.takes_away {
@@ -288,13 +308,13 @@ impl Draft {
         self.key_edits.extend(edits.filter_map(|(account, file)| key_edit(account, file, known, Vec::new())));
     }
 
-    fn unbind(&mut self, facts: &Facts, bound: Option<&Binding>, known: &[PublicKey]) {
+    fn unbind(&mut self, facts: &Facts, key_file: &KeyFile, bound: Option<&Binding>, known: &[PublicKey]) {
         self.binding = None;
-        self.key_edits.extend(key_edit(&facts.account, &facts.key_file, known, Vec::new()));
+        self.key_edits.extend(key_edit(&facts.account, key_file, known, Vec::new()));
         self.take_out_elsewhere(facts, known);
         self.unbound = bound.map(|bound| bound.key_pair.clone());
         let Some(KeyPair { public_key: unbound, .. }) = &self.unbound else { return };
-        let path = &facts.key_file.path;
+        let path = &key_file.path;
         self.warnings.extend(authorized_keys::still_present(&self.places, unbound));
         let Some(effective) =
             facts.sshd.as_ref().and_then(|sshd| sshd.answers.first()).map(|first| &first.effective)

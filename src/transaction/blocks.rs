@@ -204,7 +204,7 @@ impl<G: Guest> Transaction<G> {
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     pub(super) fn refuse_anothers_file(&self, facts: &Facts) -> Result<(), Refusal> {
-        let Facts { account, key_file, sshd: Some(sshd), .. } = facts else { return Ok(()) };
+        let Facts { account, key_file: Some(key_file), sshd: Some(sshd), .. } = facts else { return Ok(()) };
         let is_in_home = key_file.path.starts_with(&account.home);
         if account.uid == 0 && is_in_home {
             return Ok(());

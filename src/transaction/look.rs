@@ -151,7 +151,7 @@ impl<G: Guest> Transaction<G> {
             when: &when,
             command_id: "status",
         };
-        let facts = self.observe_sshd_user(state.binding.as_ref())?;
+        let facts = self.observe_sshd_user(&action, state.binding.as_ref())?;
         let draft = plan::draft(&purpose, &facts)?;
         let mut drift: Vec<Drift> =
             draft.key_edits.iter().map(|edit| Drift::Changed(edit.path.clone())).collect();

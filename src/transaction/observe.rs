@@ -103,10 +103,8 @@ impl<G: Guest> Transaction<G> {
         sheet.outcome.user = Some(user);
         let facts = match action {
             Action::Attach { .. } | Action::SetPasswordAuth { .. } => {
-                // A setting alone is no reason to look where the block stands.
-                let is_attach = matches!(action, Action::Attach { .. });
-                let mut facts = self.observe_sshd_user(binding.filter(|_| is_attach))?;
-                if is_attach {
+                let mut facts = self.observe_sshd_user(action, binding)?;
+                if matches!(action, Action::Attach { .. }) {
                     self.refuse_anothers_file(&facts)?;
                 }
                 facts.login = self.observe_login(action, &facts)?;
@@ -114,13 +112,23 @@ impl<G: Guest> Transaction<G> {
             }
             Action::Detach { .. } => self.observe_block(binding)?,
         };
-        sheet.outcome.authorized_keys_file = Some(facts.key_file.path.to_string_lossy().into_owned());
+        let path = facts.key_file.as_ref().map(|file| file.path.to_string_lossy().into_owned());
+        sheet.outcome.authorized_keys_file = path;
         sheet.notes.clone_from(&facts.notes);
         Ok(facts)
     }
 
     /// For a command that is about who gets in: the target user, sshd, and the file that it reads for him.
-    pub(super) fn observe_sshd_user(&self, binding: Option<&Binding>) -> Result<Facts, Refusal> {
+    pub(super) fn observe_sshd_user(
+        &self,
+        action: &Action,
+        binding: Option<&Binding>,
+    ) -> Result<Facts, Refusal> {
+        // A setting alone is no reason to look where the block stands.
+        let binding = binding.filter(|_| matches!(action, Action::Attach { .. }));
+        if matches!(action, Action::SetPasswordAuth { password_auth: PasswordAuth::Yes }) {
+            return self.observe_sshd_alone();
+        }
         let account = self.guest.account(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name)?;
         let path = key_path(&sshd, &account)?;
@@ -130,7 +138,23 @@ impl<G: Guest> Transaction<G> {
         let elsewhere = binding.map(|binding| self.elsewhere(binding, &account, &sshd, &key_file));
         let Elsewhere { files: elsewhere, notes } = elsewhere.transpose()?.unwrap_or_default();
         let key_files = self.all_key_files(Some(&sshd), &account, Some(&key_file));
+        let key_file = Some(key_file);
         Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, notes, login: None })
+    }
+
+    /// To allow passwords no key file and no account is needed: what is wrong with them may be why the owner asks for it.
+    fn observe_sshd_alone(&self) -> Result<Facts, Refusal> {
+        let user = &self.settings.target_user;
+        let sshd = self.guest.sshd(user)?;
+        Ok(Facts {
+            account: self.guest.account(user).unwrap_or_else(|_| Account::without_entry(user)),
+            sshd: Some(sshd),
+            key_file: None,
+            key_files: Vec::new(),
+            elsewhere: Vec::new(),
+            notes: Vec::new(),
+            login: None,
+        })
     }
 
     /// What else decides about a login; where the command forbids passwords, who else has one.
@@ -167,7 +191,7 @@ impl<G: Guest> Transaction<G> {
         };
         let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
-        Ok(Facts { account, sshd, key_file, key_files, elsewhere, notes, login })
+        Ok(Facts { account, sshd, key_file: Some(key_file), key_files, elsewhere, notes, login })
     }
 
     /// All files that sshd reads for the account; the one that is ours alone, where it cannot be told which these are.
@@ -196,6 +220,7 @@ impl<G: Guest> Transaction<G> {
         let key_file = self.guest.standing_key_file(&account, &path)?;
         let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
+        let key_file = Some(key_file);
         Ok(Facts { account, sshd, key_file, key_files, elsewhere: Vec::new(), notes: Vec::new(), login })
     }
 }

@@ -176,7 +176,7 @@ fn the_key_still_stands(guest: &impl Guest, plan: &Plan, facts: &Facts) -> Resul
     if plan.expect != Some(PasswordAuth::No) {
         return Ok(());
     }
-    let KeyFile { path, content, .. } = &facts.key_file;
+    let Some(KeyFile { path, content, .. }) = &facts.key_file else { return Ok(()) };
     let written = plan.key_edits.iter().find(|edit| edit.path == *path).map(|edit| &edit.after);
     let now = guest.key_file(&facts.account, path).map_err(|error| Halt::Failed(error.into()))?;
     if now.content != *written.unwrap_or(content) {

@@ -1,8 +1,6 @@
 //! Whether a key lets the target user in: the trial by a private sshd, and the guard for what sshd decides after it
 //! (contract 10.3).
 
-use std::path::Path;
-
 use super::super::lockout::{self, Finding};
 use super::super::observation::{Answer, Connection, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialKey, TrialReport, Warning, WarningReason};
@@ -27,8 +25,6 @@ pub(super) struct KeyTrial<'a> {
     pub(super) ahead: &'a str,
     /// The key files as they will be, those that differ.
     pub(super) key_files: &'a [PlannedKeyFile],
-    /// The file that holds the key, or will.
-    pub(super) key_path: &'a Path,
     /// What `sshd -T` says for the connections that matter.
     pub(super) answers: &'a [Answer],
     /// The `Match` blocks' witnesses, with what `sshd -T` says for them.
@@ -190,7 +186,7 @@ impl KeyTrial<'_> {
                     account: &self.facts.account,
                     connection,
                     reading: self.reading,
-                    key_file: self.key_path,
+                    key_file: self.facts.key_file.as_ref().map(|file| file.path.as_path()),
                 },
             )),
             TrialAnswer::NotShown(_) | TrialAnswer::NoSuchFamily | TrialAnswer::NotTaken(_) => None,
@@ -334,7 +330,6 @@ pub fn judge_deferred(
         reading: &reading,
         ahead: &question.ahead,
         key_files: &[],
-        key_path: &facts.key_file.path,
         answers: &[],
         witnesses: &[],
     };

@@ -1,6 +1,6 @@
 //! sshd's answers and the lockout guard, held against what was asked (contract 6).
 
-use super::super::authorized_keys::{key_lines, ways_in};
+use super::super::authorized_keys::{KeyLine, key_lines, ways_in};
 use super::super::edit::{FileEdit, FileKind};
 use super::super::lockout::is_closed;
 use super::super::observation::{Answer, Person, Reload, Sshd};
@@ -204,7 +204,6 @@ impl AccessContext<'_> {
             reading: &self.reading,
             ahead,
             key_files,
-            key_path: &self.facts.key_file.path,
             answers: &answers.must,
             witnesses: &answers.witnesses,
         }
@@ -266,12 +265,13 @@ impl AccessContext<'_> {
         })
     }
 
-    /// One of the user's keys has to let in: the bound one, else a line of the user's own without options.
+    /// One of the user's keys has to let in: the bound one, else one that sshd reads without options.
     fn needs_any(&self, trial: &KeyTrial<'_>, ask: &mut AskTrial<'_>) -> Result<Judged, PlanRefusal> {
-        let lines = key_lines(self.facts.key_file.content.as_deref().unwrap_or_default());
+        let files: Vec<Vec<KeyLine>> =
+            self.facts.key_files.iter().map(|(_, content)| key_lines(content)).collect();
         let bound = self.purpose.binding.map(|binding| &binding.key_pair.public_key);
         let mut keys: Vec<&PublicKey> = bound.into_iter().collect();
-        for line in ways_in(&lines) {
+        for line in files.iter().flat_map(|lines| ways_in(lines)) {
             if !keys.contains(&&line.key) {
                 keys.push(&line.key);
             }
@@ -289,11 +289,14 @@ impl AccessContext<'_> {
     }
 
     fn no_key(&self) -> PlanRefusal {
-        let (user, path) = (&self.facts.account.name, self.facts.key_file.path.display());
+        let user = &self.facts.account.name;
+        let paths: Vec<String> =
+            self.facts.key_files.iter().map(|(path, _)| path.display().to_string()).collect();
         Refusal::new(
             Reason::LockoutGuard,
             format!(
-                "AuthorizedKeysFile: {path} holds no key of {user}'s that could let him in; attach a key pair first"
+                "AuthorizedKeysFile: {} holds no key that could let {user} in; attach a key pair first",
+                paths.join(", ")
             ),
         )
         .into()

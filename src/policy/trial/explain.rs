@@ -17,7 +17,7 @@ pub struct Decides<'a> {
     /// sshd's configuration as text.
     pub reading: &'a Reading,
     /// The key file that holds the key, or will.
-    pub key_file: &'a std::path::Path,
+    pub key_file: Option<&'a std::path::Path>,
 }
 
 /// The finding for a refusal. What sshd itself names decides; the line is looked up in its configuration.
@@ -81,7 +81,7 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
                 "AuthorizedKeysFile: sshd cannot read the key file as {name}: {why}; make it a regular file that {name} \
                  may read"
             ),
-            file: Some(decides.key_file.to_owned()),
+            file: decides.key_file.map(ToOwned::to_owned),
             line: None,
         },
         RefusalCause::Revoked => decides.by_keyword(
