@@ -266,7 +266,11 @@ impl Judge<'_> {
         if !after.key && !excuses.iter().any(|excuse| warned.contains(*excuse)) {
             self.find(Kind::NotSaid, &result, &seen_nothing());
         }
-        if after.is_key_unrestricted && warned.contains("KEY_NOT_USABLE") && self.is_one_door() {
+        if after.is_key_unrestricted
+            && warned.contains("KEY_NOT_USABLE")
+            && self.is_one_door()
+            && !self.case.has("ChrootDirectory")
+        {
             self.find(Kind::FalseRefusal, &result, &seen_nothing());
         }
         after
@@ -330,7 +334,8 @@ impl Judge<'_> {
 
     /// Whether what the judge sees at one port and over IPv4 holds for the other port and for IPv6 too.
     fn is_one_door(&self) -> bool {
-        !(self.case.has("LocalPort") && self.case.has("2222")) && !self.case.has("0.0.0.0/0")
+        let two_ports = self.case.has("LocalPort") && self.case.has("2222");
+        !two_ports && !self.case.has("0.0.0.0/0")
     }
 
     fn is_empty_possible(&self) -> bool {
