@@ -287,8 +287,12 @@ impl Judge<'_> {
         }
         self.hold(before, after, result);
         let is_lockout = result["reason"] == "LOCKOUT_GUARD" && self.case.course != Course::SetPasswordNo;
-        let is_known =
-            before.is_key_unrestricted && after.key && !self.case.is_pending() && self.is_one_door();
+        // Whether a user can work below a ChrootDirectory nobody can tell from outside: a refusal is right.
+        let is_known = before.is_key_unrestricted
+            && after.key
+            && !self.case.is_pending()
+            && self.is_one_door()
+            && !self.case.has("ChrootDirectory");
         if is_plain && is_lockout && is_known {
             self.find(Kind::FalseRefusal, result, &seen_nothing());
         }
