@@ -266,7 +266,11 @@ impl Judge<'_> {
         if !after.key && !excuses.iter().any(|excuse| warned.contains(*excuse)) {
             self.find(Kind::NotSaid, &result, &seen_nothing());
         }
-        if after.is_key_unrestricted && warned.contains("KEY_NOT_USABLE") && self.is_one_door() {
+        if after.is_key_unrestricted
+            && warned.contains("KEY_NOT_USABLE")
+            && self.is_one_door()
+            && !self.case.has("ChrootDirectory")
+        {
             self.find(Kind::FalseRefusal, &result, &seen_nothing());
         }
         after
@@ -283,8 +287,12 @@ impl Judge<'_> {
         }
         self.hold(before, after, result);
         let is_lockout = result["reason"] == "LOCKOUT_GUARD" && self.case.course != Course::SetPasswordNo;
-        let is_known =
-            before.is_key_unrestricted && after.key && !self.case.is_pending() && self.is_one_door();
+        // Whether a user can work below a ChrootDirectory nobody can tell from outside: a refusal is right.
+        let is_known = before.is_key_unrestricted
+            && after.key
+            && !self.case.is_pending()
+            && self.is_one_door()
+            && !self.case.has("ChrootDirectory");
         if is_plain && is_lockout && is_known {
             self.find(Kind::FalseRefusal, result, &seen_nothing());
         }
@@ -330,7 +338,8 @@ impl Judge<'_> {
 
     /// Whether what the judge sees at one port and over IPv4 holds for the other port and for IPv6 too.
     fn is_one_door(&self) -> bool {
-        !(self.case.has("LocalPort") && self.case.has("2222")) && !self.case.has("0.0.0.0/0")
+        let two_ports = self.case.has("LocalPort") && self.case.has("2222");
+        !two_ports && !self.case.has("0.0.0.0/0")
     }
 
     fn is_empty_possible(&self) -> bool {

@@ -14,8 +14,8 @@ if [ -n "$OPENSSH" ]; then
     mkdir -p ".$OPENSSH"
     mount --bind "$OPENSSH" ".$OPENSSH"
     for program in sbin/sshd bin/ssh bin/ssh-keygen; do
-        touch "usr/$program"
-        mount --bind "$OPENSSH/$program" "usr/$program"
+        rm -f "usr/$program"
+        cp "$OPENSSH/$program" "usr/$program"
     done
 fi
 mount -t proc proc proc
