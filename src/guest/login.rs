@@ -261,7 +261,6 @@ mod tests {
             mount: None,
             content: Some(b"own".to_vec()),
             missing_directory: None,
-            path_facts: Vec::new(),
         };
         let read = |names: &[(&str, bool)]| -> Vec<(String, String)> {
             let path = |(name, is_pattern): &(&str, bool)| KeyPath {

@@ -192,7 +192,6 @@ impl Guest for Simulated {
             mount: None,
             content: machine.disk.read(path).map(<[u8]>::to_vec),
             missing_directory: (!machine.disk.has_directory(SSH_DIRECTORY)).then(|| SSH_DIRECTORY.into()),
-            path_facts: Vec::new(),
         })
     }
 
@@ -426,6 +425,5 @@ fn root(user: &str) -> Account {
         home: "/root".into(),
         shell: "/bin/bash".into(),
         groups: vec!["root".to_owned()],
-        group_is_private: false,
     }
 }

@@ -29,7 +29,6 @@ fn account(name: &str, id: u32, home: &str, groups: &[&str]) -> Account {
         home: home.into(),
         shell: "/bin/sh".into(),
         groups: groups.iter().map(|&group| group.to_owned()).collect(),
-        group_is_private: false,
     }
 }
 
