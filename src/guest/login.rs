@@ -33,11 +33,12 @@ pub(super) fn nologin() -> Option<PathBuf> {
     Path::new(NOLOGIN).exists().then(|| PathBuf::from(NOLOGIN))
 }
 
-/// The user's entry in shadow(5); where it has none, the field of passwd(5), which counts then.
+/// The user's entry in shadow(5); where it has none, the field of passwd(5), which counts then unless it refers to
+/// shadow(5).
 pub(super) fn shadow(user: &str) -> Shadow {
     let content = match shadow_file() {
         Ok(content) => content,
-        Err(why) => return Shadow::Unseen(why),
+        Err(why) => return Shadow::Unseen(format!("{why}; run this as root")),
     };
     if let Some((_, entry)) = content.lines().filter_map(shadow_entry).find(|(name, _)| *name == user) {
         return Shadow::Entry(entry);
@@ -46,9 +47,20 @@ pub(super) fn shadow(user: &str) -> Shadow {
         Err(error) => Shadow::Unseen(error.to_string()),
         Ok(content) => {
             let text = String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned();
-            passwd_field(&text, user).map_or(Shadow::NoEntry, |hash| Shadow::Entry(entry_of(hash)))
+            match passwd_field(&text, user) {
+                Some(field) if refers_to_shadow(field) => Shadow::NoEntry,
+                Some(hash) => Shadow::Entry(entry_of(hash)),
+                None => Shadow::Unseen(format!(
+                    "{PASSWD} does not have {user}: another source of nsswitch.conf(5) does; see `getent shadow {user}`"
+                )),
+            }
         }
     }
+}
+
+/// Whether a second field of passwd(5) says that the password is in shadow(5): pam_unix(8).
+fn refers_to_shadow(field: &str) -> bool {
+    field == "x" || field.starts_with("##")
 }
 
 /// A user's second field in passwd(5).

@@ -60,7 +60,7 @@ pub struct Login {
 pub enum Shadow {
     /// It cannot be read; the text says why.
     Unseen(String),
-    /// He has no entry.
+    /// He has none, although his entry of passwd(5) refers to shadow(5): then pam_unix(8) refuses him.
     NoEntry,
     /// His entry.
     Entry(ShadowEntry),

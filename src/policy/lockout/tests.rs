@@ -34,7 +34,7 @@ fn account(name: &str, id: u32, home: &str, groups: &[&str]) -> Account {
 
 fn login() -> Login {
     Login {
-        shadow: Shadow::NoEntry,
+        shadow: Shadow::Unseen("denied".into()),
         today: 20000,
         nologin: None,
         pam: Vec::new(),
