@@ -123,9 +123,38 @@ const PENDING: [(&str, Option<&str>); 7] = [
     ),
     (
         "echo 'AuthorizedKeysFile .ssh/other' >>/etc/ssh/sshd_config; echo 'Nonsense yes' >>/etc/ssh/sshd_config",
-        Some("SSHD_CONFIG_INVALID"),
+        Some("SSHD_CONFIG_ALREADY_INVALID"),
     ),
 ];
+
+/// The listener cannot be asked on loopback, or shall not be, or refuses loopback anyway; the setting stands already, so
+/// that no edit of sshd's files is a reason to tell it.
+#[test]
+fn a_listener_that_is_not_asked_reads_its_files_all_the_same() {
+    let moved = "echo 'AuthorizedKeysFile .ssh/other' >>/etc/ssh/sshd_config";
+    for (lines, edit, agent) in [
+        ("ListenAddress 10.99.0.1\n", "", ""),
+        ("", "", "proof = false\n"),
+        ("", "; echo 'AllowUsers u@10.0.0.0/8' >>/etc/ssh/sshd_config", ""),
+    ] {
+        for password_auth in ["no", "yes"] {
+            land("u", OWN_FILE, lines, |land| {
+                let config = format!("target_user = \"u\"\n{agent}");
+                land.guest.write("/etc/keypair-agent/config.toml", &config).unwrap();
+                land.done(&land.attach("no"));
+                assert_eq!(WaysIn::of(land), FIRST_KEY);
+                let password = password_auth == "yes";
+                if password {
+                    land.sh("sed -i 's/Authentication no/Authentication yes/' /etc/ssh/sshd_config.d/*");
+                }
+                land.sh(&format!("{moved}{edit}"));
+                let result = land.done(&land.replace(password_auth));
+                let ways = WaysIn { password, ..SECOND_KEY };
+                assert_eq!(WaysIn::of(land), ways, "{lines}{edit}{agent}: {result}");
+            });
+        }
+    }
+}
 
 #[test]
 fn an_edit_that_the_listener_has_not_read_locks_nobody_out() {
@@ -412,18 +441,21 @@ fn what_a_refusal_and_a_check_say() {
         };
         land.target("nobody-here");
         check([
-            "there is no user nobody-here",
-            "; set target_user to an account of this guest, or create it",
+            "\"there is no user nobody-here\"",
+            "\"remedy\":\"set target_user to an account of this guest, or create it\"",
         ]);
         land.target("u");
         land.sh("mv /etc/ssh/sshd_config /etc/ssh/gone");
         check([
-            "there is no sshd configuration /etc/ssh/sshd_config",
-            "install the OpenSSH server, or name the file",
+            "\"there is no sshd configuration /etc/ssh/sshd_config\"",
+            "\"remedy\":\"install the OpenSSH server, or name the file",
         ]);
         land.sh("mv /etc/ssh/gone /etc/ssh/sshd_config; kill $(cat /run/sshd.pid); rm /usr/sbin/sshd");
         support::wait_for("sshd to end", || (!land.guest.at("/run/sshd.pid").exists()).then_some(()));
-        check(["there is no sshd at /usr/sbin/sshd", "install the OpenSSH server, or name its program"]);
+        check([
+            "\"there is no sshd at /usr/sbin/sshd\"",
+            "\"remedy\":\"install the OpenSSH server, or name its program",
+        ]);
     });
 }
 

@@ -18,6 +18,9 @@ const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const ROUTE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
+/// How long a datagram may be on its way through loopback.
+const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(20);
+
 /// The namespaces that the calling thread is in.
 pub(super) struct Namespaces {
     netlink: Netlink,
@@ -49,16 +52,15 @@ impl Namespaces {
         }
     }
 
-    /// Waits until a connection from one address to the other has a route: the kernel makes IPv6 addresses usable a moment
-    /// after they were added.
+    /// Waits until a datagram from one address comes to the other and one comes back: the kernel makes IPv6 addresses
+    /// usable a moment after they were added. That there is a route is not enough: until then it leads to nobody.
     ///
     /// # Errors
     /// The kernel's last answer, once the time is over.
     pub(super) fn wait_for_route(&self, from: IpAddr, to: SocketAddr) -> io::Result<()> {
         let deadline = Instant::now() + ROUTE_TIMEOUT;
         loop {
-            // UDP looks the route up and sends nothing.
-            match UdpSocket::bind((from, 0)).and_then(|socket| socket.connect(to)) {
+            match echo(from, to) {
                 Err(_) if Instant::now() < deadline => sleep(ROUTE_POLL_INTERVAL),
                 routed => return routed,
             }
@@ -80,6 +82,20 @@ impl Namespaces {
     pub(super) fn show_tree(&self, source: &Path, target: &Path) -> io::Result<()> {
         Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
     }
+}
+
+/// Sends a datagram to a socket of ours, and one back.
+fn echo(from: IpAddr, mut to: SocketAddr) -> io::Result<()> {
+    to.set_port(0);
+    let (near, far) = (UdpSocket::bind((from, 0))?, UdpSocket::bind(to)?);
+    near.connect(far.local_addr()?)?;
+    for socket in [&near, &far] {
+        socket.set_read_timeout(Some(DATAGRAM_TIMEOUT))?;
+    }
+    near.send(b"x")?;
+    let (_, back) = far.recv_from(&mut [0; 1])?;
+    far.send_to(b"x", back)?;
+    near.recv(&mut [0; 1]).map(drop)
 }
 
 /// IPv6 is not in the kernel, or turned off (`disable_ipv6`).
