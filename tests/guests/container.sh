@@ -10,10 +10,10 @@ scene_container() {
 
 container_bare() {
   GUEST_OPTIONS="--drop-capability=CAP_SYS_ADMIN --tmpfs=/run/lock" installed_guest
-  refused_namespace
+  # What enters from outside, as this does, is not held to it.
+  [ $((0x$(inside sed -n 's/^CapBnd:\t//p' /proc/1/status) >> 21 & 1)) = 0 ] || fail "namespaces can be made"
   with_password root
 }
-refused_namespace() { if inside unshare --net true; then fail "namespaces can be made"; fi; }
 
 container_attach() {
   attach no || { last_result; return 1; }
@@ -25,7 +25,7 @@ container_attach() {
 }
 
 container_addresses() {
-  passwords_on
+  inside keypair-agent password-auth yes
   detach
   container_with "AllowUsers root@10.0.0.0/8 u root@127.0.0.0/8"
   case $(last_result) in *'"reason":"LOCKOUT_GUARD"'*'depends on addresses'*) ;; *) return 1 ;; esac

@@ -8,9 +8,8 @@ scene_login() {
   try "systemctl status says what is bound now" status_bound
   try "the proof in the result" proof_in_result
   try "the trial in the result, by the helper" trial_in_result
-  try "the sandboxes: exposure of agent and helper" exposure
-  try "a key that sshd would refuse: LOCKOUT_GUARD" refused_by_trial
-  try "AllowUsers names another: LOCKOUT_GUARD" refused_by_allow_users
+  try "the sandboxes: exposure of agent and helper" exposure_of_both
+  try "AllowUsers names another: LOCKOUT_GUARD" refused_by_trial
   try "the helper's socket stopped: LOCKOUT_GUARD" without_socket
   try "setPasswordAuth yes: passwords let in again" passwords_on
   try "detach: the key no longer lets in" detach_root
@@ -73,7 +72,7 @@ helper_is_well() {
   [ "$(inside ls /run/keypair-agent | grep -vxE 'lock|status.json|trial.sock')" = "" ] || inside ls /run/keypair-agent
 }
 
-exposure() {
+exposure_of_both() {
   local unit level
   for unit in keypair-agent.service keypair-agent-trial@x.service; do
     level=$(inside systemd-analyze security --no-pager $unit 2>/dev/null | sed -n 's/.*exposure level for .*: \([0-9.]*\) .*/\1/p')
@@ -82,21 +81,9 @@ exposure() {
   done
 }
 
-# The home is open to everybody: sshd refuses the key, so passwords stay on.
+# sshd refuses the key, so passwords stay on.
 refused_by_trial() {
-  passwords_on
-  detach
-  inside chmod 777 /root
-  if attach no; then fail "attached"; fi
-  inside chmod 700 /root
-  with_password root
-  saw "$(last_result | sed 's/.*"reason":"\([A-Z_]*\)".*/\1/')"
-  case $(last_result) in *'"reason":"LOCKOUT_GUARD"'*StrictModes*) ;; *) last_result; return 1 ;; esac
-  attach no
-}
-
-refused_by_allow_users() {
-  passwords_on
+  inside keypair-agent password-auth yes
   detach
   inside sh -c 'echo "AllowUsers u" >/etc/ssh/sshd_config.d/40-allow.conf; systemctl reload ssh'
   if attach no; then fail "attached"; fi
@@ -110,7 +97,7 @@ refused_by_allow_users() {
 
 # Nobody answers, so passwords stay on; a start of the agent brings the socket back.
 without_socket() {
-  passwords_on
+  inside keypair-agent password-auth yes
   detach
   inside systemctl stop keypair-agent-trial.socket
   if attach no; then fail "attached"; fi
