@@ -13,6 +13,7 @@ new_paths() { paths | sort -u | comm -13 "$RUN/paths-$SUITE" -; }
 scene_install() {
   try "the guest" bare_guest
   try "install the .deb: enabled, active" install_fresh
+  try "the trial's socket: active, for root alone" trial_socket
   try "systemctl status says what is bound" status_unbound
   try "componentInfo.cfg: the installed version" component_version
   try "installed again: nothing changes hands" install_again
@@ -40,6 +41,13 @@ install_fresh() {
   saw enabled "$(property ActiveState)"
   inside systemctl status --no-pager keypair-agent
   [ "$(inside systemctl --failed --no-legend | wc -l)" = 0 ]
+}
+
+trial_socket() {
+  [ "$(property ActiveState keypair-agent-trial.socket)" = active ]
+  saw "$(inside stat -c '%a %U' /run/keypair-agent /run/keypair-agent/trial.sock)"
+  [ "$(inside stat -c '%a %U' /run/keypair-agent /run/keypair-agent/trial.sock)" = "700 root
+600 root" ]
 }
 
 status_unbound() {
@@ -72,6 +80,7 @@ purge_clean() {
   left=$(new_paths)
   [ -z "$left" ] || { echo "$left"; fail "left: $(wc -l <<<"$left") paths"; }
   [ "$(property LoadState)" = not-found ]
+  [ "$(property ActiveState keypair-agent-trial.socket)" = inactive ]
   saw "nothing"
 }
 

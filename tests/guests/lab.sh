@@ -4,6 +4,7 @@
 #   guest_up NAME SUITE nspawn|qemu    boots a fresh copy         guest_exec NAME COMMAND...   as root, inside
 #     ... qemu disk                    one that outlives its process
 #   guest_start NAME; guest_wait NAME  the same in two steps      guest_net NAME COMMAND...    the host's program, in its network
+#   GUEST_OPTIONS=... guest_up         nspawn's, besides
 #   guest_reboot NAME                  shut down, boot again      guest_copy NAME FILE PATH
 #   guest_cut NAME                     the power goes: of qemu's own disk, what was not written to it is lost
 #   guest_down NAME                    gone, with its files
@@ -122,7 +123,7 @@ nspawn_start() {
     echo "$BASHPID" >"$CGROUP/${folder##*/}/cgroup.procs"
     export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
     exec setsid systemd-nspawn --quiet --register=no --keep-unit --private-network --console=passive --boot \
-      --hostname=guest -D "$folder/root"
+      --hostname=guest $(cat "$folder/options" 2>/dev/null) -D "$folder/root"
   ) </dev/null >>"$folder/console" 2>&1 &
   echo $! >"$folder/pid"
 }
@@ -214,6 +215,7 @@ guest_up() { # NAME SUITE BACKEND [disk]
   mkdir -p "$folder"
   echo "$3" >"$folder/backend"
   echo "$image" >"$folder/image"
+  echo "${GUEST_OPTIONS:-}" >"$folder/options"
   [ "$3" = qemu ] || cp -a --reflink=auto "$image" "$folder/root"
   [ -z "${4:-}" ] || cp --sparse=always --reflink=auto "$image/disk.raw" "$folder/disk.raw"
   guest_start "$name"

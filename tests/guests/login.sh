@@ -8,7 +8,9 @@ scene_login() {
   try "systemctl status says what is bound now" status_bound
   try "the proof in the result" proof_in_result
   try "the trial in the result, by the helper" trial_in_result
-  try "a key that sshd would refuse: LOCKOUT_GUARD" refused_by_trial
+  try "the sandboxes: exposure of agent and helper" exposure_of_both
+  try "AllowUsers names another: LOCKOUT_GUARD" refused_by_trial
+  try "the helper's socket stopped: LOCKOUT_GUARD" without_socket
   try "setPasswordAuth yes: passwords let in again" passwords_on
   try "detach: the key no longer lets in" detach_root
   try "target_user = u: the key logs in as u" key_u
@@ -52,23 +54,61 @@ proof_in_result() {
 trial_in_result() {
   local result
   result=$(last_result)
-  case $result in *'"trial":{"key":"accepted","file":"/root/.ssh/authorized_keys",'*) ;; *) echo "$result"; return 1 ;; esac
-  inside journalctl -o cat -u 'keypair-agent-trial@*' --no-pager
-  inside systemctl is-active keypair-agent-trial.socket
-  saw "$(inside systemd-analyze security --no-pager keypair-agent-trial@x.service 2>/dev/null | sed -n 's/.*exposure level for .*: \([0-9.]*\) .*/exposure of the helper \1/p')"
+  echo "$result"
+  case $result in *'"trial":{"key":"accepted","file":"/root/.ssh/authorized_keys",'*) ;; *) return 1 ;; esac
+  saw "$(sed 's/.*"trial":{"key":"\([a-z]*\)","file":"\([^"]*\)","line":\([0-9]*\),"methods":\[\([^]]*\)\].*/\1 at \2:\3, \4/' <<<"$result")"
+  helper_is_well
 }
 
-# The home is open to everybody: sshd refuses the key, so passwords stay on.
+# It answered, nothing was forbidden to it, and nothing of it is left.
+helper_is_well() {
+  local log
+  log=$(inside journalctl -b -o cat --no-pager -u 'keypair-agent-trial@*')
+  echo "$log"
+  [ -n "$log" ] || fail "the helper never ran"
+  absent -iE 'denied|not permitted|status=|killed|core-dump|warning|error|failed' "$log"
+  [ -z "$(inside systemctl list-units --all --no-legend 'keypair-agent-trial@*')" ] || fail "a helper is left"
+  [ "$(inside pgrep -fc 'trial-helper|sshd -i' || true)" = 0 ] || fail "a process is left"
+  [ "$(inside ls /run/keypair-agent | grep -vxE 'lock|status.json|trial.sock')" = "" ] || inside ls /run/keypair-agent
+}
+
+exposure_of_both() {
+  local unit level
+  for unit in keypair-agent.service keypair-agent-trial@x.service; do
+    level=$(inside systemd-analyze security --no-pager $unit 2>/dev/null | sed -n 's/.*exposure level for .*: \([0-9.]*\) .*/\1/p')
+    saw "$level"
+    [ $unit != keypair-agent.service ] || [ "${level/./}" -le 25 ]
+  done
+}
+
+# sshd refuses the key, so passwords stay on.
 refused_by_trial() {
-  passwords_on
+  inside keypair-agent password-auth yes
   detach
-  inside chmod 777 /root
+  inside sh -c 'echo "AllowUsers u" >/etc/ssh/sshd_config.d/40-allow.conf; systemctl reload ssh'
   if attach no; then fail "attached"; fi
-  inside chmod 700 /root
+  inside sh -c 'rm /etc/ssh/sshd_config.d/40-allow.conf; systemctl reload ssh'
+  last_result
+  case $(last_result) in *'"reason":"LOCKOUT_GUARD"'*40-allow.conf*'"trial":{"key":"refused"'*) ;; *) return 1 ;; esac
+  saw "$(last_result | sed 's/.*"message":"\([^"]*\)".*/\1/')"
   with_password root
-  saw "$(last_result | sed 's/.*"reason":"\([A-Z_]*\)".*/\1/')"
-  case $(last_result) in *'"reason":"LOCKOUT_GUARD"'*StrictModes*) ;; *) last_result; return 1 ;; esac
   attach no
+}
+
+# Nobody answers, so passwords stay on; a start of the agent brings the socket back.
+without_socket() {
+  inside keypair-agent password-auth yes
+  detach
+  inside systemctl stop keypair-agent-trial.socket
+  if attach no; then fail "attached"; fi
+  last_result
+  case $(last_result) in *'"reason":"LOCKOUT_GUARD"'*'systemctl start keypair-agent-trial.socket'*) ;; *) return 1 ;; esac
+  with_password root
+  inside systemctl restart keypair-agent
+  wait_for 20 "the agent's first poll" healthy
+  [ "$(property ActiveState keypair-agent-trial.socket)" = active ]
+  attach no
+  saw LOCKOUT_GUARD
 }
 
 passwords_on() {
@@ -116,7 +156,9 @@ journal() {
   absent "$(cut -d ' ' -f 2 "$RUN/key.pub" | cut -c 30-60)" "$log" # of the key, what no other key has
   absent '[^ -~]' "$log"
 }
-absent() { if LC_ALL=C grep "$1" <<<"$2"; then fail "found: $1"; fi; }
+absent() { # GREP'S ARGUMENTS... TEXT
+  if LC_ALL=C grep "${@:1:$#-1}" <<<"${@: -1}"; then fail "found: ${*:1:$#-1}"; fi
+}
 
 undo_image() {
   local said status

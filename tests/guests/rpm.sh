@@ -19,6 +19,7 @@ rpm_contents() {
   requires=$(rpm -qp --requires "$(rpm_file "$VERSION")")
   printf '%s\n\n%s\n\n%s\n' "$list" "$scripts" "$requires"
   for path in /usr/bin/keypair-agent /usr/lib/systemd/system/keypair-agent.service \
+    /usr/lib/systemd/system/keypair-agent-trial.socket /usr/lib/systemd/system/keypair-agent-trial@.service \
     /usr/lib/systemd/system-preset/90-keypair-agent.preset /etc/keypair-agent/config.toml \
     /usr/share/man/man8/keypair-agent.8.gz /usr/share/man/man5/keypair-agent.toml.5.gz; do
     grep -qx "$path" <<<"$list" || fail "no $path"

@@ -47,6 +47,10 @@ pub(super) fn ask(run_dir: &Path, question: &TrialQuestion) -> Option<Vec<TrialA
     let stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        // The socket's file outlives its unit.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            return Some(super::not_taken(question, &not_running(run_dir)));
+        }
         Err(error) => return Some(unanswered(question, &path, &error.to_string())),
     };
     Some(match exchange(stream, question) {
@@ -55,6 +59,14 @@ pub(super) fn ask(run_dir: &Path, question: &TrialQuestion) -> Option<Vec<TrialA
         Ok(Reply::Error(why)) => unanswered(question, &path, &why),
         Err(error) => unanswered(question, &path, &error.to_string()),
     })
+}
+
+/// What is missing where the helper's socket is.
+pub(super) fn not_running(run_dir: &Path) -> String {
+    format!(
+        "the trial's helper does not listen at {}: systemctl start keypair-agent-trial.socket",
+        run_dir.join(SOCKET).display()
+    )
 }
 
 fn unanswered(question: &TrialQuestion, path: &Path, why: &str) -> Vec<TrialAnswer> {
@@ -141,8 +153,7 @@ fn answer(settings: &SshdSettings, bytes: &[u8]) -> Result<Vec<TrialAnswer>, Que
             .map_err(|error| QuestionError::Refused(error.into()))?;
     }
     let sshd = sshd::observe(settings, &question.user).map_err(QuestionError::Refused)?;
-    super::ask_here(settings, &sshd, &question).map_or_else(
-        |error| Ok(super::not_taken(&question, &format!("the helper can make no namespaces: {error}"))),
-        Ok,
-    )
+    // An unprivileged container allows the helper no namespaces either.
+    Ok(super::ask_here(settings, &sshd, &question)
+        .unwrap_or_else(|no_namespaces| super::ask_over_pipe(settings, &sshd, &question, &no_namespaces)))
 }

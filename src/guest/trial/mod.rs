@@ -23,7 +23,7 @@ use run::{Link, PrivateSshd};
 
 use super::private::{PrivateDirectory, TRIAL};
 use super::sshd::SshdSettings;
-use super::{child, ssh_client};
+use super::{child, ssh_client, systemd};
 use crate::policy::observation::{ConfigTree, Sshd};
 use crate::policy::trial::{Candidate, TrialAnswer, TrialQuestion, candidate};
 
@@ -36,8 +36,24 @@ pub(super) fn ask(settings: &SshdSettings, sshd: &Sshd, question: &TrialQuestion
         Ok(answers) => answers,
         Err(no_namespaces) => match helper::ask(&settings.run_dir, question) {
             Some(answers) => answers,
-            None => ask_over_pipe(settings, sshd, question, &no_namespaces),
+            None => {
+                let answers = ask_over_pipe(settings, sshd, question, &no_namespaces);
+                match systemd::is_running() {
+                    true => answers.into_iter().map(|answer| without_helper(settings, answer)).collect(),
+                    false => answers,
+                }
+            }
         },
+    }
+}
+
+/// Under systemd there is a helper that would have known more.
+fn without_helper(settings: &SshdSettings, answer: TrialAnswer) -> TrialAnswer {
+    let more = |why: String| format!("{why}; {}", helper::not_running(&settings.run_dir));
+    match answer {
+        TrialAnswer::NotTaken(why) => TrialAnswer::NotTaken(more(why)),
+        TrialAnswer::NotShown(why) => TrialAnswer::NotShown(more(why)),
+        answer => answer,
     }
 }
 
