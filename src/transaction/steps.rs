@@ -10,6 +10,7 @@ use crate::policy::lockout;
 use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{Facts, Plan, PlanRefusal, judge_deferred, judge_setting};
+use crate::policy::proof::ProofPlan;
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::PasswordAuth;
 
@@ -113,7 +114,7 @@ fn step_by_step(
         write_keys(guest, plan, &go_on, begun)?;
     }
     let mut is_as_foretold = false;
-    if let Some(proof) = &plan.proof {
+    if let Some(proof) = &proof_after_trial(plan) {
         go_on()?;
         let said = asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload);
         is_as_foretold = said.map_err(Halt::Failed)?;
@@ -135,6 +136,17 @@ fn tell(
     go_on()?;
     begun.reload = true;
     guest.reload(sshd).map_err(Halt::Failed)
+}
+
+/// What the running sshd is asked. A key that a private one has accepted once it was in place it has to accept, too, where
+/// nothing depends on the source of the question.
+fn proof_after_trial(plan: &Plan) -> Option<ProofPlan> {
+    let mut proof = plan.proof.clone()?;
+    let is_known = plan.deferred_trial.as_ref().is_some_and(|question| !question.needs_addresses);
+    if let Some(forecast) = proof.forecast.as_mut().filter(|_| is_known) {
+        forecast.accepts_key = Some(true);
+    }
+    Some(proof)
 }
 
 /// The key files, in the plan's order.
