@@ -130,12 +130,21 @@ impl KeyTrial<'_> {
             .filter_map(|(connection, answer)| Some((connection, self.finding(connection, answer)?)))
             .collect();
         for port in ports(&tried) {
-            let of_port = |connection: &Connection| connection.lport == port;
-            let Some((at, finding)) = refused.iter().find(|(connection, _)| of_port(connection)) else {
+            let of_port = |connection: &&Connection| connection.lport == port;
+            // Whoever comes by IPv4 is not helped by IPv6.
+            let has_ipv4 =
+                tried.iter().map(|(connection, _)| connection).any(|c| of_port(&c) && c.laddr.is_ipv4());
+            let decides = |connection: &Connection| connection.laddr.is_ipv4() == has_ipv4;
+            let mut refused_here = refused.iter().filter(|(connection, _)| of_port(connection));
+            let Some((at, finding)) = refused_here
+                .clone()
+                .find(|(connection, _)| decides(connection))
+                .or_else(|| refused_here.next())
+            else {
                 continue;
             };
             let accepted = tried.iter().any(|(connection, answer)| {
-                of_port(connection) && self.finding(connection, answer).is_none()
+                of_port(&connection) && decides(connection) && self.finding(connection, answer).is_none()
             });
             let elsewhere = match accepted {
                 true => None,
