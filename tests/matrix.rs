@@ -19,7 +19,7 @@ const TOOLS: [&str; 9] =
     ["sshd", "ssh", "ssh-keygen", "strace", "unshare", "nsenter", "ip", "chroot", "timeout"];
 
 /// So many configurations at least are to be tried.
-const ROWS: usize = 60;
+const ROWS: usize = 300;
 
 /// Most of a trial's time is spent waiting.
 const WORKERS: usize = 6;

@@ -13,8 +13,9 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 use simulated::action::{Action, Budget};
 use simulated::control_plane::{ControlPlane, Order};
 use simulated::disk::Disk;
-use simulated::edit::Edit;
+use simulated::edit::{Edit, Keys};
 use simulated::keys::{self, Pair};
+use simulated::place::{Trial, Who};
 use simulated::property::Property as Invariant;
 use simulated::world::{EXPIRY, Setting, World};
 
@@ -24,6 +25,8 @@ struct Beginning {
     main: &'static str,
     keys: Option<String>,
     orders: [Order; 4],
+    /// How a private sshd can be asked.
+    trial: Trial,
 }
 
 /// A bounded space: where it begins, and what may come in between.
@@ -43,14 +46,16 @@ impl Model for Space {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let begin = |Beginning { main, keys, orders }: &Beginning| {
+        let begin = |Beginning { main, keys, orders, trial }: &Beginning| {
             let control_plane = ControlPlane {
                 orders: orders.to_vec(),
                 first_expires_at: self.expires.then_some(EXPIRY),
                 instance: 0,
                 results: Default::default(),
             };
-            World::new(Disk::new(main, keys.as_deref()), control_plane, self.budget)
+            let mut disk = Disk::new(main, keys.as_deref());
+            disk.place.trial = *trial;
+            World::new(disk, control_plane, self.budget)
         };
         self.beginnings.iter().map(begin).collect()
     }
@@ -159,7 +164,12 @@ fn sequences() -> [[Order; 4]; 4] {
 fn beginnings() -> Vec<Beginning> {
     let [first, second, third, fourth] = sequences();
     let block = Pair::K.block();
-    let from = |main, keys: Option<&str>, orders| Beginning { main, keys: keys.map(str::to_owned), orders };
+    let from = |main, keys: Option<&str>, orders| Beginning {
+        main,
+        keys: keys.map(str::to_owned),
+        orders,
+        trial: Trial::Told,
+    };
     vec![
         from(WITH_INCLUDE, None, first),
         from(WITHOUT_INCLUDE, Some(keys::USERS_KEY), first),
@@ -189,8 +199,19 @@ fn explore_within(
     from: &[usize],
     meets: &[&'static str],
 ) {
+    explore_from(name, budget, edits, &beginnings(), from, meets);
+}
+
+/// The same from others.
+fn explore_from(
+    name: &'static str,
+    budget: Budget,
+    edits: &[Edit],
+    all: &[Beginning],
+    from: &[usize],
+    meets: &[&'static str],
+) {
     let is_large = simulated::is_large();
-    let all = beginnings();
     let beginnings = all.iter().enumerate().filter(|(number, _)| is_large || from.contains(number));
     let beginnings = beginnings.map(|(_, beginning)| beginning.clone()).collect();
     let more = u8::from(is_large);
@@ -309,6 +330,62 @@ fn instances() {
 fn console() {
     let budget = Budget { undos: 1, repeats: 1, edits: 1, disturbances: 2, ..Budget::default() };
     explore_within("a crash; undo at the console", budget, &[Edit::RemovesSetting], &[0, 5], &["succeeded"]);
+}
+
+/// A private sshd cannot be shown the planned key file, cannot be asked at all, or refuses for a reason of its own.
+#[test]
+fn trials() {
+    let edits = [Edit::OpensHome, Edit::Asks(Trial::Told)];
+    let budget = Budget { edits: 1, disturbances: 1, ..Budget::default() };
+    let all: Vec<Beginning> = [Trial::Told, Trial::NotShown, Trial::NotTaken]
+        .into_iter()
+        .flat_map(|trial| beginnings().into_iter().map(move |beginning| Beginning { trial, ..beginning }))
+        .collect();
+    let beginnings = all.len() / 3;
+    explore_from(
+        "a crash; what a private sshd says",
+        budget,
+        &edits,
+        &all,
+        &[0, beginnings, 2 * beginnings],
+        &["succeeded", "LOCKOUT_GUARD", "KEY_NOT_USABLE", "PROOF_CONTRADICTED"],
+    );
+}
+
+/// The home moves; the user is another one, or gone.
+#[test]
+fn places() {
+    let edits = [
+        Edit::Moves(Keys::Moved),
+        Edit::Moves(Keys::Copied),
+        Edit::Moves(Keys::Left),
+        Edit::Becomes(Who::Renamed),
+        Edit::Becomes(Who::Heir),
+        Edit::Becomes(Who::Anew),
+        Edit::Becomes(Who::Nobody),
+    ];
+    let budget = Budget { edits: 1, disturbances: 1, ..Budget::default() };
+    explore_within(
+        "a crash; the home moves, the user is another",
+        budget,
+        &edits,
+        &[0, 4, 5],
+        &["succeeded", "USER_NOT_FOUND", "LOCKOUT_GUARD"],
+    );
+}
+
+/// The home's volume goes and comes, and the home may move meanwhile.
+#[test]
+fn volumes() {
+    let edits = [Edit::SwitchesVolume, Edit::Moves(Keys::Copied)];
+    let budget = Budget { edits: 2, disturbances: 2, ..Budget::default() };
+    explore_within(
+        "a crash; the home is not mounted",
+        budget,
+        &edits,
+        &[0, 4],
+        &["succeeded", "IO_ERROR", "ALREADY_ATTACHED"],
+    );
 }
 
 /// Everything that may come in between, one of it, beside two crashes.

@@ -7,145 +7,11 @@ mod matrix_support;
 mod support;
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use matrix_support::client::{Way, With, login};
-use matrix_support::guest::Guest;
-use matrix_support::lab::Lab;
-use matrix_support::row::Row;
+use matrix_support::land::{Land, OWN_FILE, SECOND_USER, land};
 use serde_json::{Value, json};
-use support::{Key, available, detach};
-
-const TOOLS: [&str; 11] = [
-    "sshd",
-    "ssh",
-    "ssh-keygen",
-    "unshare",
-    "nsenter",
-    "ip",
-    "chroot",
-    "timeout",
-    "ps",
-    "usermod",
-    "userdel",
-];
-
-const CONFIG: &str = "Include /etc/ssh/sshd_config.d/*.conf\nPermitRootLogin yes\nUsePAM yes\n\
-                      KbdInteractiveAuthentication no\n";
-
-/// A guest for the user `u`, with this setup and further lines of sshd's configuration.
-struct Land<'a> {
-    lab: &'a Lab,
-    guest: Guest<'a>,
-}
-
-fn can_run() -> bool {
-    let mount = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && \
-                 mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w o /mnt/r";
-    available(&TOOLS)
-        && Command::new("unshare").args(["--mount", "--net", "sh", "-c", mount]).status().unwrap().success()
-}
-
-/// A guest, if this machine lets us make one.
-fn land(user: &str, setup: &str, lines: &str, work: impl FnOnce(&Land<'_>)) {
-    if !can_run() {
-        eprintln!("SKIPPED: no guest can be made here");
-        return;
-    }
-    let lab = Lab::new();
-    let text = json!({ "user": user, "setup": setup, "config": format!("{CONFIG}{lines}") });
-    let row: Row = toml::from_str(&format!(
-        "what = \"\"\nsource = \"hostile\"\nuser = {}\nsetup = {}\n[files]\n\"/etc/ssh/sshd_config\" = {}\n[no]\n[yes]\n",
-        text["user"], text["setup"], text["config"]
-    ))
-    .unwrap();
-    let guest = Guest::new(&lab, &row).unwrap();
-    work(&Land { lab: &lab, guest });
-}
-
-impl Land<'_> {
-    fn sh(&self, script: &str) {
-        // An account cannot be changed while a session of it ends.
-        let ended = "timeout 60 sh -c 'while ps -u u || ps -u v; do sleep 0.1; done' >/dev/null 2>&1; ";
-        let ended = if script.contains("usermod") || script.contains("userdel") { ended } else { "" };
-        self.guest.shell(&format!("{ended}{script}")).unwrap();
-    }
-
-    fn agent(&self, words: &[&str], input: &str) -> Output {
-        self.guest.agent(&[], words, input)
-    }
-
-    fn apply(&self, command: &Value) -> Value {
-        let output = self.agent(&["apply", "-"], &command.to_string());
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
-    }
-
-    fn done(&self, command: &Value) -> Value {
-        let result = self.apply(command);
-        assert_eq!(result["status"], "succeeded", "{result}");
-        result
-    }
-
-    fn refused(&self, command: &Value, reason: &str, says: &str) {
-        let result = self.apply(command);
-        assert_eq!(result["reason"], reason, "{result}");
-        assert!(result["message"].as_str().unwrap().contains(says), "{says}: {result}");
-    }
-
-    fn key(&self) -> &Key {
-        &self.lab.ed25519
-    }
-
-    fn attach(&self, password_auth: &str) -> Value {
-        support::attach("k", self.key(), password_auth)
-    }
-
-    fn lets_in(&self, user: &str) -> bool {
-        let way = Way { user: user.to_owned(), from: None, to: "10.99.0.1".to_owned(), port: 22 };
-        login(self.lab, &self.guest, &way, With::Key(&self.key().private)).let_in
-    }
-
-    fn text(&self, path: &str) -> String {
-        fs::read_to_string(self.guest.at(path)).unwrap_or_default()
-    }
-
-    fn blocks(&self, path: &str) -> usize {
-        self.text(path).matches("# BEGIN keypair-agent").count()
-    }
-
-    fn state(&self) -> Value {
-        serde_json::from_str(&self.text("/var/lib/keypair-agent/state.json")).unwrap()
-    }
-
-    /// As 3.1.0 wrote it.
-    fn make_the_state_older(&self) {
-        let mut state = self.state();
-        let binding = state["binding"].as_object_mut().unwrap();
-        assert!(binding.remove("uid").is_some() && binding.remove("mount").is_some());
-        fs::write(self.guest.at("/var/lib/keypair-agent/state.json"), state.to_string()).unwrap();
-    }
-
-    fn target(&self, user: &str) {
-        self.guest.write("/etc/keypair-agent/config.toml", &format!("target_user = \"{user}\"\n")).unwrap();
-    }
-
-    /// sshd reads its files anew.
-    fn reload(&self) {
-        self.sh("kill -HUP $(cat /run/sshd.pid); sleep 1");
-    }
-
-    fn undone(&self) {
-        let output = self.agent(&["undo"], "");
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
-    }
-
-    fn said(output: &Output) -> String {
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-    }
-}
-
-const OWN_FILE: &str = "install -d -o 4242 -g 4242 -m 700 /home/u/.ssh; \
-                        install -o 4242 -g 4242 -m 600 /dev/null /home/u/.ssh/authorized_keys";
+use support::detach;
 
 #[test]
 fn a_home_that_is_a_link_and_later_the_links_target() {
@@ -383,8 +249,6 @@ fn a_volume_that_is_not_mounted() {
         land.done(&detach("k"));
     });
 }
-
-const SECOND_USER: &str = "useradd -m -u 4300 -s /bin/sh v; ";
 
 #[test]
 fn a_user_who_is_gone() {

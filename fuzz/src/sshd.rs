@@ -100,7 +100,6 @@ fn account() -> Account {
         home: PathBuf::from("/home/bob"),
         shell: PathBuf::from("/bin/sh"),
         groups: vec!["bob".to_owned(), "sudo".to_owned()],
-        group_is_private: true,
     }
 }
 

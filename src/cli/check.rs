@@ -110,7 +110,7 @@ fn about_the_guest(
         checks.push(Check::note("another setting", &text).at(Some(&line.file), Some(line.line)));
     }
     if let Shadow::Unseen(why) = guest.login(&account, &sshd).shadow {
-        let text = format!("whether the account is locked or expired was not seen: {why}; run this as root");
+        let text = format!("whether the account is locked or expired was not seen: {why}");
         checks.push(Check::note("account", &text));
     }
     let key = state.binding.as_ref().map(|binding| &binding.key_pair.public_key);

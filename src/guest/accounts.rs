@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::stat;
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use nix::unistd::{Group, Uid, User, getgrouplist};
 
 use crate::policy::observation::{Account, Fate, Holder};
-
-use super::files::{FileError, read_file};
 
 pub(super) const PASSWD: &str = "/etc/passwd";
 pub(super) const PASSWD_LIMIT: usize = 64 * 1024 * 1024;
@@ -59,16 +57,6 @@ pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
             groups.push(group.name);
         }
     }
-    let passwd = read_file(Path::new(PASSWD), PASSWD_LIMIT).map_err(|error| AccountError {
-        name: name.to_owned(),
-        source: match error {
-            FileError::Io { source, .. } => source,
-            other => io::Error::other(other),
-        },
-    })?;
-    let passwd = String::from_utf8_lossy(passwd.as_deref().unwrap_or_default()).into_owned();
-    let group_is_private =
-        primary.is_some_and(|group| is_private(user.gid, &group.mem, &user.name, user.uid.as_raw(), &passwd));
     Ok(Some(Account {
         name: user.name,
         uid: user.uid.as_raw(),
@@ -77,7 +65,6 @@ pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
         // passwd(5): an empty one is /bin/sh.
         shell: if user.shell.as_os_str().is_empty() { "/bin/sh".into() } else { user.shell },
         groups,
-        group_is_private,
     }))
 }
 
@@ -112,7 +99,6 @@ pub fn holder(name: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Accou
         home: PathBuf::new(),
         shell: PathBuf::new(),
         groups: Vec::new(),
-        group_is_private: false,
     };
     Ok(Holder { account, fate: Fate::Gone })
 }
@@ -122,33 +108,6 @@ fn found<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
     match answer {
         Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
         answer => answer,
-    }
-}
-
-/// Whether a group is its owner's alone, as Debian's sshd judges a group-writable path (user-group-modes.patch):
-/// every account whose primary group it is has his uid, its member list is empty or names him alone, and it has
-/// one member at least. The accounts are those of passwd(5): sshd enumerates the name service, whose other
-/// sources mostly do not let themselves be enumerated.
-fn is_private(gid: Gid, members: &[String], name: &str, uid: u32, passwd: &str) -> bool {
-    let mut primary_of_his = 0;
-    for line in passwd.lines() {
-        let mut fields = line.split(':').skip(2);
-        let (Some(Ok(entry_uid)), Some(Ok(entry_gid))) =
-            (fields.next().map(str::parse::<u32>), fields.next().map(str::parse::<u32>))
-        else {
-            continue;
-        };
-        if entry_gid == gid.as_raw() {
-            if entry_uid != uid {
-                return false;
-            }
-            primary_of_his += 1;
-        }
-    }
-    match members {
-        [] => primary_of_his > 0,
-        [member] => member == name,
-        _ => false,
     }
 }
 
@@ -166,23 +125,5 @@ mod tests {
         for none in ["no-such-user-here", "", "a\0b", "root\n"] {
             assert_eq!(account(none).unwrap(), None, "{none:?}");
         }
-    }
-
-    #[test]
-    fn a_private_group_as_debian_judges_it() {
-        let private = |members: &[&str], passwd: &str| {
-            let members: Vec<String> = members.iter().map(|name| (*name).to_owned()).collect();
-            is_private(Gid::from_raw(1000), &members, "joe", 1000, passwd)
-        };
-        let joe = "root:x:0:0:root:/root:/bin/sh\njoe:x:1000:1000::/home/joe:/bin/sh\n";
-        assert!(private(&[], joe));
-        assert!(private(&["joe"], joe));
-        assert!(!private(&["ann"], joe));
-        assert!(!private(&["joe", "ann"], joe));
-        assert!(!private(&[], &format!("{joe}ann:x:1001:1000::/home/ann:/bin/sh\n")));
-        assert!(private(&[], &format!("{joe}joe2:x:1000:1000::/home/joe:/bin/sh\n+nis\nodd:x:y\n")));
-        // A member by the name service alone, and an empty group.
-        assert!(private(&["joe"], "root:x:0:0:root:/root:/bin/sh\n"));
-        assert!(!private(&[], "root:x:0:0:root:/root:/bin/sh\n"));
     }
 }

@@ -57,7 +57,8 @@ pub(super) fn read_tree(main: &Path, rules: &Rules) -> Result<ConfigTree, Refusa
     let tree = ConfigTree { main: main.to_owned(), files: BTreeMap::new(), includes: BTreeMap::new() };
     let mut reader = Reader { tree, rules, known: HashMap::new() };
     if reader.add(main, 0)?.is_none() {
-        let text = format!("sshd's configuration {} is not a regular file", main.display());
+        let text =
+            format!("sshd's configuration {} is not a regular file; put it in its place", main.display());
         return Err(Refusal::new(Reason::SshdNotFound, text));
     }
     reader.add_unread();

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::accounts::{PASSWD, PASSWD_LIMIT};
+use super::child;
 use super::config_tree::expand;
 use super::files::{KEY_FILE_LIMIT, read_file};
 use crate::policy::effective::Effective;
@@ -18,6 +19,9 @@ pub(super) const GROUP: &str = "/etc/group";
 
 /// The most that is read of an account file.
 pub(super) const ACCOUNT_FILE_LIMIT: usize = 64 * 1024 * 1024;
+
+/// The status of getent(1) where a key is not found.
+const NOT_FOUND: i32 = 2;
 
 /// The most that is read of a file of PAM's.
 const PAM_LIMIT: usize = 1024 * 1024;
@@ -33,11 +37,12 @@ pub(super) fn nologin() -> Option<PathBuf> {
     Path::new(NOLOGIN).exists().then(|| PathBuf::from(NOLOGIN))
 }
 
-/// The user's entry in shadow(5); where it has none, the field of passwd(5), which counts then.
+/// The user's entry in shadow(5); where it has none, the field of passwd(5), which counts then unless it refers to
+/// shadow(5).
 pub(super) fn shadow(user: &str) -> Shadow {
     let content = match shadow_file() {
         Ok(content) => content,
-        Err(why) => return Shadow::Unseen(why),
+        Err(why) => return Shadow::Unseen(format!("{why}; run this as root")),
     };
     if let Some((_, entry)) = content.lines().filter_map(shadow_entry).find(|(name, _)| *name == user) {
         return Shadow::Entry(entry);
@@ -46,9 +51,33 @@ pub(super) fn shadow(user: &str) -> Shadow {
         Err(error) => Shadow::Unseen(error.to_string()),
         Ok(content) => {
             let text = String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned();
-            passwd_field(&text, user).map_or(Shadow::NoEntry, |hash| Shadow::Entry(entry_of(hash)))
+            match passwd_field(&text, user) {
+                // nsswitch.conf(5) may name another source, as nss-systemd for root.
+                Some(field) if refers_to_shadow(field) => by_name_service(user),
+                Some(hash) => Shadow::Entry(entry_of(hash)),
+                None => Shadow::Unseen(format!(
+                    "{PASSWD} does not have {user}: another source of nsswitch.conf(5) does; see `getent shadow {user}`"
+                )),
+            }
         }
     }
+}
+
+/// The same as getspnam(3) has it: getent(1).
+fn by_name_service(user: &str) -> Shadow {
+    match child::run(Path::new("getent"), &["shadow", "--", user], "") {
+        Ok(output) if output.status == NOT_FOUND => Shadow::NoEntry,
+        Ok(output) => match { output.stdout }.lines().next().and_then(shadow_entry) {
+            Some((_, entry)) => Shadow::Entry(entry),
+            None => Shadow::Unseen(format!("`getent shadow {user}` ended with {}", output.status)),
+        },
+        Err(error) => Shadow::Unseen(error.to_string()),
+    }
+}
+
+/// Whether a second field of passwd(5) says that the password is in shadow(5): pam_unix(8).
+fn refers_to_shadow(field: &str) -> bool {
+    field == "x" || field.starts_with("##")
 }
 
 /// A user's second field in passwd(5).
@@ -261,7 +290,6 @@ mod tests {
             mount: None,
             content: Some(b"own".to_vec()),
             missing_directory: None,
-            path_facts: Vec::new(),
         };
         let read = |names: &[(&str, bool)]| -> Vec<(String, String)> {
             let path = |(name, is_pattern): &(&str, bool)| KeyPath {

@@ -51,8 +51,6 @@ fn listed(passwd: &str, group: &str, shadow: &str) -> Vec<Person> {
                 home: PathBuf::from(home),
                 shell: PathBuf::from(if shell.is_empty() { "/bin/sh" } else { shell }),
                 groups: primary.into_iter().chain(member_of).map(|(name, _, _)| (*name).to_owned()).collect(),
-                // Nobody asks it of them, and for all of them it would take a look at each pair.
-                group_is_private: false,
             },
             has_password: with_password.get(name).copied().unwrap_or(is_hash),
             has_key: false,

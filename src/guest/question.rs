@@ -110,7 +110,7 @@ impl<'a> Questioner<'a> {
         child::run_bytes(self.binary, &arguments, input).map_err(|error| {
             if error.is_missing_program() {
                 let text = format!(
-                    "there is no sshd at {}: install the OpenSSH server, or name its program as 'binary' in \
+                    "there is no sshd at {}; install the OpenSSH server, or name its program as 'binary' in \
                      [sshd] of the agent's configuration",
                     self.binary.display()
                 );

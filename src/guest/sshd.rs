@@ -47,7 +47,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     let located = locate::locate(settings)?;
     if !located.program.exists() {
         let text = format!(
-            "there is no sshd at {}: install the OpenSSH server, or name its program as 'binary' in [sshd] of \
+            "there is no sshd at {}; install the OpenSSH server, or name its program as 'binary' in [sshd] of \
              the agent's configuration",
             located.program.display()
         );
@@ -254,7 +254,7 @@ fn main_file(config: &Path, default: &str, vendor: &str) -> Result<(PathBuf, boo
         return Ok((PathBuf::from(vendor), false));
     }
     let text = format!(
-        "there is no sshd configuration {}: install the OpenSSH server, or name the file as 'config' in [sshd] \
+        "there is no sshd configuration {}; install the OpenSSH server, or name the file as 'config' in [sshd] \
          of the agent's configuration",
         config.display()
     );

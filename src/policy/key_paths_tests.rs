@@ -17,7 +17,6 @@ fn account(name: &str, uid: u32, home: &str) -> Account {
         home: home.into(),
         shell: "/bin/sh".into(),
         groups: vec![name.to_owned()],
-        group_is_private: false,
     }
 }
 

@@ -56,6 +56,8 @@ rules! {
     AuthenticationMethods, "AuthenticationMethods", authentication_methods;
     /// The account's end, where PAM asks for it: shadow(5).
     ExpiredAccount, "Expired account", account::expired;
+    /// An entry where passwd(5) says that there is one: shadow(5), pam_unix(8).
+    ShadowEntry, "Shadow entry", account::no_shadow_entry;
     /// A password that has to be changed first: shadow(5), pam_unix(8).
     ForcedPasswordChange, "Forced password change", account::forced_change;
     /// nologin(5).

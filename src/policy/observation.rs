@@ -21,8 +21,6 @@ pub struct Account {
     pub shell: PathBuf,
     /// The names of all groups he is in, the primary one first.
     pub groups: Vec<String>,
-    /// Whether he alone is in his primary group (Debian's sshd then accepts a group-writable path).
-    pub group_is_private: bool,
 }
 
 impl Account {
@@ -35,7 +33,6 @@ impl Account {
             home: PathBuf::from("/"),
             shell: PathBuf::new(),
             groups: Vec::new(),
-            group_is_private: false,
         }
     }
 }
@@ -63,7 +60,7 @@ pub struct Login {
 pub enum Shadow {
     /// It cannot be read; the text says why.
     Unseen(String),
-    /// He has no entry.
+    /// He has none, although his entry of passwd(5) refers to shadow(5): then pam_unix(8) refuses him.
     NoEntry,
     /// His entry.
     Entry(ShadowEntry),
@@ -112,32 +109,6 @@ pub struct Person {
     pub has_key: bool,
 }
 
-/// What a directory entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryKind {
-    /// A directory.
-    Directory,
-    /// A regular file.
-    File,
-    /// Anything else.
-    Other,
-}
-
-/// Owner and mode of one component of a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathFact {
-    /// The component, as a whole path.
-    pub path: PathBuf,
-    /// What it is.
-    pub kind: EntryKind,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Permission bits (07777).
-    pub mode: u32,
-}
-
 /// A file by its directory (device, inode) and its name there, however the path to it is spelt. Of a file whose
 /// directory does not exist: the deepest directory that does, and the rest of the path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,9 +154,6 @@ pub struct KeyFile {
     pub content: Option<Vec<u8>>,
     /// Its directory, where that does not exist yet and would be made.
     pub missing_directory: Option<PathBuf>,
-    /// What StrictModes looks at, the file first, then its directories up to the home (or `/`); what does
-    /// not exist yet is not listed.
-    pub path_facts: Vec<PathFact>,
 }
 
 impl KeyFile {

@@ -80,7 +80,6 @@ mod tests {
             home: "/home/u".into(),
             shell: shell.into(),
             groups: Vec::new(),
-            group_is_private: false,
         }
     }
 

@@ -150,6 +150,9 @@ pub struct Plan {
     pub sshd_edits: Vec<FileEdit>,
     /// How a changed configuration is made live; `None` where it is not changed.
     pub reload: Option<Reload>,
+    /// Whether the listener may have yet to read the files that were judged. No file of its own changes, so it is told
+    /// where it does not say of itself that it does what they say.
+    pub unread: bool,
     /// What the running sshd is asked; `None` where nothing changes at its door, and it has read its files.
     pub proof: Option<ProofPlan>,
     /// What a private sshd is asked once the key is in place, where it could not be shown the planned file.
@@ -172,6 +175,16 @@ impl Plan {
     /// Whether it changes a byte of the guest's files.
     pub fn changes_files(&self) -> bool {
         !self.key_edits.is_empty() || !self.sshd_edits.is_empty()
+    }
+
+    /// Whether passwords are on again before a key is taken away.
+    pub fn opens(&self) -> bool {
+        self.expect == Some(PasswordAuth::Yes)
+    }
+
+    /// Whether sshd is told whatever it says of itself.
+    pub fn tells_sshd_first(&self) -> bool {
+        self.reload.is_some() || self.unread && self.opens()
     }
 }
 

@@ -17,7 +17,6 @@ fn account(name: &str, uid: u32, groups: &[&str]) -> Account {
         home: "/".into(),
         shell: "/bin/sh".into(),
         groups: groups.iter().map(|&group| group.to_owned()).collect(),
-        group_is_private: false,
     }
 }
 

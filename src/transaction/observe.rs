@@ -80,7 +80,7 @@ impl<G: Guest> Transaction<G> {
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();
-        if let (Some(sshd), Some(_)) = (&facts.sshd, &plan.reload) {
+        if let Some(sshd) = facts.sshd.as_ref().filter(|_| plan.tells_sshd_first()) {
             self.guest.reload_is_safe(sshd)?;
         }
         if let Some(unbound) = &plan.unbound {

@@ -237,7 +237,7 @@ impl<G: Guest> Transaction<G> {
         stop: &AtomicBool,
     ) -> Result<Option<Intent>, Halt> {
         let Prepared { plan, .. } = prepared;
-        if !plan.changes_files() && plan.proof.is_none() {
+        if !plan.changes_files() && plan.proof.is_none() && !plan.unread {
             return Ok(None);
         }
         let interrupted =
@@ -250,7 +250,7 @@ impl<G: Guest> Transaction<G> {
             },
             key_files: plan.key_edits.iter().map(|edit| edit.intent()).collect(),
             sshd_files: plan.sshd_edits.iter().map(|edit| edit.intent()).collect(),
-            opens: plan.expect == Some(PasswordAuth::Yes),
+            opens: plan.opens(),
         };
         state.intent = Some(intent.clone());
         if let Err(refusal) = self.save(state) {

@@ -21,7 +21,7 @@ pub struct Asked {
 impl Asked {
     /// Asks the running sshd, once the files are live. A contradiction gets one more reload while a connection is left:
     /// the listener may not have read its files. `live` is what `sshd -T` says of the connection since its files were
-    /// written; `reloading` is set where sshd was told.
+    /// written; `reloading` is set where sshd was told. Whether it said that it does what its files say, and takes the key.
     ///
     /// # Errors
     /// `PROOF_CONTRADICTED`, `SSHD_RELOAD_UNSAFE`, `SSHD_RELOAD_FAILED`.
@@ -32,21 +32,22 @@ impl Asked {
         sshd: &Sshd,
         live: Option<&Answer>,
         reloading: &mut bool,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let forecast = match &plan.forecast {
             _ if !sshd.running => {
                 self.proof = Some(not_taken("sshd is not running"));
-                return Ok(());
+                return Ok(false);
             }
             None => {
                 self.proof = Some(not_taken("sshd listens neither on 127.0.0.1 nor on ::1"));
-                return Ok(());
+                return Ok(false);
             }
             Some(forecast) => live.map_or_else(|| forecast.clone(), |live| forecast.clone().by(live)),
         };
         let why = match self.question(guest, plan, sshd, &forecast) {
             Verdict::Contradicted(why) => why,
-            Verdict::AsForetold | Verdict::NotTaken(_) => return Ok(()),
+            Verdict::AsForetold => return Ok(self.takes(plan)),
+            Verdict::NotTaken(_) => return Ok(false),
         };
         if self.connections >= MAX_CONNECTIONS || matches!(sshd.reload, Reload::None(_)) {
             return Err(contradicted(&why));
@@ -56,8 +57,14 @@ impl Asked {
         guest.reload(sshd)?;
         match self.question(guest, plan, sshd, &forecast) {
             Verdict::Contradicted(why) => Err(contradicted(&why)),
-            Verdict::AsForetold | Verdict::NotTaken(_) => Ok(()),
+            Verdict::AsForetold => Ok(self.takes(plan)),
+            Verdict::NotTaken(_) => Ok(false),
         }
+    }
+
+    /// Whether the key of the plan was accepted, where it has one.
+    fn takes(&self, plan: &ProofPlan) -> bool {
+        plan.key.is_none() || self.proof.as_ref().is_some_and(|proof| proof.key == KeyProof::Accepted)
     }
 
     /// One connection, noted for the result.

@@ -10,6 +10,7 @@ use crate::policy::lockout;
 use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{Facts, Plan, PlanRefusal, judge_deferred, judge_setting};
+use crate::policy::proof::ProofPlan;
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::PasswordAuth;
 
@@ -90,8 +91,7 @@ fn step_by_step(
         return Ok(plan.answers.clone());
     };
     // Passwords are back before a key that lets in is taken away; the key lets in before passwords go.
-    let opens = plan.expect == Some(PasswordAuth::Yes);
-    if !opens {
+    if !plan.opens() {
         write_keys(guest, plan, &go_on, begun)?;
         if let Some(question) = &plan.deferred_trial {
             go_on()?;
@@ -107,14 +107,46 @@ fn step_by_step(
         Some(_) => set(guest, prepared, sshd, kbd_interactive, &go_on, begun)?,
         None => Live { answers: plan.answers.clone(), loopback: None },
     };
-    if opens {
+    if plan.opens() {
+        if plan.unread {
+            tell(guest, sshd, &go_on, begun)?;
+        }
         write_keys(guest, plan, &go_on, begun)?;
     }
-    if let Some(proof) = &plan.proof {
+    let mut is_as_foretold = false;
+    if let Some(proof) = &proof_after_trial(plan) {
         go_on()?;
-        asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload).map_err(Halt::Failed)?;
+        let said = asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload);
+        is_as_foretold = said.map_err(Halt::Failed)?;
+    }
+    if plan.unread && !begun.reload && !is_as_foretold {
+        tell(guest, sshd, &go_on, begun)?;
     }
     Ok(answers)
+}
+
+/// sshd alone: it may not have read its files, none of which changes.
+fn tell(
+    guest: &mut impl Guest,
+    sshd: &Sshd,
+    go_on: &impl Fn() -> Result<(), Halt>,
+    begun: &mut Begun,
+) -> Result<(), Halt> {
+    guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
+    go_on()?;
+    begun.reload = true;
+    guest.reload(sshd).map_err(Halt::Failed)
+}
+
+/// What the running sshd is asked. A key that a private one has accepted once it was in place it has to accept, too, where
+/// nothing depends on the source of the question.
+fn proof_after_trial(plan: &Plan) -> Option<ProofPlan> {
+    let mut proof = plan.proof.clone()?;
+    let is_known = plan.deferred_trial.as_ref().is_some_and(|question| !question.needs_addresses);
+    if let Some(forecast) = proof.forecast.as_mut().filter(|_| is_known) {
+        forecast.accepts_key = Some(true);
+    }
+    Some(proof)
 }
 
 /// The key files, in the plan's order.

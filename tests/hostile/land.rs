@@ -75,7 +75,6 @@ impl Land {
             home: self.home(),
             shell: "/bin/sh".into(),
             groups: vec!["joe".into()],
-            group_is_private: true,
         }
     }
 

@@ -57,8 +57,10 @@ pub fn login(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>) -> Seen {
 /// The same, with further words for ssh(1), ahead of all others: its first value wins.
 pub fn login_with(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>, words: &[&str]) -> Seen {
     let from = way.from.clone().unwrap_or_else(|| lab.client_address(&way.to));
+    // What the client itself says is there; a banner is not.
+    let log = tempfile::NamedTempFile::new().unwrap();
     let mut command = guest.outside("timeout");
-    command.args(["30", "ssh"]).args(words);
+    command.args(["30", "ssh"]).args(words).arg("-E").arg(log.path());
     command.args(["-v", "-F", "none", "-b", &from, "-p", &way.port.to_string(), "-l", &way.user]);
     let mut options = vec![
         "StrictHostKeyChecking=no",
@@ -69,8 +71,8 @@ pub fn login_with(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>, words
         "ControlPath=none",
         "NumberOfPasswordPrompts=1",
         "ConnectTimeout=10",
-        // The cheapest that every sshd has.
-        "KexAlgorithms=curve25519-sha256",
+        // The cheapest that every sshd has, and one for those that have nothing but what is post-quantum.
+        "KexAlgorithms=curve25519-sha256,sntrup761x25519-sha512@openssh.com",
     ];
     options.push(match with {
         With::Nothing => "PreferredAuthentications=none",
@@ -90,7 +92,7 @@ pub fn login_with(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>, words
         }
     }
     let output = command.arg(&way.to).arg(ORDER).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = String::from_utf8_lossy(&std::fs::read(log.path()).unwrap()).into_owned();
     let offers = said
         .lines()
         .find_map(|line| line.split_once("Authentications that can continue: "))
@@ -100,6 +102,6 @@ pub fn login_with(lab: &Lab, guest: &Guest<'_>, way: &Way, with: With<'_>, words
         answered: said.contains("Remote protocol version"),
         offers,
         let_in: String::from_utf8_lossy(&output.stdout).contains(WORD),
-        said: both(&output),
+        said: format!("{}{said}", both(&output)),
     }
 }

@@ -143,15 +143,22 @@ impl<'a> Course<'a> {
     fn attach(&mut self, setting: &str, expected: &'a Expected) -> Result<(), String> {
         let before = self.snapshot();
         let command = attach("matrix", self.lab.key(self.row.key), setting);
+        let asked_before = questions(&self.guest().log());
         let planned = self.guest().agent(&[], &["plan", "-"], &command.to_string());
         let checked = (setting == "no").then(|| self.guest().agent(&[], &["check", "--json"], ""));
+        let asked = questions(&self.guest().log()).saturating_sub(asked_before);
+        if let Some(stand) = &mut self.stand {
+            stand.own_questions += asked;
+        }
         if let Some(difference) = before.difference(&self.snapshot()) {
             self.faults.push(format!("plan or check changed files: {difference}"));
         }
         let (result, output) = self.apply(&command, &[])?;
         let succeeded = result["status"] == "succeeded";
-        self.note("plan", judge::plan(&planned, &result));
-        if let Some(checked) = checked.filter(|_| !self.row.check_differs) {
+        if !self.row.refused_by_a_write {
+            self.note("plan", judge::plan(&planned, &result));
+        }
+        if let Some(checked) = checked.filter(|_| !self.row.check_differs && !self.row.refused_by_a_write) {
             self.note("check", judge::check(&checked, &result));
         }
         self.note("", judge::result(expected, &result));
@@ -426,7 +433,7 @@ fn result_without_warnings(result: &Value) -> Value {
 }
 
 /// How many connections sshd had from loopback, by its log.
-fn questions(log: &str) -> usize {
+pub fn questions(log: &str) -> usize {
     let ports: BTreeSet<&str> = log
         .lines()
         .filter(|line| !line.contains("listening on"))

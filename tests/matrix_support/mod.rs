@@ -7,5 +7,6 @@ pub mod course;
 pub mod guest;
 pub mod judge;
 pub mod lab;
+pub mod land;
 pub mod row;
 pub mod snapshot;

@@ -94,6 +94,9 @@ pub struct Row {
     pub valid: bool,
     #[serde(default = "yes")]
     pub host_key: bool,
+    /// Whether what refuses the attach is met only as its files are written, which `plan` and `check` do not do.
+    #[serde(default)]
+    pub refused_by_a_write: bool,
     /// Whether `check`, which asks about any Ed25519 key, comes to another verdict than the attach of this row's key.
     #[serde(default)]
     pub check_differs: bool,

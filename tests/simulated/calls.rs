@@ -19,6 +19,7 @@ use super::guest::Simulated;
 use super::keys;
 use super::machine::{Call, Machine};
 use super::oracle;
+use super::place::Place;
 use super::property::Property;
 use super::world::{Agent, Due, World};
 
@@ -42,9 +43,9 @@ impl Before {
     }
 }
 
-fn settings() -> Settings {
+fn settings(place: Place) -> Settings {
     Settings {
-        target_user: "root".to_owned(),
+        target_user: place.target().to_owned(),
         kbd_interactive: KbdInteractive::Follow,
         proof: true,
         instance_id: None,
@@ -61,9 +62,10 @@ impl World {
     ) -> R {
         let stop = call.stop.clone();
         self.machine.call = call;
+        let settings = settings(self.machine.disk.place);
         let nothing = Machine::new(Disk::new("", None));
         let shared = Rc::new(RefCell::new(mem::replace(&mut self.machine, nothing)));
-        let mut transaction = Transaction::new(Simulated(shared.clone()), settings());
+        let mut transaction = Transaction::new(Simulated(shared.clone()), settings);
         let done = calls(&mut transaction, &stop);
         drop(transaction);
         self.machine = Rc::try_unwrap(shared).unwrap().into_inner();
@@ -295,7 +297,7 @@ fn key(order: Order) -> Option<&'static str> {
     }
 }
 
-/// What stands of ours in a key file.
+/// What stands of ours in the key file that sshd reads.
 pub fn ours(disk: &Disk) -> Vec<u8> {
-    keys::apart(disk.text(super::disk::KEY_FILE)).0
+    keys::apart(disk.keys()).0
 }

@@ -5,10 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// root's authorized_keys.
+use super::place::{Place, Who};
+
+/// The key file in the first home.
 pub const KEY_FILE: &str = "/root/.ssh/authorized_keys";
 /// Its directory, which may be missing.
 pub const SSH_DIRECTORY: &str = "/root/.ssh";
+/// The key file in the home that others have, or that the user moves to.
+pub const OTHER_KEY_FILE: &str = "/data/.ssh/authorized_keys";
+/// Every file that may hold a key of ours.
+pub const KEY_FILES: [&str; 2] = [KEY_FILE, OTHER_KEY_FILE];
 /// sshd's main file.
 pub const MAIN: &str = "/etc/ssh/sshd_config";
 /// The directory of its drop-ins.
@@ -25,6 +31,18 @@ pub struct Disk {
     files: BTreeMap<PathBuf, Arc<[u8]>>,
     directories: BTreeSet<PathBuf>,
     stale: BTreeSet<PathBuf>,
+    /// Whose home it is, what is mounted, and what a private sshd could be asked.
+    pub place: Place,
+    /// What is not seen of the first home: that of the volume where it is not mounted, else what lies below it.
+    unseen: Home,
+}
+
+/// The key file of a home.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Home {
+    keys: Option<Arc<[u8]>>,
+    has_directory: bool,
+    has_temporary: bool,
 }
 
 impl Disk {
@@ -34,6 +52,8 @@ impl Disk {
             files: BTreeMap::new(),
             directories: BTreeSet::from([DROP_INS.into(), STATE_DIRECTORY.into()]),
             stale: BTreeSet::new(),
+            place: Place::default(),
+            unseen: Home::default(),
         };
         disk.put(MAIN, main.as_bytes());
         if let Some(keys) = keys {
@@ -108,6 +128,39 @@ impl Disk {
             .map(|(path, content)| (path, &**content))
     }
 
+    /// The file that sshd reads for the target user.
+    pub fn key_file(&self) -> &'static str {
+        match self.place.who {
+            Who::Root | Who::Renamed | Who::Nobody => KEY_FILE,
+            Who::Moved | Who::Heir | Who::Anew => OTHER_KEY_FILE,
+        }
+    }
+
+    /// What stands in it.
+    pub fn keys(&self) -> &[u8] {
+        self.text(self.key_file())
+    }
+
+    /// Mounts the volume of the first home, or takes it away.
+    pub fn switch_volume(&mut self) {
+        let path = Path::new(SSH_DIRECTORY);
+        let seen = Home {
+            keys: self.files.remove(Path::new(KEY_FILE)),
+            has_directory: self.directories.remove(path),
+            has_temporary: self.stale.remove(path),
+        };
+        let Home { keys, has_directory, has_temporary } = std::mem::replace(&mut self.unseen, seen);
+        self.files.extend(keys.map(|keys| (KEY_FILE.into(), keys)));
+        self.directories.extend(has_directory.then(|| path.to_owned()));
+        self.stale.extend(has_temporary.then(|| path.to_owned()));
+        self.place.is_mounted = !self.place.is_mounted;
+    }
+
+    /// The key file that is not seen.
+    pub fn unseen_keys(&self) -> &[u8] {
+        self.unseen.keys.as_deref().unwrap_or_default()
+    }
+
     /// Whether all but the state stands as it does in `other`.
     pub fn is_like(&self, other: &Self) -> bool {
         let but_state = |disk: &Self| {
@@ -116,6 +169,11 @@ impl Disk {
             files
         };
         but_state(self) == but_state(other) && self.directories == other.directories
+    }
+
+    /// For the hash of a state, besides the parts.
+    pub fn surroundings(&self) -> impl std::hash::Hash {
+        (self.place, &self.unseen)
     }
 
     /// For the hash of a state.

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::disk::{DROP_IN, Disk, KEY_FILE, MAIN};
+use super::disk::{DROP_IN, Disk, KEY_FILE, MAIN, OTHER_KEY_FILE};
 use super::keys;
+use super::place::{Trial, Who};
 
 /// One edit of his, or one that he takes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +25,27 @@ pub enum Edit {
     Misspells,
     /// He takes that line out again.
     Corrects,
+    /// The account gets another home, and perhaps the keys.
+    Moves(Keys),
+    /// The account becomes another one, or goes.
+    Becomes(Who),
+    /// The volume of the first home is mounted, or not any more.
+    SwitchesVolume,
+    /// sshd refuses every key from now on, for a reason that only sshd knows: a mode of the home.
+    OpensHome,
+    /// What can be asked of a private sshd is another.
+    Asks(Trial),
+}
+
+/// What becomes of the key file when the home moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Keys {
+    /// It goes along.
+    Moved,
+    /// It stands in both.
+    Copied,
+    /// It stays behind.
+    Left,
 }
 
 const UNKNOWN: &str = "PaswordAuthentication no\n";
@@ -37,14 +59,14 @@ impl Edit {
         };
         match self {
             Self::AddsKey => {
-                let added = [disk.text(KEY_FILE), keys::USERS_KEY.as_bytes()].concat();
-                disk.put(KEY_FILE, &added);
+                let added = [disk.keys(), keys::USERS_KEY.as_bytes()].concat();
+                disk.put(disk.key_file(), &added);
             }
-            Self::RemovesBlock if disk.read(KEY_FILE).is_some() => {
-                let (_, users) = keys::apart(disk.text(KEY_FILE));
-                disk.put(KEY_FILE, &users);
+            Self::RemovesBlock if disk.read(disk.key_file()).is_some() => {
+                let (_, users) = keys::apart(disk.keys());
+                disk.put(disk.key_file(), &users);
             }
-            Self::RemovesAllKeys if disk.read(KEY_FILE).is_some() => disk.put(KEY_FILE, b""),
+            Self::RemovesAllKeys if disk.read(disk.key_file()).is_some() => disk.put(disk.key_file(), b""),
             Self::RemovesBlock | Self::RemovesAllKeys => {}
             Self::SetsPasswords(true) => at_the_top(disk, "PasswordAuthentication yes\n"),
             Self::SetsPasswords(false) => at_the_top(disk, "PasswordAuthentication no\n"),
@@ -55,12 +77,32 @@ impl Edit {
                 let main = String::from_utf8_lossy(disk.text(MAIN)).replace(UNKNOWN, "");
                 disk.put(MAIN, main.as_bytes());
             }
+            Self::Moves(keys) if disk.place.who == Who::Root => {
+                disk.place.who = Who::Moved;
+                let standing = disk.read(KEY_FILE).map(<[u8]>::to_vec).filter(|_| keys != Keys::Left);
+                if let Some(standing) = standing {
+                    disk.put(OTHER_KEY_FILE, &standing);
+                }
+                if keys == Keys::Moved {
+                    disk.take(KEY_FILE);
+                }
+            }
+            Self::Becomes(who) if disk.place.who == Who::Root => disk.place.who = who,
+            Self::Moves(_) | Self::Becomes(_) => {}
+            Self::SwitchesVolume => disk.switch_volume(),
+            Self::OpensHome => disk.place.refuses_keys = true,
+            Self::Asks(trial) => disk.place.trial = trial,
         }
+    }
+
+    /// Whether it is of the surroundings alone, and comes between two calls.
+    pub fn is_of_the_place(self) -> bool {
+        matches!(self, Self::Moves(_) | Self::Becomes(_) | Self::SwitchesVolume | Self::Asks(_))
     }
 
     /// Whether it is an edit of authorized_keys; else of sshd's files.
     pub fn is_of_keys(self) -> bool {
-        matches!(self, Self::AddsKey | Self::RemovesBlock | Self::RemovesAllKeys)
+        matches!(self, Self::AddsKey | Self::RemovesBlock | Self::RemovesAllKeys | Self::OpensHome)
     }
 
     /// Whether it takes away what is ours.
@@ -88,6 +130,13 @@ impl fmt::Display for Edit {
             Self::RefusesKeys => "the user puts PubkeyAuthentication no at the top of sshd_config",
             Self::Misspells => "the user writes a line into sshd_config that sshd does not know",
             Self::Corrects => "the user takes that line out again",
+            Self::Moves(Keys::Moved) => "the user gets another home, and his keys move along",
+            Self::Moves(Keys::Copied) => "the user gets another home, and his keys are copied along",
+            Self::Moves(Keys::Left) => "the user gets another home, and his keys stay behind",
+            Self::Becomes(who) => return write!(out, "the account is now {who:?}"),
+            Self::SwitchesVolume => "the volume of the home is mounted, or taken away",
+            Self::OpensHome => "sshd refuses every key from now on",
+            Self::Asks(trial) => return write!(out, "a private sshd is from now on {trial:?}"),
         })
     }
 }

@@ -13,8 +13,8 @@ use keypair_agent::policy::connection;
 use keypair_agent::policy::edit::FileKind;
 use keypair_agent::policy::effective::Effective;
 use keypair_agent::policy::observation::{
-    Account, Answer, ConfigTree, Connection, FileId, KeyFile, Login, Person, Reload, Shadow, ShadowEntry,
-    Sshd,
+    Account, Answer, ConfigTree, Connection, FileId, Holder, KeyFile, Login, Person, Reload, Shadow,
+    ShadowEntry, Sshd,
 };
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use keypair_agent::policy::proof::Seen;
@@ -25,10 +25,11 @@ use keypair_agent::policy::trial::{
 use keypair_agent::policy::types::{CommandId, ContentHash};
 use time::OffsetDateTime;
 
-use super::disk::{KEY_FILE, SSH_DIRECTORY, STATE};
+use super::disk::STATE;
 use super::fault::{BRING_BACK, PROBE, RELOAD, SAVE_STATE, TRIAL, WRITE_SETTING};
 use super::keys;
 use super::machine::{Begun, Component, Look, Machine};
+use super::place::{Trial, VOLUME};
 use super::sshd::{Config, tree};
 
 /// A handle on the machine, so that it outlives the transaction.
@@ -90,19 +91,34 @@ impl Simulated {
 impl Simulated {
     fn private_answer(&self, question: &TrialQuestion) -> TrialAnswer {
         let machine = self.0.borrow();
+        let place = machine.disk.place;
+        match place.trial {
+            Trial::NotTaken => return TrialAnswer::NotTaken("no ssh client".to_owned()),
+            Trial::NotShown if !question.key_files.is_empty() => {
+                return TrialAnswer::NotShown("no namespace can be made".to_owned());
+            }
+            Trial::Told | Trial::NotShown => {}
+        }
         let Ok(config) = Config::of(&machine.disk, &question.ahead) else {
             return TrialAnswer::NotTaken("bad configuration option".to_owned());
         };
         let methods = config.methods();
-        let planned = question.key_files.iter().find(|planned| planned.path.to_str() == Some(KEY_FILE));
-        let content = planned.map_or_else(|| machine.disk.text(KEY_FILE), |planned| &planned.content);
+        let file = machine.disk.key_file();
+        let planned = question.key_files.iter().find(|planned| planned.path.to_str() == Some(file));
+        let content = planned.map_or_else(|| machine.disk.text(file), |planned| &planned.content);
         let refused = |cause| TrialAnswer::Refused(Rejection { cause, said: None, methods: methods.clone() });
         if !methods.iter().any(|method| method == "publickey") {
             return refused(RefusalCause::MethodNotOffered);
         }
+        if place.account().is_none_or(|account| account.name != question.user) {
+            return refused(RefusalCause::UnknownUser);
+        }
+        if place.refuses_keys {
+            return refused(RefusalCause::Modes(file.to_owned()));
+        }
         match keys::line_of(content, &question.key.line()) {
             Some(line) => TrialAnswer::Accepted(Acceptance {
-                at: KeyMatch { file: KEY_FILE.to_owned(), line },
+                at: KeyMatch { file: file.to_owned(), line },
                 restrictions: Vec::new(),
                 methods,
             }),
@@ -178,7 +194,27 @@ impl Guest for Simulated {
         if self.0.borrow().call.is_over {
             return Err(gone());
         }
-        Ok(root(user))
+        let account = self.0.borrow().disk.place.account();
+        account
+            .filter(|account| account.name == user)
+            .ok_or_else(|| refusal(Reason::UserNotFound, &format!("there is no user {user}")))
+    }
+
+    fn holder(&self, user: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Refusal> {
+        if self.0.borrow().call.is_over {
+            return Err(gone());
+        }
+        let disk = &self.0.borrow().disk;
+        let has_directory = path.parent().is_some_and(|directory| disk.has_directory(directory));
+        Ok(disk.place.holder(user, uid, path, has_directory))
+    }
+
+    fn file_id(&self, path: &Path) -> Option<FileId> {
+        Some(id(path))
+    }
+
+    fn is_mounted(&self, point: &Path) -> bool {
+        point != Path::new(VOLUME) || self.0.borrow().disk.place.is_mounted
     }
 
     fn key_file(&self, _account: &Account, path: &Path) -> Result<KeyFile, FileError> {
@@ -188,11 +224,16 @@ impl Guest for Simulated {
         let machine = self.0.borrow();
         Ok(KeyFile {
             path: path.to_owned(),
-            id: FileId { device: 0, inode: 0, name: path.to_owned() },
-            mount: None,
+            id: id(path),
+            mount: Some(match path.starts_with(VOLUME) && machine.disk.place.is_mounted {
+                true => VOLUME.into(),
+                false => "/".into(),
+            }),
             content: machine.disk.read(path).map(<[u8]>::to_vec),
-            missing_directory: (!machine.disk.has_directory(SSH_DIRECTORY)).then(|| SSH_DIRECTORY.into()),
-            path_facts: Vec::new(),
+            missing_directory: path
+                .parent()
+                .filter(|directory| !machine.disk.has_directory(directory))
+                .map(Path::to_owned),
         })
     }
 
@@ -339,11 +380,15 @@ impl Guest for Simulated {
     }
 
     fn people(&self) -> Result<Vec<Person>, Refusal> {
-        Ok(vec![Person { account: root("root"), has_password: true, has_key: false }])
+        let account = self.0.borrow().disk.place.account();
+        Ok(account
+            .map(|account| Person { account, has_password: true, has_key: false })
+            .into_iter()
+            .collect())
     }
 
     fn has_client(&self) -> bool {
-        true
+        self.0.borrow().disk.place.trial != Trial::NotTaken
     }
 
     fn probe(
@@ -360,8 +405,9 @@ impl Guest for Simulated {
         let Some(running) = &machine.running else { return Err("connection refused".to_owned()) };
         let methods = running.methods();
         let offers = methods.iter().any(|method| method == "publickey");
-        let accepts_key =
-            key.filter(|_| offers).map(|key| keys::holds(machine.disk.text(KEY_FILE), &key.line()));
+        let disk = &machine.disk;
+        let accepts = |key: &PublicKey| !disk.place.refuses_keys && keys::holds(disk.keys(), &key.line());
+        let accepts_key = key.filter(|_| offers).map(accepts);
         Ok(Seen { methods, accepts_key })
     }
 
@@ -418,14 +464,6 @@ fn reload_failed() -> Refusal {
     refusal(Reason::SshdReloadFailed, "sshd does not listen")
 }
 
-fn root(user: &str) -> Account {
-    Account {
-        name: user.to_owned(),
-        uid: 0,
-        gid: 0,
-        home: "/root".into(),
-        shell: "/bin/bash".into(),
-        groups: vec!["root".to_owned()],
-        group_is_private: false,
-    }
+fn id(path: &Path) -> FileId {
+    FileId { device: 0, inode: 0, name: path.to_owned() }
 }

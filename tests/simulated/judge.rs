@@ -6,12 +6,14 @@ use keypair_agent::transaction::state::State;
 
 use super::calls::{Before, ours};
 use super::control_plane::{Command, INSTANCES, Order};
-use super::disk::{DROP_IN, KEY_FILE, MAIN};
+use super::disk::{DROP_IN, Disk, KEY_FILES, MAIN};
 use super::edit::Edit;
 use super::fault::What;
 use super::keys::{self, Pair};
 use super::oracle::{self, Expected, Known, MOST_INTERRUPTIONS};
+use super::place::{VOLUME, Who};
 use super::property::Property;
+use super::sshd::Config;
 use super::world::World;
 
 /// The reasons by which a command may fail whose step fails.
@@ -181,7 +183,7 @@ impl World {
         let (disk, rest) = (&self.machine.disk, &self.machine.rest);
         disk.is_like(rest)
             || self.machine.edited
-                && keys::apart(disk.text(KEY_FILE)) == keys::apart(rest.text(KEY_FILE))
+                && KEY_FILES.iter().all(|file| keys::apart(disk.text(file)) == keys::apart(rest.text(file)))
                 && keys::main_file_apart(disk.text(MAIN)) == keys::main_file_apart(rest.text(MAIN))
                 && (disk.read(DROP_IN) == rest.read(DROP_IN) || self.machine.setting_taken_midway)
     }
@@ -249,17 +251,30 @@ impl World {
         match command.order {
             Order::Attach { pair, .. } => {
                 let block = pair.block().into_bytes();
-                if !took_ours && (standing != block || !disk.text(KEY_FILE).starts_with(&block)) {
+                if !took_ours && (standing != block || !disk.keys().starts_with(&block)) {
                     wrong.push("the block does not stand at the top of authorized_keys");
+                }
+                if self.known.bound.is_some_and(|bound| is_left_in(bound.file, disk)) {
+                    wrong.push("the block still stands where it was put before");
                 }
             }
             Order::Detach(_) if !standing.is_empty() => {
                 wrong.push("something of ours is left in authorized_keys")
             }
-            Order::SetPasswordAuth(_) if disk.text(KEY_FILE) != rest.text(KEY_FILE) => {
+            Order::Detach(_) if self.known.bound.is_some_and(|bound| is_left_in(bound.file, disk)) => {
+                wrong.push("the block still stands where it was put");
+            }
+            Order::SetPasswordAuth(_) if KEY_FILES.iter().any(|file| disk.text(file) != rest.text(file)) => {
                 wrong.push("authorized_keys is another");
             }
             Order::Detach(_) | Order::SetPasswordAuth(_) => {}
+        }
+        let has_none = |config: &Config| !config.lets_in(disk);
+        if command.order.passwords() == Some(false)
+            && his_edit.is_none()
+            && machine.running.as_ref().is_some_and(has_none)
+        {
+            wrong.push("the running sshd lets nobody in");
         }
         match (command.order.passwords(), &machine.running) {
             (Some(true), Some(config)) if !config.password_authentication() => {
@@ -290,7 +305,14 @@ impl World {
                 pair.name() == binding.key_pair.key_name.as_str()
                     && keys::holds(pair.key().as_bytes(), &binding.key_pair.public_key.line())
             };
-            pairs.into_iter().find(is_it).map(|pair| oracle::Bound { pair, inherited: binding.inherited })
+            let file = KEY_FILES.into_iter().find(|file| binding.path.to_str() == Some(*file));
+            let on_volume = binding.mount.as_deref() == Some(VOLUME.as_ref());
+            pairs.into_iter().find(is_it).zip(file).map(|(pair, file)| oracle::Bound {
+                pair,
+                inherited: binding.inherited,
+                file,
+                on_volume,
+            })
         });
         // Where the user takes a block out that alone says what is bound, it is a matter of when he does.
         if is_bound != bound.map(Some) && !took_ours {
@@ -345,7 +367,13 @@ impl World {
         if is_whole {
             let main = keys::main_file_apart(disk.text(MAIN)).0;
             let took_ours = before.is_edited();
-            if !ours(disk).is_empty() || disk.read(DROP_IN).is_some() || !main.is_empty() {
+            let is_known = self.known.bound.is_some() || disk.place.who != Who::Nobody;
+            let is_left = self.known.bound.is_some_and(|bound| is_left_in(bound.file, disk));
+            if is_left
+                || is_known && !ours(disk).is_empty()
+                || disk.read(DROP_IN).is_some()
+                || !main.is_empty()
+            {
                 self.machine.report(Property::SucceededIsTrue, "undo is done, and something of ours is left");
             }
             if self.runs_by_others() && !self.machine.edited && !took_ours {
@@ -373,11 +401,16 @@ impl World {
             let machine = &mut self.machine;
             machine.edited = true;
             machine.setting_taken_midway = true;
-            if ours(&machine.disk).is_empty() && !machine.is_detach_open() {
-                Edit::RemovesBlock.apply(&mut machine.rest);
-                // It cannot know that the command had made the file: it stays, without our block.
-                if let (Some(left), None) = (machine.disk.read(KEY_FILE), machine.rest.read(KEY_FILE)) {
-                    machine.rest.put(KEY_FILE, left);
+            for file in KEY_FILES {
+                if !keys::apart(machine.disk.text(file)).0.is_empty() || machine.is_detach_open() {
+                    continue;
+                }
+                if machine.rest.read(file).is_some() {
+                    let (_, users) = keys::apart(machine.rest.text(file));
+                    machine.rest.put(file, &users);
+                } else if let Some(left) = machine.disk.read(file) {
+                    // It cannot know that the command had made the file: it stays, without our block.
+                    machine.rest.put(file, left);
                 }
             }
             if machine.disk.read(DROP_IN).is_none()
@@ -387,6 +420,11 @@ impl World {
             }
         }
     }
+}
+
+/// Whether something of ours stands in a file, no matter whether sshd reads it.
+fn is_left_in(file: &str, disk: &Disk) -> bool {
+    file != disk.key_file() && !keys::apart(disk.text(file)).0.is_empty()
 }
 
 /// Whether the power went in the call.

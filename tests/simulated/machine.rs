@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use keypair_agent::policy::command::ActionName;
 use keypair_agent::transaction::state::{Intent, State};
 
-use super::disk::{Disk, KEY_FILE, MAIN, STATE};
-use super::edit::{Edit, without_setting};
+use super::disk::{Disk, KEY_FILES, MAIN, STATE};
+use super::edit::{Edit, Keys, without_setting};
 use super::fault::{BRING_BACK, END, Fault, RELOAD, SAVE_STATE, WRITE_SETTING, What};
 use super::keys;
 use super::property::{Property, Violation};
@@ -153,12 +153,15 @@ impl Machine {
     /// tell whether it or the user took our block out: it is put back, until the detach comes again.
     pub fn edit(&mut self, edit: Edit) {
         self.setting_taken_midway |= edit == Edit::RemovesSetting && self.open_intent().is_some();
-        let kept = self.is_detach_open().then(|| keys::apart(self.rest.text(KEY_FILE)).0);
+        let is_kept = self.is_detach_open() && !edit.is_of_the_place();
+        let kept = KEY_FILES.map(|file| keys::apart(self.rest.text(file)).0).into_iter();
+        let kept: Vec<(&str, Vec<u8>)> =
+            KEY_FILES.into_iter().zip(kept).filter(|(_, kept)| is_kept && !kept.is_empty()).collect();
         edit.apply(&mut self.disk);
         edit.apply(&mut self.rest);
-        if let Some(kept) = kept.filter(|kept| !kept.is_empty()) {
-            let users = keys::apart(self.rest.text(KEY_FILE)).1;
-            self.rest.put(KEY_FILE, &[kept, users].concat());
+        for (file, kept) in kept {
+            let users = keys::apart(self.rest.text(file)).1;
+            self.rest.put(file, &[kept, users].concat());
         }
         self.edited = true;
     }
@@ -167,6 +170,15 @@ impl Machine {
     pub fn is_detach_open(&self) -> bool {
         let is_detach = |intent: Intent| intent.command.outline.action == Some(ActionName::Detach);
         !self.call.steps.contains(&SAVE_STATE) && self.open_intent().is_some_and(is_detach)
+    }
+
+    /// Whether an edit may come between two calls. A copy of what a command in flight has left would be the user's own; and
+    /// what a recovery does not find on a volume that is not mounted just then, it leaves there: neither is followed.
+    pub fn may_be_edited(&self, edit: Edit) -> bool {
+        let hides = matches!(edit, Edit::Moves(Keys::Moved | Keys::Copied) | Edit::SwitchesVolume);
+        let mut disk = self.disk.clone();
+        edit.apply(&mut disk);
+        disk != self.disk && !(hides && self.open_intent().is_some())
     }
 
     fn open_intent(&self) -> Option<Intent> {
@@ -270,7 +282,7 @@ impl Machine {
     /// Does what a step does, and looks what it did.
     pub fn watched<R>(&mut self, effect: impl FnOnce(&mut Self) -> R) -> R {
         let before = self.ways();
-        let had_key = !keys::keys_of_ours(self.disk.text(KEY_FILE)).is_empty();
+        let had_key = KEY_FILES.iter().any(|file| !keys::keys_of_ours(self.disk.text(file)).is_empty());
         let done = effect(self);
         let after = self.ways();
         let is_excused = self.is_no_fault_of_ours() || self.call.is_edited();
@@ -292,14 +304,13 @@ impl Machine {
 
     /// Whether the running sshd lets root in by his password.
     pub fn takes_roots_password(&self) -> bool {
-        self.running.as_ref().is_some_and(Config::lets_root_in_by_password)
+        self.running.as_ref().is_some_and(|config| config.lets_in_by_password(self.disk.place))
     }
 
     fn ways(&self) -> Ways {
-        let keys = self.disk.text(KEY_FILE);
         Ways {
-            running: self.running.as_ref().is_some_and(|config| config.lets_root_in(keys)),
-            files: self.files().map(|config| config.lets_root_in(keys)),
+            running: self.running.as_ref().is_some_and(|config| config.lets_in(&self.disk)),
+            files: self.files().map(|config| config.lets_in(&self.disk)),
         }
     }
 
@@ -308,27 +319,31 @@ impl Machine {
     fn is_no_fault_of_ours(&self) -> bool {
         let has_way = |disk: &Disk, running: Option<&Config>| {
             let files = Config::of(disk, "").ok();
-            running.or(files.as_ref()).is_some_and(|config| config.lets_root_in(disk.text(KEY_FILE)))
+            running.or(files.as_ref()).is_some_and(|config| config.lets_in(disk))
         };
         let had_way = has_way(&self.rest, self.call.running_at_rest.as_ref()) && has_way(&self.rest, None);
         let mut his = self.disk.clone();
         without_setting(&mut his);
-        let (_, keys) = keys::apart(his.text(KEY_FILE));
-        his.put(KEY_FILE, &keys);
+        let (_, keys) = keys::apart(his.keys());
+        his.put(his.key_file(), &keys);
         self.call.is_detach || !had_way || self.call.is_undo && !has_way(&his, None)
     }
 
     /// What holds of the files at every instant.
     fn watch_files(&mut self, had_key: bool) {
-        let (keys_now, keys_then) = (self.disk.text(KEY_FILE), self.rest.text(KEY_FILE));
-        let ours = keys::keys_of_ours(keys_now);
-        let before = keys::keys_of_ours(keys_then);
-        let asked = |key: &&[u8]| {
-            before.contains(key) || self.call.asked.iter().any(|asked| asked.as_bytes() == *key)
+        let of_all = |disk: &Disk| -> Vec<Vec<u8>> {
+            let keys = KEY_FILES.iter().flat_map(|file| keys::keys_of_ours(disk.text(file)));
+            keys.map(<[u8]>::to_vec).collect()
         };
-        let is_intact = keys::apart(keys_now).1 == keys::apart(keys_then).1
+        let (ours, before) = (of_all(&self.disk), of_all(&self.rest));
+        let asked = |key: &Vec<u8>| {
+            before.contains(key) || self.call.asked.iter().any(|asked| asked.as_bytes() == key.as_slice())
+        };
+        let users = |disk: &Disk| KEY_FILES.map(|file| keys::apart(disk.text(file)).1);
+        let holds_two = |file: &&str| keys::keys_of_ours(self.disk.text(file)).len() > 1;
+        let is_intact = users(&self.disk) == users(&self.rest)
             && keys::main_file_apart(self.disk.text(MAIN)).1 == keys::main_file_apart(self.rest.text(MAIN)).1;
-        let found = if ours.len() > 1 {
+        let found = if KEY_FILES.iter().any(|file| holds_two(&file)) {
             Some((Property::NeverTwoKeys, "two keys of ours stand in authorized_keys"))
         } else if !ours.iter().all(asked) {
             Some((
@@ -382,6 +397,9 @@ pub fn faults(call: &Call) -> Vec<Fault> {
 /// The places in a call where this edit makes a difference: ahead of each look at what it edits. Ahead of another one
 /// it is as ahead of the next. At the end it is as after the call.
 pub fn edits(call: &Call, edit: Edit) -> Vec<Fault> {
+    if edit.is_of_the_place() {
+        return Vec::new();
+    }
     let is_seen = |look: &Look| if edit.is_of_keys() { look.keys } else { look.sshd };
     let looks = call.looks.iter().enumerate().filter(|(_, look)| is_seen(look));
     // Ahead of the first look it is as before the call.

@@ -14,6 +14,7 @@ pub mod judge;
 pub mod keys;
 pub mod machine;
 pub mod oracle;
+pub mod place;
 pub mod property;
 pub mod sameness;
 pub mod sshd;

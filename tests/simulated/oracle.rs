@@ -7,6 +7,7 @@ use super::control_plane::{Command, Order};
 use super::disk::{Disk, KEY_FILE};
 use super::keys::{self, Pair};
 use super::machine::Component;
+use super::place::{Trial, Who};
 use super::sshd::Config;
 
 /// How often a command may be interrupted before that is its result (contract 7).
@@ -19,6 +20,10 @@ pub struct Bound {
     pub pair: Pair,
     /// Whether it came with an image.
     pub inherited: bool,
+    /// In which file.
+    pub file: &'static str,
+    /// Whether that was on the volume of the first home.
+    pub on_volume: bool,
 }
 
 /// What the agent has to know, by all that it has promised so far.
@@ -53,8 +58,14 @@ pub enum Expected {
 
 /// What is bound: what is known, else what stands in the file.
 pub fn bound(known: &Known, rest: &Disk) -> Option<Bound> {
-    let standing = Pair::of_block(&keys::apart(rest.text(KEY_FILE)).0);
-    known.bound.or(standing.map(|pair| Bound { pair, inherited: true }))
+    let standing = Pair::of_block(&keys::apart(rest.keys()).0);
+    known.bound.or(standing.map(|pair| Bound { inherited: true, ..bound_now(pair, rest) }))
+}
+
+/// This pair, bound where sshd reads now.
+fn bound_now(pair: Pair, rest: &Disk) -> Bound {
+    let file = rest.key_file();
+    Bound { pair, inherited: false, file, on_volume: file == KEY_FILE && rest.place.is_mounted }
 }
 
 /// Whether the command passes what is judged ahead of section 4.
@@ -97,29 +108,80 @@ pub fn expect(command: &Command, known: &Known, rest: &Disk, component: Componen
 /// Contract 4, and the guard of contract 6 as far as this sshd has rules.
 fn table(order: Order, known: &Known, rest: &Disk) -> Result<(), &'static str> {
     match (order, bound(known, rest)) {
-        (Order::Attach { pair, replace: false, .. }, Some(Bound { pair: other, inherited: false }))
+        (Order::Attach { pair, replace: false, .. }, Some(Bound { pair: other, inherited: false, .. }))
             if pair != other =>
         {
             return Err("ALREADY_ATTACHED");
         }
+        (Order::Detach(_), _) if known.bound.is_none() && rest.place.who == Who::Nobody => {
+            return Err("USER_NOT_FOUND");
+        }
         (Order::Detach(pair), Some(bound)) if pair.name() != bound.pair.name() => return Err("NOT_ATTACHED"),
         // It needs no sshd.
+        (Order::Detach(_), _) if is_out_of_reach(known, rest) => return Err("IO_ERROR"),
         (Order::Detach(_), _) => return Ok(()),
         _ => {}
     }
+    let needs_account = order != Order::SetPasswordAuth(true);
+    if needs_account && rest.place.who == Who::Nobody {
+        return Err("USER_NOT_FOUND");
+    }
     let Ok(config) = Config::of(rest, "") else { return Err("SSHD_CONFIG_ALREADY_INVALID") };
-    let has_key = matches!(order, Order::Attach { .. }) || keys::holds_a_key(rest.text(KEY_FILE));
-    match order.passwords() {
-        Some(false) if !has_key || !config.takes_keys_of_root() => Err("LOCKOUT_GUARD"),
-        _ => Ok(()),
+    if matches!(order, Order::Attach { .. }) && is_out_of_reach(known, rest) {
+        return Err("IO_ERROR");
+    }
+    match lets_in_then(order, known, rest, &config) {
+        true => Ok(()),
+        false => Err("LOCKOUT_GUARD"),
+    }
+}
+
+/// Whether the bound block is found nowhere, and where it was put is not mounted.
+fn is_out_of_reach(known: &Known, rest: &Disk) -> bool {
+    let holds = |file: &str| !keys::apart(rest.text(file)).0.is_empty();
+    known.bound.is_some_and(|bound| {
+        bound.on_volume && !rest.place.is_mounted && !holds(bound.file) && !holds(rest.key_file())
+    })
+}
+
+/// Contract 10.3: whether the key that is needed lets in, as far as that can be asked.
+fn lets_in_then(order: Order, known: &Known, rest: &Disk, config: &Config) -> bool {
+    let place = rest.place;
+    let taken = |new: Pair| bound(known, rest).map(|bound| bound.pair).filter(|bound| *bound != new);
+    // What a private sshd says of a key: it does, it does not, or it cannot be asked.
+    let says = |is_planned: bool, stands: bool| match place.trial {
+        _ if !config.permits_keys(place) => Some(false),
+        Trial::NotTaken => None,
+        Trial::NotShown if is_planned => None,
+        Trial::Told | Trial::NotShown => Some(stands && config.takes_keys(place)),
+    };
+    match order {
+        // In place first, it can be asked about all the same.
+        Order::Attach { pair, passwords: false, .. } if place.trial == Trial::NotShown => {
+            let is_changed = !rest.keys().starts_with(pair.block().as_bytes());
+            config.takes_keys(place) && !(is_changed && taken(pair).is_some())
+        }
+        Order::Attach { passwords: false, .. } => says(true, true) == Some(true),
+        Order::Attach { pair, passwords: true, .. } => match taken(pair) {
+            // The only way in is not taken away for one that is none.
+            Some(old) if !config.permits_password(place) => {
+                says(true, true) == Some(true)
+                    || says(false, keys::holds(rest.keys(), old.key())) == Some(false)
+            }
+            _ => true,
+        },
+        Order::SetPasswordAuth(false) => says(false, keys::holds_a_key(rest.keys())) == Some(true),
+        Order::SetPasswordAuth(true) | Order::Detach(_) => true,
     }
 }
 
 /// What is bound after a success.
 pub fn bound_after(order: Order, known: &Known, rest: &Disk) -> Option<Bound> {
     match order {
-        Order::Attach { pair, .. } => Some(Bound { pair, inherited: false }),
+        Order::Attach { pair, .. } => Some(bound_now(pair, rest)),
         Order::Detach(_) => None,
-        Order::SetPasswordAuth(_) => bound(known, rest),
+        // It looks at no key file.
+        Order::SetPasswordAuth(true) => known.bound,
+        Order::SetPasswordAuth(false) => bound(known, rest),
     }
 }

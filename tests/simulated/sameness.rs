@@ -22,6 +22,7 @@ impl Hash for World {
             is_late,
             parsed: _,
         } = self;
+        (machine.disk.surroundings(), machine.rest.surroundings()).hash(hasher);
         for (path, content) in machine.disk.parts() {
             path.hash(hasher);
             hash_but_moments(content, hasher);

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use keypair_agent::policy::observation::{ConfigTree, Included};
+use keypair_agent::policy::observation::{Account, ConfigTree, Included};
 
 use super::disk::{DROP_INS, Disk, MAIN};
 use super::keys;
+use super::place::Place;
 
 /// The keywords that count here, and their defaults.
 const KEYWORDS: [(&str, &str); 5] = [
@@ -68,19 +69,30 @@ impl Config {
             || self.is("kbdinteractiveauthentication", "yes") && self.is("usepam", "yes")
     }
 
-    /// Whether root's does.
-    pub fn lets_root_in_by_password(&self) -> bool {
-        self.takes_passwords() && self.is("permitrootlogin", "yes")
+    /// Whether the target user's does.
+    pub fn lets_in_by_password(&self, place: Place) -> bool {
+        self.takes_passwords() && self.permits_password(place)
     }
 
-    /// Whether a key of root's opens it, if there is one.
-    pub fn takes_keys_of_root(&self) -> bool {
-        self.is("pubkeyauthentication", "yes") && !self.is("permitrootlogin", "no")
+    /// Whether it would if passwords were taken.
+    pub fn permits_password(&self, place: Place) -> bool {
+        place.account().is_some_and(|account| account.uid != 0 || self.is("permitrootlogin", "yes"))
     }
 
-    /// Whether root has a way in.
-    pub fn lets_root_in(&self, key_file: &[u8]) -> bool {
-        self.lets_root_in_by_password() || self.takes_keys_of_root() && keys::holds_a_key(key_file)
+    /// Whether a key of his opens it, if there is one, as far as the guard and `sshd -T` can tell.
+    pub fn permits_keys(&self, place: Place) -> bool {
+        let is_permitted = |account: Account| account.uid != 0 || !self.is("permitrootlogin", "no");
+        self.is("pubkeyauthentication", "yes") && place.account().is_some_and(is_permitted)
+    }
+
+    /// Whether one really does.
+    pub fn takes_keys(&self, place: Place) -> bool {
+        self.permits_keys(place) && !place.refuses_keys
+    }
+
+    /// Whether the target user has a way in.
+    pub fn lets_in(&self, disk: &Disk) -> bool {
+        self.lets_in_by_password(disk.place) || self.takes_keys(disk.place) && keys::holds_a_key(disk.keys())
     }
 
     /// The methods that are offered.

@@ -170,11 +170,7 @@ impl World {
     fn add_events(&self, setting: &Setting, actions: &mut Vec<Action>) {
         let left = self.left;
         if left.edits > 0 {
-            let changes = |edit: &&Edit| {
-                let mut disk = self.machine.disk.clone();
-                edit.apply(&mut disk);
-                disk != self.machine.disk
-            };
+            let changes = |edit: &&Edit| self.machine.may_be_edited(**edit);
             actions.extend(setting.edits.iter().filter(changes).map(|edit| Action::Edit(*edit)));
         }
         if left.components > 0 {

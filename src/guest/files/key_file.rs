@@ -1,15 +1,14 @@
 //! The user's authorized_keys file (contract 5).
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use nix::sys::stat::{FileStat, SFlag};
 use nix::unistd::{Uid, User};
 
-use crate::policy::observation::{Account, EntryKind, FileId, KeyFile, PathFact};
+use crate::policy::observation::{Account, FileId, KeyFile};
 use crate::policy::types::ContentHash;
 
-use super::directory::{CreatedDirectory, Directory, file_type};
+use super::directory::{CreatedDirectory, Directory};
 use super::error::{FileError, shown};
 use super::replace::{Fresh, Replaced, Target};
 use super::sweep::sweep_directory;
@@ -100,19 +99,6 @@ impl<'a> KeyPath<'a> {
     fn directory(&self) -> Result<Option<Directory>, FileError> {
         if self.walk.missing.is_empty() { Ok(Some(self.walk.last()?.open()?)) } else { Ok(None) }
     }
-
-    /// What sshd's StrictModes looks at among the directories: from the deepest up to the home, or to `/`.
-    fn directory_facts(&self) -> Vec<PathFact> {
-        let mut facts = Vec::new();
-        for stage in self.walk.stages().iter().rev() {
-            facts.push(fact(stage.path.clone(), &stage.stat));
-            // As sshd does it, the home's real place counts, however the file's path is written.
-            if Some(stage.id()) == self.home {
-                break;
-            }
-        }
-        facts
-    }
 }
 
 /// The home of root; `None` where it is `/`, which holds everybody's files.
@@ -122,18 +108,8 @@ fn roots_home() -> Option<DirectoryId> {
     (DirectoryId::at(Path::new("/")).ok()?? != home).then_some(home)
 }
 
-fn fact(path: PathBuf, stat: &FileStat) -> PathFact {
-    let kind = match file_type(stat) {
-        SFlag::S_IFDIR => EntryKind::Directory,
-        SFlag::S_IFREG => EntryKind::File,
-        _ => EntryKind::Other,
-    };
-    PathFact { path, kind, uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 }
-}
-
-/// Reads the user's file by the safe way of contract 5, with the facts that StrictModes of sshd_config(5) looks
-/// at. The directories' paths in them are real ones, links resolved. No file, or no directory for it, is `content: None`; a home
-/// that does not exist is unsafe.
+/// Reads the user's file by the safe way of contract 5. No file, or no directory for it, is `content: None`; a home that
+/// does not exist is unsafe.
 pub fn observe_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
     observe(KeyPath::walk(account, path)?, path)
 }
@@ -152,7 +128,6 @@ pub fn file_id(path: &Path) -> Option<FileId> {
 }
 
 fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
-    let mut path_facts = Vec::new();
     let mut content = None;
     let directory = key_path.directory()?;
     let missing_directory = match directory {
@@ -160,14 +135,12 @@ fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
         None => path.parent().map(Path::to_owned),
     };
     if let Some(directory) = directory
-        && let Some((opened, bytes)) = key_path.target(&directory).read()?
+        && let Some((_, bytes)) = key_path.target(&directory).read()?
     {
-        path_facts.push(fact(path.to_owned(), &opened.stat));
         content = Some(bytes);
     }
-    path_facts.extend(key_path.directory_facts());
     let (id, mount) = (key_path.id()?, key_path.walk.last()?.mount_point());
-    Ok(KeyFile { path: path.to_owned(), id, mount, content, missing_directory, path_facts })
+    Ok(KeyFile { path: path.to_owned(), id, mount, content, missing_directory })
 }
 
 /// Puts `content` in the place of the user's file, which has to be the one that was observed (contract 5).

@@ -141,8 +141,7 @@ fn in_namespaces(
             .try_fold(true, |all, address| Ok(namespaces.add_address(address)? && all));
         let routed = added.and_then(|added| {
             if added {
-                let to = run::socket_address(connection.laddr, connection.lport);
-                namespaces.wait_for_route(connection.addr, to)?;
+                namespaces.wait_until_connected(connection.addr, connection.laddr)?;
             }
             Ok(added)
         });

@@ -2,7 +2,7 @@
 //! mount_namespaces(7). Both end with the thread.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,10 +13,13 @@ use nix::sched::{CloneFlags, unshare};
 use super::netlink::Netlink;
 
 /// How long an address may take to be usable.
-const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECTED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often that is looked at.
-const ROUTE_POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// How often that is tried.
+const CONNECTED_POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How long a packet of one try may take.
+const PACKET_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// The namespaces that the calling thread is in.
 pub(super) struct Namespaces {
@@ -49,18 +52,17 @@ impl Namespaces {
         }
     }
 
-    /// Waits until a connection from one address to the other has a route: the kernel makes IPv6 addresses usable a moment
-    /// after they were added.
+    /// Waits until packets from each address reach the other: the kernel makes IPv6 addresses usable a moment after they
+    /// were added, and for some of it has a route to them that nothing receives by.
     ///
     /// # Errors
     /// The kernel's last answer, once the time is over.
-    pub(super) fn wait_for_route(&self, from: IpAddr, to: SocketAddr) -> io::Result<()> {
-        let deadline = Instant::now() + ROUTE_TIMEOUT;
+    pub(super) fn wait_until_connected(&self, one: IpAddr, other: IpAddr) -> io::Result<()> {
+        let deadline = Instant::now() + CONNECTED_TIMEOUT;
         loop {
-            // UDP looks the route up and sends nothing.
-            match UdpSocket::bind((from, 0)).and_then(|socket| socket.connect(to)) {
-                Err(_) if Instant::now() < deadline => sleep(ROUTE_POLL_INTERVAL),
-                routed => return routed,
+            match exchange(one, other) {
+                Err(_) if Instant::now() < deadline => sleep(CONNECTED_POLL_INTERVAL),
+                exchanged => return exchanged,
             }
         }
     }
@@ -80,6 +82,19 @@ impl Namespaces {
     pub(super) fn show_tree(&self, source: &Path, target: &Path) -> io::Result<()> {
         Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
     }
+}
+
+/// One packet of UDP each way.
+fn exchange(one: IpAddr, other: IpAddr) -> io::Result<()> {
+    let (near, far) = (UdpSocket::bind((one, 0))?, UdpSocket::bind((other, 0))?);
+    near.connect(far.local_addr()?)?;
+    far.connect(near.local_addr()?)?;
+    for (sender, receiver) in [(&near, &far), (&far, &near)] {
+        receiver.set_read_timeout(Some(PACKET_TIMEOUT))?;
+        sender.send(&[0])?;
+        receiver.recv(&mut [0])?;
+    }
+    Ok(())
 }
 
 /// IPv6 is not in the kernel, or turned off (`disable_ipv6`).

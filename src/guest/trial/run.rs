@@ -160,7 +160,7 @@ impl PrivateSshd<'_> {
     fn run_over_pipe(&self, log: &Path, kex: Option<&str>) -> Result<String, String> {
         let mut words = vec![shell_word(&self.binary.to_string_lossy())];
         words.extend(self.arguments(kex).iter().map(|word| shell_word(word)));
-        // ssh puts an `exec` in front.
+        // The client puts `exec` in front of it.
         let command = format!("{} 2>{}", words.join(" "), shell_word(&log.to_string_lossy()));
         let log = self.question(Route::Command(&command), kex).ask().map_err(|error| error.to_string())?;
         Ok(log.text)

@@ -39,6 +39,17 @@ pub(super) fn expired(facts: &Facts<'_>) -> Judged {
     Err(about(Rule::ExpiredAccount, SHADOW, &cause, &format!("chage -E -1 {name}")))
 }
 
+/// pam_unix refuses an account whose entry of passwd(5) refers to an entry of shadow(5) that does not exist.
+pub(super) fn no_shadow_entry(facts: &Facts<'_>) -> Judged {
+    if facts.login.shadow != Shadow::NoEntry || !uses_pam(facts) {
+        return Ok(None);
+    }
+    let name = &facts.account.name;
+    let cause =
+        format!("passwd(5) refers to an entry of {name} that does not exist: PAM lets nobody in without it");
+    Err(about(Rule::ShadowEntry, SHADOW, &cause, "run `pwconv`, which makes it"))
+}
+
 /// A password that must be changed first: with a terminal, PAM asks for the old one; without one it refuses.
 pub(super) fn forced_change(facts: &Facts<'_>) -> Judged {
     let (name, today) = (&facts.account.name, facts.login.today);

@@ -29,13 +29,12 @@ fn account(name: &str, id: u32, home: &str, groups: &[&str]) -> Account {
         home: home.into(),
         shell: "/bin/sh".into(),
         groups: groups.iter().map(|&group| group.to_owned()).collect(),
-        group_is_private: false,
     }
 }
 
 fn login() -> Login {
     Login {
-        shadow: Shadow::NoEntry,
+        shadow: Shadow::Unseen("denied".into()),
         today: 20000,
         nologin: None,
         pam: Vec::new(),

@@ -38,6 +38,7 @@ impl Draft {
         let expect = purpose.action.password_auth();
         let mut judged = Judged::default();
         let mut proof = None;
+        let mut unread = false;
         if let (Some(password_auth), Some(sshd)) = (expect, &facts.sshd) {
             judge_setting(password_auth, purpose.kbd_interactive, facts, sshd, &answers.must)?;
             let replaces = self.takes_away.is_some();
@@ -53,6 +54,7 @@ impl Draft {
             if is_due && purpose.proof {
                 proof = Some(access.proof(&answers, judged.key.as_ref(), judged.accepts_at_loopback));
             }
+            unread = self.sshd_edits.is_empty() && may_not_have_read(sshd, replaces);
         }
         let about_others = self.about_others(purpose, facts, &answers);
         self.warnings.extend(about_others);
@@ -62,6 +64,7 @@ impl Draft {
             key_edits: self.key_edits,
             sshd_edits: self.sshd_edits,
             reload,
+            unread,
             proof,
             deferred_trial: judged.deferred,
             trial: judged.report,
@@ -460,6 +463,13 @@ impl AccessContext<'_> {
         });
         ProofPlan { user: self.facts.account.name.clone(), key: key.cloned(), forecast }
     }
+}
+
+/// Whether a listener that can be told may do another thing than its files say. Where that cannot be told it counts if a
+/// key is taken away.
+fn may_not_have_read(sshd: &Sshd, replaces: bool) -> bool {
+    let can_be_told = matches!(sshd.reload, Reload::Unit(_) | Reload::Pid { .. });
+    sshd.running && can_be_told && !sshd.has_read_its_files.unwrap_or(!replaces)
 }
 
 /// Whether every answer says what was asked.

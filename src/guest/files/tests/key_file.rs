@@ -8,45 +8,8 @@ use nix::sys::stat::{Mode, umask};
 use crate::guest::files::{
     FileError, Replaced, observe_key_file, remove_created_key_file, replace_key_file, sweep_key_directory,
 };
-use crate::policy::observation::EntryKind;
 
 use super::*;
-
-#[test]
-fn nothing_there_is_no_content_and_the_facts_end_at_the_home() {
-    let home = Home::new();
-    let seen = observe_key_file(&home.account, &home.keys()).unwrap();
-    assert_eq!(seen.content, None);
-    let paths: Vec<_> = seen.path_facts.iter().map(|fact| fact.path.clone()).collect();
-    assert_eq!(paths, std::slice::from_ref(&home.account.home));
-}
-
-#[test]
-fn facts_are_the_file_then_its_directories_up_to_the_home() {
-    let home = Home::new();
-    let keys = home.with_keys("key\n");
-    let seen = observe_key_file(&home.account, &keys).unwrap();
-    assert_eq!(seen.content.as_deref(), Some(&b"key\n"[..]));
-    let facts: Vec<_> =
-        seen.path_facts.iter().map(|fact| (fact.path.clone(), fact.kind, fact.mode)).collect();
-    let expected = [
-        (keys, EntryKind::File, 0o600),
-        (home.at(".ssh"), EntryKind::Directory, 0o700),
-        (home.account.home.clone(), EntryKind::Directory, 0o755),
-    ];
-    assert_eq!(facts, expected);
-    assert!(seen.path_facts.iter().all(|fact| fact.uid == home.account.uid && fact.gid == home.account.gid));
-}
-
-#[test]
-fn facts_of_a_path_outside_the_home_end_at_the_root() {
-    let home = Home::new();
-    let path = home.beside("keys");
-    fs::write(&path, "key\n").unwrap();
-    let seen = observe_key_file(&home.account, &path).unwrap();
-    assert_eq!(seen.path_facts.first().map(|fact| fact.path.clone()), Some(path));
-    assert_eq!(seen.path_facts.last().map(|fact| fact.path.clone()), Some("/".into()));
-}
 
 #[test]
 fn a_missing_directory_and_file_are_created_for_the_user_and_taken_back() {

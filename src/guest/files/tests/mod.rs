@@ -70,7 +70,6 @@ fn joe(home: &Path, uid: u32) -> Account {
         home: home.to_owned(),
         shell: "/bin/sh".into(),
         groups: vec!["joe".into()],
-        group_is_private: true,
     }
 }
 
