@@ -16,7 +16,8 @@ remove_bound() {
   with_key root
   inside dpkg --remove keypair-agent
   [ "$(inside pgrep -c keypair-agent || true)" = 0 ]
-  [ -z "$(inside systemctl list-units --all --no-legend 'keypair-agent*')" ]
+  inside systemctl list-units --all --no-legend 'keypair-agent*'
+  [ -z "$(inside systemctl list-units --no-legend 'keypair-agent*')" ]
   [ "$(inside find /run -name '*keypair*')" = "" ] || fail "left in /run"
   with_key root
   no_passwords

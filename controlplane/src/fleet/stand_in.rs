@@ -48,6 +48,7 @@ impl StandIn {
                 kbd_interactive_authentication: passwords,
                 pubkey_authentication: true,
             }),
+            trial: None,
             proof: Some(Proof {
                 key: KeyProof::NotTaken,
                 methods: None,

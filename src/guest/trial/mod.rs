@@ -49,7 +49,7 @@ pub(super) fn ask(settings: &SshdSettings, sshd: &Sshd, question: &TrialQuestion
 
 /// Under systemd there is a helper that would have known more.
 fn without_helper(settings: &SshdSettings, answer: TrialAnswer) -> TrialAnswer {
-    let more = |why: String| format!("{why}; {}", helper::not_running(&settings.run_dir));
+    let more = |why: String| format!("{}; without it: {why}", helper::not_running(&settings.run_dir));
     match answer {
         TrialAnswer::NotTaken(why) => TrialAnswer::NotTaken(more(why)),
         TrialAnswer::NotShown(why) => TrialAnswer::NotShown(more(why)),
