@@ -150,7 +150,7 @@ pub struct Plan {
     pub sshd_edits: Vec<FileEdit>,
     /// How a changed configuration is made live; `None` where it is not changed.
     pub reload: Option<Reload>,
-    /// Whether the listener may have yet to read the files that were judged. No file of its own changes, so it is told
+    /// Whether the listener may have yet to read the files that were judged, and a way in depends on them. No file of its own changes, so it is told
     /// where it does not say of itself that it does what they say.
     pub unread: bool,
     /// What the running sshd is asked; `None` where nothing changes at its door, and it has read its files.

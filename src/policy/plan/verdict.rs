@@ -54,7 +54,8 @@ impl Draft {
             if is_due && purpose.proof {
                 proof = Some(access.proof(&answers, judged.key.as_ref(), judged.accepts_at_loopback));
             }
-            unread = self.sshd_edits.is_empty() && may_not_have_read(sshd, replaces);
+            let depends = password_auth == PasswordAuth::No || replaces;
+            unread = depends && self.sshd_edits.is_empty() && may_not_have_read(sshd, replaces);
         }
         let about_others = self.about_others(purpose, facts, &answers);
         self.warnings.extend(about_others);
