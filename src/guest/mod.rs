@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod child;
 mod config_tree;
 pub mod files;
+mod host_key;
 pub mod image;
 mod locate;
 mod login;

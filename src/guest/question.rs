@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::child;
+use super::host_key;
 use super::private::{HOST_KEY, PrivateDirectory};
 use crate::policy::effective::Effective;
 use crate::policy::observation::{Answer, Connection};
@@ -183,22 +184,7 @@ impl ThrowAwayKey {
         };
         let directory = PrivateDirectory::make(run_dir, HOST_KEY).map_err(|error| failed(&error))?;
         let path = directory.path().join("key");
-        // ecdsa: FIPS mode knows no ed25519.
-        let arguments: [&std::ffi::OsStr; 9] = [
-            "-q".as_ref(),
-            "-t".as_ref(),
-            "ecdsa".as_ref(),
-            "-N".as_ref(),
-            "".as_ref(),
-            "-C".as_ref(),
-            "".as_ref(),
-            "-f".as_ref(),
-            path.as_os_str(),
-        ];
-        let output = child::run(Path::new("ssh-keygen"), &arguments, "").map_err(|error| failed(&error))?;
-        if !output.succeeded() {
-            return Err(failed(&output.words()));
-        }
+        host_key::make(&path).map_err(|error| failed(&error))?;
         Ok(Self { path, _directory: directory })
     }
 }

@@ -67,6 +67,9 @@ impl Stand<'_> {
             below.push(existing.file_name().ok_or_else(missing)?);
             existing = existing.parent().ok_or_else(missing)?;
         }
+        if fs::canonicalize(existing)?.parent().is_none() {
+            return Err(io::Error::other("nothing can stand in the place of the root directory"));
+        }
         let copy = self.directory_like(existing)?;
         let mut directory = copy.clone();
         for name in below.into_iter().rev() {

@@ -13,7 +13,8 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::netlink::LOOPBACK_INDEX;
-use crate::guest::child::{self, Background};
+use crate::guest::child::Background;
+use crate::guest::host_key;
 use crate::guest::ssh_client::{ClientQuestion, FAST_KEX, Route, read_log, shell_word};
 use crate::policy::observation::Connection;
 use crate::policy::public_key::PublicKey;
@@ -194,20 +195,12 @@ impl PrivateSshd<'_> {
         words
     }
 
-    /// A host key for this run alone. FIPS mode knows no Ed25519, and an sshd without OpenSSL nothing else.
+    /// A host key for this run alone.
     fn make_host_key(&self) -> Result<PathBuf, String> {
         let path = self.directory.join("host_key");
-        let mut fault = String::new();
-        for kind in ["ed25519", "ecdsa"] {
-            let path = path.to_string_lossy();
-            let arguments = ["-q", "-t", kind, "-N", "", "-C", "", "-f", &path];
-            match child::run(Path::new("ssh-keygen"), &arguments, "") {
-                Ok(output) if output.succeeded() => return Ok(PathBuf::from(path.into_owned())),
-                Ok(output) => fault = output.words(),
-                Err(error) => fault = error.to_string(),
-            }
-        }
-        Err(format!("sshd has no host key, and none can be made for the trial: {fault}"))
+        let made = host_key::make(&path);
+        made.map_err(|fault| format!("sshd has no host key, and none can be made for the trial: {fault}"))?;
+        Ok(path)
     }
 }
 

@@ -1,0 +1,23 @@
+//! A host key for questions alone, where sshd has none yet: ssh-keygen(1).
+
+use std::path::Path;
+
+use super::child;
+
+/// Makes a host key without a passphrase at `path`. FIPS mode knows no Ed25519, and an sshd without OpenSSL nothing else.
+///
+/// # Errors
+/// What ssh-keygen said.
+pub(super) fn make(path: &Path) -> Result<(), String> {
+    let mut fault = String::new();
+    for kind in ["ed25519", "ecdsa"] {
+        let arguments = ["-q", "-t", kind, "-N", "", "-C", "", "-f"].map(AsRef::as_ref);
+        let arguments: Vec<&std::ffi::OsStr> = arguments.into_iter().chain([path.as_os_str()]).collect();
+        match child::run(Path::new("ssh-keygen"), &arguments, "") {
+            Ok(output) if output.succeeded() => return Ok(()),
+            Ok(output) => fault = output.words(),
+            Err(error) => fault = error.to_string(),
+        }
+    }
+    Err(fault)
+}
