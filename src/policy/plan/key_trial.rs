@@ -335,7 +335,7 @@ pub fn judge_deferred(
     };
     let refuse = |message: String, trial: Option<TrialReport>| PlanRefusal {
         refusal: Refusal::new(Reason::LockoutGuard, message),
-        trial,
+        trial: trial.map(Box::new),
     };
     let mut accepted = None;
     for (connection, answer) in question.connections.iter().zip(answers) {

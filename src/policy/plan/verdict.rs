@@ -159,7 +159,7 @@ pub struct PlanRefusal {
     /// Why.
     pub refusal: Refusal,
     /// What a private sshd said, where it was asked.
-    pub trial: Option<TrialReport>,
+    pub trial: Option<Box<TrialReport>>,
 }
 
 impl From<Refusal> for PlanRefusal {
@@ -228,7 +228,7 @@ impl AccessContext<'_> {
         let KeyVerdict { report, access, warnings } = verdict;
         let refuse = |message: String| PlanRefusal {
             refusal: Refusal::new(Reason::LockoutGuard, message),
-            trial: report.clone(),
+            trial: report.clone().map(Box::new),
         };
         let deferred = match access {
             Access::Denied(finding) => return Err(refuse(finding.message)),
@@ -255,7 +255,7 @@ impl AccessContext<'_> {
                            whether a Match block about hosts decides, and take the setting out of it";
             return Err(PlanRefusal {
                 refusal: Refusal::new(Reason::PasswordAuthNotEffective, message),
-                trial: report,
+                trial: report.map(Box::new),
             });
         }
         Ok(Judged {

@@ -58,8 +58,7 @@ impl ClientReport {
         };
         let fault = lines()
             .filter(|line| !line.is_empty() && !line.starts_with("debug"))
-            .filter(|line| !line.starts_with("OpenSSH_") && !line.starts_with("Warning: "))
-            .last()
+            .rfind(|line| !line.starts_with("OpenSSH_") && !line.starts_with("Warning: "))
             .map(|line| crate::policy::outcome::printable(&cut(line)));
         Self { methods, offer, authenticated_without_key: begins(&AUTHENTICATED), fault }
     }

@@ -89,7 +89,7 @@ impl ServerReport {
             let line = line.trim_end();
             let line = line.strip_suffix(" [preauth]").unwrap_or(line);
             let (is_debug, text) = match line.strip_prefix("debug").and_then(|rest| rest.split_once(": ")) {
-                Some((level, text)) if matches!(level, "1" | "2" | "3") => (true, text),
+                Some(("1" | "2" | "3", text)) => (true, text),
                 _ => (false, line),
             };
             report.take(text);
