@@ -76,7 +76,7 @@ impl<G: Guest> Transaction<G> {
         };
         let judged = draft.judge(&purpose, &facts, answers, &mut ask);
         let plan = judged.map_err(|PlanRefusal { refusal, trial }| {
-            sheet.asked.trial = trial.map(|trial| *trial);
+            sheet.asked.trial = trial.map(|report| *report);
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();

@@ -98,7 +98,7 @@ fn step_by_step(
             let answers = guest.trial(sshd, question);
             let judged = judge_deferred(facts, sshd, question, &answers);
             asked.trial = Some(judged.map_err(|PlanRefusal { refusal, trial }| {
-                asked.trial = trial.map(|trial| *trial);
+                asked.trial = trial.map(|report| *report);
                 Halt::Failed(refusal)
             })?);
         }

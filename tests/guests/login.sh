@@ -90,7 +90,7 @@ refused_by_trial() {
   inside sh -c 'rm /etc/ssh/sshd_config.d/40-allow.conf; systemctl reload ssh'
   last_result
   case $(last_result) in *'"reason":"LOCKOUT_GUARD"'*40-allow.conf*'"trial":{"key":"refused"'*) ;; *) return 1 ;; esac
-  saw "$(last_result | sed 's/.*"message":"\([^"]*\)".*/\1/')"
+  saw "$(last_result | grep -o '40-allow.conf line [0-9]*' | tail -n 1)"
   with_password root
   attach no
 }

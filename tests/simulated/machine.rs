@@ -343,7 +343,7 @@ impl Machine {
         let holds_two = |file: &&str| keys::keys_of_ours(self.disk.text(file)).len() > 1;
         let is_intact = users(&self.disk) == users(&self.rest)
             && keys::main_file_apart(self.disk.text(MAIN)).1 == keys::main_file_apart(self.rest.text(MAIN)).1;
-        let found = if KEY_FILES.iter().any(|file| holds_two(file)) {
+        let found = if KEY_FILES.iter().any(holds_two) {
             Some((Property::NeverTwoKeys, "two keys of ours stand in authorized_keys"))
         } else if !ours.iter().all(asked) {
             Some((
