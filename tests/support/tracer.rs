@@ -381,6 +381,7 @@ impl Names {
                 name if name.parse::<u32>().is_ok() => "PID".to_owned(),
                 name if name.starts_with(".keypair-agent-") => ".keypair-agent-*.tmp".to_owned(),
                 name if name.starts_with("proof-") => "proof-*".to_owned(),
+                name if name.starts_with("trial-") => "trial-*".to_owned(),
                 name => name.to_owned(),
             });
         }
