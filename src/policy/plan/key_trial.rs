@@ -211,8 +211,10 @@ impl KeyTrial<'_> {
     ) -> Option<(Source, Acceptance)> {
         let answer = self.answers.iter().find(|answer| answer.connection == *refused)?;
         let mut sources = witness::sources(self.reading, refused, &self.facts.account, &answer.effective);
-        // A private sshd looks no name up.
-        sources.retain(|source| source.connection.host == source.connection.addr.to_string());
+        sources.retain(|Source { connection, .. }| {
+            // Nobody knows whether a connection arrives at another address of this guest; and no name is looked up here.
+            connection.laddr == refused.laddr && connection.host == connection.addr.to_string()
+        });
         if sources.is_empty() {
             return None;
         }
