@@ -83,7 +83,7 @@ fn a_contradiction_takes_everything_back() {
         (
             "PubkeyAuthentication=no",
             "s/^pubkeyauthentication no/pubkeyauthentication yes/",
-            "notTaken",
+            "refused",
             Some(false),
         ),
     ] {
