@@ -9,13 +9,16 @@ use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// A guest whose sshd was started with `option`, while the agent's `sshd -T` is told by `lie` (sed) otherwise: the program
-/// was replaced since.
+/// A guest whose sshd was started with `option`, while the agent's `sshd -T` is told by `lie` (sed) otherwise, and a private
+/// sshd runs without it: the program was replaced since.
 fn deceived(option: &str, lie: &str) -> Guest {
     let guest = Guest::of(Form { arguments: &["-o", option], copied_binary: true, ..Form::default() });
     let lie = lie.replace("KEYS", &format!("{}/%u", guest.path("keys").display()));
     guest.replace_copied_binary(&format!(
-        "#!/bin/sh\nset -e\ncase $1 in -[tT]) ;; *) exec /usr/sbin/sshd \"$@\" ;; esac\n\
+        "#!/bin/sh\nset -e\n\
+         case $1 in -i) for word do shift; case $word in '{option}') word=Compression=no ;; '-o{option}') word=-oCompression=no ;; esac; \
+         set -- \"$@\" \"$word\"; done ;; esac\n\
+         case $1 in -[tT]) ;; *) exec /usr/sbin/sshd \"$@\" ;; esac\n\
          said=$(/usr/sbin/sshd \"$@\")\nprintf '%s\\n' \"$said\" | sed '{lie}'\n"
     ));
     guest
@@ -62,12 +65,12 @@ fn a_contradiction_takes_everything_back() {
         return;
     }
     for (option, lie, key_proof, methods) in [
-        // The key is not read by the sshd that runs: seen before its own files are touched.
+        // The key is not read by the sshd that runs.
         (
             "AuthorizedKeysFile=/nonexistent",
             "s#^authorizedkeysfile .*#authorizedkeysfile KEYS#",
             "refused",
-            None,
+            Some(false),
         ),
         // It goes on offering passwords.
         (
@@ -80,7 +83,7 @@ fn a_contradiction_takes_everything_back() {
         (
             "PubkeyAuthentication=no",
             "s/^pubkeyauthentication no/pubkeyauthentication yes/",
-            "notTaken",
+            "refused",
             Some(false),
         ),
     ] {
