@@ -429,7 +429,7 @@ mod tests {
             let seen = lines.first().map(|line| (line.decides(), line.is_unrestricted()));
             assert_eq!(seen, options.map(|_| (decides, unrestricted)), "{line:?}");
         }
-        let rsa = include_str!("lockout/rsa3072.pub").trim_end().replace("ssh-rsa ", "rsa-sha2-512 ");
+        let rsa = include_str!("rsa3072.pub").trim_end().replace("ssh-rsa ", "rsa-sha2-512 ");
         assert_eq!(key_lines(rsa.as_bytes()).len(), 1, "the name of a signature is one of its key's type");
     }
 
