@@ -96,6 +96,8 @@ struct Judge<'a> {
     case: &'a Case,
     row: &'a Row,
     guest: Guest<'a>,
+    /// Whether the first attach succeeded: a key that was never bound is not taken away by a replace.
+    is_bound: bool,
     verdict: Verdict,
 }
 
@@ -106,7 +108,7 @@ pub fn run(lab: &Lab, case: &Case) -> Verdict {
         Ok(guest) => guest,
         Err(error) => return Verdict { skipped: Some(error), ..Verdict::default() },
     };
-    let mut judge = Judge { lab, case, row: &row, guest, verdict: Verdict::default() };
+    let mut judge = Judge { lab, case, row: &row, guest, is_bound: false, verdict: Verdict::default() };
     judge.tell(&format!("{}\nsshd_config:\n{}", case, row.files["/etc/ssh/sshd_config"]));
     judge.course();
     let log = judge.guest.log();
@@ -137,7 +139,8 @@ impl Judge<'_> {
                 let now = self.yes(&attach("fuzz", k, "yes"), k, before);
                 let command = with(attach("other", l, "no"), "replace", json!(true));
                 if let Some(now) = self.after_between(k, now) {
-                    self.no(&command, l, Some(k), now);
+                    let old = Some(k).filter(|_| self.is_bound);
+                    self.no(&command, l, old, now);
                 }
             }
         }
@@ -253,6 +256,7 @@ impl Judge<'_> {
             self.failed(&result, &files, key, before, false);
             return before;
         }
+        self.is_bound = true;
         let warned = warnings(&result);
         let after = self.look_at(key, true, before.own || self.case.has("@OTHER_KEY@"), true);
         if !self.case.is_pending() {
