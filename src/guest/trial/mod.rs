@@ -124,15 +124,7 @@ fn in_namespaces(
             )));
         }
     };
-    let mut private = PrivateSshd {
-        binary: &sshd.binary,
-        options: &sshd.options,
-        config,
-        directory,
-        user: &question.user,
-        key: &question.key,
-        host_key: None,
-    };
+    let mut private = PrivateSshd::new(sshd, question, directory, config);
     let mut answers = Vec::with_capacity(question.connections.len());
     for connection in &question.connections {
         let added: io::Result<bool> = [connection.addr, connection.laddr]
@@ -204,15 +196,7 @@ fn over_pipe(directory: &Path, sshd: &Sshd, question: &TrialQuestion) -> Vec<Tri
     if let Err(error) = std::fs::write(&config, main) {
         return not_taken(question, &format!("cannot write {}: {error}", config.display()));
     }
-    let mut private = PrivateSshd {
-        binary: &sshd.binary,
-        options: &sshd.options,
-        config,
-        directory,
-        user: &question.user,
-        key: &question.key,
-        host_key: None,
-    };
+    let mut private = PrivateSshd::new(sshd, question, directory, config);
     let (answer, _) = private.ask(Link::Pipe);
     question.connections.iter().map(|_| answer.clone()).collect()
 }

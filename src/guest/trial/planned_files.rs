@@ -35,11 +35,7 @@ impl Stand<'_> {
     /// Why it cannot be shown.
     pub(super) fn show_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
         match fs::metadata(&planned.path) {
-            Ok(metadata) => {
-                let copy = self.file(&planned.content)?;
-                copy_attributes(&planned.path, &metadata, &copy)?;
-                self.namespaces.show(&copy, &planned.path)
-            }
+            Ok(_) => self.show_content(&planned.path, &planned.content),
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.show_new_key_file(planned),
             Err(error) => Err(error),
         }

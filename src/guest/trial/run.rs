@@ -16,9 +16,9 @@ use super::netlink::LOOPBACK_INDEX;
 use crate::guest::child::Background;
 use crate::guest::host_key;
 use crate::guest::ssh_client::{ClientQuestion, FAST_KEX, Route, read_log, shell_word};
-use crate::policy::observation::Connection;
+use crate::policy::observation::{Connection, Sshd};
 use crate::policy::public_key::PublicKey;
-use crate::policy::trial::{ClientReport, KeyMatch, ServerReport, TrialAnswer, read};
+use crate::policy::trial::{ClientReport, KeyMatch, ServerReport, TrialAnswer, TrialQuestion, read};
 
 /// How often the end of the client is looked for while nobody connects.
 const ACCEPT_POLL_MS: u8 = 50;
@@ -35,19 +35,19 @@ const MAX_KEY_FILE_BYTES: usize = 16 * 1024 * 1024;
 /// A private sshd that is yet to be run.
 pub(super) struct PrivateSshd<'a> {
     /// The program.
-    pub(super) binary: &'a Path,
+    binary: &'a Path,
     /// The listener's options.
-    pub(super) options: &'a [String],
+    options: &'a [String],
     /// The candidate's main file.
-    pub(super) config: PathBuf,
+    config: PathBuf,
     /// A private directory for logs and keys.
-    pub(super) directory: &'a Path,
+    directory: &'a Path,
     /// Who is asked about.
-    pub(super) user: &'a str,
+    user: &'a str,
     /// The key.
-    pub(super) key: &'a PublicKey,
+    key: &'a PublicKey,
     /// A throw-away host key, once it is known that there is no other.
-    pub(super) host_key: Option<PathBuf>,
+    host_key: Option<PathBuf>,
 }
 
 /// How the client reaches the private sshd.
@@ -65,7 +65,25 @@ struct Logs {
     server: String,
 }
 
-impl PrivateSshd<'_> {
+impl<'a> PrivateSshd<'a> {
+    /// The listener's own program and options, with the candidate's main file and a private directory.
+    pub(super) fn new(
+        sshd: &'a Sshd,
+        question: &'a TrialQuestion,
+        directory: &'a Path,
+        config: PathBuf,
+    ) -> Self {
+        Self {
+            binary: &sshd.binary,
+            options: &sshd.options,
+            config,
+            directory,
+            user: &question.user,
+            key: &question.key,
+            host_key: None,
+        }
+    }
+
     /// Asks, with the cheapest key exchange first and the client's default where that is missing; once more with a
     /// throw-away host key where there is none. Whether sshd knew the user is told beside the answer.
     pub(super) fn ask(&mut self, link: Link<'_>) -> (TrialAnswer, bool) {
