@@ -60,7 +60,7 @@ pub fn sshd_config(bytes: &[u8]) {
             reading.decision(keyword.name, &anybody, Some(&account.groups));
             reading.explain(keyword.name, "no", &anybody, None);
         }
-        let known = witness::witnesses(&reading, &anybody, &account, &login(), &Effective::default());
+        let (known, _) = witness::examine(&reading, &anybody, &account, &login(), &Effective::default());
         assert!(known.iter().all(|witness| witness.connection != anybody));
     }
     let block = block();
@@ -141,7 +141,7 @@ pub fn sshd_answer(bytes: &[u8]) {
             is_fit_to_print(&Refusal::new(Reason::LockoutGuard, finding.message).message);
         }
         verdict.warnings.iter().for_each(|warning| is_fit_to_print(&warning.message));
-        witness::witnesses(&reading, connection, &account, &login, &effective);
+        witness::examine(&reading, connection, &account, &login, &effective);
     }
     password::would_let_in(&login(), &account, &effective);
     effective.offered_methods();

@@ -71,28 +71,8 @@ enum Met {
 /// the target user from nowhere in particular in all else. `base` is the first of the connections that must say
 /// what was asked. A block that nobody here can meet (a group without members, another port) has none. A block about a
 /// source that picks the target user too has one more, for him.
-pub fn witnesses(
-    reading: &Reading,
-    base: &Connection,
-    account: &Account,
-    login: &Login,
-    effective: &Effective,
-) -> Vec<Witness> {
-    examine(reading, base, account, login, effective).0
-}
-
-/// The `Match` blocks for which nobody could be asked, although somebody may meet them.
-pub fn unexamined(
-    reading: &Reading,
-    base: &Connection,
-    account: &Account,
-    login: &Login,
-    effective: &Effective,
-) -> Vec<Unexamined> {
-    examine(reading, base, account, login, effective).1
-}
-
-fn examine(
+/// The second part are the blocks for which nobody could be asked, although somebody may meet them.
+pub fn examine(
     reading: &Reading,
     base: &Connection,
     account: &Account,

@@ -39,7 +39,7 @@ fn login() -> Login {
 fn found(main: &str, said: &str) -> Vec<Witness> {
     let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
     let effective = Effective::parse(&format!("{LISTENS}{said}"));
-    witnesses(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective)
+    examine(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective).0
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn left(main: &str, said: &str) -> Vec<(usize, String)> {
     let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
     let effective = Effective::parse(&format!("{LISTENS}{said}"));
     let root = account("root", 0, &["root"]);
-    let found = unexamined(&reading, &anybody("root"), &root, &login(), &effective);
+    let (_, found) = examine(&reading, &anybody("root"), &root, &login(), &effective);
     found.into_iter().map(|block| (block.place.1, block.why)).collect()
 }
 
@@ -207,7 +207,7 @@ fn what_the_text_of_such_a_block_says() {
         let reading = Reading::new(&tree(&[(MAIN, &main)]), &[], Names::One);
         let effective = Effective::parse(LISTENS);
         let blocks =
-            unexamined(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective);
+            examine(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective).1;
         let warnings = unexamined_warnings(&reading, &blocks, &global("yes"), &global("no"), kbd);
         let seen = warnings.first().map(|warning| (warning.reason, warning.line.unwrap_or(0)));
         assert_eq!(seen, expected, "{lines}");

@@ -7,7 +7,7 @@ use super::super::observation::{Answer, Connection};
 use super::super::outcome::{Warning, WarningReason};
 use super::super::sshd_config::Reading;
 use super::super::types::PasswordAuth;
-use super::super::witness::{Witness, shut_out, unexamined, unexamined_warnings, witnesses};
+use super::super::witness::{Unexamined, Witness, examine, shut_out, unexamined_warnings};
 use super::{Draft, Facts, Purpose};
 
 /// The connections that sshd is asked about.
@@ -17,6 +17,8 @@ pub struct Questions {
     must: Vec<Connection>,
     /// One for each `Match` block.
     witnesses: Vec<Witness>,
+    /// The blocks that have none, although somebody may meet them.
+    unexamined: Vec<Unexamined>,
     /// From loopback, where sshd listens there: the first one is the proof's.
     loopback: Vec<(SocketAddr, Connection)>,
 }
@@ -28,6 +30,8 @@ pub struct Answers {
     pub must: Vec<Answer>,
     /// Of the witnesses.
     pub witnesses: Vec<(Witness, Answer)>,
+    /// The `Match` blocks that have none, although somebody may meet them.
+    pub unexamined: Vec<Unexamined>,
     /// Of loopback.
     pub loopback: Vec<(SocketAddr, Answer)>,
     /// About the present configuration, for those who have no way in by the answers of the witnesses.
@@ -45,13 +49,13 @@ impl Draft {
             return Questions { must, ..Questions::default() };
         };
         let effective = &first.effective;
-        let witnesses = match asked {
+        let (witnesses, unexamined) = match asked {
             PasswordAuth::No => {
-                witnesses(&Reading::of(sshd), &first.connection, &facts.account, login, effective)
+                examine(&Reading::of(sshd), &first.connection, &facts.account, login, effective)
             }
-            PasswordAuth::Yes => Vec::new(),
+            PasswordAuth::Yes => (Vec::new(), Vec::new()),
         };
-        Questions { must, witnesses, loopback: loopbacks(&facts.account.name, effective) }
+        Questions { must, witnesses, unexamined, loopback: loopbacks(&facts.account.name, effective) }
     }
 }
 
@@ -72,7 +76,6 @@ impl Draft {
             return Vec::new();
         };
         let reading = Reading::of(sshd);
-        let left = unexamined(&reading, &present.connection, &facts.account, login, &present.effective);
         let kbd = purpose.kbd_interactive;
         let mut warnings = shut_out(&answers.before, &answers.witnesses, &login.people);
         // That nobody gets in from there is said once.
@@ -81,7 +84,13 @@ impl Draft {
             { said }.any(|other| (&other.file, other.line) == (&one.file, one.line))
         };
         warnings.retain(|warning| !is_said(warning));
-        warnings.extend(unexamined_warnings(&reading, &left, &present.effective, &first.effective, kbd));
+        warnings.extend(unexamined_warnings(
+            &reading,
+            &answers.unexamined,
+            &present.effective,
+            &first.effective,
+            kbd,
+        ));
         warnings
     }
 }
@@ -100,6 +109,7 @@ impl Questions {
         Answers {
             must: answers.by_ref().take(self.must.len()).collect(),
             witnesses: self.witnesses.iter().cloned().zip(answers.by_ref()).collect(),
+            unexamined: self.unexamined.clone(),
             loopback: self.loopback.iter().map(|(address, _)| *address).zip(answers).collect(),
             before: Vec::new(),
         }
