@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-openssh fuzz-lockout test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-defences fuzz check bench scale size deps
+.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-openssh fuzz-lockout test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-hostile-guest test-defences fuzz check bench scale size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test-power-cuts: ## 30 power cuts of a qemu guest in a stream of commands, and w
 
 test-hostile-answers: deps ## two hours of random answers from somebody who is not the metadata service; needs root
 	KEYPAIR_HOSTILE_ANSWERS=$${KEYPAIR_HOSTILE_ANSWERS:-7200} cargo test --test hostile_channel -- --exact lies::hours_of_lies --nocapture
+
+test-hostile-guest: deps ## 10,000 changes of key files each way while the owner of the home swaps what is on the way; needs root; two minutes
+	KEYPAIR_HOSTILE_RACES=10000 cargo test -p keypair-agent --test hostile_guest -- --nocapture
 
 test-defences: deps ## each defence of docs/threat-model.md taken out, and its test seen to fail; needs root; half an hour
 	KEYPAIR_DEFENCES=$${KEYPAIR_DEFENCES:-all} cargo test --test defences -- --nocapture

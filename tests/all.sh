@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 log=$(mktemp)
-cargo test --test hostile_channel >"$log" 2>&1 &
+# With --workspace, or its dependencies are built anew with other features.
+cargo test --workspace --test hostile_channel >"$log" 2>&1 &
 waiting=$!
 trap 'kill "$waiting" 2>/dev/null || true; rm -f "$log"' EXIT
 status=0

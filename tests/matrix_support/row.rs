@@ -122,7 +122,7 @@ pub struct View {
 }
 
 /// What becomes of an attach.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expected {
     /// Why it fails; absent, it succeeds.
@@ -167,8 +167,15 @@ pub enum ProofKind {
     None,
 }
 
+impl Expected {
+    /// Whether the row says nothing of this attach: it succeeds as it does everywhere.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Another client than the target user's from an address that no rule names.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
     pub user: Option<String>,
