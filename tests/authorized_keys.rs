@@ -131,6 +131,25 @@ fn what_the_owner_is_warned_of() {
     assert_eq!(warnings(&guest.apply(&detach("my-test"))), expected);
 }
 
+#[test]
+fn a_command_that_serves_keys_may_serve_the_replaced_one() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let mut guest = Guest::new();
+    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
+    let line = key.line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+    let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    let served = format!("AuthorizedKeysCommand /bin/echo {line}\nAuthorizedKeysCommandUser root\n{text}");
+    fs::write(guest.path("sshd_config"), served).unwrap();
+    guest.sshd.boot();
+    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    let result = guest.apply(&support::with(attach("other", &other, "no"), "replace", json!(true)));
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT"], "{result}");
+    assert!(guest.sshd.lets_in(&key) && guest.sshd.lets_in(&other), "as the warning says");
+}
+
 /// Whether root of this machine has a password that somebody could use.
 fn root_has_password() -> bool {
     let shadow = fs::read_to_string("/etc/shadow").unwrap_or_default();

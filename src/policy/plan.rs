@@ -290,6 +290,21 @@ fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Ve
     Some(edit)
 }
 
+/// The `AuthorizedKeysCommand` by which sshd gets keys for the target user as well.
+fn keys_command(facts: &Facts) -> Option<&str> {
+    let effective = &facts.sshd.as_ref()?.answers.first()?.effective;
+    let command = effective.value("authorizedkeyscommand");
+    (!command.is_empty() && !command.eq_ignore_ascii_case("none")).then_some(command)
+}
+
+/// What it prints cannot be known without running it, so a key that was taken away may be among it.
+fn command_still_serves(command: &str) -> Warning {
+    Warning::new(
+        WarningReason::KeyStillPresent,
+        format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
+    )
+}
+
 impl Draft {
     /// The block goes to the top of the file that sshd reads, and away from where it stood before.
     fn bind(&mut self, facts: &Facts, key_file: &KeyFile, key_pair: &KeyPair, known: &[PublicKey]) {
@@ -312,6 +327,7 @@ impl Draft {
         self.warnings.extend(authorized_keys::restricted_copy(&facts.key_files, path, known, key));
         if let Some(taken) = &self.takes_away {
             self.warnings.extend(authorized_keys::still_present(&self.places, taken));
+            self.warnings.extend(keys_command(facts).map(command_still_serves));
         }
     }
 
@@ -334,12 +350,8 @@ impl Draft {
         else {
             return;
         };
-        let command = effective.value("authorizedkeyscommand");
-        if !command.is_empty() && !command.eq_ignore_ascii_case("none") {
-            self.warnings.push(Warning::new(
-                WarningReason::KeyStillPresent,
-                format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
-            ));
+        if let Some(command) = keys_command(facts) {
+            self.warnings.push(command_still_serves(command));
         } else if !authorized_keys::has_way_in(&self.places)
             && !facts
                 .login

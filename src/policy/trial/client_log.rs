@@ -49,7 +49,7 @@ impl ClientReport {
         let was_offered = lines().any(is_offer);
         let offer = if begins(&[ACCEPTED]) {
             KeyOffer::Accepted
-        } else if begins(&NO_MUTUAL) {
+        } else if begins(&NO_MUTUAL) || lines().any(is_skipped) {
             KeyOffer::NoMutualAlgorithm
         } else if was_offered {
             KeyOffer::Refused
@@ -109,6 +109,13 @@ fn is_offer(line: &str) -> bool {
     })
 }
 
+/// A key that the client does not offer since sshd says that it takes no signature of that kind: `Skipping
+/// TYPE key PATH - corresponding algorithm not supported by server`.
+fn is_skipped(line: &str) -> bool {
+    line.starts_with("debug1: Skipping ")
+        && line.ends_with(" - corresponding algorithm not supported by server")
+}
+
 fn cut(line: &str) -> String {
     line.chars().take(MAX_FAULT).collect()
 }
@@ -138,12 +145,16 @@ mod tests {
         let no_algorithm = format!(
             "{LIST}debug1: Offering public key: /k RSA SHA256:x explicit\r\ndebug1: send_pubkey_test: no mutual signature algorithm\r\n"
         );
+        let skipped = format!(
+            "{LIST}debug1: Skipping ssh-rsa key /k - corresponding algorithm not supported by server\r\n"
+        );
         for (log, expected) in [
             (accepted_10, KeyOffer::Accepted),
             (accepted_7_4, KeyOffer::Accepted),
             (refused_7_6, KeyOffer::Refused),
             (cut_off, KeyOffer::Refused),
             (no_algorithm, KeyOffer::NoMutualAlgorithm),
+            (skipped, KeyOffer::NoMutualAlgorithm),
             (LIST.to_owned(), KeyOffer::NotOffered),
             (String::new(), KeyOffer::NotOffered),
         ] {

@@ -129,11 +129,22 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
             &format!("sshd does not know the user {name}{said}"),
             "see whether the name service answers: getent passwd",
         ),
-        RefusalCause::NotFound => decides.by_keyword(
-            "AuthorizedKeysFile",
-            &format!("sshd finds the key in no file that it reads for {name}{said}"),
-            "add `.ssh/authorized_keys` to it",
-        ),
+        // OpenSSH 10.0 and later look for the files with glob(3) as the user, and say nothing of one that is hidden.
+        RefusalCause::NotFound => match decides.key_file {
+            Some(file) => decides.by_keyword(
+                "AuthorizedKeysFile",
+                &format!(
+                    "sshd finds the key in no file that it reads for {name}{said}, not even in {}",
+                    file.display()
+                ),
+                &format!("see whether {name} may read that file, and whether `AuthorizedKeysFile` names it"),
+            ),
+            None => decides.by_keyword(
+                "AuthorizedKeysFile",
+                &format!("sshd finds the key in no file that it reads for {name}{said}"),
+                "add `.ssh/authorized_keys` to it",
+            ),
+        },
         RefusalCause::Other => Finding {
             name: "sshd",
             message: format!(
