@@ -132,22 +132,29 @@ fn what_the_owner_is_warned_of() {
 }
 
 #[test]
-fn a_command_that_serves_keys_may_serve_the_replaced_one() {
+fn warn_of_authorized_keys_command_on_replace() {
     if !available(&TOOLS) {
         return;
     }
     let mut guest = Guest::new();
     let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
     let line = key.line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
-    let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
-    let served = format!("AuthorizedKeysCommand /bin/echo {line}\nAuthorizedKeysCommandUser root\n{text}");
-    fs::write(guest.path("sshd_config"), served).unwrap();
-    guest.sshd.boot();
+    boot_with_lines_ahead(
+        &mut guest,
+        &format!("AuthorizedKeysCommand /bin/echo {line}\nAuthorizedKeysCommandUser root"),
+    );
     assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
     let result = guest.apply(&support::with(attach("other", &other, "no"), "replace", json!(true)));
     assert_eq!(result["status"], "succeeded", "{result}");
     assert_eq!(warnings(&result), ["KEY_STILL_PRESENT"], "{result}");
     assert!(guest.sshd.lets_in(&key) && guest.sshd.lets_in(&other), "as the warning says");
+}
+
+/// Boots the guest's sshd with these lines ahead of its main file's.
+fn boot_with_lines_ahead(guest: &mut Guest, lines: &str) {
+    let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    fs::write(guest.path("sshd_config"), format!("{lines}\n{text}")).unwrap();
+    guest.sshd.boot();
 }
 
 /// Whether root of this machine has a password that somebody could use.
@@ -166,9 +173,7 @@ fn every_file_that_sshd_reads_counts() {
     let (shared, second) = (guest.path("shared keys"), guest.path("keys2"));
     let all =
         format!("\"{}\" {}/keys/%u {}", shared.display(), guest.folder.path().display(), second.display());
-    let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
-    fs::write(guest.path("sshd_config"), format!("AuthorizedKeysFile {all}\n{text}")).unwrap();
-    guest.sshd.boot();
+    boot_with_lines_ahead(&mut guest, &format!("AuthorizedKeysFile {all}"));
     // A copy behind ours: after a detach it goes on letting in.
     fs::write(&second, format!("#\n{}\n", key.line)).unwrap();
     assert_eq!(warnings(&guest.apply(&attach("my-test", &key, "no"))), [] as [&str; 0]);

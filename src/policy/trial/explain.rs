@@ -130,21 +130,19 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
             "see whether the name service answers: getent passwd",
         ),
         // OpenSSH 10.0 and later look for the files with glob(3) as the user, and say nothing of one that is hidden.
-        RefusalCause::NotFound => match decides.key_file {
-            Some(file) => decides.by_keyword(
-                "AuthorizedKeysFile",
-                &format!(
-                    "sshd finds the key in no file that it reads for {name}{said}, not even in {}",
-                    file.display()
+        RefusalCause::NotFound => {
+            let (holder, remedy) = match decides.key_file {
+                Some(file) => (
+                    format!(", not even in {}", file.display()),
+                    format!(
+                        "see whether {name} may read that file, and whether `AuthorizedKeysFile` names it"
+                    ),
                 ),
-                &format!("see whether {name} may read that file, and whether `AuthorizedKeysFile` names it"),
-            ),
-            None => decides.by_keyword(
-                "AuthorizedKeysFile",
-                &format!("sshd finds the key in no file that it reads for {name}{said}"),
-                "add `.ssh/authorized_keys` to it",
-            ),
-        },
+                None => (String::new(), "add `.ssh/authorized_keys` to it".to_owned()),
+            };
+            let cause = format!("sshd finds the key in no file that it reads for {name}{said}{holder}");
+            decides.by_keyword("AuthorizedKeysFile", &cause, &remedy)
+        }
         RefusalCause::Other => Finding {
             name: "sshd",
             message: format!(
