@@ -128,6 +128,18 @@ pub trait Guest {
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
+    /// Whether [`Self::write`] could put other bytes in the file's place now, as far as that can be told without a change.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    fn is_writable(
+        &self,
+        _kind: &FileKind,
+        _path: &Path,
+        _expected: Option<&ContentHash>,
+    ) -> Result<(), FileError> {
+        Ok(())
+    }
     /// Puts `content` in the file's place, if it still is what `expected` says.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use crate::policy::observation::{
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::{PublicKey, fingerprint_of};
+use crate::policy::sshd_config::is_drop_in;
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
@@ -160,6 +161,21 @@ impl Guest for RealGuest {
                 Ok(files::observe_standing_key_file(&owner(user, *uid, path)?, path)?.content)
             }
             FileKind::SshdConfig => files::read_file(path, files::ROOT_FILE_LIMIT),
+        }
+    }
+
+    fn is_writable(
+        &self,
+        kind: &FileKind,
+        path: &Path,
+        expected: Option<&ContentHash>,
+    ) -> Result<(), FileError> {
+        match kind {
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                files::key_file_is_writable(&owner(user, *uid, path)?, path, expected)
+            }
+            // A main file may be a link; a drop-in of ours is none, and what it would lead to is somebody else's.
+            FileKind::SshdConfig => files::root_file_is_writable(path, expected, !is_drop_in(path)),
         }
     }
 

@@ -158,6 +158,11 @@ pub enum Inverse {
 }
 
 impl FileIntent {
+    /// What is ours in the file, as it now stands.
+    pub fn ours(&self, now: &[u8]) -> Vec<Segment> {
+        self.kind.ours(now)
+    }
+
     /// The inverse on `now`; `None` where there is no such file.
     pub fn inverse(&self, now: Option<&[u8]>) -> Inverse {
         let hash = now.map(ContentHash::of);

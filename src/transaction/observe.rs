@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::guest::Guest;
+use crate::guest::files::FileError;
 use crate::policy::authorized_keys::key_lines;
 use crate::policy::command::{Action, Command};
 use crate::policy::key_paths;
@@ -11,7 +12,7 @@ use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
 use crate::policy::sshd_config::Reading;
 use crate::policy::trial::TrialQuestion;
-use crate::policy::types::{InstanceId, PasswordAuth};
+use crate::policy::types::{ContentHash, InstanceId, PasswordAuth};
 use crate::policy::witness;
 
 use super::Transaction;
@@ -80,6 +81,15 @@ impl<G: Guest> Transaction<G> {
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();
+        // All of them before the first one is touched: what can be known to fail then needs no way back.
+        for edit in plan.key_edits.iter().chain(&plan.sshd_edits) {
+            let expected = edit.before.as_deref().map(ContentHash::of);
+            match self.guest.is_writable(&edit.kind, &edit.path, expected.as_ref()) {
+                // The write finds that too, and a new plan is made.
+                Ok(()) | Err(FileError::Changed { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         if let Some(sshd) = facts.sshd.as_ref().filter(|_| plan.tells_sshd_first()) {
             self.guest.reload_is_safe(sshd)?;
         }

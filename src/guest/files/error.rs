@@ -129,6 +129,7 @@ fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
             "mount it read-write; where the service alone sees it read-only, name its directory in a line \
              `ReadWritePaths=` below [Service] (systemctl edit keypair-agent)"
         }
+        Errno::EBUSY => "something is mounted on it: unmount that, or mount its directory instead",
         Errno::EIO => "the disk has errors: see the kernel's log",
         Errno::ENXIO | Errno::ELOOP => "put a regular file in its place",
         _ => return None,

@@ -28,6 +28,7 @@ mod state;
 mod sweep;
 mod temporary;
 mod walk;
+mod writable;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
@@ -45,3 +46,4 @@ pub use replace::Replaced;
 pub use root_file::{ROOT_FILE_LIMIT, read_root_file, remove_root_file, replace_root_file};
 pub use state::StateDirectory;
 pub use sweep::sweep;
+pub use writable::{key_file_is_writable, root_file_is_writable};
