@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authorized_keys;
 use super::block::{self, BlockEdit, Segment};
+use super::path_bytes;
 use super::public_key::PublicKey;
 use super::sshd_config;
 use super::types::ContentHash;
@@ -131,6 +132,7 @@ impl FileEdit {
 #[serde(rename_all = "camelCase")]
 pub struct FileIntent {
     /// The file.
+    #[serde(with = "path_bytes")]
     pub path: PathBuf,
     /// Whose it is.
     pub kind: FileKind,
@@ -141,6 +143,7 @@ pub struct FileIntent {
     /// The file's hash after; `None` where it was to go.
     pub hash_after: Option<ContentHash>,
     /// The directory that was to be made for it.
+    #[serde(default, with = "path_bytes::option")]
     pub creates_directory: Option<PathBuf>,
 }
 

@@ -11,8 +11,7 @@ use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::pattern::{glob_path, has_wildcard};
 
 /// A place for our directives.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// Our drop-in, this file.
     DropIn(PathBuf),
