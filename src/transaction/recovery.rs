@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
+use crate::policy::block;
 use crate::policy::edit::{Change, FileIntent, FileKind, Inverse};
 use crate::policy::observation::{Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
@@ -168,8 +169,7 @@ fn still_stands(guest: &impl Guest, file: &FileIntent) -> bool {
 fn may_turn_off(guest: &impl Guest, file: &FileIntent) -> bool {
     match guest.read(&file.kind, &file.path) {
         Ok(now) => {
-            let ours = file.ours(&now.unwrap_or_default());
-            let ours: Vec<u8> = ours.into_iter().flat_map(|segment| segment.bytes).collect();
+            let ours = block::joined(&file.ours(&now.unwrap_or_default()));
             directives_of_ours(&ours).iter().any(|(keyword, value)| keyword == PASSWORD && value == "no")
         }
         Err(FileError::Unsafe { .. }) => false,
