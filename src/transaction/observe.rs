@@ -83,6 +83,7 @@ impl<G: Guest> Transaction<G> {
         sheet.asked.trial = plan.trial.clone();
         // All of them before the first one is touched: what can be known to fail then needs no way back.
         for edit in plan.key_edits.iter().chain(&plan.sshd_edits) {
+            self.guest.sees(&edit.path)?;
             let expected = edit.before.as_deref().map(ContentHash::of);
             match self.guest.is_writable(&edit.kind, &edit.path, expected.as_ref()) {
                 // The write finds that too, and a new plan is made.
@@ -142,6 +143,7 @@ impl<G: Guest> Transaction<G> {
         let account = self.guest.account(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name)?;
         let path = key_path(&sshd, &account)?;
+        self.guest.sees(&path)?;
         let key_file = self.guest.key_file(&account, &path).map_err(|error| {
             self.unmounted(binding, &account, &sshd, &path).unwrap_or_else(|| error.into())
         })?;
@@ -227,6 +229,7 @@ impl<G: Guest> Transaction<G> {
         let sshd = self.guest.sshd(&account.name).ok();
         let path = sshd.as_ref().and_then(|sshd| key_path(sshd, &account).ok());
         let path = path.unwrap_or_else(|| usual_key_path(&account));
+        self.guest.sees(&path)?;
         let key_file = self.guest.standing_key_file(&account, &path)?;
         let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
