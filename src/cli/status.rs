@@ -99,6 +99,7 @@ fn look(config: &Config) -> Report {
                 .to_owned(),
         );
     }
+    problems.extend(state.as_ref().and_then(State::owed_in_words));
     problems.extend(state.as_ref().and_then(|state| transaction.fate_of_the_bound(state)));
     let sshd = transaction.guest().sshd(&config.target_user);
     match &sshd {

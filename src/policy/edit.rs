@@ -78,6 +78,8 @@ pub struct FileEdit {
     pub after: Option<Vec<u8>>,
     /// The directory that is made for it.
     pub creates_directory: Option<PathBuf>,
+    /// Of a key file: the mount point of the file system that it is on.
+    pub mount: Option<PathBuf>,
 }
 
 impl FileEdit {
@@ -93,6 +95,7 @@ impl FileEdit {
             before: content.map(<[u8]>::to_vec),
             after: Some(after),
             creates_directory: None,
+            mount: None,
         })
     }
 
@@ -111,6 +114,7 @@ impl FileEdit {
             before: Some(content.to_vec()),
             after: Some(after),
             creates_directory: None,
+            mount: None,
         })
     }
 
@@ -129,6 +133,7 @@ impl FileEdit {
             before: before.map(<[u8]>::to_vec),
             after: after.map(String::into_bytes),
             creates_directory: None,
+            mount: None,
         }
     }
 
@@ -141,8 +146,14 @@ impl FileEdit {
             hash_before: self.before.as_deref().map(ContentHash::of),
             hash_after: self.after.as_deref().map(ContentHash::of),
             creates_directory: self.creates_directory.clone(),
+            mount: self.mount.clone(),
         }
     }
+}
+
+/// Whether a block has this key.
+fn holds(block: &[u8], key: &PublicKey) -> bool {
+    authorized_keys::key_lines(block).iter().any(|line| line.key == *key)
 }
 
 /// What undoes a [`FileEdit`]: what our things were, and hashes of the file before and after; never its bytes.
@@ -163,6 +174,9 @@ pub struct FileIntent {
     /// The directory that was to be made for it.
     #[serde(default, with = "path_bytes::option")]
     pub creates_directory: Option<PathBuf>,
+    /// The mount point that held the file. Absent before 3.2, and of sshd's files.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "path_bytes::option")]
+    pub mount: Option<PathBuf>,
 }
 
 /// How an edit is taken back, given the file as it now stands.
@@ -179,6 +193,31 @@ pub enum Inverse {
 }
 
 impl FileIntent {
+    /// Whether it takes a key of ours away: undone, that lets in. Else it adds one, and undone, that goes.
+    pub fn takes_a_key(&self) -> bool {
+        matches!(&self.change, Change::Block(edit) if !edit.removed.is_empty())
+    }
+
+    /// Whether it puts this key there.
+    pub fn puts(&self, key: &PublicKey) -> bool {
+        matches!(&self.change, Change::Block(edit) if holds(&edit.inserted, key))
+    }
+
+    /// What is still due of taking it back where `bound` is what is bound now; `None` where nothing is: a key that it put
+    /// there and that was bound again stays, and one that is not bound any more does not come back.
+    #[must_use]
+    pub fn due(mut self, bound: Option<&PublicKey>) -> Option<Self> {
+        if bound.is_some_and(|bound| self.puts(bound)) {
+            return None;
+        }
+        if let Change::Block(edit) = &mut self.change
+            && !bound.is_some_and(|bound| holds(&block::joined(&edit.removed), bound))
+        {
+            edit.removed.clear();
+        }
+        Some(self)
+    }
+
     /// What is ours in the file, as it now stands.
     pub fn ours(&self, now: &[u8]) -> Vec<Segment> {
         match self.kind {

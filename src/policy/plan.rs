@@ -289,6 +289,7 @@ fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Ve
     let kind = FileKind::AuthorizedKeys { user: account.name.clone(), uid, known: known.to_vec() };
     let mut edit = FileEdit::block(&file.path, kind, file.content.as_deref(), inserted)?;
     edit.creates_directory = file.missing_directory.clone();
+    edit.mount = file.mount.clone();
     Some(edit)
 }
 

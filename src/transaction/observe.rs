@@ -38,10 +38,15 @@ impl<G: Guest> Transaction<G> {
         let known = self.settings.instance(state).map(InstanceId::as_str);
         let instance_id = known.or(command.instance_id.as_deref());
         plan::admit(&command.action, state.binding.as_ref(), instance_id)?;
+        let owed = state.owed_in_words();
+        if let (Action::Detach { .. }, None, Some(owed)) = (&command.action, &state.binding, &owed) {
+            return Err(Refusal::new(Reason::IoError, owed));
+        }
         if let Some(key) = command.action.public_key() {
             self.guest.reads_key(key)?;
         }
         let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
+        sheet.notes.extend(owed);
         let present = facts.sshd.iter().flat_map(|sshd| &sshd.answers).next();
         sheet.outcome.effective = present.map(|answer| answer.effective.report());
         let when = timestamp(&self.guest);

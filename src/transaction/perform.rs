@@ -344,8 +344,9 @@ impl<G: Guest> Transaction<G> {
             tracing::error!("{}; what was done is not taken back before that can be kept", again.message);
         } else if let Some(intent) = done {
             match undo(&mut self.guest, intent, &self.settings.target_user, Settle::Reload) {
-                Ok(()) => {
+                Ok(owed) => {
                     old.intent = None;
+                    old.owed.extend(owed);
                     if let Err(again) = self.save(&old) {
                         tracing::error!("{}", again.message);
                     }

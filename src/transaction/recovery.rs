@@ -43,13 +43,27 @@ pub(super) struct NotUndone {
 struct Steps {
     /// Files that somebody changed since.
     left_alone: Vec<PathBuf>,
+    /// Key files on volumes that are not mounted.
+    owed: Vec<FileIntent>,
     /// Why the others could not be taken back.
     failures: Vec<Refusal>,
 }
 
+/// What came of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// It is taken back, or nothing was to do.
+    Back,
+    /// Somebody changed the file.
+    LeftAlone,
+    /// The file's volume is not mounted: whether there is anything to take back is seen later.
+    Owed,
+}
+
 /// Takes the intent back: sshd's side first, and where the command turned passwords on the keys first, so that there is
 /// never a moment without password and key. What somebody changed since is left alone and named. A step that fails stops
-/// only what depends on it: where passwords may be off, a new key stays; where a key is not back, passwords stay on.
+/// only what depends on it: where passwords may be off, a new key stays; where a key is not back, passwords stay on. What is
+/// on a volume that is not mounted is handed back: nothing else waits for it.
 ///
 /// # Errors
 /// What could not be taken back, all of it; what was is not done again by another call.
@@ -58,14 +72,21 @@ pub(super) fn undo(
     intent: &Intent,
     user: &str,
     settle: Settle<'_>,
-) -> Result<(), NotUndone> {
+) -> Result<Vec<FileIntent>, NotUndone> {
     let mut steps = Steps::default();
     let mut rest = Intent { key_files: Vec::new(), sshd_files: Vec::new(), ..intent.clone() };
     if intent.opens {
         // The old key is back before passwords go off again.
         rest.key_files = take_back_all(guest, &intent.key_files, &mut steps);
     }
-    if rest.key_files.iter().any(takes_a_key) {
+    let owes_a_key = steps.owed.iter().any(FileIntent::takes_a_key);
+    if owes_a_key {
+        // The key cannot be put back, and passwords may not go off without it.
+        let refusals = steps.owed.iter().map(not_mounted).collect::<Vec<_>>();
+        steps.failures.extend(refusals);
+        rest.key_files.append(&mut steps.owed);
+    }
+    if rest.key_files.iter().any(FileIntent::takes_a_key) {
         rest.sshd_files.clone_from(&intent.sshd_files);
     } else {
         rest.sshd_files = take_back_all(guest, &intent.sshd_files, &mut steps);
@@ -97,7 +118,7 @@ pub(super) fn undo(
             true => the_key_must_stay(guest, intent, &rest, user, &mut steps),
             false => true,
         };
-        let (stay, go) = intent.key_files.iter().cloned().partition(|file| must_stay && !takes_a_key(file));
+        let (stay, go) = intent.key_files.iter().cloned().partition(|file| must_stay && !file.takes_a_key());
         rest.key_files = take_back_all(guest, &go, &mut steps);
         let stay: Vec<FileIntent> = stay;
         rest.key_files.extend(stay);
@@ -109,14 +130,17 @@ pub(super) fn undo(
             path.display()
         );
     }
-    let Some(first) = steps.failures.first() else { return Ok(()) };
+    let Some(first) = steps.failures.first() else { return Ok(steps.owed) };
+    rest.key_files.append(&mut steps.owed);
     let messages: Vec<&str> = steps.failures.iter().map(|failure| failure.message.as_str()).collect();
     Err(NotUndone { refusal: Refusal::new(first.reason, messages.join("; ")), rest })
 }
 
-/// Whether an edit took a key of ours away: undone, it lets in. Else it added one, and undone, that goes.
-fn takes_a_key(file: &FileIntent) -> bool {
-    matches!(&file.change, Change::Block(edit) if !edit.removed.is_empty())
+/// That a key file cannot be looked at, since its volume is not mounted.
+fn not_mounted(file: &FileIntent) -> Refusal {
+    let mount = file.mount.as_deref().unwrap_or(&file.path).display();
+    let message = format!("{}: {mount}, on which that file is, is not mounted; mount it", file.path.display());
+    Refusal::new(Reason::IoError, message)
 }
 
 /// Whether a key that was bound anew has to stay, since what is left of the command in sshd's files keeps passwords off.
@@ -127,7 +151,7 @@ fn the_key_must_stay(
     user: &str,
     steps: &mut Steps,
 ) -> bool {
-    let is_new = |file: &&FileIntent| !takes_a_key(file) && still_stands(guest, file);
+    let is_new = |file: &&FileIntent| !file.takes_a_key() && still_stands(guest, file);
     let Some(key) = intent.key_files.iter().find(is_new) else { return false };
     for file in &intent.sshd_files {
         let is_left = rest.sshd_files.contains(file) || steps.left_alone.contains(&file.path);
@@ -194,41 +218,42 @@ fn passwords_are_on(guest: &impl Guest, user: &str) -> Result<bool, Refusal> {
 fn take_back_all(guest: &mut impl Guest, files: &[FileIntent], steps: &mut Steps) -> Vec<FileIntent> {
     let mut rest = Vec::new();
     for file in files.iter().rev() {
-        if let Err(refusal) = take_back(guest, file, &mut steps.left_alone) {
-            steps.failures.push(refusal);
-            rest.insert(0, file.clone());
+        match take_back(guest, file) {
+            Ok(Taken::Back) => {}
+            Ok(Taken::LeftAlone) => steps.left_alone.push(file.path.clone()),
+            Ok(Taken::Owed) => steps.owed.push(file.clone()),
+            Err(refusal) => {
+                steps.failures.push(refusal);
+                rest.insert(0, file.clone());
+            }
         }
     }
     rest
 }
 
-fn take_back(
-    guest: &mut impl Guest,
-    file: &FileIntent,
-    left_alone: &mut Vec<PathBuf>,
-) -> Result<(), Refusal> {
+fn take_back(guest: &mut impl Guest, file: &FileIntent) -> Result<Taken, Refusal> {
     let FileIntent { path, kind, creates_directory, .. } = file;
     for _ in 0..TRIES {
         let now = match guest.read(&file.kind, &file.path) {
             Ok(now) => now,
-            Err(error) if is_not_ours(guest, file, &error) => {
-                left_alone.push(path.clone());
-                return Ok(());
-            }
+            Err(error) if is_not_ours(guest, file, &error) => return Ok(Taken::LeftAlone),
             Err(error) => return Err(error.into()),
         };
+        let inverse = file.inverse(now.as_deref());
+        let is_found = !matches!(inverse, Inverse::Nothing | Inverse::LeftAlone);
+        // What stands there now is another file.
+        if !is_found && file.mount.as_deref().is_some_and(|mount| !guest.is_mounted(mount)) {
+            return Ok(Taken::Owed);
+        }
         let hash = now.as_deref().map(crate::policy::types::ContentHash::of);
-        let done = match (file.inverse(now.as_deref()), &hash) {
+        let done = match (inverse, &hash) {
             (Inverse::Nothing, None) => match (creates_directory, &file.hash_after) {
                 // The directory may have been made before the file.
                 (Some(directory), Some(after)) => guest.remove(kind, path, after, Some(directory)),
                 _ => Ok(()),
             },
             (Inverse::Nothing, Some(_)) | (Inverse::Remove, None) => Ok(()),
-            (Inverse::LeftAlone, _) => {
-                left_alone.push(path.clone());
-                Ok(())
-            }
+            (Inverse::LeftAlone, _) => return Ok(Taken::LeftAlone),
             (Inverse::Replace(content), expected) => guest.write(kind, path, expected.as_ref(), &content),
             (Inverse::Remove, Some(expected)) => {
                 guest.remove(kind, path, expected, creates_directory.as_deref())
@@ -236,7 +261,7 @@ fn take_back(
         };
         match done {
             Err(FileError::Changed { .. }) => {}
-            done => return done.map_err(Refusal::from),
+            done => return done.map(|()| Taken::Back).map_err(Refusal::from),
         }
     }
     Err(Refusal::new(Reason::IoError, format!("{} changes faster than it can be restored", path.display())))
@@ -252,7 +277,7 @@ fn is_not_ours(guest: &impl Guest, file: &FileIntent, error: &FileError) -> bool
     match &file.kind {
         FileKind::SshdConfig => true,
         FileKind::AuthorizedKeys { .. } => {
-            !takes_a_key(file)
+            !file.takes_a_key()
                 && match guest.read(&FileKind::SshdConfig, &file.path) {
                     Ok(now) => file.ours(&now.unwrap_or_default()).is_empty(),
                     Err(FileError::Unsafe { .. }) => true,
@@ -320,14 +345,42 @@ impl<G: Guest> Transaction<G> {
         }
     }
 
+    /// Takes back what could not be before, since its volume was not mounted. What still cannot stays owed.
+    fn take_back_owed(&mut self, state: &mut State) -> Result<(), Refusal> {
+        let bound = state.binding.as_ref().map(|binding| binding.key_pair.public_key.clone());
+        let mut owed = Vec::new();
+        for file in state.owed.iter().filter_map(|file| file.clone().due(bound.as_ref())) {
+            match take_back(&mut self.guest, &file) {
+                Ok(Taken::Back) => tracing::info!("{} is taken back", file.path.display()),
+                Ok(Taken::LeftAlone) => {
+                    tracing::warn!("{} was changed by somebody meanwhile: it is left alone", file.path.display());
+                }
+                Ok(Taken::Owed) => owed.push(file),
+                Err(refusal) => {
+                    tracing::warn!("{}", refusal.message);
+                    owed.push(file);
+                }
+            }
+        }
+        if owed == state.owed {
+            return Ok(());
+        }
+        state.owed = owed;
+        self.save(state)
+    }
+
     /// Undoes an open intent. The third time a command is found in flight, `INTERRUPTED` is its result.
     pub(super) fn close_intent(&mut self, state: &mut State) -> Result<(), Refusal> {
+        self.take_back_owed(state)?;
         let Some(intent) = state.intent.clone() else { return Ok(()) };
         tracing::warn!("a command was interrupted: what it did is taken back");
         for file in intent.key_files.iter().chain(&intent.sshd_files) {
             self.guest.sweep(&file.kind, &file.path);
         }
         let undone = undo(&mut self.guest, &intent, &self.settings.target_user, Settle::Reload);
+        if let Ok(owed) = &undone {
+            state.owed.extend(owed.iter().cloned());
+        }
         if let Err(NotUndone { refusal, rest }) = undone {
             // What is done is not done again. Where that cannot be kept, it is: an inverse finds nothing to do.
             if rest != intent {

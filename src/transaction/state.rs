@@ -44,6 +44,9 @@ pub struct State {
     pub highest: Option<Highest>,
     /// The command in flight.
     pub intent: Option<Intent>,
+    /// Edits of key files that are yet to be taken back, since the volume was not mounted. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owed: Vec<FileIntent>,
     /// How often a command was interrupted.
     pub interrupted: Option<Interrupted>,
     /// The last results, the newest at the end.
@@ -263,6 +266,21 @@ impl State {
         self.instance_id = Some(id.clone());
         self.machine = machine;
         if is_known { Adoption::Known } else { Adoption::Taken }
+    }
+
+    /// What is yet to be taken back, for a person; `None` where nothing is.
+    pub fn owed_in_words(&self) -> Option<String> {
+        let words = self.owed.iter().map(|file| {
+            let mount = file.mount.as_deref().unwrap_or(&file.path).display();
+            format!("{}, since {mount}, on which that file is, is not mounted", file.path.display())
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| {
+            format!(
+                "what a failed command did is not taken back yet in {}; mount it: the next run, apply or undo does that",
+                words.join(" and in ")
+            )
+        })
     }
 
     /// Whether it holds anything but the instance's id, which a clone replaces by its own.

@@ -86,7 +86,12 @@ pub(super) fn carry_out(
             _ => Settle::NotNeeded,
         };
         match undo(guest, &begun.part_of(intent), &facts.account.name, settle) {
-            Ok(()) => halt,
+            Ok(owed) if owed.is_empty() => halt,
+            Ok(owed) => {
+                let rest = Intent { key_files: owed, sshd_files: Vec::new(), ..intent.clone() };
+                let text = format!("{halt}; and the volume of the key file is not mounted any more");
+                Halt::Stuck { refusal: Refusal::new(Reason::IoError, text), rest: Box::new(rest) }
+            }
             Err(NotUndone { refusal, rest }) => Halt::Stuck {
                 refusal: Refusal::new(
                     refusal.reason,

@@ -57,6 +57,7 @@ impl<G: Guest> Transaction<G> {
         if let Err(refusal) = self.close_intent(&mut state) {
             undone.failures.push(refusal);
         }
+        undone.failures.extend(state.owed_in_words().map(|owed| Refusal::new(Reason::IoError, owed)));
         let Ours { settings, settings_are_known, keys } = self.all_of_ours(&state, &mut undone);
         let before = undone.failures.len();
         for edit in settings {
