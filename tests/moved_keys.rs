@@ -258,7 +258,17 @@ fn a_volume_that_is_not_mounted_when_a_command_is_taken_back() {
          mount --bind /vol/u /home/u; {OWN_FILE}"
     );
     land("u", &setup, "", |land| {
-        let killed = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=kill", "-e", "inject=kill:signal=SIGKILL:when=1"];
+        let killed = [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=kill",
+            "-e",
+            "inject=kill:signal=SIGKILL:when=1",
+        ];
         land.guest.agent(&killed, &["apply", "-"], &land.attach("no").to_string());
         assert!(land.state()["intent"].is_object() && land.lets_in("u"), "it was not killed");
         land.sh("umount /home/u; chown u: /home/u");

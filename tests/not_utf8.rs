@@ -30,7 +30,9 @@ fn a_home_that_is_not_utf8() {
                 let planned = land.agent(&["plan", "-"], &land.attach(asked).to_string());
                 assert!(planned.status.success(), "{planned:?}");
                 let result = land.done(&land.attach(asked));
-                assert!(result["authorizedKeysFile"].as_str().unwrap().ends_with("rgen/.ssh/authorized_keys"));
+                assert!(
+                    result["authorizedKeysFile"].as_str().unwrap().ends_with("rgen/.ssh/authorized_keys")
+                );
                 assert_eq!(result["trial"]["key"], "accepted", "{result}");
                 assert!(land.lets_in("u"), "{result}");
                 block_stands(land, true);

@@ -48,8 +48,9 @@ const OBSTACLES: [Obstacle; 10] = [
         mend: remove,
     },
     Obstacle {
+        // sshd itself refuses it.
         name: "a link that leads nowhere",
-        reason: "UNSAFE_PATH",
+        reason: "SSHD_CONFIG_ALREADY_INVALID",
         put: |path| symlink("/nowhere/at/all", path).is_ok(),
         mend: remove,
     },
@@ -133,11 +134,20 @@ fn what_cannot_be_written_is_refused_before_anything_is_touched() {
         let before = guest.snapshot();
         for asked in ["no", "no"] {
             let result = guest.apply(&attach("my-test", &key, asked));
-            assert_eq!((&result["status"], &result["changed"]), (&"failed".into(), &false.into()), "{name}: {result}");
+            assert_eq!(
+                (&result["status"], &result["changed"]),
+                (&"failed".into(), &false.into()),
+                "{name}: {result}"
+            );
             assert_eq!(result["reason"], reason, "{name}: {result}");
             let at = drop_in.parent().unwrap().to_str().unwrap();
             assert!(message(&result).contains(at), "{name}: {result}");
-            assert!(["remove it", "chattr -i", "copy it"].iter().any(|it| message(&result).contains(it)), "{result}");
+            assert!(
+                ["remove it", "chattr -i", "copy it", "correct it"]
+                    .iter()
+                    .any(|it| message(&result).contains(it)),
+                "{result}"
+            );
             assert!(!guest.key_file().exists(), "{name}: the key file was touched");
             assert_eq!(guest.snapshot(), before, "{name}");
             assert!(!guest.sshd.lets_in(&key), "{name}");
@@ -214,7 +224,8 @@ fn what_somebody_put_in_the_drop_ins_place_keeps_no_key() {
     if !available(&TOOLS) {
         return;
     }
-    let puts: [fn(&Path); 2] = [|path| symlink("/dev/null", path).unwrap(), |path| fs::create_dir(path).unwrap()];
+    let puts: [fn(&Path); 2] =
+        [|path| symlink("/dev/null", path).unwrap(), |path| fs::create_dir(path).unwrap()];
     for (point, put) in [before_the_drop_in, before_the_reload].into_iter().zip(puts) {
         let (guest, key) = killed(&point());
         let _ = fs::remove_file(guest.drop_in());
@@ -255,8 +266,11 @@ fn a_setting_that_cannot_be_restored_keeps_the_key_while_passwords_are_off() {
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("PasswordAuthentication yes\n{main}")).unwrap();
     let result = guest.apply(&set_password_auth("yes"));
-    assert!(result["status"] == "failed" && message(&result).contains(guest.drop_in().to_str().unwrap()), "{result}");
-    assert!(!guest.sshd.lets_in(&key), "{result}");
+    assert!(
+        result["status"] == "failed" && message(&result).contains(guest.drop_in().to_str().unwrap()),
+        "{result}"
+    );
+    assert!(!guest.sshd.lets_in(&key) && guest.sshd.offers_password(), "{result}");
     assert!(flag("-i", &guest.drop_in()));
     let result = guest.apply(&detach("my-test"));
     assert_eq!(result["status"], "succeeded", "{result}");
@@ -273,7 +287,11 @@ fn undo_takes_out_every_key_that_it_can() {
     let folder = guest.folder.path().display();
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let both = format!("AuthorizedKeysFile {folder}/keys/%u {folder}/keys2/%u");
-    fs::write(guest.path("sshd_config"), main.replace(&format!("AuthorizedKeysFile {folder}/keys/%u"), &both)).unwrap();
+    fs::write(
+        guest.path("sshd_config"),
+        main.replace(&format!("AuthorizedKeysFile {folder}/keys/%u"), &both),
+    )
+    .unwrap();
     assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
     // A copy of the block, in a directory that everybody can write.
     fs::create_dir(guest.path("keys2")).unwrap();

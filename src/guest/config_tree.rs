@@ -77,7 +77,8 @@ pub(super) fn read_tree(main: &Path, rules: &Rules) -> Result<ConfigTree, Refusa
 /// # Errors
 /// `UNSAFE_PATH` where our drop-in belongs; `SSHD_CONFIG_ALREADY_INVALID` elsewhere.
 pub(super) fn refuse_endless(main: &Path) -> Result<(), Refusal> {
-    let mut reader = Reader::new(main, &Rules::default());
+    let rules = Rules::default();
+    let mut reader = Reader::new(main, &rules);
     reader.add(main, 0)?;
     let endless = reader.irregular.iter().find_map(|file| Some((file, endless_kind(file)?)));
     let Some((file, kind)) = endless else { return Ok(()) };
@@ -88,7 +89,9 @@ pub(super) fn refuse_endless(main: &Path) -> Result<(), Refusal> {
     let file = file.display();
     Err(Refusal::new(
         reason,
-        format!("{file}: {kind}, where sshd's configuration includes a regular file: sshd would hang; remove it"),
+        format!(
+            "{file}: {kind}, where sshd's configuration includes a regular file: sshd would hang; remove it"
+        ),
     ))
 }
 

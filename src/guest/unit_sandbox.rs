@@ -99,13 +99,13 @@ fn unit_files(unit: &str) -> Vec<PathBuf> {
 /// The last line of a unit's file that may be what hides `path`, in words.
 fn concerning(file: &Path, path: &Path, is_read_only: bool) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
-    let concerns = |(number, line): (usize, &str)| {
-        let (key, value) = line.trim().split_once('=')?;
-        hides_by(key.trim_end(), value.trim_start(), path, is_read_only).then_some((number, line.trim()))
+    let concerns = |line: &str| {
+        let assigned = line.split_once('=');
+        assigned.is_some_and(|(key, value)| hides_by(key.trim_end(), value.trim_start(), path, is_read_only))
     };
-    let lines: Vec<(usize, &str)> = (1..).zip(text.lines()).collect();
-    let (number, line) = lines.into_iter().rev().find_map(concerns)?;
-    Some(format!("`{line}`, line {number} of {}", file.display()))
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let index = lines.iter().rposition(|line| concerns(line))?;
+    Some(format!("`{}`, line {} of {}", lines.get(index)?, index + 1, file.display()))
 }
 
 /// Whether a directive may hide `path`, or make it read-only.

@@ -230,7 +230,9 @@ impl FileIntent {
     fn is_same(&self, one: &[u8], other: &[u8]) -> bool {
         let directives = sshd_config::directives_of_ours;
         match self.kind {
-            FileKind::SshdConfig => one.is_empty() == other.is_empty() && directives(one) == directives(other),
+            FileKind::SshdConfig => {
+                one.is_empty() == other.is_empty() && directives(one) == directives(other)
+            }
             FileKind::AuthorizedKeys { .. } => one == other,
         }
     }

@@ -133,8 +133,7 @@ fn unsupported(why: &str) -> Refusal {
 /// Whether the line that decides stands in a `Match User` block, so that its path is not read for everybody.
 fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -> bool {
     let decides = reading.decision("AuthorizedKeysFile", connection, Some(groups)).by;
-    let decides =
-        |file: &std::path::Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
+    let decides = |file: &Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
     reading.directives().iter().any(|directive| {
         let Scope::Match { criteria, .. } = &directive.scope else { return false };
         let names_users = criteria.iter().any(|word| {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::block;
-use crate::policy::edit::{Change, FileIntent, FileKind, Inverse};
+use crate::policy::edit::{FileIntent, FileKind, Inverse};
 use crate::policy::observation::{Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::{PASSWORD, directives_of_ours, taken};
@@ -45,6 +45,8 @@ struct Steps {
     left_alone: Vec<PathBuf>,
     /// Key files on volumes that are not mounted.
     owed: Vec<FileIntent>,
+    /// Whether sshd's files allow passwords, although one of them is not as it was.
+    passwords_are_on: bool,
     /// Why the others could not be taken back.
     failures: Vec<Refusal>,
 }
@@ -114,13 +116,27 @@ pub(super) fn undo(
         rest.sshd_files.clone_from(&intent.sshd_files);
     }
     if !intent.opens {
-        let must_stay = match is_settled {
+        let mut must_stay = match is_settled {
             true => the_key_must_stay(guest, intent, &rest, user, &mut steps),
             false => true,
         };
-        let (stay, go) = intent.key_files.iter().cloned().partition(|file| must_stay && !file.takes_a_key());
+        // By its files passwords are on: the running one has to have read that before the key goes.
+        if steps.passwords_are_on
+            && must_read
+            && !is_restored
+            && let Err(refusal) = reload_afresh(guest, user)
+        {
+            steps.failures.push(refusal);
+            must_stay = true;
+        }
+        let stays = |file: &FileIntent| must_stay && !file.takes_a_key();
+        let (stay, go): (Vec<FileIntent>, Vec<FileIntent>) =
+            intent.key_files.iter().cloned().partition(stays);
         rest.key_files = take_back_all(guest, &go, &mut steps);
-        let stay: Vec<FileIntent> = stay;
+        if !stay.is_empty() {
+            // By them the next try sees whether it still has to stay.
+            rest.sshd_files.clone_from(&intent.sshd_files);
+        }
         rest.key_files.extend(stay);
     }
     for path in &steps.left_alone {
@@ -139,7 +155,8 @@ pub(super) fn undo(
 /// That a key file cannot be looked at, since its volume is not mounted.
 fn not_mounted(file: &FileIntent) -> Refusal {
     let mount = file.mount.as_deref().unwrap_or(&file.path).display();
-    let message = format!("{}: {mount}, on which that file is, is not mounted; mount it", file.path.display());
+    let message =
+        format!("{}: {mount}, on which that file is, is not mounted; mount it", file.path.display());
     Refusal::new(Reason::IoError, message)
 }
 
@@ -159,7 +176,10 @@ fn the_key_must_stay(
             continue;
         }
         let why = match passwords_are_on(guest, user) {
-            Ok(true) => return false,
+            Ok(true) => {
+                steps.passwords_are_on = true;
+                return false;
+            }
             Ok(false) => "passwords are off".to_owned(),
             Err(refusal) => format!("whether passwords are on cannot be told ({})", refusal.message),
         };
@@ -353,7 +373,10 @@ impl<G: Guest> Transaction<G> {
             match take_back(&mut self.guest, &file) {
                 Ok(Taken::Back) => tracing::info!("{} is taken back", file.path.display()),
                 Ok(Taken::LeftAlone) => {
-                    tracing::warn!("{} was changed by somebody meanwhile: it is left alone", file.path.display());
+                    tracing::warn!(
+                        "{} was changed by somebody meanwhile: it is left alone",
+                        file.path.display()
+                    );
                 }
                 Ok(Taken::Owed) => owed.push(file),
                 Err(refusal) => {

@@ -157,7 +157,11 @@ pub struct Unwritable(serde_json::Error);
 
 impl fmt::Display for Unwritable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the new state cannot be written as JSON: {}; the old one stays, please report this", self.0)
+        write!(
+            f,
+            "the new state cannot be written as JSON: {}; the old one stays, please report this",
+            self.0
+        )
     }
 }
 

@@ -57,9 +57,9 @@ pub fn view(path: &Path, pid: i32) -> Option<View> {
         return None;
     }
     // As far as it exists: what covers it ends the way.
-    let resolved = path.ancestors().find_map(|above| {
-        Some(join(&std::fs::canonicalize(above).ok()?, path.strip_prefix(above).ok()?))
-    });
+    let resolved = path
+        .ancestors()
+        .find_map(|above| Some(join(&std::fs::canonicalize(above).ok()?, path.strip_prefix(above).ok()?)));
     Some(own.compared(&other, &resolved?))
 }
 
@@ -157,7 +157,15 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let (root, point) = (unescaped(fields.next()?), unescaped(fields.next()?));
     let is_read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { id, parent, device, root, point, is_read_only, kind: String::from_utf8_lossy(kind).into_owned() })
+    Some(Mount {
+        id,
+        parent,
+        device,
+        root,
+        point,
+        is_read_only,
+        kind: String::from_utf8_lossy(kind).into_owned(),
+    })
 }
 
 /// Blanks, newlines and backslashes are written in octal.

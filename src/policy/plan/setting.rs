@@ -106,7 +106,8 @@ fn take_back(place: &Place, sshd: &Sshd, desired: &[(String, String)]) -> String
         Place::DropIn(path) if is_ours_alone(path) => format!("rm '{}'", path.display()),
         // Others' lines stand behind ours.
         Place::DropIn(path) => {
-            let last = desired.last().map(|(keyword, value)| format!("{keyword} {value}")).unwrap_or_default();
+            let last =
+                desired.last().map(|(keyword, value)| format!("{keyword} {value}")).unwrap_or_default();
             let from = sshd_config::COMMENT.trim_end();
             format!("sed -i '/^{from} written/,/^{last}$/d' '{}'", path.display())
         }

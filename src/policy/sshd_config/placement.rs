@@ -106,13 +106,11 @@ fn drop_ins(tree: &ConfigTree) -> Vec<Place> {
 /// What sshd would read ahead of `place`, globally and on what we set; the place itself where it would not
 /// be read at all.
 fn ahead_of(tree: &ConfigTree, place: &Place) -> Option<Obstacle> {
-    let first =
-        |tree: &ConfigTree| directives(tree).into_iter().find(|d| d.is_global() && is_set_by_us(&d.keyword));
-    let first = match place {
-        Place::DropIn(file) => first(&with_drop_in(tree, file)),
-        Place::TopBlock(_) => first(tree),
+    let tree = match place {
+        Place::DropIn(file) => &with_drop_in(tree, file),
+        Place::TopBlock(_) => tree,
     };
-    match first {
+    match directives(tree).into_iter().find(|d| d.is_global() && is_set_by_us(&d.keyword)) {
         Some(directive) if stands_in(tree, place, &directive) => None,
         Some(directive) => Some(Obstacle::Line(Box::new(directive))),
         None => Some(Obstacle::NotRead),
