@@ -33,7 +33,7 @@ pub(super) enum Settle<'a> {
 #[derive(Debug)]
 pub(super) struct NotUndone {
     /// That part of the intent.
-    pub(super) rest: Intent,
+    pub(super) rest: Box<Intent>,
     /// Every cause, in one text.
     pub(super) refusal: Refusal,
 }
@@ -149,7 +149,7 @@ pub(super) fn undo(
     let Some(first) = steps.failures.first() else { return Ok(steps.owed) };
     rest.key_files.append(&mut steps.owed);
     let messages: Vec<&str> = steps.failures.iter().map(|failure| failure.message.as_str()).collect();
-    Err(NotUndone { refusal: Refusal::new(first.reason, messages.join("; ")), rest })
+    Err(NotUndone { refusal: Refusal::new(first.reason, messages.join("; ")), rest: Box::new(rest) })
 }
 
 /// That a key file cannot be looked at, since its volume is not mounted.
@@ -406,8 +406,8 @@ impl<G: Guest> Transaction<G> {
         }
         if let Err(NotUndone { refusal, rest }) = undone {
             // What is done is not done again. Where that cannot be kept, it is: an inverse finds nothing to do.
-            if rest != intent {
-                state.intent = Some(rest);
+            if *rest != intent {
+                state.intent = Some(*rest);
                 if let Err(refusal) = self.save(state) {
                     tracing::warn!("{}", refusal.message);
                 }

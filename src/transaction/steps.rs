@@ -97,7 +97,7 @@ pub(super) fn carry_out(
                     refusal.reason,
                     format!("{halt}; and it could not be taken back: {}", refusal.message),
                 ),
-                rest: Box::new(rest),
+                rest,
             },
         }
     })
