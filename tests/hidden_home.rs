@@ -9,7 +9,7 @@ use std::fs;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use support::{Guest, Key, attach, available, detach};
+use support::{Guest, Key, attach, available, detach, set_password_auth};
 
 const TOOLS: [&str; 5] = ["sshd", "ssh", "ssh-keygen", "unshare", "mount"];
 
@@ -52,6 +52,15 @@ fn what_the_agent_does_not_see_is_a_failure() {
     let output = behind(&guest, "keys", covers[0].1, &["apply", path]);
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&result["reason"], &result["changed"]), (&"IO_ERROR".into(), &false.into()), "{result}");
+
+    // What sshd would say without its drop-ins is not what it says.
+    for command in [attach("my-test", &key, "yes"), set_password_auth("yes")] {
+        given(&command);
+        let output = behind(&guest, "sshd_config.d", covers[0].1, &["apply", path]);
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["reason"], "IO_ERROR", "{result}");
+        assert!(result["message"].as_str().unwrap().contains("sshd_config.d"), "{result}");
+    }
 
     assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
     let before = guest.snapshot();

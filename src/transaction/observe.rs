@@ -1,6 +1,7 @@
 //! Looking before anything is done: the facts a command needs, and the plan made of them.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
@@ -147,6 +148,7 @@ impl<G: Guest> Transaction<G> {
         }
         let account = self.guest.account(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name)?;
+        self.sees_the_files_of(&sshd)?;
         let path = key_path(&sshd, &account)?;
         self.guest.sees(&path)?;
         let key_file = self.guest.key_file(&account, &path).map_err(|error| {
@@ -159,10 +161,21 @@ impl<G: Guest> Transaction<G> {
         Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, notes, login: None })
     }
 
+    /// What sshd was asked here is what it says elsewhere only if its files are seen here.
+    fn sees_the_files_of(&self, sshd: &Sshd) -> Result<(), Refusal> {
+        let patterns = sshd.config.includes.values().flatten().map(|included| &included.pattern);
+        let directories: BTreeSet<&Path> = patterns.filter_map(|pattern| pattern.parent()).collect();
+        for path in directories.into_iter().chain([sshd.config.main.as_path()]) {
+            self.guest.sees(path)?;
+        }
+        Ok(())
+    }
+
     /// To allow passwords no key file and no account is needed: what is wrong with them may be why the owner asks for it.
     fn observe_sshd_alone(&self) -> Result<Facts, Refusal> {
         let user = &self.settings.target_user;
         let sshd = self.guest.sshd(user)?;
+        self.sees_the_files_of(&sshd)?;
         Ok(Facts {
             account: self.guest.account(user).unwrap_or_else(|_| Account::without_entry(user)),
             sshd: Some(sshd),
