@@ -93,12 +93,15 @@ fn look(config: &Config) -> Report {
             None
         }
     };
-    if state.as_ref().is_some_and(|state| state.intent.is_some()) {
-        problems.push(
-            "a command was interrupted and is not taken back yet: the next run, apply or undo does that"
-                .to_owned(),
-        );
+    if let Some(intent) = state.as_ref().and_then(|state| state.intent.as_ref()) {
+        let files = intent.key_files.iter().chain(&intent.sshd_files);
+        let files: Vec<String> = files.map(|file| file.path.display().to_string()).collect();
+        problems.push(format!(
+            "a command was interrupted and is not taken back yet ({}): the next run, apply or undo does that",
+            files.join(", ")
+        ));
     }
+    problems.extend(state.as_ref().and_then(State::owed_in_words));
     problems.extend(state.as_ref().and_then(|state| transaction.fate_of_the_bound(state)));
     let sshd = transaction.guest().sshd(&config.target_user);
     match &sshd {

@@ -22,6 +22,7 @@ mod ssh_client;
 pub mod sshd;
 mod systemd;
 pub mod trial;
+mod unit_sandbox;
 mod unit_words;
 
 use std::net::SocketAddr;
@@ -128,6 +129,25 @@ pub trait Guest {
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
+    /// Whether what this process sees at `path` is what sshd sees there, and not what its own unit put in the way.
+    ///
+    /// # Errors
+    /// [`FileError::Hidden`].
+    fn sees(&self, _path: &Path) -> Result<(), FileError> {
+        Ok(())
+    }
+    /// Whether [`Self::write`] could put other bytes in the file's place now, as far as that can be told without a change.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    fn is_writable(
+        &self,
+        _kind: &FileKind,
+        _path: &Path,
+        _expected: Option<&ContentHash>,
+    ) -> Result<(), FileError> {
+        Ok(())
+    }
     /// Puts `content` in the file's place, if it still is what `expected` says.
     ///
     /// # Errors
@@ -283,6 +303,7 @@ impl From<FileError> for Refusal {
         let reason = match error {
             FileError::Unsafe { .. } => Reason::UnsafePath,
             FileError::Changed { .. }
+            | FileError::Hidden { .. }
             | FileError::Missing { .. }
             | FileError::TooLarge { .. }
             | FileError::Io { .. } => Reason::IoError,

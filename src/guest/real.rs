@@ -19,6 +19,7 @@ use crate::policy::observation::{
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::{PublicKey, fingerprint_of};
+use crate::policy::sshd_config::is_drop_in;
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
@@ -26,7 +27,7 @@ use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
 use super::{
     Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, private, proof,
-    service, trial,
+    service, trial, unit_sandbox,
 };
 
 /// How long a command waits for its turn (contract 8).
@@ -160,6 +161,37 @@ impl Guest for RealGuest {
                 Ok(files::observe_standing_key_file(&owner(user, *uid, path)?, path)?.content)
             }
             FileKind::SshdConfig => files::read_file(path, files::ROOT_FILE_LIMIT),
+        }
+    }
+
+    fn sees(&self, path: &Path) -> Result<(), FileError> {
+        match unit_sandbox::hides(&self.sshd, path) {
+            Some(why) => Err(FileError::Hidden { path: path.to_owned(), why }),
+            None => Ok(()),
+        }
+    }
+
+    fn is_writable(
+        &self,
+        kind: &FileKind,
+        path: &Path,
+        expected: Option<&ContentHash>,
+    ) -> Result<(), FileError> {
+        let answer = match kind {
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                files::key_file_is_writable(&owner(user, *uid, path)?, path, expected)
+            }
+            // A main file may be a link; a drop-in of ours is none, and what it would lead to is somebody else's.
+            FileKind::SshdConfig => files::root_file_is_writable(path, expected, !is_drop_in(path)),
+        };
+        match answer {
+            Err(FileError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::EROFS) => {
+                match unit_sandbox::makes_read_only(&self.sshd, path) {
+                    Some(why) => Err(FileError::Hidden { path: path.to_owned(), why }),
+                    None => Err(FileError::Io { path: path.to_owned(), action: "replace", source }),
+                }
+            }
+            answer => answer,
         }
     }
 

@@ -54,6 +54,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
         return Err(Refusal::new(Reason::SshdNotFound, text));
     }
     let options = options_of(settings, &located, &main)?;
+    config_tree::refuse_endless(&main)?;
     let mut questioner = Questioner::new(&located.program, &main, &options, &settings.run_dir);
     questioner.test(About::Live)?.map_err(already_invalid)?;
     // Where it listens is the same for everybody.

@@ -1,7 +1,8 @@
 //! Which files sshd reads a user's keys from: AuthorizedKeysFile with its tokens replaced, in sshd's order, and the one
 //! of them that our block goes into (contract 5, 10.4).
 
-use std::path::{Component, PathBuf};
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
 
 use super::effective::Effective;
 use super::observation::{Account, Connection};
@@ -132,8 +133,7 @@ fn unsupported(why: &str) -> Refusal {
 /// Whether the line that decides stands in a `Match User` block, so that its path is not read for everybody.
 fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -> bool {
     let decides = reading.decision("AuthorizedKeysFile", connection, Some(groups)).by;
-    let decides =
-        |file: &std::path::Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
+    let decides = |file: &Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
     reading.directives().iter().any(|directive| {
         let Scope::Match { criteria, .. } = &directive.scope else { return false };
         let names_users = criteria.iter().any(|word| {
@@ -147,30 +147,33 @@ fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -
 /// One path with its tokens replaced: sshd_config(5) "TOKENS". `in_home` says whether a path without tokens that leads
 /// into the user's home may count as his own.
 fn expand(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, Refusal> {
-    let home = account.home.to_string_lossy();
+    // What `sshd -T` prints was read as text: other bytes are lost.
+    if template.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(unsupported(&format!("AuthorizedKeysFile `{template}` holds bytes that are not UTF-8")));
+    }
     // A home that is `/` tells nobody from anybody where it stands inside of a path.
     let has_home = account.home.parent().is_some();
-    let mut text = String::new();
+    let mut text = OsString::new();
     let mut names_user = false;
     let mut characters = template.chars();
     while let Some(character) = characters.next() {
         if character != '%' {
-            text.push(character);
+            text.push(character.encode_utf8(&mut [0; 4]));
             continue;
         }
         match characters.next() {
-            Some('%') => text.push('%'),
+            Some('%') => text.push("%"),
             Some('h') => {
                 names_user |= has_home || text.is_empty();
-                text.push_str(&home);
+                text.push(&account.home);
             }
             Some('u') => {
                 names_user = true;
-                text.push_str(&account.name);
+                text.push(&account.name);
             }
             Some('U') => {
                 names_user = true;
-                text.push_str(&account.uid.to_string());
+                text.push(account.uid.to_string());
             }
             _ => {
                 let why = format!("AuthorizedKeysFile `{template}` has a token that sshd does not know");
@@ -178,7 +181,7 @@ fn expand(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, R
             }
         }
     }
-    let is_relative = !text.starts_with('/');
+    let is_relative = Path::new(&text).is_relative();
     let path = account.home.join(&text);
     let climbs = path.components().any(|component| component == Component::ParentDir);
     let is_users_own = names_user || is_relative || in_home && has_home && path.starts_with(&account.home);

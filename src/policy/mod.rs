@@ -18,6 +18,7 @@ pub mod observation;
 pub mod outcome;
 pub mod pam;
 pub mod password;
+pub mod path_bytes;
 pub mod pattern;
 pub mod plan;
 pub mod proof;

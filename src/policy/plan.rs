@@ -14,6 +14,7 @@ use super::edit::{FileEdit, FileKind};
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
 use super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::password;
+use super::path_bytes;
 use super::proof::ProofPlan;
 use super::public_key::PublicKey;
 use super::sshd_config::{self, KbdInteractive};
@@ -41,12 +42,13 @@ pub struct Binding {
     /// Whose authorized_keys file holds the block.
     pub user: String,
     /// That file.
+    #[serde(with = "path_bytes")]
     pub path: PathBuf,
     /// The user's id at the bind: by it the file is reached where his name is gone. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// The mount point that held the file at the bind. Absent before 3.2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "path_bytes::option")]
     pub mount: Option<PathBuf>,
     /// Whether it was bound to another instance, of which this one is a clone (contract 7).
     pub inherited: bool,
@@ -287,6 +289,7 @@ fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Ve
     let kind = FileKind::AuthorizedKeys { user: account.name.clone(), uid, known: known.to_vec() };
     let mut edit = FileEdit::block(&file.path, kind, file.content.as_deref(), inserted)?;
     edit.creates_directory = file.missing_directory.clone();
+    edit.mount = file.mount.clone();
     Some(edit)
 }
 

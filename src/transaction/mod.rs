@@ -125,7 +125,8 @@ impl<G: Guest> Transaction<G> {
     }
 
     fn save(&mut self, state: &State) -> Result<(), Refusal> {
-        self.guest.save_state(&state.to_bytes()).map_err(|error| unusable(&error))
+        let bytes = state.to_bytes()?;
+        self.guest.save_state(&bytes).map_err(|error| unusable(&error))
     }
 }
 

@@ -1,8 +1,10 @@
 //! Looking before anything is done: the facts a command needs, and the plan made of them.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use crate::guest::Guest;
+use crate::guest::files::FileError;
 use crate::policy::authorized_keys::key_lines;
 use crate::policy::command::{Action, Command};
 use crate::policy::key_paths;
@@ -11,7 +13,7 @@ use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
 use crate::policy::sshd_config::Reading;
 use crate::policy::trial::TrialQuestion;
-use crate::policy::types::{InstanceId, PasswordAuth};
+use crate::policy::types::{ContentHash, InstanceId, PasswordAuth};
 use crate::policy::witness;
 
 use super::Transaction;
@@ -37,10 +39,15 @@ impl<G: Guest> Transaction<G> {
         let known = self.settings.instance(state).map(InstanceId::as_str);
         let instance_id = known.or(command.instance_id.as_deref());
         plan::admit(&command.action, state.binding.as_ref(), instance_id)?;
+        let owed = state.owed_in_words();
+        if let (Action::Detach { .. }, None, Some(owed)) = (&command.action, &state.binding, &owed) {
+            return Err(Refusal::new(Reason::IoError, owed));
+        }
         if let Some(key) = command.action.public_key() {
             self.guest.reads_key(key)?;
         }
         let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
+        sheet.notes.extend(owed);
         let present = facts.sshd.iter().flat_map(|sshd| &sshd.answers).next();
         sheet.outcome.effective = present.map(|answer| answer.effective.report());
         let when = timestamp(&self.guest);
@@ -80,6 +87,16 @@ impl<G: Guest> Transaction<G> {
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();
+        // All of them before the first one is touched: what can be known to fail then needs no way back.
+        for edit in plan.key_edits.iter().chain(&plan.sshd_edits) {
+            self.guest.sees(&edit.path)?;
+            let expected = edit.before.as_deref().map(ContentHash::of);
+            match self.guest.is_writable(&edit.kind, &edit.path, expected.as_ref()) {
+                // The write finds that too, and a new plan is made.
+                Ok(()) | Err(FileError::Changed { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         if let Some(sshd) = facts.sshd.as_ref().filter(|_| plan.tells_sshd_first()) {
             self.guest.reload_is_safe(sshd)?;
         }
@@ -131,7 +148,9 @@ impl<G: Guest> Transaction<G> {
         }
         let account = self.guest.account(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name)?;
+        self.sees_the_files_of(&sshd)?;
         let path = key_path(&sshd, &account)?;
+        self.guest.sees(&path)?;
         let key_file = self.guest.key_file(&account, &path).map_err(|error| {
             self.unmounted(binding, &account, &sshd, &path).unwrap_or_else(|| error.into())
         })?;
@@ -142,10 +161,21 @@ impl<G: Guest> Transaction<G> {
         Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, notes, login: None })
     }
 
+    /// What sshd was asked here is what it says elsewhere only if its files are seen here.
+    fn sees_the_files_of(&self, sshd: &Sshd) -> Result<(), Refusal> {
+        let patterns = sshd.config.includes.values().flatten().map(|included| &included.pattern);
+        let directories: BTreeSet<&Path> = patterns.filter_map(|pattern| pattern.parent()).collect();
+        for path in directories.into_iter().chain([sshd.config.main.as_path()]) {
+            self.guest.sees(path)?;
+        }
+        Ok(())
+    }
+
     /// To allow passwords no key file and no account is needed: what is wrong with them may be why the owner asks for it.
     fn observe_sshd_alone(&self) -> Result<Facts, Refusal> {
         let user = &self.settings.target_user;
         let sshd = self.guest.sshd(user)?;
+        self.sees_the_files_of(&sshd)?;
         Ok(Facts {
             account: self.guest.account(user).unwrap_or_else(|_| Account::without_entry(user)),
             sshd: Some(sshd),
@@ -217,6 +247,7 @@ impl<G: Guest> Transaction<G> {
         let sshd = self.guest.sshd(&account.name).ok();
         let path = sshd.as_ref().and_then(|sshd| key_path(sshd, &account).ok());
         let path = path.unwrap_or_else(|| usual_key_path(&account));
+        self.guest.sees(&path)?;
         let key_file = self.guest.standing_key_file(&account, &path)?;
         let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));

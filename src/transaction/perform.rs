@@ -214,7 +214,7 @@ impl<G: Guest> Transaction<G> {
                 Halt::Changed(_) if tries_left > 0 => continue,
                 Halt::Changed(error) => End::Outcome(sheet.fail(&self.guest, changed_twice(&error)), None),
                 Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
-                Halt::Stuck(refusal) => End::Stuck(sheet.fail(&self.guest, refusal)),
+                Halt::Stuck { refusal, .. } => End::Stuck(sheet.fail(&self.guest, refusal)),
                 Halt::Stopped => {
                     if let Err(refusal) = self.save(state) {
                         tracing::warn!("{}", refusal.message);
@@ -259,8 +259,14 @@ impl<G: Guest> Transaction<G> {
         }
         let kbd_interactive = self.settings.kbd_interactive;
         let done = carry_out(&mut self.guest, prepared, &intent, kbd_interactive, &mut sheet.asked, stop);
-        if !matches!(done, Err(Halt::Stuck(_))) {
-            state.intent = None;
+        match &done {
+            Err(Halt::Stuck { rest, .. }) => {
+                state.intent = Some(rest.as_ref().clone());
+                if let Err(refusal) = self.save(state) {
+                    tracing::warn!("{}", refusal.message);
+                }
+            }
+            _ => state.intent = None,
         }
         let answers = done?;
         if let Some(first) = answers.first() {
@@ -338,13 +344,14 @@ impl<G: Guest> Transaction<G> {
             tracing::error!("{}; what was done is not taken back before that can be kept", again.message);
         } else if let Some(intent) = done {
             match undo(&mut self.guest, intent, &self.settings.target_user, Settle::Reload) {
-                Ok(()) => {
+                Ok(owed) => {
                     old.intent = None;
+                    old.owed.extend(owed);
                     if let Err(again) = self.save(&old) {
                         tracing::error!("{}", again.message);
                     }
                 }
-                Err(stuck) => tracing::error!("{}", stuck.message),
+                Err(stuck) => tracing::error!("{}", stuck.refusal.message),
             }
         }
         outcome.status = Status::Failed;

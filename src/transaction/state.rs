@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::policy::command::Origin;
 use crate::policy::edit::FileIntent;
 use crate::policy::machine::Machine;
+use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::Binding;
 use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
 
@@ -43,6 +44,9 @@ pub struct State {
     pub highest: Option<Highest>,
     /// The command in flight.
     pub intent: Option<Intent>,
+    /// Edits of key files that are yet to be taken back, since the volume was not mounted. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owed: Vec<FileIntent>,
     /// How often a command was interrupted.
     pub interrupted: Option<Interrupted>,
     /// The last results, the newest at the end.
@@ -147,6 +151,32 @@ impl fmt::Display for Unreadable {
 
 impl std::error::Error for Unreadable {}
 
+/// A state that has no JSON text.
+#[derive(Debug)]
+pub struct Unwritable(serde_json::Error);
+
+impl fmt::Display for Unwritable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the new state cannot be written as JSON: {}; the old one stays, please report this",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for Unwritable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl From<Unwritable> for Refusal {
+    fn from(error: Unwritable) -> Self {
+        Self::new(Reason::IoError, error.to_string())
+    }
+}
+
 impl State {
     /// Reads a state file; no file is the empty state.
     ///
@@ -176,11 +206,13 @@ impl State {
     }
 
     /// The bytes of the state file.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        // Serializing fails only for maps with keys that are no strings, and there is no map here.
-        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
+    ///
+    /// # Errors
+    /// [`Unwritable`]: the file that stands must stay.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Unwritable> {
+        let mut bytes = serde_json::to_vec(self).map_err(Unwritable)?;
         bytes.push(b'\n');
-        bytes
+        Ok(bytes)
     }
 
     /// The stored result of a command seen before.
@@ -240,6 +272,21 @@ impl State {
         if is_known { Adoption::Known } else { Adoption::Taken }
     }
 
+    /// What is yet to be taken back, for a person; `None` where nothing is.
+    pub fn owed_in_words(&self) -> Option<String> {
+        let words = self.owed.iter().map(|file| {
+            let mount = file.mount.as_deref().unwrap_or(&file.path).display();
+            format!("{}, since {mount}, on which that file is, is not mounted", file.path.display())
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| {
+            format!(
+                "what a failed command did is not taken back yet in {}; mount it: the next run, apply or undo does that",
+                words.join(" and in ")
+            )
+        })
+    }
+
     /// Whether it holds anything but the instance's id, which a clone replaces by its own.
     pub fn remembers_anything(&self) -> bool {
         let (instance_id, machine) = (self.instance_id.clone(), self.machine.clone());
@@ -258,6 +305,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn stored(id: &str) -> StoredResult {
@@ -269,7 +318,7 @@ mod tests {
         let mut state = State::parse(None).unwrap();
         state.remember(stored("a"));
         state.undelivered = Some(stored("b"));
-        assert_eq!(State::parse(Some(&state.to_bytes())), Ok(state.clone()));
+        assert_eq!(State::parse(Some(&state.to_bytes().unwrap())), Ok(state.clone()));
         assert!(state.result_of(&"b".parse().unwrap()).is_some());
     }
 
@@ -351,6 +400,24 @@ mod tests {
         user: String,
         path: std::path::PathBuf,
         inherited: bool,
+    }
+
+    /// A path whose bytes are no text, in a binding and in an intent.
+    #[test]
+    fn paths_of_any_bytes_come_back() {
+        let bytes = b"/home/j\xfcrgen/.ssh/authorized_keys".to_vec();
+        let path = std::path::PathBuf::from(std::ffi::OsString::from_vec(bytes));
+        let mut state = lived();
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
+        let old =
+            format!(r#"{{"keyName":"k","publicKey":"{key}","user":"u","path":"/x","inherited":false}}"#);
+        let mut binding: Binding = serde_json::from_str(&old).unwrap();
+        binding.path.clone_from(&path);
+        binding.mount = path.parent().map(Into::into);
+        state.binding = Some(binding);
+        let bytes = state.to_bytes().unwrap();
+        assert!(bytes.len() > 100 && bytes.ends_with(b"}\n"), "{bytes:?}");
+        assert_eq!(State::parse(Some(&bytes)), Ok(state));
     }
 
     #[test]

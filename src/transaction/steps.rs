@@ -1,6 +1,7 @@
 //! The steps of a plan, in their order: key in place, then passwords off, then live; with `yes`, passwords on and live,
 //! then the key. What fails is undone.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::guest::Guest;
@@ -16,7 +17,7 @@ use crate::policy::types::PasswordAuth;
 
 use super::observe::Prepared;
 use super::proof::Asked;
-use super::recovery::{Settle, undo};
+use super::recovery::{NotUndone, Settle, undo};
 use super::state::Intent;
 
 /// Why the steps did not come to their end. Everything is undone, but for [`Halt::Stuck`].
@@ -28,8 +29,23 @@ pub(super) enum Halt {
     Failed(Refusal),
     /// The daemon is to stop.
     Stopped,
-    /// A step failed, and so did the undo: the intent stays open.
-    Stuck(Refusal),
+    /// A step failed, and so did the undo: what of the intent is not taken back stays open.
+    Stuck {
+        /// Why, both.
+        refusal: Refusal,
+        /// What is still to be taken back.
+        rest: Box<Intent>,
+    },
+}
+
+impl fmt::Display for Halt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed(error) => error.fmt(f),
+            Self::Failed(refusal) | Self::Stuck { refusal, .. } => f.write_str(&refusal.message),
+            Self::Stopped => f.write_str("the agent is stopping"),
+        }
+    }
 }
 
 /// How far the steps came: what may have had an effect. Else what somebody else took out of a file meanwhile would be
@@ -70,8 +86,19 @@ pub(super) fn carry_out(
             _ => Settle::NotNeeded,
         };
         match undo(guest, &begun.part_of(intent), &facts.account.name, settle) {
-            Ok(()) => halt,
-            Err(stuck) => Halt::Stuck(stuck),
+            Ok(owed) if owed.is_empty() => halt,
+            Ok(owed) => {
+                let rest = Intent { key_files: owed, sshd_files: Vec::new(), ..intent.clone() };
+                let text = format!("{halt}; and the volume of the key file is not mounted any more");
+                Halt::Stuck { refusal: Refusal::new(Reason::IoError, text), rest: Box::new(rest) }
+            }
+            Err(NotUndone { refusal, rest }) => Halt::Stuck {
+                refusal: Refusal::new(
+                    refusal.reason,
+                    format!("{halt}; and it could not be taken back: {}", refusal.message),
+                ),
+                rest,
+            },
         }
     })
 }

@@ -1,7 +1,9 @@
 //! sshd's side of a draft: which of its files change so that password login is as asked (contract 6, "What is set"
 //! and "Where").
 
-use super::super::block::{BEGIN, END};
+use std::path::Path;
+
+use super::super::block::{self, BEGIN, END};
 use super::super::edit::{FileEdit, FileKind};
 use super::super::observation::{ConfigTree, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal};
@@ -44,16 +46,20 @@ impl Draft {
         }
         let placement = sshd_config::placement(&sshd.config, sshd.main_is_writable)?;
         let place = placement.place;
-        let take_back = take_back(&place, &sshd.reload);
+        let take_back = take_back(&place, sshd, &desired);
         let provenance =
             Provenance { when: purpose.when, command_id: purpose.command_id, take_back: &take_back };
         self.ahead = Some(desired.iter().map(|(keyword, value)| format!("{keyword} {value}\n")).collect());
         match &place {
             Place::DropIn(path) => {
                 let before = sshd.config.files.get(path).map(Vec::as_slice);
-                if before.is_none_or(|before| sshd_config::directives_of_ours(before) != desired) {
+                let stands = |before| {
+                    sshd_config::directives_of_ours(&ours_at(sshd, &place)) == desired
+                        && sshd_config::ours_comes_first(before)
+                };
+                if !before.is_some_and(stands) {
                     let text = sshd_config::render(&desired, &provenance);
-                    self.sshd_edits.push(FileEdit::whole(path, before, Some(text)));
+                    self.sshd_edits.extend(FileEdit::drop_in(path, before, Some(text)));
                 }
             }
             Place::TopBlock(path) => {
@@ -71,12 +77,10 @@ impl Draft {
 
 /// What stands of ours at a place.
 fn ours_at(sshd: &Sshd, place: &Place) -> Vec<u8> {
+    let content = sshd.config.files.get(place.file()).map(Vec::as_slice).unwrap_or_default();
     match place {
-        Place::DropIn(path) => sshd.config.files.get(path).cloned().unwrap_or_default(),
-        Place::TopBlock(path) => {
-            let content = sshd.config.files.get(path).map(Vec::as_slice).unwrap_or_default();
-            FileKind::SshdConfig.ours(content).into_iter().flat_map(|segment| segment.bytes).collect()
-        }
+        Place::DropIn(_) => block::joined(&sshd_config::ours_in_drop_in(content)),
+        Place::TopBlock(_) => block::joined(&sshd_config::ours_in_main(content)),
     }
 }
 
@@ -85,7 +89,7 @@ pub(super) fn removal(config: &ConfigTree, place: &Place) -> Option<FileEdit> {
     match place {
         Place::DropIn(path) => {
             let before = config.files.get(path)?;
-            Some(FileEdit::whole(path, Some(before), None))
+            FileEdit::drop_in(path, Some(before), None)
         }
         Place::TopBlock(path) => {
             let main = config.files.get(path).map(Vec::as_slice);
@@ -95,14 +99,23 @@ pub(super) fn removal(config: &ConfigTree, place: &Place) -> Option<FileEdit> {
 }
 
 /// The line of shell that takes the setting back without this program.
-fn take_back(place: &Place, reload: &Reload) -> String {
+fn take_back(place: &Place, sshd: &Sshd, desired: &[(String, String)]) -> String {
+    let is_ours_alone =
+        |path: &Path| sshd.config.files.get(path).is_none_or(|before| sshd_config::is_ours_alone(before));
     let away = match place {
-        Place::DropIn(path) => format!("rm '{}'", path.display()),
+        Place::DropIn(path) if is_ours_alone(path) => format!("rm '{}'", path.display()),
+        // Others' lines stand behind ours.
+        Place::DropIn(path) => {
+            let last =
+                desired.last().map(|(keyword, value)| format!("{keyword} {value}")).unwrap_or_default();
+            let from = sshd_config::COMMENT.trim_end();
+            format!("sed -i '/^{from} written/,/^{last}$/d' '{}'", path.display())
+        }
         Place::TopBlock(path) => {
             format!("sed -i '/^{}/,/^{}/d' '{}'", BEGIN, END, path.display())
         }
     };
-    match reload {
+    match &sshd.reload {
         Reload::Unit(unit) => format!("{away} && systemctl reload {unit}"),
         Reload::SocketUnit(unit) => format!("{away} && systemctl try-restart {unit}"),
         Reload::Pid { .. } => format!("{away}, then send SIGHUP to the sshd listener"),
