@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::authorized_keys::{self, KeyPlace};
 use super::command::{Action, KeyPair};
 use super::edit::{FileEdit, FileKind};
+use super::foreign::foreign;
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
 use super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::password;
@@ -338,7 +339,10 @@ impl Draft {
         if !command.is_empty() && !command.eq_ignore_ascii_case("none") {
             self.warnings.push(Warning::new(
                 WarningReason::KeyStillPresent,
-                format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
+                format!(
+                    "AuthorizedKeysCommand {} still serves keys, this one perhaps among them",
+                    foreign(command)
+                ),
             ));
         } else if !authorized_keys::has_way_in(&self.places)
             && !facts

@@ -11,6 +11,10 @@ use crate::policy::machine::Machine;
 use crate::policy::plan::Binding;
 use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
 
+mod size;
+
+pub use size::Unkept;
+
 /// The version of the format below. A state file of a higher one is left alone.
 const VERSION: u32 = 1;
 
@@ -175,7 +179,7 @@ impl State {
         serde_json::from_slice(bytes).map_err(garbled)
     }
 
-    /// The bytes of the state file.
+    /// The bytes of the state file, however many they are.
     pub fn to_bytes(&self) -> Vec<u8> {
         // Serializing fails only for maps with keys that are no strings, and there is no map here.
         let mut bytes = serde_json::to_vec(self).unwrap_or_default();
@@ -196,11 +200,23 @@ impl State {
     /// Remembers a result as seen.
     pub fn remember(&mut self, stored: StoredResult) {
         self.results.push_back(stored);
-        // Of the highest sequence the id is taken again, so its result is the last to go.
-        let highest = self.highest.as_ref().map(|highest| highest.command_id.clone());
         while self.results.len() > KEPT_RESULTS {
-            let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest.as_ref());
-            self.results.remove(oldest.unwrap_or_default());
+            self.drop_oldest_result();
+        }
+    }
+
+    /// Of the highest sequence the id is taken again, so its result is the last to go.
+    fn drop_oldest_result(&mut self) -> Option<StoredResult> {
+        let highest = self.highest.as_ref().map(|highest| &highest.command_id);
+        let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest);
+        self.results.remove(oldest.unwrap_or_default())
+    }
+
+    /// Puts `result` in the place of what is kept as the result of this command.
+    pub fn replace_result(&mut self, id: &CommandId, result: &str) {
+        let kept = self.results.iter_mut().chain(&mut self.undelivered);
+        for stored in kept.filter(|stored| stored.command_id == *id) {
+            result.clone_into(&mut stored.result);
         }
     }
 
@@ -269,7 +285,7 @@ mod tests {
         let mut state = State::parse(None).unwrap();
         state.remember(stored("a"));
         state.undelivered = Some(stored("b"));
-        assert_eq!(State::parse(Some(&state.to_bytes())), Ok(state.clone()));
+        assert_eq!(State::parse(Some(&state.kept_bytes().unwrap())), Ok(state.clone()));
         assert!(state.result_of(&"b".parse().unwrap()).is_some());
     }
 
