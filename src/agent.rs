@@ -81,6 +81,14 @@ pub trait Transactions: Send + 'static {
     /// Where the state cannot be written; the result is then delivered again after a restart.
     fn delivered(&mut self, id: &CommandId) -> Result<(), String>;
 
+    /// `result` takes the place of the kept result of this command: the service refused the form of that one.
+    ///
+    /// # Errors
+    /// Where the state cannot be written; the other one is then delivered again after a restart.
+    fn replace_result(&mut self, _id: &CommandId, _result: &str) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The document of contract 3, "What runs here".
     fn describe(&mut self) -> String;
 

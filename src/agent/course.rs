@@ -16,6 +16,7 @@ use super::report::{Manager, Report, Trouble};
 use super::worker::Worker;
 use crate::channel::backoff::{Backoff, HELD, Hint, uniform, whole_seconds};
 use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
+use crate::policy::outcome::short_form;
 use crate::policy::types::{CommandId, InstanceId};
 use crate::transaction::perform::{Answered, Performed};
 use crate::transaction::state::StoredResult;
@@ -163,8 +164,8 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             }
         };
         loop {
-            if let Some(due) = due.take() {
-                self.deliver(&due).await?;
+            if let Some(mut due) = due.take() {
+                self.deliver(&mut due).await?;
             }
             self.beside(sleep_until(self.next_poll)).await;
             if !adopted {
@@ -307,7 +308,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             self.announce.due = true;
             self.announce.spread_until = Instant::now();
         }
-        let due = Due { id, result, recorded };
+        let mut due = Due { id, result, recorded };
         if course.stop.load(Ordering::SeqCst) {
             tell::outcome(&due.id, &due.result, repeated);
             self.last_try(&due).await;
@@ -315,7 +316,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         }
         if again {
             // Its result once more, whatever comes of it; then a pause.
-            let sent = self.beside(course.channel.store(&due.id, &due.result)).await;
+            let sent = self.hand_over(&mut due).await?;
             tracing::debug!("the result of {} was sent again: {sent:?}", due.id);
             self.poll_failed(Trouble::HandedOutAgain(due.id), Hint::None);
             return Ok(None);
@@ -329,10 +330,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     }
 
     /// Delivers a result until it gets a final answer.
-    async fn deliver(&mut self, due: &Due) -> Result<(), Stopped> {
+    async fn deliver(&mut self, due: &mut Due) -> Result<(), Stopped> {
         let course = self.course;
         loop {
-            match self.beside(course.channel.store(&due.id, &due.result)).await {
+            match self.hand_over(due).await? {
                 Ok(stored) => {
                     let outage = course.report.works();
                     self.went_well(outage);
@@ -349,10 +350,31 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         }
     }
 
+    /// Sends a result; where the service refuses its form, the short one in its place.
+    async fn hand_over(&mut self, due: &mut Due) -> Result<Result<Stored, ChannelError>, Stopped> {
+        let channel = &self.course.channel;
+        let sent = self.beside(channel.store(&due.id, &due.result)).await;
+        let status = match sent {
+            Ok(stored @ Stored::Refused(status)) if is_refused_form(stored) => status,
+            sent => return Ok(sent),
+        };
+        let Some(short) = short_form(&due.result, status) else { return Ok(Ok(Stored::Refused(status))) };
+        tell::shortened(&due.id, status);
+        due.result.clone_from(&short);
+        let id = due.id.clone();
+        self.write(move |transactions| transactions.replace_result(&id, &short))
+            .await?
+            .unwrap_or_else(|why| tell::trouble("the short result is not kept", &why));
+        Ok(self.beside(channel.store(&due.id, &due.result)).await)
+    }
+
     /// The result that a stop leaves behind gets one quick try; the next start does the rest.
     async fn last_try(&mut self, due: &Due) {
         let store = self.course.channel.store(&due.id, &due.result);
-        if let Ok(Ok(stored)) = timeout(LAST_TRY, store).await {
+        let sent = timeout(LAST_TRY, store).await;
+        if let Ok(Ok(stored)) = sent
+            && !is_refused_form(stored)
+        {
             let _ = self.settle(due, stored).await;
         }
     }
@@ -499,6 +521,11 @@ impl Announce<'_> {
             }
         }
     }
+}
+
+/// Whether it is the form of a result that the service refuses: a short one may be taken.
+fn is_refused_form(stored: Stored) -> bool {
+    matches!(stored, Stored::Refused(400 | 413 | 422))
 }
 
 /// What a failure says about the pause after it.

@@ -15,6 +15,8 @@ pub enum Unusable {
     NotHttp,
     /// An instance id that is none.
     InstanceId,
+    /// More answers of 1xx than a call needs.
+    TooManyInterim,
 }
 
 /// Why a call failed.
@@ -152,6 +154,9 @@ impl fmt::Display for ChannelError {
             Self::Unusable(Unusable::TooLarge) => f.write_str("unusable answer: over 64 KiB"),
             Self::Unusable(Unusable::NotHttp) => {
                 f.write_str("unusable answer: not HTTP/1.1, broken, or with too large a header")
+            }
+            Self::Unusable(Unusable::TooManyInterim) => {
+                f.write_str("unusable answer: more than 8 of 1xx in one call")
             }
             Self::Unusable(Unusable::InstanceId) => f.write_str("unusable answer: not an instance id"),
         }

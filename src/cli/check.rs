@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::guest::{Guest, service_view};
 use crate::policy::command::{Action, Command, KeyPair, Origin, Received};
 use crate::policy::observation::{Account, Reload, Shadow, Sshd};
-use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::outcome::{Reason, Refusal, WARNINGS_MAX, limited};
 use crate::policy::plan::Plan;
 use crate::policy::proof::Verdict;
 use crate::policy::public_key::PublicKey;
@@ -248,7 +248,7 @@ fn attach(transaction: &Transaction<impl Guest>, config: &Config, state: &State)
                 return fails(Some(Reason::IoError), &message);
             }
             let mut checks = vec![Check::holds(NAME, "would be accepted")];
-            checks.extend(plan.warnings.iter().map(Check::from));
+            checks.extend(limited(plan.warnings.clone(), WARNINGS_MAX).iter().map(Check::from));
             (accepted(&plan), checks)
         }
         Ok(Planned::Refused(outcome)) => fails(outcome.reason, &outcome.message),

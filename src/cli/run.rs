@@ -52,6 +52,10 @@ impl<G: Guest + Send + 'static> Transactions for Transaction<G> {
         Self::delivered(self, id).map_err(|failure| failure.to_string())
     }
 
+    fn replace_result(&mut self, id: &CommandId, result: &str) -> Result<(), String> {
+        Self::replace_result(self, id, result).map_err(|failure| failure.to_string())
+    }
+
     fn describe(&mut self) -> String {
         Self::describe(self)
     }

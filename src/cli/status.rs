@@ -7,6 +7,7 @@ use crate::channel::state::{ChannelState, Phase};
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::policy::component::REQUIRED;
+use crate::policy::foreign::foreign;
 use crate::policy::outcome::EffectiveReport;
 use crate::policy::plan::Binding;
 use crate::policy::public_key::Fingerprint;
@@ -111,7 +112,7 @@ fn look(config: &Config) -> Report {
                 line.file.display(),
                 line.line,
                 spelling(&line.keyword),
-                line.value()
+                foreign(&line.value())
             )
         })),
         Err(refusal) => notes.push(refusal.message.clone()),
@@ -134,7 +135,14 @@ fn look(config: &Config) -> Report {
         })),
     }
     let run = run_lock::holder(&config.run_dir).map(|pid| Run { pid });
-    let channel = ChannelState::read(&config.run_dir).ok();
+    let channel = ChannelState::read(&config.run_dir);
+    if let (Some(_), Err(error)) = (&run, &channel) {
+        notes.push(format!(
+            "{}: how the channel fares cannot be read: {error}",
+            ChannelState::path(&config.run_dir)
+        ));
+    }
+    let channel = channel.ok();
     match (&run, &channel) {
         (None, _) => problems.push("the agent is not running: systemctl start keypair-agent".to_owned()),
         (Some(_), Some(channel))

@@ -66,6 +66,10 @@ pub trait Guest {
     /// # Errors
     /// Those of reading a file.
     fn load_state(&self) -> Result<Option<Vec<u8>>, FileError>;
+    /// Where the state file is, for messages.
+    fn state_file(&self) -> PathBuf {
+        PathBuf::from("state.json")
+    }
     /// Replaces the state file, durably.
     ///
     /// # Errors
@@ -77,6 +81,10 @@ pub trait Guest {
     /// # Errors
     /// Why it cannot be read.
     fn component_info(&self) -> Result<Vec<u8>, String>;
+    /// Where it is, for messages.
+    fn component_file(&self) -> PathBuf {
+        PathBuf::from("componentInfo.cfg")
+    }
     /// The bytes of a file that root alone can change, the way to it too; `None` where there is no such file.
     ///
     /// # Errors

@@ -3,18 +3,23 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::sockets;
+use crate::policy::foreign::foreign;
+use crate::policy::holders::{has_ids, status_line};
 use crate::policy::listener::{self, ListenerError};
 use crate::policy::observation::OtherListener;
 
 /// How long a listener may be without a socket: while it executes itself anew it has none.
 const WITHOUT_SOCKET: Duration = Duration::from_millis(500);
+
+/// The most that is read of a command line: sshd's options are far shorter.
+const COMMAND_LINE_MAX: u64 = 128 * 1024;
 
 /// Why a process is not taken for the listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +105,7 @@ pub(super) fn listener_arguments(
         return Err(NotListener::Other(format!("it runs {}", exe.display())));
     }
     let path = format!("/proc/{pid}/cmdline");
-    let cmdline = fs::read(&path).map_err(|error| NotListener::unread(&path, &error))?;
+    let cmdline = command_line(&path).map_err(|error| NotListener::unread(&path, &error))?;
     let arguments = listener::arguments(&cmdline, unit).map_err(|error| match error {
         ListenerError::NotAListener(_) => NotListener::Other(error.to_string()),
         _ => NotListener::Unclear(error.to_string()),
@@ -190,7 +195,7 @@ pub(super) fn listeners(binary: &Path) -> Vec<OtherListener> {
     let looks_like_one = |pid: i32| {
         let cmdline = title_of_listener(pid, binary).filter(|_| is_in_our_network(pid) != Some(false))?;
         let ports = listening_ports(pid)?;
-        let line = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
+        let line = foreign(String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end());
         Some(OtherListener { pid, line, ports })
     };
     pids().filter_map(looks_like_one).collect()
@@ -206,7 +211,7 @@ fn title_of_listener(pid: i32, binary: &Path) -> Option<Vec<u8>> {
     if !is_of_our_rank(pid)? {
         return None;
     }
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let cmdline = command_line(&format!("/proc/{pid}/cmdline")).ok()?;
     if matches!(listener::arguments(&cmdline, None), Err(ListenerError::NotAListener(_))) {
         return None;
     }
@@ -260,13 +265,10 @@ pub(super) fn is_sshd(exe: &Path, binary: &Path) -> bool {
         || (name.starts_with("sshd") && !name.starts_with("sshd-"))
 }
 
-/// Whether its real, effective and saved user ids are ours, which are root's but in tests. A set-user-id program that
-/// another user started keeps that user's real id, and the command line that he gave it. `None` where it cannot be read.
+/// Whether its user and group ids are ours, which are root's but in tests. `None` where they cannot be read.
 fn is_of_our_rank(pid: i32) -> Option<bool> {
-    let own = nix::unistd::geteuid().as_raw();
-    let ids: Vec<u32> =
-        status_line(pid, "Uid:")?.split_ascii_whitespace().take(3).filter_map(|id| id.parse().ok()).collect();
-    Some(ids == [own; 3])
+    let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    has_ids(&status_of(pid)?, user, group)
 }
 
 /// Whether it is in our network namespace. Without the right to read another process's `ns/net`, the files of proc_net(5)
@@ -291,14 +293,19 @@ pub(super) fn catches_hup(pid: i32) -> Option<bool> {
 
 /// Whether SIGHUP is in one of its sets of signals, of /proc/PID/status.
 fn has_hup(pid: i32, set: &str) -> Option<bool> {
-    let signals = u64::from_str_radix(status_line(pid, set)?.trim(), 16).ok()?;
+    let signals = u64::from_str_radix(status_line(&status_of(pid)?, set)?.trim(), 16).ok()?;
     Some(signals & (1 << (nix::libc::SIGHUP - 1)) != 0)
 }
 
-/// What stands behind a name in /proc/PID/status.
-fn status_line(pid: i32, name: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
+fn status_of(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/status")).ok()
+}
+
+/// The beginning of its command line, which may have megabytes.
+fn command_line(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(COMMAND_LINE_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use super::{
 /// How long a command waits for its turn (contract 8).
 const TURN: Duration = Duration::from_secs(20);
 
-/// The most that is read of the state file.
+/// The most that is read of the state file. Half of it is the most that is written.
 const MAX_STATE: usize = 16 * 1024 * 1024;
 
 /// The mode of the drop-in (contract 6, "Where").
@@ -100,6 +100,10 @@ impl Guest for RealGuest {
         }
     }
 
+    fn state_file(&self) -> PathBuf {
+        self.state_dir.join(files::STATE_FILE)
+    }
+
     fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         StateDirectory::open(&self.state_dir, true)?.save(bytes)
     }
@@ -110,6 +114,10 @@ impl Guest for RealGuest {
             Ok(None) => Err(format!("{} does not exist", self.component_info.display())),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn component_file(&self) -> PathBuf {
+        self.component_info.clone()
     }
 
     fn root_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError> {

@@ -14,6 +14,7 @@ use super::sockets::{self, Listening};
 use super::{child, config_tree, process};
 use crate::policy::connection::{anybody, connections, listening_ports};
 use crate::policy::effective::Effective;
+use crate::policy::foreign::foreign;
 use crate::policy::listener;
 use crate::policy::observation::{Answer, ConfigTree, Connection, OtherListener, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
@@ -157,7 +158,10 @@ pub fn ask_live(
     connections: &[Connection],
 ) -> Result<Vec<Answer>, Refusal> {
     answer(&mut questioner(settings, sshd), connections, About::Live)?.map_err(|words| {
-        Refusal::new(Reason::SshdConfigRejected, format!("sshd refuses its configuration: {words}"))
+        Refusal::new(
+            Reason::SshdConfigRejected,
+            format!("sshd refuses its configuration: {}", foreign(&words)),
+        )
     })
 }
 
@@ -209,13 +213,14 @@ fn answer(
 }
 
 fn already_invalid(words: String) -> Refusal {
+    let words = foreign(&words);
     let text =
         format!("sshd refuses its present configuration, before any change of ours: {words}; correct it");
     Refusal::new(Reason::SshdConfigAlreadyInvalid, text)
 }
 
 fn rejected(words: &str, main: &Path, lines_ahead: usize) -> Refusal {
-    let words = in_their_files(words, main, lines_ahead);
+    let words = foreign(&in_their_files(words, main, lines_ahead));
     let text =
         format!("sshd refuses the new setting ahead of {}: {words}; nothing was changed", main.display());
     Refusal::new(Reason::SshdConfigRejected, text)

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use super::effective::Effective;
+use super::foreign::foreign;
 use super::observation::{Account, Connection};
 use super::outcome::{Reason, Refusal};
 use super::pattern::has_wildcard;
@@ -35,7 +36,7 @@ pub fn key_file_words(
     groups: &[String],
 ) -> Result<Vec<String>, Refusal> {
     exact_words("AuthorizedKeysFile", effective, reading, connection, Some(groups)).ok_or_else(|| {
-        let said = effective.value("authorizedkeysfile");
+        let said = foreign(effective.value("authorizedkeysfile"));
         unsupported(&format!(
             "sshd prints AuthorizedKeysFile as `{said}`, and which line of its configuration says so cannot be told"
         ))
@@ -114,7 +115,7 @@ pub fn authorized_keys_path(
     if let Some(path) = paths.iter().find(|path| path.is_users_own && !path.is_pattern) {
         return Ok(path.path.clone());
     }
-    let said = effective.value("authorizedkeysfile");
+    let said = foreign(effective.value("authorizedkeysfile"));
     let name = &account.name;
     Err(unsupported(&match paths.iter().find(|path| path.is_users_own) {
         Some(pattern) => format!(
@@ -176,7 +177,8 @@ fn expand(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, R
                 text.push(account.uid.to_string());
             }
             _ => {
-                let why = format!("AuthorizedKeysFile `{template}` has a token that sshd does not know");
+                let why =
+                    format!("AuthorizedKeysFile `{}` has a token that sshd does not know", foreign(template));
                 return Err(unsupported(&why));
             }
         }

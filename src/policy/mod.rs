@@ -8,6 +8,8 @@ pub mod component;
 pub mod connection;
 pub mod edit;
 pub mod effective;
+pub mod foreign;
+pub mod holders;
 pub mod image;
 pub mod key_paths;
 pub mod listener;

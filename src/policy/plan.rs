@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::authorized_keys::{self, KeyPlace};
 use super::command::{Action, KeyPair};
 use super::edit::{FileEdit, FileKind};
+use super::foreign::foreign;
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
 use super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::password;
@@ -304,7 +305,7 @@ fn keys_command(facts: &Facts) -> Option<&str> {
 fn command_still_serves(command: &str) -> Warning {
     Warning::new(
         WarningReason::KeyStillPresent,
-        format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
+        format!("AuthorizedKeysCommand {} still serves keys, this one perhaps among them", foreign(command)),
     )
 }
 

@@ -8,9 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::policy::command::Origin;
 use crate::policy::edit::FileIntent;
 use crate::policy::machine::Machine;
-use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::Binding;
 use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
+
+mod size;
+
+pub use size::Unkept;
 
 /// The version of the format below. A state file of a higher one is left alone.
 const VERSION: u32 = 1;
@@ -151,32 +154,6 @@ impl fmt::Display for Unreadable {
 
 impl std::error::Error for Unreadable {}
 
-/// A state that has no JSON text.
-#[derive(Debug)]
-pub struct Unwritable(serde_json::Error);
-
-impl fmt::Display for Unwritable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the new state cannot be written as JSON: {}; the old one stays, please report this",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for Unwritable {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
-    }
-}
-
-impl From<Unwritable> for Refusal {
-    fn from(error: Unwritable) -> Self {
-        Self::new(Reason::IoError, error.to_string())
-    }
-}
-
 impl State {
     /// Reads a state file; no file is the empty state.
     ///
@@ -205,16 +182,6 @@ impl State {
         serde_json::from_slice(bytes).map_err(garbled)
     }
 
-    /// The bytes of the state file.
-    ///
-    /// # Errors
-    /// [`Unwritable`]: the file that stands must stay.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, Unwritable> {
-        let mut bytes = serde_json::to_vec(self).map_err(Unwritable)?;
-        bytes.push(b'\n');
-        Ok(bytes)
-    }
-
     /// The stored result of a command seen before.
     pub fn result_of(&self, id: &CommandId) -> Option<&StoredResult> {
         self.results.iter().rev().chain(&self.undelivered).find(|stored| stored.command_id == *id)
@@ -228,11 +195,23 @@ impl State {
     /// Remembers a result as seen.
     pub fn remember(&mut self, stored: StoredResult) {
         self.results.push_back(stored);
-        // Of the highest sequence the id is taken again, so its result is the last to go.
-        let highest = self.highest.as_ref().map(|highest| highest.command_id.clone());
         while self.results.len() > KEPT_RESULTS {
-            let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest.as_ref());
-            self.results.remove(oldest.unwrap_or_default());
+            self.drop_oldest_result();
+        }
+    }
+
+    /// Of the highest sequence the id is taken again, so its result is the last to go.
+    fn drop_oldest_result(&mut self) -> Option<StoredResult> {
+        let highest = self.highest.as_ref().map(|highest| &highest.command_id);
+        let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest);
+        self.results.remove(oldest.unwrap_or_default())
+    }
+
+    /// Puts `result` in the place of what is kept as the result of this command.
+    pub fn replace_result(&mut self, id: &CommandId, result: &str) {
+        let kept = self.results.iter_mut().chain(&mut self.undelivered);
+        for stored in kept.filter(|stored| stored.command_id == *id) {
+            result.clone_into(&mut stored.result);
         }
     }
 
@@ -318,7 +297,7 @@ mod tests {
         let mut state = State::parse(None).unwrap();
         state.remember(stored("a"));
         state.undelivered = Some(stored("b"));
-        assert_eq!(State::parse(Some(&state.to_bytes().unwrap())), Ok(state.clone()));
+        assert_eq!(State::parse(Some(&state.kept_bytes().unwrap())), Ok(state.clone()));
         assert!(state.result_of(&"b".parse().unwrap()).is_some());
     }
 
@@ -415,7 +394,7 @@ mod tests {
         binding.path.clone_from(&path);
         binding.mount = path.parent().map(Into::into);
         state.binding = Some(binding);
-        let bytes = state.to_bytes().unwrap();
+        let bytes = state.kept_bytes().unwrap();
         assert!(bytes.len() > 100 && bytes.ends_with(b"}\n"), "{bytes:?}");
         assert_eq!(State::parse(Some(&bytes)), Ok(state));
     }

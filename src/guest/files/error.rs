@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
-use crate::policy::outcome::printable;
+use crate::policy::foreign::foreign_path;
 
 /// What keeps a file from being read or replaced. Its text is one line: path, cause, remedy.
 #[derive(Debug)]
@@ -145,9 +145,9 @@ fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
     Some(remedy)
 }
 
-/// A path on one line.
+/// A path on one line, cut.
 pub(super) fn shown(path: &Path) -> String {
-    printable(&path.to_string_lossy())
+    foreign_path(path)
 }
 
 /// A limit in words.

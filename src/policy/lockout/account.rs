@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::{Facts, Finding, Judged, Rule};
+use crate::policy::foreign::foreign;
 use crate::policy::observation::{Shadow, ShadowEntry};
 use crate::policy::outcome::{Warning, WarningReason};
 
@@ -97,8 +98,8 @@ pub(super) fn pam(facts: &Facts<'_>) -> Judged {
     }
     let mut modules: Vec<&str> = facts.login.pam.iter().map(|rule| rule.module.as_str()).collect();
     modules.dedup();
-    let message =
-        format!("PAM may refuse {name} by rules that are not evaluated here: {}", modules.join(", "));
+    let modules = foreign(&modules.join(", "));
+    let message = format!("PAM may refuse {name} by rules that are not evaluated here: {modules}");
     Ok(Some(Warning::new(WarningReason::PamNotEvaluated, message).at(&first.file, Some(first.line))))
 }
 

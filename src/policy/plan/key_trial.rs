@@ -1,6 +1,7 @@
 //! Whether a key lets the target user in: the trial by a private sshd, and the guard for what sshd decides after it
 //! (contract 10.3).
 
+use super::super::foreign::foreign;
 use super::super::lockout::{self, Finding};
 use super::super::observation::{Answer, Connection, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialKey, TrialReport, Warning, WarningReason};
@@ -184,7 +185,7 @@ impl KeyTrial<'_> {
                 message: format!(
                     "authorized_keys: sshd takes the key at {at}, whose options restrict the login of {name} ({}); take \
                      that line or its options out",
-                    restrictions.join(", ")
+                    foreign(&restrictions.join(", "))
                 ),
                 file: Some(at.file.clone().into()),
                 line: Some(at.line),

@@ -2,6 +2,7 @@
 
 use super::super::authorized_keys::{KeyLine, key_lines, ways_in};
 use super::super::edit::{FileEdit, FileKind};
+use super::super::foreign::foreign;
 use super::super::lockout::is_closed;
 use super::super::observation::{Answer, Person, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
@@ -121,10 +122,10 @@ impl Draft {
         }
         let mut warnings = verdict.warnings;
         if let Access::Denied(finding) = &verdict.access {
-            warnings = vec![Warning {
-                file: finding.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
-                line: finding.line,
-                ..Warning::new(WarningReason::KeyNotUsable, finding.message.clone())
+            let warning = Warning::new(WarningReason::KeyNotUsable, finding.message.clone());
+            warnings = vec![match &finding.file {
+                Some(file) => warning.at(file, finding.line),
+                None => Warning { line: finding.line, ..warning },
             }];
         }
         let accepts = match verdict.access {
@@ -448,7 +449,8 @@ impl AccessContext<'_> {
             let message = format!(
                 "another sshd (pid {}, `{}`) listens{on}: it is neither asked nor told, and takes what its own \
                  configuration says; end it, or set it up by hand",
-                other.pid, other.line
+                other.pid,
+                foreign(&other.line)
             );
             Warning::new(WarningReason::SecondSshd, message)
         })
