@@ -178,6 +178,13 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.
     fn sshd_files(&self) -> Result<ConfigTree, Refusal>;
+    /// The same as the sshd that was observed reads them, as they stand now.
+    ///
+    /// # Errors
+    /// `SSHD_NOT_FOUND`, `IO_ERROR`.
+    fn files_of(&self, _sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+        self.sshd_files()
+    }
     /// What it says for these connections, with these lines ahead of its configuration or, without any, by its files
     /// as they stand now; writes nothing.
     ///

@@ -251,6 +251,10 @@ impl Guest for RealGuest {
         sshd::files(&self.sshd)
     }
 
+    fn files_of(&self, sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+        sshd::files_of(sshd)
+    }
+
     fn ask(
         &self,
         sshd: &Sshd,

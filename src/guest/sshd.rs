@@ -85,6 +85,15 @@ pub fn files(settings: &SshdSettings) -> Result<ConfigTree, Refusal> {
     config_tree::read_tree(&main, &Rules::default())
 }
 
+/// The files of an sshd that was observed, as they stand now and as it reads them.
+pub fn files_of(sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+    let main = &sshd.config.main;
+    match sshd.answers.first() {
+        Some(first) => tree_as_it_reads_it(&sshd.binary, main, &first.effective),
+        None => config_tree::read_tree(main, &Rules::default()),
+    }
+}
+
 /// sshd's files as this sshd reads them. Its version and its own directory are asked for only where it matters: OpenSSH 8.2
 /// and 8.3 do not find a relative Include, and listen on port 22 besides as soon as any file is included.
 fn tree_as_it_reads_it(program: &Path, main: &Path, effective: &Effective) -> Result<ConfigTree, Refusal> {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::edit::FileEdit;
 use super::effective::Effective;
 
 /// The target user as passwd(5) and group(5) have it.
@@ -196,6 +197,27 @@ pub struct ConfigTree {
     pub files: BTreeMap<PathBuf, Vec<u8>>,
     /// For each Include directive, by file and line (from 1): what each of its patterns leads to.
     pub includes: BTreeMap<(PathBuf, usize), Vec<Included>>,
+}
+
+impl ConfigTree {
+    /// The same after these edits.
+    #[must_use]
+    pub fn after(&self, edits: &[FileEdit]) -> Self {
+        let mut tree = self.clone();
+        for edit in edits {
+            match &edit.after {
+                Some(content) => drop(tree.files.insert(edit.path.clone(), content.clone())),
+                None => drop(tree.files.remove(&edit.path)),
+            }
+        }
+        tree
+    }
+
+    /// A file that is not the same in another one, or is in one of them alone.
+    pub fn difference<'a>(&'a self, other: &'a Self) -> Option<&'a Path> {
+        let is_same = |path: &PathBuf| self.files.get(path) == other.files.get(path);
+        self.files.keys().chain(other.files.keys()).find(|path| !is_same(path)).map(PathBuf::as_path)
+    }
 }
 
 /// One pattern of an Include directive and the files it leads to, in the order sshd reads them.

@@ -72,6 +72,7 @@ impl Draft {
             expect,
             binding: self.binding,
             unbound: self.unbound,
+            already: self.already,
             answers: answers.must,
             warnings: self.warnings,
         })
