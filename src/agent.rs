@@ -36,6 +36,7 @@ use crate::channel::http::HttpChannel;
 use crate::channel::run_lock::{RunLock, RunLockError};
 use crate::logging::Event;
 use crate::policy::types::{CommandId, InstanceId};
+use crate::transaction::owed::Settled;
 use crate::transaction::perform::Performed;
 use crate::transaction::state::StoredResult;
 use course::Course;
@@ -80,6 +81,15 @@ pub trait Transactions: Send + 'static {
     /// # Errors
     /// Where the state cannot be written; the result is then delivered again after a restart.
     fn delivered(&mut self, id: &CommandId) -> Result<(), String>;
+
+    /// Takes the proof that a command could not take because no sshd ran; asked before each poll once systemd was told
+    /// that we are ready.
+    ///
+    /// # Errors
+    /// Where it could not be settled; it is tried again.
+    fn settle_proof(&mut self) -> Result<Settled, String> {
+        Ok(Settled::Nothing)
+    }
 
     /// The document of contract 3, "What runs here".
     fn describe(&mut self) -> String;

@@ -17,6 +17,7 @@ use super::worker::Worker;
 use crate::channel::backoff::{Backoff, HELD, Hint, uniform, whole_seconds};
 use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
 use crate::policy::types::{CommandId, InstanceId};
+use crate::transaction::owed::Settled;
 use crate::transaction::perform::{Answered, Performed};
 use crate::transaction::state::StoredResult;
 
@@ -35,6 +36,9 @@ const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 /// that answered all along, if only that it could not.
 const NEWS_SPREAD: Duration = Duration::from_secs(60);
 const LATE_NEWS_SPREAD: Duration = Duration::from_secs(300);
+
+/// How many polls are short while sshd is yet to start: half a minute's.
+const SHORT_POLLS: u8 = 15;
 
 /// The one try to deliver the last result when stopping.
 const LAST_TRY: Duration = Duration::from_secs(2);
@@ -111,6 +115,12 @@ struct Walk<'a, C, T, M> {
     /// Commands whose result got a final answer from this process.
     settled: VecDeque<CommandId>,
     announce: Announce<'a>,
+    /// Whether the running sshd is to be asked as soon as there is one: then polls are short.
+    owes_proof: bool,
+    /// How many were, for that.
+    short_polls: u8,
+    /// Why the last try to take that proof failed, told already.
+    proof_trouble: Option<String>,
 }
 
 /// `PUT keypair/agent`. It goes on beside whatever the course waits for, so that nothing waits for it.
@@ -144,6 +154,9 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             in_step: false,
             settled: VecDeque::new(),
             announce,
+            owes_proof: false,
+            short_polls: 0,
+            proof_trouble: None,
         }
     }
 
@@ -170,8 +183,36 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             if !adopted {
                 adopted = self.adopt(&instance, false).await?;
             }
+            self.settle_proof().await?;
             due = self.poll().await?;
         }
+    }
+
+    /// The proof that a command at the boot could not take. Not before sshd may start, which waits until we are ready.
+    async fn settle_proof(&mut self) -> Result<(), Stopped> {
+        self.owes_proof = false;
+        if !self.course.report.is_ready() {
+            return Ok(());
+        }
+        match self.write(T::settle_proof).await? {
+            Ok(Settled::Nothing | Settled::Taken) => self.proof_trouble = None,
+            Ok(Settled::Waits) => {
+                self.owes_proof = self.short_polls < SHORT_POLLS;
+                self.short_polls += u8::from(self.owes_proof);
+            }
+            Ok(Settled::Contradicted) => {
+                self.announce.due = true;
+                self.announce.spread_until = Instant::now();
+                self.summarize().await;
+            }
+            Err(why) => {
+                if self.proof_trouble.as_ref() != Some(&why) {
+                    tell::trouble("the proof that is owed is not taken", &why);
+                }
+                self.proof_trouble = Some(why);
+            }
+        }
+        Ok(())
     }
 
     /// Who we are; asked until it is answered.
@@ -263,7 +304,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     /// they would all end, and begin anew, at once for ever.
     fn wait(&mut self) -> Duration {
         let course = self.course;
-        if !course.report.is_ready() {
+        if !course.report.is_ready() || self.owes_proof {
             return Duration::ZERO;
         }
         if std::mem::take(&mut self.in_step) {

@@ -9,6 +9,7 @@ use crate::guest::Guest;
 use crate::policy::command::Origin;
 use crate::policy::types::{CommandId, InstanceId};
 use crate::transaction::Transaction;
+use crate::transaction::owed::Settled;
 use crate::transaction::perform::Performed;
 use crate::transaction::state::StoredResult;
 
@@ -50,6 +51,10 @@ impl<G: Guest + Send + 'static> Transactions for Transaction<G> {
 
     fn delivered(&mut self, id: &CommandId) -> Result<(), String> {
         Self::delivered(self, id).map_err(|failure| failure.to_string())
+    }
+
+    fn settle_proof(&mut self) -> Result<Settled, String> {
+        Self::settle_proof(self).map_err(|failure| failure.to_string())
     }
 
     fn describe(&mut self) -> String {

@@ -259,6 +259,8 @@ pub struct Sshd {
     pub options: Vec<String>,
     /// Whether those options come from a running listener.
     pub running: bool,
+    /// Whether a socket unit listens in sshd's place, or is on its way: sshd starts with the first connection.
+    pub is_awaited: bool,
     /// Whether the main file may be written: not sshd's own default elsewhere than /etc/ssh.
     pub main_is_writable: bool,
     /// The files as they stand.

@@ -277,6 +277,7 @@ impl<G: Guest> Transaction<G> {
     fn success(&self, command: &Command, prepared: &Prepared, state: &mut State, sheet: Sheet) -> Outcome {
         let Prepared { plan, .. } = prepared;
         let changed = plan.changes_files();
+        state.owe(command, prepared, &sheet.asked);
         if let Some(password_auth) = command.action.password_auth() {
             state.password_auth = Some(password_auth);
         }

@@ -74,6 +74,22 @@ pub(super) fn undo(
     Ok(())
 }
 
+/// Takes back what a command wrote into sshd's files, and has sshd read them. The files that somebody changed meanwhile, and
+/// that are left alone.
+///
+/// # Errors
+/// What could not be taken back, or that sshd may not have read it.
+pub(super) fn take_setting_back(
+    guest: &mut impl Guest,
+    files: &[FileIntent],
+    user: &str,
+) -> Result<Vec<PathBuf>, Refusal> {
+    let mut left_alone = Vec::new();
+    take_back_all(guest, files, &mut left_alone)?;
+    reload_afresh(guest, user)?;
+    Ok(left_alone)
+}
+
 /// Whether what was ours in a file of sshd's turns passwords off, whatever somebody made of it.
 fn still_turns_off(guest: &impl Guest, file: &FileIntent) -> Result<bool, Refusal> {
     let now = guest.read(&file.kind, &file.path)?.unwrap_or_default();
@@ -219,6 +235,7 @@ impl<G: Guest> Transaction<G> {
 
     /// Undoes an open intent. The third time a command is found in flight, `INTERRUPTED` is its result.
     pub(super) fn close_intent(&mut self, state: &mut State) -> Result<(), Refusal> {
+        self.finish_restoring(state)?;
         let Some(intent) = &state.intent else { return Ok(()) };
         tracing::warn!("a command was interrupted: what it did is taken back");
         for file in intent.key_files.iter().chain(&intent.sshd_files) {
