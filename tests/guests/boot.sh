@@ -8,10 +8,12 @@ scene_boot() {
   try "boot, empty queue: agent ready; then sshd" boot_empty
   try "boot, command queued: bound; then sshd" boot_queued
   try "boot, command queued: first connection" boot_first_connection
-  try "boot, the service away: sshd held back" boot_away
+  try "boot, the address refuses: sshd held back" boot_refused
+  try "boot, no way to the address: sshd held back" boot_no_way
+  try "boot, the address swallows: sshd held back" boot_silent
 }
 
-cloud_inside() { # yes|no: whether a command is queued
+cloud_inside() { # yes|no: whether a command is queued; its passWordAuth
   guest_copy "$GUEST" "$CONTROL_PLANE" /usr/local/bin/keypair-controlplane
   inside sh -c "cat >/etc/instances.toml <<'E'
 [[instance]]
@@ -26,7 +28,7 @@ cat >/usr/local/bin/queue <<'E'
 #!/bin/sh -e
 api=http://127.0.0.1:8480/v1/regions/cn-north-1/keypairs
 curl -fsS --retry 40 --retry-delay 0 --retry-max-time 10 --retry-connrefused \"\$api:import\" -d '{\"keyName\":\"my-test\",\"publicKey\":\"$(cat "$RUN/key.pub")\"}'
-[ $1 = no ] || curl -fsS \"\$api/my-test:attach\" -d '{\"instanceIds\":[\"$INSTANCE\"],\"passWordAuth\":\"no\"}'
+[ $1 = no ] || curl -fsS \"\$api/my-test:attach\" -d '{\"instanceIds\":[\"$INSTANCE\"],\"passWordAuth\":\"${2:-no}\"}'
 E
 chmod 755 /usr/local/bin/queue
 cat >/etc/systemd/system/test-cloud.service <<'E'
