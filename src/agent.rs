@@ -91,6 +91,11 @@ pub trait Transactions: Send + 'static {
         Ok(Settled::Nothing)
     }
 
+    /// Whether the network may still be on its way, after this host had no way to the service.
+    fn expects_network(&mut self) -> bool {
+        true
+    }
+
     /// The document of contract 3, "What runs here".
     fn describe(&mut self) -> String;
 

@@ -37,6 +37,11 @@ const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 const NEWS_SPREAD: Duration = Duration::from_secs(60);
 const LATE_NEWS_SPREAD: Duration = Duration::from_secs(300);
 
+/// How long the metadata address has to refuse, or to answer as another service, until there is none for certain; and how
+/// long there has to be no way to it: a link may take that long to come up.
+const NOBODY: Duration = Duration::from_secs(1);
+const NO_WAY: Duration = Duration::from_secs(2);
+
 /// How many polls are short while sshd is yet to start: half a minute's.
 const SHORT_POLLS: u8 = 15;
 
@@ -115,6 +120,8 @@ struct Walk<'a, C, T, M> {
     /// Commands whose result got a final answer from this process.
     settled: VecDeque<CommandId>,
     announce: Announce<'a>,
+    /// Since when there has been no service for certain.
+    absent_since: Option<Instant>,
     /// Whether the running sshd is to be asked as soon as there is one: then polls are short.
     owes_proof: bool,
     /// How many were, for that.
@@ -154,6 +161,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             in_step: false,
             settled: VecDeque::new(),
             announce,
+            absent_since: None,
             owes_proof: false,
             short_polls: 0,
             proof_trouble: None,
@@ -230,6 +238,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                     return id;
                 }
                 Err(error) => {
+                    self.end_hold(&error).await;
                     let pause = self.pause(&error, None);
                     course.report.failed(Trouble::Call("asking for the instance id", error));
                     sleep(pause).await;
@@ -293,6 +302,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 self.announce_if_due();
             }
             Err(error) => {
+                self.end_hold(&error).await;
                 self.next_poll = Instant::now() + self.pause(&error, Some(held));
                 course.report.poll_failed(Trouble::Call("asking for a command", error));
             }
@@ -416,6 +426,30 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     fn poll_failed(&mut self, trouble: Trouble, hint: Hint) {
         self.next_poll = Instant::now() + self.backoff.failure(hint, (self.course.random)());
         self.course.report.poll_failed(trouble);
+    }
+
+    /// Ends the hold of sshd before its time where there is no metadata service for certain, and has not been for a while.
+    async fn end_hold(&mut self, error: &ChannelError) {
+        let course = self.course;
+        if course.report.is_ready() {
+            return;
+        }
+        let certain_after = match error {
+            ChannelError::NoWay(_) => {
+                let awaits =
+                    self.beside(course.worker.read(|transactions| transactions.expects_network())).await;
+                (awaits == Ok(false)).then_some(NO_WAY)
+            }
+            error => error.is_anothers_answer().then_some(NOBODY),
+        };
+        let Some(certain_after) = certain_after else {
+            self.absent_since = None;
+            return;
+        };
+        if self.absent_since.get_or_insert_with(Instant::now).elapsed() >= certain_after {
+            tracing::info!("there is no metadata service here ({error}): sshd is not held any longer");
+            course.report.ready();
+        }
     }
 
     /// How long to stay away after a failed call; of a long poll, that had been held so long.

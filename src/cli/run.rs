@@ -57,6 +57,10 @@ impl<G: Guest + Send + 'static> Transactions for Transaction<G> {
         Self::settle_proof(self).map_err(|failure| failure.to_string())
     }
 
+    fn expects_network(&mut self) -> bool {
+        self.guest().expects_network()
+    }
+
     fn describe(&mut self) -> String {
         Self::describe(self)
     }

@@ -8,6 +8,7 @@ mod host_key;
 pub mod image;
 mod locate;
 mod login;
+mod network;
 mod people;
 mod private;
 mod process;
@@ -235,6 +236,11 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_RELOAD_FAILED`: it could not be brought back.
     fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
+
+    /// Whether this host's network may still be on its way, after the host itself had no way to an address.
+    fn expects_network(&self) -> bool {
+        true
+    }
 
     /// What this machine is.
     fn identity(&self) -> Identity;

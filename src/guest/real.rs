@@ -25,8 +25,8 @@ use crate::policy::types::{CommandId, ContentHash};
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
 use super::{
-    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, private, proof,
-    service, trial,
+    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, network, people, private,
+    proof, service, trial,
 };
 
 /// How long a command waits for its turn (contract 8).
@@ -311,6 +311,10 @@ impl Guest for RealGuest {
 
     fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
         service::bring_back(&self.sshd, sshd)
+    }
+
+    fn expects_network(&self) -> bool {
+        network::is_on_its_way()
     }
 
     fn identity(&self) -> Identity {

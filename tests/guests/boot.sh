@@ -107,15 +107,49 @@ boot_first_connection() { # of the boot above
   no_passwords
 }
 
-boot_away() {
+# What the agent holds sshd back for, as systemd-analyze has it too. A busy machine is given a part of it again.
+held_back() { # LEAST MOST, in milliseconds
   local held
-  inside systemctl --quiet disable test-cloud.service
   boot
   held=$((sshd_begun - agent_begun))
-  saw "$held ms"
-  # 5 s, and what a busy machine takes to start a process. Less would mean that it was not held at all.
-  [ $held -lt 6500 ]
-  [ $held -ge 4000 ]
+  inside systemd-analyze critical-chain --no-pager ssh.service
+  saw "$held ms" "systemd-analyze: $(inside systemd-analyze blame --no-pager | awk '$NF == "keypair-agent.service" { print $1 }')"
+  [ "$held" -ge "$1" ]
+  [ "$held" -lt "$2" ]
+}
+
+boot_refused() { # the address is this host's own, and nobody listens there
+  inside systemctl --quiet disable test-cloud.service
+  held_back 900 3000
   with_key root
   no_passwords
+}
+
+boot_no_way() { # no link but loopback, and no route
+  inside systemctl --quiet mask lab-network.service
+  held_back 1900 4000
+  inside systemctl --quiet unmask lab-network.service
+}
+
+boot_silent() { # a link whose other end is a wall: nothing comes back, not even a refusal
+  inside sh -c "cat >/etc/systemd/system/lab-silence.service <<'U'
+[Unit]
+DefaultDependencies=no
+After=lab-network.service
+Before=network-pre.target network.target
+Wants=network-pre.target
+[Service]
+Type=oneshot
+ExecStart=/bin/ip address del $METADATA_ADDRESS/32 dev lo
+ExecStart=/bin/ip link add wall type dummy
+ExecStart=/bin/ip address add 169.254.169.1/24 dev wall
+ExecStart=/bin/ip link set wall up
+ExecStart=/bin/ip neighbour add $METADATA_ADDRESS lladdr 02:00:00:00:00:01 dev wall nud permanent
+[Install]
+WantedBy=sysinit.target
+U
+systemctl --quiet enable lab-silence.service"
+  # The whole time, and no more: a slow service looks the same.
+  held_back 4000 6500
+  inside systemctl --quiet disable lab-silence.service
 }
