@@ -118,8 +118,8 @@ fn what_the_table_refuses() {
         "{result}"
     );
     assert!(
-        guest.sshd.offers_password() && !guest.drop_in().exists(),
-        "yes was in effect: nothing is written"
+        guest.sshd.offers_password() && guest.drop_in().exists(),
+        "yes was in effect, and is ours besides: who writes later loses"
     );
     let result = refused(&guest, &attach("my-test", &other, "yes"), "ALREADY_ATTACHED");
     assert_eq!(result["message"], "Already attached key pair. instance id i-eumm0000d6");

@@ -18,6 +18,7 @@ use crate::channel::backoff::{Backoff, HELD, Hint, uniform, whole_seconds};
 use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
 use crate::policy::outcome::short_form;
 use crate::policy::types::{CommandId, InstanceId};
+use crate::transaction::owed::Settled;
 use crate::transaction::perform::{Answered, Performed};
 use crate::transaction::state::StoredResult;
 
@@ -36,6 +37,14 @@ const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 /// that answered all along, if only that it could not.
 const NEWS_SPREAD: Duration = Duration::from_secs(60);
 const LATE_NEWS_SPREAD: Duration = Duration::from_secs(300);
+
+/// How long the metadata address has to refuse, or to answer as another service, until there is none for certain; and how
+/// long there has to be no way to it: a link may take that long to come up.
+const NOBODY: Duration = Duration::from_secs(1);
+const NO_WAY: Duration = Duration::from_secs(2);
+
+/// How many polls are short while sshd is yet to start: half a minute's.
+const SHORT_POLLS: u8 = 15;
 
 /// The one try to deliver the last result when stopping.
 const LAST_TRY: Duration = Duration::from_secs(2);
@@ -112,6 +121,14 @@ struct Walk<'a, C, T, M> {
     /// Commands whose result got a final answer from this process.
     settled: VecDeque<CommandId>,
     announce: Announce<'a>,
+    /// Since when there has been no service for certain.
+    absent_since: Option<Instant>,
+    /// Whether the running sshd is to be asked as soon as there is one: then polls are short.
+    owes_proof: bool,
+    /// How many were, for that.
+    short_polls: u8,
+    /// Why the last try to take that proof failed, told already.
+    proof_trouble: Option<String>,
 }
 
 /// `PUT keypair/agent`. It goes on beside whatever the course waits for, so that nothing waits for it.
@@ -145,6 +162,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             in_step: false,
             settled: VecDeque::new(),
             announce,
+            absent_since: None,
+            owes_proof: false,
+            short_polls: 0,
+            proof_trouble: None,
         }
     }
 
@@ -171,8 +192,36 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             if !adopted {
                 adopted = self.adopt(&instance, false).await?;
             }
+            self.settle_proof().await?;
             due = self.poll().await?;
         }
+    }
+
+    /// The proof that a command at the boot could not take. Not before sshd may start, which waits until we are ready.
+    async fn settle_proof(&mut self) -> Result<(), Stopped> {
+        self.owes_proof = false;
+        if !self.course.report.is_ready() {
+            return Ok(());
+        }
+        match self.write(T::settle_proof).await? {
+            Ok(Settled::Nothing | Settled::Taken) => self.proof_trouble = None,
+            Ok(Settled::Waits) => {
+                self.owes_proof = self.short_polls < SHORT_POLLS;
+                self.short_polls += u8::from(self.owes_proof);
+            }
+            Ok(Settled::Contradicted) => {
+                self.announce.due = true;
+                self.announce.spread_until = Instant::now();
+                self.summarize().await;
+            }
+            Err(why) => {
+                if self.proof_trouble.as_ref() != Some(&why) {
+                    tell::trouble("the proof that is owed is not taken", &why);
+                }
+                self.proof_trouble = Some(why);
+            }
+        }
+        Ok(())
     }
 
     /// Who we are; asked until it is answered.
@@ -190,6 +239,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                     return id;
                 }
                 Err(error) => {
+                    self.end_hold(&error).await;
                     let pause = self.pause(&error, None);
                     course.report.failed(Trouble::Call("asking for the instance id", error));
                     sleep(pause).await;
@@ -253,6 +303,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 self.announce_if_due();
             }
             Err(error) => {
+                self.end_hold(&error).await;
                 self.next_poll = Instant::now() + self.pause(&error, Some(held));
                 course.report.poll_failed(Trouble::Call("asking for a command", error));
             }
@@ -264,7 +315,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     /// they would all end, and begin anew, at once for ever.
     fn wait(&mut self) -> Duration {
         let course = self.course;
-        if !course.report.is_ready() {
+        if !course.report.is_ready() || self.owes_proof {
             return Duration::ZERO;
         }
         if std::mem::take(&mut self.in_step) {
@@ -397,6 +448,30 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     fn poll_failed(&mut self, trouble: Trouble, hint: Hint) {
         self.next_poll = Instant::now() + self.backoff.failure(hint, (self.course.random)());
         self.course.report.poll_failed(trouble);
+    }
+
+    /// Ends the hold of sshd before its time where there is no metadata service for certain, and has not been for a while.
+    async fn end_hold(&mut self, error: &ChannelError) {
+        let course = self.course;
+        if course.report.is_ready() {
+            return;
+        }
+        let certain_after = match error {
+            ChannelError::NoWay(_) => {
+                let awaits =
+                    self.beside(course.worker.read(|transactions| transactions.expects_network())).await;
+                (awaits == Ok(false)).then_some(NO_WAY)
+            }
+            error => error.is_anothers_answer().then_some(NOBODY),
+        };
+        let Some(certain_after) = certain_after else {
+            self.absent_since = None;
+            return;
+        };
+        if self.absent_since.get_or_insert_with(Instant::now).elapsed() >= certain_after {
+            tracing::info!("there is no metadata service here ({error}): sshd is not held any longer");
+            course.report.ready();
+        }
     }
 
     /// How long to stay away after a failed call; of a long poll, that had been held so long.

@@ -111,6 +111,16 @@ impl ChannelError {
         matches!(self, Self::NoWay(_))
     }
 
+    /// Whether somebody answers at the address who is no metadata service of this cloud: a refusal, or a `4xx` that another
+    /// cloud's service has for a path or a method that it does not know.
+    pub fn is_anothers_answer(&self) -> bool {
+        match self {
+            Self::Refused => true,
+            Self::Status { status, retry_after: None } => final_refusal(*status) || *status == 401,
+            _ => false,
+        }
+    }
+
     /// Whether the service answered something final that trying again does not cure: a `4xx` that is none of
     /// 401, 408 and 429.
     pub fn is_final(&self) -> bool {
@@ -201,6 +211,8 @@ mod tests {
         assert_ne!(cut(1).kind(), ChannelError::Refused.kind());
         let status = |status| ChannelError::Status { status, retry_after: None };
         assert_ne!(status(500).kind(), status(503).kind());
+        assert!(status(401).is_anothers_answer() && status(404).is_anothers_answer());
+        assert!(![302, 408, 429, 500, 503].into_iter().any(|code| status(code).is_anothers_answer()));
         assert!(status(403).is_final() && status(410).is_final());
         assert!(![302, 401, 408, 429, 500, 503].into_iter().any(|code| status(code).is_final()));
     }

@@ -260,7 +260,9 @@ fn attach(transaction: &Transaction<impl Guest>, config: &Config, state: &State)
 /// Where the service, in its sandbox, cannot write what this plan writes.
 fn out_of_the_services_reach(config: &Config, plan: &Plan) -> Option<String> {
     let pid = run_lock::holder(&config.run_dir)??;
-    let edits = plan.key_edits.iter().chain(&plan.sshd_edits);
+    // Where sshd does it already, the command succeeds without ours.
+    let needed = plan.sshd_edits.iter().filter(|_| !plan.already);
+    let edits = plan.key_edits.iter().chain(needed);
     let directory = edits.filter_map(|edit| service_view::read_only_for(pid, &edit.path)).next()?;
     let directory = directory.display();
     Some(format!(

@@ -104,6 +104,15 @@ fn look(config: &Config) -> Report {
     }
     problems.extend(state.as_ref().and_then(State::owed_in_words));
     problems.extend(state.as_ref().and_then(|state| transaction.fate_of_the_bound(state)));
+    problems.extend(
+        state.as_ref().and_then(|state| state.contradiction.as_ref()).map(|said| said.message.clone()),
+    );
+    notes.extend(state.as_ref().and_then(|state| state.owed_proof.as_ref()).map(|owed| {
+        format!(
+            "no sshd ran at command {}: the first that does is asked whether it does what was asked",
+            owed.command_id
+        )
+    }));
     let sshd = transaction.guest().sshd(&config.target_user);
     match &sshd {
         Ok(sshd) => notes.extend(transaction.contrary(sshd).iter().map(|line| {

@@ -8,6 +8,7 @@ mod host_key;
 pub mod image;
 mod locate;
 mod login;
+mod network;
 mod people;
 mod private;
 mod process;
@@ -206,6 +207,13 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.
     fn sshd_files(&self) -> Result<ConfigTree, Refusal>;
+    /// The same as the sshd that was observed reads them, as they stand now.
+    ///
+    /// # Errors
+    /// `SSHD_NOT_FOUND`, `IO_ERROR`.
+    fn files_of(&self, _sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+        self.sshd_files()
+    }
     /// What it says for these connections, with these lines ahead of its configuration or, without any, by its files
     /// as they stand now; writes nothing.
     ///
@@ -256,6 +264,11 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_RELOAD_FAILED`: it could not be brought back.
     fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
+
+    /// Whether this host's network may still be on its way, after the host itself had no way to an address.
+    fn expects_network(&self) -> bool {
+        true
+    }
 
     /// What this machine is.
     fn identity(&self) -> Identity;

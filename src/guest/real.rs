@@ -26,8 +26,8 @@ use crate::policy::types::{CommandId, ContentHash};
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
 use super::{
-    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, private, proof,
-    service, trial, unit_sandbox,
+    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, network, people, private,
+    proof, service, trial, unit_sandbox,
 };
 
 /// How long a command waits for its turn (contract 8).
@@ -291,6 +291,10 @@ impl Guest for RealGuest {
         sshd::files(&self.sshd)
     }
 
+    fn files_of(&self, sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+        sshd::files_of(sshd)
+    }
+
     fn ask(
         &self,
         sshd: &Sshd,
@@ -347,6 +351,10 @@ impl Guest for RealGuest {
 
     fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
         service::bring_back(&self.sshd, sshd)
+    }
+
+    fn expects_network(&self) -> bool {
+        network::is_on_its_way()
     }
 
     fn identity(&self) -> Identity {

@@ -72,6 +72,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
         binary: located.program,
         options,
         running: located.running,
+        is_awaited: !located.running && is_awaited(settings, &effective),
         main_is_writable,
         config,
         answers,
@@ -85,6 +86,15 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
 pub fn files(settings: &SshdSettings) -> Result<ConfigTree, Refusal> {
     let (main, _) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
     config_tree::read_tree(&main, &Rules::default())
+}
+
+/// The files of an sshd that was observed, as they stand now and as it reads them.
+pub fn files_of(sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+    let main = &sshd.config.main;
+    match sshd.answers.first() {
+        Some(first) => tree_as_it_reads_it(&sshd.binary, main, &first.effective),
+        None => config_tree::read_tree(main, &Rules::default()),
+    }
 }
 
 /// sshd's files as this sshd reads them. Its version and its own directory are asked for only where it matters: OpenSSH 8.2
@@ -178,6 +188,18 @@ pub struct HostKey {
 pub fn host_keys(sshd: &Sshd) -> Vec<HostKey> {
     let files = sshd.answers.first().map(|answer| answer.effective.values("hostkey")).unwrap_or_default();
     files.iter().filter_map(|file| host_key(Path::new(&format!("{file}.pub")))).collect()
+}
+
+/// Whether something listens, or will, although no sshd runs: systemd's socket unit, whatever its name, or a port of
+/// sshd's that is taken. That no sshd has it was seen before.
+fn is_awaited(settings: &SshdSettings, effective: &Effective) -> bool {
+    if settings.pid_file.is_some() || !super::systemd::is_running() {
+        return false;
+    }
+    let ports = listening_ports(effective);
+    let sockets = sockets::listening(None).unwrap_or_default();
+    sockets.iter().any(|socket| ports.contains(&socket.address.port()))
+        || super::systemd::will_listen_for_sshd()
 }
 
 /// Whether the listener has read its files as they stand: it writes its pid file anew whenever it has. `None` where

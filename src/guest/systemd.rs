@@ -75,6 +75,21 @@ pub(super) fn listens_for_sshd() -> bool {
     show(&["ssh.socket", "sshd.socket"]).is_ok_and(|units| units.iter().any(Unit::is_active))
 }
 
+/// The same, and whether it will: at a boot the socket unit may wait for its turn still.
+pub(super) fn will_listen_for_sshd() -> bool {
+    let arguments = ["show", "--no-pager", "--property=ActiveState,Job", "ssh.socket", "sshd.socket"];
+    systemctl(&arguments).is_ok_and(|output| output.split("\n\n").any(is_up_or_queued))
+}
+
+/// Whether a unit's block of `systemctl show` says that it is active, or has a job that starts it.
+fn is_up_or_queued(block: &str) -> bool {
+    block.lines().filter_map(|line| line.split_once('=')).any(|(name, value)| match name {
+        "ActiveState" => matches!(value, "active" | "activating"),
+        "Job" => value.parse::<u64>().is_ok_and(|job| job != 0),
+        _ => false,
+    })
+}
+
 /// Runs `systemctl` with these words; its own words where it fails.
 pub(super) fn systemctl(arguments: &[&str]) -> Result<String, String> {
     let output = child::run(Path::new("systemctl"), arguments, "").map_err(|error| error.to_string())?;
@@ -245,6 +260,19 @@ mod tests {
             let output: Vec<String> = SERVICES.into_iter().zip(states).map(block).collect();
             let unit = choose(parse_show(&output.join("\n")));
             assert_eq!(unit.as_ref().map(|unit| unit.id.as_str()), expected, "{states:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_that_listen_or_will() {
+        for (block, expected) in [
+            ("ActiveState=active\n", true),
+            ("ActiveState=inactive\nJob=12\n", true),
+            ("Job=0\nActiveState=inactive\n", false),
+            ("ActiveState=failed\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_up_or_queued(block), expected, "{block}");
         }
     }
 

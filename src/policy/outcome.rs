@@ -153,6 +153,7 @@ pub enum WarningReason {
     PasswordOnlyAccounts,
     InheritedKeyReplaced,
     AccountShutOut,
+    SettingNotOwned,
 }
 
 /// Something the owner should know although the command succeeded.

@@ -123,6 +123,8 @@ pub struct Purpose<'a> {
     pub when: &'a str,
     /// For the same comment.
     pub command_id: &'a str,
+    /// Why our own setting could not be written a moment ago: where sshd does what is asked, it is left at that.
+    pub not_owned: Option<&'a str>,
 }
 
 /// A plan that sshd has yet to be asked about.
@@ -138,6 +140,10 @@ pub struct Draft {
     pub binding: Option<Binding>,
     /// The key pair that was unbound, by a detach.
     pub unbound: Option<KeyPair>,
+    /// Whether sshd's files say what is asked as they stand: what would be written is ours besides.
+    pub already: bool,
+    /// Whether ours stands as a command would write it, or nothing of ours stands.
+    pub untouched: bool,
     warnings: Vec<Warning>,
     takes_away: Option<PublicKey>,
     /// The key lines that are not ours, in all files that sshd reads.
@@ -168,6 +174,8 @@ pub struct Plan {
     pub binding: Option<Binding>,
     /// The key pair that was unbound, by a detach.
     pub unbound: Option<KeyPair>,
+    /// Whether sshd's files say what is asked as they stand: what is written there is ours besides.
+    pub already: bool,
     /// What sshd said, with the plan's lines ahead.
     pub answers: Vec<Answer>,
     /// What the owner should know.
@@ -241,6 +249,8 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
         ahead: None,
         binding: bound.clone(),
         unbound: None,
+        already: false,
+        untouched: false,
         warnings: Vec::new(),
         takes_away: None,
         places: match &facts.key_file {

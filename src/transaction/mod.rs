@@ -12,6 +12,7 @@ pub mod judge;
 pub mod look;
 pub mod observe;
 pub mod outbox;
+pub mod owed;
 pub mod perform;
 pub mod proof;
 pub mod recovery;

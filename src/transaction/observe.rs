@@ -20,6 +20,7 @@ use super::Transaction;
 use super::blocks::Elsewhere;
 use super::sheet::{Sheet, timestamp};
 use super::state::State;
+use super::steps::changed_twice;
 
 /// A plan and what it was made of.
 #[derive(Debug)]
@@ -30,15 +31,63 @@ pub struct Prepared {
     pub facts: Facts,
 }
 
+/// What earlier plans of a command leave to the next one.
+#[derive(Debug)]
+pub(super) struct Tries {
+    /// How many more plans there may be where a file changes under one.
+    left: u32,
+    /// Why our own setting could not be written.
+    pub(super) not_owned: Option<String>,
+}
+
+impl Default for Tries {
+    fn default() -> Self {
+        Self { left: 1, not_owned: None }
+    }
+}
+
+impl Tries {
+    /// A file changed under the plan: there is one new one.
+    ///
+    /// # Errors
+    /// There was one already.
+    pub(super) fn another(&mut self, changed: &FileError) -> Result<(), Refusal> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| changed_twice(changed))?;
+        Ok(())
+    }
+}
+
+/// By these reasons a setting of ours cannot be written. That the guard refuses is none of them.
+fn leaves_it_unowned(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::SshdConfigRejected
+            | Reason::PasswordAuthNotEffective
+            | Reason::SshdReloadUnsafe
+            | Reason::UnsafePath
+            | Reason::IoError
+    )
+}
+
 impl<G: Guest> Transaction<G> {
     /// Observes the guest for `command` and plans it. Nothing is changed.
     ///
     /// # Errors
     /// Any reason of contract 4 to 6.
     pub fn prepare(&self, command: &Command, state: &State, sheet: &mut Sheet) -> Result<Prepared, Refusal> {
+        self.prepare_again(command, state, sheet, &mut Tries::default())
+    }
+
+    /// The same, after earlier tries.
+    pub(super) fn prepare_again(
+        &self,
+        command: &Command,
+        state: &State,
+        sheet: &mut Sheet,
+        tries: &mut Tries,
+    ) -> Result<Prepared, Refusal> {
         let known = self.settings.instance(state).map(InstanceId::as_str);
-        let instance_id = known.or(command.instance_id.as_deref());
-        plan::admit(&command.action, state.binding.as_ref(), instance_id)?;
+        plan::admit(&command.action, state.binding.as_ref(), known.or(command.instance_id.as_deref()))?;
         let owed = state.owed_in_words();
         if let (Action::Detach { .. }, None, Some(owed)) = (&command.action, &state.binding, &owed) {
             return Err(Refusal::new(Reason::IoError, owed));
@@ -46,8 +95,43 @@ impl<G: Guest> Transaction<G> {
         if let Some(key) = command.action.public_key() {
             self.guest.reads_key(key)?;
         }
-        let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
-        sheet.notes.extend(owed);
+        loop {
+            let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
+            sheet.notes.extend(owed.clone());
+            let mut already = false;
+            let not_owned = tries.not_owned.as_deref();
+            let mut planned = self.plan_on(&facts, command, state, sheet, not_owned, &mut already);
+            if let Err(refusal) = &planned
+                && already
+                && not_owned.is_none()
+                && leaves_it_unowned(refusal.reason)
+            {
+                let why = refusal.message.clone();
+                planned = self.plan_on(&facts, command, state, sheet, Some(&why), &mut already);
+            }
+            // What sshd said of files that somebody changed meanwhile is no verdict.
+            let sshd = facts.sshd.as_ref().filter(|_| command.action.password_auth().is_some());
+            let now = sshd.and_then(|sshd| Some((sshd, self.guest.files_of(sshd).ok()?)));
+            let changed = now.as_ref().and_then(|(sshd, now)| sshd.config.difference(now));
+            match changed {
+                Some(path) => tries.another(&FileError::Changed { path: path.to_owned() })?,
+                None => return planned.map(|plan| Prepared { plan, facts }),
+            }
+        }
+    }
+
+    /// The plan on these facts. `already` is set where sshd does what is asked as it stands.
+    fn plan_on(
+        &self,
+        facts: &Facts,
+        command: &Command,
+        state: &State,
+        sheet: &mut Sheet,
+        not_owned: Option<&str>,
+        already: &mut bool,
+    ) -> Result<Plan, Refusal> {
+        let known = self.settings.instance(state).map(InstanceId::as_str);
+        let instance_id = known.or(command.instance_id.as_deref());
         let present = facts.sshd.iter().flat_map(|sshd| &sshd.answers).next();
         sheet.outcome.effective = present.map(|answer| answer.effective.report());
         let when = timestamp(&self.guest);
@@ -60,9 +144,11 @@ impl<G: Guest> Transaction<G> {
             asks_for_yes: self.settings.proof,
             when: &when,
             command_id: command.id.as_str(),
+            not_owned,
         };
-        let draft = plan::draft(&purpose, &facts)?;
-        let questions = draft.questions(&purpose, &facts);
+        let draft = plan::draft(&purpose, facts)?;
+        *already = draft.already;
+        let questions = draft.questions(&purpose, facts);
         let answers = match &facts.sshd {
             Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
             None => Vec::new(),
@@ -81,7 +167,7 @@ impl<G: Guest> Transaction<G> {
             Some(sshd) => self.guest.trial(sshd, question),
             None => Vec::new(),
         };
-        let judged = draft.judge(&purpose, &facts, answers, &mut ask);
+        let judged = draft.judge(&purpose, facts, answers, &mut ask);
         let plan = judged.map_err(|PlanRefusal { refusal, trial }| {
             sheet.asked.trial = trial.map(|report| *report);
             refusal
@@ -104,7 +190,7 @@ impl<G: Guest> Transaction<G> {
             sheet.outcome.fingerprint = Some(unbound.public_key.fingerprint());
             sheet.outcome.key_name = Some(unbound.key_name.clone());
         }
-        Ok(Prepared { plan, facts })
+        Ok(plan)
     }
 
     fn observe(

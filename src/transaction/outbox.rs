@@ -5,11 +5,11 @@ use serde::Serialize;
 use crate::guest::{Guest, HostKey, Identity, OperatingSystem};
 use crate::policy::foreign::foreign;
 use crate::policy::observation::Sshd;
-use crate::policy::outcome::EffectiveReport;
+use crate::policy::outcome::{EffectiveReport, Reason, Refusal};
 use crate::policy::public_key::Fingerprint;
 use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequence};
 
-use super::state::StoredResult;
+use super::state::{State, StoredResult};
 use super::{Failure, Transaction};
 
 /// What this agent can do, as it tells the control plane; `signed` whether or not `trusted_signers` asks for it.
@@ -44,6 +44,13 @@ struct BindingReport {
     key_name: KeyName,
     fingerprint: Fingerprint,
     inherited: bool,
+}
+
+/// What is wrong here: what the running sshd said against the last command, why sshd cannot be asked.
+fn warnings(state: Option<&State>, not_asked: Option<&Refusal>) -> Vec<String> {
+    let contradiction = state.and_then(|state| state.contradiction.as_ref());
+    let contradiction = contradiction.map(|said| format!("{}: {}", Reason::ProofContradicted, said.message));
+    contradiction.into_iter().chain(not_asked.map(|refusal| refusal.message.clone())).collect()
 }
 
 impl<G: Guest> Transaction<G> {
@@ -103,7 +110,7 @@ impl<G: Guest> Transaction<G> {
                 .and_then(|state| state.highest.as_ref())
                 .map(|highest| highest.sequence),
             undelivered: state.as_ref().map_or(0, |state| usize::from(state.undelivered.is_some())),
-            warnings: sshd.as_ref().err().map(|refusal| refusal.message.clone()).into_iter().collect(),
+            warnings: warnings(state.as_ref(), sshd.as_ref().err()),
             host_keys: sshd.as_ref().map(|sshd| self.host_keys(sshd)).unwrap_or_default(),
         };
         // Serializing fails only for maps with keys that are no strings, and there is no map here.

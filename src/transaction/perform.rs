@@ -9,11 +9,11 @@ use crate::policy::plan::Plan;
 use crate::policy::types::{CommandId, PasswordAuth};
 
 use super::judge::Judgement;
-use super::observe::Prepared;
+use super::observe::{Prepared, Tries};
 use super::recovery::{Settle, undo};
 use super::sheet::Sheet;
 use super::state::{InFlight, Intent, State, StoredResult};
-use super::steps::{Halt, carry_out, changed_twice};
+use super::steps::{Halt, carry_out};
 use super::{Failure, Transaction};
 
 /// What became of a command.
@@ -197,10 +197,9 @@ impl<G: Guest> Transaction<G> {
             }
             Judgement::TryLater(why) => return End::Later(why),
         }
-        let mut tries_left = 2;
+        let mut tries = Tries::default();
         loop {
-            tries_left -= 1;
-            let prepared = match self.prepare(command, state, &mut sheet) {
+            let prepared = match self.prepare_again(command, state, &mut sheet, &mut tries) {
                 Ok(prepared) => prepared,
                 Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
             };
@@ -211,8 +210,14 @@ impl<G: Guest> Transaction<G> {
                 Err(halt) => halt,
             };
             return match halt {
-                Halt::Changed(_) if tries_left > 0 => continue,
-                Halt::Changed(error) => End::Outcome(sheet.fail(&self.guest, changed_twice(&error)), None),
+                Halt::Changed(error) => match tries.another(&error) {
+                    Ok(()) => continue,
+                    Err(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
+                },
+                Halt::NotOwned(refusal) => {
+                    tries.not_owned = Some(refusal.message);
+                    continue;
+                }
                 Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
                 Halt::Stuck { refusal, .. } => End::Stuck(sheet.fail(&self.guest, refusal)),
                 Halt::Stopped => {
@@ -278,6 +283,7 @@ impl<G: Guest> Transaction<G> {
     fn success(&self, command: &Command, prepared: &Prepared, state: &mut State, sheet: Sheet) -> Outcome {
         let Prepared { plan, .. } = prepared;
         let changed = plan.changes_files();
+        state.owe(command, prepared, &sheet.asked);
         if let Some(password_auth) = command.action.password_auth() {
             state.password_auth = Some(password_auth);
         }

@@ -51,6 +51,15 @@ struct Steps {
     failures: Vec<Refusal>,
 }
 
+impl Steps {
+    /// Every cause of a failure, in one text; `None` where nothing failed.
+    fn refusal(&self) -> Option<Refusal> {
+        let first = self.failures.first()?;
+        let messages: Vec<&str> = self.failures.iter().map(|failure| failure.message.as_str()).collect();
+        Some(Refusal::new(first.reason, messages.join("; ")))
+    }
+}
+
 /// What came of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Taken {
@@ -146,10 +155,9 @@ pub(super) fn undo(
             path.display()
         );
     }
-    let Some(first) = steps.failures.first() else { return Ok(steps.owed) };
+    let Some(refusal) = steps.refusal() else { return Ok(steps.owed) };
     rest.key_files.append(&mut steps.owed);
-    let messages: Vec<&str> = steps.failures.iter().map(|failure| failure.message.as_str()).collect();
-    Err(NotUndone { refusal: Refusal::new(first.reason, messages.join("; ")), rest: Box::new(rest) })
+    Err(NotUndone { refusal, rest: Box::new(rest) })
 }
 
 /// That a key file cannot be looked at, since its volume is not mounted.
@@ -158,6 +166,25 @@ fn not_mounted(file: &FileIntent) -> Refusal {
     let message =
         format!("{}: {mount}, on which that file is, is not mounted; mount it", file.path.display());
     Refusal::new(Reason::IoError, message)
+}
+
+/// Takes back what a command wrote into sshd's files, and has sshd read them. The files that somebody changed meanwhile, and
+/// that are left alone.
+///
+/// # Errors
+/// What could not be taken back, or that sshd may not have read it.
+pub(super) fn take_setting_back(
+    guest: &mut impl Guest,
+    files: &[FileIntent],
+    user: &str,
+) -> Result<Vec<PathBuf>, Refusal> {
+    let mut steps = Steps::default();
+    take_back_all(guest, files, &mut steps);
+    if let Some(refusal) = steps.refusal() {
+        return Err(refusal);
+    }
+    reload_afresh(guest, user)?;
+    Ok(steps.left_alone)
 }
 
 /// Whether a key that was bound anew has to stay, since what is left of the command in sshd's files keeps passwords off.
@@ -394,6 +421,7 @@ impl<G: Guest> Transaction<G> {
 
     /// Undoes an open intent. The third time a command is found in flight, `INTERRUPTED` is its result.
     pub(super) fn close_intent(&mut self, state: &mut State) -> Result<(), Refusal> {
+        self.finish_restoring(state)?;
         self.take_back_owed(state)?;
         let Some(intent) = state.intent.clone() else { return Ok(()) };
         tracing::warn!("a command was interrupted: what it did is taken back");

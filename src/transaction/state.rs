@@ -11,6 +11,8 @@ use crate::policy::machine::Machine;
 use crate::policy::plan::Binding;
 use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
 
+use super::owed::{Contradiction, OwedProof};
+
 mod size;
 
 pub use size::Unkept;
@@ -56,6 +58,12 @@ pub struct State {
     results: VecDeque<StoredResult>,
     /// The result that the control plane has yet to accept.
     pub undelivered: Option<StoredResult>,
+    /// What the running sshd is still to be asked of the last command. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed_proof: Option<OwedProof>,
+    /// What the running sshd said against a command that had succeeded. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contradiction: Option<Contradiction>,
 }
 
 /// The highest sequence so far.
@@ -239,6 +247,8 @@ impl State {
             self.undelivered = None;
             self.highest = None;
             self.interrupted = None;
+            self.owed_proof = None;
+            self.contradiction = None;
             if let Some(binding) = &mut self.binding {
                 binding.inherited = true;
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
-use crate::policy::edit::FileEdit;
+use crate::policy::edit::{FileEdit, FileKind};
 use crate::policy::lockout;
 use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
@@ -27,6 +27,8 @@ pub(super) enum Halt {
     Changed(FileError),
     /// A step failed.
     Failed(Refusal),
+    /// sshd does what is asked, and our own setting, which would keep it so, cannot be written.
+    NotOwned(Refusal),
     /// The daemon is to stop.
     Stopped,
     /// A step failed, and so did the undo: what of the intent is not taken back stays open.
@@ -42,7 +44,9 @@ impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Changed(error) => error.fmt(f),
-            Self::Failed(refusal) | Self::Stuck { refusal, .. } => f.write_str(&refusal.message),
+            Self::Failed(refusal) | Self::NotOwned(refusal) | Self::Stuck { refusal, .. } => {
+                f.write_str(&refusal.message)
+            }
             Self::Stopped => f.write_str("the agent is stopping"),
         }
     }
@@ -117,6 +121,9 @@ fn step_by_step(
         write_keys(guest, plan, &go_on, begun)?;
         return Ok(plan.answers.clone());
     };
+    if plan.expect.is_some() {
+        the_files_still_stand(guest, sshd, &[])?;
+    }
     // Passwords are back before a key that lets in is taken away; the key lets in before passwords go.
     if !plan.opens() {
         write_keys(guest, plan, &go_on, begun)?;
@@ -144,6 +151,9 @@ fn step_by_step(
     if let Some(proof) = &proof_after_trial(plan) {
         go_on()?;
         let said = asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload);
+        if said.is_err() {
+            the_files_still_stand(guest, sshd, &plan.sshd_edits)?;
+        }
         is_as_foretold = said.map_err(Halt::Failed)?;
     }
     if plan.unread && !begun.reload && !is_as_foretold {
@@ -208,25 +218,41 @@ fn set(
     begun: &mut Begun,
 ) -> Result<Live, Halt> {
     the_key_still_stands(guest, plan, facts)?;
+    let not_owned = |halt| match halt {
+        Halt::Failed(refusal) if plan.already => Halt::NotOwned(refusal),
+        other => other,
+    };
     for edit in &plan.sshd_edits {
         go_on()?;
-        write(guest, edit, &mut begun.sshd_files)?;
+        write(guest, edit, &mut begun.sshd_files).map_err(not_owned)?;
     }
     go_on()?;
     let must = plan.answers.iter().map(|answer| &answer.connection);
     let loopback = plan.proof.iter().filter_map(|proof| Some(&proof.forecast.as_ref()?.connection));
     let connections: Vec<Connection> = must.chain(loopback).cloned().collect();
-    let mut answers = guest.ask(sshd, None, &connections).map_err(Halt::Failed)?;
+    let answers = guest.ask(sshd, None, &connections);
+    // What sshd says of files that somebody changed meanwhile is no verdict on ours.
+    the_files_still_stand(guest, sshd, &plan.sshd_edits)?;
+    let mut answers = answers.map_err(Halt::Failed)?;
     let loopback = answers.split_off(plan.answers.len().min(answers.len())).into_iter().next();
     the_guard_still_stands(plan, sshd, &answers)?;
     if let Some(asked) = plan.expect {
         judge_setting(asked, kbd_interactive, facts, sshd, &answers).map_err(Halt::Failed)?;
     }
-    guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
+    guest.reload_is_safe(sshd).map_err(Halt::Failed).map_err(not_owned)?;
     go_on()?;
     begun.reload = true;
     guest.reload(sshd).map_err(Halt::Failed)?;
     Ok(Live { answers, loopback })
+}
+
+/// sshd's files are what was observed, and what this command `wrote`. A file that somebody put beside them counts, too.
+fn the_files_still_stand(guest: &impl Guest, sshd: &Sshd, wrote: &[FileEdit]) -> Result<(), Halt> {
+    let now = guest.files_of(sshd).map_err(Halt::Failed)?;
+    match sshd.config.after(wrote).difference(&now) {
+        Some(path) => Err(Halt::Changed(FileError::Changed { path: path.to_owned() })),
+        None => Ok(()),
+    }
 }
 
 /// Before passwords go off: the file by whose keys the guard let that pass still is what it was, or what this command made
@@ -260,7 +286,9 @@ fn the_guard_still_stands(plan: &Plan, sshd: &Sshd, live: &[Answer]) -> Result<(
 /// Writes one edit, if the file still is what it was planned on.
 fn write(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(), Halt> {
     let done = make(guest, edit);
-    if !matches!(done, Err(FileError::Changed { .. })) {
+    // A place that is refused was not touched: nothing there is to be taken back.
+    let is_refused = edit.kind == FileKind::SshdConfig && matches!(done, Err(FileError::Unsafe { .. }));
+    if !is_refused && !matches!(done, Err(FileError::Changed { .. })) {
         *begun += 1;
     }
     done.map_err(|error| match error {

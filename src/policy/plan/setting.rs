@@ -6,13 +6,14 @@ use std::path::Path;
 use super::super::block::{self, BEGIN, END};
 use super::super::edit::{FileEdit, FileKind};
 use super::super::observation::{ConfigTree, Reload, Sshd};
-use super::super::outcome::{Reason, Refusal};
+use super::super::outcome::{Reason, Refusal, Warning, WarningReason};
 use super::super::sshd_config::{self, Place, Provenance, Reading};
 use super::super::types::PasswordAuth;
 use super::{Draft, Facts, Purpose, judge_setting};
 
 impl Draft {
-    /// sshd's side: what has to be written so that `password_auth` holds.
+    /// sshd's side: what has to be written so that `password_auth` holds, whoever writes later. Also where it holds already:
+    /// by whose line, and for how long, nobody can tell. Only where ours cannot be written it is left at that.
     pub(super) fn set(
         &mut self,
         purpose: &Purpose<'_>,
@@ -35,16 +36,31 @@ impl Draft {
             && (password_auth == PasswordAuth::Yes
                 || sshd_config::forbids_all(kbd, first, &Reading::of(sshd)));
         let standing = sshd_config::taken(&sshd.config);
-        let as_desired = match standing.as_slice() {
-            [] => true,
-            [place] if !sshd_config::is_read(&sshd.config, place) => false,
-            [place] => sshd_config::directives_of_ours(&ours_at(sshd, place)) == desired,
+        let stands = |place: &Place| {
+            sshd_config::is_read(&sshd.config, place)
+                && sshd_config::directives_of_ours(&ours_at(sshd, place)) == desired
+        };
+        let is_owned = match standing.as_slice() {
+            [place] => {
+                stands(place) && sshd_config::is_first(&sshd.config, place) && has_its_form(sshd, place)
+            }
             _ => false,
         };
-        if satisfied && as_desired {
+        self.already = satisfied;
+        self.untouched = match standing.as_slice() {
+            [] => true,
+            [place] => stands(place),
+            _ => false,
+        };
+        if satisfied && is_owned {
             return Ok(());
         }
-        let placement = sshd_config::placement(&sshd.config, sshd.main_is_writable)?;
+        let placement = match (purpose.not_owned, sshd_config::placement(&sshd.config, sshd.main_is_writable))
+        {
+            (Some(why), _) if satisfied => return self.leave_it_at_that(why),
+            (_, Err(refusal)) if satisfied => return self.leave_it_at_that(&refusal.message),
+            (_, placement) => placement?,
+        };
         let place = placement.place;
         let take_back = take_back(&place, sshd, &desired);
         let provenance =
@@ -63,7 +79,7 @@ impl Draft {
                 }
             }
             Place::TopBlock(path) => {
-                // A block with the same directives at another place than the top is moved there.
+                // A block with the same directives at another place than the top is moved there, one in another form rewritten.
                 let main = sshd.config.files.get(path).map(Vec::as_slice);
                 let block = sshd_config::render_block(&desired, &provenance).into_bytes();
                 self.sshd_edits.extend(FileEdit::block(path, FileKind::SshdConfig, main, block));
@@ -72,6 +88,26 @@ impl Draft {
         let stale = placement.stale.iter().filter_map(|stale| removal(&sshd.config, stale));
         self.sshd_edits.extend(stale);
         Ok(())
+    }
+}
+
+impl Draft {
+    /// sshd does what is asked, and not by a setting of ours.
+    fn leave_it_at_that(&mut self, why: &str) -> Result<(), Refusal> {
+        let message = format!(
+            "sshd does what was asked, but not by a setting of the agent's own, which whoever writes sshd's configuration later \
+             could not undo: {why}"
+        );
+        self.warnings.push(Warning::new(WarningReason::SettingNotOwned, message));
+        Ok(())
+    }
+}
+
+/// Whether ours has the form that keeps what edits the main file line by line away from it.
+fn has_its_form(sshd: &Sshd, place: &Place) -> bool {
+    match place {
+        Place::DropIn(_) => true,
+        Place::TopBlock(_) => sshd_config::is_in_form_of_block(&ours_at(sshd, place)),
     }
 }
 

@@ -73,6 +73,7 @@ impl Draft {
             expect,
             binding: self.binding,
             unbound: self.unbound,
+            already: self.already,
             answers: answers.must,
             warnings: self.warnings,
         })
@@ -353,7 +354,7 @@ impl AccessContext<'_> {
             }
             PasswordAuth::Yes => warnings.extend(self.root_password_prohibited(&answers.must)),
         }
-        if !self.sshd.running {
+        if !self.sshd.running && !self.sshd.is_awaited {
             let found = match &self.sshd.reload {
                 Reload::None(found) => found.as_str(),
                 Reload::Unit(_) | Reload::SocketUnit(_) | Reload::Pid { .. } => "no listener was found",

@@ -82,6 +82,11 @@ pub fn is_read(tree: &ConfigTree, place: &Place) -> bool {
     }
 }
 
+/// Whether sshd reads what stands at a place of ours ahead of every other line about it: then whoever writes later loses.
+pub fn is_first(tree: &ConfigTree, place: &Place) -> bool {
+    ahead_of(tree, place).is_none()
+}
+
 /// Whether a file has the name of our drop-in.
 pub fn is_drop_in(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name == DROP_IN)

@@ -32,15 +32,29 @@ pub fn render(directives: &[(String, String)], provenance: &Provenance<'_>) -> S
     comments.chain(settings).collect()
 }
 
-/// The same between the markers of the block at the top of the main file.
+/// The same between the markers of the block at the top of the main file, each directive with an equals sign: cloud-init
+/// edits a line `PasswordAuthentication ...` of the main file in place, and knows none by the name
+/// `PasswordAuthentication=`.
 pub fn render_block(directives: &[(String, String)], provenance: &Provenance<'_>) -> String {
-    let text = render(directives, provenance);
+    let comments = render(&[], provenance);
+    let settings = directives.iter().map(|(keyword, value)| format!("{keyword}= {value}\n"));
+    let text: String = std::iter::once(comments).chain(settings).collect();
     format!("{BEGIN} (set by the cloud; \"keypair-agent undo\" takes it out)\n{text}{END}\n")
 }
 
 /// A text that cannot end the comment it stands in.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Whether every directive of a block has the form that [`render_block`] gives it: before 3.2 it had another.
+pub fn is_in_form_of_block(block: &[u8]) -> bool {
+    block.split(|&byte| byte == b'\n').filter_map(|line| Some((line, tokens::split(line)?))).all(
+        |(line, (keyword, arguments))| {
+            line.strip_suffix(b"\r").unwrap_or(line)
+                == format!("{keyword}= {}", arguments.join(" ")).as_bytes()
+        },
+    )
 }
 
 /// What our drop-in, or our block, sets: comments do not count when asking whether it has to be written
@@ -62,7 +76,10 @@ pub fn is_our_line_in_block(line: &[u8]) -> bool {
         [(PASSWORD, &["yes", "no"]), (KBD_INTERACTIVE, &["no"]), (CHALLENGE_RESPONSE, &["no"])];
     line.starts_with(COMMENT.as_bytes())
         || values.iter().any(|(keyword, values)| {
-            values.iter().any(|value| line == format!("{keyword} {value}").as_bytes())
+            values.iter().any(|value| {
+                line == format!("{keyword} {value}").as_bytes()
+                    || line == format!("{keyword}= {value}").as_bytes()
+            })
         })
 }
 
@@ -157,6 +174,14 @@ mod tests {
         let block = render_block(&no(), &PROVENANCE);
         assert_eq!(directives_of_ours(block.as_bytes()), no());
         assert_eq!(our_lines(block.as_bytes()), [1, 2, 3, 4, 5, 6]);
+        assert!(
+            block.contains("\nPasswordAuthentication= no\nKbdInteractiveAuthentication= no\n"),
+            "{block}"
+        );
+        assert!(
+            is_in_form_of_block(block.as_bytes())
+                && !is_in_form_of_block(render(&no(), &PROVENANCE).as_bytes())
+        );
         assert_eq!(our_lines(format!("Port 22\n{block}UsePAM yes\n").as_bytes()), [2, 3, 4, 5, 6, 7]);
         let open = block.replace(END, "UsePAM yes");
         assert_eq!(our_lines(open.as_bytes()), [1, 2, 3, 4, 5]);
@@ -203,6 +228,7 @@ mod tests {
             assert!(is_our_line_in_block(line.as_bytes()), "{line}");
         }
         assert!(is_our_line_in_block(b"ChallengeResponseAuthentication no\r\n"));
+        assert!(is_our_line_in_block(b"PasswordAuthentication= no\n"));
         for line in
             ["", "# mine", "UsePAM yes", "KbdInteractiveAuthentication yes", "PasswordAuthentication  no"]
         {
