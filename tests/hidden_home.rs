@@ -63,8 +63,9 @@ fn what_the_agent_does_not_see_is_a_failure() {
     }
 
     assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
-    let before = guest.snapshot();
+    let keys = fs::read(guest.key_file()).unwrap();
     for (directory, mount) in covers {
+        let before = guest.snapshot();
         for command in [detach("my-test"), attach("my-test", &key, "no")] {
             given(&command);
             let output = behind(&guest, directory, mount, &["apply", path]);
@@ -75,10 +76,12 @@ fn what_the_agent_does_not_see_is_a_failure() {
             assert!(message.contains(guest.path(directory).to_str().unwrap()), "{mount}: {result}");
             assert!(message.contains("does not see there what sshd sees"), "{mount}: {result}");
         }
+        assert_eq!(guest.snapshot(), before, "{mount}");
+        // What it sees it takes out.
         let output = behind(&guest, directory, mount, &["undo"]);
         assert_eq!(output.status.code(), Some(1), "{mount}: {output:?}");
         assert!(text(&output).contains("does not see there what sshd sees"), "{mount}: {output:?}");
-        assert_eq!(guest.snapshot(), before, "{mount}");
+        assert_eq!(fs::read(guest.key_file()).unwrap(), keys, "{mount}");
         assert!(guest.sshd.lets_in(&key), "{mount}");
     }
     // What is mounted on itself hides nothing.
