@@ -235,7 +235,8 @@ pub struct Sshd {
     pub binary: PathBuf,
     /// The running listener's options (`-o`, `-p`, …) that every question repeats; never `-f`.
     pub options: Vec<String>,
-    /// Whether those options come from a running listener.
+    /// Whether something listens for it: those options come from a running listener, or a socket unit starts an sshd for each
+    /// connection.
     pub running: bool,
     /// Whether the main file may be written: not sshd's own default elsewhere than /etc/ssh.
     pub main_is_writable: bool,
