@@ -108,10 +108,15 @@ impl Sshd {
 
     /// As after a boot: another listener, on the files as they are. Nobody else may take its port meanwhile.
     pub fn boot(&mut self) {
+        self.boot_with(&[]);
+    }
+
+    /// The same with these arguments besides `-f`.
+    pub fn boot_with(&mut self, arguments: &[&str]) {
         self.stop();
         let pid_file = self.folder.join("sshd.pid");
         let _ = fs::remove_file(&pid_file);
-        self.child = Self::spawn(Path::new("/usr/sbin/sshd"), &self.folder, &[]);
+        self.child = Self::spawn(Path::new("/usr/sbin/sshd"), &self.folder, arguments);
         wait_for("sshd to listen", || {
             assert!(
                 self.is_alive(),
