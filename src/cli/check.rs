@@ -127,14 +127,15 @@ fn found(sshd: &Sshd) -> String {
         true => String::new(),
         false => format!(" with {}", sshd.options.join(" ")),
     };
-    format!("{}{options}, {}", sshd.binary.display(), reload(&sshd.reload))
+    format!("{}{options}, {}", sshd.binary.display(), reload(sshd))
 }
 
-fn reload(reload: &Reload) -> String {
-    match reload {
+fn reload(sshd: &Sshd) -> String {
+    match &sshd.reload {
         Reload::Unit(unit) => format!("reloaded as {unit}"),
         Reload::SocketUnit(unit) => format!("started by a socket, restarted as {unit}"),
         Reload::Pid { pid, .. } => format!("reloaded by SIGHUP to pid {pid}"),
+        Reload::None(why) if sshd.running => why.clone(),
         Reload::None(why) => format!("not running: {why}"),
     }
 }

@@ -60,6 +60,7 @@ pub fn main() -> ExitCode {
         Word::Detach => apply::detach(&config),
         Word::Plan(source) => plan::plan(&config, &source),
         Word::Undo => undo::undo(&config),
+        Word::Recover => undo::recover(&config),
         Word::TrialHelper => trial_helper::serve(&config),
         Word::Status { json } => status::status(&config, json),
         Word::Check { json, image: false } => check::check(&config, json),

@@ -1,4 +1,4 @@
-//! `undo`: everything of ours goes, and the diff of it is shown.
+//! `undo`: everything of ours goes, and the diff of it is shown. `recover`: what an interrupted command did goes.
 
 use crate::config::Config;
 
@@ -26,5 +26,13 @@ pub(super) fn undo(config: &Config) -> u8 {
         OK
     } else {
         FAILED
+    }
+}
+
+/// `recover`.
+pub(super) fn recover(config: &Config) -> u8 {
+    match super::transaction(config).recover_if_open() {
+        Ok(()) => OK,
+        Err(failure) => apply::fail(&failure.to_string()),
     }
 }

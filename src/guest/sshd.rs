@@ -45,7 +45,11 @@ pub struct SshdSettings {
 /// Finds sshd, reads its files and asks it for `user` (contract 6, "Whom we ask" and "For whom").
 pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     let (main, main_is_writable) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
-    let located = locate::locate(settings)?;
+    let mut located = locate::locate(settings)?;
+    if located.pid.is_none() && !process::listeners(&settings.binary).is_empty() {
+        // Its own sshd may have begun to listen since: a slow boot.
+        located = locate::locate(settings)?;
+    }
     if !located.program.exists() {
         let text = format!(
             "there is no sshd at {}; install the OpenSSH server, or name its program as 'binary' in [sshd] of \
@@ -68,6 +72,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     refuse_an_unseen_listener(settings, &located, &effective, &listeners)?;
     refuse_another_ports_listener(&located, &effective, &listeners)?;
     let has_read_its_files = has_read_its_files(effective.value("pidfile"), &config);
+    let others = others(listeners, &located, &listening_ports(&effective));
     Ok(Sshd {
         binary: located.program,
         options,
@@ -78,8 +83,19 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
         answers,
         reload: located.reload,
         has_read_its_files,
-        others: listeners.into_iter().filter(|other| Some(other.pid) != located.pid).collect(),
+        others,
     })
+}
+
+/// The listeners that are neither the one that is asked nor one that its service is putting in its place.
+fn others(listeners: Vec<OtherListener>, located: &Located, ports: &[u16]) -> Vec<OtherListener> {
+    let service = located.pid.and_then(process::service);
+    let is_its_own = |other: &OtherListener| {
+        let is_on_its_ports = other.ports.is_empty() || other.ports.iter().any(|port| ports.contains(port));
+        Some(other.pid) == located.pid
+            || (service.is_some() && is_on_its_ports && process::service(other.pid) == service)
+    };
+    listeners.into_iter().filter(|other| !is_its_own(other)).collect()
 }
 
 /// sshd's files as they stand, without asking it.
@@ -273,6 +289,24 @@ fn in_their_files(words: &str, main: &Path, lines_ahead: usize) -> String {
     said
 }
 
+/// The main file that is meant.
+pub(super) fn main_file_of(settings: &SshdSettings) -> Result<PathBuf, Refusal> {
+    main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG).map(|(main, _)| main)
+}
+
+/// The ports on which `program` would listen by this main file and the options of these arguments, the program first.
+pub(super) fn ports_of(
+    settings: &SshdSettings,
+    main: &Path,
+    program: &Path,
+    arguments: &[String],
+) -> Result<Vec<u16>, Refusal> {
+    let options = listener::repeated(arguments).map(|found| found.options).unwrap_or_default();
+    let mut questioner = Questioner::new(program, main, &options, &settings.run_dir);
+    let effective = questioner.effective(About::Live, &anybody("root"))?.map_err(already_invalid)?;
+    Ok(listening_ports(&effective))
+}
+
 /// The main file, and whether it may be written: the vendor's may not.
 fn main_file(config: &Path, default: &str, vendor: &str) -> Result<(PathBuf, bool), Refusal> {
     if config.exists() {
@@ -313,7 +347,7 @@ pub fn may_run(settings: &SshdSettings) -> Result<bool, Refusal> {
     Ok(!reads_another)
 }
 
-fn is_same_file(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
     fs::canonicalize(one).ok().is_some_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
 }
 
@@ -354,7 +388,7 @@ fn options_of(settings: &SshdSettings, located: &Located, main: &Path) -> Result
 }
 
 /// The main file that this sshd was built with, where its debug output names it.
-fn built_in_config(binary: &Path) -> Result<Option<PathBuf>, Refusal> {
+pub(super) fn built_in_config(binary: &Path) -> Result<Option<PathBuf>, Refusal> {
     let output = child::run(binary, &["-t", "-ddd"], "")
         .map_err(|error| Refusal::new(Reason::IoError, format!("asking sshd: {error}")))?;
     let named = output.stderr.lines().find_map(|line| line.split_once("load_server_config: filename "));

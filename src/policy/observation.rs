@@ -257,7 +257,8 @@ pub struct Sshd {
     pub binary: PathBuf,
     /// The running listener's options (`-o`, `-p`, …) that every question repeats; never `-f`.
     pub options: Vec<String>,
-    /// Whether those options come from a running listener.
+    /// Whether something listens for it: those options come from a running listener, or a socket unit starts an sshd for each
+    /// connection.
     pub running: bool,
     /// Whether a socket unit listens in sshd's place, or is on its way: sshd starts with the first connection.
     pub is_awaited: bool,

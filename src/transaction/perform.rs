@@ -1,6 +1,6 @@
 //! `perform`: the one path of a command, from `run` and from `apply`, and the only one that changes the guest.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::guest::Guest;
 use crate::policy::command::{self, Action, Command, Origin, Received};
@@ -201,6 +201,8 @@ impl<G: Guest> Transaction<G> {
         loop {
             let prepared = match self.prepare_again(command, state, &mut sheet, &mut tries) {
                 Ok(prepared) => prepared,
+                // What fails while the agent is stopped may be the stop's doing: its helper's socket goes with it.
+                Err(_) if stop.load(Ordering::SeqCst) => return End::Later(STOPPING.into()),
                 Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
             };
             let halt = match self.carry_out(command, origin, &prepared, state, &mut sheet, stop) {
@@ -210,6 +212,10 @@ impl<G: Guest> Transaction<G> {
                 Err(halt) => halt,
             };
             return match halt {
+                Halt::Stopped => self.stopped(state),
+                Halt::Changed(_) | Halt::NotOwned(_) | Halt::Failed(_) if stop.load(Ordering::SeqCst) => {
+                    self.stopped(state)
+                }
                 Halt::Changed(error) => match tries.another(&error) {
                     Ok(()) => continue,
                     Err(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
@@ -220,14 +226,16 @@ impl<G: Guest> Transaction<G> {
                 }
                 Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
                 Halt::Stuck { refusal, .. } => End::Stuck(sheet.fail(&self.guest, refusal)),
-                Halt::Stopped => {
-                    if let Err(refusal) = self.save(state) {
-                        tracing::warn!("{}", refusal.message);
-                    }
-                    End::Later("the agent is stopping: the command was taken back and will come again".into())
-                }
             };
         }
+    }
+
+    /// A command that a stop interrupts is taken back, and has no result.
+    fn stopped(&mut self, state: &State) -> End {
+        if let Err(refusal) = self.save(state) {
+            tracing::warn!("{}", refusal.message);
+        }
+        End::Later(STOPPING.into())
     }
 
     /// The intent, then the steps; what was done, where anything was. In `state` the intent is gone again whenever
@@ -369,6 +377,9 @@ impl<G: Guest> Transaction<G> {
         unrecorded(&outcome)
     }
 }
+
+/// Why a command has no result that a stop interrupts.
+const STOPPING: &str = "the agent is stopping: the command was taken back and will come again";
 
 /// The stored result of a command seen before. A malformed one is judged before it is recognised; its result
 /// stands for it only while it says the same.

@@ -375,6 +375,21 @@ impl<G: Guest> Transaction<G> {
         Ok(())
     }
 
+    /// The same where an intent is known to be open; nothing is made or waited for where none is.
+    ///
+    /// # Errors
+    /// As for [`Self::recover`].
+    pub fn recover_if_open(&mut self) -> Result<(), Failure> {
+        match self.load() {
+            Ok(State { intent: Some(_), .. }) => self.recover(),
+            Ok(State { intent: None, .. }) => Ok(()),
+            Err(refusal) => {
+                tracing::warn!("{}", refusal.message);
+                Ok(())
+            }
+        }
+    }
+
     /// Sweeps beside all files that are written without an intent: `undo` knows none.
     pub(super) fn sweep(&mut self, state: &State) {
         let target = self.guest.account(&self.settings.target_user).ok();

@@ -23,6 +23,10 @@ socket_attach() {
   no_passwords
   [ "$(property ActiveState ssh.socket)" = active ]
   saw "$(last_result | sed 's/.*"proof":{"key":"\([a-zA-Z]*\)".*/proof: \1/')"
+  # Each connection has an sshd of its own there, and is asked as any other.
+  if [ "$(property Accept ssh.socket)" = yes ]; then
+    case $(last_result) in *'"proof":{"key":"accepted"'*) ;; *) last_result; return 1 ;; esac
+  fi
 }
 
 socket_again() {

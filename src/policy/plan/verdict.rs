@@ -441,7 +441,9 @@ impl AccessContext<'_> {
     }
 
     fn second_sshd(&self) -> impl Iterator<Item = Warning> {
-        self.sshd.others.iter().map(|other| {
+        // Nobody is told to end the only one.
+        let remedy = if self.sshd.running { "end it, or set it up by hand" } else { "set it up by hand" };
+        self.sshd.others.iter().map(move |other| {
             let ports: Vec<String> = other.ports.iter().map(ToString::to_string).collect();
             let on = match ports.as_slice() {
                 [] => String::new(),
@@ -449,7 +451,7 @@ impl AccessContext<'_> {
             };
             let message = format!(
                 "another sshd (pid {}, `{}`) listens{on}: it is neither asked nor told, and takes what its own \
-                 configuration says; end it, or set it up by hand",
+                 configuration says; {remedy}",
                 other.pid,
                 foreign(&other.line)
             );
