@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::channel::base_url::BaseUrl;
-use crate::policy::foreign::foreign;
+use crate::policy::foreign::{foreign, message};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::InstanceId;
 
@@ -234,7 +234,7 @@ fn not_text(before: &[u8], path: &Path) -> ConfigError {
 fn invalid(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
     let before = error.span().and_then(|span| text.get(..span.start));
     let key = error.span().and_then(|span| key_at(text, span.start));
-    let cause = foreign(&error.message().replace('\n', " "));
+    let cause = message(&error.message().replace('\n', " "));
     let why = match key {
         Some(key) => format!("{}: {cause}; {}", foreign(key), remedy(key)),
         None => format!("{cause}; correct it as keypair-agent.toml(5) describes"),
