@@ -42,6 +42,15 @@ pub fn listen_addresses(effective: &Effective) -> Vec<SocketAddr> {
     effective.values("listenaddress").iter().filter_map(parse).collect()
 }
 
+/// Whether sshd listens for such a connection: on its port, and for its address family (`AddressFamily`, `ListenAddress`).
+/// Where it names no address it listens for both.
+pub fn listens_for(effective: &Effective, connection: &Connection) -> bool {
+    let addresses = listen_addresses(effective);
+    let is_its_own =
+        |own: &SocketAddr| own.port() == connection.lport && own.is_ipv4() == connection.laddr.is_ipv4();
+    addresses.is_empty() || addresses.iter().any(is_its_own)
+}
+
 /// The ports sshd listens on, those of `Port` first: an address may carry another port of its own.
 pub fn listening_ports(effective: &Effective) -> Vec<u16> {
     let addresses = listen_addresses(effective);

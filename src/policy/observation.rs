@@ -179,6 +179,13 @@ pub struct Connection {
     pub lport: u16,
 }
 
+impl Connection {
+    /// Whether such a connection can arrive: sshd's IPv6 sockets take no IPv4 (`IPV6_V6ONLY`, ipv6(7)).
+    pub fn is_of_one_family(&self) -> bool {
+        self.addr.is_ipv4() == self.laddr.is_ipv4()
+    }
+}
+
 /// What `sshd -T -C` says for one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {

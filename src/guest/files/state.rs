@@ -16,7 +16,7 @@ use super::own_directory;
 use super::replace::Target;
 use super::sweep::sweep_directory;
 use super::temporary::Temporary;
-use super::walk::{Walk, Way};
+use super::walk::{Walk, Way, judge_writers};
 
 /// Its name.
 pub const STATE_FILE: &str = "state.json";
@@ -78,11 +78,14 @@ impl StateDirectory {
         lock(&self.directory, timeout)
     }
 
-    /// The state file's bytes; `None` where there is none yet.
+    /// The state file's bytes; `None` where there is none yet. One that somebody else could have written is refused: a
+    /// directory that is ours now may have been open to all before.
     pub fn load(&self, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
         let name = OsStr::new(STATE_FILE);
         let target = Target { directory: &self.directory, name, way: Way::Root, limit };
-        Ok(target.read()?.map(|(_, content)| content))
+        let Some((opened, content)) = target.read()? else { return Ok(None) };
+        judge_writers(Way::Root, &opened.stat, &self.file_path(), || Ok(&opened.file))?;
+        Ok(Some(content))
     }
 
     /// Replaces the state file, 0600: after a crash at any instant it is the old one or the new one, whole. When

@@ -229,7 +229,7 @@ mod tests {
             assert!(last.message.starts_with(&format!("{left_out} more warnings")), "{}", last.message);
             assert_eq!(read.to_json(), json);
             let short = read.short_form(413);
-            assert!(short.to_json().len() < 2048 && short.warnings.is_empty());
+            assert!(short.to_json().len() < 8192 && short.warnings.is_empty());
             assert_eq!((short.status, short.code, short.changed), (Status::Succeeded, Code::Ok, true));
             assert_eq!(short.proof.map(|proof| proof.key), Some(KeyProof::Refused));
         }

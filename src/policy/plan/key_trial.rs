@@ -1,6 +1,7 @@
 //! Whether a key lets the target user in: the trial by a private sshd, and the guard for what sshd decides after it
 //! (contract 10.3).
 
+use super::super::connection::listens_for;
 use super::super::foreign::foreign;
 use super::super::lockout::{self, Finding};
 use super::super::observation::{Answer, Connection, Sshd};
@@ -166,9 +167,10 @@ impl KeyTrial<'_> {
         KeyVerdict { report, access: Access::Granted, warnings }
     }
 
-    /// One connection where nothing depends on it, else each.
+    /// One connection where nothing depends on it, else each; only those for which sshd listens.
     fn connections(&self, needs_addresses: bool) -> Vec<Connection> {
-        let all = self.answers.iter().map(|answer| answer.connection.clone());
+        let listens = |answer: &&Answer| listens_for(&answer.effective, &answer.connection);
+        let all = self.answers.iter().filter(listens).map(|answer| answer.connection.clone());
         match needs_addresses {
             true => all.collect(),
             false => all.take(1).collect(),
@@ -214,7 +216,9 @@ impl KeyTrial<'_> {
         let mut sources = witness::sources(self.reading, refused, &self.facts.account, &answer.effective);
         sources.retain(|Source { connection, .. }| {
             // Nobody knows whether a connection arrives at another address of this guest; and no name is looked up here.
-            connection.laddr == refused.laddr && connection.host == connection.addr.to_string()
+            connection.laddr == refused.laddr
+                && connection.host == connection.addr.to_string()
+                && connection.is_of_one_family()
         });
         if sources.is_empty() {
             return None;
@@ -237,7 +241,8 @@ impl KeyTrial<'_> {
     ) -> Vec<Warning> {
         let Some(first) = self.answers.first() else { return Vec::new() };
         let limiting = witness::limiting_witnesses(first, self.witnesses);
-        let limiting: Vec<_> = limiting.into_iter().take(MAX_BLOCKS).collect();
+        let arriving = limiting.into_iter().filter(|(_, answer)| answer.connection.is_of_one_family());
+        let limiting: Vec<_> = arriving.take(MAX_BLOCKS).collect();
         if limiting.is_empty() {
             return Vec::new();
         }
