@@ -77,7 +77,7 @@ fn the_third_interruption_is_the_result() {
         );
         if time == 1 {
             // The console in between: it takes back what was begun, and does not make the count begin anew.
-            let result = guest.apply(&set_password_auth("yes"));
+            let result = guest.apply(&detach("nothing"));
             assert_eq!(
                 (&result["status"], &result["reason"]),
                 (&json!("succeeded"), &json!(null)),
