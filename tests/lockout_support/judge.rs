@@ -139,8 +139,13 @@ impl Judge<'_> {
                 let now = self.yes(&attach("fuzz", k, "yes"), k, before);
                 let command = with(attach("other", l, "no"), "replace", json!(true));
                 if let Some(now) = self.after_between(k, now) {
-                    let old = Some(k).filter(|_| self.is_bound);
-                    self.no(&command, l, old, now);
+                    if self.is_bound {
+                        self.no(&command, l, Some(k), now);
+                    } else {
+                        // The first attach failed, and what was looked at is another key than this one's.
+                        let now = self.look_at(l, true, self.case.has("@OTHER_KEY@"), true);
+                        self.no(&command, l, None, now);
+                    }
                 }
             }
         }
