@@ -56,14 +56,18 @@ pub(super) fn makes_read_only(settings: &SshdSettings, path: &Path) -> Option<St
 }
 
 /// How this process sees a path, and the system does. What differs from the first process's view is held against the
-/// listener's, where there is one: in a container or a namespace of both it is that which counts.
+/// listener's, where there is one: in a container or a namespace of both it is that which counts. Where nothing listens,
+/// only a unit of its own keeps the agent from what the first process sees.
 fn seen(settings: &SshdSettings, path: &Path) -> Option<View> {
     let by_init = view(path, INIT);
     if by_init == Some(View::Same) {
         return by_init;
     }
     let listener = locate::locate(settings).ok().and_then(|located| located.pid);
-    listener.map_or(by_init, |pid| view(path, pid))
+    match listener {
+        Some(pid) => view(path, pid),
+        None => by_init.filter(|_| own_unit().is_some()),
+    }
 }
 
 /// What to take out of the unit, by file and line where systemd tells.

@@ -55,6 +55,13 @@ impl Draft {
         if satisfied && is_owned {
             return Ok(());
         }
+        // A reload would make other edits live as well. With `no` the guard has judged them; with `yes` they may be what shuts out.
+        let may_wait = sshd.running && sshd.has_read_its_files != Some(true);
+        if satisfied && may_wait && password_auth == PasswordAuth::Yes {
+            return self.leave_it_at_that(
+                "an edit of sshd's files may wait for a reload; reload sshd, and try again",
+            );
+        }
         let placement = match (purpose.not_owned, sshd_config::placement(&sshd.config, sshd.main_is_writable))
         {
             (Some(why), _) if satisfied => return self.leave_it_at_that(why),
