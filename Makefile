@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-openssh fuzz-lockout test-model packages test-packages test-guests test-disk-states test-power-cuts test-long-life test-hostile-answers test-hostile-guest test-defences fuzz check bench scale size deps
+.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-openssh fuzz-lockout test-model packages test-packages test-guests test-disk-states test-power-cuts test-points test-long-life test-hostile-answers test-hostile-guest test-defences fuzz check bench scale size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-packages: ## builds the packages twice and tries them: the same bytes, lint
 
 test-guests: ## the packages in real Debian guests: install, log in, boot, upgrade, purge; needs root; 10 minutes, the first time 20
 	@bash tests/guests/run.sh
+
+test-points: ## a guest's command stopped at 20 points, and stop, kill, mask, removal, daemon-reexec, soft-reboot there; needs root; half an hour
+	@SUITES="points-bookworm points-trixie" bash tests/guests/run.sh
 
 test-long-life: deps ## 20,000 commands through one daemon: its memory, descriptors and state stay as they are; needs root; 40 minutes
 	KEYPAIR_LONG_LIFE=20000 cargo test --test long_life -- --nocapture

@@ -36,6 +36,7 @@ use crate::channel::http::HttpChannel;
 use crate::channel::run_lock::{RunLock, RunLockError};
 use crate::logging::Event;
 use crate::policy::types::{CommandId, InstanceId};
+use crate::transaction::owed::Settled;
 use crate::transaction::perform::Performed;
 use crate::transaction::state::StoredResult;
 use course::Course;
@@ -80,6 +81,28 @@ pub trait Transactions: Send + 'static {
     /// # Errors
     /// Where the state cannot be written; the result is then delivered again after a restart.
     fn delivered(&mut self, id: &CommandId) -> Result<(), String>;
+
+    /// `result` takes the place of the kept result of this command: the service refused the form of that one.
+    ///
+    /// # Errors
+    /// Where the state cannot be written; the other one is then delivered again after a restart.
+    fn replace_result(&mut self, _id: &CommandId, _result: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Takes the proof that a command could not take because no sshd ran; asked before each poll once systemd was told
+    /// that we are ready.
+    ///
+    /// # Errors
+    /// Where it could not be settled; it is tried again.
+    fn settle_proof(&mut self) -> Result<Settled, String> {
+        Ok(Settled::Nothing)
+    }
+
+    /// Whether the network may still be on its way, after this host had no way to the service.
+    fn expects_network(&mut self) -> bool {
+        true
+    }
 
     /// The document of contract 3, "What runs here".
     fn describe(&mut self) -> String;

@@ -1,18 +1,22 @@
 //! The configuration file (contract 8, keypair-agent.toml(5)): read once at start, validated whole.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::channel::base_url::BaseUrl;
+use crate::policy::foreign::{foreign, message};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::InstanceId;
 
 /// Where the configuration is, unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/keypair-agent/config.toml";
+
+/// The most bytes of a configuration.
+const MAX_BYTES: u64 = 1024 * 1024;
 
 /// The validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,8 +164,11 @@ impl Config {
     /// The file, its line and what is wrong.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let named = path.unwrap_or(Path::new(DEFAULT_PATH));
-        match std::fs::read_to_string(named) {
-            Ok(text) => Self::parse(&text, named),
+        match read(named) {
+            Ok(bytes) => match std::str::from_utf8(&bytes) {
+                Ok(text) => Self::parse(text, named),
+                Err(error) => Err(not_text(&bytes[..error.valid_up_to()], named)),
+            },
             // A link to nothing is no default: whoever put it there means what it leads to.
             Err(error)
                 if path.is_none() && error.kind() == io::ErrorKind::NotFound && !named.is_symlink() =>
@@ -177,11 +184,7 @@ impl Config {
     /// # Errors
     /// The line and what is wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
-            path: path.to_owned(),
-            line: error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1),
-            why: error.message().replace('\n', " "),
-        })?;
+        let file: File = toml::from_str(text).map_err(|error| invalid(&error, text, path))?;
         let or = |given: Option<AbsolutePath>, usual: &str| {
             given.map_or_else(|| PathBuf::from(usual), |path| path.0)
         };
@@ -202,6 +205,69 @@ impl Config {
                 pid_file: file.sshd.pid_file.map(|path| path.0),
             },
         })
+    }
+}
+
+/// The bytes of the file, a few more than it may have at most.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 {
+        ..=MAX_BYTES => Ok(bytes),
+        _ => Err(io::Error::other("it is larger than 1 MiB; name the right file")),
+    }
+}
+
+fn line_behind(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+fn not_text(before: &[u8], path: &Path) -> ConfigError {
+    ConfigError::Invalid {
+        path: path.to_owned(),
+        line: Some(line_behind(before)),
+        why: "it is not UTF-8; write the file as UTF-8".to_owned(),
+    }
+}
+
+/// What is wrong, and where: the key, cause, remedy.
+fn invalid(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let key = error.span().and_then(|span| key_at(text, span.start));
+    let cause = message(&error.message().replace('\n', " "));
+    let why = match key {
+        Some(key) => format!("{}: {cause}; {}", foreign(key), remedy(key)),
+        None => format!("{cause}; correct it as keypair-agent.toml(5) describes"),
+    };
+    ConfigError::Invalid { path: path.to_owned(), line: before.map(|text| line_behind(text.as_bytes())), why }
+}
+
+/// The key whose value stands at `at`, or that stands there itself.
+fn key_at(text: &str, at: usize) -> Option<&str> {
+    let (before, behind) = text.split_at_checked(at)?;
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let of_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let named = match line.rsplit_once('=') {
+        Some((key, _)) => key.trim_end().rsplit(|c| !of_key(c)).next(),
+        None => behind.split(|c| !of_key(c)).next(),
+    };
+    named?.rsplit('.').next().filter(|key| !key.is_empty())
+}
+
+/// What a key's value is, and an example.
+fn remedy(key: &str) -> &'static str {
+    match key {
+        "metadata_url" => "write a URL in quotes, as in \"http://169.254.169.254/metadata/latest\"",
+        "long_poll_seconds" => "write an integer from 1 to 600, without quotes",
+        "target_user" => "write the login name of an account in quotes, as in \"root\"",
+        "kbd_interactive" => "write \"follow\" or \"leave\"",
+        "proof" => "write true or false, without quotes",
+        "instance_id" => "write the instance's id in quotes",
+        "component_info" | "state_dir" | "run_dir" | "trusted_signers" | "binary" | "config" | "pid_file" => {
+            "write an absolute path in quotes"
+        }
+        "sshd" => "write [sshd] on a line of its own, and its keys below",
+        _ => "take it out, or correct it as keypair-agent.toml(5) describes",
     }
 }
 
@@ -237,11 +303,34 @@ mod tests {
             ("target_user = \"a,b\"\n", 1, "login name"),
             ("trusted_signers = \"allowed_signers\"\n", 1, "absolute path"),
             ("a = \n", 1, ""),
+            ("\nproof = \"yes\"\n", 2, "proof: "),
+            ("\nproof = \"yes\"\n", 2, "; write true or false"),
+            ("long_poll_seconds = \"60\"\n", 1, "long_poll_seconds: "),
+            ("target_user = [\"root\",\n \"bob\"]\n", 1, "; write the login name"),
+            ("proof = true\nsshd = { binary = 5 }\n", 2, "binary: "),
+            ("sshd.binary = 5\n", 1, "binary: "),
+            ("\nsshd = \"/usr/sbin/sshd\"\n", 2, "; write [sshd]"),
+            ("[sshd]\n\npid_file = true\n", 3, "pid_file: "),
+            ("state_dir = 1979-05-27\n", 1, "; write an absolute path"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.starts_with(&format!("/etc/keypair-agent/config.toml:{line}: ")), "{error}");
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_not_a_text_of_ours_is_named_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, b"proof = true\n# caf\xe9\n").unwrap();
+        let error = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}:2: it is not UTF-8", path.display())), "{error}");
+        std::fs::write(&path, vec![b'#'; 2 << 20]).unwrap();
+        let error = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(error.contains(&path.display().to_string()) && error.contains("1 MiB"), "{error}");
+        let long = format!("target_user = \"{}\"\n", ",".repeat(100_000));
+        assert!(parse(&long).unwrap_err().to_string().len() < 600);
     }
 
     #[test]

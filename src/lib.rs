@@ -4,6 +4,9 @@
 //! it in bytes, [`transaction`] judges it and carries it out, [`guest`] is the machine it is carried out on,
 //! [`policy`] decides what should happen, and [`cli`] is the person's way in. [`agent`] is the daemon's loop.
 
+// They end the process where a descriptor is full or closed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod agent;
 pub mod channel;
 pub mod cli;

@@ -76,6 +76,8 @@ fn rooms_import_only_what_they_may() {
 fn policy_sees_no_machine() {
     for (room, path, code) in rooms() {
         if room == "policy" {
+            // The bytes of a path, and no call.
+            let code = code.replace("std::os::unix::ffi", "");
             for machine in ["std::fs", "std::process", "std::env", "SystemTime", "Instant", "tokio", "nix::"]
             {
                 assert!(!code.contains(machine), "{} uses {machine}", path.display());

@@ -250,6 +250,60 @@ fn a_volume_that_is_not_mounted() {
     });
 }
 
+/// The volume goes while a command is in flight: nothing else waits for it, and the key does not stay.
+#[test]
+fn a_volume_that_is_not_mounted_when_a_command_is_taken_back() {
+    let setup = format!(
+        "mkdir -p /vol; mount -t tmpfs -o mode=755 v /vol; mv /home/u /vol/u; mkdir /home/u; \
+         mount --bind /vol/u /home/u; {OWN_FILE}"
+    );
+    land("u", &setup, "", |land| {
+        let killed = [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=kill",
+            "-e",
+            "inject=kill:signal=SIGKILL:when=1",
+        ];
+        land.guest.agent(&killed, &["apply", "-"], &land.attach("no").to_string());
+        assert!(land.state()["intent"].is_object() && land.lets_in("u"), "it was not killed");
+        land.sh("umount /home/u; chown u: /home/u");
+        for password_auth in ["yes", "no", "yes"] {
+            let command = support::set_password_auth(password_auth);
+            let result = land.apply(&command);
+            // Without a key `no` would lock him out, for that reason alone.
+            let expected = if password_auth == "no" { json!("LOCKOUT_GUARD") } else { Value::Null };
+            assert_eq!(result["reason"], expected, "{result}");
+            assert!(land.state()["intent"].is_null() && land.state()["owed"].is_array(), "{result}");
+        }
+        let result = land.done(&support::set_password_auth("yes"));
+        let says = "not taken back yet in /home/u/.ssh/authorized_keys, since /home/u";
+        assert!(result["message"].as_str().unwrap().contains(says), "{result}");
+        land.refused(&detach("k"), "IO_ERROR", says);
+        let status = land.agent(&["status"], "");
+        assert!(status.status.code() == Some(1) && Land::said(&status).contains(says), "{status:?}");
+        let output = land.agent(&["undo"], "");
+        assert!(output.status.code() == Some(1) && Land::said(&output).contains(says), "{output:?}");
+        land.sh("mount --bind /vol/u /home/u");
+        assert!(land.lets_in("u"));
+        let result = land.done(&detach("k"));
+        assert_eq!(result["changed"], false, "{result}");
+        assert!(!land.lets_in("u") && land.state()["owed"].is_null());
+        assert_eq!(land.text("/home/u/.ssh/authorized_keys"), "");
+        // What is bound meanwhile is not taken out.
+        land.guest.agent(&killed, &["apply", "-"], &land.attach("no").to_string());
+        land.sh("umount /home/u; chown u: /home/u");
+        land.done(&land.attach("yes"));
+        land.sh("mount --bind /vol/u /home/u");
+        land.done(&land.attach("yes"));
+        assert!(land.lets_in("u") && land.state()["owed"].is_null());
+    });
+}
+
 #[test]
 fn a_user_who_is_gone() {
     for is_old in [false, true] {

@@ -118,8 +118,8 @@ fn what_the_table_refuses() {
         "{result}"
     );
     assert!(
-        guest.sshd.offers_password() && !guest.drop_in().exists(),
-        "yes was in effect: nothing is written"
+        guest.sshd.offers_password() && guest.drop_in().exists(),
+        "yes was in effect, and is ours besides: who writes later loses"
     );
     let result = refused(&guest, &attach("my-test", &other, "yes"), "ALREADY_ATTACHED");
     assert_eq!(result["message"], "Already attached key pair. instance id i-eumm0000d6");
@@ -216,7 +216,7 @@ fn sshd_is_not_as_it_should_be() {
     if !available(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
+    let mut guest = Guest::new();
     let key = Key::new(&guest.folder, "k");
     let good = attach("my-test", &key, "no");
     let main = guest.path("sshd_config");
@@ -244,7 +244,9 @@ fn sshd_is_not_as_it_should_be() {
     let nobody =
         config.replace("[sshd]", "[sshd]\nbinary = \"/nonexistent/sshd\"").replace("sshd.pid", "no.pid");
     fs::write(&guest.config, nobody).unwrap();
+    guest.sshd.shut_down();
     refused(&guest, &good, "SSHD_NOT_FOUND");
+    guest.sshd.boot();
     fs::write(&guest.config, config.replace("sshd_config\"", "other_config\"")).unwrap();
     refused(&guest, &good, "SSHD_NOT_FOUND");
     fs::write(guest.path("other_config"), "Port 22\n").unwrap();

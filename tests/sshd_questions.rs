@@ -476,7 +476,20 @@ fn pid_files_that_lead_to_no_listener() {
     fs::remove_file(sshd.pid_file()).unwrap();
     sshd.start(Path::new(SSHD), &[]);
     let pid = sshd.pid().unwrap().to_string();
-    // The listener is there, and nobody says where.
+    // The listener is there, and nobody says where: it runs by our main file.
+    fs::remove_file(sshd.pid_file()).unwrap();
+    let seen = observe(&sshd.settings(), "root");
+    fs::write(sshd.pid_file(), &pid).unwrap();
+    let seen = seen.unwrap();
+    assert!(seen.running, "{seen:?}");
+    assert!(matches!(&seen.reload, Reload::Pid { pid: told, .. } if told.to_string() == pid), "{seen:?}");
+    // One that runs by another main file, on the port of ours.
+    sshd.stop();
+    let _ = fs::remove_file(sshd.pid_file());
+    let other = sshd.at("other_config");
+    fs::copy(sshd.config(), &other).unwrap();
+    sshd.start_on(Path::new(SSHD), &other, &[]);
+    let pid = sshd.pid().unwrap().to_string();
     fs::remove_file(sshd.pid_file()).unwrap();
     let refused = refusal(&sshd.settings());
     let unseen = may_run(&sshd.settings());

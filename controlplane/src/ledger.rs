@@ -8,13 +8,16 @@
 use std::collections::VecDeque;
 
 use keypair_agent::policy::command::{Action, ActionName, Command};
-use keypair_agent::policy::outcome::{Outcome, Status};
+use keypair_agent::policy::outcome::{Outcome, Reason, Status};
 use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, PasswordAuth, Sequence};
 
 use crate::keypair::StoredKeyPair;
 
 /// How many answered commands are kept to recognise a result that comes again; the agent keeps as many.
 pub const ANSWERED_KEPT: usize = 128;
+
+/// How long a command is kept after `BAD_SIGNATURE`, from when it was handed out first, in milliseconds.
+pub const KEPT_FOR: u64 = 60 * 60 * 1000;
 
 /// A key pair that is bound to an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub struct Entry {
     pub sequence: Sequence,
     /// What an attach binds; `None` for the others.
     pub binding: Option<Binding>,
+    /// When it was handed out first, in milliseconds since 1970.
+    pub handed_out: Option<u64>,
     /// The guest's answer, once there is one.
     pub answer: Option<Answer>,
 }
@@ -79,6 +84,8 @@ pub enum NotNow {
 pub enum Settled {
     /// It is stored.
     Stored(Settlement),
+    /// It is not, and its command is handed out again: what was refused may have been a forged copy.
+    Kept,
     /// It was already, byte for byte.
     Again,
     /// Another one is.
@@ -204,6 +211,29 @@ impl Ledger {
         self.entries.push_back(entry);
     }
 
+    /// Notes that the oldest command without a result is handed out; that command, where it is for the first time.
+    pub fn hand_out(&mut self, now: u64) -> Option<&Command> {
+        let entry = self.entries.iter_mut().find(|entry| entry.answer.is_none())?;
+        if entry.handed_out.is_some() {
+            return None;
+        }
+        entry.handed_out = Some(now);
+        Some(&entry.command)
+    }
+
+    /// Whether a result closes nothing yet: after `BAD_SIGNATURE` a command stays for an hour from when it was handed out
+    /// first. Who forges a copy of it must not close the real one.
+    pub fn keeps(&self, outcome: &Outcome, now: u64) -> bool {
+        let is_recent = |entry: &Entry| entry.handed_out.is_none_or(|at| now < at.saturating_add(KEPT_FOR));
+        outcome.reason == Some(Reason::BadSignature)
+            && self.entry(&outcome.command_id).is_some_and(|entry| entry.answer.is_none() && is_recent(entry))
+    }
+
+    /// Takes the result of a command, unless it [keeps](Self::keeps) that.
+    pub fn settle_at(&mut self, answer: Answer, now: u64) -> Settled {
+        if self.keeps(&answer.outcome, now) { Settled::Kept } else { self.settle(answer) }
+    }
+
     /// Takes the result of a command.
     pub fn settle(&mut self, answer: Answer) -> Settled {
         let id = &answer.outcome.command_id;
@@ -247,7 +277,7 @@ impl Ledger {
             action,
             expires_at: None,
         };
-        Ok(Next::Queue(Box::new(Entry { command, sequence, binding, answer: None })))
+        Ok(Next::Queue(Box::new(Entry { command, sequence, binding, handed_out: None, answer: None })))
     }
 
     fn drop_oldest_answered(&mut self) {

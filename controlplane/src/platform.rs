@@ -69,9 +69,16 @@ impl Platform {
         let (platform, instance, outcome) = (self.clone(), instance.clone(), answer.outcome.clone());
         whole(async move {
             let settled = platform.store.settle(&instance, answer).await?;
-            if let Settled::Stored(settlement) = settled {
-                platform.metrics.settled(settlement, &outcome);
-                log(&instance, &outcome);
+            match settled {
+                Settled::Stored(settlement) => {
+                    platform.metrics.settled(settlement, &outcome);
+                    log(&instance, &outcome);
+                }
+                Settled::Kept => {
+                    let command = &outcome.command_id;
+                    warn!(%instance, %command, message = ?outcome.message, "refused for its signature: handed out again");
+                }
+                Settled::Again | Settled::Conflict | Settled::Unknown => {}
             }
             Ok(settled)
         })

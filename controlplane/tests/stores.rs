@@ -6,13 +6,14 @@ mod support;
 use std::sync::Arc;
 
 use keypair_agent::policy::command::{ActionName, KeyPair};
-use keypair_agent::policy::outcome::Outcome;
+use keypair_agent::policy::outcome::{Outcome, Reason};
 use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::policy::types::{CommandId, InstanceId, PasswordAuth};
+use keypair_controlplane::clock;
 use keypair_controlplane::ids::{self, RequestId};
 use keypair_controlplane::inventory::Status;
 use keypair_controlplane::keypair::{Region, StoredKeyPair};
-use keypair_controlplane::ledger::{Answer, Settled, Settlement};
+use keypair_controlplane::ledger::{Answer, KEPT_FOR, Settled, Settlement};
 use keypair_controlplane::lifecycle::State;
 use keypair_controlplane::store::{Order, OrderVerb, Placed, Refused, Store, StoreUrl};
 use support::postgres::Postgres;
@@ -110,6 +111,48 @@ async fn an_order_is_placed_whole_or_not_at_all() {
         assert!(store.fates(&RequestId::fresh()).await.unwrap().is_empty(), "{url}");
         let listed = store.list(&Region::default()).await.unwrap();
         assert_eq!((listed[0].instances.len(), listed[1].instances.len()), (2, 0), "{url}");
+    }
+}
+
+/// A forged copy of a command does not close the real one.
+#[tokio::test]
+async fn a_bad_signature_closes_a_command_an_hour_after_it_was_handed_out() {
+    let (stores, _postgres) = stores("signatures").await;
+    for (url, store) in stores {
+        let one = id("i-1");
+        store.import(key_pair("k", 1)).await.unwrap();
+        let order = attach("k", &["i-1"]);
+        let placed = store.place(&order).await.unwrap().unwrap();
+        let bad = || {
+            let mut outcome = answer(&placed[0].command, &one, "failed").outcome;
+            outcome.reason = Some(Reason::BadSignature);
+            Answer { bytes: serde_json::to_vec(&outcome).unwrap(), outcome }
+        };
+        let now = clock::now();
+        // Never handed out; then an hour ago but for ten minutes, which the second time does not change.
+        assert_eq!(store.settle(&one, bad()).await.unwrap(), Settled::Kept, "{url}");
+        let first = store.hand_out(&one, now - KEPT_FOR + 10 * 60 * 1000).await.unwrap().unwrap();
+        assert_eq!(first.id, placed[0].command, "{url}");
+        store.hand_out(&one, now - 2 * KEPT_FOR).await.unwrap();
+        assert_eq!(store.settle(&one, bad()).await.unwrap(), Settled::Kept, "{url}");
+        assert_eq!(store.next(&one).await.unwrap(), Some(first), "{url}");
+        assert_eq!(store.outcome(&one, &placed[0].command).await.unwrap(), None, "{url}");
+        assert!(store.fates(&order.request).await.unwrap()[0].outcome.is_none(), "{url}");
+        // Any other result counts.
+        let said = answer(&placed[0].command, &one, "succeeded");
+        assert!(is_stored(&store.settle(&one, said).await.unwrap()), "{url}");
+        assert_eq!(store.settle(&one, bad()).await.unwrap(), Settled::Conflict, "{url}");
+        // One that was handed out over an hour ago is closed with that reason.
+        let two = id("i-2");
+        let placed = store.place(&attach("k", &["i-2"])).await.unwrap().unwrap();
+        store.hand_out(&two, now - KEPT_FOR - 1).await.unwrap();
+        let mut outcome = answer(&placed[0].command, &two, "failed").outcome;
+        outcome.reason = Some(Reason::BadSignature);
+        let said = Answer { bytes: serde_json::to_vec(&outcome).unwrap(), outcome };
+        assert!(is_stored(&store.settle(&two, said).await.unwrap()), "{url}");
+        let closed = store.outcome(&two, &placed[0].command).await.unwrap();
+        assert_eq!(closed.and_then(|outcome| outcome.reason), Some(Reason::BadSignature), "{url}");
+        assert_eq!(store.next(&two).await.unwrap(), None, "{url}");
     }
 }
 

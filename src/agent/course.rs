@@ -16,7 +16,9 @@ use super::report::{Manager, Report, Trouble};
 use super::worker::Worker;
 use crate::channel::backoff::{Backoff, HELD, Hint, uniform, whole_seconds};
 use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
+use crate::policy::outcome::short_form;
 use crate::policy::types::{CommandId, InstanceId};
+use crate::transaction::owed::Settled;
 use crate::transaction::perform::{Answered, Performed};
 use crate::transaction::state::StoredResult;
 
@@ -35,6 +37,14 @@ const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 /// that answered all along, if only that it could not.
 const NEWS_SPREAD: Duration = Duration::from_secs(60);
 const LATE_NEWS_SPREAD: Duration = Duration::from_secs(300);
+
+/// How long the metadata address has to refuse, or to answer as another service, until there is none for certain; and how
+/// long there has to be no way to it: a link may take that long to come up.
+const NOBODY: Duration = Duration::from_secs(1);
+const NO_WAY: Duration = Duration::from_secs(2);
+
+/// How many polls are short while sshd is yet to start: half a minute's.
+const SHORT_POLLS: u8 = 15;
 
 /// The one try to deliver the last result when stopping.
 const LAST_TRY: Duration = Duration::from_secs(2);
@@ -111,6 +121,14 @@ struct Walk<'a, C, T, M> {
     /// Commands whose result got a final answer from this process.
     settled: VecDeque<CommandId>,
     announce: Announce<'a>,
+    /// Since when there has been no service for certain.
+    absent_since: Option<Instant>,
+    /// Whether the running sshd is to be asked as soon as there is one: then polls are short.
+    owes_proof: bool,
+    /// How many were, for that.
+    short_polls: u8,
+    /// Why the last try to take that proof failed, told already.
+    proof_trouble: Option<String>,
 }
 
 /// `PUT keypair/agent`. It goes on beside whatever the course waits for, so that nothing waits for it.
@@ -144,6 +162,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             in_step: false,
             settled: VecDeque::new(),
             announce,
+            absent_since: None,
+            owes_proof: false,
+            short_polls: 0,
+            proof_trouble: None,
         }
     }
 
@@ -163,15 +185,43 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             }
         };
         loop {
-            if let Some(due) = due.take() {
-                self.deliver(&due).await?;
+            if let Some(mut due) = due.take() {
+                self.deliver(&mut due).await?;
             }
             self.beside(sleep_until(self.next_poll)).await;
             if !adopted {
                 adopted = self.adopt(&instance, false).await?;
             }
+            self.settle_proof().await?;
             due = self.poll().await?;
         }
+    }
+
+    /// The proof that a command at the boot could not take. Not before sshd may start, which waits until we are ready.
+    async fn settle_proof(&mut self) -> Result<(), Stopped> {
+        self.owes_proof = false;
+        if !self.course.report.is_ready() {
+            return Ok(());
+        }
+        match self.write(T::settle_proof).await? {
+            Ok(Settled::Nothing | Settled::Taken) => self.proof_trouble = None,
+            Ok(Settled::Waits) => {
+                self.owes_proof = self.short_polls < SHORT_POLLS;
+                self.short_polls += u8::from(self.owes_proof);
+            }
+            Ok(Settled::Contradicted) => {
+                self.announce.due = true;
+                self.announce.spread_until = Instant::now();
+                self.summarize().await;
+            }
+            Err(why) => {
+                if self.proof_trouble.as_ref() != Some(&why) {
+                    tell::trouble("the proof that is owed is not taken", &why);
+                }
+                self.proof_trouble = Some(why);
+            }
+        }
+        Ok(())
     }
 
     /// Who we are; asked until it is answered.
@@ -189,6 +239,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                     return id;
                 }
                 Err(error) => {
+                    self.end_hold(&error).await;
                     let pause = self.pause(&error, None);
                     course.report.failed(Trouble::Call("asking for the instance id", error));
                     sleep(pause).await;
@@ -252,6 +303,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
                 self.announce_if_due();
             }
             Err(error) => {
+                self.end_hold(&error).await;
                 self.next_poll = Instant::now() + self.pause(&error, Some(held));
                 course.report.poll_failed(Trouble::Call("asking for a command", error));
             }
@@ -263,7 +315,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     /// they would all end, and begin anew, at once for ever.
     fn wait(&mut self) -> Duration {
         let course = self.course;
-        if !course.report.is_ready() {
+        if !course.report.is_ready() || self.owes_proof {
             return Duration::ZERO;
         }
         if std::mem::take(&mut self.in_step) {
@@ -307,7 +359,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             self.announce.due = true;
             self.announce.spread_until = Instant::now();
         }
-        let due = Due { id, result, recorded };
+        let mut due = Due { id, result, recorded };
         if course.stop.load(Ordering::SeqCst) {
             tell::outcome(&due.id, &due.result, repeated);
             self.last_try(&due).await;
@@ -315,7 +367,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         }
         if again {
             // Its result once more, whatever comes of it; then a pause.
-            let sent = self.beside(course.channel.store(&due.id, &due.result)).await;
+            let sent = self.hand_over(&mut due).await?;
             tracing::debug!("the result of {} was sent again: {sent:?}", due.id);
             self.poll_failed(Trouble::HandedOutAgain(due.id), Hint::None);
             return Ok(None);
@@ -329,10 +381,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     }
 
     /// Delivers a result until it gets a final answer.
-    async fn deliver(&mut self, due: &Due) -> Result<(), Stopped> {
+    async fn deliver(&mut self, due: &mut Due) -> Result<(), Stopped> {
         let course = self.course;
         loop {
-            match self.beside(course.channel.store(&due.id, &due.result)).await {
+            match self.hand_over(due).await? {
                 Ok(stored) => {
                     let outage = course.report.works();
                     self.went_well(outage);
@@ -349,10 +401,31 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         }
     }
 
+    /// Sends a result; where the service refuses its form, the short one in its place.
+    async fn hand_over(&mut self, due: &mut Due) -> Result<Result<Stored, ChannelError>, Stopped> {
+        let channel = &self.course.channel;
+        let sent = self.beside(channel.store(&due.id, &due.result)).await;
+        let status = match sent {
+            Ok(stored @ Stored::Refused(status)) if is_refused_form(stored) => status,
+            sent => return Ok(sent),
+        };
+        let Some(short) = short_form(&due.result, status) else { return Ok(Ok(Stored::Refused(status))) };
+        tell::shortened(&due.id, status);
+        due.result.clone_from(&short);
+        let id = due.id.clone();
+        self.write(move |transactions| transactions.replace_result(&id, &short))
+            .await?
+            .unwrap_or_else(|why| tell::trouble("the short result is not kept", &why));
+        Ok(self.beside(channel.store(&due.id, &due.result)).await)
+    }
+
     /// The result that a stop leaves behind gets one quick try; the next start does the rest.
     async fn last_try(&mut self, due: &Due) {
         let store = self.course.channel.store(&due.id, &due.result);
-        if let Ok(Ok(stored)) = timeout(LAST_TRY, store).await {
+        let sent = timeout(LAST_TRY, store).await;
+        if let Ok(Ok(stored)) = sent
+            && !is_refused_form(stored)
+        {
             let _ = self.settle(due, stored).await;
         }
     }
@@ -375,6 +448,30 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     fn poll_failed(&mut self, trouble: Trouble, hint: Hint) {
         self.next_poll = Instant::now() + self.backoff.failure(hint, (self.course.random)());
         self.course.report.poll_failed(trouble);
+    }
+
+    /// Ends the hold of sshd before its time where there is no metadata service for certain, and has not been for a while.
+    async fn end_hold(&mut self, error: &ChannelError) {
+        let course = self.course;
+        if course.report.is_ready() {
+            return;
+        }
+        let certain_after = match error {
+            ChannelError::NoWay(_) => {
+                let awaits =
+                    self.beside(course.worker.read(|transactions| transactions.expects_network())).await;
+                (awaits == Ok(false)).then_some(NO_WAY)
+            }
+            error => error.is_anothers_answer().then_some(NOBODY),
+        };
+        let Some(certain_after) = certain_after else {
+            self.absent_since = None;
+            return;
+        };
+        if self.absent_since.get_or_insert_with(Instant::now).elapsed() >= certain_after {
+            tracing::info!("there is no metadata service here ({error}): sshd is not held any longer");
+            course.report.ready();
+        }
     }
 
     /// How long to stay away after a failed call; of a long poll, that had been held so long.
@@ -499,6 +596,11 @@ impl Announce<'_> {
             }
         }
     }
+}
+
+/// Whether it is the form of a result that the service refuses: a short one may be taken.
+fn is_refused_form(stored: Stored) -> bool {
+    matches!(stored, Stored::Refused(400 | 413 | 422))
 }
 
 /// What a failure says about the pause after it.

@@ -15,6 +15,8 @@ pub enum Unusable {
     NotHttp,
     /// An instance id that is none.
     InstanceId,
+    /// More answers of 1xx than a call needs.
+    TooManyInterim,
 }
 
 /// Why a call failed.
@@ -109,6 +111,16 @@ impl ChannelError {
         matches!(self, Self::NoWay(_))
     }
 
+    /// Whether somebody answers at the address who is no metadata service of this cloud: a refusal, or a `4xx` that another
+    /// cloud's service has for a path or a method that it does not know.
+    pub fn is_anothers_answer(&self) -> bool {
+        match self {
+            Self::Refused => true,
+            Self::Status { status, retry_after: None } => final_refusal(*status) || *status == 401,
+            _ => false,
+        }
+    }
+
     /// Whether the service answered something final that trying again does not cure: a `4xx` that is none of
     /// 401, 408 and 429.
     pub fn is_final(&self) -> bool {
@@ -153,6 +165,9 @@ impl fmt::Display for ChannelError {
             Self::Unusable(Unusable::NotHttp) => {
                 f.write_str("unusable answer: not HTTP/1.1, broken, or with too large a header")
             }
+            Self::Unusable(Unusable::TooManyInterim) => {
+                f.write_str("unusable answer: more than 8 of 1xx in one call")
+            }
             Self::Unusable(Unusable::InstanceId) => f.write_str("unusable answer: not an instance id"),
         }
     }
@@ -196,6 +211,8 @@ mod tests {
         assert_ne!(cut(1).kind(), ChannelError::Refused.kind());
         let status = |status| ChannelError::Status { status, retry_after: None };
         assert_ne!(status(500).kind(), status(503).kind());
+        assert!(status(401).is_anothers_answer() && status(404).is_anothers_answer());
+        assert!(![302, 408, 429, 500, 503].into_iter().any(|code| status(code).is_anothers_answer()));
         assert!(status(403).is_final() && status(410).is_final());
         assert!(![302, 401, 408, 429, 500, 503].into_iter().any(|code| status(code).is_final()));
     }

@@ -4,6 +4,8 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -28,6 +30,9 @@ const BODY_MAX: usize = 64 * 1024;
 
 /// The most of a header that is read; hyper itself takes 100 lines at most.
 const HEAD_MAX: usize = 16 * 1024;
+
+/// The most answers of 1xx in a call.
+const INTERIM_MAX: usize = 8;
 
 /// The time of a call, beyond what a long poll waits.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -97,11 +102,22 @@ impl HttpChannel {
         request.body(body).map_err(|_| ChannelError::Unusable(Unusable::NotHttp))
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>, begun: Instant) -> Result<Answer, ChannelError> {
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        begun: Instant,
+    ) -> Result<Answer, ChannelError> {
         let stream = TcpStream::connect(self.base.address())
             .await
             .map_err(|error| ChannelError::from_connect(&error))?;
         let failed = |error: hyper::Error| meaning(&error, begun.elapsed());
+        let interim = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&interim);
+        hyper::ext::on_informational(&mut request, move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let flooded = || interim.load(Ordering::Relaxed) > INTERIM_MAX;
+        let too_many = || Err(ChannelError::Unusable(Unusable::TooManyInterim));
         let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
             .max_header_size(HEAD_MAX)
@@ -110,6 +126,9 @@ impl HttpChannel {
             .map_err(failed)?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(failed)?;
+            if flooded() {
+                return too_many();
+            }
             read(response, begun).await
         };
         // The connection is polled beside the answer, not against it: it may end first (the service closes
@@ -120,6 +139,10 @@ impl HttpChannel {
         poll_fn(|context| {
             if open && connection.as_mut().poll(context).is_ready() {
                 open = false;
+            }
+            // They may follow one another without an end, and without an answer.
+            if flooded() {
+                return Poll::Ready(too_many());
             }
             match answer.as_mut().poll(context) {
                 // The answer may have taken what the connection waits to refill.

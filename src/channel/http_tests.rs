@@ -251,6 +251,23 @@ async fn ways_to_send_a_body() {
 }
 
 #[tokio::test]
+async fn eight_interim_answers_and_no_more() {
+    let hint = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    let end = "HTTP/1.1 204 No Content\r\n\r\n";
+    let eight = Service::new(vec![say(&format!("{}{end}", hint.repeat(8)))]).await;
+    assert_eq!(eight.next().await, Ok(Polled::Nothing));
+    let too_many = Err(ChannelError::Unusable(Unusable::TooManyInterim));
+    // In one piece; one by one and no answer; without an end.
+    let one_by_one =
+        (0..9).flat_map(|_| [say(hint), Sleep(Duration::from_millis(5))]).chain([Hang]).collect();
+    for steps in
+        [vec![say(&format!("{}{end}", hint.repeat(9)))], one_by_one, vec![say(&hint.repeat(200_000))]]
+    {
+        assert_eq!(Service::new(steps).await.next().await, too_many);
+    }
+}
+
+#[tokio::test]
 async fn answers_that_are_not_http() {
     let not_http = Err(ChannelError::Unusable(Unusable::NotHttp));
     let flood = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(200));

@@ -2,17 +2,29 @@
 //! kernel lets go of it when the process ends, however it ends.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, fchown, getegid, geteuid};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::policy::foreign::foreign_path;
+use crate::policy::holders::{has_ids, holders};
+
 const FILE: &str = "run.lock";
+const NEW_FILE: &str = "run.lock.new";
+
+/// How often a lock is tried that somebody has.
+const TRIES: usize = 5;
+
+/// What the directories of questions in the run directory are called.
+const QUESTIONS: [&str; 3] = ["proof-", "trial-", "host-key-"];
 
 /// Held as long as this value lives.
 #[derive(Debug)]
@@ -54,38 +66,123 @@ impl fmt::Display for RunLockError {
 impl std::error::Error for RunLockError {}
 
 impl RunLock {
-    /// Takes the lock, or says who has it. A missing `run_dir` is created.
+    /// Takes the lock, or says who has it. A missing `run_dir` is created, and one that is open to others closed.
     ///
     /// # Errors
     /// [`RunLockError`] where another `run` is alive, or the file cannot be used.
     pub fn acquire(run_dir: &Path) -> Result<Self, RunLockError> {
         let path = run_dir.join(FILE);
-        let failed = |error| RunLockError::Io(path.display().to_string(), error);
-        fs::create_dir_all(run_dir).map_err(failed)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .custom_flags(OFlag::O_NOFOLLOW.bits())
-            .open(&path)
-            .map_err(failed)?;
-        // `status` looks by taking it for a moment (`holder`): such a moment is not another `run`.
-        for _ in 0..5 {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    file.set_len(0).map_err(failed)?;
-                    writeln!(file, "{}", std::process::id()).map_err(failed)?;
-                    return Ok(Self { file });
-                }
-                Err(Errno::WOULDBLOCK) => {}
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(failed(errno.into())),
+        let failed = |path: &Path, error| RunLockError::Io(foreign_path(path), error);
+        make_own(run_dir).map_err(|error| failed(run_dir, error))?;
+        for _ in 0..TRIES {
+            let file = open(&path).map_err(|error| failed(&path, error))?;
+            if let Some(lock) = Self::of(file).map_err(|error| failed(&path, error))? {
+                return Ok(lock);
             }
+            // `status` looks by taking it for a moment (`holder`): such a moment is not another `run`.
             std::thread::sleep(Duration::from_millis(20));
         }
-        Err(RunLockError::Taken(pid_in(&mut file)))
+        let mut file = open(&path).map_err(|error| failed(&path, error))?;
+        if one_of_us_holds(&file) {
+            return Err(RunLockError::Taken(pid_in(&mut file)));
+        }
+        match Self::in_place_of(&file, run_dir).map_err(|error| failed(&path, error))? {
+            Some(lock) => Ok(lock),
+            None => Err(RunLockError::Taken(pid_in(&mut file))),
+        }
+    }
+
+    /// The lock on this file, if nobody has it.
+    fn of(file: File) -> io::Result<Option<Self>> {
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(0)?;
+        let mut lock = Self { file };
+        writeln!(lock.file, "{}", std::process::id())?;
+        Ok(Some(lock))
+    }
+
+    /// Somebody else holds the lock of a file that was open to all: another one takes its place. Two who do so at once
+    /// shut each other out by the new file, which the first one renames.
+    fn in_place_of(held: &File, run_dir: &Path) -> io::Result<Option<Self>> {
+        let (path, new) = (run_dir.join(FILE), run_dir.join(NEW_FILE));
+        let is_own = |file: &Metadata| file.uid() == geteuid().as_raw() && file.mode() & 0o077 == 0;
+        if fs::symlink_metadata(&new).is_ok_and(|found| !is_own(&found)) {
+            fs::remove_file(&new)?;
+        }
+        let Some(lock) = Self::of(open(&new)?)? else { return Ok(None) };
+        let (old, now) = (held.metadata()?, fs::symlink_metadata(&path)?);
+        if (old.dev(), old.ino()) != (now.dev(), now.ino()) {
+            return Ok(None);
+        }
+        fs::rename(&new, &path)?;
+        Ok(Some(lock))
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)
+}
+
+/// The run directory: ours and 0700, also where it was made otherwise. One in which others have directories of theirs
+/// (`/run`) is left as it is: nothing of ours in it depends on its mode.
+fn make_own(run_dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(run_dir)?;
+    let directory = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+        .open(run_dir)
+        .map_err(|error| match error.raw_os_error() {
+            Some(nix::libc::ELOOP | nix::libc::ENOTDIR) => {
+                io::Error::other("a link; name the directory itself as run_dir in the configuration")
+            }
+            _ => error,
+        })?;
+    let found = directory.metadata()?;
+    let is_own = found.uid() == geteuid().as_raw();
+    if is_own && found.mode() & 0o7777 == 0o700 || holds_directories(run_dir)? {
+        return Ok(());
+    }
+    if !is_own {
+        fchown(&directory, Some(geteuid()), Some(getegid()))?;
+    }
+    directory.set_permissions(Permissions::from_mode(0o700))
+}
+
+fn holds_directories(run_dir: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(run_dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = QUESTIONS.iter().any(|kind| name.to_string_lossy().starts_with(kind));
+        if !is_ours && entry.file_type()?.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a process of ours holds a lock on it. Where that cannot be told it does.
+fn one_of_us_holds(file: &File) -> bool {
+    let (Ok(found), Ok(locks)) = (file.metadata(), fs::read_to_string("/proc/locks")) else { return true };
+    let (major, minor) = (nix::libc::major(found.dev()), nix::libc::minor(found.dev()));
+    holders(&locks, major, minor, found.ino()).into_iter().any(is_ours)
+}
+
+/// Whether it is a process of ours: of root's, but in tests.
+fn is_ours(pid: i32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) => has_ids(&status, geteuid().as_raw(), getegid().as_raw()).unwrap_or(true),
+        // Where /proc hides others' processes, a signal still reaches those of the same user alone.
+        Err(_) => kill(Pid::from_raw(pid), None).is_ok(),
     }
 }
 

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::foreign::foreign_path;
+
 const FILE: &str = "channel.json";
 const NEW_FILE: &str = ".channel.json.new";
 
@@ -44,6 +46,11 @@ pub struct ChannelState {
 }
 
 impl ChannelState {
+    /// Where it is, for messages.
+    pub fn path(run_dir: &Path) -> String {
+        foreign_path(&run_dir.join(FILE))
+    }
+
     /// Reads what the last `run` wrote.
     ///
     /// # Errors

@@ -78,6 +78,6 @@ pub(super) fn show(performed: Performed) -> u8 {
 
 /// Says why there is no result.
 pub(super) fn fail(why: &str) -> u8 {
-    eprintln!("keypair-agent: {why}");
+    super::complain(why);
     FAILED
 }

@@ -71,6 +71,8 @@ pub(super) enum Word {
     Detach,
     /// `undo`.
     Undo,
+    /// `recover`: for the packages' removal alone, so the usage does not name it.
+    Recover,
     /// `trial-helper`: for systemd alone, so the usage does not name it.
     TrialHelper,
     /// `status`.
@@ -121,6 +123,7 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         }),
         "detach" => Word::Detach,
         "undo" => Word::Undo,
+        "recover" => Word::Recover,
         "trial-helper" => Word::TrialHelper,
         "status" => Word::Status { json: std::mem::take(&mut json) },
         "check" => Word::Check { json: std::mem::take(&mut json), image: std::mem::take(&mut image) },

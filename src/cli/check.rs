@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::guest::{Guest, service_view};
 use crate::policy::command::{Action, Command, KeyPair, Origin, Received};
 use crate::policy::observation::{Account, Reload, Shadow, Sshd};
-use crate::policy::outcome::{Reason, Refusal};
+use crate::policy::outcome::{Reason, Refusal, WARNINGS_MAX, limited};
 use crate::policy::plan::Plan;
 use crate::policy::proof::Verdict;
 use crate::policy::public_key::PublicKey;
@@ -127,14 +127,15 @@ fn found(sshd: &Sshd) -> String {
         true => String::new(),
         false => format!(" with {}", sshd.options.join(" ")),
     };
-    format!("{}{options}, {}", sshd.binary.display(), reload(&sshd.reload))
+    format!("{}{options}, {}", sshd.binary.display(), reload(sshd))
 }
 
-fn reload(reload: &Reload) -> String {
-    match reload {
+fn reload(sshd: &Sshd) -> String {
+    match &sshd.reload {
         Reload::Unit(unit) => format!("reloaded as {unit}"),
         Reload::SocketUnit(unit) => format!("started by a socket, restarted as {unit}"),
         Reload::Pid { pid, .. } => format!("reloaded by SIGHUP to pid {pid}"),
+        Reload::None(why) if sshd.running => why.clone(),
         Reload::None(why) => format!("not running: {why}"),
     }
 }
@@ -248,7 +249,7 @@ fn attach(transaction: &Transaction<impl Guest>, config: &Config, state: &State)
                 return fails(Some(Reason::IoError), &message);
             }
             let mut checks = vec![Check::holds(NAME, "would be accepted")];
-            checks.extend(plan.warnings.iter().map(Check::from));
+            checks.extend(limited(plan.warnings.clone(), WARNINGS_MAX).iter().map(Check::from));
             (accepted(&plan), checks)
         }
         Ok(Planned::Refused(outcome)) => fails(outcome.reason, &outcome.message),
@@ -260,7 +261,9 @@ fn attach(transaction: &Transaction<impl Guest>, config: &Config, state: &State)
 /// Where the service, in its sandbox, cannot write what this plan writes.
 fn out_of_the_services_reach(config: &Config, plan: &Plan) -> Option<String> {
     let pid = run_lock::holder(&config.run_dir)??;
-    let edits = plan.key_edits.iter().chain(&plan.sshd_edits);
+    // Where sshd does it already, the command succeeds without ours.
+    let needed = plan.sshd_edits.iter().filter(|_| !plan.already);
+    let edits = plan.key_edits.iter().chain(needed);
     let directory = edits.filter_map(|edit| service_view::read_only_for(pid, &edit.path)).next()?;
     let directory = directory.display();
     Some(format!(

@@ -3,6 +3,7 @@
 use diffy::PatchFormatter;
 
 use crate::policy::edit::{Change, FileEdit, FileKind};
+use crate::policy::sshd_config::is_drop_in;
 
 /// The diff of one edit. It shows key text: `plan` and `undo` alone print it.
 pub(super) fn of(edit: &FileEdit) -> Vec<u8> {
@@ -31,6 +32,9 @@ pub(super) fn of(edit: &FileEdit) -> Vec<u8> {
 pub(super) fn what(edit: &FileEdit) -> &'static str {
     match (&edit.kind, &edit.change) {
         (FileKind::AuthorizedKeys { .. }, _) => "a key block",
+        (FileKind::SshdConfig, Change::Block(_)) if is_drop_in(&edit.path) => {
+            "a drop-in with the password setting and lines of somebody else's"
+        }
         (FileKind::SshdConfig, Change::Block(_)) => "a block with the password setting",
         (FileKind::SshdConfig, Change::Whole { .. }) => "a drop-in with the password setting",
     }

@@ -53,7 +53,7 @@ pub(super) fn check(config: &Config, json: bool) -> u8 {
         return status;
     }
     for failure in standing.failures {
-        eprintln!("keypair-agent: {}", failure.message);
+        super::complain(&failure.message);
     }
     FAILED
 }

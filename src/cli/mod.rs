@@ -12,6 +12,7 @@ mod status;
 mod trial_helper;
 mod undo;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::Config;
@@ -32,7 +33,7 @@ pub fn main() -> ExitCode {
     let invocation = match arguments::parse(std::env::args_os().skip(1)) {
         Ok(invocation) => invocation,
         Err(error) => {
-            eprintln!("keypair-agent: {error}\n\n{}", arguments::USAGE);
+            complain(&format!("{error}\n\n{}", arguments::USAGE));
             return USAGE.into();
         }
     };
@@ -44,9 +45,9 @@ pub fn main() -> ExitCode {
     let config = match Config::load(config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("keypair-agent: {error}");
+            complain(&error.to_string());
             if matches!(word, Word::Undo | Word::PasswordAuth(_) | Word::Check { .. }) {
-                eprintln!("keypair-agent: to go by the defaults instead, add '--config /dev/null'");
+                complain("to go by the defaults instead, add '--config /dev/null'");
             }
             return USAGE.into();
         }
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
         Word::Detach => apply::detach(&config),
         Word::Plan(source) => plan::plan(&config, &source),
         Word::Undo => undo::undo(&config),
+        Word::Recover => undo::recover(&config),
         Word::TrialHelper => trial_helper::serve(&config),
         Word::Status { json } => status::status(&config, json),
         Word::Check { json, image: false } => check::check(&config, json),
@@ -79,9 +81,24 @@ fn transaction(config: &Config) -> Transaction<RealGuest> {
     Transaction::new(RealGuest::new(config), settings)
 }
 
-/// Prints to standard output; a reader that went away is no error of ours.
+/// Prints to standard output.
 fn print(text: &str) -> ExitCode {
-    use std::io::Write;
-    let _gone = std::io::stdout().write_all(text.as_bytes());
+    print_bytes(text.as_bytes());
     OK.into()
+}
+
+/// What was done, and the exit status, are the same where it cannot be told. That is said; a reader that went away knows.
+fn print_bytes(bytes: &[u8]) {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("cannot write to standard output: {error}"));
+        }
+        _ => {}
+    }
+}
+
+/// Says something on standard error, and goes on where that is full or closed: `eprintln!` would end the process.
+fn complain(text: &str) {
+    let _nowhere_to_tell = io::stderr().write_all(format!("keypair-agent: {text}\n").as_bytes());
 }

@@ -1,10 +1,9 @@
 //! `plan FILE`: what `apply` would do, as a diff; nothing is changed.
 
-use std::io::Write;
-
 use crate::config::Config;
 use crate::policy::command::Origin;
 use crate::policy::observation::Reload;
+use crate::policy::outcome::{WARNINGS_MAX, limited};
 use crate::policy::plan::Plan;
 use crate::transaction::perform::{Performed, Planned};
 
@@ -25,7 +24,7 @@ pub(super) fn plan(config: &Config, source: &Source) -> u8 {
         }
         Ok(Planned::Repeated(answered)) => apply::show(Performed::Answered(answered)),
         Ok(Planned::Plan(plan)) => {
-            let _gone = std::io::stdout().write_all(&text(&plan));
+            super::print_bytes(&text(&plan));
             OK
         }
     }
@@ -44,7 +43,7 @@ fn text(plan: &Plan) -> Vec<u8> {
         None => "# nothing has to be changed\n".to_owned(),
     };
     text.extend_from_slice(last.as_bytes());
-    for warning in &plan.warnings {
+    for warning in limited(plan.warnings.clone(), WARNINGS_MAX) {
         text.extend_from_slice(format!("# warning: {}\n", warning.message).as_bytes());
     }
     text

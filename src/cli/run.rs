@@ -9,6 +9,7 @@ use crate::guest::Guest;
 use crate::policy::command::Origin;
 use crate::policy::types::{CommandId, InstanceId};
 use crate::transaction::Transaction;
+use crate::transaction::owed::Settled;
 use crate::transaction::perform::Performed;
 use crate::transaction::state::StoredResult;
 
@@ -50,6 +51,18 @@ impl<G: Guest + Send + 'static> Transactions for Transaction<G> {
 
     fn delivered(&mut self, id: &CommandId) -> Result<(), String> {
         Self::delivered(self, id).map_err(|failure| failure.to_string())
+    }
+
+    fn replace_result(&mut self, id: &CommandId, result: &str) -> Result<(), String> {
+        Self::replace_result(self, id, result).map_err(|failure| failure.to_string())
+    }
+
+    fn settle_proof(&mut self) -> Result<Settled, String> {
+        Self::settle_proof(self).map_err(|failure| failure.to_string())
+    }
+
+    fn expects_network(&mut self) -> bool {
+        self.guest().expects_network()
     }
 
     fn describe(&mut self) -> String {

@@ -7,6 +7,7 @@ use crate::channel::state::{ChannelState, Phase};
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::policy::component::REQUIRED;
+use crate::policy::foreign::foreign;
 use crate::policy::outcome::EffectiveReport;
 use crate::policy::plan::Binding;
 use crate::policy::public_key::Fingerprint;
@@ -93,13 +94,25 @@ fn look(config: &Config) -> Report {
             None
         }
     };
-    if state.as_ref().is_some_and(|state| state.intent.is_some()) {
-        problems.push(
-            "a command was interrupted and is not taken back yet: the next run, apply or undo does that"
-                .to_owned(),
-        );
+    if let Some(intent) = state.as_ref().and_then(|state| state.intent.as_ref()) {
+        let files = intent.key_files.iter().chain(&intent.sshd_files);
+        let files: Vec<String> = files.map(|file| file.path.display().to_string()).collect();
+        problems.push(format!(
+            "a command was interrupted and is not taken back yet ({}): the next run, apply or undo does that",
+            files.join(", ")
+        ));
     }
+    problems.extend(state.as_ref().and_then(State::owed_in_words));
     problems.extend(state.as_ref().and_then(|state| transaction.fate_of_the_bound(state)));
+    problems.extend(
+        state.as_ref().and_then(|state| state.contradiction.as_ref()).map(|said| said.message.clone()),
+    );
+    notes.extend(state.as_ref().and_then(|state| state.owed_proof.as_ref()).map(|owed| {
+        format!(
+            "no sshd ran at command {}: the first that does is asked whether it does what was asked",
+            owed.command_id
+        )
+    }));
     let sshd = transaction.guest().sshd(&config.target_user);
     match &sshd {
         Ok(sshd) => notes.extend(transaction.contrary(sshd).iter().map(|line| {
@@ -108,7 +121,7 @@ fn look(config: &Config) -> Report {
                 line.file.display(),
                 line.line,
                 spelling(&line.keyword),
-                line.value()
+                foreign(&line.value())
             )
         })),
         Err(refusal) => notes.push(refusal.message.clone()),
@@ -131,7 +144,14 @@ fn look(config: &Config) -> Report {
         })),
     }
     let run = run_lock::holder(&config.run_dir).map(|pid| Run { pid });
-    let channel = ChannelState::read(&config.run_dir).ok();
+    let channel = ChannelState::read(&config.run_dir);
+    if let (Some(_), Err(error)) = (&run, &channel) {
+        notes.push(format!(
+            "{}: how the channel fares cannot be read: {error}",
+            ChannelState::path(&config.run_dir)
+        ));
+    }
+    let channel = channel.ok();
     match (&run, &channel) {
         (None, _) => problems.push("the agent is not running: systemctl start keypair-agent".to_owned()),
         (Some(_), Some(channel))

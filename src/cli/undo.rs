@@ -1,6 +1,4 @@
-//! `undo`: everything of ours goes, and the diff of it is shown.
-
-use std::io::Write;
+//! `undo`: everything of ours goes, and the diff of it is shown. `recover`: what an interrupted command did goes.
 
 use crate::config::Config;
 
@@ -13,13 +11,13 @@ pub(super) fn undo(config: &Config) -> u8 {
         Err(failure) => return apply::fail(&failure.to_string()),
     };
     for note in &undone.notes {
-        eprintln!("keypair-agent: note: {note}");
+        super::complain(&format!("note: {note}"));
     }
     for edit in &undone.edits {
-        let _gone = std::io::stdout().write_all(&diff::of(edit));
+        super::print_bytes(&diff::of(edit));
     }
     for failure in &undone.failures {
-        eprintln!("keypair-agent: not done: {}", failure.message);
+        super::complain(&format!("not done: {}", failure.message));
     }
     if undone.failures.is_empty() {
         if undone.edits.is_empty() {
@@ -28,5 +26,13 @@ pub(super) fn undo(config: &Config) -> u8 {
         OK
     } else {
         FAILED
+    }
+}
+
+/// `recover`.
+pub(super) fn recover(config: &Config) -> u8 {
+    match super::transaction(config).recover_if_open() {
+        Ok(()) => OK,
+        Err(failure) => apply::fail(&failure.to_string()),
     }
 }

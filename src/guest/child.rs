@@ -16,6 +16,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::policy::foreign::foreign;
+
 /// How long a child may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -45,8 +47,13 @@ impl Output {
         self.status == 0
     }
 
-    /// What it said, for a person: standard error in one line, else standard output, else its exit status.
+    /// What it said, for a message: as [`Self::all_words`], and cut.
     pub fn words(&self) -> String {
+        foreign(&self.all_words())
+    }
+
+    /// What it said: standard error in one line, else standard output, else its exit status.
+    pub fn all_words(&self) -> String {
         let said =
             [&self.stderr, &self.stdout].into_iter().map(|text| text.trim()).find(|text| !text.is_empty());
         let Some(said) = said else { return format!("exit status {}", self.status) };

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern, glob_with};
 
 use crate::policy::observation::{ConfigTree, Included};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::sshd_config::{COMMENT, DROP_IN, SSH_DIR, former_include_patterns, include_patterns_in};
+use crate::policy::sshd_config::{
+    COMMENT, DROP_IN, SSH_DIR, former_include_patterns, include_patterns_in, is_drop_in,
+};
 
 /// How deep sshd follows Include directives.
 const MAX_DEPTH: usize = 16;
@@ -22,6 +24,9 @@ const MAX_FILE: u64 = 1024 * 1024;
 
 /// How many entries of the main file's directory are looked at.
 const MAX_ENTRIES: usize = 1024;
+
+/// The device number of `/dev/null`, null(4): major 1, minor 3.
+const NULL_DEVICE: u64 = 0x103;
 
 /// As glob(3) without flags: a wildcard matches neither a `/` nor a leading dot.
 const LIKE_SSHD: MatchOptions =
@@ -49,13 +54,14 @@ struct Reader<'r> {
     rules: &'r Rules,
     /// Under which path each file is in the tree: the one by which sshd reads it first.
     known: HashMap<Identity, PathBuf>,
+    /// What cannot be read as a file.
+    irregular: Vec<PathBuf>,
 }
 
 /// Reads the main file and what it leads to. A file with several names (a directory that is included under two) is in
 /// the tree once, under the name that sshd meets first. A drop-in of ours to which no Include leads is in it, too.
 pub(super) fn read_tree(main: &Path, rules: &Rules) -> Result<ConfigTree, Refusal> {
-    let tree = ConfigTree { main: main.to_owned(), files: BTreeMap::new(), includes: BTreeMap::new() };
-    let mut reader = Reader { tree, rules, known: HashMap::new() };
+    let mut reader = Reader::new(main, rules);
     if reader.add(main, 0)?.is_none() {
         let text =
             format!("sshd's configuration {} is not a regular file; put it in its place", main.display());
@@ -65,7 +71,51 @@ pub(super) fn read_tree(main: &Path, rules: &Rules) -> Result<ConfigTree, Refusa
     Ok(reader.tree)
 }
 
-impl Reader<'_> {
+/// Refuses a file that an Include leads to and that sshd would wait for, or never come to the end of: a FIFO, a socket, a
+/// device other than null(4). Every sshd that reads its files would hang, the listener too; so it is told before any is asked.
+///
+/// # Errors
+/// `UNSAFE_PATH` where our drop-in belongs; `SSHD_CONFIG_ALREADY_INVALID` elsewhere.
+pub(super) fn refuse_endless(main: &Path) -> Result<(), Refusal> {
+    let rules = Rules::default();
+    let mut reader = Reader::new(main, &rules);
+    reader.add(main, 0)?;
+    let endless = reader.irregular.iter().find_map(|file| Some((file, endless_kind(file)?)));
+    let Some((file, kind)) = endless else { return Ok(()) };
+    let reason = match is_drop_in(file) {
+        true => Reason::UnsafePath,
+        false => Reason::SshdConfigAlreadyInvalid,
+    };
+    let file = file.display();
+    Err(Refusal::new(
+        reason,
+        format!(
+            "{file}: {kind}, where sshd's configuration includes a regular file: sshd would hang; remove it"
+        ),
+    ))
+}
+
+/// What it is that sshd would hang on; `None` for directories, which it passes over, and for the device that is empty.
+fn endless_kind(file: &Path) -> Option<&'static str> {
+    let metadata = fs::metadata(file).ok()?;
+    let kind = metadata.file_type();
+    if kind.is_fifo() {
+        Some("a FIFO")
+    } else if kind.is_socket() {
+        Some("a socket")
+    } else if kind.is_block_device() || kind.is_char_device() && metadata.rdev() != NULL_DEVICE {
+        Some("a device")
+    } else {
+        None
+    }
+}
+
+impl<'r> Reader<'r> {
+    fn new(main: &Path, rules: &'r Rules) -> Self {
+        let tree = ConfigTree { main: main.to_owned(), files: BTreeMap::new(), includes: BTreeMap::new() };
+        Self { tree, rules, known: HashMap::new(), irregular: Vec::new() }
+    }
+
     /// Adds a file and, below it, what it includes. The path under which the tree has it; `None` where it is none that
     /// can be read as one.
     fn add(&mut self, file: &Path, depth: usize) -> Result<Option<PathBuf>, Refusal> {
@@ -79,6 +129,7 @@ impl Reader<'_> {
             )
         })?
         else {
+            self.irregular.push(file.to_owned());
             return Ok(None);
         };
         if let Some(known) = self.known.get(&identity) {

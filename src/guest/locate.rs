@@ -1,5 +1,6 @@
-//! Which sshd is asked and told (contract 6, "Whom we ask" and "Reload", and 10.5): the listener of the configured pid
-//! file, else systemd's unit, else the listener of /run/sshd.pid. The program that is asked is that listener's own.
+//! Which sshd is asked and told (contract 6, "Whom we ask" and "Reload", 10.5 and 10.9): the listener of the configured pid
+//! file, else systemd's unit, else the listener of /run/sshd.pid. Where these lead to no listener, the one that runs by our
+//! main file, whatever started it. The program that is asked is that listener's own.
 
 use std::fs;
 use std::io;
@@ -7,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::process::{self, NotListener};
 use super::service::{AGAIN, comes_within};
-use super::sshd::SshdSettings;
+use super::sshd::{self, SshdSettings};
 use super::systemd;
-use crate::policy::observation::Reload;
+use crate::policy::listener;
+use crate::policy::observation::{OtherListener, Reload};
 use crate::policy::outcome::{Reason, Refusal};
 
 /// The pid file of an sshd that nobody configured otherwise.
@@ -22,7 +24,7 @@ pub(super) struct Located {
     pub(super) program: PathBuf,
     /// The listener's arguments, else those it would be started with; the program first.
     pub(super) arguments: Vec<String>,
-    /// Whether they are a running listener's.
+    /// Whether something listens for it: they are a running listener's, or a socket unit starts an sshd for each connection.
     pub(super) running: bool,
     /// That listener.
     pub(super) pid: Option<i32>,
@@ -60,33 +62,53 @@ fn unsaid(error: String) -> Refusal {
 fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Refusal> {
     let words = systemd::start_words(&unit.id);
     let id = &unit.id;
+    if unit.is_active() {
+        return match main_process(settings, unit, &words) {
+            Err(refusal) if refusal.reason == Reason::SshdNotFound => by_main_file(settings)?.ok_or(refusal),
+            found => found,
+        };
+    }
+    if let Some(found) = by_main_file(settings)? {
+        return Ok(found);
+    }
     if let Some(text) = held_up(unit) {
         return Err(Refusal::new(Reason::SshdReloadUnsafe, text));
     }
-    if !unit.is_active() {
-        let words = words.map_err(|error| {
-            not_found(format!(
-                "{id} is {}, and the options that sshd starts with can't be told: {error}; start it, or \
-                 correct the unit",
-                unit.active_state
-            ))
-        })?;
-        let reload =
-            Reload::None(format!("{id} is {}: nothing runs that would have to be told", unit.active_state));
-        return Ok(Located {
-            program: to_be_started(&words.program, settings),
-            arguments: words.arguments,
-            running: false,
-            pid: None,
-            options_are_known: true,
-            reload,
-            name: id.clone(),
-        });
-    }
+    let words = words.map_err(|error| {
+        not_found(format!(
+            "{id} is {}, and the options that sshd starts with can't be told: {error}; start it, or \
+             correct the unit",
+            unit.active_state
+        ))
+    })?;
+    let socket = systemd::socket_for_each_connection().map_err(unsaid)?;
+    Ok(Located {
+        program: to_be_started(&words.program, settings),
+        arguments: words.arguments,
+        running: socket.is_some(),
+        pid: None,
+        options_are_known: true,
+        reload: Reload::None(match &socket {
+            Some(socket) => {
+                format!("{socket} starts an sshd for each connection, which reads its files then")
+            }
+            None => format!("{id} is {}: nothing runs that would have to be told", unit.active_state),
+        }),
+        name: id.clone(),
+    })
+}
+
+/// The listener that is the main process of an active unit.
+fn main_process(
+    settings: &SshdSettings,
+    unit: &systemd::Unit,
+    words: &Result<systemd::StartWords, String>,
+) -> Result<Located, Refusal> {
+    let id = &unit.id;
     let name = format!("{id} (pid {})", unit.main_pid);
     let unit_words = words.as_ref().ok().map(|words| words.arguments.as_slice());
     let found = process::listener_arguments(unit.main_pid, &settings.binary, unit_words);
-    let arguments = found.map_err(|error| match (error, &words) {
+    let arguments = found.map_err(|error| match (error, words) {
         (NotListener::Gone, _) => not_found(format!("{id} is active without a main process; restart it")),
         (NotListener::Other(text), _) => not_found(format!("the main process of {name} is no sshd: {text}")),
         (NotListener::Io(text), _) => Refusal::new(Reason::IoError, format!("{name}: {text}")),
@@ -96,10 +118,105 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
         }
     })?;
     let program = program_of(unit.main_pid, &arguments, &name)?;
-    let sockets = systemd::active_sockets(unit).map_err(unsaid)?;
-    let reload = if sockets.is_empty() { Reload::Unit(id.clone()) } else { Reload::SocketUnit(id.clone()) };
+    let reload = told(unit.main_pid, &arguments, Some(unit))?;
     let pid = Some(unit.main_pid);
     Ok(Located { program, arguments, running: true, pid, options_are_known: true, reload, name })
+}
+
+/// How a listener is told: by the service whose main process it is, where that can; else by a signal.
+fn told(pid: i32, arguments: &[String], unit: Option<&systemd::Unit>) -> Result<Reload, Refusal> {
+    let by_signal = Reload::Pid { pid, arguments: arguments.to_vec() };
+    let Some(unit) = unit else { return Ok(by_signal) };
+    let sockets = systemd::active_sockets(unit).map_err(unsaid)?;
+    match (sockets.is_empty(), unit.is_masked()) {
+        (true, _) if unit.can_be_told() => Ok(Reload::Unit(unit.id.clone())),
+        (true, _) => Ok(by_signal),
+        (false, false) => Ok(Reload::SocketUnit(unit.id.clone())),
+        // A SIGHUP would end it, and systemd starts none that is masked.
+        (false, true) => Err(Refusal::new(
+            Reason::SshdReloadUnsafe,
+            format!(
+                "{0} is masked and its sockets are systemd's, so that its sshd can't be told of a change: `systemctl unmask \
+                 {0}`, and try again",
+                unit.id
+            ),
+        )),
+    }
+}
+
+/// The listener that runs by our main file, whatever started it (contract 10.9): by hand, by another unit, by a supervisor,
+/// by a unit that says it is inactive. Among several, the one that listens on a port which that file names.
+fn by_main_file(settings: &SshdSettings) -> Result<Option<Located>, Refusal> {
+    let Ok(main) = sshd::main_file_of(settings) else { return Ok(None) };
+    let mut found = Vec::new();
+    for listener in process::listeners(&settings.binary) {
+        found.extend(runs_by(settings, &main, listener)?);
+    }
+    if found.len() > 1 {
+        let configured = sshd::ports_of(settings, &main, &settings.binary, &[])?;
+        let is_it = |(located, ports): &(Located, Vec<u16>)| {
+            let by_its_options = || sshd::ports_of(settings, &main, &located.program, &located.arguments);
+            let own = if ports.is_empty() { by_its_options().unwrap_or_default() } else { ports.clone() };
+            own.iter().any(|port| configured.contains(port))
+        };
+        let names: Vec<String> = found.iter().map(|(located, _)| located.name.clone()).collect();
+        found.retain(is_it);
+        if found.len() != 1 {
+            return Err(not_found(format!(
+                "several sshd run by {}, and which of them is meant cannot be told: {}; end all but one, or name its pid file \
+                 as 'pid_file' in [sshd] of the agent's configuration",
+                main.display(),
+                names.join(", ")
+            )));
+        }
+    }
+    let Some((mut located, _)) = found.pop() else { return Ok(None) };
+    if let Some(pid) = located.pid {
+        let unit = systemd::service_of(pid).map_err(unsaid)?;
+        located.reload = told(pid, &located.arguments, unit.as_ref())?;
+    }
+    Ok(Some(located))
+}
+
+/// The pid of that listener.
+pub(super) fn pid_by_main_file(settings: &SshdSettings) -> Option<i32> {
+    by_main_file(settings).ok().flatten()?.pid
+}
+
+/// A listener as the one that is meant, with its ports, if it runs by our main file.
+fn runs_by(
+    settings: &SshdSettings,
+    main: &Path,
+    OtherListener { pid, ports, .. }: OtherListener,
+) -> Result<Option<(Located, Vec<u16>)>, Refusal> {
+    let Some(arguments) = arguments_of(settings, pid) else { return Ok(None) };
+    let named = listener::repeated(&arguments).ok().and_then(|found| found.config);
+    if named.as_ref().is_some_and(|named| !sshd::is_same_file(named, main)) {
+        return Ok(None);
+    }
+    let name = format!("the sshd with pid {pid}");
+    let program = program_of(pid, &arguments, &name)?;
+    if named.is_none()
+        && sshd::built_in_config(&program)?.is_some_and(|read| !sshd::is_same_file(&read, main))
+    {
+        return Ok(None);
+    }
+    let reload = Reload::Pid { pid, arguments: arguments.clone() };
+    let located =
+        Located { program, arguments, running: true, pid: Some(pid), options_are_known: true, reload, name };
+    Ok(Some((located, ports)))
+}
+
+/// The arguments of a listener; its service may know those that its title is too short for.
+fn arguments_of(settings: &SshdSettings, pid: i32) -> Option<Vec<String>> {
+    match process::listener_arguments(pid, &settings.binary, None) {
+        Ok(arguments) => Some(arguments),
+        Err(NotListener::Unclear(_)) if systemd::is_running() => {
+            let words = systemd::start_words(&process::service(pid)?).ok()?;
+            process::listener_arguments(pid, &settings.binary, Some(&words.arguments)).ok()
+        }
+        Err(_) => None,
+    }
 }
 
 /// The program of a running listener.
@@ -130,6 +247,16 @@ pub(super) fn held_up(unit: &systemd::Unit) -> Option<String> {
 }
 
 fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refusal> {
+    let named = named_by(settings, pid_file);
+    match &named {
+        Ok(Located { running: true, .. }) => named,
+        Err(refusal) if refusal.reason != Reason::SshdNotFound => named,
+        Ok(_) | Err(_) => by_main_file(settings)?.map_or(named, Ok),
+    }
+}
+
+/// Whom a pid file names.
+fn named_by(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refusal> {
     let nobody = |text: String| Located {
         program: settings.binary.clone(),
         arguments: vec![settings.binary.to_string_lossy().into_owned()],

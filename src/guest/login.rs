@@ -37,12 +37,41 @@ pub(super) fn nologin() -> Option<PathBuf> {
     Path::new(NOLOGIN).exists().then(|| PathBuf::from(NOLOGIN))
 }
 
-/// The user's entry in shadow(5); where it has none, the field of passwd(5), which counts then unless it refers to
-/// shadow(5).
+/// The user's entry as getspnam(3) has it, from whatever source of nsswitch.conf(5); where it has none, the field of
+/// passwd(5), which counts then unless it refers to shadow(5). A name service that does not answer is left after 10 s.
 pub(super) fn shadow(user: &str) -> Shadow {
+    if !nix::unistd::geteuid().is_root() {
+        return Shadow::Unseen(format!("{SHADOW} is root's to read; run this as root"));
+    }
+    match name_service("shadow", user) {
+        Ok(Some(line)) => match shadow_entry(&line) {
+            Some((_, entry)) => Shadow::Entry(entry),
+            None => Shadow::Unseen(format!("`getent shadow {user}` does not say an entry of shadow(5)")),
+        },
+        Ok(None) => by_passwd(user),
+        Err(error) if error.is_missing_program() => by_files(user),
+        Err(error) => Shadow::Unseen(error.to_string()),
+    }
+}
+
+/// What passwd(5) says of an account that has no entry in shadow(5).
+fn by_passwd(user: &str) -> Shadow {
+    match name_service("passwd", user) {
+        Ok(Some(line)) => match passwd_field(&line, user) {
+            Some(field) if refers_to_shadow(field) => Shadow::NoEntry,
+            Some(hash) => Shadow::Entry(entry_of(hash)),
+            None => Shadow::Unseen(format!("`getent passwd {user}` says another account")),
+        },
+        Ok(None) => Shadow::Unseen(format!("no source of nsswitch.conf(5) has {user}")),
+        Err(error) => Shadow::Unseen(error.to_string()),
+    }
+}
+
+/// The same from the files alone, where there is no getent(1).
+fn by_files(user: &str) -> Shadow {
     let content = match shadow_file() {
         Ok(content) => content,
-        Err(why) => return Shadow::Unseen(format!("{why}; run this as root")),
+        Err(why) => return Shadow::Unseen(why),
     };
     if let Some((_, entry)) = content.lines().filter_map(shadow_entry).find(|(name, _)| *name == user) {
         return Shadow::Entry(entry);
@@ -52,26 +81,22 @@ pub(super) fn shadow(user: &str) -> Shadow {
         Ok(content) => {
             let text = String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned();
             match passwd_field(&text, user) {
-                // nsswitch.conf(5) may name another source, as nss-systemd for root.
-                Some(field) if refers_to_shadow(field) => by_name_service(user),
-                Some(hash) => Shadow::Entry(entry_of(hash)),
-                None => Shadow::Unseen(format!(
-                    "{PASSWD} does not have {user}: another source of nsswitch.conf(5) does; see `getent shadow {user}`"
+                Some(hash) if !refers_to_shadow(hash) => Shadow::Entry(entry_of(hash)),
+                _ => Shadow::Unseen(format!(
+                    "neither {SHADOW} nor {PASSWD} says it of {user}, and there is no getent(1) to ask"
                 )),
             }
         }
     }
 }
 
-/// The same as getspnam(3) has it: getent(1).
-fn by_name_service(user: &str) -> Shadow {
-    match child::run(Path::new("getent"), &["shadow", "--", user], "") {
-        Ok(output) if output.status == NOT_FOUND => Shadow::NoEntry,
-        Ok(output) => match { output.stdout }.lines().next().and_then(shadow_entry) {
-            Some((_, entry)) => Shadow::Entry(entry),
-            None => Shadow::Unseen(format!("`getent shadow {user}` ended with {}", output.status)),
-        },
-        Err(error) => Shadow::Unseen(error.to_string()),
+/// The line of this account in one of the name service's databases: getent(1), a child that may be left behind.
+fn name_service(database: &str, user: &str) -> Result<Option<String>, child::ChildError> {
+    let output = child::run(Path::new("getent"), &[database, "--", user], "")?;
+    match output.status {
+        0 => Ok(Some(output.stdout.lines().next().unwrap_or_default().to_owned())),
+        NOT_FOUND => Ok(None),
+        _ => Ok(Some(String::new())),
     }
 }
 

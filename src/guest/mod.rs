@@ -8,6 +8,7 @@ mod host_key;
 pub mod image;
 mod locate;
 mod login;
+mod network;
 mod people;
 mod private;
 mod process;
@@ -22,6 +23,7 @@ mod ssh_client;
 pub mod sshd;
 mod systemd;
 pub mod trial;
+mod unit_sandbox;
 mod unit_words;
 
 use std::net::SocketAddr;
@@ -65,6 +67,10 @@ pub trait Guest {
     /// # Errors
     /// Those of reading a file.
     fn load_state(&self) -> Result<Option<Vec<u8>>, FileError>;
+    /// Where the state file is, for messages.
+    fn state_file(&self) -> PathBuf {
+        PathBuf::from("state.json")
+    }
     /// Replaces the state file, durably.
     ///
     /// # Errors
@@ -76,6 +82,10 @@ pub trait Guest {
     /// # Errors
     /// Why it cannot be read.
     fn component_info(&self) -> Result<Vec<u8>, String>;
+    /// Where it is, for messages.
+    fn component_file(&self) -> PathBuf {
+        PathBuf::from("componentInfo.cfg")
+    }
     /// The bytes of a file that root alone can change, the way to it too; `None` where there is no such file.
     ///
     /// # Errors
@@ -128,6 +138,25 @@ pub trait Guest {
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
+    /// Whether what this process sees at `path` is what sshd sees there, and not what its own unit put in the way.
+    ///
+    /// # Errors
+    /// [`FileError::Hidden`].
+    fn sees(&self, _path: &Path) -> Result<(), FileError> {
+        Ok(())
+    }
+    /// Whether [`Self::write`] could put other bytes in the file's place now, as far as that can be told without a change.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    fn is_writable(
+        &self,
+        _kind: &FileKind,
+        _path: &Path,
+        _expected: Option<&ContentHash>,
+    ) -> Result<(), FileError> {
+        Ok(())
+    }
     /// Puts `content` in the file's place, if it still is what `expected` says.
     ///
     /// # Errors
@@ -178,6 +207,13 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.
     fn sshd_files(&self) -> Result<ConfigTree, Refusal>;
+    /// The same as the sshd that was observed reads them, as they stand now.
+    ///
+    /// # Errors
+    /// `SSHD_NOT_FOUND`, `IO_ERROR`.
+    fn files_of(&self, _sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+        self.sshd_files()
+    }
     /// What it says for these connections, with these lines ahead of its configuration or, without any, by its files
     /// as they stand now; writes nothing.
     ///
@@ -228,6 +264,11 @@ pub trait Guest {
     /// # Errors
     /// `SSHD_RELOAD_FAILED`: it could not be brought back.
     fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
+
+    /// Whether this host's network may still be on its way, after the host itself had no way to an address.
+    fn expects_network(&self) -> bool {
+        true
+    }
 
     /// What this machine is.
     fn identity(&self) -> Identity;
@@ -283,6 +324,7 @@ impl From<FileError> for Refusal {
         let reason = match error {
             FileError::Unsafe { .. } => Reason::UnsafePath,
             FileError::Changed { .. }
+            | FileError::Hidden { .. }
             | FileError::Missing { .. }
             | FileError::TooLarge { .. }
             | FileError::Io { .. } => Reason::IoError,

@@ -2,6 +2,8 @@
 //! mostly do not let themselves be enumerated.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::accounts::{PASSWD, PASSWD_LIMIT};
@@ -14,15 +16,12 @@ use crate::policy::observation::{Account, Person};
 /// # Errors
 /// That a file cannot be read.
 pub(super) fn people() -> Result<Vec<Person>, FileError> {
-    let text = |file: &str, limit| -> Result<String, FileError> {
-        let content = read_file(Path::new(file), limit)?;
-        Ok(String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned())
-    };
-    let (passwd, group) = (text(PASSWD, PASSWD_LIMIT)?, text(GROUP, ACCOUNT_FILE_LIMIT)?);
-    Ok(listed(&passwd, &group, &login::shadow_file().unwrap_or_default()))
+    let passwd = read_file(Path::new(PASSWD), PASSWD_LIMIT)?.unwrap_or_default();
+    let group = read_file(Path::new(GROUP), ACCOUNT_FILE_LIMIT)?.unwrap_or_default();
+    Ok(listed(&passwd, &String::from_utf8_lossy(&group), &login::shadow_file().unwrap_or_default()))
 }
 
-fn listed(passwd: &str, group: &str, shadow: &str) -> Vec<Person> {
+fn listed(passwd: &[u8], group: &str, shadow: &str) -> Vec<Person> {
     let groups: Vec<(&str, u32, Vec<&str>)> = group
         .lines()
         .filter_map(|line| {
@@ -36,27 +35,30 @@ fn listed(passwd: &str, group: &str, shadow: &str) -> Vec<Person> {
         .filter_map(login::shadow_entry)
         .map(|(name, entry)| (name, entry.has_password))
         .collect();
-    let person = |line: &str| {
-        let fields: Vec<&str> = line.split(':').collect();
+    let person = |line: &[u8]| {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
         let [name, hash, uid, gid, _, home, shell, ..] = fields.as_slice() else { return None };
+        // A home may have any bytes; of a name that is no text nothing else here says anything.
+        let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+        let [name, hash, uid, gid] = [name, hash, uid, gid].map(|field| String::from_utf8_lossy(field));
         let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
         let primary = groups.iter().find(|(_, id, _)| *id == gid);
-        let member_of = groups.iter().filter(|(_, id, members)| *id != gid && members.contains(name));
-        let is_hash = login::entry_of(hash).has_password;
+        let member_of = groups.iter().filter(|(_, id, members)| *id != gid && members.contains(&&*name));
+        let is_hash = login::entry_of(&hash).has_password;
         Some(Person {
             account: Account {
-                name: (*name).to_owned(),
+                name: name.clone().into_owned(),
                 uid,
                 gid,
-                home: PathBuf::from(home),
-                shell: PathBuf::from(if shell.is_empty() { "/bin/sh" } else { shell }),
+                home: path(home),
+                shell: path(if shell.is_empty() { b"/bin/sh" } else { shell }),
                 groups: primary.into_iter().chain(member_of).map(|(name, _, _)| (*name).to_owned()).collect(),
             },
-            has_password: with_password.get(name).copied().unwrap_or(is_hash),
+            has_password: with_password.get(&*name).copied().unwrap_or(is_hash),
             has_key: false,
         })
     };
-    passwd.lines().filter_map(person).collect()
+    passwd.split(|byte| *byte == b'\n').filter_map(person).collect()
 }
 
 #[cfg(test)]
@@ -69,7 +71,7 @@ mod tests {
                       old:$1$x$y:1001:100::/home/old:\nlocked:x:1002:1000::/:/bin/sh\n";
         let group = "root:x:0:\nwheel:x:10:root,bob\nbob:x:1000:\nusers:x:100:bob\nbroken\n";
         let shadow = "root:*:19000:0:99999:7:::\nbob:$y$x:19000:0:99999:7:::\nlocked:!$y$x:1::::::\n";
-        let people = listed(passwd, group, shadow);
+        let people = listed(passwd.as_bytes(), group, shadow);
         let seen: Vec<(&str, bool, Vec<&str>)> = people
             .iter()
             .map(|person| {

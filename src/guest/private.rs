@@ -35,7 +35,7 @@ impl Drop for MadeDirectory {
 
 impl PrivateDirectory {
     pub(super) fn make(run_dir: &Path, kind: &str) -> io::Result<Self> {
-        let made = match DirBuilder::new().mode(0o755).create(run_dir) {
+        let made = match DirBuilder::new().mode(0o700).create(run_dir) {
             Ok(()) => Some(MadeDirectory(run_dir.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
             Err(error) => return Err(error),

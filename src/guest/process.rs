@@ -3,18 +3,25 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::sockets;
+use crate::policy::foreign::foreign;
+use crate::policy::holders::{has_ids, status_line};
 use crate::policy::listener::{self, ListenerError};
 use crate::policy::observation::OtherListener;
 
 /// How long a listener may be without a socket: while it executes itself anew it has none.
 const WITHOUT_SOCKET: Duration = Duration::from_millis(500);
+
+/// The most that is read of a command line: sshd's options are far shorter.
+const COMMAND_LINE_MAX: u64 = 128 * 1024;
+/// How long a fork may look like its parent before it is taken for its child: until then the parent may end in its favour.
+const FORKED: Duration = Duration::from_millis(300);
 
 /// Why a process is not taken for the listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,11 +103,14 @@ pub(super) fn listener_arguments(
     if is_in_our_network(pid) == Some(false) {
         return Err(NotListener::Other("it is in another network namespace".into()));
     }
+    if is_among_our_processes(pid) == Some(false) {
+        return Err(NotListener::Other("it is in another PID namespace".into()));
+    }
     if let Some(exe) = executable(pid).filter(|exe| !is_sshd(exe, binary)) {
         return Err(NotListener::Other(format!("it runs {}", exe.display())));
     }
     let path = format!("/proc/{pid}/cmdline");
-    let cmdline = fs::read(&path).map_err(|error| NotListener::unread(&path, &error))?;
+    let cmdline = command_line(&path).map_err(|error| NotListener::unread(&path, &error))?;
     let arguments = listener::arguments(&cmdline, unit).map_err(|error| match error {
         ListenerError::NotAListener(_) => NotListener::Other(error.to_string()),
         _ => NotListener::Unclear(error.to_string()),
@@ -184,16 +194,53 @@ fn is_at(executable: &Path, named: &Path) -> bool {
     path == named || resolved(&path).is_some_and(|path| resolved(named) == Some(path))
 }
 
-/// Every process of our own rank that looks like an sshd listener in our network namespace; no ports where its
-/// descriptors can't be read.
+/// Every process of our own rank that looks like an sshd listener of this system: in our namespaces of networks and of
+/// processes. No ports where its descriptors can't be read.
 pub(super) fn listeners(binary: &Path) -> Vec<OtherListener> {
+    let deadline = Instant::now() + FORKED;
+    loop {
+        let found = all_listeners(binary);
+        // A fork has its parent's title and sockets for a moment: it is about to serve a connection, or its parent about to
+        // leave it in its place.
+        let forks: BTreeSet<i32> = found
+            .iter()
+            .filter(|it| parent(it.pid).is_some_and(|parent| found.iter().any(|other| other.pid == parent)))
+            .map(|it| it.pid)
+            .collect();
+        if forks.is_empty() || Instant::now() >= deadline {
+            return found.into_iter().filter(|it| !forks.contains(&it.pid)).collect();
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
+fn all_listeners(binary: &Path) -> Vec<OtherListener> {
     let looks_like_one = |pid: i32| {
-        let cmdline = title_of_listener(pid, binary).filter(|_| is_in_our_network(pid) != Some(false))?;
+        let is_here = is_in_our_network(pid) != Some(false) && is_among_our_processes(pid) != Some(false);
+        let cmdline = title_of_listener(pid, binary).filter(|_| is_here)?;
         let ports = listening_ports(pid)?;
-        let line = String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
+        let line = foreign(String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end());
         Some(OtherListener { pid, line, ports })
     };
     pids().filter_map(looks_like_one).collect()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    status_line(&status_of(pid)?, "PPid:")?.trim().parse().ok()
+}
+
+/// The service in whose control group a process is, cgroups(7): the last part of its path that is named so.
+pub(super) fn service(pid: i32) -> Option<String> {
+    service_in(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+}
+
+/// The same from the lines of /proc/PID/cgroup. systemd's hierarchy is the unified one, else the one of its name.
+fn service_in(cgroup: &str) -> Option<String> {
+    let path = |hierarchy: &str| {
+        cgroup.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(hierarchy)?.strip_prefix(':'))
+    };
+    let named = path("name=systemd").or_else(|| path(""))?;
+    named.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
 fn pids() -> impl Iterator<Item = i32> {
@@ -206,7 +253,7 @@ fn title_of_listener(pid: i32, binary: &Path) -> Option<Vec<u8>> {
     if !is_of_our_rank(pid)? {
         return None;
     }
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let cmdline = command_line(&format!("/proc/{pid}/cmdline")).ok()?;
     if matches!(listener::arguments(&cmdline, None), Err(ListenerError::NotAListener(_))) {
         return None;
     }
@@ -260,13 +307,10 @@ pub(super) fn is_sshd(exe: &Path, binary: &Path) -> bool {
         || (name.starts_with("sshd") && !name.starts_with("sshd-"))
 }
 
-/// Whether its real, effective and saved user ids are ours, which are root's but in tests. A set-user-id program that
-/// another user started keeps that user's real id, and the command line that he gave it. `None` where it cannot be read.
+/// Whether its user and group ids are ours, which are root's but in tests. `None` where they cannot be read.
 fn is_of_our_rank(pid: i32) -> Option<bool> {
-    let own = nix::unistd::geteuid().as_raw();
-    let ids: Vec<u32> =
-        status_line(pid, "Uid:")?.split_ascii_whitespace().take(3).filter_map(|id| id.parse().ok()).collect();
-    Some(ids == [own; 3])
+    let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    has_ids(&status_of(pid)?, user, group)
 }
 
 /// Whether it is in our network namespace. Without the right to read another process's `ns/net`, the files of proc_net(5)
@@ -283,6 +327,15 @@ pub(super) fn is_in_our_network(pid: i32) -> Option<bool> {
     }
 }
 
+/// Whether it is in our PID namespace: pid_namespaces(7), by the number of namespaces in which it has a pid. A container may
+/// share our network.
+fn is_among_our_processes(pid: i32) -> Option<bool> {
+    let depth = |status: &str| status.split_ascii_whitespace().count();
+    let own = fs::read_to_string("/proc/self/status").ok()?;
+    let own = status_line(&own, "NSpid:")?;
+    Some(depth(status_line(&status_of(pid)?, "NSpid:")?) == depth(own))
+}
+
 /// Whether it catches SIGHUP: from one until it listens again sshd ignores it, and another one would be lost. `None`
 /// where that can't be read.
 pub(super) fn catches_hup(pid: i32) -> Option<bool> {
@@ -291,14 +344,19 @@ pub(super) fn catches_hup(pid: i32) -> Option<bool> {
 
 /// Whether SIGHUP is in one of its sets of signals, of /proc/PID/status.
 fn has_hup(pid: i32, set: &str) -> Option<bool> {
-    let signals = u64::from_str_radix(status_line(pid, set)?.trim(), 16).ok()?;
+    let signals = u64::from_str_radix(status_line(&status_of(pid)?, set)?.trim(), 16).ok()?;
     Some(signals & (1 << (nix::libc::SIGHUP - 1)) != 0)
 }
 
-/// What stands behind a name in /proc/PID/status.
-fn status_line(pid: i32, name: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
+fn status_of(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/status")).ok()
+}
+
+/// The beginning of its command line, which may have megabytes.
+fn command_line(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(COMMAND_LINE_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -321,8 +379,27 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         assert_eq!(is_of_our_rank(pid), Some(true));
         assert_eq!(is_in_our_network(pid), Some(true));
+        assert_eq!(is_among_our_processes(pid), Some(true));
         assert_eq!(is_of_our_rank(i32::MAX), None);
         assert_eq!(is_in_our_network(i32::MAX), None);
+    }
+
+    #[test]
+    fn services_of_control_groups() {
+        for (cgroup, expected) in [
+            ("0::/system.slice/ssh.service\n", Some("ssh.service")),
+            ("0::/system.slice/system-sshd.slice/sshd@1.service\n", Some("sshd@1.service")),
+            (
+                "12:pids:/system.slice/x.service\n1:name=systemd:/system.slice/ssh.service\n0::/\n",
+                Some("ssh.service"),
+            ),
+            ("0::/user.slice/user-0.slice/session-3.scope\n", None),
+            ("0::/user.slice/user-0.slice/user@0.service/app.slice/a.service/b\n", Some("a.service")),
+            ("0::/\n", None),
+            ("", None),
+        ] {
+            assert_eq!(service_in(cgroup).as_deref(), expected, "{cgroup}");
+        }
     }
 
     #[test]

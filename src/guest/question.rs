@@ -92,7 +92,7 @@ impl<'a> Questioner<'a> {
             } else if self.key.is_none() && output.stderr.contains(NO_HOST_KEY) {
                 self.key = Some(ThrowAwayKey::make(self.run_dir)?);
             } else {
-                return Ok(Err(output.words()));
+                return Ok(Err(output.all_words()));
             }
         }
     }

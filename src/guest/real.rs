@@ -19,20 +19,21 @@ use crate::policy::observation::{
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::{PublicKey, fingerprint_of};
+use crate::policy::sshd_config::is_drop_in;
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
 use super::{
-    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, private, proof,
-    service, trial,
+    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, network, people, private,
+    proof, service, trial, unit_sandbox,
 };
 
 /// How long a command waits for its turn (contract 8).
 const TURN: Duration = Duration::from_secs(20);
 
-/// The most that is read of the state file.
+/// The most that is read of the state file. Half of it is the most that is written.
 const MAX_STATE: usize = 16 * 1024 * 1024;
 
 /// The mode of the drop-in (contract 6, "Where").
@@ -99,6 +100,10 @@ impl Guest for RealGuest {
         }
     }
 
+    fn state_file(&self) -> PathBuf {
+        self.state_dir.join(files::STATE_FILE)
+    }
+
     fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         StateDirectory::open(&self.state_dir, true)?.save(bytes)
     }
@@ -109,6 +114,10 @@ impl Guest for RealGuest {
             Ok(None) => Err(format!("{} does not exist", self.component_info.display())),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn component_file(&self) -> PathBuf {
+        self.component_info.clone()
     }
 
     fn root_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
@@ -160,6 +169,37 @@ impl Guest for RealGuest {
                 Ok(files::observe_standing_key_file(&owner(user, *uid, path)?, path)?.content)
             }
             FileKind::SshdConfig => files::read_file(path, files::ROOT_FILE_LIMIT),
+        }
+    }
+
+    fn sees(&self, path: &Path) -> Result<(), FileError> {
+        match unit_sandbox::hides(&self.sshd, path) {
+            Some(why) => Err(FileError::Hidden { path: path.to_owned(), why }),
+            None => Ok(()),
+        }
+    }
+
+    fn is_writable(
+        &self,
+        kind: &FileKind,
+        path: &Path,
+        expected: Option<&ContentHash>,
+    ) -> Result<(), FileError> {
+        let answer = match kind {
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                files::key_file_is_writable(&owner(user, *uid, path)?, path, expected)
+            }
+            // A main file may be a link; a drop-in of ours is none, and what it would lead to is somebody else's.
+            FileKind::SshdConfig => files::root_file_is_writable(path, expected, !is_drop_in(path)),
+        };
+        match answer {
+            Err(FileError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::EROFS) => {
+                match unit_sandbox::makes_read_only(&self.sshd, path) {
+                    Some(why) => Err(FileError::Hidden { path: path.to_owned(), why }),
+                    None => Err(FileError::Io { path: path.to_owned(), action: "replace", source }),
+                }
+            }
+            answer => answer,
         }
     }
 
@@ -251,6 +291,10 @@ impl Guest for RealGuest {
         sshd::files(&self.sshd)
     }
 
+    fn files_of(&self, sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+        sshd::files_of(sshd)
+    }
+
     fn ask(
         &self,
         sshd: &Sshd,
@@ -307,6 +351,10 @@ impl Guest for RealGuest {
 
     fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
         service::bring_back(&self.sshd, sshd)
+    }
+
+    fn expects_network(&self) -> bool {
+        network::is_on_its_way()
     }
 
     fn identity(&self) -> Identity {

@@ -153,20 +153,33 @@ pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure>
             _ => Vec::new(),
         },
     };
-    let told = match &sshd.reload {
-        Reload::Unit(unit) => systemd::systemctl(&["reload", unit]).map(drop).map_err(failure),
-        _ => kill(Pid::from_raw(pid), Signal::SIGHUP)
-            .map_err(|errno| failure(format!("cannot send SIGHUP to sshd (pid {pid}): {errno}"))),
-    };
-    told?;
+    tell(settings, sshd, pid)?;
     listens_again(sshd, pid, &wanted, &before)
+}
+
+/// Tells the listener: by its unit, where that is active and can; else by a signal (contract 10.9).
+fn tell(settings: &SshdSettings, sshd: &Sshd, pid: i32) -> Result<(), ReloadFailure> {
+    if let Reload::Unit(unit) = &sshd.reload {
+        let can_be_told = |unit: &systemd::Unit| unit.can_be_told() && unit.main_pid == pid;
+        let told = match systemd::as_it_is(unit) {
+            Ok(Some(found)) if can_be_told(&found) => systemd::job("reload", unit),
+            Ok(_) => Err(format!("{unit} cannot be reloaded now")),
+            Err(why) => Err(why),
+        };
+        let Err(why) = told else { return Ok(()) };
+        tracing::warn!("{why}; sshd (pid {pid}) is told by a signal");
+        // What its unit had against the files would end it.
+        effective_now(settings, sshd).map_err(|refusal| failure(refusal.message))?;
+    }
+    kill(Pid::from_raw(pid), Signal::SIGHUP)
+        .map_err(|errno| failure(format!("cannot send SIGHUP to sshd (pid {pid}): {errno}")))
 }
 
 /// Brings sshd back after a reload that failed and after the files were restored. One that is alive is left
 /// alone.
 pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     let lost = |message: String| {
-        let text = format!("sshd did not come back: {message}; start it from the console");
+        let text = format!("sshd did not come back: {message}; {}", what_to_do());
         Refusal::new(Reason::SshdReloadFailed, text)
     };
     if matches!(sshd.reload, Reload::None(_)) {
@@ -180,7 +193,12 @@ pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     };
     match &sshd.reload {
         Reload::None(_) => return Ok(()),
-        Reload::Unit(unit) => start_unit(unit).map_err(lost)?,
+        Reload::Unit(unit) => {
+            if !matches!(listener_now(settings, sshd), Ok(Listener::Pid(_))) {
+                may_be_started(unit).map_err(lost)?;
+                start_unit(unit).map_err(lost)?;
+            }
+        }
         Reload::SocketUnit(unit) => {
             start_failed_sockets(unit).map_err(lost)?;
             return start_unit(unit).map_err(lost);
@@ -226,20 +244,25 @@ fn listener_now(settings: &SshdSettings, sshd: &Sshd) -> Result<Listener, String
     match &sshd.reload {
         Reload::None(_) => Ok(Listener::Nobody),
         Reload::Unit(unit) | Reload::SocketUnit(unit) => {
-            let Some(unit) = systemd::unit(unit)? else { return Ok(Listener::Nobody) };
-            match locate::held_up(&unit) {
-                Some(message) => Err(message),
-                None if unit.is_active() => Ok(Listener::Pid(unit.main_pid)),
-                None => Ok(Listener::Nobody),
+            let unit = systemd::unit(unit)?;
+            if let Some(unit) = unit.as_ref().filter(|unit| unit.is_active()) {
+                return Ok(Listener::Pid(unit.main_pid));
+            }
+            // Whatever its unit says now, it may listen: somebody masked it, or took its file away.
+            match (locate::pid_by_main_file(settings), unit.as_ref().and_then(locate::held_up)) {
+                (Some(pid), _) => Ok(Listener::Pid(pid)),
+                (None, Some(message)) => Err(message),
+                (None, None) => Ok(Listener::Nobody),
             }
         }
         Reload::Pid { pid, .. } => {
             let verified = |pid: &i32| process::listener_arguments(*pid, &settings.binary, None).is_ok();
             let file = settings.pid_file.as_deref().unwrap_or(Path::new(DEFAULT_PID_FILE));
             let named = || locate::read_pid(file).ok().flatten();
-            Some(*pid).filter(verified).or_else(|| named().filter(verified)).map(Listener::Pid).ok_or_else(
-                || format!("pid {pid} is no sshd listener any more, and {} names none", file.display()),
-            )
+            let found = Some(*pid).filter(verified).or_else(|| named().filter(verified));
+            found.or_else(|| locate::pid_by_main_file(settings)).map(Listener::Pid).ok_or_else(|| {
+                format!("pid {pid} is no sshd listener any more, and {} names none", file.display())
+            })
         }
     }
 }
@@ -376,7 +399,7 @@ fn successor(sshd: &Sshd, pid: i32) -> Result<i32, ReloadFailure> {
 fn restart_behind_socket(settings: &SshdSettings, unit: &str, pid: i32) -> Result<(), ReloadFailure> {
     // Nothing has to have failed.
     let _ = systemd::systemctl(&["reset-failed", unit]);
-    systemd::systemctl(&["try-restart", unit]).map_err(failure)?;
+    systemd::job("try-restart", unit).map_err(failure)?;
     let is_new = || {
         let active = systemd::unit(unit).ok().flatten().filter(systemd::Unit::is_active);
         active.is_some_and(|unit| {
@@ -393,7 +416,27 @@ fn restart_behind_socket(settings: &SshdSettings, unit: &str, pid: i32) -> Resul
 /// `systemctl reset-failed` and `start`: nothing happens to a unit that is active.
 fn start_unit(unit: &str) -> Result<(), String> {
     let _ = systemd::systemctl(&["reset-failed", unit]);
-    systemd::systemctl(&["start", unit]).map(drop)
+    systemd::job("start", unit)
+}
+
+/// Whether a unit may be started that is not active: not one that somebody masked, or disabled and stopped.
+fn may_be_started(unit: &str) -> Result<(), String> {
+    match systemd::as_it_is(unit)? {
+        Some(found) if found.is_masked() => Err(format!("{unit} is masked")),
+        Some(found) if found.active_state == "inactive" && found.file_state.starts_with("disabled") => {
+            Err(format!("{unit} is disabled, and was stopped"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How a person brings sshd back.
+fn what_to_do() -> String {
+    let masked = if systemd::is_running() { systemd::masked_services() } else { Vec::new() };
+    match masked.as_slice() {
+        [] => "start it from the console".to_owned(),
+        [unit, ..] => format!("from the console: `systemctl unmask {unit}`, then `systemctl start {unit}`"),
+    }
 }
 
 /// A socket unit fails when its service was started too often.
@@ -442,7 +485,7 @@ fn start_outside(program: &Path, words: &[String]) -> bool {
     arguments.push(program.to_string_lossy().into_owned());
     // systemd puts variables in.
     arguments.extend(words.iter().map(|word| word.replace('$', "$$")));
-    child::run(Path::new("systemd-run"), &arguments, "").is_ok_and(|output| output.succeeded())
+    systemd::client("systemd-run", &arguments).is_ok_and(|output| output.succeeded())
 }
 
 /// Whether it comes in this time.

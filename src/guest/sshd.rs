@@ -14,6 +14,7 @@ use super::sockets::{self, Listening};
 use super::{child, config_tree, process};
 use crate::policy::connection::{anybody, connections, listening_ports};
 use crate::policy::effective::Effective;
+use crate::policy::foreign::foreign;
 use crate::policy::listener;
 use crate::policy::observation::{Answer, ConfigTree, Connection, OtherListener, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
@@ -44,7 +45,11 @@ pub struct SshdSettings {
 /// Finds sshd, reads its files and asks it for `user` (contract 6, "Whom we ask" and "For whom").
 pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     let (main, main_is_writable) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
-    let located = locate::locate(settings)?;
+    let mut located = locate::locate(settings)?;
+    if located.pid.is_none() && !process::listeners(&settings.binary).is_empty() {
+        // Its own sshd may have begun to listen since: a slow boot.
+        located = locate::locate(settings)?;
+    }
     if !located.program.exists() {
         let text = format!(
             "there is no sshd at {}; install the OpenSSH server, or name its program as 'binary' in [sshd] of \
@@ -54,6 +59,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
         return Err(Refusal::new(Reason::SshdNotFound, text));
     }
     let options = options_of(settings, &located, &main)?;
+    config_tree::refuse_endless(&main)?;
     let mut questioner = Questioner::new(&located.program, &main, &options, &settings.run_dir);
     questioner.test(About::Live)?.map_err(already_invalid)?;
     // Where it listens is the same for everybody.
@@ -66,23 +72,45 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     refuse_an_unseen_listener(settings, &located, &effective, &listeners)?;
     refuse_another_ports_listener(&located, &effective, &listeners)?;
     let has_read_its_files = has_read_its_files(effective.value("pidfile"), &config);
+    let others = others(listeners, &located, &listening_ports(&effective));
     Ok(Sshd {
         binary: located.program,
         options,
         running: located.running,
+        is_awaited: !located.running && is_awaited(settings, &effective),
         main_is_writable,
         config,
         answers,
         reload: located.reload,
         has_read_its_files,
-        others: listeners.into_iter().filter(|other| Some(other.pid) != located.pid).collect(),
+        others,
     })
+}
+
+/// The listeners that are neither the one that is asked nor one that its service is putting in its place.
+fn others(listeners: Vec<OtherListener>, located: &Located, ports: &[u16]) -> Vec<OtherListener> {
+    let service = located.pid.and_then(process::service);
+    let is_its_own = |other: &OtherListener| {
+        let is_on_its_ports = other.ports.is_empty() || other.ports.iter().any(|port| ports.contains(port));
+        Some(other.pid) == located.pid
+            || (service.is_some() && is_on_its_ports && process::service(other.pid) == service)
+    };
+    listeners.into_iter().filter(|other| !is_its_own(other)).collect()
 }
 
 /// sshd's files as they stand, without asking it.
 pub fn files(settings: &SshdSettings) -> Result<ConfigTree, Refusal> {
     let (main, _) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
     config_tree::read_tree(&main, &Rules::default())
+}
+
+/// The files of an sshd that was observed, as they stand now and as it reads them.
+pub fn files_of(sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+    let main = &sshd.config.main;
+    match sshd.answers.first() {
+        Some(first) => tree_as_it_reads_it(&sshd.binary, main, &first.effective),
+        None => config_tree::read_tree(main, &Rules::default()),
+    }
 }
 
 /// sshd's files as this sshd reads them. Its version and its own directory are asked for only where it matters: OpenSSH 8.2
@@ -156,7 +184,10 @@ pub fn ask_live(
     connections: &[Connection],
 ) -> Result<Vec<Answer>, Refusal> {
     answer(&mut questioner(settings, sshd), connections, About::Live)?.map_err(|words| {
-        Refusal::new(Reason::SshdConfigRejected, format!("sshd refuses its configuration: {words}"))
+        Refusal::new(
+            Reason::SshdConfigRejected,
+            format!("sshd refuses its configuration: {}", foreign(&words)),
+        )
     })
 }
 
@@ -173,6 +204,18 @@ pub struct HostKey {
 pub fn host_keys(sshd: &Sshd) -> Vec<HostKey> {
     let files = sshd.answers.first().map(|answer| answer.effective.values("hostkey")).unwrap_or_default();
     files.iter().filter_map(|file| host_key(Path::new(&format!("{file}.pub")))).collect()
+}
+
+/// Whether something listens, or will, although no sshd runs: systemd's socket unit, whatever its name, or a port of
+/// sshd's that is taken. That no sshd has it was seen before.
+fn is_awaited(settings: &SshdSettings, effective: &Effective) -> bool {
+    if settings.pid_file.is_some() || !super::systemd::is_running() {
+        return false;
+    }
+    let ports = listening_ports(effective);
+    let sockets = sockets::listening(None).unwrap_or_default();
+    sockets.iter().any(|socket| ports.contains(&socket.address.port()))
+        || super::systemd::will_listen_for_sshd()
 }
 
 /// Whether the listener has read its files as they stand: it writes its pid file anew whenever it has. `None` where
@@ -208,13 +251,14 @@ fn answer(
 }
 
 fn already_invalid(words: String) -> Refusal {
+    let words = foreign(&words);
     let text =
         format!("sshd refuses its present configuration, before any change of ours: {words}; correct it");
     Refusal::new(Reason::SshdConfigAlreadyInvalid, text)
 }
 
 fn rejected(words: &str, main: &Path, lines_ahead: usize) -> Refusal {
-    let words = in_their_files(words, main, lines_ahead);
+    let words = foreign(&in_their_files(words, main, lines_ahead));
     let text =
         format!("sshd refuses the new setting ahead of {}: {words}; nothing was changed", main.display());
     Refusal::new(Reason::SshdConfigRejected, text)
@@ -243,6 +287,24 @@ fn in_their_files(words: &str, main: &Path, lines_ahead: usize) -> String {
         }
     }
     said
+}
+
+/// The main file that is meant.
+pub(super) fn main_file_of(settings: &SshdSettings) -> Result<PathBuf, Refusal> {
+    main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG).map(|(main, _)| main)
+}
+
+/// The ports on which `program` would listen by this main file and the options of these arguments, the program first.
+pub(super) fn ports_of(
+    settings: &SshdSettings,
+    main: &Path,
+    program: &Path,
+    arguments: &[String],
+) -> Result<Vec<u16>, Refusal> {
+    let options = listener::repeated(arguments).map(|found| found.options).unwrap_or_default();
+    let mut questioner = Questioner::new(program, main, &options, &settings.run_dir);
+    let effective = questioner.effective(About::Live, &anybody("root"))?.map_err(already_invalid)?;
+    Ok(listening_ports(&effective))
 }
 
 /// The main file, and whether it may be written: the vendor's may not.
@@ -285,7 +347,7 @@ pub fn may_run(settings: &SshdSettings) -> Result<bool, Refusal> {
     Ok(!reads_another)
 }
 
-fn is_same_file(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
     fs::canonicalize(one).ok().is_some_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
 }
 
@@ -326,7 +388,7 @@ fn options_of(settings: &SshdSettings, located: &Located, main: &Path) -> Result
 }
 
 /// The main file that this sshd was built with, where its debug output names it.
-fn built_in_config(binary: &Path) -> Result<Option<PathBuf>, Refusal> {
+pub(super) fn built_in_config(binary: &Path) -> Result<Option<PathBuf>, Refusal> {
     let output = child::run(binary, &["-t", "-ddd"], "")
         .map_err(|error| Refusal::new(Reason::IoError, format!("asking sshd: {error}")))?;
     let named = output.stderr.lines().find_map(|line| line.split_once("load_server_config: filename "));

@@ -2,19 +2,47 @@
 //! ExecStart).
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{child, unit_words};
+use super::{child, process, unit_words};
 
 /// The names under which distributions ship sshd's service.
 const SERVICES: [&str; 2] = ["ssh.service", "sshd.service"];
 
 /// How long a unit that is on its way is waited for (contract 6, "Reload").
 const SETTLE: Duration = Duration::from_secs(5);
+
+/// How long a manager or a bus that is away is waited for (contract 10.9): systemd executes itself anew with each upgrade.
+const BUS_AWAY: Duration = Duration::from_secs(5);
+
+/// What clients of the bus say while systemd or the bus executes itself anew. Each stands in the words of an error.
+const AWAY: [&str; 13] = [
+    "connect to bus",
+    "connect to system",
+    "connection reset",
+    "connection refused",
+    "connection terminated",
+    "connection timed out",
+    "connection is closed",
+    "not connected",
+    "disconnected",
+    "broken pipe",
+    "did not receive a reply",
+    "name org.freedesktop.systemd1",
+    "wait for response",
+];
+
+/// The socket of the system's bus.
+const BUS: &str = "/run/dbus/system_bus_socket";
+
+/// No job of ours waits for another one: systemd runs a stop ahead of all that is ordered behind the stopped unit, and the
+/// agent is ordered ahead of sshd.
+const AT_ONCE: &str = "--job-mode=ignore-dependencies";
 
 /// A unit as `systemctl show` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +59,25 @@ pub(super) struct Unit {
     pub(super) triggered_by: Vec<String>,
     /// Of a socket: whether each connection gets a process of its own.
     pub(super) accept: bool,
+    /// Whether it has a way to be told of a changed configuration (`ExecReload=`).
+    pub(super) can_reload: bool,
+    /// `enabled`, `disabled`, `masked`, …; empty where no file says it.
+    pub(super) file_state: String,
 }
 
 impl Unit {
     pub(super) fn is_active(&self) -> bool {
         self.active_state == "active"
+    }
+
+    /// Whether `systemctl reload` reaches its process: not where it is masked, whatever runs.
+    pub(super) fn can_be_told(&self) -> bool {
+        self.is_active() && self.can_reload && self.load_state == "loaded"
+    }
+
+    /// Whether somebody masked it, also while it runs.
+    pub(super) fn is_masked(&self) -> bool {
+        self.load_state == "masked" || self.file_state.starts_with("masked")
     }
 
     /// Whether it will be in another state by itself.
@@ -75,13 +117,81 @@ pub(super) fn listens_for_sshd() -> bool {
     show(&["ssh.socket", "sshd.socket"]).is_ok_and(|units| units.iter().any(Unit::is_active))
 }
 
+/// The same, and whether it will: at a boot the socket unit may wait for its turn still.
+pub(super) fn will_listen_for_sshd() -> bool {
+    let arguments = ["show", "--no-pager", "--property=ActiveState,Job", "ssh.socket", "sshd.socket"];
+    systemctl(&arguments).is_ok_and(|output| output.split("\n\n").any(is_up_or_queued))
+}
+
+/// Whether a unit's block of `systemctl show` says that it is active, or has a job that starts it.
+fn is_up_or_queued(block: &str) -> bool {
+    block.lines().filter_map(|line| line.split_once('=')).any(|(name, value)| match name {
+        "ActiveState" => matches!(value, "active" | "activating"),
+        "Job" => value.parse::<u64>().is_ok_and(|job| job != 0),
+        _ => false,
+    })
+}
+
+/// The socket unit that starts an sshd for each connection (`Accept=yes`), where one is active.
+pub(super) fn socket_for_each_connection() -> Result<Option<String>, String> {
+    let sockets = show(&["ssh.socket", "sshd.socket"])?;
+    Ok(sockets.into_iter().find(|unit| unit.is_active() && unit.accept).map(|unit| unit.id))
+}
+
+/// The active service whose main process this is.
+pub(super) fn service_of(pid: i32) -> Result<Option<Unit>, String> {
+    let Some(name) = process::service(pid).filter(|_| is_running()) else { return Ok(None) };
+    let is_its_main = |unit: &Unit| unit.is_active() && unit.main_pid == pid;
+    Ok(show(&[&name])?.into_iter().find(is_its_main))
+}
+
+/// Those of sshd's usual services that somebody masked.
+pub(super) fn masked_services() -> Vec<String> {
+    let units = show(&SERVICES).unwrap_or_default();
+    units.into_iter().filter(Unit::is_masked).map(|unit| unit.id).collect()
+}
+
+/// The unit of this name in whatever state it is; `None` where systemd says nothing of it.
+pub(super) fn as_it_is(name: &str) -> Result<Option<Unit>, String> {
+    Ok(show(&[name])?.into_iter().next())
+}
+
+/// Queues a job for the unit and waits for it; the job itself waits for no other.
+pub(super) fn job(verb: &str, unit: &str) -> Result<(), String> {
+    systemctl(&[AT_ONCE, verb, unit]).map(drop)
+}
+
 /// Runs `systemctl` with these words; its own words where it fails.
 pub(super) fn systemctl(arguments: &[&str]) -> Result<String, String> {
-    let output = child::run(Path::new("systemctl"), arguments, "").map_err(|error| error.to_string())?;
+    let output = client("systemctl", arguments).map_err(|error| error.to_string())?;
     if output.succeeded() {
         return Ok(output.stdout);
     }
     Err(format!("'systemctl {}' failed: {}", arguments.join(" "), output.words()))
+}
+
+/// Runs a client of systemd's; again for 5 s while systemd or the bus is away.
+pub(super) fn client(
+    program: &str,
+    arguments: &[impl AsRef<OsStr>],
+) -> Result<child::Output, child::ChildError> {
+    let deadline = Instant::now() + BUS_AWAY;
+    // systemctl has a socket to systemd besides; the others have the bus alone, which a small system may lack.
+    let can_come_back = program == "systemctl" || Path::new(BUS).exists();
+    loop {
+        let output = child::run(Path::new(program), arguments, "")?;
+        let is_away = can_come_back && !output.succeeded() && says_away(&output.words());
+        if !is_away || Instant::now() >= deadline {
+            return Ok(output);
+        }
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// Whether an error says that systemd or the bus did not answer, rather than what it answered.
+fn says_away(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    AWAY.iter().any(|part| words.contains(part))
 }
 
 /// How a unit starts its program.
@@ -107,7 +217,7 @@ pub(super) fn start_words(unit: &str) -> Result<StartWords, String> {
         "EnvironmentFiles",
         "PassEnvironment",
     ];
-    let output = child::run(Path::new("busctl"), &arguments, "").map_err(|error| error.to_string())?;
+    let output = client("busctl", &arguments).map_err(|error| error.to_string())?;
     if !output.succeeded() {
         return Err(format!("busctl does not tell how {unit} starts: {}", output.words()));
     }
@@ -166,7 +276,7 @@ fn choose(units: Vec<Unit>) -> Option<Unit> {
 }
 
 fn show(names: &[&str]) -> Result<Vec<Unit>, String> {
-    let properties = "--property=Id,LoadState,ActiveState,MainPID,TriggeredBy,Accept";
+    let properties = "--property=Id,LoadState,ActiveState,MainPID,TriggeredBy,Accept,CanReload,UnitFileState";
     let mut arguments = vec!["show", "--no-pager", properties];
     arguments.extend(names);
     systemctl(&arguments).map(|output| parse_show(&output))
@@ -186,6 +296,8 @@ fn parse_show(output: &str) -> Vec<Unit> {
                 main_pid: value("MainPID").parse().unwrap_or(0),
                 triggered_by: value("TriggeredBy").split_ascii_whitespace().map(str::to_owned).collect(),
                 accept: value("Accept") == "yes",
+                can_reload: value("CanReload") == "yes",
+                file_state: value("UnitFileState").to_owned(),
             })
         })
         .collect()
@@ -245,6 +357,56 @@ mod tests {
             let output: Vec<String> = SERVICES.into_iter().zip(states).map(block).collect();
             let unit = choose(parse_show(&output.join("\n")));
             assert_eq!(unit.as_ref().map(|unit| unit.id.as_str()), expected, "{states:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_that_listen_or_will() {
+        for (block, expected) in [
+            ("ActiveState=active\n", true),
+            ("ActiveState=inactive\nJob=12\n", true),
+            ("Job=0\nActiveState=inactive\n", false),
+            ("ActiveState=failed\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_up_or_queued(block), expected, "{block}");
+        }
+    }
+
+    #[test]
+    fn which_unit_can_be_told() {
+        for (states, can_be_told, is_masked) in [
+            ("LoadState=loaded\nActiveState=active\nCanReload=yes\nUnitFileState=enabled", true, false),
+            ("LoadState=loaded\nActiveState=active\nCanReload=no", false, false),
+            ("LoadState=loaded\nActiveState=inactive\nCanReload=yes", false, false),
+            ("LoadState=masked\nActiveState=active\nCanReload=yes\nUnitFileState=masked", false, true),
+            ("LoadState=loaded\nActiveState=active\nCanReload=yes\nUnitFileState=masked-runtime", true, true),
+        ] {
+            let unit = &parse_show(&format!("Id=ssh.service\n{states}\n"))[0];
+            assert_eq!((unit.can_be_told(), unit.is_masked()), (can_be_told, is_masked), "{states}");
+        }
+    }
+
+    #[test]
+    fn errors_of_a_bus_that_is_away() {
+        for (words, expected) in [
+            ("Failed to connect to bus: Connection refused", true),
+            ("Failed to reload ssh.service: Connection reset by peer", true),
+            (
+                "Warning! D-Bus connection terminated.; Failed to wait for response: Connection reset by peer",
+                true,
+            ),
+            ("Failed to get property ExecStart on interface …: Remote peer disconnected", true),
+            ("The name org.freedesktop.systemd1 was not provided by any .service files", true),
+            (
+                "Failed to get property X on interface org.freedesktop.systemd1.Service: Unknown property",
+                false,
+            ),
+            ("Failed to reload ssh.service: Unit ssh.service is masked.", false),
+            ("Job for ssh.service failed because the control process exited with error code.", false),
+            ("Failed to start x.service: Unit x.service not found.", false),
+        ] {
+            assert_eq!(says_away(words), expected, "{words}");
         }
     }
 

@@ -62,21 +62,20 @@ impl BlockEdit {
 
     /// The inverse for a file that somebody edited since: `found` is what is ours in it now. `Some` where that
     /// is just what this edit put there: it goes, and what the edit had taken out stands at the top again.
-    /// `None` where it is something else, and is to be left alone.
-    pub fn revert_edited(&self, now: &[u8], found: Vec<Segment>) -> Option<Vec<u8>> {
-        let ours =
-            |segments: &[Segment]| segments.iter().flat_map(|s| s.bytes.iter().copied()).collect::<Vec<u8>>();
-        let before = ours(&self.removed);
-        let current = ours(&found);
-        if current == before {
+    /// `None` where it is something else, and is to be left alone. `is_same` says whether two forms of what is ours mean
+    /// the same.
+    pub fn revert_edited(
+        &self,
+        now: &[u8],
+        found: Vec<Segment>,
+        is_same: impl Fn(&[u8], &[u8]) -> bool,
+    ) -> Option<Vec<u8>> {
+        let before = joined(&self.removed);
+        let current = joined(&found);
+        if is_same(&current, &before) {
             return Some(now.to_vec());
         }
-        (current == self.inserted).then(|| {
-            let rest = BlockEdit { removed: found, inserted: Vec::new() }.apply(now);
-            // What had no newline was the last line, and is not any more.
-            let ends = before.last().is_none_or(|last| *last == b'\n') || rest.is_empty();
-            [before.as_slice(), if ends { b"" } else { b"\n" }, rest.as_slice()].concat()
-        })
+        is_same(&current, &self.inserted).then(|| ahead_of(&before, &without(now, found)))
     }
 }
 
@@ -162,8 +161,13 @@ pub fn find(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segme
         }
         index += 1;
     }
+    segments(&lines, &ours)
+}
+
+/// The lines that are picked, those beside each other as one segment.
+pub fn segments(lines: &[Line<'_>], picked: &[bool]) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::new();
-    for (line, _) in lines.iter().zip(&ours).filter(|(_, ours)| **ours) {
+    for (line, _) in lines.iter().zip(picked).filter(|(_, picked)| **picked) {
         match segments.last_mut() {
             Some(last) if last.offset + last.bytes.len() == line.offset => {
                 last.bytes.extend_from_slice(line.bytes)
@@ -172,6 +176,22 @@ pub fn find(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segme
         }
     }
     segments
+}
+
+/// The bytes of these segments, one after the other.
+pub fn joined(segments: &[Segment]) -> Vec<u8> {
+    segments.iter().flat_map(|segment| segment.bytes.iter().copied()).collect()
+}
+
+/// A file without these segments of it.
+pub fn without(content: &[u8], segments: Vec<Segment>) -> Vec<u8> {
+    BlockEdit { removed: segments, inserted: Vec::new() }.apply(content)
+}
+
+/// Whole lines ahead of a file's rest: what had no newline was the last line, and is not any more.
+pub fn ahead_of(lines: &[u8], rest: &[u8]) -> Vec<u8> {
+    let ends = lines.last().is_none_or(|last| *last == b'\n') || rest.is_empty();
+    [lines, if ends { b"" } else { b"\n" }, rest].concat()
 }
 
 /// Bytes as base64 text, since a marker line that somebody edited may hold any byte.
@@ -201,6 +221,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
+
+    fn same(one: &[u8], other: &[u8]) -> bool {
+        one == other
+    }
 
     fn ours(line: &[u8]) -> bool {
         line.starts_with(b"ours")
@@ -240,18 +264,18 @@ mod tests {
         let edit = BlockEdit { removed: Vec::new(), inserted: format!("{B}ours\n{E}").into_bytes() };
         let now = format!("new\n{B}ours\n{E}old\n");
         let found = find(now.as_bytes(), ours);
-        assert_eq!(edit.revert_edited(now.as_bytes(), found).unwrap(), b"new\nold\n");
+        assert_eq!(edit.revert_edited(now.as_bytes(), found, same).unwrap(), b"new\nold\n");
         // What was the last line, without a newline, is not any more.
         let without_newline = format!("{B}ours\n{}", E.trim_end());
         let content = without_newline.as_bytes();
         let removal = BlockEdit { removed: find(content, ours), inserted: Vec::new() };
-        let back = removal.revert_edited(b"theirs\n", Vec::new()).unwrap();
+        let back = removal.revert_edited(b"theirs\n", Vec::new(), same).unwrap();
         assert_eq!(back, format!("{without_newline}\ntheirs\n").as_bytes());
-        assert_eq!(removal.revert_edited(b"", Vec::new()).unwrap(), content);
+        assert_eq!(removal.revert_edited(b"", Vec::new(), same).unwrap(), content);
         let foreign = format!("{B}ours, changed\n{E}old\n");
         let found = find(foreign.as_bytes(), ours);
-        assert_eq!(edit.revert_edited(foreign.as_bytes(), found), None);
-        assert_eq!(edit.revert_edited(b"new\nold\n", Vec::new()).unwrap(), b"new\nold\n");
+        assert_eq!(edit.revert_edited(foreign.as_bytes(), found, same), None);
+        assert_eq!(edit.revert_edited(b"new\nold\n", Vec::new(), same).unwrap(), b"new\nold\n");
     }
 
     fn pieces() -> impl Strategy<Value = Vec<u8>> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authorized_keys;
 use super::block::{self, BlockEdit, Segment};
+use super::path_bytes;
 use super::public_key::PublicKey;
 use super::sshd_config;
 use super::types::ContentHash;
@@ -33,7 +34,7 @@ impl FileKind {
     pub fn ours(&self, content: &[u8]) -> Vec<Segment> {
         match self {
             Self::AuthorizedKeys { known, .. } => authorized_keys::ours(content, known),
-            Self::SshdConfig => block::find(content, sshd_config::is_our_line_in_block),
+            Self::SshdConfig => sshd_config::ours_in_main(content),
         }
     }
 }
@@ -77,6 +78,8 @@ pub struct FileEdit {
     pub after: Option<Vec<u8>>,
     /// The directory that is made for it.
     pub creates_directory: Option<PathBuf>,
+    /// Of a key file: the mount point of the file system that it is on.
+    pub mount: Option<PathBuf>,
 }
 
 impl FileEdit {
@@ -92,6 +95,26 @@ impl FileEdit {
             before: content.map(<[u8]>::to_vec),
             after: Some(after),
             creates_directory: None,
+            mount: None,
+        })
+    }
+
+    /// The edit of our drop-in; `None` where it changes nothing. A line of somebody else's in it is kept, behind ours.
+    pub fn drop_in(path: &Path, before: Option<&[u8]>, ours: Option<String>) -> Option<Self> {
+        let Some(content) = before.filter(|content| !sshd_config::is_ours_alone(content)) else {
+            return (before.is_some() || ours.is_some()).then(|| Self::whole(path, before, ours));
+        };
+        let inserted = ours.map(String::into_bytes).unwrap_or_default();
+        let edit = BlockEdit { removed: sshd_config::ours_in_drop_in(content), inserted };
+        let after = edit.apply(content);
+        (after != content).then(|| Self {
+            path: path.to_owned(),
+            kind: FileKind::SshdConfig,
+            change: Change::Block(edit),
+            before: Some(content.to_vec()),
+            after: Some(after),
+            creates_directory: None,
+            mount: None,
         })
     }
 
@@ -110,6 +133,7 @@ impl FileEdit {
             before: before.map(<[u8]>::to_vec),
             after: after.map(String::into_bytes),
             creates_directory: None,
+            mount: None,
         }
     }
 
@@ -122,8 +146,14 @@ impl FileEdit {
             hash_before: self.before.as_deref().map(ContentHash::of),
             hash_after: self.after.as_deref().map(ContentHash::of),
             creates_directory: self.creates_directory.clone(),
+            mount: self.mount.clone(),
         }
     }
+}
+
+/// Whether a block has this key.
+fn holds(block: &[u8], key: &PublicKey) -> bool {
+    authorized_keys::key_lines(block).iter().any(|line| line.key == *key)
 }
 
 /// What undoes a [`FileEdit`]: what our things were, and hashes of the file before and after; never its bytes.
@@ -131,6 +161,7 @@ impl FileEdit {
 #[serde(rename_all = "camelCase")]
 pub struct FileIntent {
     /// The file.
+    #[serde(with = "path_bytes")]
     pub path: PathBuf,
     /// Whose it is.
     pub kind: FileKind,
@@ -141,7 +172,11 @@ pub struct FileIntent {
     /// The file's hash after; `None` where it was to go.
     pub hash_after: Option<ContentHash>,
     /// The directory that was to be made for it.
+    #[serde(default, with = "path_bytes::option")]
     pub creates_directory: Option<PathBuf>,
+    /// The mount point that held the file. Absent before 3.2, and of sshd's files.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "path_bytes::option")]
+    pub mount: Option<PathBuf>,
 }
 
 /// How an edit is taken back, given the file as it now stands.
@@ -158,6 +193,69 @@ pub enum Inverse {
 }
 
 impl FileIntent {
+    /// Whether it takes a key of ours away: undone, that lets in. Else it adds one, and undone, that goes.
+    pub fn takes_a_key(&self) -> bool {
+        matches!(&self.change, Change::Block(edit) if !edit.removed.is_empty())
+    }
+
+    /// Whether it puts this key there.
+    pub fn puts(&self, key: &PublicKey) -> bool {
+        matches!(&self.change, Change::Block(edit) if holds(&edit.inserted, key))
+    }
+
+    /// What is still due of taking it back where `bound` is what is bound now; `None` where nothing is: a key that it put
+    /// there and that was bound again stays, and one that is not bound any more does not come back.
+    #[must_use]
+    pub fn due(mut self, bound: Option<&PublicKey>) -> Option<Self> {
+        if bound.is_some_and(|bound| self.puts(bound)) {
+            return None;
+        }
+        if let Change::Block(edit) = &mut self.change
+            && !bound.is_some_and(|bound| holds(&block::joined(&edit.removed), bound))
+        {
+            edit.removed.clear();
+        }
+        Some(self)
+    }
+
+    /// What is ours in the file, as it now stands.
+    pub fn ours(&self, now: &[u8]) -> Vec<Segment> {
+        match self.kind {
+            FileKind::SshdConfig if sshd_config::is_drop_in(&self.path) => sshd_config::ours_in_drop_in(now),
+            _ => self.kind.ours(now),
+        }
+    }
+
+    /// Whether two forms of what is ours mean the same: of sshd's files the directives alone count.
+    fn is_same(&self, one: &[u8], other: &[u8]) -> bool {
+        let directives = sshd_config::directives_of_ours;
+        match self.kind {
+            FileKind::SshdConfig => {
+                one.is_empty() == other.is_empty() && directives(one) == directives(other)
+            }
+            FileKind::AuthorizedKeys { .. } => one == other,
+        }
+    }
+
+    /// The inverse of an edit of the whole drop-in, in which somebody wrote since: what is his stays, if what is ours in it
+    /// is what the edit made of it.
+    fn revert_whole(&self, before: Option<&[u8]>, after: Option<&str>, now: &[u8]) -> Inverse {
+        let found = self.ours(now);
+        let current = block::joined(&found);
+        let ours = |content: &[u8]| block::joined(&self.ours(content));
+        if self.is_same(&current, &ours(before.unwrap_or_default())) {
+            return Inverse::Nothing;
+        }
+        if !self.is_same(&current, &ours(after.unwrap_or_default().as_bytes())) {
+            return Inverse::LeftAlone;
+        }
+        let rest = block::without(now, found);
+        match before {
+            None if rest.iter().all(u8::is_ascii_whitespace) => Inverse::Remove,
+            before => Inverse::Replace(block::ahead_of(before.unwrap_or_default(), &rest)),
+        }
+    }
+
     /// The inverse on `now`; `None` where there is no such file.
     pub fn inverse(&self, now: Option<&[u8]>) -> Inverse {
         let hash = now.map(ContentHash::of);
@@ -171,19 +269,24 @@ impl FileIntent {
                 Some(before) => Inverse::Replace(before),
                 None => Inverse::LeftAlone,
             },
-            (Change::Block(edit), Some(now)) => match edit.revert_edited(now, self.kind.ours(now)) {
-                Some(edited) if edited == now => Inverse::Nothing,
-                Some(edited) => Inverse::Replace(edited),
-                None => Inverse::LeftAlone,
-            },
+            (Change::Block(edit), Some(now)) => {
+                let is_same = |one: &[u8], other: &[u8]| self.is_same(one, other);
+                match edit.revert_edited(now, self.ours(now), is_same) {
+                    Some(edited) if edited == now => Inverse::Nothing,
+                    Some(edited) => Inverse::Replace(edited),
+                    None => Inverse::LeftAlone,
+                }
+            }
             (Change::Block(_), None) => Inverse::Nothing,
-            (Change::Whole { raw_before: Some(Bytes(before)), .. }, _) if untouched => {
-                Inverse::Replace(before.clone())
+            (Change::Whole { before, after, raw_before }, now) => {
+                let raw = raw_before.as_ref().map(|Bytes(bytes)| bytes.as_slice());
+                let before = raw.or(before.as_deref().map(str::as_bytes));
+                match (before, now) {
+                    (Some(before), _) if untouched => Inverse::Replace(before.to_vec()),
+                    (before, Some(now)) => self.revert_whole(before, after.as_deref(), now),
+                    (_, None) => Inverse::LeftAlone,
+                }
             }
-            (Change::Whole { before: Some(before), .. }, _) if untouched => {
-                Inverse::Replace(before.clone().into_bytes())
-            }
-            (Change::Whole { .. }, _) => Inverse::LeftAlone,
         }
     }
 }
@@ -204,17 +307,50 @@ mod tests {
 
     #[test]
     fn a_drop_in_goes_back_unless_somebody_touched_it() {
-        let made = drop_in(None, Some("ours\n"));
+        let (yes, no) = ("PasswordAuthentication yes\n", "PasswordAuthentication no\n");
+        let theirs = "KbdInteractiveAuthentication no\nX11Forwarding no\n";
+        let replace = |text: String| Inverse::Replace(text.into_bytes());
+        let made = drop_in(None, Some(no));
         assert_eq!(made.inverse(None), Inverse::Nothing);
-        assert_eq!(made.inverse(Some(b"ours\n")), Inverse::Remove);
-        assert_eq!(made.inverse(Some(b"theirs\n")), Inverse::LeftAlone);
-        let changed = drop_in(Some("old\n"), Some("new\n"));
-        assert_eq!(changed.inverse(Some(b"old\n")), Inverse::Nothing);
-        assert_eq!(changed.inverse(Some(b"new\n")), Inverse::Replace(b"old\n".to_vec()));
-        assert_eq!(changed.inverse(Some(b"theirs\n")), Inverse::LeftAlone);
-        let removed = drop_in(Some("old\n"), None);
-        assert_eq!(removed.inverse(None), Inverse::Replace(b"old\n".to_vec()));
-        assert_eq!(removed.inverse(Some(b"theirs\n")), Inverse::LeftAlone);
+        assert_eq!(made.inverse(Some(no.as_bytes())), Inverse::Remove);
+        assert_eq!(made.inverse(Some(b"X11Forwarding no\n")), Inverse::Nothing);
+        assert_eq!(made.inverse(Some(theirs.as_bytes())), Inverse::LeftAlone);
+        let changed = drop_in(Some(yes), Some(no));
+        assert_eq!(changed.inverse(Some(yes.as_bytes())), Inverse::Nothing);
+        assert_eq!(changed.inverse(Some(no.as_bytes())), replace(yes.to_owned()));
+        assert_eq!(changed.inverse(Some(theirs.as_bytes())), Inverse::LeftAlone);
+        let removed = drop_in(Some(no), None);
+        assert_eq!(removed.inverse(None), replace(no.to_owned()));
+        assert_eq!(removed.inverse(Some(theirs.as_bytes())), Inverse::LeftAlone);
+        assert_eq!(removed.inverse(Some(b"# mine")), replace(format!("{no}# mine")));
+        // What somebody wrote beside ours stays, whatever he did to our comments.
+        let now = "# keypair-agent: x\nPasswordAuthentication no\n# mine";
+        assert_eq!(made.inverse(Some(now.as_bytes())), replace("# mine".to_owned()));
+        assert_eq!(changed.inverse(Some(now.as_bytes())), replace(format!("{yes}# mine")));
+    }
+
+    #[test]
+    fn a_drop_in_with_lines_of_somebody_elses() {
+        let path = Path::new("/d/00-keypair-agent.conf");
+        let theirs = b"# caf\xe9\r\nX11Forwarding no\r\nMatch User bob\nPasswordAuthentication yes";
+        let no = b"# keypair-agent: x\nPasswordAuthentication no\n".as_slice();
+        let before = [no, theirs].concat();
+        let yes = "# keypair-agent: y\nPasswordAuthentication yes\n";
+        let edit = FileEdit::drop_in(path, Some(&before), Some(yes.to_owned())).unwrap();
+        let after = [yes.as_bytes(), theirs].concat();
+        assert_eq!(edit.after.as_ref(), Some(&after));
+        let read: FileIntent = serde_json::from_str(&serde_json::to_string(&edit.intent()).unwrap()).unwrap();
+        assert_eq!(read.inverse(Some(&after)), Inverse::Replace(before.clone()));
+        assert_eq!(read.inverse(Some(&before)), Inverse::Nothing);
+        let edited = [yes.as_bytes(), b"UsePAM no\n", theirs].concat();
+        assert_eq!(read.inverse(Some(&edited)), Inverse::Replace([no, b"UsePAM no\n", theirs].concat()));
+        // Without ours, nothing but theirs is left, and then there is nothing to do.
+        let out = FileEdit::drop_in(path, Some(&before), None).unwrap();
+        assert_eq!(out.after.as_deref(), Some(theirs.as_slice()));
+        assert_eq!(out.intent().inverse(Some(theirs)), Inverse::Replace(before.clone()));
+        assert_eq!(FileEdit::drop_in(path, Some(theirs), None), None);
+        assert_eq!(FileEdit::drop_in(path, Some(no), None).unwrap().after, None);
+        assert_eq!(FileEdit::drop_in(path, None, None), None);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Which files sshd reads a user's keys from: AuthorizedKeysFile with its tokens replaced, in sshd's order, and the one
 //! of them that our block goes into (contract 5, 10.4).
 
-use std::path::{Component, PathBuf};
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
 
 use super::effective::Effective;
+use super::foreign::foreign;
 use super::observation::{Account, Connection};
 use super::outcome::{Reason, Refusal};
 use super::pattern::has_wildcard;
@@ -34,7 +36,7 @@ pub fn key_file_words(
     groups: &[String],
 ) -> Result<Vec<String>, Refusal> {
     exact_words("AuthorizedKeysFile", effective, reading, connection, Some(groups)).ok_or_else(|| {
-        let said = effective.value("authorizedkeysfile");
+        let said = foreign(effective.value("authorizedkeysfile"));
         unsupported(&format!(
             "sshd prints AuthorizedKeysFile as `{said}`, and which line of its configuration says so cannot be told"
         ))
@@ -113,7 +115,7 @@ pub fn authorized_keys_path(
     if let Some(path) = paths.iter().find(|path| path.is_users_own && !path.is_pattern) {
         return Ok(path.path.clone());
     }
-    let said = effective.value("authorizedkeysfile");
+    let said = foreign(effective.value("authorizedkeysfile"));
     let name = &account.name;
     Err(unsupported(&match paths.iter().find(|path| path.is_users_own) {
         Some(pattern) => format!(
@@ -132,8 +134,7 @@ fn unsupported(why: &str) -> Refusal {
 /// Whether the line that decides stands in a `Match User` block, so that its path is not read for everybody.
 fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -> bool {
     let decides = reading.decision("AuthorizedKeysFile", connection, Some(groups)).by;
-    let decides =
-        |file: &std::path::Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
+    let decides = |file: &Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
     reading.directives().iter().any(|directive| {
         let Scope::Match { criteria, .. } = &directive.scope else { return false };
         let names_users = criteria.iter().any(|word| {
@@ -147,38 +148,42 @@ fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -
 /// One path with its tokens replaced: sshd_config(5) "TOKENS". `in_home` says whether a path without tokens that leads
 /// into the user's home may count as his own.
 fn expand(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, Refusal> {
-    let home = account.home.to_string_lossy();
+    // What `sshd -T` prints was read as text: other bytes are lost.
+    if template.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(unsupported(&format!("AuthorizedKeysFile `{template}` holds bytes that are not UTF-8")));
+    }
     // A home that is `/` tells nobody from anybody where it stands inside of a path.
     let has_home = account.home.parent().is_some();
-    let mut text = String::new();
+    let mut text = OsString::new();
     let mut names_user = false;
     let mut characters = template.chars();
     while let Some(character) = characters.next() {
         if character != '%' {
-            text.push(character);
+            text.push(character.encode_utf8(&mut [0; 4]));
             continue;
         }
         match characters.next() {
-            Some('%') => text.push('%'),
+            Some('%') => text.push("%"),
             Some('h') => {
                 names_user |= has_home || text.is_empty();
-                text.push_str(&home);
+                text.push(&account.home);
             }
             Some('u') => {
                 names_user = true;
-                text.push_str(&account.name);
+                text.push(&account.name);
             }
             Some('U') => {
                 names_user = true;
-                text.push_str(&account.uid.to_string());
+                text.push(account.uid.to_string());
             }
             _ => {
-                let why = format!("AuthorizedKeysFile `{template}` has a token that sshd does not know");
+                let why =
+                    format!("AuthorizedKeysFile `{}` has a token that sshd does not know", foreign(template));
                 return Err(unsupported(&why));
             }
         }
     }
-    let is_relative = !text.starts_with('/');
+    let is_relative = Path::new(&text).is_relative();
     let path = account.home.join(&text);
     let climbs = path.components().any(|component| component == Component::ParentDir);
     let is_users_own = names_user || is_relative || in_home && has_home && path.starts_with(&account.home);

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::foreign::foreign;
+
 /// The letters of sshd(8)'s flags, of every version since 7.4.
 const FLAGS: &str = "46DGIQRTVdeiqrt";
 
@@ -36,12 +38,16 @@ pub enum ListenerError {
 impl fmt::Display for ListenerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAListener(line) => write!(f, "'{line}' is not an sshd listener"),
-            Self::CutShort(title) => write!(f, "its title is cut short and hides options: '{title}'"),
-            Self::CannotTellApart(word) => {
-                write!(f, "its options can't be told apart: '{word}' is neither an option nor an argument")
+            Self::NotAListener(line) => write!(f, "'{}' is not an sshd listener", foreign(line)),
+            Self::CutShort(title) => {
+                write!(f, "its title is cut short and hides options: '{}'", foreign(title))
             }
-            Self::RelativeConfig(path) => write!(f, "it was started with a relative '-f {path}'"),
+            Self::CannotTellApart(word) => write!(
+                f,
+                "its options can't be told apart: '{}' is neither an option nor an argument",
+                foreign(word)
+            ),
+            Self::RelativeConfig(path) => write!(f, "it was started with a relative '-f {}'", foreign(path)),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::edit::FileEdit;
 use super::effective::Effective;
 
 /// The target user as passwd(5) and group(5) have it.
@@ -205,6 +206,27 @@ pub struct ConfigTree {
     pub includes: BTreeMap<(PathBuf, usize), Vec<Included>>,
 }
 
+impl ConfigTree {
+    /// The same after these edits.
+    #[must_use]
+    pub fn after(&self, edits: &[FileEdit]) -> Self {
+        let mut tree = self.clone();
+        for edit in edits {
+            match &edit.after {
+                Some(content) => drop(tree.files.insert(edit.path.clone(), content.clone())),
+                None => drop(tree.files.remove(&edit.path)),
+            }
+        }
+        tree
+    }
+
+    /// A file that is not the same in another one, or is in one of them alone.
+    pub fn difference<'a>(&'a self, other: &'a Self) -> Option<&'a Path> {
+        let is_same = |path: &PathBuf| self.files.get(path) == other.files.get(path);
+        self.files.keys().chain(other.files.keys()).find(|path| !is_same(path)).map(PathBuf::as_path)
+    }
+}
+
 /// One pattern of an Include directive and the files it leads to, in the order sshd reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Included {
@@ -242,8 +264,11 @@ pub struct Sshd {
     pub binary: PathBuf,
     /// The running listener's options (`-o`, `-p`, …) that every question repeats; never `-f`.
     pub options: Vec<String>,
-    /// Whether those options come from a running listener.
+    /// Whether something listens for it: those options come from a running listener, or a socket unit starts an sshd for each
+    /// connection.
     pub running: bool,
+    /// Whether a socket unit listens in sshd's place, or is on its way: sshd starts with the first connection.
+    pub is_awaited: bool,
     /// Whether the main file may be written: not sshd's own default elsewhere than /etc/ssh.
     pub main_is_writable: bool,
     /// The files as they stand.

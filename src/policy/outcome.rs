@@ -6,8 +6,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::command::ActionName;
+use super::foreign::{self, foreign_path};
 use super::public_key::Fingerprint;
 use super::types::{CommandId, KeyName, PasswordAuth};
+
+pub use super::foreign::printable;
+
+mod bounds;
+
+pub use bounds::{RESULT_MAX, WARNINGS_MAX, limited, short_form};
 
 /// Whether a command took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,22 +118,8 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal for `reason`, explained by `message`.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: printable(&message.into()) }
+        Self { reason, message: foreign::message(&message.into()) }
     }
-}
-
-/// A text on one line: control characters, which would end a line of a log or paint a terminal, are escaped. They come
-/// from sshd's files, from paths, and from the network.
-pub fn printable(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-    }
-    line
 }
 
 impl fmt::Display for Reason {
@@ -142,7 +135,7 @@ impl fmt::Display for WarningReason {
 }
 
 /// What a warning is about: the closed, stable set of contract 3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[allow(missing_docs)] // the names are the documentation: contract 3 and docs/protocol.md
 pub enum WarningReason {
@@ -160,6 +153,7 @@ pub enum WarningReason {
     PasswordOnlyAccounts,
     InheritedKeyReplaced,
     AccountShutOut,
+    SettingNotOwned,
 }
 
 /// Something the owner should know although the command succeeded.
@@ -178,13 +172,13 @@ pub struct Warning {
 impl Warning {
     /// A warning that names no file.
     pub fn new(reason: WarningReason, message: impl Into<String>) -> Self {
-        Self { reason, message: printable(&message.into()), file: None, line: None }
+        Self { reason, message: foreign::message(&message.into()), file: None, line: None }
     }
 
     /// The same warning about a place.
     #[must_use]
     pub fn at(mut self, file: &Path, line: Option<usize>) -> Self {
-        self.file = Some(file.to_string_lossy().into_owned());
+        self.file = Some(foreign_path(file));
         self.line = line;
         self
     }
@@ -308,12 +302,4 @@ pub struct Outcome {
     pub finished_at: String,
     /// From the first look at the command to the result, in milliseconds.
     pub duration_ms: u64,
-}
-
-impl Outcome {
-    /// The result as it goes over the wire and into the state: one line of JSON.
-    pub fn to_json(&self) -> String {
-        // Serializing fails only for maps with keys that are no strings, and there is no map here.
-        serde_json::to_string(self).unwrap_or_default()
-    }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::foreign::foreign;
 use super::observation::PamRule;
 
 /// Modules whose verdict is known here, or that refuse nobody who could come in.
@@ -222,8 +223,8 @@ fn read(
                     Says::Anything
                 };
                 let shown = match says {
-                    Says::ModuleUnknown => format!("{name}, which is not installed"),
-                    _ => name.to_owned(),
+                    Says::ModuleUnknown => format!("{}, which is not installed", foreign(name)),
+                    _ => foreign(name),
                 };
                 loaded.entries.push(entry(&kind, control, says, &shown));
             }
@@ -232,7 +233,7 @@ fn read(
                 if let (true, Some(kind)) = (is_substack, &kind) {
                     loaded.entries.push(entry(kind, Control::bad(), Says::Nothing, &name));
                 }
-                let missing = format!("the include of {name}, which does not exist");
+                let missing = format!("the include of {}, which does not exist", foreign(&name));
                 match (installation.file)(&name) {
                     ServiceFile::Missing => match &kind {
                         Some(kind) => {

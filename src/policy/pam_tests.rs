@@ -80,7 +80,7 @@ fn what_refuses_and_what_may() {
         ("account required pam_gone.so\n", Some(("pam_gone, which is not installed", 1, true))),
         ("-account required pam_gone.so\n", Some(("pam_gone, which is not installed", 1, true))),
         ("account required pam_permit\n", Some(("pam_permit, which is not installed", 1, true))),
-        ("account required pam_permit.so\r\n", Some(("pam_permit.so\r, which is not installed", 1, true))),
+        ("account required pam_permit.so\r\n", Some(("pam_permit.so\\r, which is not installed", 1, true))),
         ("account optional pam_gone.so\n", None),
         ("account [success=ok module_unknown=ignore default=bad] pam_gone.so\n", None),
         // Lines that are not valid.

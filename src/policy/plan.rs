@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::authorized_keys::{self, KeyPlace};
 use super::command::{Action, KeyPair};
 use super::edit::{FileEdit, FileKind};
+use super::foreign::foreign;
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
 use super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::password;
+use super::path_bytes;
 use super::proof::ProofPlan;
 use super::public_key::PublicKey;
 use super::sshd_config::{self, KbdInteractive};
@@ -41,12 +43,13 @@ pub struct Binding {
     /// Whose authorized_keys file holds the block.
     pub user: String,
     /// That file.
+    #[serde(with = "path_bytes")]
     pub path: PathBuf,
     /// The user's id at the bind: by it the file is reached where his name is gone. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// The mount point that held the file at the bind. Absent before 3.2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "path_bytes::option")]
     pub mount: Option<PathBuf>,
     /// Whether it was bound to another instance, of which this one is a clone (contract 7).
     pub inherited: bool,
@@ -120,6 +123,8 @@ pub struct Purpose<'a> {
     pub when: &'a str,
     /// For the same comment.
     pub command_id: &'a str,
+    /// Why our own setting could not be written a moment ago: where sshd does what is asked, it is left at that.
+    pub not_owned: Option<&'a str>,
 }
 
 /// A plan that sshd has yet to be asked about.
@@ -135,6 +140,10 @@ pub struct Draft {
     pub binding: Option<Binding>,
     /// The key pair that was unbound, by a detach.
     pub unbound: Option<KeyPair>,
+    /// Whether sshd's files say what is asked as they stand: what would be written is ours besides.
+    pub already: bool,
+    /// Whether ours stands as a command would write it, or nothing of ours stands.
+    pub untouched: bool,
     warnings: Vec<Warning>,
     takes_away: Option<PublicKey>,
     /// The key lines that are not ours, in all files that sshd reads.
@@ -165,6 +174,8 @@ pub struct Plan {
     pub binding: Option<Binding>,
     /// The key pair that was unbound, by a detach.
     pub unbound: Option<KeyPair>,
+    /// Whether sshd's files say what is asked as they stand: what is written there is ours besides.
+    pub already: bool,
     /// What sshd said, with the plan's lines ahead.
     pub answers: Vec<Answer>,
     /// What the owner should know.
@@ -238,6 +249,8 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
         ahead: None,
         binding: bound.clone(),
         unbound: None,
+        already: false,
+        untouched: false,
         warnings: Vec::new(),
         takes_away: None,
         places: match &facts.key_file {
@@ -287,6 +300,7 @@ fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Ve
     let kind = FileKind::AuthorizedKeys { user: account.name.clone(), uid, known: known.to_vec() };
     let mut edit = FileEdit::block(&file.path, kind, file.content.as_deref(), inserted)?;
     edit.creates_directory = file.missing_directory.clone();
+    edit.mount = file.mount.clone();
     Some(edit)
 }
 
@@ -301,7 +315,7 @@ fn keys_command(facts: &Facts) -> Option<&str> {
 fn command_still_serves(command: &str) -> Warning {
     Warning::new(
         WarningReason::KeyStillPresent,
-        format!("AuthorizedKeysCommand {command} still serves keys, this one perhaps among them"),
+        format!("AuthorizedKeysCommand {} still serves keys, this one perhaps among them", foreign(command)),
     )
 }
 

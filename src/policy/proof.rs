@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use super::effective::Method;
+use super::foreign::foreign;
 use super::observation::{Answer, Connection};
 use super::outcome::{KeyProof, Proof, Reason, Refusal};
 use super::public_key::PublicKey;
@@ -103,7 +104,7 @@ impl Forecast {
 fn shown(methods: &[impl AsRef<str>]) -> String {
     match methods {
         [] => "nothing".to_owned(),
-        methods => methods.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", "),
+        methods => foreign(&methods.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")),
     }
 }
 

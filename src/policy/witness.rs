@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::connection::listening_ports;
 use super::effective::Effective;
+use super::foreign::foreign;
 use super::lockout::{is_closed, says_the_same};
 use super::observation::{Account, Answer, Connection, Login, Person};
 use super::outcome::{Warning, WarningReason};
@@ -211,7 +212,7 @@ fn meet(
         connection.lport = port;
     }
     if let Some(name) = strange {
-        return Met::Unknown(format!("whom its criterion {name} picks is not known here"));
+        return Met::Unknown(format!("whom its criterion {} picks is not known here", foreign(name)));
     }
     match applies(criteria, &connection, Some(&his_groups)) {
         Some(true) => Met::Witness(Box::new(Witness {
@@ -232,7 +233,9 @@ fn unknown_group(lists: &[&str], local: &[String]) -> Met {
     let entries = lists.iter().flat_map(|list| list.split(',')).filter(|entry| !entry.starts_with('!'));
     let is_foreign = |pattern: &&str| !local.iter().any(|group| matches(group, pattern));
     match { entries }.find(is_foreign) {
-        Some(group) => Met::Unknown(format!("no account of this guest's files is in the group {group}")),
+        Some(group) => {
+            Met::Unknown(format!("no account of this guest's files is in the group {}", foreign(group)))
+        }
         None => Met::Nobody,
     }
 }
@@ -301,14 +304,18 @@ pub fn allowed(
         let somebody = match witness.names_user {
             true => format!(
                 "{} may still use a password (asked as from {}, port {})",
-                who.user, who.addr, who.lport
+                foreign(&who.user),
+                who.addr,
+                who.lport
             ),
             false => {
                 format!("whoever comes from {} (to port {}) may still use a password", who.addr, who.lport)
             }
         };
         let remedy = match &witness.criteria {
-            Some(criteria) => format!("if that is not meant, take it out of the block `Match {criteria}`"),
+            Some(criteria) => {
+                format!("if that is not meant, take it out of the block `Match {}`", foreign(criteria))
+            }
             None => "if that is not meant, take it out of its Match block".to_owned(),
         };
         let message = format!("{somebody}, because of {}; {remedy}", by.describe(keyword));
@@ -438,7 +445,7 @@ pub fn shut_out(before: &[Answer], after: &[(Witness, Answer)], people: &[Person
             continue;
         }
         let who = match witness.names_user {
-            true => witness.connection.user.clone(),
+            true => foreign(&witness.connection.user),
             false => format!("whoever comes from {}", witness.connection.addr),
         };
         let block = witness.criteria.as_deref().unwrap_or_default();
@@ -448,7 +455,8 @@ pub fn shut_out(before: &[Answer], after: &[(Witness, Answer)], people: &[Person
 }
 
 fn shut_out_warning(who: &str, block: &str, place: Option<&Place>, after: &Effective) -> Warning {
-    let methods = after.words("authenticationmethods").join(" ");
+    let methods = foreign(&after.words("authenticationmethods").join(" "));
+    let block = foreign(block);
     let why = match after.is_yes("pubkeyauthentication") {
         false => "the block takes no keys, and passwords are off".to_owned(),
         true => format!("`AuthenticationMethods {methods}` asks for what is off"),
@@ -499,6 +507,7 @@ pub fn unexamined_warnings(
         if let Some(keyword) = takes_password(&after, kbd)
             && let Some(directive) = said(keyword)
         {
+            let criteria = foreign(criteria);
             let message = format!(
                 "the block `Match {criteria}` may allow passwords by {}, and could not be examined: {why}; if that is \
                  not meant, take it out of the block",

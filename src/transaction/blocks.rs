@@ -87,6 +87,11 @@ impl<G: Guest> Transaction<G> {
             if blocks.files.iter().any(|(_, file)| file.path == path) {
                 continue;
             }
+            // What it does not see is not known to be gone.
+            if let Err(hidden) = self.guest.sees(&path) {
+                blocks.unreached.push(hidden.into());
+                continue;
+            }
             match self.guest.standing_key_file(&account, &path) {
                 Ok(file) => {
                     let is_listed = blocks.files.iter().any(|(_, other)| other.id == file.id);
@@ -309,6 +314,7 @@ impl<G: Guest> Transaction<G> {
     /// That a file with it cannot be reached; that it is found nowhere, and where it was put is not mounted.
     pub(super) fn must_be_reached(&self, binding: &Binding, blocks: &Blocks) -> Result<(), Refusal> {
         let known = std::slice::from_ref(&binding.key_pair.public_key);
+        self.guest.sees(&binding.path)?;
         if let Some(mount) = binding.mount.as_deref()
             && !blocks.is_found(known)
             && !self.guest.is_mounted(mount)

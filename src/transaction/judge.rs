@@ -6,6 +6,7 @@ use time::{Duration, OffsetDateTime};
 use crate::guest::Guest;
 use crate::policy::command::{Command, Origin};
 use crate::policy::component::ComponentVersion;
+use crate::policy::foreign::foreign_path;
 use crate::policy::outcome::{Reason, Refusal};
 
 use super::Transaction;
@@ -35,7 +36,8 @@ impl<G: Guest> Transaction<G> {
     /// `COMPONENT_VERSION_UNREADABLE`, with the cause and the remedy.
     pub fn component(&self) -> Result<ComponentVersion, Refusal> {
         let content = self.guest.component_info();
-        content.and_then(|content| ComponentVersion::parse(&content)).map_err(|why| {
+        let named = |why| format!("{}: {why}", foreign_path(&self.guest.component_file()));
+        content.and_then(|content| ComponentVersion::parse(&content).map_err(named)).map_err(|why| {
             Refusal::new(
                 Reason::ComponentVersionUnreadable,
                 format!("the platform component's version is unreadable: {why}; install or repair the platform's component"),

@@ -150,12 +150,15 @@ impl<G: Guest> Transaction<G> {
             asks_for_yes: false,
             when: &when,
             command_id: "status",
+            not_owned: None,
         };
         let facts = self.observe_sshd_user(&action, state.binding.as_ref())?;
         let draft = plan::draft(&purpose, &facts)?;
         let mut drift: Vec<Drift> =
             draft.key_edits.iter().map(|edit| Drift::Changed(edit.path.clone())).collect();
-        if let (Some(sshd), Some(asked), Some(_)) = (&facts.sshd, action.password_auth(), &draft.ahead) {
+        // Where sshd does what was set, that ours does not stand is no drift: it may not have been writable.
+        let is_due = draft.ahead.is_some() && !(draft.already && draft.untouched);
+        if let (Some(sshd), Some(asked), true) = (&facts.sshd, action.password_auth(), is_due) {
             // Where ours stands as it was written, it is somebody else's line that changed what holds.
             let overridden =
                 plan::judge_setting(asked, self.settings.kbd_interactive, &facts, sshd, &sshd.answers).err();

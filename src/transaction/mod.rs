@@ -12,6 +12,7 @@ pub mod judge;
 pub mod look;
 pub mod observe;
 pub mod outbox;
+pub mod owed;
 pub mod perform;
 pub mod proof;
 pub mod recovery;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 
 use crate::guest::files::FileError;
 use crate::guest::{Guest, LockFailure};
+use crate::policy::foreign::foreign_path;
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::InstanceId;
@@ -117,15 +119,20 @@ impl<G: Guest> Transaction<G> {
             Refusal::new(
                 Reason::IoError,
                 format!(
-                    "the state file is not usable: {error}; nothing was touched. \"keypair-agent undo\" takes back \
-                     all that is ours and starts anew"
+                    "the state file {} is not usable: {error}; nothing was touched. \"keypair-agent undo\" takes back \
+                     all that is ours and starts anew",
+                    foreign_path(&self.guest.state_file())
                 ),
             )
         })
     }
 
     fn save(&mut self, state: &State) -> Result<(), Refusal> {
-        self.guest.save_state(&state.to_bytes()).map_err(|error| unusable(&error))
+        let bytes = state.kept_bytes().map_err(|error| {
+            let file = foreign_path(&self.guest.state_file());
+            Refusal::new(Reason::IoError, format!("the state cannot be kept in {file}: {error}"))
+        })?;
+        self.guest.save_state(&bytes).map_err(|error| unusable(&error))
     }
 }
 

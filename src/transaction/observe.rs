@@ -1,8 +1,10 @@
 //! Looking before anything is done: the facts a command needs, and the plan made of them.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use crate::guest::Guest;
+use crate::guest::files::FileError;
 use crate::policy::authorized_keys::key_lines;
 use crate::policy::command::{Action, Command};
 use crate::policy::key_paths;
@@ -11,13 +13,14 @@ use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
 use crate::policy::sshd_config::Reading;
 use crate::policy::trial::TrialQuestion;
-use crate::policy::types::{InstanceId, PasswordAuth};
+use crate::policy::types::{ContentHash, InstanceId, PasswordAuth};
 use crate::policy::witness;
 
 use super::Transaction;
 use super::blocks::Elsewhere;
 use super::sheet::{Sheet, timestamp};
 use super::state::State;
+use super::steps::changed_twice;
 
 /// A plan and what it was made of.
 #[derive(Debug)]
@@ -28,19 +31,107 @@ pub struct Prepared {
     pub facts: Facts,
 }
 
+/// What earlier plans of a command leave to the next one.
+#[derive(Debug)]
+pub(super) struct Tries {
+    /// How many more plans there may be where a file changes under one.
+    left: u32,
+    /// Why our own setting could not be written.
+    pub(super) not_owned: Option<String>,
+}
+
+impl Default for Tries {
+    fn default() -> Self {
+        Self { left: 1, not_owned: None }
+    }
+}
+
+impl Tries {
+    /// A file changed under the plan: there is one new one.
+    ///
+    /// # Errors
+    /// There was one already.
+    pub(super) fn another(&mut self, changed: &FileError) -> Result<(), Refusal> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| changed_twice(changed))?;
+        Ok(())
+    }
+}
+
+/// By these reasons a setting of ours cannot be written. That the guard refuses is none of them.
+fn leaves_it_unowned(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::SshdConfigRejected
+            | Reason::PasswordAuthNotEffective
+            | Reason::SshdReloadUnsafe
+            | Reason::UnsafePath
+            | Reason::IoError
+    )
+}
+
 impl<G: Guest> Transaction<G> {
     /// Observes the guest for `command` and plans it. Nothing is changed.
     ///
     /// # Errors
     /// Any reason of contract 4 to 6.
     pub fn prepare(&self, command: &Command, state: &State, sheet: &mut Sheet) -> Result<Prepared, Refusal> {
+        self.prepare_again(command, state, sheet, &mut Tries::default())
+    }
+
+    /// The same, after earlier tries.
+    pub(super) fn prepare_again(
+        &self,
+        command: &Command,
+        state: &State,
+        sheet: &mut Sheet,
+        tries: &mut Tries,
+    ) -> Result<Prepared, Refusal> {
         let known = self.settings.instance(state).map(InstanceId::as_str);
-        let instance_id = known.or(command.instance_id.as_deref());
-        plan::admit(&command.action, state.binding.as_ref(), instance_id)?;
+        plan::admit(&command.action, state.binding.as_ref(), known.or(command.instance_id.as_deref()))?;
+        let owed = state.owed_in_words();
+        if let (Action::Detach { .. }, None, Some(owed)) = (&command.action, &state.binding, &owed) {
+            return Err(Refusal::new(Reason::IoError, owed));
+        }
         if let Some(key) = command.action.public_key() {
             self.guest.reads_key(key)?;
         }
-        let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
+        loop {
+            let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
+            sheet.notes.extend(owed.clone());
+            let mut already = false;
+            let not_owned = tries.not_owned.as_deref();
+            let mut planned = self.plan_on(&facts, command, state, sheet, not_owned, &mut already);
+            if let Err(refusal) = &planned
+                && already
+                && not_owned.is_none()
+                && leaves_it_unowned(refusal.reason)
+            {
+                let why = refusal.message.clone();
+                planned = self.plan_on(&facts, command, state, sheet, Some(&why), &mut already);
+            }
+            // What sshd said of files that somebody changed meanwhile is no verdict.
+            let sshd = facts.sshd.as_ref().filter(|_| command.action.password_auth().is_some());
+            let now = sshd.and_then(|sshd| Some((sshd, self.guest.files_of(sshd).ok()?)));
+            let changed = now.as_ref().and_then(|(sshd, now)| sshd.config.difference(now));
+            match changed {
+                Some(path) => tries.another(&FileError::Changed { path: path.to_owned() })?,
+                None => return planned.map(|plan| Prepared { plan, facts }),
+            }
+        }
+    }
+
+    /// The plan on these facts. `already` is set where sshd does what is asked as it stands.
+    fn plan_on(
+        &self,
+        facts: &Facts,
+        command: &Command,
+        state: &State,
+        sheet: &mut Sheet,
+        not_owned: Option<&str>,
+        already: &mut bool,
+    ) -> Result<Plan, Refusal> {
+        let known = self.settings.instance(state).map(InstanceId::as_str);
+        let instance_id = known.or(command.instance_id.as_deref());
         let present = facts.sshd.iter().flat_map(|sshd| &sshd.answers).next();
         sheet.outcome.effective = present.map(|answer| answer.effective.report());
         let when = timestamp(&self.guest);
@@ -53,9 +144,11 @@ impl<G: Guest> Transaction<G> {
             asks_for_yes: self.settings.proof,
             when: &when,
             command_id: command.id.as_str(),
+            not_owned,
         };
-        let draft = plan::draft(&purpose, &facts)?;
-        let questions = draft.questions(&purpose, &facts);
+        let draft = plan::draft(&purpose, facts)?;
+        *already = draft.already;
+        let questions = draft.questions(&purpose, facts);
         let answers = match &facts.sshd {
             Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
             None => Vec::new(),
@@ -74,12 +167,22 @@ impl<G: Guest> Transaction<G> {
             Some(sshd) => self.guest.trial(sshd, question),
             None => Vec::new(),
         };
-        let judged = draft.judge(&purpose, &facts, answers, &mut ask);
+        let judged = draft.judge(&purpose, facts, answers, &mut ask);
         let plan = judged.map_err(|PlanRefusal { refusal, trial }| {
             sheet.asked.trial = trial.map(|report| *report);
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();
+        // All of them before the first one is touched: what can be known to fail then needs no way back.
+        for edit in plan.key_edits.iter().chain(&plan.sshd_edits) {
+            self.guest.sees(&edit.path)?;
+            let expected = edit.before.as_deref().map(ContentHash::of);
+            match self.guest.is_writable(&edit.kind, &edit.path, expected.as_ref()) {
+                // The write finds that too, and a new plan is made.
+                Ok(()) | Err(FileError::Changed { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         if let Some(sshd) = facts.sshd.as_ref().filter(|_| plan.tells_sshd_first()) {
             self.guest.reload_is_safe(sshd)?;
         }
@@ -87,7 +190,7 @@ impl<G: Guest> Transaction<G> {
             sheet.outcome.fingerprint = Some(unbound.public_key.fingerprint());
             sheet.outcome.key_name = Some(unbound.key_name.clone());
         }
-        Ok(Prepared { plan, facts })
+        Ok(plan)
     }
 
     fn observe(
@@ -131,7 +234,9 @@ impl<G: Guest> Transaction<G> {
         }
         let account = self.guest.account(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name)?;
+        self.sees_the_files_of(&sshd)?;
         let path = key_path(&sshd, &account)?;
+        self.guest.sees(&path)?;
         let key_file = self.guest.key_file(&account, &path).map_err(|error| {
             self.unmounted(binding, &account, &sshd, &path).unwrap_or_else(|| error.into())
         })?;
@@ -142,10 +247,21 @@ impl<G: Guest> Transaction<G> {
         Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, notes, login: None })
     }
 
+    /// What sshd was asked here is what it says elsewhere only if its files are seen here.
+    fn sees_the_files_of(&self, sshd: &Sshd) -> Result<(), Refusal> {
+        let patterns = sshd.config.includes.values().flatten().map(|included| &included.pattern);
+        let directories: BTreeSet<&Path> = patterns.filter_map(|pattern| pattern.parent()).collect();
+        for path in directories.into_iter().chain([sshd.config.main.as_path()]) {
+            self.guest.sees(path)?;
+        }
+        Ok(())
+    }
+
     /// To allow passwords no key file and no account is needed: what is wrong with them may be why the owner asks for it.
     fn observe_sshd_alone(&self) -> Result<Facts, Refusal> {
         let user = &self.settings.target_user;
         let sshd = self.guest.sshd(user)?;
+        self.sees_the_files_of(&sshd)?;
         Ok(Facts {
             account: self.guest.account(user).unwrap_or_else(|_| Account::without_entry(user)),
             sshd: Some(sshd),
@@ -217,6 +333,7 @@ impl<G: Guest> Transaction<G> {
         let sshd = self.guest.sshd(&account.name).ok();
         let path = sshd.as_ref().and_then(|sshd| key_path(sshd, &account).ok());
         let path = path.unwrap_or_else(|| usual_key_path(&account));
+        self.guest.sees(&path)?;
         let key_file = self.guest.standing_key_file(&account, &path)?;
         let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));

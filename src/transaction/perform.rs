@@ -1,6 +1,6 @@
 //! `perform`: the one path of a command, from `run` and from `apply`, and the only one that changes the guest.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::guest::Guest;
 use crate::policy::command::{self, Action, Command, Origin, Received};
@@ -9,11 +9,11 @@ use crate::policy::plan::Plan;
 use crate::policy::types::{CommandId, PasswordAuth};
 
 use super::judge::Judgement;
-use super::observe::Prepared;
+use super::observe::{Prepared, Tries};
 use super::recovery::{Settle, undo};
 use super::sheet::Sheet;
 use super::state::{InFlight, Intent, State, StoredResult};
-use super::steps::{Halt, carry_out, changed_twice};
+use super::steps::{Halt, carry_out};
 use super::{Failure, Transaction};
 
 /// What became of a command.
@@ -197,11 +197,12 @@ impl<G: Guest> Transaction<G> {
             }
             Judgement::TryLater(why) => return End::Later(why),
         }
-        let mut tries_left = 2;
+        let mut tries = Tries::default();
         loop {
-            tries_left -= 1;
-            let prepared = match self.prepare(command, state, &mut sheet) {
+            let prepared = match self.prepare_again(command, state, &mut sheet, &mut tries) {
                 Ok(prepared) => prepared,
+                // What fails while the agent is stopped may be the stop's doing: its helper's socket goes with it.
+                Err(_) if stop.load(Ordering::SeqCst) => return End::Later(STOPPING.into()),
                 Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
             };
             let halt = match self.carry_out(command, origin, &prepared, state, &mut sheet, stop) {
@@ -211,18 +212,30 @@ impl<G: Guest> Transaction<G> {
                 Err(halt) => halt,
             };
             return match halt {
-                Halt::Changed(_) if tries_left > 0 => continue,
-                Halt::Changed(error) => End::Outcome(sheet.fail(&self.guest, changed_twice(&error)), None),
-                Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
-                Halt::Stuck(refusal) => End::Stuck(sheet.fail(&self.guest, refusal)),
-                Halt::Stopped => {
-                    if let Err(refusal) = self.save(state) {
-                        tracing::warn!("{}", refusal.message);
-                    }
-                    End::Later("the agent is stopping: the command was taken back and will come again".into())
+                Halt::Stopped => self.stopped(state),
+                Halt::Changed(_) | Halt::NotOwned(_) | Halt::Failed(_) if stop.load(Ordering::SeqCst) => {
+                    self.stopped(state)
                 }
+                Halt::Changed(error) => match tries.another(&error) {
+                    Ok(()) => continue,
+                    Err(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
+                },
+                Halt::NotOwned(refusal) => {
+                    tries.not_owned = Some(refusal.message);
+                    continue;
+                }
+                Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
+                Halt::Stuck { refusal, .. } => End::Stuck(sheet.fail(&self.guest, refusal)),
             };
         }
+    }
+
+    /// A command that a stop interrupts is taken back, and has no result.
+    fn stopped(&mut self, state: &State) -> End {
+        if let Err(refusal) = self.save(state) {
+            tracing::warn!("{}", refusal.message);
+        }
+        End::Later(STOPPING.into())
     }
 
     /// The intent, then the steps; what was done, where anything was. In `state` the intent is gone again whenever
@@ -259,8 +272,14 @@ impl<G: Guest> Transaction<G> {
         }
         let kbd_interactive = self.settings.kbd_interactive;
         let done = carry_out(&mut self.guest, prepared, &intent, kbd_interactive, &mut sheet.asked, stop);
-        if !matches!(done, Err(Halt::Stuck(_))) {
-            state.intent = None;
+        match &done {
+            Err(Halt::Stuck { rest, .. }) => {
+                state.intent = Some(rest.as_ref().clone());
+                if let Err(refusal) = self.save(state) {
+                    tracing::warn!("{}", refusal.message);
+                }
+            }
+            _ => state.intent = None,
         }
         let answers = done?;
         if let Some(first) = answers.first() {
@@ -272,6 +291,7 @@ impl<G: Guest> Transaction<G> {
     fn success(&self, command: &Command, prepared: &Prepared, state: &mut State, sheet: Sheet) -> Outcome {
         let Prepared { plan, .. } = prepared;
         let changed = plan.changes_files();
+        state.owe(command, prepared, &sheet.asked);
         if let Some(password_auth) = command.action.password_auth() {
             state.password_auth = Some(password_auth);
         }
@@ -338,13 +358,14 @@ impl<G: Guest> Transaction<G> {
             tracing::error!("{}; what was done is not taken back before that can be kept", again.message);
         } else if let Some(intent) = done {
             match undo(&mut self.guest, intent, &self.settings.target_user, Settle::Reload) {
-                Ok(()) => {
+                Ok(owed) => {
                     old.intent = None;
+                    old.owed.extend(owed);
                     if let Err(again) = self.save(&old) {
                         tracing::error!("{}", again.message);
                     }
                 }
-                Err(stuck) => tracing::error!("{}", stuck.message),
+                Err(stuck) => tracing::error!("{}", stuck.refusal.message),
             }
         }
         outcome.status = Status::Failed;
@@ -356,6 +377,9 @@ impl<G: Guest> Transaction<G> {
         unrecorded(&outcome)
     }
 }
+
+/// Why a command has no result that a stop interrupts.
+const STOPPING: &str = "the agent is stopping: the command was taken back and will come again";
 
 /// The stored result of a command seen before. A malformed one is judged before it is recognised; its result
 /// stands for it only while it says the same.

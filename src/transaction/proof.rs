@@ -33,33 +33,43 @@ impl Asked {
         live: Option<&Answer>,
         reloading: &mut bool,
     ) -> Result<bool, Refusal> {
-        let forecast = match &plan.forecast {
-            _ if !sshd.running => {
-                self.proof = Some(not_taken("sshd is not running"));
-                return Ok(false);
-            }
-            None => {
-                self.proof = Some(not_taken("sshd listens neither on 127.0.0.1 nor on ::1"));
-                return Ok(false);
-            }
-            Some(forecast) => live.map_or_else(|| forecast.clone(), |live| forecast.clone().by(live)),
-        };
-        let why = match self.question(guest, plan, sshd, &forecast) {
-            Verdict::Contradicted(why) => why,
-            Verdict::AsForetold => return Ok(self.takes(plan)),
-            Verdict::NotTaken(_) => return Ok(false),
-        };
-        if self.connections >= MAX_CONNECTIONS || matches!(sshd.reload, Reload::None(_)) {
-            return Err(contradicted(&why));
-        }
-        guest.reload_is_safe(sshd)?;
-        *reloading = true;
-        guest.reload(sshd)?;
-        match self.question(guest, plan, sshd, &forecast) {
+        match self.verdict(guest, plan, sshd, live, reloading)? {
             Verdict::Contradicted(why) => Err(contradicted(&why)),
             Verdict::AsForetold => Ok(self.takes(plan)),
             Verdict::NotTaken(_) => Ok(false),
         }
+    }
+
+    /// The same, with what a contradiction says.
+    ///
+    /// # Errors
+    /// `SSHD_RELOAD_UNSAFE`, `SSHD_RELOAD_FAILED`.
+    pub(super) fn verdict(
+        &mut self,
+        guest: &mut impl Guest,
+        plan: &ProofPlan,
+        sshd: &Sshd,
+        live: Option<&Answer>,
+        reloading: &mut bool,
+    ) -> Result<Verdict, Refusal> {
+        let mut not_asked = |why: &str| {
+            self.proof = Some(not_taken(why));
+            Ok(Verdict::NotTaken(why.to_owned()))
+        };
+        let forecast = match &plan.forecast {
+            _ if !sshd.running => return not_asked("sshd is not running"),
+            None => return not_asked("sshd listens neither on 127.0.0.1 nor on ::1"),
+            Some(forecast) => live.map_or_else(|| forecast.clone(), |live| forecast.clone().by(live)),
+        };
+        let said = self.question(guest, plan, sshd, &forecast);
+        let is_final = self.connections >= MAX_CONNECTIONS || matches!(sshd.reload, Reload::None(_));
+        if is_final || !matches!(said, Verdict::Contradicted(_)) {
+            return Ok(said);
+        }
+        guest.reload_is_safe(sshd)?;
+        *reloading = true;
+        guest.reload(sshd)?;
+        Ok(self.question(guest, plan, sshd, &forecast))
     }
 
     /// Whether the key of the plan was accepted, where it has one.

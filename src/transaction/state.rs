@@ -11,6 +11,12 @@ use crate::policy::machine::Machine;
 use crate::policy::plan::Binding;
 use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
 
+use super::owed::{Contradiction, OwedProof};
+
+mod size;
+
+pub use size::Unkept;
+
 /// The version of the format below. A state file of a higher one is left alone.
 const VERSION: u32 = 1;
 
@@ -43,12 +49,21 @@ pub struct State {
     pub highest: Option<Highest>,
     /// The command in flight.
     pub intent: Option<Intent>,
+    /// Edits of key files that are yet to be taken back, since the volume was not mounted. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owed: Vec<FileIntent>,
     /// How often a command was interrupted.
     pub interrupted: Option<Interrupted>,
     /// The last results, the newest at the end.
     results: VecDeque<StoredResult>,
     /// The result that the control plane has yet to accept.
     pub undelivered: Option<StoredResult>,
+    /// What the running sshd is still to be asked of the last command. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed_proof: Option<OwedProof>,
+    /// What the running sshd said against a command that had succeeded. Absent before 3.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contradiction: Option<Contradiction>,
 }
 
 /// The highest sequence so far.
@@ -175,14 +190,6 @@ impl State {
         serde_json::from_slice(bytes).map_err(garbled)
     }
 
-    /// The bytes of the state file.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        // Serializing fails only for maps with keys that are no strings, and there is no map here.
-        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
-        bytes.push(b'\n');
-        bytes
-    }
-
     /// The stored result of a command seen before.
     pub fn result_of(&self, id: &CommandId) -> Option<&StoredResult> {
         self.results.iter().rev().chain(&self.undelivered).find(|stored| stored.command_id == *id)
@@ -196,11 +203,23 @@ impl State {
     /// Remembers a result as seen.
     pub fn remember(&mut self, stored: StoredResult) {
         self.results.push_back(stored);
-        // Of the highest sequence the id is taken again, so its result is the last to go.
-        let highest = self.highest.as_ref().map(|highest| highest.command_id.clone());
         while self.results.len() > KEPT_RESULTS {
-            let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest.as_ref());
-            self.results.remove(oldest.unwrap_or_default());
+            self.drop_oldest_result();
+        }
+    }
+
+    /// Of the highest sequence the id is taken again, so its result is the last to go.
+    fn drop_oldest_result(&mut self) -> Option<StoredResult> {
+        let highest = self.highest.as_ref().map(|highest| &highest.command_id);
+        let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest);
+        self.results.remove(oldest.unwrap_or_default())
+    }
+
+    /// Puts `result` in the place of what is kept as the result of this command.
+    pub fn replace_result(&mut self, id: &CommandId, result: &str) {
+        let kept = self.results.iter_mut().chain(&mut self.undelivered);
+        for stored in kept.filter(|stored| stored.command_id == *id) {
+            result.clone_into(&mut stored.result);
         }
     }
 
@@ -228,6 +247,8 @@ impl State {
             self.undelivered = None;
             self.highest = None;
             self.interrupted = None;
+            self.owed_proof = None;
+            self.contradiction = None;
             if let Some(binding) = &mut self.binding {
                 binding.inherited = true;
             }
@@ -238,6 +259,21 @@ impl State {
         self.instance_id = Some(id.clone());
         self.machine = machine;
         if is_known { Adoption::Known } else { Adoption::Taken }
+    }
+
+    /// What is yet to be taken back, for a person; `None` where nothing is.
+    pub fn owed_in_words(&self) -> Option<String> {
+        let words = self.owed.iter().map(|file| {
+            let mount = file.mount.as_deref().unwrap_or(&file.path).display();
+            format!("{}, since {mount}, on which that file is, is not mounted", file.path.display())
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| {
+            format!(
+                "what a failed command did is not taken back yet in {}; mount it: the next run, apply or undo does that",
+                words.join(" and in ")
+            )
+        })
     }
 
     /// Whether it holds anything but the instance's id, which a clone replaces by its own.
@@ -258,6 +294,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn stored(id: &str) -> StoredResult {
@@ -269,7 +307,7 @@ mod tests {
         let mut state = State::parse(None).unwrap();
         state.remember(stored("a"));
         state.undelivered = Some(stored("b"));
-        assert_eq!(State::parse(Some(&state.to_bytes())), Ok(state.clone()));
+        assert_eq!(State::parse(Some(&state.kept_bytes().unwrap())), Ok(state.clone()));
         assert!(state.result_of(&"b".parse().unwrap()).is_some());
     }
 
@@ -351,6 +389,24 @@ mod tests {
         user: String,
         path: std::path::PathBuf,
         inherited: bool,
+    }
+
+    /// A path whose bytes are no text, in a binding and in an intent.
+    #[test]
+    fn paths_of_any_bytes_come_back() {
+        let bytes = b"/home/j\xfcrgen/.ssh/authorized_keys".to_vec();
+        let path = std::path::PathBuf::from(std::ffi::OsString::from_vec(bytes));
+        let mut state = lived();
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
+        let old =
+            format!(r#"{{"keyName":"k","publicKey":"{key}","user":"u","path":"/x","inherited":false}}"#);
+        let mut binding: Binding = serde_json::from_str(&old).unwrap();
+        binding.path.clone_from(&path);
+        binding.mount = path.parent().map(Into::into);
+        state.binding = Some(binding);
+        let bytes = state.kept_bytes().unwrap();
+        assert!(bytes.len() > 100 && bytes.ends_with(b"}\n"), "{bytes:?}");
+        assert_eq!(State::parse(Some(&bytes)), Ok(state));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The steps of a plan, in their order: key in place, then passwords off, then live; with `yes`, passwords on and live,
 //! then the key. What fails is undone.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
-use crate::policy::edit::FileEdit;
+use crate::policy::edit::{FileEdit, FileKind};
 use crate::policy::lockout;
 use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
@@ -16,7 +17,7 @@ use crate::policy::types::PasswordAuth;
 
 use super::observe::Prepared;
 use super::proof::Asked;
-use super::recovery::{Settle, undo};
+use super::recovery::{NotUndone, Settle, undo};
 use super::state::Intent;
 
 /// Why the steps did not come to their end. Everything is undone, but for [`Halt::Stuck`].
@@ -26,10 +27,29 @@ pub(super) enum Halt {
     Changed(FileError),
     /// A step failed.
     Failed(Refusal),
+    /// sshd does what is asked, and our own setting, which would keep it so, cannot be written.
+    NotOwned(Refusal),
     /// The daemon is to stop.
     Stopped,
-    /// A step failed, and so did the undo: the intent stays open.
-    Stuck(Refusal),
+    /// A step failed, and so did the undo: what of the intent is not taken back stays open.
+    Stuck {
+        /// Why, both.
+        refusal: Refusal,
+        /// What is still to be taken back.
+        rest: Box<Intent>,
+    },
+}
+
+impl fmt::Display for Halt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed(error) => error.fmt(f),
+            Self::Failed(refusal) | Self::NotOwned(refusal) | Self::Stuck { refusal, .. } => {
+                f.write_str(&refusal.message)
+            }
+            Self::Stopped => f.write_str("the agent is stopping"),
+        }
+    }
 }
 
 /// How far the steps came: what may have had an effect. Else what somebody else took out of a file meanwhile would be
@@ -70,8 +90,19 @@ pub(super) fn carry_out(
             _ => Settle::NotNeeded,
         };
         match undo(guest, &begun.part_of(intent), &facts.account.name, settle) {
-            Ok(()) => halt,
-            Err(stuck) => Halt::Stuck(stuck),
+            Ok(owed) if owed.is_empty() => halt,
+            Ok(owed) => {
+                let rest = Intent { key_files: owed, sshd_files: Vec::new(), ..intent.clone() };
+                let text = format!("{halt}; and the volume of the key file is not mounted any more");
+                Halt::Stuck { refusal: Refusal::new(Reason::IoError, text), rest: Box::new(rest) }
+            }
+            Err(NotUndone { refusal, rest }) => Halt::Stuck {
+                refusal: Refusal::new(
+                    refusal.reason,
+                    format!("{halt}; and it could not be taken back: {}", refusal.message),
+                ),
+                rest,
+            },
         }
     })
 }
@@ -90,6 +121,9 @@ fn step_by_step(
         write_keys(guest, plan, &go_on, begun)?;
         return Ok(plan.answers.clone());
     };
+    if plan.expect.is_some() {
+        the_files_still_stand(guest, sshd, &[])?;
+    }
     // Passwords are back before a key that lets in is taken away; the key lets in before passwords go.
     if !plan.opens() {
         write_keys(guest, plan, &go_on, begun)?;
@@ -117,6 +151,9 @@ fn step_by_step(
     if let Some(proof) = &proof_after_trial(plan) {
         go_on()?;
         let said = asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload);
+        if said.is_err() {
+            the_files_still_stand(guest, sshd, &plan.sshd_edits)?;
+        }
         is_as_foretold = said.map_err(Halt::Failed)?;
     }
     if plan.unread && !begun.reload && !is_as_foretold {
@@ -181,25 +218,41 @@ fn set(
     begun: &mut Begun,
 ) -> Result<Live, Halt> {
     the_key_still_stands(guest, plan, facts)?;
+    let not_owned = |halt| match halt {
+        Halt::Failed(refusal) if plan.already => Halt::NotOwned(refusal),
+        other => other,
+    };
     for edit in &plan.sshd_edits {
         go_on()?;
-        write(guest, edit, &mut begun.sshd_files)?;
+        write(guest, edit, &mut begun.sshd_files).map_err(not_owned)?;
     }
     go_on()?;
     let must = plan.answers.iter().map(|answer| &answer.connection);
     let loopback = plan.proof.iter().filter_map(|proof| Some(&proof.forecast.as_ref()?.connection));
     let connections: Vec<Connection> = must.chain(loopback).cloned().collect();
-    let mut answers = guest.ask(sshd, None, &connections).map_err(Halt::Failed)?;
+    let answers = guest.ask(sshd, None, &connections);
+    // What sshd says of files that somebody changed meanwhile is no verdict on ours.
+    the_files_still_stand(guest, sshd, &plan.sshd_edits)?;
+    let mut answers = answers.map_err(Halt::Failed)?;
     let loopback = answers.split_off(plan.answers.len().min(answers.len())).into_iter().next();
     the_guard_still_stands(plan, sshd, &answers)?;
     if let Some(asked) = plan.expect {
         judge_setting(asked, kbd_interactive, facts, sshd, &answers).map_err(Halt::Failed)?;
     }
-    guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
+    guest.reload_is_safe(sshd).map_err(Halt::Failed).map_err(not_owned)?;
     go_on()?;
     begun.reload = true;
     guest.reload(sshd).map_err(Halt::Failed)?;
     Ok(Live { answers, loopback })
+}
+
+/// sshd's files are what was observed, and what this command `wrote`. A file that somebody put beside them counts, too.
+fn the_files_still_stand(guest: &impl Guest, sshd: &Sshd, wrote: &[FileEdit]) -> Result<(), Halt> {
+    let now = guest.files_of(sshd).map_err(Halt::Failed)?;
+    match sshd.config.after(wrote).difference(&now) {
+        Some(path) => Err(Halt::Changed(FileError::Changed { path: path.to_owned() })),
+        None => Ok(()),
+    }
 }
 
 /// Before passwords go off: the file by whose keys the guard let that pass still is what it was, or what this command made
@@ -233,7 +286,9 @@ fn the_guard_still_stands(plan: &Plan, sshd: &Sshd, live: &[Answer]) -> Result<(
 /// Writes one edit, if the file still is what it was planned on.
 fn write(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(), Halt> {
     let done = make(guest, edit);
-    if !matches!(done, Err(FileError::Changed { .. })) {
+    // A place that is refused was not touched: nothing there is to be taken back.
+    let is_refused = edit.kind == FileKind::SshdConfig && matches!(done, Err(FileError::Unsafe { .. }));
+    if !is_refused && !matches!(done, Err(FileError::Changed { .. })) {
         *begun += 1;
     }
     done.map_err(|error| match error {

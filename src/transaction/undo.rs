@@ -26,6 +26,16 @@ pub struct Undone {
     pub notes: Vec<String>,
 }
 
+/// The edits that take out all that is ours.
+struct Ours {
+    /// Of sshd's files.
+    settings: Vec<FileEdit>,
+    /// Whether all of those could be looked at.
+    settings_are_known: bool,
+    /// Of key files.
+    keys: Vec<FileEdit>,
+}
+
 impl<G: Guest> Transaction<G> {
     /// Takes back all that is ours: block, drop-in or top block, then a reload; binding, sequence and results are
     /// forgotten. What fails does not keep the rest from being taken back, but for one thing: the key stays as long as
@@ -47,12 +57,12 @@ impl<G: Guest> Transaction<G> {
         if let Err(refusal) = self.close_intent(&mut state) {
             undone.failures.push(refusal);
         }
+        undone.failures.extend(state.owed_in_words().map(|owed| Refusal::new(Reason::IoError, owed)));
+        let Ours { settings, settings_are_known, keys } = self.all_of_ours(&state, &mut undone);
         let before = undone.failures.len();
-        let (settings, keys) = self.all_of_ours(&state, &mut undone);
         for edit in settings {
             self.take_out(edit, &mut undone);
         }
-        let all_out = undone.failures.len() == before;
         state.reload_is_owed |= !undone.edits.is_empty() || self.was_taken_out_by_hand(&state, is_readable);
         if state.reload_is_owed {
             match reload_afresh(&mut self.guest, &self.settings.target_user) {
@@ -64,7 +74,8 @@ impl<G: Guest> Transaction<G> {
                 }
             }
         }
-        let passwords_are_back = all_out && undone.failures.len() == before;
+        // What is wrong with one key file keeps no other key.
+        let passwords_are_back = settings_are_known && undone.failures.len() == before;
         for edit in keys {
             if passwords_are_back {
                 self.take_out(edit, &mut undone);
@@ -103,13 +114,13 @@ impl<G: Guest> Transaction<G> {
     pub fn standing(&self) -> Undone {
         let mut standing = Undone::default();
         let state = self.load().unwrap_or_default();
-        let (settings, keys) = self.all_of_ours(&state, &mut standing);
+        let Ours { settings, keys, .. } = self.all_of_ours(&state, &mut standing);
         standing.edits = [settings, keys].concat();
         standing
     }
 
     /// The edits that take out all that is ours: of sshd's files, and of key files.
-    fn all_of_ours(&self, state: &State, undone: &mut Undone) -> (Vec<FileEdit>, Vec<FileEdit>) {
+    fn all_of_ours(&self, state: &State, undone: &mut Undone) -> Ours {
         let bound = state.binding.iter().map(|binding| binding.key_pair.public_key.clone());
         let mut known: Vec<PublicKey> = bound.collect();
         // Where a command could not be taken back, its key may stand in the place of the bound one.
@@ -119,6 +130,7 @@ impl<G: Guest> Transaction<G> {
                 known.extend(keys.iter().cloned());
             }
         }
+        let mut settings_are_known = true;
         let config = match self.guest.sshd_files() {
             Ok(config) => Some(config),
             Err(refusal) if refusal.reason == Reason::SshdNotFound => {
@@ -126,14 +138,16 @@ impl<G: Guest> Transaction<G> {
                 None
             }
             Err(refusal) => {
+                settings_are_known = false;
                 undone.failures.push(refusal);
                 None
             }
         };
         let files = self.key_files(state, undone);
-        plan::draft_undo(&files, config.as_ref(), &known)
+        let (settings, keys) = plan::draft_undo(&files, config.as_ref(), &known)
             .into_iter()
-            .partition(|edit| edit.kind == FileKind::SshdConfig)
+            .partition(|edit| edit.kind == FileKind::SshdConfig);
+        Ours { settings, settings_are_known, keys }
     }
 
     fn take_out(&mut self, edit: FileEdit, undone: &mut Undone) {

@@ -48,7 +48,7 @@ install_package() { # VERSION
 }
 
 installed_guest() { # a guest with the package, and the control plane beside it
-  guest_up "$GUEST" "$([ "$SUITE" = qemu ] && echo bookworm || echo "$SUITE")" "$BACKEND"
+  guest_up "$GUEST" "$([ "$SUITE" = qemu ] && echo bookworm || echo "${SUITE#points-}")" "$BACKEND"
   cloud_start
   install_package "${1:-$VERSION}"
   wait_for 20 "the agent's first poll" healthy

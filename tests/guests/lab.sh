@@ -5,6 +5,7 @@
 #     ... qemu disk                    one that outlives its process
 #   guest_start NAME; guest_wait NAME  the same in two steps      guest_net NAME COMMAND...    the host's program, in its network
 #   GUEST_OPTIONS=... guest_up         nspawn's, besides
+#   LAB_WITH=package guest_up          of a root file system that has this package besides
 #   guest_reboot NAME                  shut down, boot again      guest_copy NAME FILE PATH
 #   guest_cut NAME                     the power goes: of qemu's own disk, what was not written to it is lost
 #   guest_down NAME                    gone, with its files
@@ -31,8 +32,9 @@ wait_for() { # SECONDS WHAT COMMAND...: polls until COMMAND succeeds
 
 # --- root file systems, built once a suite -------------------------------------------------------------------
 
-root_of() { # SUITE nspawn|qemu -> the folder (nspawn) or the folder of disk, kernel and initrd (qemu)
-  local made=$CACHE/$1-$2-$LAB_FORM packages=systemd-sysv,dbus,libpam-systemd,openssh-server,openssh-client,iproute2,procps,curl
+root_of() { # SUITE nspawn|qemu, LAB_WITH=packages besides -> the folder (nspawn) or the folder of disk, kernel and initrd (qemu)
+  local made=$CACHE/$1-$2-$LAB_FORM${LAB_WITH:+-$LAB_WITH} packages=systemd-sysv,dbus,libpam-systemd,openssh-server,openssh-client,iproute2,procps,curl
+  [ -z "${LAB_WITH:-}" ] || packages+=,$LAB_WITH
   [ "$2" = nspawn ] || packages+=,udev,linux-image-cloud-amd64,initramfs-tools
   if [ ! -e "$made" ]; then
     echo "building $1 for $2, once" >&2

@@ -1,7 +1,7 @@
 # The suites, two at a time, and the table. Runs as the first process of its namespaces: see run.sh.
 set -uo pipefail
 here=tests/guests
-for part in lab report cloud install login boot socket upgrade remove container outage address-filter rpm power-cuts; do
+for part in lab report cloud install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points; do
   # shellcheck source=/dev/null
   . "$here/$part.sh"
 done
@@ -24,14 +24,14 @@ suite() { # SUITE SCENE...: one after another, each in a guest of its own
   case $SUITE in qemu | power-*) BACKEND=qemu ;; esac
   for scene in "$@"; do
     wanted "$scene" "${SCENES:-}" || continue
-    order=$(printf '%s\n' install login boot socket upgrade remove container outage address-filter rpm power-cuts | grep -nx "$scene")
+    order=$(printf '%s\n' install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points | grep -nx "$scene")
     SCENE=${order%%:*} NUMBER=0 BROKEN='' GUEST=$SUITE-$scene
     "scene_${scene//-/_}"
     [ "$SUITE" = rpm ] || guest_down "$GUEST"
   done
 }
 
-scenes="install login boot socket upgrade remove container"
+scenes="install login boot first-boot socket units upgrade remove container"
 # shellcheck disable=SC2086
 {
   # Two cores: the lane with the slow guest has the fewer others,
@@ -48,6 +48,11 @@ case " ${SUITES:-}" in *" power-"*)
   for lane in $SUITES; do suite "$lane" power-cuts & done
   wait
   sort "$RUN/cuts" | uniq -c
+  ;;
+esac
+case " ${SUITES:-}" in *" points-"*)
+  for lane in $SUITES; do suite "$lane" points & done
+  wait
   ;;
 esac
 table

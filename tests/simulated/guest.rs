@@ -316,6 +316,7 @@ impl Guest for Simulated {
             binary: "/usr/sbin/sshd".into(),
             options: Vec::new(),
             running: machine.running.is_some(),
+            is_awaited: false,
             main_is_writable: true,
             config: tree(&machine.disk),
             answers: answers(&files, &connection::connections(user, &first, &[])),

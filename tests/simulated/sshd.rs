@@ -109,7 +109,7 @@ impl Config {
 fn read(text: &str, disk: &Disk, values: &mut BTreeMap<String, String>) -> Result<(), Invalid> {
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let (keyword, value) = line.split_once(' ').unwrap_or((line, ""));
-        let keyword = keyword.to_ascii_lowercase();
+        let keyword = keyword.trim_end_matches('=').to_ascii_lowercase();
         if keyword == "include" {
             for (_, content) in drop_ins(disk) {
                 read(&String::from_utf8_lossy(content), disk, values)?;

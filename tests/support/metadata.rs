@@ -45,6 +45,8 @@ struct Inner {
     fault: Option<Fault>,
     refuse_results: bool,
     result_status: Option<u16>,
+    /// The most bytes of a result that are taken.
+    result_limit: Option<usize>,
     keep_commands: bool,
     instance: Option<String>,
     attempts: Vec<(String, String)>,
@@ -92,6 +94,11 @@ impl Metadata {
     /// What results are answered, without being stored; `None`: as the contract says.
     pub fn answer_results(&self, status: Option<u16>) {
         self.shared.0.lock().unwrap().result_status = status;
+    }
+
+    /// The most bytes of a result that are taken: more are answered with 413.
+    pub fn limit_results(&self, bytes: usize) {
+        self.shared.0.lock().unwrap().result_limit = Some(bytes);
     }
 
     /// Whether a command is handed out again although its result is stored.
@@ -305,6 +312,9 @@ fn store((inner, changed): &(Mutex<Inner>, Condvar), id: &str, body: &[u8]) -> u
     }
     if let Some(status) = inner.result_status {
         return status;
+    }
+    if inner.result_limit.is_some_and(|limit| body.len() > limit) {
+        return 413;
     }
     if let Some((_, stored)) = inner.results.iter().find(|(stored, _)| stored == id) {
         return if *stored == text { 200 } else { 409 };

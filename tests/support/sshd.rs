@@ -108,10 +108,20 @@ impl Sshd {
 
     /// As after a boot: another listener, on the files as they are. Nobody else may take its port meanwhile.
     pub fn boot(&mut self) {
+        self.boot_with(&[]);
+    }
+
+    /// As for a machine that is off: nobody listens, and no pid file is left.
+    pub fn shut_down(&mut self) {
         self.stop();
+        let _ = fs::remove_file(self.folder.join("sshd.pid"));
+    }
+
+    /// The same as [`Self::boot`], with these arguments besides.
+    pub fn boot_with(&mut self, arguments: &[&str]) {
+        self.shut_down();
         let pid_file = self.folder.join("sshd.pid");
-        let _ = fs::remove_file(&pid_file);
-        self.child = Self::spawn(Path::new("/usr/sbin/sshd"), &self.folder, &[]);
+        self.child = Self::spawn(Path::new("/usr/sbin/sshd"), &self.folder, arguments);
         wait_for("sshd to listen", || {
             assert!(
                 self.is_alive(),

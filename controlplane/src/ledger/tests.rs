@@ -220,6 +220,40 @@ fn results_are_stored_once() {
 }
 
 #[test]
+fn a_bad_signature_closes_a_command_after_an_hour() {
+    let mut scene = Scene::default();
+    let id = scene.attach("k", No).unwrap();
+    let bad = |ledger: &mut Ledger, id: &str, now: u64| {
+        let outcome = json!({
+            "commandId": id, "instanceId": "i-1", "action": "attach", "status": "failed",
+            "code": "FAILED_PRECONDITION", "reason": "BAD_SIGNATURE", "message": "", "changed": false,
+            "keyName": null, "fingerprint": null, "user": null, "authorizedKeysFile": null, "passWordAuth": null,
+            "effective": null, "proof": null, "warnings": [], "componentVersion": null, "agentVersion": "3.1.0",
+            "finishedAt": "2026-01-01T00:00:00Z", "durationMs": 1
+        });
+        let bytes = outcome.to_string().into_bytes();
+        ledger.settle_at(Answer { outcome: serde_json::from_value(outcome).unwrap(), bytes }, now)
+    };
+    // Nobody was given it: the hour has not begun.
+    assert_eq!(bad(&mut scene.ledger, &id, u64::MAX), Settled::Kept);
+    assert!(scene.ledger.hand_out(1000).is_some());
+    assert!(scene.ledger.hand_out(2000).is_none());
+    for now in [1000, 900, 999 + KEPT_FOR] {
+        assert_eq!(bad(&mut scene.ledger, &id, now), Settled::Kept);
+        assert_eq!(scene.next(), Some(id.as_str()));
+    }
+    assert_eq!(bad(&mut scene.ledger, "other", 1000), Settled::Unknown);
+    assert!(matches!(bad(&mut scene.ledger, &id, 1000 + KEPT_FOR), Settled::Stored(_)));
+    assert_eq!((scene.next(), scene.bound()), (None, None));
+    // The genuine result counts at once, and a late copy's no more.
+    let id = scene.attach("k", No).unwrap();
+    scene.ledger.hand_out(5000);
+    assert_eq!(bad(&mut scene.ledger, &id, 5001), Settled::Kept);
+    assert!(matches!(scene.answer(&id, "succeeded"), Settled::Stored(_)));
+    assert_eq!(bad(&mut scene.ledger, &id, 5002), Settled::Conflict);
+}
+
+#[test]
 fn sequences_follow_the_clock_and_always_rise() {
     let mut scene = Scene::default();
     let mut sequences = Vec::new();

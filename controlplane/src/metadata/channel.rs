@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::{MetadataError, Subject, json};
+use crate::clock;
 use crate::inventory::Instance;
 use crate::ledger::{Answer, Settled};
 use crate::metrics::PollAnswer;
@@ -32,7 +33,7 @@ pub struct Poll {
 }
 
 /// Answers `GET keypair/command`: the oldest command without a result, at once or as soon as there is one.
-/// Handing out changes nothing, so a client that went away swallows nothing.
+/// Handing out changes nothing but that it is known when it was first, so a client that went away swallows nothing.
 ///
 /// # Errors
 /// [`MetadataError`], where the poll is none, or the service ends under it.
@@ -62,7 +63,7 @@ async fn await_command(
     let mut changes = platform.store.changes(&instance.id);
     loop {
         changes.borrow_and_update();
-        if let Some(command) = platform.store.next(&instance.id).await? {
+        if let Some(command) = platform.store.hand_out(&instance.id, clock::now()).await? {
             let text = match &platform.signing_key {
                 None => {
                     serde_json::to_string(&command).map_err(|error| StoreError::Failed(error.to_string()))?
@@ -111,7 +112,7 @@ pub async fn result(
         Err(error) => return Err(error),
     };
     match platform.settle(&instance.id, Answer { outcome, bytes }).await? {
-        Settled::Stored(_) | Settled::Again => Ok(StatusCode::NO_CONTENT),
+        Settled::Stored(_) | Settled::Kept | Settled::Again => Ok(StatusCode::NO_CONTENT),
         Settled::Conflict => Err(MetadataError::Conflict),
         Settled::Unknown => Err(MetadataError::NotFound),
     }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::changes::Changes;
 use super::{Fate, Listed, Order, Placed, Purged, Refused, Store, StoreError, Wanted};
+use crate::clock;
 use crate::ids::RequestId;
 use crate::keypair::{Region, StoredKeyPair};
 use crate::ledger::{Answer, Binding, Ledger, Next, Settled};
@@ -144,13 +145,20 @@ impl Store for Memory {
         Ok(self.content().ledgers.get(instance).and_then(|ledger| ledger.oldest_unanswered().cloned()))
     }
 
+    async fn hand_out(&self, instance: &InstanceId, now: u64) -> Result<Option<Command>, StoreError> {
+        let mut content = self.content();
+        let Some(ledger) = content.ledgers.get_mut(instance) else { return Ok(None) };
+        ledger.hand_out(now);
+        Ok(ledger.oldest_unanswered().cloned())
+    }
+
     async fn knows(&self, instance: &InstanceId, command: &CommandId) -> Result<bool, StoreError> {
         Ok(self.content().ledgers.get(instance).is_some_and(|ledger| ledger.entry(command).is_some()))
     }
 
     async fn settle(&self, instance: &InstanceId, answer: Answer) -> Result<Settled, StoreError> {
         let settled = match self.content().ledgers.get_mut(instance) {
-            Some(ledger) => ledger.settle(answer),
+            Some(ledger) => ledger.settle_at(answer, clock::now()),
             None => Settled::Unknown,
         };
         if matches!(settled, Settled::Stored(_)) {

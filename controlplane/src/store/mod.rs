@@ -219,10 +219,13 @@ pub trait Store: Send + Sync {
     /// The oldest command of an instance that has no result.
     async fn next(&self, instance: &InstanceId) -> Result<Option<Command>, StoreError>;
 
+    /// The same, which is handed out at `now`, in milliseconds since 1970: the first time is kept.
+    async fn hand_out(&self, instance: &InstanceId, now: u64) -> Result<Option<Command>, StoreError>;
+
     /// Whether an instance has, or lately had, that command.
     async fn knows(&self, instance: &InstanceId, command: &CommandId) -> Result<bool, StoreError>;
 
-    /// Keeps the result of a command.
+    /// Keeps the result of a command, or the command after a `BAD_SIGNATURE` within an hour.
     async fn settle(&self, instance: &InstanceId, answer: Answer) -> Result<Settled, StoreError>;
 
     /// The result of a command, once there is one.

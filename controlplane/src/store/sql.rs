@@ -137,6 +137,14 @@ impl Store for Sql {
         Ok(self.ledger(instance, None).await?.oldest_unanswered().cloned())
     }
 
+    async fn hand_out(&self, instance: &InstanceId, now: u64) -> Result<Option<Command>, StoreError> {
+        let mut ledger = self.ledger(instance, None).await?;
+        if let Some(command) = ledger.hand_out(now) {
+            ledgers::hand_out(&self.database.pool, &command.id, now).await?;
+        }
+        Ok(ledger.oldest_unanswered().cloned())
+    }
+
     async fn knows(&self, instance: &InstanceId, command: &CommandId) -> Result<bool, StoreError> {
         Ok(self.ledger(instance, Some(command)).await?.entry(command).is_some())
     }

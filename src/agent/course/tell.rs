@@ -68,6 +68,13 @@ pub(super) fn stored(id: &CommandId, stored: Stored) {
     tracing::warn!(MESSAGE_ID = Event::ResultRefused.id(), command = %id, "the result is not taken: {why}");
 }
 
+pub(super) fn shortened(id: &CommandId, status: u16) {
+    tracing::warn!(
+        MESSAGE_ID = Event::ResultRefused.id(), command = %id,
+        "the service refuses the form of the result ({status}): a short one is sent in its place"
+    );
+}
+
 pub(super) fn instance(id: &InstanceId) {
     tracing::info!(MESSAGE_ID = Event::InstanceKnown.id(), instance = %id, "the metadata service says: this is {id}");
 }

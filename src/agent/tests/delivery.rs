@@ -46,6 +46,53 @@ async fn final_answers_are_final() {
     }
 }
 
+/// A whole result, with a warning.
+const WHOLE: &str = r#"{"commandId": "c-1", "instanceId": "i-1", "action": "attach", "status": "succeeded", "code": "OK",
+    "reason": null, "message": "as it is", "changed": true, "keyName": "my-test", "fingerprint": null, "user": "root",
+    "authorizedKeysFile": null, "passWordAuth": "no", "effective": null, "proof": null,
+    "warnings": [{"reason": "SECOND_SSHD", "message": "long", "file": null, "line": null}],
+    "componentVersion": null, "agentVersion": "3.1.0", "finishedAt": "", "durationMs": 1}"#;
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_form_is_followed_by_a_short_one() {
+    for code in [400, 413] {
+        for second in [Ok(Stored::Accepted), Ok(Stored::Refused(code)), Ok(Stored::Unknown)] {
+            let mut world = World::new();
+            let whole = Answered { result: WHOLE.to_owned(), ..result_of("c-1") };
+            world.room.performed.push_back(Performed::Answered(whole));
+            stores(&world, [Ok(Stored::Refused(code)), second]);
+            let diary = world.polls([command("c-1"), command("c-2")]).for_seconds(1).await.diary;
+            assert_eq!(diary.times("store c-1"), [0, 0]);
+            let sent = diary
+                .lines()
+                .into_iter()
+                .rev()
+                .find_map(|line| line.strip_prefix("store c-1 ").map(str::to_owned));
+            let short: serde_json::Value = serde_json::from_str(&sent.unwrap()).unwrap();
+            assert_eq!(
+                (short["status"].as_str(), short["keyName"].as_str()),
+                (Some("succeeded"), Some("my-test"))
+            );
+            assert_eq!(short["warnings"], serde_json::json!([]));
+            assert!(short["message"].as_str().unwrap().contains(&code.to_string()), "{short}");
+            // It is kept before it is sent, and the queue goes on whatever becomes of it.
+            assert!(diary.place("replace c-1") < diary.place("delivered c-1"));
+            assert_eq!((diary.count("delivered c-1"), diary.count("delivered c-2")), (1, 1));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_result_is_tried_again_as_any() {
+    let mut world = World::new();
+    let whole = Answered { result: WHOLE.to_owned(), ..result_of("c-1") };
+    world.room.performed.push_back(Performed::Answered(whole));
+    stores(&world, [Ok(Stored::Refused(413)), status(503), Ok(Stored::Accepted)]);
+    let diary = world.polls([command("c-1")]).for_seconds(5).await.diary;
+    assert_eq!(diary.times("store c-1"), [0, 0, 1000]);
+    assert_eq!((diary.count("replace c-1"), diary.count("delivered c-1")), (1, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_result_that_is_not_recorded_is_delivered_from_memory() {
     let mut world = World::new();

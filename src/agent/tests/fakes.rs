@@ -148,6 +148,11 @@ impl Transactions for Room {
         Ok(())
     }
 
+    fn replace_result(&mut self, id: &CommandId, _result: &str) -> Result<(), String> {
+        self.diary.note(format!("replace {id}"));
+        Ok(())
+    }
+
     fn describe(&mut self) -> String {
         "document".to_owned()
     }

@@ -56,7 +56,8 @@ async fn no_command_is_taken_before_the_id_is_known() {
     // Delays of 1, 2 and 4 s.
     assert_eq!(ran.diary.times("instance-id"), [0, 1100, 3200, 7300]);
     assert_eq!(ran.diary.times("next"), [7300]);
-    assert_eq!(ran.diary.times("READY=1"), [5000]);
+    // A 404, and a refusal a second later: nobody is there, as far as can be told.
+    assert_eq!(ran.diary.times("READY=1"), [1200]);
     assert_eq!(ran.state.state, Phase::Polling);
     assert_eq!(ran.state.last_poll_succeeded, None);
 }

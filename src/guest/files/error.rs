@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
-use crate::policy::outcome::printable;
+use crate::policy::foreign::foreign_path;
 
 /// What keeps a file from being read or replaced. Its text is one line: path, cause, remedy.
 #[derive(Debug)]
@@ -24,6 +24,13 @@ pub enum FileError {
     Changed {
         /// The file.
         path: PathBuf,
+    },
+    /// The agent does not see there what sshd sees, or cannot write what root can, by its own unit's doing.
+    Hidden {
+        /// The file.
+        path: PathBuf,
+        /// What covers it, and the remedy.
+        why: String,
     },
     /// There is no such directory.
     Missing {
@@ -58,6 +65,7 @@ impl FileError {
     pub fn path(&self) -> &Path {
         match self {
             Self::Unsafe { path, .. }
+            | Self::Hidden { path, .. }
             | Self::Changed { path }
             | Self::Missing { path }
             | Self::TooLarge { path, .. }
@@ -81,7 +89,7 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 impl fmt::Display for FileError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unsafe { path, why } => write!(out, "{}: {why}", shown(path)),
+            Self::Unsafe { path, why } | Self::Hidden { path, why } => write!(out, "{}: {why}", shown(path)),
             Self::Changed { path } => {
                 write!(out, "{}: it was changed by someone else meanwhile; try again", shown(path))
             }
@@ -129,6 +137,7 @@ fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
             "mount it read-write; where the service alone sees it read-only, name its directory in a line \
              `ReadWritePaths=` below [Service] (systemctl edit keypair-agent)"
         }
+        Errno::EBUSY => "something is mounted on it: unmount that, or mount its directory instead",
         Errno::EIO => "the disk has errors: see the kernel's log",
         Errno::ENXIO | Errno::ELOOP => "put a regular file in its place",
         _ => return None,
@@ -136,9 +145,9 @@ fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
     Some(remedy)
 }
 
-/// A path on one line.
+/// A path on one line, cut.
 pub(super) fn shown(path: &Path) -> String {
-    printable(&path.to_string_lossy())
+    foreign_path(path)
 }
 
 /// A limit in words.

@@ -164,14 +164,38 @@ pub fn replace_key_file(
     }
     let created = match (key_path.walk.missing.as_slice(), key_path.is_below_home()) {
         ([name], true) => CreatedDirectory::create(key_path.walk.last()?.open()?, name, owner)?,
-        _ => {
-            let why =
-                "its directory does not exist; create it, owned by root or the user and not world-writable";
-            return Err(FileError::unsafe_path(path, why));
-        }
+        _ => return Err(no_directory(path)),
     };
     let created_file = key_path.target(&created.directory).replace(None, content, &fresh)?;
     Ok(Replaced { created_directory: Some(created.keep()), created_file })
+}
+
+/// Hands on the user's file as [`replace_key_file`] would meet it, or the directory in which the file's own directory would
+/// be made.
+pub(super) fn with_target(
+    account: &Account,
+    path: &Path,
+    expected: Option<&ContentHash>,
+    file: impl FnOnce(&Target<'_>, Option<&ContentHash>) -> Result<(), FileError>,
+    above: impl FnOnce(&Directory) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    let key_path = KeyPath::walk(account, path)?;
+    if let Some(directory) = key_path.directory()? {
+        return file(&key_path.target(&directory), expected);
+    }
+    if expected.is_some() {
+        return Err(FileError::Changed { path: path.to_owned() });
+    }
+    match (key_path.walk.missing.as_slice(), key_path.is_below_home()) {
+        ([_], true) => above(&key_path.walk.last()?.open()?),
+        _ => Err(no_directory(path)),
+    }
+}
+
+/// That the file's directory does not exist, and is not one that is made.
+fn no_directory(path: &Path) -> FileError {
+    let why = "its directory does not exist; create it, owned by root or the user and not world-writable";
+    FileError::unsafe_path(path, why)
 }
 
 /// Takes back what a command created (contract 7): the file if it still is `expected`, then `directory`, its

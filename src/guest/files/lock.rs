@@ -1,37 +1,52 @@
 //! One change at a time: a lock on the state directory (contract 8), waited for with patience and not for ever.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, openat};
 use nix::libc::{major, minor};
-use nix::sys::stat::{FileStat, fstat};
+use nix::sys::signal::kill;
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{Pid, getegid, geteuid};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::directory::Directory;
-use super::error::{FileError, shown};
+use super::error::{Context, FileError, shown};
 use super::read::read_file;
+use crate::policy::holders::{has_ids, holders};
 
 /// flock(2) has no time limit, so it is asked again: another process is waited for, which says nothing when it
 /// is done.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
+/// How often it is looked who holds a lock that is not to be had.
+const LOOKS: usize = 3;
+
+/// What is locked where somebody else holds the directory's lock.
+const LOCK_FILE: &str = "state.lock";
+
 /// The lock, held until it is dropped, or the process ends.
 #[derive(Debug)]
 #[must_use = "the lock is held only as long as this lives"]
 pub struct Guard {
-    descriptor: OwnedFd,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // A child that is about to start may have the descriptor too, so it is not left to its closing alone; where
-        // this fails, it is. (The guard of `nix` panics then.)
-        let _ = flock(&self.descriptor, FlockOperation::NonBlockingUnlock);
+        self.descriptors.iter().for_each(unlock);
     }
+}
+
+/// A child that is about to start may have the descriptor too, so it is not left to its closing alone; where this fails,
+/// it is. (The guard of `nix` panics then.)
+fn unlock(descriptor: &OwnedFd) {
+    let _ = flock(descriptor, FlockOperation::NonBlockingUnlock);
 }
 
 /// Why the lock was not got.
@@ -85,82 +100,111 @@ impl From<FileError> for LockError {
 
 /// Locks a directory. Every call opens the directory anew: a lock belongs to an open file description, and
 /// two calls in one process shut each other out as two processes do.
+///
+/// Somebody who could open the directory while its mode let him may hold a lock on it for ever. Then a file that nobody
+/// else can open is locked in its place. Where that file stands, it is locked beside the directory too, so that the two
+/// ways shut each other out.
 pub(super) fn lock(directory: &Directory, timeout: Duration) -> Result<Guard, LockError> {
     let asked = Instant::now();
-    let descriptor = directory.reopened()?;
+    let mut descriptor = directory.reopened()?;
     loop {
-        match flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Guard { descriptor }),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
-            Err(error) => {
-                let path = directory.path.clone();
-                return Err(FileError::Io { path, action: "lock", source: error.into() }.into());
-            }
-        }
+        descriptor = match attempt(directory, descriptor)? {
+            Attempt::Locked(guard) => return Ok(guard),
+            Attempt::Held(descriptor) => descriptor,
+        };
         let waited = asked.elapsed();
         if waited >= timeout {
-            let pid = fstat(&descriptor).ok().and_then(|stat| holder(&stat));
+            let pid = holders_of(&descriptor).and_then(|pids| pids.into_iter().find(|pid| is_ours(*pid)));
             return Err(LockError::Held { path: directory.path.clone(), pid, waited });
         }
         sleep(ASK_AGAIN.min(timeout - waited));
     }
 }
 
-/// Who holds the lock, proc_locks(5); `None` where that cannot be told (another PID namespace, no /proc).
-fn holder(stat: &FileStat) -> Option<i32> {
+enum Attempt {
+    Locked(Guard),
+    Held(OwnedFd),
+}
+
+fn attempt(directory: &Directory, descriptor: OwnedFd) -> Result<Attempt, LockError> {
+    let mut has_directory = false;
+    // What is let go between the two looks is nobody's.
+    for _ in 0..LOOKS {
+        has_directory = try_lock(&descriptor, directory)?;
+        if has_directory {
+            break;
+        }
+        if one_of_us_holds(&descriptor) {
+            return Ok(Attempt::Held(descriptor));
+        }
+    }
+    let mut guard = Guard { descriptors: Vec::new() };
+    if let Some(file) = lock_file(directory, !has_directory)? {
+        let is_locked = try_lock(&file, directory)?;
+        guard.descriptors.extend(is_locked.then_some(file));
+        // One of us may have got the directory in between, and not have seen the file.
+        if !is_locked || !has_directory && one_of_us_holds(&descriptor) {
+            if has_directory {
+                unlock(&descriptor);
+            }
+            return Ok(Attempt::Held(descriptor));
+        }
+    }
+    guard.descriptors.push(descriptor);
+    Ok(Attempt::Locked(guard))
+}
+
+fn try_lock(descriptor: &OwnedFd, directory: &Directory) -> Result<bool, LockError> {
+    match flock(descriptor, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(error) => {
+            let path = directory.path.clone();
+            Err(FileError::Io { path, action: "lock", source: error.into() }.into())
+        }
+    }
+}
+
+/// The file that is locked in the directory's place; made where `create` says so.
+fn lock_file(directory: &Directory, create: bool) -> Result<Option<OwnedFd>, LockError> {
+    let name = OsStr::new(LOCK_FILE);
+    let path = directory.entry(name);
+    let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let flags = if create { flags | OFlag::O_CREAT } else { flags };
+    let file = match openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(file) => file,
+        Err(nix::errno::Errno::ENOENT) if !create => return Ok(None),
+        Err(error) => return Err(error).context("open", &path).map_err(LockError::from),
+    };
+    let stat = fstat(&file).context("examine", &path)?;
+    if stat.st_uid != geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        let why = "others may have opened it; remove it";
+        return Err(FileError::unsafe_path(&path, why).into());
+    }
+    Ok(Some(file))
+}
+
+/// Whether the lock is held by a process of ours. Where that cannot be told it is.
+fn one_of_us_holds(descriptor: &OwnedFd) -> bool {
+    holders_of(descriptor).is_none_or(|pids| pids.into_iter().any(is_ours))
+}
+
+/// Whether it is a process of ours: of root's, but in tests.
+fn is_ours(pid: i32) -> bool {
+    let status = read_file(Path::new(&format!("/proc/{pid}/status")), 1 << 16);
+    match status {
+        Ok(Some(status)) => {
+            let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+            has_ids(&String::from_utf8_lossy(&status), user, group).unwrap_or(true)
+        }
+        // Where /proc hides others' processes, a signal still reaches those of the same user alone.
+        _ => kill(Pid::from_raw(pid), None).is_ok(),
+    }
+}
+
+/// Who holds the lock; `None` where that cannot be told.
+fn holders_of(descriptor: &OwnedFd) -> Option<Vec<i32>> {
+    let stat = fstat(descriptor).ok()?;
     let locks = read_file("/proc/locks".as_ref(), 1 << 20).ok()??;
-    holder_in(&String::from_utf8_lossy(&locks), major(stat.st_dev), minor(stat.st_dev), stat.st_ino)
-}
-
-/// The same from the text. Some filesystems name another device there than stat(2) does, so an inode alone is
-/// taken where it is the only one.
-fn holder_in(locks: &str, major: u32, minor: u32, inode: u64) -> Option<i32> {
-    let mut by_inode = Vec::new();
-    for line in locks.lines() {
-        // `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`; a waiting one has `->` behind its number.
-        let mut words = line.split_whitespace().skip(1);
-        if words.next() != Some("FLOCK") {
-            continue;
-        }
-        let (Some(pid), Some(place)) = (words.nth(2), words.next()) else { continue };
-        let (Ok(pid), Some((device, number))) = (pid.parse::<i32>(), place.rsplit_once(':')) else {
-            continue;
-        };
-        if number.parse() != Ok(inode) || pid <= 0 {
-            continue;
-        }
-        if device == format!("{major:02x}:{minor:02x}") {
-            return Some(pid);
-        }
-        by_inode.push(pid);
-    }
-    match by_inode.as_slice() {
-        [pid] => Some(*pid),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOCKS: &str = "1: POSIX  ADVISORY  WRITE 11 08:01:77 0 EOF\n\
-                         2: FLOCK  ADVISORY  WRITE 22 08:01:77 0 EOF\n\
-                         2: -> FLOCK  ADVISORY  WRITE 33 08:01:77 0 EOF\n\
-                         3: FLOCK  ADVISORY  WRITE 44 08:02:77 0 EOF\n\
-                         4: FLOCK  ADVISORY  WRITE 0 08:01:88 0 EOF\n\
-                         5: FLOCK  ADVISORY  WRITE 55 00:2d:99 0 EOF\n";
-
-    #[test]
-    fn the_holder_is_found_by_device_and_inode() {
-        assert_eq!(holder_in(LOCKS, 8, 1, 77), Some(22));
-        assert_eq!(holder_in(LOCKS, 8, 2, 77), Some(44));
-    }
-
-    #[test]
-    fn an_inode_alone_counts_where_it_is_the_only_one() {
-        assert_eq!(holder_in(LOCKS, 0, 0x2e, 99), Some(55));
-        assert_eq!(holder_in(LOCKS, 7, 7, 77), None);
-        assert_eq!(holder_in(LOCKS, 8, 1, 88), None);
-    }
+    Some(holders(&String::from_utf8_lossy(&locks), major(stat.st_dev), minor(stat.st_dev), stat.st_ino))
 }

@@ -21,6 +21,7 @@ mod key_file;
 mod label;
 mod lock;
 mod mounts;
+mod own_directory;
 mod read;
 mod replace;
 mod root_file;
@@ -28,6 +29,7 @@ mod state;
 mod sweep;
 mod temporary;
 mod walk;
+mod writable;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
@@ -39,9 +41,10 @@ pub use key_file::{
     replace_key_file, sweep_key_directory,
 };
 pub use lock::{Guard, LockError};
-pub use mounts::is_mounted;
+pub use mounts::{View, is_mounted, view};
 pub use read::read_file;
 pub use replace::Replaced;
 pub use root_file::{ROOT_FILE_LIMIT, read_root_file, remove_root_file, replace_root_file};
-pub use state::StateDirectory;
+pub use state::{STATE_FILE, StateDirectory};
 pub use sweep::sweep;
+pub use writable::{key_file_is_writable, root_file_is_writable};

@@ -27,12 +27,41 @@ struct Mount {
     root: PathBuf,
     /// Where.
     point: PathBuf,
+    /// Whether it is mounted read-only there.
+    is_read_only: bool,
     kind: String,
 }
 
 /// All mounts of this process's namespace, in the order in which they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mounts(Vec<Mount>);
+
+/// How this process sees a path, held against how another one sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum View {
+    /// Both see the same file.
+    Same,
+    /// This one sees another file, or none: of what is mounted here for it.
+    Another(PathBuf),
+    /// This one alone cannot write: by this mount point.
+    ReadOnly(PathBuf),
+}
+
+/// How a path is seen here, and by the process `pid`; `None` where that has another root directory, or cannot be told.
+pub fn view(path: &Path, pid: i32) -> Option<View> {
+    let own = Mounts::read()?;
+    let table = PathBuf::from(format!("/proc/{pid}/mountinfo"));
+    let other = Mounts::parse(&read_file(&table, MOUNTINFO_LIMIT).ok()??);
+    let root = Path::new("/");
+    if own.place(root)? != other.place(root)? {
+        return None;
+    }
+    // As far as it exists: what covers it ends the way.
+    let resolved = path
+        .ancestors()
+        .find_map(|above| Some(join(&std::fs::canonicalize(above).ok()?, path.strip_prefix(above).ok()?)));
+    Some(own.compared(&other, &resolved?))
+}
 
 impl Mounts {
     fn read() -> Option<Self> {
@@ -56,6 +85,42 @@ impl Mounts {
                 let above = self.0.iter().filter(|mount| path.starts_with(&mount.point));
                 above.max_by_key(|mount| mount.point.components().count())
             }
+        }
+    }
+
+    /// The mount on which a path without links is, as path_resolution(7) comes to it.
+    fn on_the_way(&self, path: &Path) -> Option<&Mount> {
+        let is_first = |mount: &&Mount| self.of_id(mount.parent).is_none_or(|parent| parent.id == mount.id);
+        let mut mount = self.0.iter().find(|mount| mount.point == Path::new("/") && is_first(mount))?;
+        for _ in &self.0 {
+            let above = self.0.iter().filter(|next| {
+                next.parent == mount.id && next.id != mount.id && path.starts_with(&next.point)
+            });
+            match above.min_by_key(|next| next.point.components().count()) {
+                Some(next) => mount = next,
+                None => break,
+            }
+        }
+        Some(mount)
+    }
+
+    /// Which file of which file system a path without links leads to.
+    fn place<'a>(&'a self, path: &Path) -> Option<(&'a str, PathBuf)> {
+        let mount = self.on_the_way(path)?;
+        Some((&mount.device, join(&mount.root, path.strip_prefix(&mount.point).ok()?)))
+    }
+
+    /// How another process sees a path.
+    fn compared(&self, other: &Self, path: &Path) -> View {
+        let (Some(here), Some(there)) = (self.on_the_way(path), other.on_the_way(path)) else {
+            return View::Same;
+        };
+        if self.place(path) != other.place(path) {
+            View::Another(here.point.clone())
+        } else if here.is_read_only && !there.is_read_only {
+            View::ReadOnly(here.point.clone())
+        } else {
+            View::Same
         }
     }
 
@@ -90,8 +155,17 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut text = || fields.next().map(|field| String::from_utf8_lossy(field).into_owned());
     let (id, parent, device) = (text()?.parse().ok()?, text()?.parse().ok()?, text()?);
     let (root, point) = (unescaped(fields.next()?), unescaped(fields.next()?));
+    let is_read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { id, parent, device, root, point, kind: String::from_utf8_lossy(kind).into_owned() })
+    Some(Mount {
+        id,
+        parent,
+        device,
+        root,
+        point,
+        is_read_only,
+        kind: String::from_utf8_lossy(kind).into_owned(),
+    })
 }
 
 /// Blanks, newlines and backslashes are written in octal.
@@ -160,6 +234,23 @@ mod tests {
         let of = |id| mounts.opaque(mounts.of_id(id).unwrap()).point.clone();
         assert_eq!([of(20), of(21), of(22), of(25)], ["/", "/", "/home/u", "/auto"].map(PathBuf::from));
         assert_eq!(of(23), PathBuf::from("/home/u/a b\\"));
+    }
+
+    #[test]
+    fn what_a_sandbox_hides() {
+        let inner = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            30 20 8:1 / / ro - ext4 /dev/sda1 rw\n\
+            31 30 8:1 /home /home rw - ext4 /dev/sda1 rw\n\
+            32 31 8:1 /srv/u /home/u rw - ext4 /dev/sda1 rw\n\
+            33 30 0:9 /systemd/inaccessible/dir /root ro - tmpfs tmpfs rw\n";
+        let (own, other) = (Mounts::parse(inner), mounts());
+        let seen = |path: &str| own.compared(&other, Path::new(path));
+        assert_eq!(seen("/root/.ssh/authorized_keys"), View::Another("/root".into()));
+        assert_eq!(seen("/home/u/.ssh/k"), View::Same);
+        assert_eq!(seen("/home/v/.ssh/k"), View::Same);
+        assert_eq!(seen("/etc/ssh/sshd_config"), View::ReadOnly("/".into()));
+        assert_eq!(seen("/auto/u/k"), View::Another("/".into()));
+        assert_eq!(other.compared(&own, Path::new("/etc/ssh/sshd_config")), View::Same);
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(super) struct Fresh<'a> {
 }
 
 impl Target<'_> {
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.directory.entry(self.name)
     }
 

@@ -17,7 +17,7 @@ use super::walk::{Walk, Way, judge_writers, split};
 pub const ROOT_FILE_LIMIT: usize = 1024 * 1024;
 
 /// The walk to the file's directory, and the file's name in it.
-fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), FileError> {
+pub(super) fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), FileError> {
     let (parent, name) = split(path)?;
     let mut walk = Walk::to_directory(Way::Root, None, parent)?;
     let mut name = name.to_owned();
@@ -58,10 +58,7 @@ pub fn replace_root_file(
 ) -> Result<Replaced, FileError> {
     let (walk, name) = walk(path, true)?;
     if !walk.missing.is_empty() {
-        return Err(match (expected, path.parent()) {
-            (None, Some(parent)) => FileError::Missing { path: parent.to_owned() },
-            _ => FileError::Changed { path: path.to_owned() },
-        });
+        return Err(missing(path, expected));
     }
     let directory = walk.last()?.open()?;
     let label_path = directory.entry(&name);
@@ -70,6 +67,14 @@ pub fn replace_root_file(
     let target = Target { directory: &directory, name: &name, way: Way::Root, limit: ROOT_FILE_LIMIT };
     let created_file = target.replace(expected, content, &fresh)?;
     Ok(Replaced { created_directory: None, created_file })
+}
+
+/// What it means that the file's directory does not exist.
+pub(super) fn missing(path: &Path, expected: Option<&ContentHash>) -> FileError {
+    match (expected, path.parent()) {
+        (None, Some(parent)) => FileError::Missing { path: parent.to_owned() },
+        _ => FileError::Changed { path: path.to_owned() },
+    }
 }
 
 /// Removes a file of ours among sshd's if it still is `expected`; one that is gone already is no error. No link

@@ -12,12 +12,14 @@ use super::attributes::set_owner_and_mode;
 use super::directory::Directory;
 use super::error::{Context, FileError};
 use super::lock::{Guard, LockError, lock};
+use super::own_directory;
 use super::replace::Target;
 use super::sweep::sweep_directory;
 use super::temporary::Temporary;
-use super::walk::{Walk, Way};
+use super::walk::{Walk, Way, judge_writers};
 
-const STATE_FILE: &str = "state.json";
+/// Its name.
+pub const STATE_FILE: &str = "state.json";
 const STATE_FILE_MODE: u32 = 0o600;
 
 /// The state directory, held by its descriptor: what is done here is done in the directory that was opened,
@@ -29,8 +31,12 @@ pub struct StateDirectory {
 
 impl StateDirectory {
     /// Opens the directory, which nobody but root may be able to change. With `create`, what is missing of its
-    /// path is made, 0700; without, a missing one is [`FileError::Missing`].
+    /// path is made, 0700, and the directory itself is made root's and 0700; without, a missing one is
+    /// [`FileError::Missing`].
     pub fn open(path: &Path, create: bool) -> Result<Self, FileError> {
+        if create {
+            own_directory::take_over(path)?;
+        }
         let mut walk = Walk::to_directory(Way::Root, None, path)?;
         while let Some(name) = walk.missing.first() {
             if !create {
@@ -48,8 +54,12 @@ impl StateDirectory {
             }
             walk = Walk::to_directory(Way::Root, None, path)?;
         }
+        let directory = walk.last()?.open()?;
+        if create {
+            own_directory::enforce(&directory)?;
+        }
         walk.judge_last()?;
-        Ok(Self { directory: walk.last()?.open()? })
+        Ok(Self { directory })
     }
 
     /// Its path, links resolved.
@@ -68,11 +78,14 @@ impl StateDirectory {
         lock(&self.directory, timeout)
     }
 
-    /// The state file's bytes; `None` where there is none yet.
+    /// The state file's bytes; `None` where there is none yet. One that somebody else could have written is refused: a
+    /// directory that is ours now may have been open to all before.
     pub fn load(&self, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
         let name = OsStr::new(STATE_FILE);
         let target = Target { directory: &self.directory, name, way: Way::Root, limit };
-        Ok(target.read()?.map(|(_, content)| content))
+        let Some((opened, content)) = target.read()? else { return Ok(None) };
+        judge_writers(Way::Root, &opened.stat, &self.file_path(), || Ok(&opened.file))?;
+        Ok(Some(content))
     }
 
     /// Replaces the state file, 0600: after a crash at any instant it is the old one or the new one, whole. When

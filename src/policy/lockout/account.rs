@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::{Facts, Finding, Judged, Rule};
+use crate::policy::foreign::foreign;
 use crate::policy::observation::{Shadow, ShadowEntry};
 use crate::policy::outcome::{Warning, WarningReason};
 
@@ -39,12 +40,22 @@ pub(super) fn expired(facts: &Facts<'_>) -> Judged {
     Err(about(Rule::ExpiredAccount, SHADOW, &cause, &format!("chage -E -1 {name}")))
 }
 
-/// pam_unix refuses an account whose entry of passwd(5) refers to an entry of shadow(5) that does not exist.
+/// pam_unix refuses an account whose entry of passwd(5) refers to an entry of shadow(5) that does not exist. An entry that
+/// could not be seen may say that the account has expired.
 pub(super) fn no_shadow_entry(facts: &Facts<'_>) -> Judged {
-    if facts.login.shadow != Shadow::NoEntry || !uses_pam(facts) {
+    if !uses_pam(facts) {
         return Ok(None);
     }
     let name = &facts.account.name;
+    match &facts.login.shadow {
+        Shadow::Entry(_) => return Ok(None),
+        Shadow::NoEntry => {}
+        Shadow::Unseen(why) => {
+            let cause = format!("whether the account {name} is expired or locked cannot be told: {why}");
+            let remedy = format!("see what `getent shadow {name}` says");
+            return Err(about(Rule::ShadowEntry, SHADOW, &cause, &remedy));
+        }
+    }
     let cause =
         format!("passwd(5) refers to an entry of {name} that does not exist: PAM lets nobody in without it");
     Err(about(Rule::ShadowEntry, SHADOW, &cause, "run `pwconv`, which makes it"))
@@ -97,8 +108,8 @@ pub(super) fn pam(facts: &Facts<'_>) -> Judged {
     }
     let mut modules: Vec<&str> = facts.login.pam.iter().map(|rule| rule.module.as_str()).collect();
     modules.dedup();
-    let message =
-        format!("PAM may refuse {name} by rules that are not evaluated here: {}", modules.join(", "));
+    let modules = foreign(&modules.join(", "));
+    let message = format!("PAM may refuse {name} by rules that are not evaluated here: {modules}");
     Ok(Some(Warning::new(WarningReason::PamNotEvaluated, message).at(&first.file, Some(first.line))))
 }
 

@@ -1,6 +1,7 @@
 //! What a login is good for: a session, with the user's own command, in the guest's own tree.
 
 use super::{Facts, Judged, Rule};
+use crate::policy::foreign::foreign;
 
 /// A command instead of the shell: what it lets in to is not known.
 pub(super) fn force_command(facts: &Facts<'_>) -> Judged {
@@ -17,7 +18,8 @@ fn instead_of(facts: &Facts<'_>, rule: Rule, keyword: &str, does: &str) -> Judge
     if said.is_empty() || said.eq_ignore_ascii_case("none") {
         return Ok(None);
     }
-    let cause = format!("`{said}` {does}, and whether that lets {} in is not known", facts.account.name);
+    let (shown, name) = (foreign(said), &facts.account.name);
+    let cause = format!("`{shown}` {does}, and whether that lets {name} in is not known");
     Err(facts.by_value(rule, said, &cause, "remove that line, or restrict it to others with a Match"))
 }
 

@@ -34,7 +34,15 @@ fn account(name: &str, id: u32, home: &str, groups: &[&str]) -> Account {
 
 fn login() -> Login {
     Login {
-        shadow: Shadow::Unseen("denied".into()),
+        shadow: Shadow::Entry(ShadowEntry {
+            is_locked: false,
+            has_password: false,
+            is_empty: false,
+            last_change: None,
+            maximum: None,
+            inactive: None,
+            expires: None,
+        }),
         today: 20000,
         nologin: None,
         pam: Vec::new(),

@@ -2,6 +2,7 @@
 //! (contract 10.3).
 
 use super::super::connection::listens_for;
+use super::super::foreign::foreign;
 use super::super::lockout::{self, Finding};
 use super::super::observation::{Answer, Connection, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialKey, TrialReport, Warning, WarningReason};
@@ -186,7 +187,7 @@ impl KeyTrial<'_> {
                 message: format!(
                     "authorized_keys: sshd takes the key at {at}, whose options restrict the login of {name} ({}); take \
                      that line or its options out",
-                    restrictions.join(", ")
+                    foreign(&restrictions.join(", "))
                 ),
                 file: Some(at.file.clone().into()),
                 line: Some(at.line),

@@ -2,6 +2,7 @@
 
 use super::super::authorized_keys::{KeyLine, key_lines, ways_in};
 use super::super::edit::{FileEdit, FileKind};
+use super::super::foreign::foreign;
 use super::super::lockout::is_closed;
 use super::super::observation::{Answer, Person, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
@@ -72,6 +73,7 @@ impl Draft {
             expect,
             binding: self.binding,
             unbound: self.unbound,
+            already: self.already,
             answers: answers.must,
             warnings: self.warnings,
         })
@@ -121,10 +123,10 @@ impl Draft {
         }
         let mut warnings = verdict.warnings;
         if let Access::Denied(finding) = &verdict.access {
-            warnings = vec![Warning {
-                file: finding.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
-                line: finding.line,
-                ..Warning::new(WarningReason::KeyNotUsable, finding.message.clone())
+            let warning = Warning::new(WarningReason::KeyNotUsable, finding.message.clone());
+            warnings = vec![match &finding.file {
+                Some(file) => warning.at(file, finding.line),
+                None => Warning { line: finding.line, ..warning },
             }];
         }
         let accepts = match verdict.access {
@@ -352,7 +354,7 @@ impl AccessContext<'_> {
             }
             PasswordAuth::Yes => warnings.extend(self.root_password_prohibited(&answers.must)),
         }
-        if !self.sshd.running {
+        if !self.sshd.running && !self.sshd.is_awaited {
             let found = match &self.sshd.reload {
                 Reload::None(found) => found.as_str(),
                 Reload::Unit(_) | Reload::SocketUnit(_) | Reload::Pid { .. } => "no listener was found",
@@ -439,7 +441,9 @@ impl AccessContext<'_> {
     }
 
     fn second_sshd(&self) -> impl Iterator<Item = Warning> {
-        self.sshd.others.iter().map(|other| {
+        // Nobody is told to end the only one.
+        let remedy = if self.sshd.running { "end it, or set it up by hand" } else { "set it up by hand" };
+        self.sshd.others.iter().map(move |other| {
             let ports: Vec<String> = other.ports.iter().map(ToString::to_string).collect();
             let on = match ports.as_slice() {
                 [] => String::new(),
@@ -447,8 +451,9 @@ impl AccessContext<'_> {
             };
             let message = format!(
                 "another sshd (pid {}, `{}`) listens{on}: it is neither asked nor told, and takes what its own \
-                 configuration says; end it, or set it up by hand",
-                other.pid, other.line
+                 configuration says; {remedy}",
+                other.pid,
+                foreign(&other.line)
             );
             Warning::new(WarningReason::SecondSshd, message)
         })

@@ -6,6 +6,7 @@ use super::criteria::applies;
 use super::keyword::{Counts, Keyword, is_same_option, spelling};
 use super::reader::{Directive, Scope, directives};
 use super::{CHALLENGE_RESPONSE, KBD_INTERACTIVE, options};
+use crate::policy::foreign::{foreign, foreign_path};
 use crate::policy::observation::{ConfigTree, Connection, Sshd};
 use crate::policy::outcome::Warning;
 
@@ -33,10 +34,10 @@ impl Decider {
     /// The place for a person, in words that fit after "by" or before "decides".
     pub fn describe(&self, keyword: &str) -> String {
         match self {
-            Self::Option(text) => format!("the option `-o {text}` of sshd's command line"),
+            Self::Option(text) => format!("the option `-o {}` of sshd's command line", foreign(text)),
             Self::Line { file, line, in_match, text } => {
                 let block = if *in_match { ", in a Match block" } else { "" };
-                format!("{} line {line} (`{text}`{block})", file.display())
+                format!("{} line {line} (`{}`{block})", foreign_path(file), foreign(text))
             }
             Self::Default => format!("sshd's default of {}, which no file sets", spelling(keyword)),
         }

@@ -21,10 +21,13 @@ pub use include::{
     named_hosts,
 };
 pub use keyword::{Counts, KNOWN, Keyword, spelling};
-pub use placement::{Place, Placement, contrary_lines, is_read, placement, taken};
+pub use placement::{Place, Placement, contrary_lines, is_drop_in, is_first, is_read, placement, taken};
 pub use reader::{Directive, Scope, directives};
 pub use setting::{KbdInteractive, desired, forbids_all, judge_setting};
-pub use text::{COMMENT, Provenance, directives_of_ours, is_our_line_in_block, render, render_block};
+pub use text::{
+    COMMENT, Provenance, directives_of_ours, is_in_form_of_block, is_our_line_in_block, is_ours_alone,
+    ours_comes_first, ours_in_drop_in, ours_in_main, render, render_block,
+};
 
 use keyword::is_same_option;
 

@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::keyword::{is_same_option, spelling};
 use super::reader::{Directive, directives};
-use super::text::our_lines;
+use super::text::{is_ours_alone, numbers, our_lines, ours_in_drop_in};
 use super::{DROP_IN, is_set_by_us};
 use crate::policy::observation::ConfigTree;
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::pattern::{glob_path, has_wildcard};
 
 /// A place for our directives.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// Our drop-in, this file.
     DropIn(PathBuf),
@@ -63,8 +62,10 @@ pub fn placement(tree: &ConfigTree, main_is_writable: bool) -> Result<Placement,
 
 /// The places where something of ours stands already, in whole or in part.
 pub fn taken(tree: &ConfigTree) -> Vec<Place> {
-    let drop_ins = tree.files.keys().filter(|file| is_drop_in(file));
-    let mut taken: Vec<Place> = drop_ins.map(|file| Place::DropIn(file.clone())).collect();
+    let drop_ins = tree.files.iter().filter(|(file, content)| {
+        is_drop_in(file) && (!ours_in_drop_in(content).is_empty() || is_ours_alone(content))
+    });
+    let mut taken: Vec<Place> = drop_ins.map(|(file, _)| Place::DropIn(file.clone())).collect();
     if tree.files.get(&tree.main).is_some_and(|content| !our_lines(content).is_empty()) {
         taken.push(Place::TopBlock(tree.main.clone()));
     }
@@ -81,7 +82,13 @@ pub fn is_read(tree: &ConfigTree, place: &Place) -> bool {
     }
 }
 
-fn is_drop_in(file: &Path) -> bool {
+/// Whether sshd reads what stands at a place of ours ahead of every other line about it: then whoever writes later loses.
+pub fn is_first(tree: &ConfigTree, place: &Place) -> bool {
+    ahead_of(tree, place).is_none()
+}
+
+/// Whether a file has the name of our drop-in.
+pub fn is_drop_in(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name == DROP_IN)
 }
 
@@ -104,13 +111,11 @@ fn drop_ins(tree: &ConfigTree) -> Vec<Place> {
 /// What sshd would read ahead of `place`, globally and on what we set; the place itself where it would not
 /// be read at all.
 fn ahead_of(tree: &ConfigTree, place: &Place) -> Option<Obstacle> {
-    let first =
-        |tree: &ConfigTree| directives(tree).into_iter().find(|d| d.is_global() && is_set_by_us(&d.keyword));
-    let first = match place {
-        Place::DropIn(file) => first(&with_drop_in(tree, file)),
-        Place::TopBlock(_) => first(tree),
+    let tree = match place {
+        Place::DropIn(file) => &with_drop_in(tree, file),
+        Place::TopBlock(_) => tree,
     };
-    match first {
+    match directives(tree).into_iter().find(|d| d.is_global() && is_set_by_us(&d.keyword)) {
         Some(directive) if stands_in(tree, place, &directive) => None,
         Some(directive) => Some(Obstacle::Line(Box::new(directive))),
         None => Some(Obstacle::NotRead),
@@ -143,13 +148,12 @@ fn with_drop_in(tree: &ConfigTree, file: &Path) -> ConfigTree {
 
 /// Whether a directive of `tree` is one of ours at `place`.
 fn stands_in(tree: &ConfigTree, place: &Place, directive: &Directive) -> bool {
+    let ours = |content: &Vec<u8>| match place {
+        Place::DropIn(_) => numbers(content, &ours_in_drop_in(content)),
+        Place::TopBlock(_) => our_lines(content),
+    };
     directive.file == place.file()
-        && match place {
-            Place::DropIn(_) => true,
-            Place::TopBlock(main) => {
-                tree.files.get(main).is_some_and(|content| our_lines(content).contains(&directive.line))
-            }
-        }
+        && tree.files.get(place.file()).is_some_and(|content| ours(content).contains(&directive.line))
 }
 
 /// Whether a directive is ours, wherever it stands.

@@ -7,6 +7,7 @@ use super::placement::is_ours;
 use super::reader::directives;
 use super::{CHALLENGE_RESPONSE, Decider, KBD_INTERACTIVE, PASSWORD, Reading};
 use crate::policy::effective::Effective;
+use crate::policy::foreign::foreign;
 use crate::policy::observation::{Answer, ConfigTree, Connection};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::types::PasswordAuth;
@@ -123,11 +124,11 @@ fn not_effective(
     Refusal::new(
         Reason::PasswordAuthNotEffective,
         format!(
-            "password login is not `{asked}` for {} from {} on port {}: sshd has {keyword} {observed} because of \
-             {}; {remedy}",
+            "password login is not `{asked}` for {} from {} on port {}: sshd has {keyword} {} because of {}; {remedy}",
             who.user,
             who.addr,
             who.lport,
+            foreign(&observed),
             decides.describe(keyword)
         ),
     )

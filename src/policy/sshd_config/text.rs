@@ -1,7 +1,7 @@
 //! The text of our drop-in and of the block at the top of the main file, there and back
 //! (contract 6, "Where").
 
-use crate::policy::block::{self, BEGIN, END};
+use crate::policy::block::{self, BEGIN, END, Segment};
 
 use super::keyword::spelling;
 use super::{CHALLENGE_RESPONSE, KBD_INTERACTIVE, PASSWORD, tokens};
@@ -32,15 +32,29 @@ pub fn render(directives: &[(String, String)], provenance: &Provenance<'_>) -> S
     comments.chain(settings).collect()
 }
 
-/// The same between the markers of the block at the top of the main file.
+/// The same between the markers of the block at the top of the main file, each directive with an equals sign: cloud-init
+/// edits a line `PasswordAuthentication ...` of the main file in place, and knows none by the name
+/// `PasswordAuthentication=`.
 pub fn render_block(directives: &[(String, String)], provenance: &Provenance<'_>) -> String {
-    let text = render(directives, provenance);
+    let comments = render(&[], provenance);
+    let settings = directives.iter().map(|(keyword, value)| format!("{keyword}= {value}\n"));
+    let text: String = std::iter::once(comments).chain(settings).collect();
     format!("{BEGIN} (set by the cloud; \"keypair-agent undo\" takes it out)\n{text}{END}\n")
 }
 
 /// A text that cannot end the comment it stands in.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Whether every directive of a block has the form that [`render_block`] gives it: before 3.2 it had another.
+pub fn is_in_form_of_block(block: &[u8]) -> bool {
+    block.split(|&byte| byte == b'\n').filter_map(|line| Some((line, tokens::split(line)?))).all(
+        |(line, (keyword, arguments))| {
+            line.strip_suffix(b"\r").unwrap_or(line)
+                == format!("{keyword}= {}", arguments.join(" ")).as_bytes()
+        },
+    )
 }
 
 /// What our drop-in, or our block, sets: comments do not count when asking whether it has to be written
@@ -62,21 +76,75 @@ pub fn is_our_line_in_block(line: &[u8]) -> bool {
         [(PASSWORD, &["yes", "no"]), (KBD_INTERACTIVE, &["no"]), (CHALLENGE_RESPONSE, &["no"])];
     line.starts_with(COMMENT.as_bytes())
         || values.iter().any(|(keyword, values)| {
-            values.iter().any(|value| line == format!("{keyword} {value}").as_bytes())
+            values.iter().any(|value| {
+                line == format!("{keyword} {value}").as_bytes()
+                    || line == format!("{keyword}= {value}").as_bytes()
+            })
         })
+}
+
+/// What is ours in sshd's main file: the markers and what we wrote beside them. What stands below a `Match` that somebody
+/// wrote between them is his.
+pub fn ours_in_main(content: &[u8]) -> Vec<Segment> {
+    let mut in_match = false;
+    block::find(content, |line| {
+        in_match |= is_match(line);
+        is_our_line_in_block(line) && (!in_match || line.starts_with(COMMENT.as_bytes()))
+    })
+}
+
+/// What is ours in our drop-in: the lines that are ours in word and stand ahead of any `Match`; below one our comments, and
+/// what stands right beneath them. All else somebody wrote, and keeps.
+pub fn ours_in_drop_in(content: &[u8]) -> Vec<Segment> {
+    let lines = block::lines(content);
+    let (mut in_match, mut is_beneath) = (false, false);
+    let picked: Vec<bool> = lines
+        .iter()
+        .map(|line| {
+            in_match |= is_match(line.bytes);
+            let is_comment = line.bytes.starts_with(COMMENT.as_bytes());
+            is_beneath = is_our_line_in_block(line.bytes) && (is_comment || is_beneath || !in_match);
+            is_beneath
+        })
+        .collect();
+    block::segments(&lines, &picked)
+}
+
+/// Whether the first directive of our drop-in is ours, so that nobody's decides ahead of it.
+pub fn ours_comes_first(content: &[u8]) -> bool {
+    let ours = ours_in_drop_in(content);
+    let first = block::lines(content).into_iter().find(|line| tokens::split(line.bytes).is_some());
+    first.is_some_and(|first| is_in(&ours, first.offset))
+}
+
+/// Whether nothing stands in our drop-in but what is ours.
+pub fn is_ours_alone(content: &[u8]) -> bool {
+    block::without(content, ours_in_drop_in(content)).iter().all(u8::is_ascii_whitespace)
+}
+
+fn is_match(line: &[u8]) -> bool {
+    tokens::split(line).is_some_and(|(keyword, _)| keyword.eq_ignore_ascii_case("match"))
+}
+
+fn is_in(segments: &[Segment], offset: usize) -> bool {
+    segments.iter().any(|segment| (segment.offset..segment.offset + segment.bytes.len()).contains(&offset))
+}
+
+/// The lines, from 1, of these segments.
+pub(super) fn numbers(content: &[u8], segments: &[Segment]) -> Vec<usize> {
+    let lines = block::lines(content);
+    lines.iter().zip(1..).filter(|(line, _)| is_in(segments, line.offset)).map(|(_, number)| number).collect()
 }
 
 /// The lines, from 1, that are ours in `content`: markers and what we wrote beside them; none where no marker
 /// of ours stands.
 pub(super) fn our_lines(content: &[u8]) -> Vec<usize> {
-    let ours = block::find(content, is_our_line_in_block);
-    let lines = block::lines(content);
-    let is_in = |offset: usize| ours.iter().any(|s| (s.offset..s.offset + s.bytes.len()).contains(&offset));
-    lines.iter().zip(1..).filter(|(line, _)| is_in(line.offset)).map(|(_, number)| number).collect()
+    numbers(content, &ours_in_main(content))
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;
@@ -106,10 +174,52 @@ mod tests {
         let block = render_block(&no(), &PROVENANCE);
         assert_eq!(directives_of_ours(block.as_bytes()), no());
         assert_eq!(our_lines(block.as_bytes()), [1, 2, 3, 4, 5, 6]);
+        assert!(
+            block.contains("\nPasswordAuthentication= no\nKbdInteractiveAuthentication= no\n"),
+            "{block}"
+        );
+        assert!(
+            is_in_form_of_block(block.as_bytes())
+                && !is_in_form_of_block(render(&no(), &PROVENANCE).as_bytes())
+        );
         assert_eq!(our_lines(format!("Port 22\n{block}UsePAM yes\n").as_bytes()), [2, 3, 4, 5, 6, 7]);
         let open = block.replace(END, "UsePAM yes");
         assert_eq!(our_lines(open.as_bytes()), [1, 2, 3, 4, 5]);
         assert!(our_lines(b"# BEGIN keypair-agents\n").is_empty());
+    }
+
+    #[test]
+    fn an_administrators_lines_in_the_drop_in() {
+        let ours = render(&no(), &PROVENANCE);
+        let rest = |content: &str| {
+            let left = block::without(content.as_bytes(), ours_in_drop_in(content.as_bytes()));
+            String::from_utf8(left).unwrap()
+        };
+        for theirs in [
+            "",
+            "X11Forwarding no\n",
+            "# mine\n\nMatch User bob\nPasswordAuthentication yes\nKbdInteractiveAuthentication no",
+            "PasswordAuthentication  yes\r\n",
+            "match all\r\n PasswordAuthentication yes\r\n",
+        ] {
+            assert_eq!(rest(&format!("{ours}{theirs}")), theirs);
+            let (first, second) = ours.split_at(ours.find("Kbd").unwrap());
+            if !theirs.to_lowercase().contains("match") && theirs.ends_with('\n') {
+                assert_eq!(rest(&format!("{first}{theirs}{second}")), theirs);
+            }
+            if theirs.ends_with('\n') || theirs.is_empty() {
+                assert_eq!(rest(&format!("{theirs}{ours}")), theirs);
+                let comes_first = theirs.is_empty();
+                assert_eq!(ours_comes_first(format!("{theirs}{ours}").as_bytes()), comes_first, "{theirs}");
+            }
+            assert!(ours_comes_first(format!("# mine\n{ours}{theirs}").as_bytes()));
+            assert_eq!(is_ours_alone(format!("{ours}\r\n{theirs}").as_bytes()), theirs.is_empty());
+        }
+        // Between the markers of the block in the main file, too.
+        let theirs = "Match User bob\nPasswordAuthentication yes\n";
+        let block = render_block(&no(), &PROVENANCE).replace(END, &format!("{theirs}{END}"));
+        let left = block::without(block.as_bytes(), ours_in_main(block.as_bytes()));
+        assert_eq!(String::from_utf8(left).unwrap(), theirs);
     }
 
     #[test]
@@ -118,6 +228,7 @@ mod tests {
             assert!(is_our_line_in_block(line.as_bytes()), "{line}");
         }
         assert!(is_our_line_in_block(b"ChallengeResponseAuthentication no\r\n"));
+        assert!(is_our_line_in_block(b"PasswordAuthentication= no\n"));
         for line in
             ["", "# mine", "UsePAM yes", "KbdInteractiveAuthentication yes", "PasswordAuthentication  no"]
         {

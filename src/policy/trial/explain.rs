@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{RefusalCause, Rejection};
+use crate::policy::foreign::foreign;
 use crate::policy::lockout::Finding;
 use crate::policy::observation::{Account, Connection};
 use crate::policy::sshd_config::{Decider, Reading};
@@ -24,7 +25,7 @@ pub struct Decides<'a> {
 pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
     let Account { name, shell, .. } = decides.account;
     let said = match &rejection.said {
-        Some(said) => format!(" (sshd: \"{said}\")"),
+        Some(said) => format!(" (sshd: \"{}\")", foreign(said)),
         None => String::new(),
     };
     match &rejection.cause {
@@ -78,8 +79,9 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
         RefusalCause::KeyFile(why) => Finding {
             name: "AuthorizedKeysFile",
             message: format!(
-                "AuthorizedKeysFile: sshd cannot read the key file as {name}: {why}; make it a regular file that {name} \
-                 may read"
+                "AuthorizedKeysFile: sshd cannot read the key file as {name}: {}; make it a regular file that {name} \
+                 may read",
+                foreign(why)
             ),
             file: decides.key_file.map(ToOwned::to_owned),
             line: None,

@@ -42,6 +42,7 @@ pub struct TrialQuestion {
 #[serde(rename_all = "camelCase")]
 pub struct PlannedKeyFile {
     /// The file.
+    #[serde(with = "super::path_bytes")]
     pub path: PathBuf,
     /// The login name of the user that owns a file that is new.
     pub user: String,

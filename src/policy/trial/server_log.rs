@@ -162,7 +162,7 @@ fn matched(text: &str) -> Option<KeyMatch> {
     if let Some(rest) = text.strip_prefix("matching key found: file ") {
         let (file, rest) = rest.rsplit_once(", line ")?;
         let line = rest.split(' ').next()?.parse().ok()?;
-        return Some(KeyMatch { file: file.to_owned(), line });
+        return Some(KeyMatch { file: unescaped(file), line });
     }
     let (place, _) = text.split_once(": matching key found: ")?;
     place_of(place)
@@ -171,7 +171,23 @@ fn matched(text: &str) -> Option<KeyMatch> {
 /// `FILE:LINE`.
 fn place_of(place: &str) -> Option<KeyMatch> {
     let (file, line) = place.rsplit_once(':')?;
-    Some(KeyMatch { file: file.to_owned(), line: line.parse().ok()? })
+    Some(KeyMatch { file: unescaped(file), line: line.parse().ok()? })
+}
+
+/// A file's name as it is: sshd's log has a backslash twice, and a byte that is no ASCII in octal (vis(3), `VIS_OCTAL`).
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        (rest, _) = match rest {
+            [b'\\', b'\\', behind @ ..] => (behind, bytes.push(b'\\')),
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..] => {
+                (behind, bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0')))
+            }
+            _ => (behind, bytes.push(*first)),
+        };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn cause_of(text: &str) -> Option<RefusalCause> {
@@ -293,6 +309,8 @@ mod tests {
         let old = "debug1: matching key found: file /a b/k, line 12 ED25519 SHA256:x\r\n";
         let report = ServerReport::parse(old);
         assert_eq!((report.accepted_at(), report.options), (Some(at("/a b/k", 12)), None));
+        let escaped = "debug1: /home/j\\303\\274rgen/\\\\k\\374:1: matching key found: RSA SHA256:x\r\n";
+        assert_eq!(ServerReport::parse(escaped).accepted_at(), Some(at("/home/jürgen/\\k\u{fffd}", 1)));
         let command = "debug1: /usr/bin/keys %u:1: matching key found: RSA SHA256:x\r\n";
         assert_eq!(ServerReport::parse(command).accepted_at(), Some(at("/usr/bin/keys %u", 1)));
     }

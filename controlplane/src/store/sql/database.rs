@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::gathered::Answers;
 use super::ledgers::{IfTaken, Locking, Which};
 use super::{failed, key_pairs, ledgers, milliseconds, news, reports, states};
+use crate::clock;
 use crate::ledger::{Answer, Ledger, Next, Settled};
 use crate::lifecycle::State;
 use crate::store::changes::Changes;
@@ -136,7 +137,7 @@ impl Database {
                 (Some(Err(error)), _) => Err(error.clone()),
                 (Some(Ok(_)), Err(error)) => Err(failed(error)),
                 (Some(Ok(ledger)), Ok(text)) => {
-                    let settled = ledger.settle(answer.clone());
+                    let settled = ledger.settle_at(answer.clone(), clock::now());
                     if matches!(settled, Settled::Stored(_)) {
                         answers.push((&answer.outcome.command_id, text));
                         changed.insert(instance);

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use keypair_agent::policy::command::{self, Action, Command, Origin};
 use keypair_agent::policy::outcome::Outcome;
 use keypair_agent::policy::types::{CommandId, InstanceId, Sequence};
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AnyPool, Row};
 
 use super::rows::{self, CHUNK};
-use super::{Connection, failed, key_pairs};
+use super::{Connection, failed, key_pairs, not_written};
 use crate::ids::RequestId;
 use crate::ledger::{ANSWERED_KEPT, Answer, Binding, Confirmed, Entry, Ledger};
 use crate::store::{Fate, Placed, StoreError};
@@ -124,7 +124,7 @@ fn selection(also: &str, only: &str) -> String {
         (key_pairs::columns_named("k", CONFIRMED), key_pairs::columns_named("q", QUEUED));
     format!(
         "SELECT l.instance, l.password_auth, l.confirmed_by, l.highest, {confirmed}, \
-                c.sequence, c.command, c.result, {queued} \
+                c.sequence, c.command, c.handed_out, c.result, {queued} \
          FROM ledgers l LEFT JOIN key_pairs k ON k.id = l.key_pair \
          LEFT JOIN commands c ON c.instance = l.instance AND (c.result IS NULL{also}) \
          LEFT JOIN key_pairs q ON q.id = c.key_pair {only} ORDER BY l.instance, c.sequence"
@@ -192,6 +192,14 @@ pub(super) async fn push(
         }
         query.execute(&mut *connection).await.map_err(failed)?;
     }
+    Ok(())
+}
+
+/// Keeps when a command was handed out first. A statement of its own: who was first does not matter within moments.
+pub(super) async fn hand_out(pool: &AnyPool, command: &CommandId, now: u64) -> Result<(), StoreError> {
+    let query = sqlx::query("UPDATE commands SET handed_out = $1 WHERE id = $2 AND handed_out IS NULL");
+    let now = i64::try_from(now).map_err(failed)?;
+    query.bind(now).bind(command.as_str()).execute(pool).await.map_err(not_written)?;
     Ok(())
 }
 
@@ -301,7 +309,9 @@ fn entry(row: &AnyRow) -> Result<Option<Entry>, StoreError> {
         }
         Action::Detach { .. } | Action::SetPasswordAuth { .. } => None,
     };
-    Ok(Some(Entry { command, sequence: sequence(number)?, binding, answer: answer(row)? }))
+    let handed_out: Option<i64> = row.try_get("handed_out").map_err(failed)?;
+    let handed_out = handed_out.map(u64::try_from).transpose().map_err(failed)?;
+    Ok(Some(Entry { command, sequence: sequence(number)?, binding, handed_out, answer: answer(row)? }))
 }
 
 /// As the agent would read it.

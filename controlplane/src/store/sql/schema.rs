@@ -7,7 +7,10 @@ use sqlx::error::BoxDynError;
 use sqlx::migrate::{Migration, MigrationSource, MigrationType};
 
 /// Every step, in order: number, subject, SQL.
-const STEPS: [(i64, &str, &str); 1] = [(1, "first", include_str!("../../../migrations/1_first.sql"))];
+const STEPS: [(i64, &str, &str); 2] = [
+    (1, "first", include_str!("../../../migrations/1_first.sql")),
+    (2, "handed out", include_str!("../../../migrations/2_handed_out.sql")),
+];
 
 /// The steps, as sqlx takes them.
 #[derive(Debug)]

@@ -47,15 +47,27 @@ fn a_link_in_the_state_files_place_is_not_read() {
 }
 
 #[test]
-fn a_directory_that_others_can_write_is_refused() {
+fn a_directory_that_others_can_write_is_closed_to_them() {
     let scratch = scratch();
     for mode in [0o777, 0o1777] {
         fs::set_permissions(scratch.path(), fs::Permissions::from_mode(mode)).unwrap();
-        let refused = StateDirectory::open(scratch.path(), true);
+        let refused = StateDirectory::open(scratch.path(), false);
         assert!(matches!(refused, Err(FileError::Unsafe { .. })), "{refused:?}");
+        StateDirectory::open(scratch.path(), true).unwrap();
+        assert_eq!(owner_and_mode(scratch.path()).2, 0o700);
     }
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o1777)).unwrap();
     StateDirectory::open(&scratch.path().join("below"), true).unwrap();
+}
+
+#[test]
+fn a_state_file_that_others_can_write_is_not_read() {
+    let scratch = scratch();
+    let state = StateDirectory::open(scratch.path(), true).unwrap();
+    state.save(b"{}").unwrap();
+    fs::set_permissions(state.file_path(), fs::Permissions::from_mode(0o666)).unwrap();
+    let refused = state.load(99);
+    assert!(matches!(refused, Err(FileError::Unsafe { .. })), "{refused:?}");
 }
 
 #[test]

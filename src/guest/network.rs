@@ -1,0 +1,68 @@
+//! Whether this host's network may still be on its way (contract 10.8): by the kernel's own words.
+
+use std::fs;
+use std::path::Path;
+
+/// Whether a way may still come up: a link is up, and no default route has come yet, as DHCP would bring it. Without a
+/// link nothing comes by itself; with a default route what is unreachable stays so.
+pub(super) fn is_on_its_way() -> bool {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    has_link(Path::new("/sys/class/net")) && !has_default_route(&routes)
+}
+
+/// Whether some interface but loopback has a carrier; of one that is down, the kernel does not say.
+fn has_link(interfaces: &Path) -> bool {
+    fs::read_dir(interfaces).is_ok_and(|entries| {
+        entries.flatten().filter(|entry| entry.file_name() != "lo").any(|entry| {
+            fs::read_to_string(entry.path().join("carrier")).is_ok_and(|carrier| carrier.trim() == "1")
+        })
+    })
+}
+
+/// Whether a table in the form of /proc/net/route has a default route that rejects nothing: proc_pid_net(5).
+fn has_default_route(routes: &str) -> bool {
+    const REJECTS: u32 = 0x200;
+    routes.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let rejects = |flags: &str| u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & REJECTS != 0);
+        matches!(fields.as_slice(), [_, "00000000", _, flags, _, _, _, "00000000", ..] if !rejects(flags))
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_routes() {
+        let head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n";
+        for (line, expected) in [
+            ("eth0\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n", true),
+            ("eth0\t0000FEA9\t00000000\t0001\t0\t0\t1000\t0000FFFF\t0\t0\t0\n", false),
+            ("*\t00000000\t00000000\t0201\t0\t0\t100\t00000000\t0\t0\t0\n", false),
+            ("", false),
+        ] {
+            assert_eq!(has_default_route(&format!("{head}{line}")), expected, "{line}");
+        }
+        assert!(!has_default_route(""));
+    }
+
+    #[test]
+    fn links() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, carrier: Option<&str>| {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            if let Some(carrier) = carrier {
+                fs::write(folder.path().join(name).join("carrier"), carrier).unwrap();
+            }
+        };
+        put("lo", Some("1\n"));
+        put("eth0", None);
+        put("wlan0", Some("0\n"));
+        assert!(!has_link(folder.path()));
+        put("eth1", Some("1\n"));
+        assert!(has_link(folder.path()));
+        assert!(!has_link(&folder.path().join("none")));
+    }
+}

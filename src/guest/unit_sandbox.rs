@@ -1,0 +1,155 @@
+//! What the agent's own unit hides from it (systemd.exec(5), "SANDBOXING"): a `ProtectHome=yes` that an administrator added
+//! shows it an empty home, in which there is nothing to take out. The mount tables decide; systemd names the line.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::files::{View, view};
+use super::locate;
+use super::sshd::SshdSettings;
+use super::systemd;
+
+/// The process whose view is the system's own.
+const INIT: i32 = 1;
+
+/// The directories that `ProtectHome` covers.
+const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
+
+/// Directives that take paths.
+const LISTS: [&str; 8] = [
+    "InaccessiblePaths",
+    "InaccessibleDirectories",
+    "ReadOnlyPaths",
+    "ReadOnlyDirectories",
+    "TemporaryFileSystem",
+    "BindPaths",
+    "BindReadOnlyPaths",
+    "RootDirectory",
+];
+
+/// Why this process does not see at `path` what sshd sees there, and the remedy; `None` where it does.
+pub(super) fn hides(settings: &SshdSettings, path: &Path) -> Option<String> {
+    match seen(settings, path)? {
+        View::Another(point) => Some(format!(
+            "the agent does not see there what sshd sees: something else is mounted on {} for the agent alone; {}",
+            point.display(),
+            remedy(path, false)
+        )),
+        View::Same | View::ReadOnly(_) => None,
+    }
+}
+
+/// Why this process alone cannot write at `path`, and the remedy; `None` where nobody can.
+pub(super) fn makes_read_only(settings: &SshdSettings, path: &Path) -> Option<String> {
+    match seen(settings, path)? {
+        View::ReadOnly(point) => {
+            let directory = path.parent().unwrap_or(path).display();
+            Some(format!(
+                "Read-only file system, for the agent alone: its unit mounts {} read-only; name {directory} in a line \
+                 `ReadWritePaths=` below [Service] (systemctl edit keypair-agent), or {}",
+                point.display(),
+                remedy(path, true)
+            ))
+        }
+        View::Same | View::Another(_) => None,
+    }
+}
+
+/// How this process sees a path, and the system does. What differs from the first process's view is held against the
+/// listener's, where there is one: in a container or a namespace of both it is that which counts. Where nothing listens,
+/// only a unit of its own keeps the agent from what the first process sees.
+fn seen(settings: &SshdSettings, path: &Path) -> Option<View> {
+    let by_init = view(path, INIT);
+    if by_init == Some(View::Same) {
+        return by_init;
+    }
+    let listener = locate::locate(settings).ok().and_then(|located| located.pid);
+    match listener {
+        Some(pid) => view(path, pid),
+        None => by_init.filter(|_| own_unit().is_some()),
+    }
+}
+
+/// What to take out of the unit, by file and line where systemd tells.
+fn remedy(path: &Path, is_read_only: bool) -> String {
+    let again = "then systemctl daemon-reload and systemctl restart keypair-agent";
+    let Some(unit) = own_unit() else {
+        return "start it where it sees the system's own files".to_owned();
+    };
+    match unit_files(&unit).iter().rev().find_map(|file| concerning(file, path, is_read_only)) {
+        Some(line) => format!("take out {line}, {again}"),
+        None => format!("see `systemctl cat {unit}` for what hides {}, {again}", path.display()),
+    }
+}
+
+/// The service that this process is of, by its control group: cgroups(7), `/proc/self/cgroup`.
+fn own_unit() -> Option<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut units = groups.lines().filter_map(|line| line.rsplit('/').next());
+    units.find(|unit| unit.ends_with(".service")).map(str::to_owned)
+}
+
+/// The files that a unit is made of, in systemd's order: what comes later wins.
+fn unit_files(unit: &str) -> Vec<PathBuf> {
+    let properties = ["show", "--property=FragmentPath,DropInPaths", unit];
+    let Ok(shown) = systemd::systemctl(&properties) else { return Vec::new() };
+    let value = |name: &str| {
+        let line = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default().split_ascii_whitespace().map(PathBuf::from)
+    };
+    value("FragmentPath").chain(value("DropInPaths")).collect()
+}
+
+/// The last line of a unit's file that may be what hides `path`, in words.
+fn concerning(file: &Path, path: &Path, is_read_only: bool) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
+    let concerns = |line: &str| {
+        let assigned = line.split_once('=');
+        assigned.is_some_and(|(key, value)| hides_by(key.trim_end(), value.trim_start(), path, is_read_only))
+    };
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let index = lines.iter().rposition(|line| concerns(line))?;
+    Some(format!("`{}`, line {} of {}", lines.get(index)?, index + 1, file.display()))
+}
+
+/// Whether a directive may hide `path`, or make it read-only.
+fn hides_by(key: &str, value: &str, path: &Path, is_read_only: bool) -> bool {
+    let is_off = ["", "no", "false", "off", "0", "n", "f"].iter().any(|off| value.eq_ignore_ascii_case(off));
+    let is_below = |above: &str| path.starts_with(above);
+    match key {
+        "ProtectHome" => !is_off && HOMES.into_iter().any(is_below),
+        "ProtectSystem" => !is_off && is_read_only,
+        "PrivateTmp" => !is_off && (is_below("/tmp") || is_below("/var/tmp")),
+        key if LISTS.contains(&key) => value.split_ascii_whitespace().any(|word| {
+            let word = word.trim_start_matches(['-', '+', '!']);
+            // `BindPaths=source:destination:options`, `TemporaryFileSystem=path:options`.
+            word.split(':').any(|part| part.starts_with('/') && is_below(part))
+        }),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_line_it_is() {
+        let root = Path::new("/root/.ssh/authorized_keys");
+        for (key, value, hides, read_only) in [
+            ("ProtectHome", "yes", true, true),
+            ("ProtectHome", "tmpfs", true, true),
+            ("ProtectHome", "no", false, false),
+            ("ProtectSystem", "strict", false, true),
+            ("InaccessiblePaths", "-/srv -/root", true, true),
+            ("TemporaryFileSystem", "/root:ro", true, true),
+            ("BindPaths", "/srv/x:/root/.ssh", true, true),
+            ("ReadOnlyPaths", "/rootless /home", false, false),
+            ("ReadWritePaths", "/root", false, false),
+        ] {
+            assert_eq!(hides_by(key, value, root, false), hides, "{key}={value}");
+            assert_eq!(hides_by(key, value, root, true), read_only, "{key}={value}");
+        }
+        assert!(!hides_by("ProtectHome", "yes", Path::new("/srv/keys/u"), false));
+    }
+}

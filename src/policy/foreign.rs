@@ -1,0 +1,125 @@
+//! Text that is not the agent's own in a message (contract 10.2): configuration lines, command lines, names, paths, what
+//! other programs print. It is escaped, and cut where it enters.
+
+use std::path::Path;
+
+/// The most characters of one foreign text in a message.
+pub const FOREIGN_MAX: usize = 200;
+
+/// The most characters of a message, however many foreign texts are in it.
+pub const MESSAGE_MAX: usize = 2000;
+
+/// What stands where something was cut off.
+const CUT: char = '…';
+
+/// A text on one line: control characters, which would end a line of a log or paint a terminal, are escaped, and those
+/// that turn the direction of a line.
+pub fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        push_printable(&mut line, character);
+    }
+    line
+}
+
+/// A foreign text as a message shows it: on one line, of [`FOREIGN_MAX`] characters at most.
+pub fn foreign(text: &str) -> String {
+    cut_printable(text, FOREIGN_MAX)
+}
+
+/// A foreign path, likewise. Bytes that are not UTF-8 show as U+FFFD.
+pub fn foreign_path(path: &Path) -> String {
+    foreign(&path.to_string_lossy())
+}
+
+/// A whole message: on one line, of [`MESSAGE_MAX`] characters at most. No word of ours is as long as a foreign text may be, so a
+/// longer one (a path, a name) is cut as such a text.
+pub fn message(text: &str) -> String {
+    let text = printable(text);
+    let mut shown = String::with_capacity(text.len());
+    for word in text.split_inclusive(' ') {
+        let bare = word.trim_end_matches(' ');
+        match bare.chars().nth(FOREIGN_MAX) {
+            None => shown.push_str(word),
+            Some(_) => {
+                shown.push_str(&cut(bare, FOREIGN_MAX));
+                shown.push_str(&word[bare.len()..]);
+            }
+        }
+    }
+    cut(&shown, MESSAGE_MAX)
+}
+
+/// The text, or its beginning and a sign that there was more.
+pub fn cut(text: &str, most: usize) -> String {
+    match text.chars().nth(most) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(most.saturating_sub(1)).chain([CUT]).collect(),
+    }
+}
+
+/// Escapes no more than is shown, and cuts no escape in two.
+fn cut_printable(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    let mut length = 0;
+    // Where to end so that the sign has room.
+    let mut end = 0;
+    for character in text.chars() {
+        let from = shown.len();
+        push_printable(&mut shown, character);
+        length += shown[from..].chars().count();
+        if length > most {
+            shown.truncate(end);
+            shown.push(CUT);
+            return shown;
+        }
+        if length < most {
+            end = shown.len();
+        }
+    }
+    shown
+}
+
+fn push_printable(line: &mut String, character: char) {
+    // Line and paragraph separators, and what turns or hides the direction: they show another text than there is.
+    let misleads =
+        matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if character.is_control() || misleads {
+        line.extend(character.escape_default());
+    } else {
+        line.push(character);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_short_stays_and_what_is_long_is_cut() {
+        assert_eq!(foreign("Match User bob"), "Match User bob");
+        assert_eq!(foreign("a\nb\u{1b}[31m\u{202e}c"), "a\\nb\\u{1b}[31m\\u{202e}c");
+        for (text, expected) in [
+            ("x".repeat(200), "x".repeat(200)),
+            ("x".repeat(201), format!("{}…", "x".repeat(199))),
+            ("ü".repeat(1 << 20), format!("{}…", "ü".repeat(199))),
+            // An escape is five characters here: none is cut in two.
+            ("\u{1}".repeat(41), format!("{}…", "\\u{1}".repeat(39))),
+        ] {
+            let shown = foreign(&text);
+            assert_eq!(shown, expected);
+            assert!(shown.chars().count() <= FOREIGN_MAX);
+        }
+        assert_eq!(foreign_path(Path::new(&format!("/{}", "d".repeat(4000)))).chars().count(), FOREIGN_MAX);
+    }
+
+    #[test]
+    fn a_message_is_bounded_whatever_is_in_it() {
+        let long = "/p".repeat(2000);
+        let shown = message(&format!("{long}: it cannot be read; {long} is too long"));
+        assert!(shown.contains("… it cannot be read"), "{shown}");
+        assert!(shown.ends_with("… is too long") && shown.chars().count() < 500, "{shown}");
+        assert_eq!(message(&"word ".repeat(10_000)).chars().count(), MESSAGE_MAX);
+        assert_eq!(message("as it is;  with two blanks\n"), "as it is;  with two blanks\\n");
+    }
+}

@@ -1,0 +1,254 @@
+//! The proof that a command could not take, since no sshd ran: it is taken once one does (contract 10.8).
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::Guest;
+use crate::policy::command::Command;
+use crate::policy::connection::loopbacks;
+use crate::policy::edit::FileIntent;
+use crate::policy::observation::Sshd;
+use crate::policy::outcome::{KeyProof, Refusal};
+use crate::policy::proof::{Forecast, ProofPlan, Verdict};
+use crate::policy::public_key::PublicKey;
+use crate::policy::sshd_config::{self, Reading};
+use crate::policy::types::{CommandId, PasswordAuth};
+
+use super::observe::Prepared;
+use super::proof::Asked;
+use super::recovery::take_setting_back;
+use super::state::State;
+use super::{Failure, Transaction};
+
+/// How often a question that gets no answer is asked again.
+const MAX_TRIES: u8 = 3;
+
+/// What the running sshd is still to be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwedProof {
+    /// The command that was carried out.
+    pub command_id: CommandId,
+    /// For whom.
+    user: String,
+    /// The key that was put in place; `None` for a command without one.
+    key: Option<PublicKey>,
+    /// Whether a private sshd accepted it from loopback; `None`: not known.
+    accepts_key: Option<bool>,
+    /// What was asked.
+    #[serde(rename = "passWordAuth")]
+    password_auth: PasswordAuth,
+    /// The last setting that a command had made before.
+    before: Option<PasswordAuth>,
+    /// What takes the command's setting back, where passwords were on before and it turned them off.
+    restore: Vec<FileIntent>,
+    /// How many questions got no answer.
+    #[serde(default)]
+    tries: u8,
+    /// sshd refuses the key, for this reason: the setting that stood before is being restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restoring: Option<String>,
+}
+
+/// What the running sshd said against a command that had succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Contradiction {
+    /// The command.
+    pub command_id: CommandId,
+    /// What sshd said, what was done about it, and the remedy.
+    pub message: String,
+}
+
+/// What became of a proof that is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// None is owed.
+    Nothing,
+    /// It is still owed: sshd does not run yet, or gave no answer.
+    Waits,
+    /// It was taken, and is as foretold.
+    Taken,
+    /// It was taken and contradicts the command: the control plane is to know.
+    Contradicted,
+}
+
+/// What the running sshd said.
+enum Said {
+    AsForetold,
+    NotTaken(String),
+    /// And whether it definitely refuses the key.
+    Contradicted(String, bool),
+}
+
+impl State {
+    /// Notes what a command that succeeded leaves to be proved, and what it settles of earlier ones.
+    pub(super) fn owe(&mut self, command: &Command, prepared: &Prepared, asked: &Asked) {
+        let Prepared { plan, facts } = prepared;
+        let changes = plan.changes_files();
+        let is_proved = asked
+            .proof
+            .as_ref()
+            .is_some_and(|proof| proof.methods.is_some() || proof.key != KeyProof::NotTaken);
+        if changes || is_proved {
+            self.contradiction = None;
+        }
+        let earlier = match changes || is_proved {
+            true => self.owed_proof.take(),
+            false => return,
+        };
+        let (Some(password_auth), Some(sshd)) = (command.action.password_auth(), &facts.sshd) else { return };
+        let Some(proof) = plan.proof.as_ref().filter(|_| !sshd.running) else { return };
+        let Some(forecast) = &proof.forecast else { return };
+        let were_on = sshd.answers.iter().any(|answer| answer.effective.password_authentication());
+        let earlier =
+            earlier.filter(|earlier| earlier.password_auth == password_auth && plan.sshd_edits.is_empty());
+        let (before, restore) = match earlier {
+            // Neither was proved: what stood before both is what may come back.
+            Some(earlier) => (earlier.before, earlier.restore),
+            None if password_auth == PasswordAuth::No && were_on => {
+                (self.password_auth, plan.sshd_edits.iter().map(|edit| edit.intent()).collect())
+            }
+            None => (self.password_auth, Vec::new()),
+        };
+        self.owed_proof = Some(OwedProof {
+            command_id: command.id.clone(),
+            user: proof.user.clone(),
+            key: proof.key.clone(),
+            accepts_key: forecast.accepts_key,
+            password_auth,
+            before,
+            restore,
+            tries: 0,
+            restoring: None,
+        });
+    }
+}
+
+impl<G: Guest> Transaction<G> {
+    /// Takes the proof that is owed, if sshd runs by now.
+    ///
+    /// # Errors
+    /// That the state cannot be read or written, or the setting that stood before not be restored: it is tried again.
+    pub fn settle_proof(&mut self) -> Result<Settled, Failure> {
+        if self.load()?.owed_proof.is_none() {
+            return Ok(Settled::Nothing);
+        }
+        let _lock = self.guest.lock()?;
+        let mut state = self.load()?;
+        let was_restoring = state.owed_proof.as_ref().is_some_and(|owed| owed.restoring.is_some());
+        self.close_intent(&mut state)?;
+        let Some(mut owed) = state.owed_proof.clone() else {
+            return Ok(if was_restoring { Settled::Contradicted } else { Settled::Nothing });
+        };
+        let Ok(sshd) = self.guest.sshd(&owed.user) else { return Ok(Settled::Waits) };
+        if !sshd.running && !sshd.is_awaited {
+            return Ok(Settled::Waits);
+        }
+        match self.prove(&owed, sshd) {
+            Said::AsForetold => {
+                tracing::info!(command = %owed.command_id, "the running sshd does what was asked");
+                state.owed_proof = None;
+                self.save(&state)?;
+                Ok(Settled::Taken)
+            }
+            Said::NotTaken(why) => {
+                owed.tries += 1;
+                let gives_up = owed.tries >= MAX_TRIES;
+                if gives_up {
+                    tracing::warn!(command = %owed.command_id, "the running sshd was not asked in the end: {why}");
+                }
+                state.owed_proof = Some(owed).filter(|_| !gives_up);
+                self.save(&state)?;
+                Ok(if gives_up { Settled::Nothing } else { Settled::Waits })
+            }
+            Said::Contradicted(why, refuses_key) => {
+                if refuses_key && !owed.restore.is_empty() {
+                    owed.restoring = Some(why);
+                    state.owed_proof = Some(owed);
+                    self.save(&state)?;
+                    self.close_intent(&mut state)?;
+                } else {
+                    state.owed_proof = None;
+                    let remedy = match refuses_key {
+                        true => {
+                            "no password setting was changed; log in at the console, and attach another key pair"
+                        }
+                        false => "see what else runs or is configured there, then send the command again",
+                    };
+                    self.contradict(&mut state, &owed.command_id, &format!("{why}; {remedy}"))?;
+                }
+                Ok(Settled::Contradicted)
+            }
+        }
+    }
+
+    /// One question to the running sshd, and once more after a reload where it contradicts.
+    fn prove(&mut self, owed: &OwedProof, sshd: Sshd) -> Said {
+        // A socket unit's sshd runs with the first connection, which is this one.
+        let sshd = Sshd { running: true, ..sshd };
+        let Some(first) = sshd.answers.first() else {
+            return Said::NotTaken("sshd names no port on which it would listen".to_owned());
+        };
+        let Some((address, connection)) = loopbacks(&owed.user, &first.effective).into_iter().next() else {
+            return Said::NotTaken("it listens neither on 127.0.0.1 nor on ::1".to_owned());
+        };
+        let groups = self.guest.account(&owed.user).map(|account| account.groups).unwrap_or_default();
+        let (reading, kbd) = (Reading::of(&sshd), self.settings.kbd_interactive);
+        let holds = sshd_config::judge_setting(owed.password_auth, kbd, &sshd.answers, &reading, &groups);
+        let live = match self.guest.ask(&sshd, None, std::slice::from_ref(&connection)) {
+            Ok(answers) => answers.into_iter().next(),
+            Err(refusal) => return Said::NotTaken(refusal.message),
+        };
+        let methods = live.as_ref().map(|live| live.effective.offered_methods()).unwrap_or_default();
+        let forecast = Forecast { address, connection, methods, accepts_key: owed.accepts_key };
+        let plan = ProofPlan { user: owed.user.clone(), key: owed.key.clone(), forecast: Some(forecast) };
+        let mut asked = Asked::default();
+        let verdict = asked.verdict(&mut self.guest, &plan, &sshd, live.as_ref(), &mut false);
+        let refused = asked.proof.as_ref().is_some_and(|proof| proof.key == KeyProof::Refused);
+        match (verdict, holds) {
+            (Ok(Verdict::Contradicted(why)), _) => {
+                Said::Contradicted(why, refused && owed.accepts_key == Some(true))
+            }
+            (_, Err(refusal)) => Said::Contradicted(refusal.message, false),
+            (Ok(Verdict::AsForetold), Ok(())) => Said::AsForetold,
+            (Ok(Verdict::NotTaken(why)), Ok(())) => Said::NotTaken(why),
+            (Err(refusal), Ok(())) => Said::NotTaken(refusal.message),
+        }
+    }
+
+    /// Restores the setting that stood before a command whose key the running sshd refuses, also where that was begun and
+    /// interrupted. Only what the command wrote is taken back: what others say is theirs.
+    ///
+    /// # Errors
+    /// That it is not done.
+    pub(super) fn finish_restoring(&mut self, state: &mut State) -> Result<(), Refusal> {
+        let Some(owed) = state.owed_proof.clone() else { return Ok(()) };
+        let Some(why) = &owed.restoring else { return Ok(()) };
+        for file in &owed.restore {
+            self.guest.sweep(&file.kind, &file.path);
+        }
+        let left_alone = take_setting_back(&mut self.guest, &owed.restore, &owed.user)?;
+        state.owed_proof = None;
+        state.password_auth = owed.before;
+        let now = match self.guest.sshd(&owed.user) {
+            Ok(sshd) if sshd.answers.iter().all(|answer| answer.effective.password_authentication()) => "on",
+            Ok(_) => "off",
+            Err(_) => "as sshd's files say",
+        };
+        let done = match left_alone.first() {
+            Some(path) => format!("{} was changed by somebody meanwhile and is left alone", path.display()),
+            None => "the password setting that stood before is restored".to_owned(),
+        };
+        let message = format!("{why}; {done}, and password login is {now}: attach another key pair");
+        self.contradict(state, &owed.command_id, &message)
+    }
+
+    /// Keeps and tells what the running sshd said against a command.
+    fn contradict(&mut self, state: &mut State, command_id: &CommandId, why: &str) -> Result<(), Refusal> {
+        let message =
+            format!("the sshd that runs now contradicts command {command_id}, which had succeeded: {why}");
+        tracing::error!(command = %command_id, reason = "PROOF_CONTRADICTED", "{message}");
+        state.contradiction = Some(Contradiction { command_id: command_id.clone(), message });
+        self.save(state)
+    }
+}

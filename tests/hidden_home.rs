@@ -1,0 +1,112 @@
+//! A home that the agent alone does not see, as with `ProtectHome=yes` in its unit: what stands there is not known to be gone,
+//! and what would be written there nobody else would read.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use support::{Guest, Key, attach, available, detach, set_password_auth};
+
+const TOOLS: [&str; 5] = ["sshd", "ssh", "ssh-keygen", "unshare", "mount"];
+
+/// The agent with a mount of its own over a directory: `mount` is what the script does to `$0`.
+fn behind(guest: &Guest, directory: &str, mount: &str, words: &[&str]) -> Output {
+    let agent = guest.command(words);
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-ec"])
+        .arg(format!("{mount}; exec \"$@\""))
+        .arg(guest.path(directory))
+        .arg(agent.get_program())
+        .args(agent.get_args())
+        .output();
+    output.unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn what_the_agent_does_not_see_is_a_failure() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    let file = guest.path("command.log");
+    let given = |command: &Value| fs::write(&file, command.to_string()).unwrap();
+    let path = file.to_str().unwrap();
+    // An empty directory; one that nobody may enter; the file alone; another directory of the same file system.
+    let covers = [
+        ("keys", "mount -t tmpfs -o mode=755 t \"$0\""),
+        ("keys", "mount -t tmpfs -o mode=000 t \"$0\""),
+        ("keys/root", "mount --bind /dev/null \"$0\""),
+        ("keys", "mkdir -p \"$0.other\"; mount --bind \"$0.other\" \"$0\""),
+    ];
+    // Nothing is bound yet.
+    given(&attach("my-test", &key, "yes"));
+    let output = behind(&guest, "keys", covers[0].1, &["apply", path]);
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&result["reason"], &result["changed"]), (&"IO_ERROR".into(), &false.into()), "{result}");
+
+    // What sshd would say without its drop-ins is not what it says.
+    for command in [attach("my-test", &key, "yes"), set_password_auth("yes")] {
+        given(&command);
+        let output = behind(&guest, "sshd_config.d", covers[0].1, &["apply", path]);
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["reason"], "IO_ERROR", "{result}");
+        assert!(result["message"].as_str().unwrap().contains("sshd_config.d"), "{result}");
+    }
+
+    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    let keys = fs::read(guest.key_file()).unwrap();
+    for (directory, mount) in covers {
+        let before = guest.snapshot();
+        for command in [detach("my-test"), attach("my-test", &key, "no")] {
+            given(&command);
+            let output = behind(&guest, directory, mount, &["apply", path]);
+            let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{mount}: {result}");
+            assert_eq!(result["reason"], "IO_ERROR", "{mount}: {result}");
+            let message = result["message"].as_str().unwrap();
+            assert!(message.contains(guest.path(directory).to_str().unwrap()), "{mount}: {result}");
+            assert!(message.contains("does not see there what sshd sees"), "{mount}: {result}");
+        }
+        assert_eq!(guest.snapshot(), before, "{mount}");
+        // What it sees it takes out.
+        let output = behind(&guest, directory, mount, &["undo"]);
+        assert_eq!(output.status.code(), Some(1), "{mount}: {output:?}");
+        assert!(text(&output).contains("does not see there what sshd sees"), "{mount}: {output:?}");
+        assert_eq!(fs::read(guest.key_file()).unwrap(), keys, "{mount}");
+        assert!(guest.sshd.lets_in(&key), "{mount}");
+    }
+    // What is mounted on itself hides nothing.
+    given(&detach("my-test"));
+    let output = behind(&guest, "keys", "mount --bind \"$0\" \"$0\"", &["apply", path]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(!guest.sshd.lets_in(&key));
+}
+
+#[test]
+fn a_directory_that_is_read_only_for_the_agent_alone() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    let file = guest.path("command.log");
+    fs::write(&file, detach("my-test").to_string()).unwrap();
+    let mount = "mount --bind \"$0\" \"$0\"; mount -o remount,bind,ro \"$0\"";
+    let output = behind(&guest, "keys", mount, &["apply", file.to_str().unwrap()]);
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["reason"], "IO_ERROR", "{result}");
+    let message = result["message"].as_str().unwrap();
+    assert!(message.contains("for the agent alone") && message.contains("ReadWritePaths="), "{result}");
+    assert!(guest.sshd.lets_in(&key));
+    assert_eq!(guest.apply(&detach("my-test"))["changed"], true);
+}

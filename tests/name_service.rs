@@ -1,0 +1,130 @@
+//! What getspnam(3) says of an account counts, whatever source of nsswitch.conf(5) it comes from (contract 10.9). A module of
+//! the test's own is the source, in a mount namespace.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use support::scene::apart;
+use support::{Form, Guest, Key, attach, available};
+
+/// What these tests run.
+const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "mount", "ip", "getent"];
+
+/// A module under the name of one that every glibc brings and nobody uses: nss(5). It reads files as libnss-extrausers does.
+const MODULE: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <nss.h>
+#include <pwd.h>
+#include <shadow.h>
+#include <stdio.h>
+#include <string.h>
+#define FIND(file, type, get, field) \
+  FILE *from = fopen(FOLDER file, "re"); type *found; \
+  while (from && !get(from, entry, text, length, &found)) \
+    if (!strcmp(entry->field, name)) { fclose(from); return NSS_STATUS_SUCCESS; } \
+  if (from) fclose(from); \
+  *error = ENOENT; return NSS_STATUS_NOTFOUND
+enum nss_status _nss_hesiod_getpwnam_r(const char *name, struct passwd *entry, char *text, size_t length, int *error) {
+  FIND("/nss-passwd", struct passwd, fgetpwent_r, pw_name);
+}
+enum nss_status _nss_hesiod_getspnam_r(const char *name, struct spwd *entry, char *text, size_t length, int *error) {
+  FIND("/nss-shadow", struct spwd, fgetspent_r, sp_namp);
+}
+"#;
+
+fn done(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+fn bind(from: &Path, to: &Path) {
+    done(Command::new("mount").arg("--bind").arg(from).arg(to));
+}
+
+/// The file of the module that stands aside.
+fn module() -> Option<PathBuf> {
+    let compiles = Command::new("gcc").arg("--version").output().is_ok_and(|said| said.status.success());
+    let directories = ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64"];
+    let found = directories.map(|directory| Path::new(directory).join("libnss_hesiod.so.2"));
+    let found = found.into_iter().find(|file| file.exists()).filter(|_| compiles);
+    if found.is_none() {
+        eprintln!("SKIPPED: a name service of our own needs gcc, and a libnss_hesiod.so.2 to put it over");
+    }
+    found
+}
+
+/// A guest with an account of that name service alone, to whom sshd's PAM applies.
+fn guest_of(module: &Path) -> Guest {
+    let guest = Guest::of(Form {
+        agent: "target_user = \"carol\"",
+        arguments: &["-o", "UsePAM=yes", "-o", "AuthorizedKeysFile=.ssh/authorized_keys"],
+        ..Form::default()
+    });
+    let home = guest.path("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(61_234), Some(0)).unwrap();
+    let passwd = format!("carol:x:61234:0::{}:/bin/sh\n", home.display());
+    fs::write(guest.path("nss-passwd"), passwd).unwrap();
+    fs::write(guest.path("module.c"), MODULE).unwrap();
+    done(
+        Command::new("gcc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(guest.path("module.so"))
+            .arg(format!("-DFOLDER=\"{}\"", guest.folder.path().display()))
+            .arg(guest.path("module.c")),
+    );
+    let switch = "passwd: files hesiod\nshadow: files hesiod\ngroup: files\nhosts: files\n";
+    fs::write(guest.path("nsswitch.conf"), switch).unwrap();
+    bind(&guest.path("module.so"), &fs::canonicalize(module).unwrap());
+    bind(&guest.path("nsswitch.conf"), Path::new("/etc/nsswitch.conf"));
+    guest
+}
+
+#[test]
+fn an_account_of_another_source() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let Some(module) = module() else { return };
+    apart(move || {
+        let mut guest = guest_of(&module);
+        // It reads nsswitch.conf once.
+        guest.sshd.boot_with(&["-o", "UsePAM=yes", "-o", "AuthorizedKeysFile=.ssh/authorized_keys"]);
+        let key = Key::new(&guest.folder, "k");
+        let shadow = |line: &str| fs::write(guest.path("nss-shadow"), line).unwrap();
+        let apply = || -> Value { guest.apply(&attach("k", &key, "no")) };
+        for (line, rule) in [
+            ("carol:$6$a$b:19000:0:99999:7::1:\n", "Expired account"),
+            ("carol:$6$a$b:19000:0:99999:7::0:\n", "Expired account"),
+            ("carol:$6$a$b:0:0:99999:7:::\n", "Forced password change"),
+            ("carol:$6$a$b:19000:0:1:7:1::\n", "Forced password change"),
+            ("carol:$6$a$b:19000:0:1:7:::\n", "Forced password change"),
+            ("", "Shadow entry"),
+        ] {
+            shadow(line);
+            let result = apply();
+            assert_eq!(result["reason"], "LOCKOUT_GUARD", "{line}: {result}");
+            let message = result["message"].as_str().unwrap();
+            assert!(message.contains(rule) && message.contains("carol"), "{line}: {message}");
+            assert!(guest.sshd.offers_password());
+        }
+        shadow("carol:$6$a$b:19000:0:99999:7:::\n");
+        let result = apply();
+        assert_eq!(result["status"], "succeeded", "{result}");
+        // A source that does not answer: the account is not taken for one that lets in.
+        fs::remove_file(guest.path("nss-shadow")).unwrap();
+        done(Command::new("mkfifo").arg(guest.path("nss-shadow")));
+        let result = guest.apply(&attach("k", &key, "yes"));
+        assert_eq!(result["status"], "succeeded", "{result}");
+        let result = apply();
+        assert_eq!(result["reason"], "LOCKOUT_GUARD", "{result}");
+        assert!(result["message"].as_str().unwrap().contains("cannot be told"), "{result}");
+        assert!(guest.sshd.offers_password());
+    });
+}

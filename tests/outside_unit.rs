@@ -1,0 +1,419 @@
+//! Contract 10.9 through the built binary: the sshd that listens is asked and told, whatever its unit or its pid file says.
+//! systemd is played by a script in a mount and a network namespace of the test's own.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+use support::scene::apart;
+use support::sshd::free_port;
+use support::{Form, Guest, Key, attach, available, set_password_auth, wait_for};
+
+/// What these tests run.
+const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "mount", "ip", "unshare"];
+
+/// What the manager says of a unit that somebody masked and unmasked while it ran.
+const INACTIVE: &str =
+    "LoadState=loaded\nActiveState=inactive\nMainPID=0\nCanReload=yes\nUnitFileState=enabled";
+
+/// A manager in place of systemd, and what it was asked.
+struct Manager {
+    guest: Guest,
+    key: Key,
+}
+
+impl Manager {
+    /// Of a guest whose sshd runs, without a pid file of the configuration's.
+    fn of(form: Form<'_>) -> Self {
+        for directory in ["/run", "/usr/local/sbin"] {
+            assert!(
+                Command::new("mount")
+                    .args(["-t", "tmpfs", "-o", "mode=755", "t", directory])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+        for directory in ["/run/systemd/system", "/run/dbus", "/run/sshd"] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        fs::write("/run/dbus/system_bus_socket", "").unwrap();
+        script("systemctl", SYSTEMCTL);
+        script("busctl", BUSCTL);
+        script("systemd-run", "echo systemd-run \"$@\" >>/run/calls; exit 1");
+        let guest = Guest::of(form);
+        let text = fs::read_to_string(&guest.config).unwrap();
+        fs::write(
+            &guest.config,
+            text.lines()
+                .filter(|line| !line.starts_with("pid_file"))
+                .fold(String::new(), |text, line| text + line + "\n"),
+        )
+        .unwrap();
+        let main = guest.path("sshd_config").display().to_string();
+        let words = ["/usr/sbin/sshd", "-D", "-e", "-f", &main].map(|word| format!("\"{word}\"")).join(" ");
+        let line = format!("a(sasbttttuii) 1 \"/usr/sbin/sshd\" 5 {words} false 0 0 0 0 0 0 0");
+        fs::write("/run/words", format!("{line}\nas 0\na(sb) 0\nas 0\n")).unwrap();
+        let key = Key::new(&guest.folder, "k");
+        let manager = Self { guest, key };
+        manager.says(INACTIVE);
+        manager
+    }
+
+    /// The state of ssh.service.
+    fn says(&self, state: &str) {
+        fs::write("/run/unit", format!("Id=ssh.service\n{state}\n")).unwrap();
+    }
+
+    /// That it is active with the guest's sshd as its main process, but for these.
+    fn says_active(&self, but: &[(&str, &str)]) {
+        let pid = self.guest.sshd.pid().to_string();
+        let mut lines = vec![
+            ("LoadState", "loaded"),
+            ("ActiveState", "active"),
+            ("MainPID", &pid),
+            ("CanReload", "yes"),
+            ("UnitFileState", "enabled"),
+        ];
+        for (name, value) in but {
+            lines.retain(|(other, _)| other != name);
+            lines.push((name, value));
+        }
+        self.says(
+            &lines.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("\n"),
+        );
+    }
+
+    /// What it was told to do, but for questions.
+    fn jobs(&self) -> Vec<String> {
+        let calls = fs::read_to_string("/run/calls").unwrap_or_default();
+        let _ = fs::remove_file("/run/calls");
+        let is_job = |line: &&str| !line.starts_with("show") && !line.contains("reset-failed");
+        calls.lines().filter(is_job).map(str::to_owned).collect()
+    }
+
+    fn apply(&self, password_auth: &str) -> Value {
+        self.guest.apply(&attach("k", &self.key, password_auth))
+    }
+
+    /// The command did what it says, and the one behind it, too.
+    fn works(&self, expected_jobs: &[&str]) {
+        for password_auth in ["no", "yes"] {
+            let result = self.apply(password_auth);
+            assert_eq!(result["status"], "succeeded", "{result}");
+            assert_eq!(all_warnings(&result), Vec::<&str>::new(), "{result}");
+            assert!(result["proof"]["notTaken"].is_null() && !result["proof"].is_null(), "{result}");
+            assert_eq!(self.guest.sshd.offers_password(), password_auth == "yes", "{result}");
+            assert!(self.guest.sshd.lets_in(&self.key));
+            assert_eq!(self.jobs(), expected_jobs, "{result}");
+        }
+    }
+}
+
+fn script(name: &str, text: &str) {
+    let (plain, program) = (format!("/run/{name}.text"), format!("/usr/local/sbin/{name}"));
+    fs::write(&plain, format!("#!/bin/sh\n{text}\n")).unwrap();
+    assert!(Command::new("install").args(["-m755", &plain, &program]).status().unwrap().success());
+}
+
+/// Says what stands in /run/unit and /run/sockets, reloads by a signal, and is away as often as /run/away says.
+const SYSTEMCTL: &str = r#"
+echo "$*" >>/run/calls
+left=$(cat /run/away 2>/dev/null || echo 0)
+if [ "$left" -gt 0 ]; then
+  echo $((left - 1)) >/run/away
+  echo 'Failed to connect to bus: Connection refused' >&2
+  exit 1
+fi
+case "$*" in
+show*.socket*) cat /run/sockets 2>/dev/null ;;
+show*ssh.service*) cat /run/unit ;;
+*reload*)
+  [ ! -e /run/canceled ] || { echo 'Job for ssh.service canceled.' >&2; exit 1; }
+  kill -HUP "$(sed -n 's/^MainPID=//p' /run/unit)" ;;
+*start*) echo 'Failed to start ssh.service: Unit ssh.service is masked.' >&2; exit 1 ;;
+esac
+exit 0"#;
+
+const BUSCTL: &str = r#"
+left=$(cat /run/away 2>/dev/null || echo 0)
+if [ "$left" -gt 0 ]; then
+  echo $((left - 1)) >/run/away
+  echo 'Failed to get property: The name org.freedesktop.systemd1 was not provided by any .service files' >&2
+  exit 1
+fi
+cat /run/words"#;
+
+fn all_warnings(result: &Value) -> Vec<&str> {
+    result["warnings"].as_array().unwrap().iter().map(|it| it["reason"].as_str().unwrap()).collect()
+}
+
+/// Whether another sshd than the guest's is named.
+fn warns_of_second(result: &Value, pid: u32) -> bool {
+    let named = format!("pid {pid},");
+    let warnings = result["warnings"].as_array().unwrap();
+    warnings
+        .iter()
+        .any(|it| it["reason"] == "SECOND_SSHD" && it["message"].as_str().unwrap().contains(&named))
+}
+
+#[test]
+fn a_pid_file_that_leads_nowhere() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
+    let file = guest.path("sshd.pid");
+    for (content, password_auth) in
+        [(None, "no"), (Some(sleeper.id().to_string()), "yes"), (Some(String::new()), "no")]
+    {
+        match &content {
+            Some(content) => fs::write(&file, content).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        let result = guest.apply(&attach("k", &key, password_auth));
+        assert_eq!(result["status"], "succeeded", "{content:?} {result}");
+        assert!(result["proof"]["notTaken"].is_null(), "{result}");
+        assert_eq!(guest.sshd.offers_password(), password_auth == "yes", "{content:?}");
+        assert!(guest.sshd.lets_in(&key));
+    }
+    assert!(sleeper.try_wait().unwrap().is_none());
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+}
+
+/// The main file names a port; an sshd that was started by it on another one is not meant.
+#[test]
+fn of_two_by_one_main_file_the_one_on_its_port() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    let port = free_port().to_string();
+    let pid_file = format!("PidFile={}", guest.path("second.pid").display());
+    let mut second = Command::new("/usr/sbin/sshd")
+        .args(["-D", "-p", &port, "-o", &pid_file, "-o", &format!("ListenAddress=127.0.0.1:{port}"), "-f"])
+        .arg(guest.path("sshd_config"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the second sshd", || fs::read_to_string(guest.path("second.pid")).ok());
+    fs::remove_file(guest.path("sshd.pid")).unwrap();
+    let result = guest.apply(&attach("k", &key, "no"));
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert!(warns_of_second(&result, second.id()), "{result}");
+    assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
+
+#[test]
+fn a_unit_that_says_something_else() {
+    if !available(&TOOLS) {
+        return;
+    }
+    apart(|| {
+        let manager = Manager::of(Form::default());
+        for state in [
+            INACTIVE,
+            "LoadState=loaded\nActiveState=failed\nMainPID=0\nCanReload=yes",
+            "LoadState=not-found\nActiveState=inactive\nMainPID=0",
+            "LoadState=masked\nActiveState=inactive\nMainPID=0\nUnitFileState=masked",
+            // Its main process is a supervisor's.
+            "LoadState=loaded\nActiveState=active\nMainPID=1\nCanReload=yes",
+        ] {
+            manager.says(state);
+            manager.works(&[]);
+        }
+        // Its own start fails again and again, since the port is taken.
+        manager.says("LoadState=loaded\nActiveState=activating\nMainPID=0\nCanReload=yes");
+        manager.works(&[]);
+    });
+}
+
+#[test]
+fn a_unit_that_cannot_reload_its_process() {
+    if !available(&TOOLS) {
+        return;
+    }
+    apart(|| {
+        let manager = Manager::of(Form::default());
+        let reload = "--job-mode=ignore-dependencies reload ssh.service";
+        manager.says_active(&[]);
+        manager.works(&[reload]);
+        manager.says_active(&[("LoadState", "masked"), ("UnitFileState", "masked")]);
+        manager.works(&[]);
+        manager.says_active(&[("CanReload", "no")]);
+        manager.works(&[]);
+        manager.says_active(&[]);
+        fs::write("/run/canceled", "").unwrap();
+        manager.works(&[reload]);
+    });
+}
+
+/// One that dies of the reload comes back by its own command line; its masked unit is not started.
+#[test]
+fn a_masked_unit_is_never_started() {
+    if !available(&TOOLS) {
+        return;
+    }
+    apart(|| {
+        let manager = Manager::of(Form { copied_binary: true, ..Form::default() });
+        manager.says_active(&[("LoadState", "masked"), ("UnitFileState", "masked")]);
+        manager.guest.break_copied_binary();
+        let result = manager.apply("no");
+        assert_eq!(result["reason"], "SSHD_RELOAD_FAILED", "{result}");
+        let jobs = manager.jobs();
+        assert!(jobs.iter().all(|job| job.starts_with("systemd-run ")), "{jobs:?}");
+        assert!(manager.guest.sshd.offers_password());
+        manager.says("LoadState=masked\nActiveState=inactive\nMainPID=0\nUnitFileState=masked");
+        manager.works(&[]);
+    });
+}
+
+#[test]
+fn a_bus_that_is_away_for_a_moment() {
+    if !available(&TOOLS) {
+        return;
+    }
+    apart(|| {
+        let manager = Manager::of(Form::default());
+        manager.says_active(&[]);
+        for (away, password_auth) in (1..12).zip(["no", "yes"].into_iter().cycle()) {
+            fs::write("/run/away", away.to_string()).unwrap();
+            let result = manager.apply(password_auth);
+            assert_eq!(result["status"], "succeeded", "away {away} times: {result}");
+            assert_eq!(manager.guest.sshd.offers_password(), password_auth == "yes");
+        }
+        // One that does not come back is named, and nothing is done.
+        fs::write("/run/away", "1000000").unwrap();
+        let before = manager.guest.snapshot();
+        let result = manager.guest.apply(&set_password_auth("no"));
+        assert_eq!(result["reason"], "IO_ERROR", "{result}");
+        assert_eq!(manager.guest.snapshot(), before);
+    });
+}
+
+/// A container's sshd in our network is none of this system's; one beside ours is.
+#[test]
+fn second_sshds() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    for (words, is_one) in
+        [(&["unshare", "--pid", "--fork", "--kill-child"] as &[&str], false), (&["env"], true)]
+    {
+        let mut second = second_sshd(&guest, words);
+        let children = format!("/proc/{0}/task/{0}/children", second.id());
+        let child = fs::read_to_string(children).unwrap();
+        let pid = child.trim().parse().unwrap_or(second.id());
+        let result = guest.apply(&attach("k", &key, if is_one { "no" } else { "yes" }));
+        assert_eq!(result["status"], "succeeded", "{result}");
+        assert_eq!(warns_of_second(&result, pid), is_one, "{words:?}: {result}");
+        let _ = second.kill();
+        let _ = second.wait();
+    }
+}
+
+fn second_sshd(guest: &Guest, words: &[&str]) -> Child {
+    let (config, pid_file) = (guest.path("second_config"), guest.path("second.pid"));
+    let _ = fs::remove_file(&pid_file);
+    let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    let text = text.replace(&format!("Port {}", guest.sshd.port), &format!("Port {}", free_port()));
+    fs::write(&config, text.replace("sshd.pid", "second.pid")).unwrap();
+    let second = Command::new(words[0])
+        .args(&words[1..])
+        .args(["/usr/sbin/sshd", "-D", "-f"])
+        .arg(config)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the second sshd", || fs::read_to_string(&pid_file).ok());
+    second
+}
+
+/// A socket unit with `Accept=yes`: each connection has an sshd of its own, and there is no listener.
+#[test]
+fn an_sshd_for_each_connection() {
+    if !available(&TOOLS) {
+        return;
+    }
+    apart(|| {
+        let manager = Manager::of(Form::default());
+        let mut inetd = Inetd::in_place_of(&manager.guest);
+        fs::write("/run/sockets", "Id=ssh.socket\nLoadState=loaded\nActiveState=active\nAccept=yes\n")
+            .unwrap();
+        manager.works(&[]);
+        inetd.stop();
+        // Nothing listens any more.
+        fs::write("/run/sockets", "Id=ssh.socket\nLoadState=loaded\nActiveState=inactive\nAccept=yes\n")
+            .unwrap();
+        let result = manager.apply("no");
+        assert_eq!(all_warnings(&result), ["SSHD_NOT_RUNNING"], "{result}");
+        assert_eq!(result["proof"]["notTaken"], "sshd is not running", "{result}");
+    });
+}
+
+/// Starts `sshd -i` for each connection to a port.
+struct Inetd {
+    ended: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    port: u16,
+}
+
+impl Inetd {
+    /// Of the guest's sshd, which ends.
+    fn in_place_of(guest: &Guest) -> Self {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(guest.sshd.pid()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let port = guest.sshd.port;
+        let listener = wait_for("its port", || TcpListener::bind(("127.0.0.1", port)).ok());
+        let (ended, config): (Arc<AtomicBool>, PathBuf) = (Arc::default(), guest.path("sshd_config"));
+        let is_ended = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || {
+            let mut children: Vec<Child> = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                if is_ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (stdin, stdout) = (OwnedFd::from(stream.try_clone().unwrap()), OwnedFd::from(stream));
+                let mut sshd = Command::new("/usr/sbin/sshd");
+                sshd.arg("-i").arg("-f").arg(&config).stdin(stdin).stdout(stdout).stderr(Stdio::null());
+                children.push(sshd.spawn().unwrap());
+            }
+            for mut child in children {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        });
+        Self { ended, thread: Some(thread), port }
+    }
+
+    fn stop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = std::net::TcpStream::connect(("127.0.0.1", self.port));
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Inetd {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}

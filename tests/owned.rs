@@ -1,0 +1,264 @@
+//! Contract 10.8: after a command that names a password setting ours stands, so that whoever writes later loses; and what
+//! changes between the look and the write gets a new plan.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use support::{Form, Guest, Key, attach, available, set_password_auth, wait_for, warnings};
+
+const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
+
+/// Has sshd read its files, and waits until it offers passwords, or does not.
+fn hup_until(guest: &Guest, offers: bool) {
+    kill(Pid::from_raw(guest.sshd.pid() as i32), Signal::SIGHUP).unwrap();
+    wait_for("sshd to do what its files say", || (guest.sshd.offers_password() == offers).then_some(()));
+}
+
+/// What sshd's files come to for root.
+fn says(guest: &Guest) -> String {
+    let mut sshd = Command::new("/usr/sbin/sshd");
+    let output = sshd.arg("-T").arg("-f").arg(guest.path("sshd_config")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().find(|line| line.starts_with("passwordauthentication ")).unwrap().to_owned()
+}
+
+/// As cloud-init writes `ssh_pwauth` where the main file includes no drop-ins: every line of it about this keyword gets
+/// the value, or a new one is put at the end (cloudinit/ssh_util.py, update_ssh_config_lines).
+fn edit_in_place(guest: &Guest, value: &str) {
+    let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    let mut is_found = false;
+    let mut lines: Vec<String> = Vec::new();
+    for line in main.lines().map(str::trim) {
+        let mut words = line.splitn(2, char::is_whitespace);
+        let keyword = words.next().unwrap_or_default();
+        let keyword = if words.next().is_none() { keyword.split('=').next().unwrap() } else { keyword };
+        let is_it = !line.starts_with('#') && keyword.eq_ignore_ascii_case("PasswordAuthentication");
+        is_found |= is_it;
+        lines.push(if is_it { format!("{keyword} {value}") } else { line.to_owned() });
+    }
+    if !is_found {
+        lines.push(format!("PasswordAuthentication {value}"));
+    }
+    fs::write(guest.path("sshd_config"), lines.join("\n") + "\n").unwrap();
+}
+
+fn succeeded(guest: &Guest, command: &Value, changed: bool) -> Value {
+    let result = guest.apply(command);
+    assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(changed)), "{result}");
+    result
+}
+
+#[test]
+fn what_sshd_does_already_is_made_ours() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let off = "PasswordAuthentication no\nKbdInteractiveAuthentication no\n";
+    let on = "PasswordAuthentication yes\n";
+    for (main, asked, later) in [(off, "no", "yes"), (on, "yes", "no"), ("", "yes", "no")] {
+        for without_drop_ins in [false, true] {
+            for sets_alone in [false, true] {
+                let at = format!("{main:?} {asked} {without_drop_ins} {sets_alone}");
+                let guest = Guest::of(Form { main, without_drop_ins, ..Form::default() });
+                let key = Key::new(&guest.folder, "k");
+                let before = guest.snapshot();
+                let command = match sets_alone {
+                    true => {
+                        fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
+                        set_password_auth(asked)
+                    }
+                    false => attach("my-test", &key, asked),
+                };
+                succeeded(&guest, &command, true);
+                assert_eq!(guest.drop_in().exists(), !without_drop_ins, "{at}");
+                let stands = guest.snapshot();
+                succeeded(&guest, &command, false);
+                assert_eq!(guest.snapshot(), stands, "{at}: a repeated command changes nothing");
+                // Whoever comes later loses.
+                match without_drop_ins {
+                    true => edit_in_place(&guest, later),
+                    false => fs::write(
+                        guest.path("sshd_config.d/50-cloud-init.conf"),
+                        format!("PasswordAuthentication {later}\n"),
+                    )
+                    .unwrap(),
+                }
+                hup_until(&guest, asked == "yes");
+                assert_eq!(says(&guest), format!("passwordauthentication {asked}"), "{at}");
+                succeeded(&guest, &command, false);
+                // Without the later lines `undo` gives every byte back.
+                match without_drop_ins {
+                    true => edit_in_place(&guest, if main.is_empty() { later } else { asked }),
+                    false => fs::remove_file(guest.path("sshd_config.d/50-cloud-init.conf")).unwrap(),
+                }
+                assert!(guest.agent(&["undo"]).status.success(), "{at}");
+                let main_file = |files: &[(std::path::PathBuf, String, u32, u32)]| {
+                    files.iter().find(|file| file.0.ends_with("sshd_config")).unwrap().1.clone()
+                };
+                if !main.is_empty() {
+                    assert_eq!(main_file(&guest.snapshot()), main_file(&before), "{at}");
+                }
+                assert!(!guest.drop_in().exists(), "{at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_line_ahead_of_ours_that_says_the_same_is_no_reason_to_stay_behind_it() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    succeeded(&guest, &attach("my-test", &key, "no"), true);
+    let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    fs::write(guest.path("sshd_config"), format!("PasswordAuthentication no\n{main}")).unwrap();
+    succeeded(&guest, &attach("my-test", &key, "no"), true);
+    succeeded(&guest, &attach("my-test", &key, "no"), false);
+    edit_in_place(&guest, "yes");
+    hup_until(&guest, false);
+    assert_eq!(says(&guest), "passwordauthentication no");
+}
+
+#[test]
+fn a_block_of_the_version_before_gets_its_present_form() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::of(Form { without_drop_ins: true, ..Form::default() });
+    let key = Key::new(&guest.folder, "k");
+    succeeded(&guest, &attach("my-test", &key, "no"), true);
+    let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    fs::write(guest.path("sshd_config"), main.replace("Authentication= ", "Authentication ")).unwrap();
+    let status: Value = serde_json::from_slice(&guest.agent(&["status", "--json"]).stdout).unwrap();
+    assert!(!status["problems"].to_string().contains("changed by somebody"), "it is no drift: {status}");
+    succeeded(&guest, &attach("my-test", &key, "no"), true);
+    assert_eq!(
+        fs::read_to_string(guest.path("sshd_config")).unwrap().matches("Authentication= no").count(),
+        2
+    );
+    succeeded(&guest, &attach("my-test", &key, "no"), false);
+}
+
+#[test]
+fn where_ours_cannot_be_written_what_sshd_does_is_enough() {
+    if !available(&TOOLS) || !available(&["chattr"]) {
+        return;
+    }
+    let off = "PasswordAuthentication no\nKbdInteractiveAuthentication no\n";
+    type Spoil = fn(&Guest);
+    let link: Spoil = |guest| symlink("/dev/null", guest.drop_in()).unwrap();
+    // An edit that waits: a reload would end sshd, or leave it where nobody asks.
+    let pending: Spoil = |guest| {
+        let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+        let port = format!("Port {}\n", guest.sshd.port);
+        fs::write(guest.path("sshd_config"), main.replace(&port, "Port 9\n")).unwrap();
+    };
+    for (main, asked, spoil, name) in
+        [(off, "no", link, "link"), ("", "yes", link, "link"), ("", "yes", pending, "pending")]
+    {
+        let guest = Guest::of(Form { main, ..Form::default() });
+        let key = Key::new(&guest.folder, "k");
+        fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
+        spoil(&guest);
+        let before = guest.snapshot();
+        for command in [set_password_auth(asked), set_password_auth(asked)] {
+            let result = succeeded(&guest, &command, false);
+            assert_eq!(warnings(&result), ["SETTING_NOT_OWNED"], "{name} {asked} {result}");
+            assert_eq!(guest.snapshot(), before, "{name} {asked}");
+        }
+        let result = guest.apply(&attach("my-test", &key, asked));
+        assert_eq!(result["status"], "succeeded", "{name} {asked} {result}");
+        assert!(warnings(&result).contains(&"SETTING_NOT_OWNED"), "{name} {asked} {result}");
+        assert!(guest.sshd.lets_in(&key), "{name} {asked}");
+        // Where sshd does not do it already, that is a failure as ever.
+        let other = if asked == "no" { "yes" } else { "no" };
+        let (stands, offers) = (guest.snapshot(), guest.sshd.offers_password());
+        let result = guest.apply(&set_password_auth(other));
+        assert_eq!(result["status"], "failed", "{name} {other} {result}");
+        assert_eq!((guest.snapshot(), guest.sshd.offers_password()), (stands, offers), "{name} {other}");
+    }
+}
+
+/// A guest whose sshd runs this shell script ahead of each question that the agent asks it by -t or -T; `$n` counts
+/// them and `$dir` is the drop-in directory.
+fn with_someone_at_work(script: &str) -> Guest {
+    let guest = Guest::of(Form { copied_binary: true, ..Form::default() });
+    let folder = guest.folder.path().display();
+    guest.replace_copied_binary(&format!(
+        "#!/bin/sh\ncase $1 in -[tT])\n  dir={folder}/sshd_config.d\n  n=$(($(cat {folder}/count 2>/dev/null || echo 0) + 1))\n  \
+         echo $n >{folder}/count\n  {script}\n;; esac\nexec /usr/sbin/sshd \"$@\"\n"
+    ));
+    guest
+}
+
+#[test]
+fn what_changes_under_a_plan_gets_a_new_one() {
+    if !available(&TOOLS) {
+        return;
+    }
+    // Once, at each question of a command in turn, until there is none left; a file that wins over ours, and a harmless one.
+    let mut questions = 0;
+    for at in 1.. {
+        let mut is_met = false;
+        for (line, wins) in [("Match all\\n  PasswordAuthentication yes", true), ("X11Forwarding no", false)]
+        {
+            if !wins && at % 4 != 0 {
+                continue;
+            }
+            let guest =
+                with_someone_at_work(&format!("[ $n != {at} ] || printf '{line}\\n' >$dir/60-late.conf"));
+            let key = Key::new(&guest.folder, "k");
+            let result = guest.apply(&attach("my-test", &key, "no"));
+            is_met |= guest.path("sshd_config.d/60-late.conf").exists();
+            match result["reason"].as_str() {
+                None => {
+                    assert!(
+                        !guest.sshd.offers_password() && guest.sshd.lets_in(&key),
+                        "{at} {line}: {result}"
+                    );
+                }
+                Some("PASSWORD_AUTH_NOT_EFFECTIVE") if wins => {
+                    assert!(
+                        result["message"].as_str().unwrap().contains("60-late.conf line 2"),
+                        "{at} {line}: {result}"
+                    );
+                    assert!(guest.sshd.offers_password(), "{at} {line}");
+                }
+                _ => panic!("{at} {line}: {result}"),
+            }
+        }
+        if !is_met {
+            break;
+        }
+        questions = at;
+    }
+    assert!(questions >= 6, "only {questions} questions");
+}
+
+#[test]
+fn what_never_rests_is_a_failure_of_its_own() {
+    if !available(&TOOLS) {
+        return;
+    }
+    for line in ["X11Forwarding no", "Match all\\n  PasswordAuthentication yes"] {
+        let guest = with_someone_at_work(&format!("printf '# %s\\n{line}\\n' $n >$dir/60-late.conf"));
+        let key = Key::new(&guest.folder, "k");
+        let result = guest.apply(&attach("my-test", &key, "no"));
+        assert_eq!(result["reason"], "IO_ERROR", "{result}");
+        let message = result["message"].as_str().unwrap();
+        assert!(message.contains("60-late.conf") && message.contains("twice"), "{message}");
+        assert!(!guest.drop_in().exists() && !guest.key_file().exists());
+        assert!(guest.sshd.offers_password());
+    }
+}

@@ -1,0 +1,307 @@
+//! What can be known to fail is refused before the first file is touched, and one step of an undo that fails stops no other
+//! (contract 7): a key that was bound anew does not stay because something else could not be taken back.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::mkfifo;
+use serde_json::Value;
+use support::strace::{self, Point};
+use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
+
+const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
+
+fn flag(flag: &str, path: &Path) -> bool {
+    let done = Command::new("chattr").arg(flag).arg(path).stderr(Stdio::null()).status();
+    done.is_ok_and(|status| status.success())
+}
+
+fn message(result: &Value) -> &str {
+    result["message"].as_str().unwrap()
+}
+
+/// Something in the drop-in's place that cannot be replaced, and how it goes again.
+struct Obstacle {
+    name: &'static str,
+    reason: &'static str,
+    put: fn(&Path) -> bool,
+    mend: fn(&Path),
+}
+
+fn remove(path: &Path) {
+    fs::remove_file(path).unwrap();
+}
+
+const OBSTACLES: [Obstacle; 10] = [
+    Obstacle {
+        name: "a link to null",
+        reason: "UNSAFE_PATH",
+        put: |path| symlink("/dev/null", path).is_ok(),
+        mend: remove,
+    },
+    Obstacle {
+        // sshd itself refuses it.
+        name: "a link that leads nowhere",
+        reason: "SSHD_CONFIG_ALREADY_INVALID",
+        put: |path| symlink("/nowhere/at/all", path).is_ok(),
+        mend: remove,
+    },
+    Obstacle {
+        name: "a link to another drop-in",
+        reason: "UNSAFE_PATH",
+        put: |path| symlink("50-image.conf", path).is_ok(),
+        mend: remove,
+    },
+    Obstacle {
+        name: "a directory",
+        reason: "UNSAFE_PATH",
+        put: |path| fs::create_dir(path).is_ok(),
+        mend: |path| fs::remove_dir(path).unwrap(),
+    },
+    Obstacle {
+        name: "a FIFO",
+        reason: "UNSAFE_PATH",
+        put: |path| mkfifo(path, Mode::S_IRWXU).is_ok(),
+        mend: remove,
+    },
+    Obstacle {
+        name: "a socket",
+        reason: "UNSAFE_PATH",
+        put: |path| UnixListener::bind(path).is_ok(),
+        mend: remove,
+    },
+    Obstacle {
+        name: "a device",
+        reason: "UNSAFE_PATH",
+        put: |path| mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 5)).is_ok(),
+        mend: remove,
+    },
+    Obstacle {
+        name: "a file with two names",
+        reason: "UNSAFE_PATH",
+        put: |path| {
+            fs::write(path.with_extension("other"), "# mine\n").is_ok()
+                && fs::hard_link(path.with_extension("other"), path).is_ok()
+        },
+        mend: |path| {
+            remove(path);
+            remove(&path.with_extension("other"));
+        },
+    },
+    Obstacle {
+        name: "an immutable file",
+        reason: "IO_ERROR",
+        put: |path| fs::write(path, "PasswordAuthentication yes\n").is_ok() && flag("+i", path),
+        mend: |path| {
+            flag("-i", path);
+            remove(path);
+        },
+    },
+    Obstacle {
+        name: "an immutable directory",
+        reason: "IO_ERROR",
+        put: |path| flag("+i", path.parent().unwrap()),
+        mend: |path| {
+            flag("-i", path.parent().unwrap());
+            let _ = fs::remove_file(path);
+        },
+    },
+];
+
+#[test]
+fn what_cannot_be_written_is_refused_before_anything_is_touched() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    fs::write(guest.path("sshd_config.d/50-image.conf"), "X11Forwarding no\n").unwrap();
+    let drop_in = guest.drop_in();
+    for Obstacle { name, reason, put, mend } in OBSTACLES {
+        if !put(&drop_in) {
+            eprintln!("SKIPPED: {name} cannot be made here");
+            mend(&drop_in);
+            continue;
+        }
+        let before = guest.snapshot();
+        for asked in ["no", "no"] {
+            let result = guest.apply(&attach("my-test", &key, asked));
+            assert_eq!(
+                (&result["status"], &result["changed"]),
+                (&"failed".into(), &false.into()),
+                "{name}: {result}"
+            );
+            assert_eq!(result["reason"], reason, "{name}: {result}");
+            let at = drop_in.parent().unwrap().to_str().unwrap();
+            assert!(message(&result).contains(at), "{name}: {result}");
+            assert!(
+                ["remove it", "chattr -i", "copy it", "correct it"]
+                    .iter()
+                    .any(|it| message(&result).contains(it)),
+                "{result}"
+            );
+            assert!(!guest.key_file().exists(), "{name}: the key file was touched");
+            assert_eq!(guest.snapshot(), before, "{name}");
+            assert!(!guest.sshd.lets_in(&key), "{name}");
+        }
+        mend(&drop_in);
+    }
+    let result = guest.apply(&attach("my-test", &key, "no"));
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+}
+
+/// As the service sees it where its unit makes a directory read-only.
+fn with_read_only(guest: &Guest, directory: &str, command: &Value) -> Output {
+    let input = guest.path("command.json");
+    fs::write(&input, command.to_string()).unwrap();
+    let apply = guest.command(&["apply", input.to_str().unwrap()]);
+    Command::new("unshare")
+        .args(["--mount", "sh", "-ec"])
+        .arg("mount --bind \"$0\" \"$0\"; mount -o remount,bind,ro \"$0\"; exec \"$@\"")
+        .arg(guest.path(directory))
+        .arg(apply.get_program())
+        .args(apply.get_args())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_directory_that_is_read_only() {
+    if !available(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
+        return;
+    }
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "k");
+    for directory in ["sshd_config.d", "keys"] {
+        let before = guest.snapshot();
+        let output = with_read_only(&guest, directory, &attach("my-test", &key, "no"));
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&result["reason"], &result["changed"]), (&"IO_ERROR".into(), &false.into()), "{result}");
+        assert!(message(&result).contains("Read-only file system"), "{result}");
+        fs::remove_file(guest.path("command.json")).unwrap();
+        assert_eq!(guest.snapshot(), before, "{directory}");
+    }
+    assert_eq!(guest.apply(&attach("my-test", &key, "no"))["status"], "succeeded");
+}
+
+/// A guest whose owner has a line in his key file, and an attach that is killed there.
+fn killed(nth: &Point) -> (Guest, Key) {
+    let guest = Guest::new();
+    let key = Key::new(&guest.folder, "me");
+    fs::write(guest.key_file(), "# mine\n").unwrap();
+    assert_eq!(guest.apply(&detach("nothing"))["status"], "succeeded");
+    strace::killed(&guest, &attach("my-test", &key, "no"), nth);
+    assert!(guest.sshd.lets_in(&key), "it was not killed where it should have been");
+    (guest, key)
+}
+
+/// The key is in place, and the drop-in would be next.
+fn before_the_drop_in() -> Point {
+    Point { call: "renameat2".to_owned(), nth: 1, words: "the drop-in".to_owned() }
+}
+
+/// Both files are written, and sshd is not told yet.
+fn before_the_reload() -> Point {
+    Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() }
+}
+
+fn intent(guest: &Guest) -> Value {
+    let state: Value = serde_json::from_slice(&fs::read(guest.path("state/state.json")).unwrap()).unwrap();
+    state["intent"].clone()
+}
+
+#[test]
+fn what_somebody_put_in_the_drop_ins_place_keeps_no_key() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let puts: [fn(&Path); 2] =
+        [|path| symlink("/dev/null", path).unwrap(), |path| fs::create_dir(path).unwrap()];
+    for (point, put) in [before_the_drop_in, before_the_reload].into_iter().zip(puts) {
+        let (guest, key) = killed(&point());
+        let _ = fs::remove_file(guest.drop_in());
+        put(&guest.drop_in());
+        let result = guest.apply(&detach("my-test"));
+        assert_eq!(result["status"], "succeeded", "{result}");
+        assert!(!guest.sshd.lets_in(&key), "{result}");
+        assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
+        assert_eq!(intent(&guest), Value::Null);
+        assert!(guest.sshd.offers_password());
+        // It is still in the way of what has to be written there, and of that alone.
+        assert_eq!(guest.apply(&attach("my-test", &key, "no"))["reason"], "UNSAFE_PATH");
+        let undone = guest.agent(&["undo"]);
+        assert!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
+    }
+}
+
+#[test]
+fn a_setting_that_cannot_be_restored_keeps_the_key_while_passwords_are_off() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let (guest, key) = killed(&before_the_reload());
+    if !flag("+i", &guest.drop_in()) {
+        eprintln!("SKIPPED: this file system has no immutable flag");
+        return;
+    }
+    for _ in 0..2 {
+        let result = guest.apply(&set_password_auth("yes"));
+        assert_eq!(result["reason"], "IO_ERROR", "{result}");
+        for file in [guest.drop_in(), guest.key_file()] {
+            assert!(message(&result).contains(file.to_str().unwrap()), "{result}");
+        }
+        assert!(message(&result).contains("only way in"), "{result}");
+        assert!(guest.sshd.lets_in(&key), "{result}");
+    }
+    // By another line passwords are on all the same: nothing depends on the key.
+    let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    fs::write(guest.path("sshd_config"), format!("PasswordAuthentication yes\n{main}")).unwrap();
+    let result = guest.apply(&set_password_auth("yes"));
+    assert!(
+        result["status"] == "failed" && message(&result).contains(guest.drop_in().to_str().unwrap()),
+        "{result}"
+    );
+    assert!(!guest.sshd.lets_in(&key) && guest.sshd.offers_password(), "{result}");
+    assert!(flag("-i", &guest.drop_in()));
+    let result = guest.apply(&detach("my-test"));
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!((intent(&guest), guest.drop_in().exists()), (Value::Null, false));
+}
+
+#[test]
+fn undo_takes_out_every_key_that_it_can() {
+    if !available(&TOOLS) {
+        return;
+    }
+    let guest = Guest::of(Form { main: "", ..Form::default() });
+    let key = Key::new(&guest.folder, "k");
+    let folder = guest.folder.path().display();
+    let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
+    let both = format!("AuthorizedKeysFile {folder}/keys/%u {folder}/keys2/%u");
+    fs::write(
+        guest.path("sshd_config"),
+        main.replace(&format!("AuthorizedKeysFile {folder}/keys/%u"), &both),
+    )
+    .unwrap();
+    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    // A copy of the block, in a directory that everybody can write.
+    fs::create_dir(guest.path("keys2")).unwrap();
+    fs::copy(guest.key_file(), guest.path("keys2/root")).unwrap();
+    fs::set_permissions(guest.path("keys2"), fs::Permissions::from_mode(0o777)).unwrap();
+    let output = guest.agent(&["undo"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("keys2"), "{output:?}");
+    assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "");
+    fs::set_permissions(guest.path("keys2"), fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+    assert_eq!(fs::read_to_string(guest.path("keys2/root")).unwrap(), "");
+}
