@@ -203,20 +203,15 @@ fn of_two_by_one_main_file_the_one_on_its_port() {
     let key = Key::new(&guest.folder, "k");
     let port = free_port().to_string();
     let pid_file = format!("PidFile={}", guest.path("second.pid").display());
-    let mut second = Command::new("/usr/sbin/sshd")
-        .args(["-D", "-p", &port, "-o", &pid_file, "-o", &format!("ListenAddress=127.0.0.1:{port}"), "-f"])
-        .arg(guest.path("sshd_config"))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_for("the second sshd", || fs::read_to_string(guest.path("second.pid")).ok());
+    let address = format!("ListenAddress=127.0.0.1:{port}");
+    let words = ["-D", "-p", &port, "-o", &pid_file, "-o", &address, "-f"];
+    let second =
+        Second::start(&guest, Command::new("/usr/sbin/sshd").args(words).arg(guest.path("sshd_config")));
     fs::remove_file(guest.path("sshd.pid")).unwrap();
     let result = guest.apply(&attach("k", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert!(warns_of_second(&result, second.id()), "{result}");
+    assert!(warns_of_second(&result, second.0.id()), "{result}");
     assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
-    second.kill().unwrap();
-    second.wait().unwrap();
 }
 
 #[test]
@@ -291,7 +286,7 @@ fn a_bus_that_is_away_for_a_moment() {
     apart(|| {
         let manager = Manager::of(Form::default());
         manager.says_active(&[]);
-        for (away, password_auth) in (1..12).zip(["no", "yes"].into_iter().cycle()) {
+        for (away, password_auth) in [(1, "no"), (5, "yes"), (12, "no")] {
             fs::write("/run/away", away.to_string()).unwrap();
             let result = manager.apply(password_auth);
             assert_eq!(result["status"], "succeeded", "away {away} times: {result}");
@@ -317,33 +312,44 @@ fn second_sshds() {
     for (words, is_one) in
         [(&["unshare", "--pid", "--fork", "--kill-child"] as &[&str], false), (&["env"], true)]
     {
-        let mut second = second_sshd(&guest, words);
-        let children = format!("/proc/{0}/task/{0}/children", second.id());
-        let child = fs::read_to_string(children).unwrap();
-        let pid = child.trim().parse().unwrap_or(second.id());
+        let second = second_sshd(&guest, words);
+        let id = second.0.id();
+        let child = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        let pid = child.trim().parse().unwrap_or(id);
         let result = guest.apply(&attach("k", &key, if is_one { "no" } else { "yes" }));
         assert_eq!(result["status"], "succeeded", "{result}");
         assert_eq!(warns_of_second(&result, pid), is_one, "{words:?}: {result}");
-        let _ = second.kill();
-        let _ = second.wait();
     }
 }
 
-fn second_sshd(guest: &Guest, words: &[&str]) -> Child {
-    let (config, pid_file) = (guest.path("second_config"), guest.path("second.pid"));
-    let _ = fs::remove_file(&pid_file);
+/// A second sshd, or who started it; it ends with the test.
+struct Second(Child);
+
+impl Second {
+    /// Once it has written `second.pid` in the guest's folder.
+    fn start(guest: &Guest, command: &mut Command) -> Self {
+        let pid_file = guest.path("second.pid");
+        let _ = fs::remove_file(&pid_file);
+        let second = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        wait_for("the second sshd", || fs::read_to_string(&pid_file).ok());
+        second
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn second_sshd(guest: &Guest, words: &[&str]) -> Second {
+    let config = guest.path("second_config");
     let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let text = text.replace(&format!("Port {}", guest.sshd.port), &format!("Port {}", free_port()));
     fs::write(&config, text.replace("sshd.pid", "second.pid")).unwrap();
-    let second = Command::new(words[0])
-        .args(&words[1..])
-        .args(["/usr/sbin/sshd", "-D", "-f"])
-        .arg(config)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_for("the second sshd", || fs::read_to_string(&pid_file).ok());
-    second
+    let mut command = Command::new(words[0]);
+    Second::start(guest, command.args(&words[1..]).args(["/usr/sbin/sshd", "-D", "-f"]).arg(config))
 }
 
 /// A socket unit with `Accept=yes`: each connection has an sshd of its own, and there is no listener.

@@ -196,9 +196,12 @@ fn runs_by(
     }
     let name = format!("the sshd with pid {pid}");
     let program = program_of(pid, &arguments, &name)?;
-    if named.is_none()
-        && sshd::built_in_config(&program)?.is_some_and(|read| !sshd::is_same_file(&read, main))
-    {
+    // One that does not say which file it was built with may be another program of such a name.
+    let is_built_with_ours = || {
+        let built_in = sshd::built_in_config(&program)?;
+        Ok::<bool, Refusal>(built_in.is_some_and(|read| sshd::is_same_file(&read, main)))
+    };
+    if named.is_none() && !is_built_with_ours()? {
         return Ok(None);
     }
     let reload = Reload::Pid { pid, arguments: arguments.clone() };

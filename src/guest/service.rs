@@ -194,7 +194,13 @@ pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     match &sshd.reload {
         Reload::None(_) => return Ok(()),
         Reload::Unit(unit) => {
-            if !matches!(listener_now(settings, sshd), Ok(Listener::Pid(_))) {
+            let silent = || silent_port(&wanted, &sockets_of(None).unwrap_or_default(), owned_by_us);
+            let is_alive = match listener_now(settings, sshd) {
+                Ok(found) => matches!(found, Listener::Pid(_)),
+                // systemd does not say it, and so it could start nothing.
+                Err(_) => silent().is_none(),
+            };
+            if !is_alive {
                 may_be_started(unit).map_err(lost)?;
                 start_unit(unit).map_err(lost)?;
             }

@@ -20,6 +20,11 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// How long a manager or a bus that is away is waited for (contract 10.9): systemd executes itself anew with each upgrade.
 const BUS_AWAY: Duration = Duration::from_secs(5);
 
+/// How long one try of a question may take, and until when another follows: systemd may lose a question as it executes itself
+/// anew, and its answer never comes. All tries together stay below a child's 10 s.
+const QUESTION: Duration = Duration::from_secs(2);
+const LAST_QUESTION: Duration = Duration::from_secs(7);
+
 /// What clients of the bus say while systemd or the bus executes itself anew. Each stands in the words of an error.
 const AWAY: [&str; 13] = [
     "connect to bus",
@@ -163,23 +168,48 @@ pub(super) fn job(verb: &str, unit: &str) -> Result<(), String> {
 
 /// Runs `systemctl` with these words; its own words where it fails.
 pub(super) fn systemctl(arguments: &[&str]) -> Result<String, String> {
-    let output = client("systemctl", arguments).map_err(|error| error.to_string())?;
+    said(arguments, client("systemctl", arguments))
+}
+
+fn said(arguments: &[&str], ended: Result<child::Output, child::ChildError>) -> Result<String, String> {
+    let output = ended.map_err(|error| error.to_string())?;
     if output.succeeded() {
         return Ok(output.stdout);
     }
     Err(format!("'systemctl {}' failed: {}", arguments.join(" "), output.words()))
 }
 
-/// Runs a client of systemd's; again for 5 s while systemd or the bus is away.
+/// Runs a client of systemd's that does something; again for 5 s while systemd or the bus is away.
 pub(super) fn client(
     program: &str,
     arguments: &[impl AsRef<OsStr>],
+) -> Result<child::Output, child::ChildError> {
+    until_it_is_back(program, || child::run(Path::new(program), arguments, ""))
+}
+
+/// The same for a question, whose answer may be lost.
+fn ask(program: &str, arguments: &[&str]) -> Result<child::Output, child::ChildError> {
+    let begun = Instant::now();
+    until_it_is_back(program, || {
+        loop {
+            let answer = child::run_for(Path::new(program), arguments, "", QUESTION);
+            let is_lost = matches!(answer, Err(child::ChildError::TimedOut { .. }));
+            if !is_lost || begun.elapsed() > LAST_QUESTION {
+                return answer;
+            }
+        }
+    })
+}
+
+fn until_it_is_back(
+    program: &str,
+    run: impl Fn() -> Result<child::Output, child::ChildError>,
 ) -> Result<child::Output, child::ChildError> {
     let deadline = Instant::now() + BUS_AWAY;
     // systemctl has a socket to systemd besides; the others have the bus alone, which a small system may lack.
     let can_come_back = program == "systemctl" || Path::new(BUS).exists();
     loop {
-        let output = child::run(Path::new(program), arguments, "")?;
+        let output = run()?;
         let is_away = can_come_back && !output.succeeded() && says_away(&output.words());
         if !is_away || Instant::now() >= deadline {
             return Ok(output);
@@ -217,7 +247,7 @@ pub(super) fn start_words(unit: &str) -> Result<StartWords, String> {
         "EnvironmentFiles",
         "PassEnvironment",
     ];
-    let output = client("busctl", &arguments).map_err(|error| error.to_string())?;
+    let output = ask("busctl", &arguments).map_err(|error| error.to_string())?;
     if !output.succeeded() {
         return Err(format!("busctl does not tell how {unit} starts: {}", output.words()));
     }
@@ -279,7 +309,7 @@ fn show(names: &[&str]) -> Result<Vec<Unit>, String> {
     let properties = "--property=Id,LoadState,ActiveState,MainPID,TriggeredBy,Accept,CanReload,UnitFileState";
     let mut arguments = vec!["show", "--no-pager", properties];
     arguments.extend(names);
-    systemctl(&arguments).map(|output| parse_show(&output))
+    said(&arguments, ask("systemctl", &arguments)).map(|output| parse_show(&output))
 }
 
 /// The units of `systemctl show`: blocks of `Name=value` with an empty line between them.
