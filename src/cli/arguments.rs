@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
+use crate::guest::scout;
 use crate::policy::types::PasswordAuth;
 
 /// What `--help` prints.
@@ -73,6 +74,8 @@ pub(super) enum Word {
     Undo,
     /// `trial-helper`: for systemd alone, so the usage does not name it.
     TrialHelper,
+    /// `scout`: for this program alone.
+    Scout,
     /// `status`.
     Status {
         /// `--json`.
@@ -122,6 +125,7 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         "detach" => Word::Detach,
         "undo" => Word::Undo,
         "trial-helper" => Word::TrialHelper,
+        scout::WORD => Word::Scout,
         "status" => Word::Status { json: std::mem::take(&mut json) },
         "check" => Word::Check { json: std::mem::take(&mut json), image: std::mem::take(&mut image) },
         unknown => return Err(format!("there is no command '{unknown}'").into()),

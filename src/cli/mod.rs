@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::guest::real::RealGuest;
+use crate::guest::scout;
 use crate::transaction::{Settings, Transaction};
 
 use arguments::{Arguments, Invocation, Word};
@@ -41,6 +42,12 @@ pub fn main() -> ExitCode {
         Invocation::Version => return print(&format!("keypair-agent {}\n", crate::VERSION)),
         Invocation::Word(arguments) => arguments,
     };
+    if word == Word::Scout {
+        // It is sent by a process of ours; that one is gone if its answer cannot be written.
+        let _gone = scout::serve(std::io::stdin().lock(), std::io::stdout().lock());
+        return OK.into();
+    }
+    scout::enable();
     let config = match Config::load(config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
@@ -60,10 +67,12 @@ pub fn main() -> ExitCode {
         Word::Plan(source) => plan::plan(&config, &source),
         Word::Undo => undo::undo(&config),
         Word::TrialHelper => trial_helper::serve(&config),
+        Word::Scout => OK,
         Word::Status { json } => status::status(&config, json),
         Word::Check { json, image: false } => check::check(&config, json),
         Word::Check { json, image: true } => image::check(&config, json),
     };
+    scout::rest();
     status.into()
 }
 

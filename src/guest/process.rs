@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::sockets;
+use super::{scout, sockets};
 use crate::policy::listener::{self, ListenerError};
 use crate::policy::observation::OtherListener;
 
 /// How long a listener may be without a socket: while it executes itself anew it has none.
 const WITHOUT_SOCKET: Duration = Duration::from_millis(500);
+
+/// The most that is read of a command line.
+const MAX_COMMAND_LINE: u64 = 128 * 1024;
 
 /// Why a process is not taken for the listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +103,7 @@ pub(super) fn listener_arguments(
         return Err(NotListener::Other(format!("it runs {}", exe.display())));
     }
     let path = format!("/proc/{pid}/cmdline");
-    let cmdline = fs::read(&path).map_err(|error| NotListener::unread(&path, &error))?;
+    let cmdline = command_line(pid).map_err(|error| NotListener::unread(&path, &error))?;
     let arguments = listener::arguments(&cmdline, unit).map_err(|error| match error {
         ListenerError::NotAListener(_) => NotListener::Other(error.to_string()),
         _ => NotListener::Unclear(error.to_string()),
@@ -143,7 +146,10 @@ pub(super) fn program(pid: i32, arguments: &[String]) -> Result<PathBuf, String>
             ));
         }
     };
-    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let identity = |path: &Path| {
+        scout::reach(path)?;
+        fs::metadata(path).map(|file| (file.dev(), file.ino()))
+    };
     let at_the_path = match identity(&named) {
         Ok(found) => found,
         Err(error) => {
@@ -184,6 +190,12 @@ fn is_at(executable: &Path, named: &Path) -> bool {
     path == named || resolved(&path).is_some_and(|path| resolved(named) == Some(path))
 }
 
+/// A process's command line, proc_pid_cmdline(5). It is memory of that process, and a page of it may be a file's that never
+/// comes.
+fn command_line(pid: i32) -> io::Result<Vec<u8>> {
+    scout::content(Path::new(&format!("/proc/{pid}/cmdline")), MAX_COMMAND_LINE)
+}
+
 /// Every process of our own rank that looks like an sshd listener in our network namespace; no ports where its
 /// descriptors can't be read.
 pub(super) fn listeners(binary: &Path) -> Vec<OtherListener> {
@@ -206,7 +218,7 @@ fn title_of_listener(pid: i32, binary: &Path) -> Option<Vec<u8>> {
     if !is_of_our_rank(pid)? {
         return None;
     }
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let cmdline = command_line(pid).ok()?;
     if matches!(listener::arguments(&cmdline, None), Err(ListenerError::NotAListener(_))) {
         return None;
     }

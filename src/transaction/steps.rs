@@ -16,6 +16,7 @@ use crate::policy::types::PasswordAuth;
 
 use super::observe::Prepared;
 use super::proof::Asked;
+use super::pulse;
 use super::recovery::{Settle, undo};
 use super::state::Intent;
 
@@ -116,6 +117,7 @@ fn step_by_step(
     let mut is_as_foretold = false;
     if let Some(proof) = &proof_after_trial(plan) {
         go_on()?;
+        pulse::step("asking the running sshd");
         let said = asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload);
         is_as_foretold = said.map_err(Halt::Failed)?;
     }
@@ -135,6 +137,7 @@ fn tell(
     guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
     go_on()?;
     begun.reload = true;
+    pulse::step("telling sshd to read its files");
     guest.reload(sshd).map_err(Halt::Failed)
 }
 
@@ -198,6 +201,7 @@ fn set(
     guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
     go_on()?;
     begun.reload = true;
+    pulse::step("telling sshd to read its files");
     guest.reload(sshd).map_err(Halt::Failed)?;
     Ok(Live { answers, loopback })
 }
@@ -232,6 +236,7 @@ fn the_guard_still_stands(plan: &Plan, sshd: &Sshd, live: &[Answer]) -> Result<(
 
 /// Writes one edit, if the file still is what it was planned on.
 fn write(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(), Halt> {
+    pulse::step("writing a file");
     let done = make(guest, edit);
     if !matches!(done, Err(FileError::Changed { .. })) {
         *begun += 1;

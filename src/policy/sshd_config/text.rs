@@ -69,10 +69,12 @@ pub fn is_our_line_in_block(line: &[u8]) -> bool {
 /// The lines, from 1, that are ours in `content`: markers and what we wrote beside them; none where no marker
 /// of ours stands.
 pub(super) fn our_lines(content: &[u8]) -> Vec<usize> {
-    let ours = block::find(content, is_our_line_in_block);
-    let lines = block::lines(content);
-    let is_in = |offset: usize| ours.iter().any(|s| (s.offset..s.offset + s.bytes.len()).contains(&offset));
-    lines.iter().zip(1..).filter(|(line, _)| is_in(line.offset)).map(|(_, number)| number).collect()
+    let mut ours = block::find(content, is_our_line_in_block).into_iter().peekable();
+    let mut is_in = |offset: usize| {
+        while ours.next_if(|segment| segment.offset + segment.bytes.len() <= offset).is_some() {}
+        ours.peek().is_some_and(|segment| segment.offset <= offset)
+    };
+    block::lines(content).zip(1..).filter(|(line, _)| is_in(line.offset)).map(|(_, number)| number).collect()
 }
 
 #[cfg(test)]
