@@ -574,7 +574,8 @@ mod tests {
             format!("ssh-ed25519 {}", Base64::encode_string(&blob))
         };
         let (begin, end) = (block::BEGIN, block::END);
-        let shapes: [(&str, Box<dyn Fn(u32) -> String>); 7] = [
+        type Line<'l> = Box<dyn Fn(u32) -> String + 'l>;
+        let shapes: [(&str, Line<'_>); 7] = [
             ("keys", Box::new(|n| format!("{}\n", key(n)))),
             ("restricted", Box::new(|n| format!("restrict {}\n", key(n)))),
             ("the same key", Box::new(|_| format!("restrict {ED}\n"))),
