@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::channel::Channel;
 use crate::channel::backoff;
@@ -38,6 +38,7 @@ use crate::logging::Event;
 use crate::policy::types::{CommandId, InstanceId};
 use crate::transaction::owed::Settled;
 use crate::transaction::perform::Performed;
+use crate::transaction::pulse;
 use crate::transaction::state::StoredResult;
 use course::Course;
 use report::{Manager, Nobody, Report, Systemd};
@@ -47,6 +48,9 @@ const READY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long a command in flight may take to end after SIGTERM (contract 8).
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often the step of what is in flight is looked at.
+const FOLLOW: Duration = Duration::from_secs(5);
 
 /// What the loop needs of the transaction room. Every call is synchronous, takes the lock for itself, and runs
 /// on the blocking thread. An error is one line for a person; the call is not repeated unless said so here.
@@ -233,7 +237,7 @@ async fn serve<C: Channel, T: Transactions, M: Manager>(
     watchdog: Option<Duration>,
 ) {
     let mut work = pin!(course.run());
-    let mut attendance = pin!(attend(course.report(), watchdog));
+    let mut attendance = pin!(attend(course, watchdog));
     tokio::select! {
         () = &mut work => return,
         () = &mut attendance => return,
@@ -254,19 +258,63 @@ async fn serve<C: Channel, T: Transactions, M: Manager>(
 }
 
 /// What must happen whatever the course waits for; does not end.
-async fn attend<M: Manager>(report: &Report<M>, watchdog: Option<Duration>) {
+async fn attend<C: Channel, T: Transactions, M: Manager>(
+    course: &Course<C, T, M>,
+    watchdog: Option<Duration>,
+) {
+    let report = course.report();
     let ready = async {
         sleep(READY_AFTER).await;
         report.ready();
     };
     let beat = async {
         let Some(limit) = watchdog else { return std::future::pending().await };
+        let mut pulse = Pulse::new();
         loop {
             sleep(limit / 2).await;
-            report.watchdog();
+            if pulse.moved_within(limit, course.is_working()) {
+                report.watchdog();
+            }
         }
     };
-    tokio::join!(ready, beat);
+    let follow = async {
+        loop {
+            sleep(FOLLOW).await;
+            report.follow();
+        }
+    };
+    tokio::join!(ready, beat, follow);
+}
+
+/// Whether the worker moves: every step of it has a time limit, and one that exceeds the watchdog's does not end.
+struct Pulse {
+    moves: u64,
+    moved_at: Instant,
+    told: bool,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { moves: pulse::seen().0, moved_at: Instant::now(), told: false }
+    }
+
+    /// Whether it is idle, or moved within this time.
+    fn moved_within(&mut self, limit: Duration, is_working: bool) -> bool {
+        let (moves, step) = pulse::seen();
+        if !is_working || moves != self.moves {
+            *self = Self { moves, moved_at: Instant::now(), told: false };
+        }
+        let moves = self.moved_at.elapsed() < limit;
+        if !moves && !self.told {
+            self.told = true;
+            tracing::error!(
+                MESSAGE_ID = Event::TransactionTrouble.id(),
+                "what is in flight has not moved for {} s (step: {step}); the watchdog is not fed any more",
+                limit.as_secs()
+            );
+        }
+        moves
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use keypair_agent::policy::authorized_keys::{copy_of, key_lines, render, standing, ways_in};
+use keypair_agent::policy::authorized_keys::{key_lines, render, standing, ways_in};
 use keypair_agent::policy::command::KeyPair;
 use keypair_agent::policy::component::ComponentVersion;
 use keypair_agent::policy::edit::{FileEdit, FileKind, Inverse};
@@ -33,9 +33,7 @@ fn pair() -> KeyPair {
 
 /// authorized_keys (contract 5): what is somebody else's stays, byte for byte, whatever stands there.
 pub fn authorized_keys(bytes: &[u8]) {
-    let lines = key_lines(bytes);
-    assert!(ways_in(&lines).count() <= lines.len());
-    assert!(lines.iter().all(|line| copy_of(&lines, &line.key).is_some()));
+    assert!(ways_in(key_lines(bytes)).count() <= key_lines(bytes).count());
     if let Some(found) = standing(bytes) {
         assert_eq!(standing(&render(&found)), Some(found));
     }
@@ -49,15 +47,15 @@ pub fn authorized_keys(bytes: &[u8]) {
 pub(crate) fn there_and_back(kind: FileKind, bytes: &[u8], block: Vec<u8>) {
     let foreign = without_ours(&kind, bytes);
     let path = Path::new("/f");
-    if let Some(edit) = FileEdit::block(path, kind.clone(), Some(bytes), block.clone()) {
+    if let Some(edit) = FileEdit::block(path, kind.clone(), Some(bytes.to_vec().into()), block.clone()) {
         let after = edit.after.clone().unwrap();
-        assert_eq!(after, [block.as_slice(), foreign.as_slice()].concat());
+        assert_eq!(*after, [block.as_slice(), foreign.as_slice()].concat());
         assert_eq!(edit.intent().inverse(Some(&after)), Inverse::Replace(bytes.to_vec()));
         assert_eq!(edit.intent().inverse(Some(bytes)), Inverse::Nothing);
     }
-    if let Some(edit) = FileEdit::block(path, kind, Some(bytes), Vec::new()) {
+    if let Some(edit) = FileEdit::block(path, kind, Some(bytes.to_vec().into()), Vec::new()) {
         let after = edit.after.clone().unwrap();
-        assert_eq!(after, foreign);
+        assert_eq!(*after, foreign);
         assert_eq!(edit.intent().inverse(Some(&after)), Inverse::Replace(bytes.to_vec()));
     }
 }

@@ -70,8 +70,10 @@ pub fn sshd_config(bytes: &[u8]) {
             let mut set = tree.clone();
             let main = set.files.get_mut(&tree.main).unwrap();
             let inserted = block.clone().into_bytes();
-            if let Some(edit) = FileEdit::block(&tree.main, FileKind::SshdConfig, Some(main), inserted) {
-                *main = edit.after.unwrap();
+            if let Some(edit) =
+                FileEdit::block(&tree.main, FileKind::SshdConfig, Some(main.clone().into()), inserted)
+            {
+                *main = edit.after.unwrap().into_vec();
             }
             assert!(
                 contrary_lines(&set, &placement.place)

@@ -83,6 +83,11 @@ impl<C: Channel, T: Transactions, M: Manager> Course<C, T, M> {
         &self.stop
     }
 
+    /// Whether a call is in flight.
+    pub(super) fn is_working(&self) -> bool {
+        self.worker.is_working()
+    }
+
     /// Whether a call is in flight that must be waited for.
     pub(super) fn is_writing(&self) -> bool {
         self.worker.is_writing()
@@ -171,7 +176,10 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
 
     async fn run(&mut self) -> Result<(), Stopped> {
         let course = self.course;
-        self.write(T::recover).await?.unwrap_or_else(|why| tell::trouble("recovery is not done", &why));
+        course.report.begins(None);
+        let recovered = self.write(T::recover).await;
+        course.report.ends();
+        recovered?.unwrap_or_else(|why| tell::trouble("recovery is not done", &why));
         self.summarize().await;
         let instance = self.instance().await;
         let mut adopted = self.adopt(&instance, true).await?;
@@ -343,7 +351,9 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         }
         let stop = course.stop.clone();
         let call = move |transactions: &mut T| transactions.perform(&delivery.bytes, &stop);
+        course.report.begins(read.as_ref().map(|received| received.id.clone()));
         let performed = self.beside(course.worker.write(call)).await.unwrap_or_else(Performed::Unanswered);
+        course.report.ends();
         let Answered { id, result, recorded, changed, is_new, repeated, .. } = match performed {
             Performed::Answered(answered) => answered,
             Performed::Unanswered(why) => {

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use sd_notify::NotifyState;
 
 use crate::channel::ChannelError;
-use crate::channel::state::{ChannelState, Phase};
+use crate::channel::state::{ChannelState, InFlight, Phase, since_boot};
 use crate::logging::{Event, now};
 use crate::policy::types::CommandId;
+use crate::transaction::pulse;
 
 /// Who started us and waits to hear from us.
 pub(super) trait Manager {
@@ -99,6 +100,7 @@ impl<M: Manager> Report<M> {
             last_poll_succeeded: None,
             failure: None,
             failing_since: None,
+            in_flight: None,
         };
         let said =
             Said { state, trouble: None, summary: String::new(), status: String::new(), unwritable: false };
@@ -127,6 +129,32 @@ impl<M: Manager> Report<M> {
     /// `STOPPING=1`
     pub(super) fn stopping(&self) {
         self.manager.tell(&[NotifyState::Stopping]);
+    }
+
+    /// Something begins to be carried out: this command, or what is left of an earlier one.
+    pub(super) fn begins(&self, command_id: Option<CommandId>) {
+        let in_flight =
+            InFlight { command_id, since: now(), since_boot: since_boot(), step: pulse::seen().1.to_owned() };
+        self.said.borrow_mut().state.in_flight = Some(in_flight);
+        self.say();
+    }
+
+    /// It came to its end.
+    pub(super) fn ends(&self) {
+        self.said.borrow_mut().state.in_flight = None;
+        self.say();
+    }
+
+    /// Which step it is in by now.
+    pub(super) fn follow(&self) {
+        let mut said = self.said.borrow_mut();
+        let (_, step) = pulse::seen();
+        match &mut said.state.in_flight {
+            Some(in_flight) if in_flight.step != step => step.clone_into(&mut in_flight.step),
+            _ => return,
+        }
+        drop(said);
+        self.say();
     }
 
     /// What the guest's side looks like, in a few words.

@@ -4,16 +4,23 @@ use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Transactions;
+use crate::transaction::at_rest;
 
 /// Hands calls to the blocking thread.
 pub(super) struct Worker<T> {
     transactions: Arc<Mutex<T>>,
     writing: Cell<bool>,
+    /// How many calls wait for their end.
+    calls: Cell<usize>,
 }
 
 impl<T: Transactions> Worker<T> {
     pub(super) fn new(transactions: T) -> Self {
-        Self { transactions: Arc::new(Mutex::new(transactions)), writing: Cell::new(false) }
+        Self {
+            transactions: Arc::new(Mutex::new(transactions)),
+            writing: Cell::new(false),
+            calls: Cell::new(0),
+        }
     }
 
     /// A call that changes nothing: the process may end without waiting for it.
@@ -25,11 +32,15 @@ impl<T: Transactions> Worker<T> {
         call: impl FnOnce(&mut T) -> R + Send + 'static,
     ) -> Result<R, String> {
         let transactions = self.transactions.clone();
-        tokio::task::spawn_blocking(move || {
-            call(&mut transactions.lock().unwrap_or_else(PoisonError::into_inner))
+        self.calls.set(self.calls.get() + 1);
+        let done = tokio::task::spawn_blocking(move || {
+            let answer = call(&mut transactions.lock().unwrap_or_else(PoisonError::into_inner));
+            at_rest();
+            answer
         })
-        .await
-        .map_err(|_| "the working thread ended within a call".to_owned())
+        .await;
+        self.calls.set(self.calls.get() - 1);
+        done.map_err(|_| "the working thread ended within a call".to_owned())
     }
 
     /// A call that may change the guest or the state: the process waits for it.
@@ -44,6 +55,11 @@ impl<T: Transactions> Worker<T> {
         let outcome = self.read(call).await;
         self.writing.set(false);
         outcome
+    }
+
+    /// Whether any call is in flight.
+    pub(super) fn is_working(&self) -> bool {
+        self.calls.get() > 0
     }
 
     /// Whether such a call is in flight.

@@ -5,10 +5,12 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::policy::foreign::foreign_path;
+use crate::policy::types::CommandId;
 
 const FILE: &str = "channel.json";
 const NEW_FILE: &str = ".channel.json.new";
@@ -43,6 +45,35 @@ pub struct ChannelState {
     pub failure: Option<String>,
     /// Since when it does.
     pub failing_since: Option<String>,
+    /// What is being carried out. Absent before 3.2.
+    #[serde(default)]
+    pub in_flight: Option<InFlight>,
+}
+
+/// What is being carried out, as long as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InFlight {
+    /// The command; `null` where an earlier one is taken back at start.
+    pub command_id: Option<CommandId>,
+    /// Since when.
+    pub since: String,
+    /// The same in seconds since the boot, by a clock that nobody sets.
+    pub since_boot: u64,
+    /// The step that began last; looked at every few seconds.
+    pub step: String,
+}
+
+impl InFlight {
+    /// How long it has been in flight. The clock of the boot decides: the other one may have been set since.
+    pub fn age(&self) -> Duration {
+        Duration::from_secs(since_boot().saturating_sub(self.since_boot))
+    }
+}
+
+/// Seconds since the boot, suspended time among them: clock_gettime(2), `CLOCK_BOOTTIME`.
+pub fn since_boot() -> u64 {
+    u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec).unwrap_or_default()
 }
 
 impl ChannelState {
@@ -91,6 +122,12 @@ mod tests {
             last_poll_succeeded: Some(false),
             failure: Some("timed out".into()),
             failing_since: Some("2026-01-01T00:00:01Z".into()),
+            in_flight: Some(InFlight {
+                command_id: "c-1".parse().ok(),
+                since: "2026-01-01T00:00:01Z".into(),
+                since_boot: 5,
+                step: "a step".into(),
+            }),
         }
     }
 
@@ -106,6 +143,7 @@ mod tests {
         assert_eq!(json["state"], "failing");
         assert_eq!(json["lastPollSucceeded"], false);
         assert_eq!(json["failingSince"], "2026-01-01T00:00:01Z");
+        assert_eq!(json["inFlight"]["commandId"], "c-1");
         let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o644);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

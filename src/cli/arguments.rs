@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
+use crate::guest::scout;
 use crate::policy::types::PasswordAuth;
 
 /// What `--help` prints.
@@ -75,6 +76,8 @@ pub(super) enum Word {
     Recover,
     /// `trial-helper`: for systemd alone, so the usage does not name it.
     TrialHelper,
+    /// `scout`: for this program alone.
+    Scout,
     /// `status`.
     Status {
         /// `--json`.
@@ -125,6 +128,7 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         "undo" => Word::Undo,
         "recover" => Word::Recover,
         "trial-helper" => Word::TrialHelper,
+        scout::WORD => Word::Scout,
         "status" => Word::Status { json: std::mem::take(&mut json) },
         "check" => Word::Check { json: std::mem::take(&mut json), image: std::mem::take(&mut image) },
         unknown => return Err(format!("there is no command '{unknown}'").into()),

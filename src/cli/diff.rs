@@ -2,6 +2,7 @@
 
 use diffy::PatchFormatter;
 
+use crate::policy::content::Content;
 use crate::policy::edit::{Change, FileEdit, FileKind};
 use crate::policy::sshd_config::is_drop_in;
 
@@ -9,7 +10,7 @@ use crate::policy::sshd_config::is_drop_in;
 pub(super) fn of(edit: &FileEdit) -> Vec<u8> {
     let before = edit.before.as_deref().unwrap_or_default();
     let after = edit.after.as_deref().unwrap_or_default();
-    let name = |content: &Option<Vec<u8>>| match content {
+    let name = |content: &Option<Content>| match content {
         Some(_) => edit.path.to_string_lossy().into_owned(),
         None => "/dev/null".to_owned(),
     };
@@ -19,13 +20,70 @@ pub(super) fn of(edit: &FileEdit) -> Vec<u8> {
     }
     text.extend_from_slice(format!("--- {}\n+++ {}\n", name(&edit.before), name(&edit.after)).as_bytes());
     let mut hunks = Vec::new();
+    let Part { skipped, before, after } = Part::of(before, after);
     let patch = diffy::create_patch_bytes(before, after);
     if PatchFormatter::new().write_patch_into(&patch, &mut hunks).is_ok() {
         // The library names the files "original" and "modified"; their real names stand above.
         let from = hunks.windows(3).position(|window| window == b"@@ ").unwrap_or(hunks.len());
-        text.extend_from_slice(&hunks[from..]);
+        for line in hunks[from..].split_inclusive(|byte| *byte == b'\n') {
+            match std::str::from_utf8(line).ok().and_then(|line| moved(line, skipped)) {
+                Some(moved) => text.extend_from_slice(moved.as_bytes()),
+                None => text.extend_from_slice(line),
+            }
+        }
     }
     text
+}
+
+/// How many lines stand around a change.
+const CONTEXT: usize = 3;
+
+/// The part of two files in which they differ, with the lines around it: a key file may have millions.
+struct Part<'f> {
+    /// The number of lines ahead of it.
+    skipped: usize,
+    before: &'f [u8],
+    after: &'f [u8],
+}
+
+impl<'f> Part<'f> {
+    fn of(before: &'f [u8], after: &'f [u8]) -> Self {
+        let same = before.iter().zip(after).take_while(|(one, other)| one == other).count();
+        let mut from = line_start(&before[..same]);
+        for _ in 0..CONTEXT {
+            from = line_start(&before[..from.saturating_sub(1)]);
+        }
+        let skipped = before[..from].iter().filter(|byte| **byte == b'\n').count();
+        let (before, after) = (&before[from..], &after[from..]);
+        let both = before.iter().rev().zip(after.iter().rev());
+        let most = before.len().min(after.len()) - (same - from);
+        let same_end = both.take(most).take_while(|(one, other)| one == other).count();
+        // As many whole lines of the end as are to be shown; the rest is left out.
+        let end = &before[before.len() - same_end..];
+        let starts_line = before.len() == same_end || before[before.len() - same_end - 1] == b'\n';
+        let skip = usize::from(!starts_line) + CONTEXT;
+        let ends = end.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+        let left_out = ends.take(skip).nth(skip - 1).map_or(0, |at| end.len() - at);
+        Self { skipped, before: &before[..before.len() - left_out], after: &after[..after.len() - left_out] }
+    }
+}
+
+/// Where the last line of a text begins.
+fn line_start(text: &[u8]) -> usize {
+    text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+}
+
+/// The header of a hunk, its line numbers that many lines further down.
+fn moved(line: &str, by: usize) -> Option<String> {
+    let (ranges, rest) = line.strip_prefix("@@ -")?.split_once(" @@")?;
+    let (before, after) = ranges.split_once(" +")?;
+    let range = |range: &str| -> Option<String> {
+        let (first, count) =
+            range.split_once(',').map_or((range, None), |(first, count)| (first, Some(count)));
+        let first = first.parse::<usize>().ok()? + by;
+        Some(count.map_or_else(|| first.to_string(), |count| format!("{first},{count}")))
+    };
+    Some(format!("@@ -{} +{} @@{rest}", range(before)?, range(after)?))
 }
 
 /// What of ours an edit is about, in words.
@@ -37,5 +95,50 @@ pub(super) fn what(edit: &FileEdit) -> &'static str {
         }
         (FileKind::SshdConfig, Change::Block(_)) => "a block with the password setting",
         (FileKind::SshdConfig, Change::Whole { .. }) => "a drop-in with the password setting",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hunks(before: &[u8], after: &[u8]) -> String {
+        let edit = FileEdit {
+            path: "/f".into(),
+            kind: FileKind::SshdConfig,
+            change: Change::Whole { before: None, after: None, raw_before: None },
+            before: Some(before.to_vec().into()),
+            after: Some(after.to_vec().into()),
+            creates_directory: None,
+            mount: None,
+        };
+        String::from_utf8(of(&edit)).unwrap()
+    }
+
+    #[test]
+    fn the_lines_around_a_change_far_down() {
+        let lines: Vec<String> = (1..=1000).map(|number| format!("{number}\n")).collect();
+        let (before, mut after) = (lines.concat(), lines.clone());
+        after.splice(499..501, ["new\n".to_owned()]);
+        assert_eq!(
+            hunks(before.as_bytes(), after.concat().as_bytes()),
+            "--- /f\n+++ /f\n@@ -497,8 +497,7 @@\n 497\n 498\n 499\n-500\n-501\n+new\n 502\n 503\n 504\n"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_the_diff_of_all(
+            head in "[ab\n]{0,20}", out in "[abc\n]{0,6}", new in "[abc\n]{0,6}", tail in "[ab\n]{0,20}",
+        ) {
+            let (before, after) = (format!("{head}{out}{tail}"), format!("{head}{new}{tail}"));
+            let shown = hunks(before.as_bytes(), after.as_bytes());
+            let patch = diffy::Patch::from_bytes(shown.as_bytes());
+            if before != after {
+                prop_assert_eq!(diffy::apply_bytes(before.as_bytes(), &patch.unwrap()).unwrap(), after.as_bytes());
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::guest::real::RealGuest;
+use crate::guest::scout;
 use crate::transaction::{Settings, Transaction};
 
 use arguments::{Arguments, Invocation, Word};
@@ -42,6 +43,12 @@ pub fn main() -> ExitCode {
         Invocation::Version => return print(&format!("keypair-agent {}\n", crate::VERSION)),
         Invocation::Word(arguments) => arguments,
     };
+    if word == Word::Scout {
+        // It is sent by a process of ours; that one is gone if its answer cannot be written.
+        let _gone = scout::serve(io::stdin().lock(), io::stdout().lock());
+        return OK.into();
+    }
+    scout::enable();
     let config = match Config::load(config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
@@ -62,10 +69,12 @@ pub fn main() -> ExitCode {
         Word::Undo => undo::undo(&config),
         Word::Recover => undo::recover(&config),
         Word::TrialHelper => trial_helper::serve(&config),
+        Word::Scout => OK,
         Word::Status { json } => status::status(&config, json),
         Word::Check { json, image: false } => check::check(&config, json),
         Word::Check { json, image: true } => image::check(&config, json),
     };
+    scout::rest();
     status.into()
 }
 

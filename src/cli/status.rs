@@ -1,9 +1,11 @@
 //! `status`: what is bound and how the agent is, for a person and as JSON.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::channel::run_lock;
-use crate::channel::state::{ChannelState, Phase};
+use crate::channel::state::{ChannelState, InFlight, Phase};
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::policy::component::REQUIRED;
@@ -17,6 +19,9 @@ use crate::transaction::look::Drift;
 use crate::transaction::state::State;
 
 use super::{FAILED, OK};
+
+/// How long something may be in flight (contract 10.6).
+const LONG: Duration = Duration::from_secs(60);
 
 /// All that `status` tells.
 #[derive(Debug, Serialize)]
@@ -152,6 +157,8 @@ fn look(config: &Config) -> Report {
         ));
     }
     let channel = channel.ok();
+    let in_flight = channel.as_ref().filter(|_| run.is_some()).and_then(|channel| channel.in_flight.as_ref());
+    problems.extend(in_flight.and_then(hanging));
     match (&run, &channel) {
         (None, _) => problems.push("the agent is not running: systemctl start keypair-agent".to_owned()),
         (Some(_), Some(channel))
@@ -165,6 +172,7 @@ fn look(config: &Config) -> Report {
                 .unwrap_or("no poll has ended yet")
         )),
     }
+    problems.extend(transaction.guest().silences());
     Report {
         healthy: problems.is_empty(),
         agent_version: crate::VERSION,
@@ -184,6 +192,24 @@ fn look(config: &Config) -> Report {
         problems,
         notes,
     }
+}
+
+/// What is in flight for too long.
+fn hanging(in_flight: &InFlight) -> Option<String> {
+    let age = in_flight.age();
+    let InFlight { command_id, since, step, .. } = in_flight;
+    let what = match command_id {
+        Some(id) => format!("command {id}"),
+        None => "the taking back of an interrupted command".to_owned(),
+    };
+    let step = if step.is_empty() { String::new() } else { format!(" (step: {step})") };
+    (age > LONG).then(|| {
+        format!(
+            "{what} is in flight since {since}, for {} s{step}: see 'journalctl -u keypair-agent'; 'systemctl restart \
+             keypair-agent' takes it back",
+            age.as_secs()
+        )
+    })
 }
 
 fn undelivered(state: &State) -> Option<CommandId> {

@@ -1,14 +1,15 @@
 //! Accounts as the guest's name service has them: passwd(5), group(5), nsswitch.conf(5).
 
-use std::ffi::CString;
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::sys::stat::stat;
-use nix::unistd::{Group, Uid, User, getgrouplist};
 
+use super::people;
+use super::scout::{self, Entry};
 use crate::policy::observation::{Account, Fate, Holder};
 
 pub(super) const PASSWD: &str = "/etc/passwd";
@@ -42,46 +43,79 @@ impl std::error::Error for AccountError {
 }
 
 /// Looks an account up by its login name; `None` where there is none.
+///
+/// # Errors
+/// That the name service does not answer, or fails.
 pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
-    let failed = |error: Errno| AccountError { name: name.to_owned(), source: error.into() };
-    let Some(user) = found(User::from_name(name)).map_err(failed)? else { return Ok(None) };
-    let primary = found(Group::from_gid(user.gid)).map_err(failed)?;
-    let login = CString::new(name).map_err(|_| failed(Errno::EINVAL))?;
-    let mut groups: Vec<String> = primary.iter().map(|group| group.name.clone()).collect();
-    for gid in getgrouplist(&login, user.gid).map_err(failed)? {
-        if gid == user.gid {
-            continue;
-        }
-        // A group without a name is in no one's AllowGroups: sshd leaves it out too.
-        if let Some(group) = found(Group::from_gid(gid)).map_err(failed)? {
-            groups.push(group.name);
-        }
+    let failed = |source: io::Error| AccountError { name: name.to_owned(), source };
+    if name.contains('\0') {
+        return Ok(None);
     }
-    Ok(Some(Account {
-        name: user.name,
-        uid: user.uid.as_raw(),
-        gid: user.gid.as_raw(),
-        home: user.dir,
+    let Some(entry) = scout::entry(name).map_err(failed)? else { return Ok(None) };
+    let groups = scout::groups(name, entry.gid).map_err(failed)?;
+    Ok(Some(with_groups(entry, groups)))
+}
+
+/// The same to take something out, which needs no groups: while the name service does not answer or fails, the entry of passwd(5)
+/// itself counts.
+///
+/// # Errors
+/// That neither has it.
+pub fn account_to_clean(name: &str) -> Result<Option<Account>, AccountError> {
+    let failure = match account(name) {
+        Err(error) => error,
+        answer => return answer,
+    };
+    let entry = scout::entry(name).ok().flatten();
+    let account =
+        entry.map(|entry| with_groups(entry, Vec::new())).or_else(|| listed(|person| person.name == name));
+    account.map_or(Err(failure), |account| Ok(Some(account)))
+}
+
+/// The home of root; `None` where there is no such account.
+pub(super) fn home_of_root() -> Option<PathBuf> {
+    match scout::entry_of_uid(0) {
+        Ok(entry) => entry.map(|entry| PathBuf::from(OsString::from_vec(entry.home))),
+        Err(_) => listed(|person| person.uid == 0).map(|root| root.home),
+    }
+}
+
+/// The first account of passwd(5)'s own file that is meant.
+fn listed(is_meant: impl Fn(&Account) -> bool) -> Option<Account> {
+    people::people().ok()?.into_iter().map(|person| person.account).find(is_meant)
+}
+
+fn with_groups(entry: Entry, groups: Vec<String>) -> Account {
+    let Entry { name, uid, gid, home, shell } = entry;
+    Account {
+        name,
+        uid,
+        gid,
+        home: PathBuf::from(OsString::from_vec(home)),
         // passwd(5): an empty one is /bin/sh.
-        shell: if user.shell.as_os_str().is_empty() { "/bin/sh".into() } else { user.shell },
+        shell: if shell.is_empty() { "/bin/sh".into() } else { PathBuf::from(OsString::from_vec(shell)) },
         groups,
-    }))
+    }
 }
 
 /// As whom the file at `path` is reached that holds, or held, a block of this user's: see `Guest::holder`.
+///
+/// # Errors
+/// As for [`account_to_clean`].
 pub fn holder(name: &str, uid: Option<u32>, path: &Path) -> Result<Holder, AccountError> {
-    let directory = path.parent().and_then(|directory| stat(directory).ok());
+    let answers = |directory: &&Path| scout::reach(directory).is_ok();
+    let directory = path.parent().filter(answers).and_then(|directory| stat(directory).ok());
     // One whose uid was changed owns his files by the new one.
     let is_anothers = |uid: u32| directory.as_ref().is_some_and(|directory| directory.st_uid == uid);
-    if let Some(account) =
-        account(name)?.filter(|account| uid.is_none_or(|uid| uid == account.uid || !is_anothers(uid)))
+    if let Some(account) = account_to_clean(name)?
+        .filter(|account| uid.is_none_or(|uid| uid == account.uid || !is_anothers(uid)))
     {
         return Ok(Holder { account, fate: Fate::Present });
     }
-    let failed = |error: Errno| AccountError { name: name.to_owned(), source: error.into() };
+    let failed = |source: io::Error| AccountError { name: name.to_owned(), source };
     if let Some(uid) = uid
-        && let Some(user) = found(User::from_uid(Uid::from_raw(uid))).map_err(failed)?
-        && let Some(account) = account(&user.name)?.filter(|account| account.uid == uid)
+        && let Some(entry) = scout::entry_of_uid(uid).map_err(failed)?
+        && let Some(account) = account_to_clean(&entry.name)?.filter(|account| account.uid == uid)
     {
         return Ok(Holder { account, fate: Fate::Renamed });
     }
@@ -101,14 +135,6 @@ pub fn holder(name: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Accou
         groups: Vec::new(),
     };
     Ok(Holder { account, fate: Fate::Gone })
-}
-
-/// "Not found" in the ways getpwnam(3) lists, some of which are errors.
-fn found<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
-    match answer {
-        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
-        answer => answer,
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Child processes (contract 6: "Every child process has 10 s, then it is killed"): a clean environment, text
-//! in, bounded text out, always reaped.
+//! in, bounded text out, reaped. One that cannot be killed, since the kernel waits for a mount whose server is away, is
+//! left behind, and no other of its program is started as long as it is there.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -8,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::pulse;
 use crate::policy::foreign::foreign;
 
 /// How long a child may take.
@@ -26,6 +29,9 @@ const MAX_OUTPUT: usize = 1024 * 1024;
 
 /// How often a child is looked after that closed its outputs, or left them to a child of its own.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long a killed child is waited for.
+const END: Duration = Duration::from_secs(1);
 
 /// Where programs are looked for.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -92,6 +98,11 @@ pub enum ChildError {
         /// The program.
         path: PathBuf,
     },
+    /// One of this program's hangs in the kernel since before, and could not be killed.
+    Hangs {
+        /// The program.
+        path: PathBuf,
+    },
 }
 
 impl ChildError {
@@ -110,6 +121,12 @@ impl fmt::Display for ChildError {
             }
             Self::Killed { path, signal } => write!(f, "{} was ended by signal {signal}", path.display()),
             Self::TooMuch { path } => write!(f, "{} said more than {MAX_OUTPUT} bytes", path.display()),
+            Self::Hangs { path } => write!(
+                f,
+                "an earlier {} hangs and cannot be killed; bring the server of the mount back that it waits for, or \
+                 unmount it (umount -f)",
+                path.display()
+            ),
         }
     }
 }
@@ -187,25 +204,65 @@ impl Background {
         arguments: &[impl AsRef<OsStr>],
         [stdin, stdout, stderr]: [Stdio; 3],
     ) -> Result<Self, ChildError> {
+        refuse_another(program)?;
         let mut command = command(program, arguments);
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         let child = command.spawn().map_err(|source| failed(program, "start", source))?;
-        Ok(Self { running: Running { child, ended: false } })
+        Ok(Self { running: Running { child: Some(child), program: program.to_owned() } })
     }
 
     /// Whether it ended within this time.
     pub fn ends_within(&mut self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        loop {
-            match self.running.child.try_wait() {
-                Ok(Some(_)) => {
-                    self.running.ended = true;
-                    return true;
-                }
-                Ok(None) if Instant::now() < deadline => sleep(Duration::from_millis(2)),
-                Ok(None) | Err(_) => return false,
-            }
+        let Some(child) = &mut self.running.child else { return true };
+        let ended = ends_within(child, limit);
+        if ended {
+            self.running.child = None;
         }
+        ended
+    }
+}
+
+/// Whether a child ended within this time.
+pub(super) fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => return true,
+            Ok(None) if Instant::now() < deadline => sleep(Duration::from_millis(2)),
+            Ok(None) | Err(_) => return false,
+        }
+    }
+}
+
+/// Kills a child with its process group; the child, if it could not be killed.
+pub(super) fn end(mut child: Child) -> Option<Child> {
+    // Not reaped yet, so the group is still the child's own.
+    if matches!(child.try_wait(), Ok(None))
+        && let Ok(pid) = i32::try_from(child.id())
+    {
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let _ = child.kill();
+    (!ends_within(&mut child, END)).then_some(child)
+}
+
+/// A child that is spoken with by its standard input and output.
+pub(super) fn partner(program: &Path, arguments: &[impl AsRef<OsStr>]) -> io::Result<Child> {
+    let mut command = command(program, arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn()
+}
+
+/// Children that could not be killed, by their program.
+static LEFT: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
+
+/// Refuses a program of which a child hangs already: another one would most likely hang beside it.
+fn refuse_another(program: &Path) -> Result<(), ChildError> {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    left.retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
+    match left.iter().any(|(hangs, _)| hangs == program) {
+        true => Err(ChildError::Hangs { path: program.to_owned() }),
+        false => Ok(()),
     }
 }
 
@@ -228,8 +285,9 @@ fn failed(program: &Path, action: &'static str, source: io::Error) -> ChildError
 
 /// A child that is killed, with its process group, and reaped if it is let go before it ended.
 struct Running {
-    child: Child,
-    ended: bool,
+    /// `None` once it ended.
+    child: Option<Child>,
+    program: PathBuf,
 }
 
 /// How a child ended.
@@ -248,13 +306,14 @@ enum Attended {
 
 impl Running {
     fn start(program: &Path, arguments: &[impl AsRef<OsStr>], input: &[u8]) -> Result<Self, ChildError> {
+        refuse_another(program)?;
         let mut command = command(program, arguments);
         command
             .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let child = command.spawn().map_err(|source| failed(program, "start", source))?;
-        Ok(Self { child, ended: false })
+        Ok(Self { child: Some(child), program: program.to_owned() })
     }
 
     /// What it said until it ended; `None` where `is_over` said that it may be ended.
@@ -267,6 +326,7 @@ impl Running {
     ) -> Result<Option<Output>, ChildError> {
         let deadline = Instant::now() + limit;
         let attended = self.attend(input, deadline, is_over);
+        pulse::moved();
         let Ended { status, stdout, stderr } =
             match attended.map_err(|source| failed(program, "attend to", source))? {
                 Attended::Ended(ended) => ended,
@@ -292,17 +352,17 @@ impl Running {
         deadline: Instant,
         mut is_over: impl FnMut() -> bool,
     ) -> io::Result<Attended> {
-        let mut stdin = self.child.stdin.take();
-        let mut stdout = Pipe::new(self.child.stdout.take())?;
-        let mut stderr = Pipe::new(self.child.stderr.take())?;
+        let Some(child) = &mut self.child else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut stdin = child.stdin.take();
+        let mut stdout = Pipe::new(child.stdout.take())?;
+        let mut stderr = Pipe::new(child.stderr.take())?;
         if let Some(stdin) = &stdin {
             set_nonblocking(stdin.as_fd())?;
         }
         loop {
             // A grandchild may keep the outputs open: whether the child lives is asked beside them.
-            let status = self.child.try_wait()?;
-            self.ended = status.is_some();
-            if let Some(status) = status {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
                 stdout.read()?;
                 stderr.read()?;
                 let ended = Ended { status, stdout: stdout.captured, stderr: stderr.captured };
@@ -325,13 +385,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.ended {
-            if let Ok(pid) = i32::try_from(self.child.id()) {
-                // Not reaped yet, so the group is still the child's own.
-                let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        if let Some(child) = self.child.take().and_then(end) {
+            LEFT.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((std::mem::take(&mut self.program), child));
         }
     }
 }

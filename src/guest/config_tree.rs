@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern, glob_with};
 
+use super::scout::{self, Silence};
 use crate::policy::observation::{ConfigTree, Included};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::{
@@ -153,7 +154,9 @@ impl<'r> Reader<'r> {
 
     /// What a pattern of a file at this depth leads to.
     fn follow(&mut self, pattern: PathBuf, depth: usize) -> Result<Included, Refusal> {
-        let mut included = expand(pattern);
+        let mut included = expand(pattern).map_err(|silence| {
+            Refusal::new(Reason::IoError, format!("cannot read sshd's configuration: {silence}"))
+        })?;
         let mut files = Vec::with_capacity(included.files.len());
         for found in included.files {
             files.extend(self.add(&found, depth + 1)?);
@@ -209,19 +212,34 @@ fn bears_our_comment(content: &[u8]) -> bool {
 /// Whether it is a directory that root alone can change; in tests, that this user alone can.
 fn is_roots_alone(directory: &Path) -> bool {
     let own = nix::unistd::geteuid().as_raw();
-    fs::metadata(directory).is_ok_and(|directory| {
-        directory.is_dir()
-            && (directory.uid() == 0 || directory.uid() == own)
-            && directory.mode() & 0o022 == 0
-    })
+    scout::reach(directory).is_ok()
+        && fs::metadata(directory).is_ok_and(|directory| {
+            directory.is_dir()
+                && (directory.uid() == 0 || directory.uid() == own)
+                && directory.mode() & 0o022 == 0
+        })
 }
 
 /// What a pattern matches, in the order sshd reads it: bytewise.
-pub(super) fn expand(pattern: PathBuf) -> Included {
-    let wild = |path: &Path| path.as_os_str().as_bytes().iter().any(|byte| b"*?[".contains(byte));
+///
+/// # Errors
+/// That a directory on the way does not answer.
+pub(super) fn expand(pattern: PathBuf) -> Result<Included, Silence> {
     let directory = pattern.parent().unwrap_or(Path::new("/"));
-    let directory_exists = !wild(directory) && directory.is_dir();
-    let mut files = if wild(&pattern) || pattern.as_os_str().as_bytes().contains(&b'\\') {
+    let tame = directory.ancestors().find(|directory| !is_wild(directory));
+    scout::reach(tame.unwrap_or(Path::new("/")))?;
+    scout::expand(pattern)
+}
+
+fn is_wild(path: &Path) -> bool {
+    path.as_os_str().as_bytes().iter().any(|byte| b"*?[".contains(byte))
+}
+
+/// The same by this process itself.
+pub(super) fn expand_here(pattern: PathBuf) -> Included {
+    let directory = pattern.parent().unwrap_or(Path::new("/"));
+    let directory_exists = !is_wild(directory) && directory.is_dir();
+    let mut files = if is_wild(&pattern) || pattern.as_os_str().as_bytes().contains(&b'\\') {
         let translated = translate(&pattern.to_string_lossy());
         // What is no pattern for us is none for glob(3) either: an open bracket.
         glob_with(&translated, LIKE_SSHD).map(|found| found.flatten().collect()).unwrap_or_default()
@@ -253,6 +271,7 @@ fn translate(pattern: &str) -> String {
 
 /// A regular file's bytes; `None` where there is none, or something else (`sshd -t` judges that).
 fn read(file: &Path) -> io::Result<Option<(Identity, Vec<u8>)>> {
+    scout::reach(file)?;
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
     let opened = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(file);
     let opened = match opened {

@@ -317,6 +317,7 @@ fn settled_pid(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refusal> {
 
 /// The pid in a pid file; `None` where there is no such file.
 pub(super) fn read_pid(pid_file: &Path) -> Result<Option<i32>, Refusal> {
+    super::files::reach(pid_file)?;
     let text = match fs::read(pid_file) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

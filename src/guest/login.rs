@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::accounts::{PASSWD, PASSWD_LIMIT};
 use super::child;
 use super::config_tree::expand;
-use super::files::{KEY_FILE_LIMIT, read_file};
+use super::files::{KEY_FILE_LIMIT, reach, read_file};
+use crate::policy::content::Content;
 use crate::policy::effective::Effective;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{KeyFile, PamRule, Shadow, ShadowEntry};
@@ -224,15 +225,19 @@ const MOST_KEY_FILES: usize = 64;
 /// The files that sshd reads a user's keys from, with their bytes, in its order; `own` is the one that was read already.
 /// A pattern leads to the files that it matches and to that of its very name. One file under two names counts once;
 /// what cannot be read is left out.
-pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Vec<u8>)> {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|seen| (seen.dev(), seen.ino()));
+pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Content)> {
+    let identity = |path: &Path| {
+        let seen = reach(path).ok().and_then(|()| fs::metadata(path).ok())?;
+        Some((seen.dev(), seen.ino()))
+    };
     let own_identity = own.and_then(|own| identity(&own.path));
     let named = paths.iter().flat_map(|path| {
-        let matched = if path.is_pattern { expand(path.path.clone()).files } else { Vec::new() };
+        let found = path.is_pattern.then(|| expand(path.path.clone()));
+        let matched = found.and_then(Result::ok).map_or_else(Vec::new, |found| found.files);
         matched.into_iter().chain([path.path.clone()])
     });
     let mut seen = Vec::new();
-    let mut found: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    let mut found: Vec<(PathBuf, Content)> = Vec::new();
     for path in named {
         let file = identity(&path);
         let is_own = |own: &&KeyFile| path == own.path || file.is_some() && file == own_identity;
@@ -244,7 +249,7 @@ pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBu
                 found.push(own.bytes());
             }
         } else if let Ok(Some(content)) = read_file(&path, KEY_FILE_LIMIT) {
-            found.push((path, content));
+            found.push((path, content.into()));
         }
         seen.push(file);
     }
@@ -313,7 +318,7 @@ mod tests {
             path: at("ak"),
             id: FileId { device: 0, inode: 0, name: "ak".into() },
             mount: None,
-            content: Some(b"own".to_vec()),
+            content: Some(b"own".to_vec().into()),
             missing_directory: None,
         };
         let read = |names: &[(&str, bool)]| -> Vec<(String, String)> {
@@ -324,7 +329,7 @@ mod tests {
             };
             let paths: Vec<KeyPath> = names.iter().map(path).collect();
             let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-            let text = |content: Vec<u8>| String::from_utf8(content).unwrap();
+            let text = |content: Content| String::from_utf8(content.to_vec()).unwrap();
             key_files(&paths, Some(&own))
                 .into_iter()
                 .map(|(path, content)| (name(&path), text(content)))

@@ -13,8 +13,10 @@ mod people;
 mod private;
 mod process;
 mod proof;
+pub mod pulse;
 mod question;
 pub mod real;
+pub mod scout;
 pub mod service;
 pub mod service_view;
 mod sessions;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use crate::policy::content::Content;
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{
@@ -96,13 +99,25 @@ pub trait Guest {
     /// # Errors
     /// `USER_NOT_FOUND`, `IO_ERROR`.
     fn account(&self, user: &str) -> Result<Account, Refusal>;
+    /// The same to take something out, which needs no groups: where the name service does not answer, as passwd(5)'s own
+    /// file has it.
+    ///
+    /// # Errors
+    /// `USER_NOT_FOUND`, `IO_ERROR`.
+    fn account_to_clean(&self, user: &str) -> Result<Account, Refusal> {
+        self.account(user)
+    }
+    /// What does not answer now, each with its remedy: the name service, mounts. They are not asked once more.
+    fn silences(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The user's authorized_keys file at `path`, reached safely (contract 5).
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
     /// The files that sshd reads the user's keys from, in its order; `own` is one of them, read already.
-    fn key_files(&self, _paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Vec<u8>)> {
+    fn key_files(&self, _paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Content)> {
         own.map(KeyFile::bytes).into_iter().collect()
     }
     /// The same for a file out of which something is to be taken: a home that does not exist is no error.

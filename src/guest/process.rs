@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::sockets;
+use super::{scout, sockets};
 use crate::policy::foreign::foreign;
 use crate::policy::holders::{has_ids, status_line};
 use crate::policy::listener::{self, ListenerError};
@@ -19,7 +19,7 @@ use crate::policy::observation::OtherListener;
 const WITHOUT_SOCKET: Duration = Duration::from_millis(500);
 
 /// The most that is read of a command line: sshd's options are far shorter.
-const COMMAND_LINE_MAX: u64 = 128 * 1024;
+const MAX_COMMAND_LINE: u64 = 128 * 1024;
 /// How long a fork may look like its parent before it is taken for its child: until then the parent may end in its favour.
 const FORKED: Duration = Duration::from_millis(300);
 
@@ -110,7 +110,7 @@ pub(super) fn listener_arguments(
         return Err(NotListener::Other(format!("it runs {}", exe.display())));
     }
     let path = format!("/proc/{pid}/cmdline");
-    let cmdline = command_line(&path).map_err(|error| NotListener::unread(&path, &error))?;
+    let cmdline = command_line(pid).map_err(|error| NotListener::unread(&path, &error))?;
     let arguments = listener::arguments(&cmdline, unit).map_err(|error| match error {
         ListenerError::NotAListener(_) => NotListener::Other(error.to_string()),
         _ => NotListener::Unclear(error.to_string()),
@@ -153,7 +153,10 @@ pub(super) fn program(pid: i32, arguments: &[String]) -> Result<PathBuf, String>
             ));
         }
     };
-    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let identity = |path: &Path| {
+        scout::reach(path)?;
+        fs::metadata(path).map(|file| (file.dev(), file.ino()))
+    };
     let at_the_path = match identity(&named) {
         Ok(found) => found,
         Err(error) => {
@@ -192,6 +195,12 @@ fn is_at(executable: &Path, named: &Path) -> bool {
     let path = without_mark(executable).unwrap_or_else(|| executable.to_owned());
     let resolved = |path: &Path| fs::canonicalize(path).ok();
     path == named || resolved(&path).is_some_and(|path| resolved(named) == Some(path))
+}
+
+/// A process's command line, proc_pid_cmdline(5). It is memory of that process, and a page of it may be a file's that never
+/// comes.
+fn command_line(pid: i32) -> io::Result<Vec<u8>> {
+    scout::content(Path::new(&format!("/proc/{pid}/cmdline")), MAX_COMMAND_LINE)
 }
 
 /// Every process of our own rank that looks like an sshd listener of this system: in our namespaces of networks and of
@@ -253,7 +262,7 @@ fn title_of_listener(pid: i32, binary: &Path) -> Option<Vec<u8>> {
     if !is_of_our_rank(pid)? {
         return None;
     }
-    let cmdline = command_line(&format!("/proc/{pid}/cmdline")).ok()?;
+    let cmdline = command_line(pid).ok()?;
     if matches!(listener::arguments(&cmdline, None), Err(ListenerError::NotAListener(_))) {
         return None;
     }
@@ -350,13 +359,6 @@ fn has_hup(pid: i32, set: &str) -> Option<bool> {
 
 fn status_of(pid: i32) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/status")).ok()
-}
-
-/// The beginning of its command line, which may have megabytes.
-fn command_line(path: &str) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(COMMAND_LINE_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use time::OffsetDateTime;
 
 use crate::config::Config;
 use crate::policy::component;
+use crate::policy::content::Content;
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{
@@ -23,7 +25,9 @@ use crate::policy::sshd_config::is_drop_in;
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
+use super::accounts::AccountError;
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
+use super::scout::{self, Silence};
 use super::sshd::{self, SshdSettings};
 use super::{
     Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, network, people, private,
@@ -125,21 +129,23 @@ impl Guest for RealGuest {
     }
 
     fn account(&self, user: &str) -> Result<Account, Refusal> {
-        match accounts::account(user) {
-            Ok(Some(account)) => Ok(account),
-            Ok(None) => Err(Refusal::new(
-                Reason::UserNotFound,
-                format!("there is no user {user}; set target_user to an account of this guest, or create it"),
-            )),
-            Err(error) => Err(Refusal::new(Reason::IoError, error.to_string())),
-        }
+        found(user, accounts::account(user))
+    }
+
+    fn account_to_clean(&self, user: &str) -> Result<Account, Refusal> {
+        found(user, accounts::account_to_clean(user))
+    }
+
+    fn silences(&self) -> Vec<String> {
+        let places = scout::silent_places().into_iter();
+        places.map(|place| Silence::NoAnswer(place).to_string()).collect()
     }
 
     fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
         files::observe_key_file(account, path)
     }
 
-    fn key_files(&self, paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Vec<u8>)> {
+    fn key_files(&self, paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Content)> {
         login::key_files(paths, own)
     }
 
@@ -160,13 +166,14 @@ impl Guest for RealGuest {
     }
 
     fn resolved(&self, path: &Path) -> PathBuf {
-        fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+        resolved(path)
     }
 
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         match kind {
             FileKind::AuthorizedKeys { user, uid, .. } => {
-                Ok(files::observe_standing_key_file(&owner(user, *uid, path)?, path)?.content)
+                let file = files::observe_standing_key_file(&owner(user, *uid, path)?, path)?;
+                Ok(file.content.map(Content::into_vec))
             }
             FileKind::SshdConfig => files::read_file(path, files::ROOT_FILE_LIMIT),
         }
@@ -240,7 +247,7 @@ impl Guest for RealGuest {
             }
             // A link is written at its target, and so was the temporary.
             FileKind::SshdConfig => {
-                let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+                let target = resolved(path);
                 target.parent().map_or(Ok(0), files::sweep)
             }
         };
@@ -387,9 +394,31 @@ pub fn sshd_settings(config: &Config) -> SshdSettings {
     }
 }
 
+/// An account that has to be there.
+fn found(user: &str, answer: Result<Option<Account>, AccountError>) -> Result<Account, Refusal> {
+    match answer {
+        Ok(Some(account)) => Ok(account),
+        Ok(None) => Err(Refusal::new(
+            Reason::UserNotFound,
+            format!("there is no user {user}; set target_user to an account of this guest, or create it"),
+        )),
+        Err(error) => Err(Refusal::new(Reason::IoError, error.to_string())),
+    }
+}
+
+/// A path without links; itself where it does not answer.
+fn resolved(path: &Path) -> PathBuf {
+    let known = files::reach(path).ok().and_then(|()| fs::canonicalize(path).ok());
+    known.unwrap_or_else(|| path.to_owned())
+}
+
 /// The account as whom the file at `path` is reached.
 fn owner(user: &str, uid: Option<u32>, path: &Path) -> Result<Account, FileError> {
-    let holder = accounts::holder(user, uid, path)
-        .map_err(|error| FileError::Unsafe { path: path.to_owned(), why: error.to_string() })?;
+    let holder = accounts::holder(user, uid, path).map_err(|error| match error.source.kind() {
+        ErrorKind::TimedOut => {
+            FileError::Io { path: path.to_owned(), action: "look up the owner of", source: error.source }
+        }
+        _ => FileError::Unsafe { path: path.to_owned(), why: error.to_string() },
+    })?;
     Ok(holder.account)
 }

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::config_tree::Rules;
+use super::files::{reach, read_file};
 use super::locate::{self, Located};
 use super::question::{About, Questioner};
 use super::sockets::{self, Listening};
@@ -27,7 +27,7 @@ const DEFAULT_CONFIG: &str = "/etc/ssh/sshd_config";
 const VENDOR_CONFIG: &str = "/usr/etc/ssh/sshd_config";
 
 /// The most that is read of a host's public key.
-const MAX_PUBLIC_KEY: u64 = 64 * 1024;
+const MAX_PUBLIC_KEY: usize = 64 * 1024;
 
 /// `[sshd]` of the agent's configuration (contract 8), and its `run_dir`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +50,7 @@ pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
         // Its own sshd may have begun to listen since: a slow boot.
         located = locate::locate(settings)?;
     }
+    reach(&located.program)?;
     if !located.program.exists() {
         let text = format!(
             "there is no sshd at {}; install the OpenSSH server, or name its program as 'binary' in [sshd] of \
@@ -309,6 +310,7 @@ pub(super) fn ports_of(
 
 /// The main file, and whether it may be written: the vendor's may not.
 fn main_file(config: &Path, default: &str, vendor: &str) -> Result<(PathBuf, bool), Refusal> {
+    reach(config)?;
     if config.exists() {
         return Ok((config.to_owned(), config != Path::new(vendor)));
     }
@@ -348,7 +350,8 @@ pub fn may_run(settings: &SshdSettings) -> Result<bool, Refusal> {
 }
 
 pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
-    fs::canonicalize(one).ok().is_some_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
+    let resolved = |path: &Path| reach(path).ok().and_then(|()| fs::canonicalize(path).ok());
+    resolved(one).is_some_and(|one| resolved(other) == Some(one))
 }
 
 /// The options that every question repeats, if the listener reads our main file.
@@ -488,8 +491,8 @@ fn refuse_another_ports_listener(
 /// The public key in a file.
 fn host_key(file: &Path) -> Option<HostKey> {
     use base64ct::{Base64, Encoding};
-    let mut line = String::new();
-    fs::File::open(file).ok()?.take(MAX_PUBLIC_KEY).read_to_string(&mut line).ok()?;
+    let content = read_file(file, MAX_PUBLIC_KEY).ok()??;
+    let line = String::from_utf8(content).ok()?;
     let mut words = line.split_ascii_whitespace();
     let (key_type, blob) = (words.next()?, words.next()?);
     Some(HostKey { key_type: key_type.to_owned(), blob: Base64::decode_vec(blob).ok()? })

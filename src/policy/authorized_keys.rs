@@ -1,8 +1,11 @@
 //! authorized_keys as sshd(8) reads it, and our block in it (contract 5).
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::block::{self, BlockEdit, Marker, Segment, lines};
+use sha2::{Digest, Sha256};
+
+use super::block::{self, Marker, Segment, has_mark, lines};
 use super::command::KeyPair;
 use super::outcome::{Warning, WarningReason};
 use super::public_key::PublicKey;
@@ -135,16 +138,12 @@ pub fn restrictions(line: &[u8]) -> Vec<String> {
 }
 
 /// The key lines of a file, in order. Comments, blank lines and what sshd could not parse are passed over; so
-/// is a first line behind a byte order mark, which sshd cannot parse either.
-pub fn key_lines(content: &[u8]) -> Vec<KeyLine> {
-    content
-        .split(|byte| *byte == b'\n')
-        .enumerate()
-        .filter_map(|(index, line)| {
-            let (options, key) = parse_line(line)?;
-            Some(KeyLine { line: index + 1, options, key })
-        })
-        .collect()
+/// is a first line behind a byte order mark, which sshd cannot parse either. One by one: there may be 200,000.
+pub fn key_lines(content: &[u8]) -> impl Iterator<Item = KeyLine> {
+    content.split(|byte| *byte == b'\n').enumerate().filter_map(|(index, line)| {
+        let (options, key) = parse_line(line)?;
+        Some(KeyLine { line: index + 1, options, key })
+    })
 }
 
 /// The options and the key of one line. sshd holds a line as a C string: it ends at a NUL.
@@ -242,100 +241,138 @@ pub fn standing(content: &[u8]) -> Option<KeyPair> {
 }
 
 /// The key lines that are not ours, with the numbers that they have in the file as it stands.
-pub fn lines_without_ours(content: &[u8], known: &[PublicKey]) -> Vec<KeyLine> {
-    let edit = BlockEdit { removed: ours(content, known), inserted: Vec::new() };
-    let mut standing = key_lines(content).into_iter();
-    key_lines(&edit.apply(content))
-        .into_iter()
-        .filter_map(|line| standing.find(|other| other.key == line.key && other.options == line.options))
-        .collect()
+pub fn lines_without_ours<'c>(
+    content: &'c [u8],
+    known: &[PublicKey],
+) -> impl Iterator<Item = KeyLine> + use<'c> {
+    let mut ours = ours(content, known).into_iter().map(|segment| {
+        let end = segment.offset + segment.bytes.len();
+        segment.offset..end
+    });
+    let mut next = ours.next();
+    // What comes to stand behind a byte order mark is no key any more.
+    let mut is_behind_mark = has_mark(content);
+    lines(content).enumerate().filter_map(move |(index, line)| {
+        while next.as_ref().is_some_and(|range| range.end <= line.offset) {
+            next = ours.next();
+        }
+        if next.as_ref().is_some_and(|range| range.contains(&line.offset))
+            || std::mem::take(&mut is_behind_mark)
+        {
+            return None;
+        }
+        let (options, key) = parse_line(line.bytes.strip_suffix(b"\n").unwrap_or(line.bytes))?;
+        Some(KeyLine { line: index + 1, options, key })
+    })
 }
 
-/// Another line with this key: the first one in the file as it is without our block.
-pub fn copy_of<'a>(without_ours: &'a [KeyLine], key: &PublicKey) -> Option<&'a KeyLine> {
-    without_ours.iter().find(|line| line.key == *key)
+/// For each key, whether the first line that decides about it lets in. Of the key a digest is kept.
+#[derive(Default)]
+struct FirstDecisions(HashMap<[u8; 16], bool>);
+
+impl FirstDecisions {
+    /// Whether this line lets the user in: no option of it refuses or redirects him, nor of an earlier line with the same
+    /// key.
+    fn lets_in(&mut self, line: &KeyLine) -> bool {
+        if !line.decides() {
+            return false;
+        }
+        let digest = Sha256::digest(line.key.blob());
+        let mut short = [0; 16];
+        short.copy_from_slice(&digest[..16]);
+        let first = *self.0.entry(short).or_insert_with(|| line.is_unrestricted());
+        first && line.is_unrestricted()
+    }
 }
 
 /// The lines that let the user in as far as the file goes: no option refuses or redirects them, and no earlier line
 /// with the same key does.
-pub fn ways_in(lines: &[KeyLine]) -> impl Iterator<Item = &KeyLine> {
-    lines.iter().filter(|line| {
-        let first = lines.iter().find(|other| other.key == line.key && other.decides());
-        line.is_unrestricted() && first.is_none_or(KeyLine::is_unrestricted)
-    })
+pub fn ways_in(lines: impl Iterator<Item = KeyLine>) -> impl Iterator<Item = KeyLine> {
+    let mut first = FirstDecisions::default();
+    lines.filter(move |line| first.lets_in(line))
 }
 
 /// A key line and the file it stands in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyPlace {
+pub struct KeyPlace<'f> {
     /// The file.
-    pub path: PathBuf,
+    pub path: &'f Path,
     /// The line.
     pub line: KeyLine,
 }
 
 /// The key lines of all files that sshd reads for a user, in its order, without what is ours in `own`, the file that
-/// holds our block.
-pub fn key_places(files: &[(PathBuf, Vec<u8>)], own: &Path, known: &[PublicKey]) -> Vec<KeyPlace> {
-    let of = |(path, content): &(PathBuf, Vec<u8>)| {
-        let lines = if path == own { lines_without_ours(content, known) } else { key_lines(content) };
-        lines.into_iter().map(|line| KeyPlace { path: path.clone(), line }).collect::<Vec<_>>()
-    };
-    files.iter().flat_map(of).collect()
-}
-
-/// The line at which sshd comes to a decision about the key, if `places` are all there are.
-pub fn deciding_place<'p>(places: &'p [KeyPlace], key: &PublicKey) -> Option<&'p KeyPlace> {
-    places.iter().find(|place| place.line.key == *key && place.line.decides())
+/// holds our block. One by one.
+pub fn key_places<'f, C: AsRef<[u8]>>(
+    files: &'f [(PathBuf, C)],
+    own: &'f Path,
+    known: &'f [PublicKey],
+) -> impl Iterator<Item = KeyPlace<'f>> {
+    files.iter().flat_map(move |(path, content)| {
+        let (is_own, content) = (path == own, content.as_ref());
+        let all = (!is_own).then(|| key_lines(content)).into_iter().flatten();
+        let theirs = is_own.then(|| lines_without_ours(content, known)).into_iter().flatten();
+        all.chain(theirs).map(move |line| KeyPlace { path, line })
+    })
 }
 
 /// RESTRICTED_COPY: a copy of the key with options that restrict it, in a file that sshd reads ahead of `own`, or in
 /// `own` beneath our block. `files` are all that sshd reads, in its order.
-pub fn restricted_copy(
-    files: &[(PathBuf, Vec<u8>)],
+pub fn restricted_copy<C: AsRef<[u8]>>(
+    files: &[(PathBuf, C)],
     own: &Path,
     known: &[PublicKey],
     key: &PublicKey,
 ) -> Option<Warning> {
     let upto = files.iter().position(|(path, _)| path == own).map_or(files.len(), |at| at + 1);
-    let places = key_places(files.get(..upto).unwrap_or_default(), own, known);
-    let ahead: Vec<KeyPlace> = places.iter().filter(|place| place.path != own).cloned().collect();
-    let (place, which) = match deciding_place(&ahead, key) {
-        // The first match decides; if it is no restriction, nothing behind it counts.
+    let mut beneath = None;
+    let mut ahead = None;
+    for place in key_places(files.get(..upto).unwrap_or_default(), own, known) {
+        if place.line.key != *key || !place.line.decides() {
+            continue;
+        }
+        if place.path != own {
+            // The first match decides; if it is no restriction, nothing behind it counts.
+            ahead = Some(place);
+            break;
+        }
+        if beneath.is_none() && !place.line.is_unrestricted() {
+            beneath = Some(place);
+        }
+    }
+    let (place, which) = match ahead {
         Some(place) if place.line.is_unrestricted() => return None,
         Some(place) => (place, "sshd reads that file first, and this line decides"),
-        None => {
-            let is_one = |place: &&KeyPlace| {
-                place.line.key == *key && place.line.decides() && !place.line.is_unrestricted()
-            };
-            (places.iter().find(is_one)?, "ours stands ahead of it and decides")
-        }
+        None => (beneath?, "ours stands ahead of it and decides"),
     };
     let message = format!("a copy of this key stands in the file with options in front; {which}");
-    Some(Warning::new(WarningReason::RestrictedCopy, message).at(&place.path, Some(place.line.line)))
+    Some(Warning::new(WarningReason::RestrictedCopy, message).at(place.path, Some(place.line.line)))
 }
 
 /// KEY_STILL_PRESENT: the key that is taken away also stands in a line that is not ours. `places` are the lines of all
 /// files that sshd reads, without ours.
-pub fn still_present(places: &[KeyPlace], taken: &PublicKey) -> Option<Warning> {
-    let place = places.iter().find(|place| place.line.key == *taken)?;
+pub fn still_present<'f>(
+    mut places: impl Iterator<Item = KeyPlace<'f>>,
+    taken: &PublicKey,
+) -> Option<Warning> {
+    let place = places.find(|place| place.line.key == *taken)?;
     let message = "the same key also stands in a line that is not ours, and goes on letting in";
-    Some(Warning::new(WarningReason::KeyStillPresent, message).at(&place.path, Some(place.line.line)))
+    Some(Warning::new(WarningReason::KeyStillPresent, message).at(place.path, Some(place.line.line)))
 }
 
 /// Whether some key lets the user in without a restriction, as far as the files go: `places` are the lines of all of
 /// them in sshd's order.
-pub fn has_way_in(places: &[KeyPlace]) -> bool {
-    places.iter().any(|place| {
-        let decides = deciding_place(places, &place.line.key);
-        decides.is_some_and(|first| first.line.is_unrestricted())
-    })
+pub fn has_way_in<'f>(places: impl Iterator<Item = KeyPlace<'f>>) -> bool {
+    ways_in(places.map(|place| place.line)).next().is_some()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::block::BlockEdit;
+    use super::super::public_key::counted;
     use super::*;
+    use base64ct::{Base64, Encoding};
     use proptest::prelude::*;
 
     fn bind(content: &[u8], known: &[PublicKey], key_pair: &KeyPair) -> Vec<u8> {
@@ -371,13 +408,13 @@ mod tests {
         let content = format!(
             "# c\n\n  {ED} x\r\n{ED2}\ncommand=\"echo \\\"a b\\\" c\",no-pty {ED} y\nfrom=\"10.0.0.0/8\" {ED2}\nbroken\n{ED}{ED2}\n"
         );
-        let lines = key_lines(content.as_bytes());
+        let lines: Vec<KeyLine> = key_lines(content.as_bytes()).collect();
         let seen: Vec<(usize, &str)> = lines.iter().map(|line| (line.line, line.options.as_str())).collect();
         assert_eq!(
             seen,
             [(3, ""), (4, ""), (5, "command=\"echo \\\"a b\\\" c\",no-pty"), (6, "from=\"10.0.0.0/8\"")]
         );
-        assert!(key_lines(format!("\u{feff}{ED}\n").as_bytes()).is_empty());
+        assert_eq!(key_lines(format!("\u{feff}{ED}\n").as_bytes()).count(), 0);
     }
 
     #[test]
@@ -424,13 +461,13 @@ mod tests {
             (format!("command=\"a\",command=\"b\" {ED}"), Some("command=\"a\",command=\"b\""), false, false),
             (format!("no-restrict {ED}"), Some("no-restrict"), false, false),
         ] {
-            let lines = key_lines(line.as_bytes());
+            let lines: Vec<KeyLine> = key_lines(line.as_bytes()).collect();
             assert_eq!(lines.first().map(|line| line.options.as_str()), options, "{line:?}");
             let seen = lines.first().map(|line| (line.decides(), line.is_unrestricted()));
             assert_eq!(seen, options.map(|_| (decides, unrestricted)), "{line:?}");
         }
         let rsa = include_str!("rsa3072.pub").trim_end().replace("ssh-rsa ", "rsa-sha2-512 ");
-        assert_eq!(key_lines(rsa.as_bytes()).len(), 1, "the name of a signature is one of its key's type");
+        assert_eq!(key_lines(rsa.as_bytes()).count(), 1, "the name of a signature is one of its key's type");
     }
 
     #[test]
@@ -484,9 +521,9 @@ mod tests {
                 expected(copy),
                 "{case}"
             );
-            let places = key_places(&files, own, known);
-            assert_eq!(told(still_present(&places, &bound.public_key)), expected(still), "{case}");
-            assert_eq!(has_way_in(&places), way, "{case}");
+            let places = || key_places(&files, own, known);
+            assert_eq!(told(still_present(places(), &bound.public_key)), expected(still), "{case}");
+            assert_eq!(has_way_in(places()), way, "{case}");
         }
     }
 
@@ -503,12 +540,54 @@ mod tests {
 
     #[test]
     fn what_still_lets_the_user_in() {
-        let restricted = key_lines(format!("command=\"x\" {ED}\n{ED}\n").as_bytes());
-        assert_eq!(ways_in(&restricted).next(), None, "the first line with a key captures it");
-        let free = key_lines(format!("no-agent-forwarding,no-X11-forwarding {ED}\n").as_bytes());
-        assert_eq!(ways_in(&free).next().map(|line| line.line), Some(1));
-        let other = key_lines(format!("restrict {ED}\n{ED2}\n").as_bytes());
-        assert_eq!(ways_in(&other).next().map(|line| line.line), Some(2));
+        let first = |content: String| ways_in(key_lines(content.as_bytes())).next().map(|line| line.line);
+        let restricted = format!("command=\"x\" {ED}\n{ED}\n");
+        assert_eq!(first(restricted), None, "the first line with a key captures it");
+        assert_eq!(first(format!("no-agent-forwarding,no-X11-forwarding {ED}\n")), Some(1));
+        assert_eq!(first(format!("restrict {ED}\n{ED2}\n")), Some(2));
+    }
+
+    /// What is asked of a file of so many lines, in keys that are read or compared.
+    fn work(line: impl Fn(u32) -> String, count: u32) -> u64 {
+        let own = Path::new("/keys");
+        let bound = pair("k", ED);
+        let known = std::slice::from_ref(&bound.public_key);
+        let content: String = (0..count).map(line).collect();
+        let files = [(own.to_owned(), [render(&bound), content.clone().into_bytes()].concat())];
+        let before = counted::all();
+        for known in [known, &[]] {
+            let _ = restricted_copy(&files, own, known, &bound.public_key);
+            let _ = still_present(key_places(&files, own, known), &bound.public_key);
+            let _ = has_way_in(key_places(&files, own, known));
+            let _ = ways_in(lines_without_ours(&files[0].1, known)).count();
+            let _ = unbind(&files[0].1, known);
+            let _ = unbind(content.as_bytes(), known);
+        }
+        counted::all() - before
+    }
+
+    #[test]
+    fn ten_times_the_lines_are_ten_times_the_work() {
+        let key = |number: u32| {
+            let mut blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+            blob.extend(std::iter::repeat_n(number.to_be_bytes(), 8).flatten());
+            format!("ssh-ed25519 {}", Base64::encode_string(&blob))
+        };
+        let (begin, end) = (block::BEGIN, block::END);
+        type Line<'l> = Box<dyn Fn(u32) -> String + 'l>;
+        let shapes: [(&str, Line<'_>); 7] = [
+            ("keys", Box::new(|n| format!("{}\n", key(n)))),
+            ("restricted", Box::new(|n| format!("restrict {}\n", key(n)))),
+            ("the same key", Box::new(|_| format!("restrict {ED}\n"))),
+            ("its own key", Box::new(|_| format!("{ED}\n"))),
+            ("ends", Box::new(|n| format!("{}\n{end} k\n", key(n)))),
+            ("begins", Box::new(|n| format!("{begin} k\n{}\n", key(n)))),
+            ("blocks", Box::new(|n| format!("{begin} k\n{}\n{end} k\n", key(n)))),
+        ];
+        for (name, line) in shapes {
+            let (few, many) = (work(&line, 100), work(&line, 1000));
+            assert!(few >= 100 && many <= 15 * few, "{name}: {few}, {many}");
+        }
     }
 
     fn files(marker: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {

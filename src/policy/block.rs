@@ -36,7 +36,8 @@ pub struct BlockEdit {
 impl BlockEdit {
     /// The file after the edit.
     pub fn apply(&self, content: &[u8]) -> Vec<u8> {
-        let mut edited = self.inserted.clone();
+        let mut edited = Vec::with_capacity(self.inserted.len() + content.len());
+        edited.extend_from_slice(&self.inserted);
         let mut kept_from = 0;
         for segment in &self.removed {
             edited.extend_from_slice(content.get(kept_from..segment.offset).unwrap_or_default());
@@ -109,73 +110,125 @@ pub struct Line<'a> {
 }
 
 /// The lines of a file.
-pub fn lines(content: &[u8]) -> Vec<Line<'_>> {
-    let mut offset = if content.starts_with(BOM) { BOM.len() } else { 0 };
-    let mut lines = Vec::new();
-    for bytes in content.get(offset..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
-        lines.push(Line { offset, bytes });
+pub fn lines(content: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    let mut offset = start(content);
+    content.get(offset..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n').map(move |bytes| {
+        let line = Line { offset, bytes };
         offset += bytes.len();
-    }
-    lines
+        line
+    })
+}
+
+/// Where the first line begins.
+fn start(content: &[u8]) -> usize {
+    if content.starts_with(BOM) { BOM.len() } else { 0 }
+}
+
+/// Whether the first line stands behind a byte order mark.
+pub fn has_mark(content: &[u8]) -> bool {
+    content.starts_with(BOM)
+}
+
+/// A line that is a marker.
+struct Marked {
+    offset: usize,
+    end: usize,
+    begins: bool,
 }
 
 /// All that is ours in `content`: the markers, the lines between a pair of them that `is_ours` knows, and the
 /// unbroken run of such lines beside a marker that has lost its other half. Lines of others are never in it.
+///
+/// The file may have millions of lines: nothing is kept but of the markers, and each line is looked at a few times.
 pub fn find(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
-    let lines = lines(content);
-    let markers: Vec<Option<Marker>> = lines.iter().map(|line| marker(line.bytes)).collect();
-    let mut ours = vec![false; lines.len()];
-    let mut index = 0;
-    while index < lines.len() {
-        match markers[index] {
-            Some(Marker::Begin(_)) => {
-                ours[index] = true;
-                let next = (index + 1..lines.len()).find(|other| markers[*other].is_some());
-                match next {
-                    Some(end) if markers[end] == Some(Marker::End) => {
-                        for inner in index + 1..end {
-                            ours[inner] = is_ours(lines[inner].bytes);
-                        }
-                        ours[end] = true;
-                        index = end;
-                    }
-                    _ => {
-                        let limit = next.unwrap_or(lines.len());
-                        let mut beside = index + 1;
-                        while beside < limit && is_ours(lines[beside].bytes) {
-                            ours[beside] = true;
-                            beside += 1;
-                        }
-                    }
-                }
-            }
-            Some(Marker::End) => {
-                ours[index] = true;
-                let mut beside = index;
-                while beside > 0 && !ours[beside - 1] && is_ours(lines[beside - 1].bytes) {
-                    beside -= 1;
-                    ours[beside] = true;
-                }
-            }
-            None => {}
+    let markers: Vec<Marked> = lines(content)
+        .filter_map(|line| {
+            let begins = matches!(marker(line.bytes)?, Marker::Begin(_));
+            Some(Marked { offset: line.offset, end: line.offset + line.bytes.len(), begins })
+        })
+        .collect();
+    let between = |from: usize, to: usize| {
+        let bytes = content.get(from..to).unwrap_or_default();
+        let mut offset = from;
+        bytes.split_inclusive(|byte| *byte == b'\n').map(move |bytes| {
+            let line = Line { offset, bytes };
+            offset += bytes.len();
+            line
+        })
+    };
+    let mut found = Found { content, segments: Vec::new() };
+    let mut markers = markers.iter().peekable();
+    while let Some(at) = markers.next() {
+        if !at.begins {
+            let from = found.end().max(start(content));
+            let beside = last_lines(content, from, at.offset);
+            let first = beside.take_while(|line| is_ours(line.bytes)).last();
+            found.add(first.map_or(at.offset, |line| line.offset), at.end);
+            continue;
         }
-        index += 1;
+        found.add(at.offset, at.end);
+        match markers.next_if(|next| !next.begins) {
+            Some(end) => {
+                for inner in between(at.end, end.offset) {
+                    if is_ours(inner.bytes) {
+                        found.add(inner.offset, inner.offset + inner.bytes.len());
+                    }
+                }
+                found.add(end.offset, end.end);
+            }
+            None => {
+                let limit = markers.peek().map_or(content.len(), |next| next.offset);
+                for beside in between(at.end, limit).take_while(|line| is_ours(line.bytes)) {
+                    found.add(beside.offset, beside.offset + beside.bytes.len());
+                }
+            }
+        }
     }
-    segments(&lines, &ours)
+    found.segments
 }
 
-/// The lines that are picked, those beside each other as one segment.
-pub fn segments(lines: &[Line<'_>], picked: &[bool]) -> Vec<Segment> {
-    let mut segments: Vec<Segment> = Vec::new();
-    for (line, _) in lines.iter().zip(picked).filter(|(_, picked)| **picked) {
-        match segments.last_mut() {
-            Some(last) if last.offset + last.bytes.len() == line.offset => {
-                last.bytes.extend_from_slice(line.bytes)
-            }
-            _ => segments.push(Segment { offset: line.offset, bytes: line.bytes.to_vec() }),
+/// The lines that `is_picked` picks, those beside each other as one segment.
+pub fn pick(content: &[u8], mut is_picked: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
+    let mut found = Found { content, segments: Vec::new() };
+    for line in lines(content).filter(|line| is_picked(line.bytes)) {
+        found.add(line.offset, line.offset + line.bytes.len());
+    }
+    found.segments
+}
+
+/// The lines of a part of the file, which begins and ends with whole ones, the last one first.
+fn last_lines(content: &[u8], from: usize, mut to: usize) -> impl Iterator<Item = Line<'_>> {
+    std::iter::from_fn(move || {
+        let part = content.get(from..to).filter(|part| !part.is_empty())?;
+        let before = part.get(..part.len() - 1).unwrap_or_default();
+        let offset = from + before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let line = Line { offset, bytes: content.get(offset..to)? };
+        to = offset;
+        Some(line)
+    })
+}
+
+/// What is ours, in the order of its offsets.
+struct Found<'c> {
+    content: &'c [u8],
+    segments: Vec<Segment>,
+}
+
+impl Found<'_> {
+    /// Where the last of it ends.
+    fn end(&self) -> usize {
+        self.segments.last().map_or(0, |last| last.offset + last.bytes.len())
+    }
+
+    /// What follows the last of it directly is one with it.
+    fn add(&mut self, from: usize, to: usize) {
+        let bytes = self.content.get(from..to).unwrap_or_default();
+        let is_next = self.end() == from;
+        match self.segments.last_mut() {
+            Some(last) if is_next => last.bytes.extend_from_slice(bytes),
+            _ => self.segments.push(Segment { offset: from, bytes: bytes.to_vec() }),
         }
     }
-    segments
 }
 
 /// The bytes of these segments, one after the other.
@@ -211,8 +264,9 @@ pub mod base64_bytes {
     ///
     /// # Errors
     /// Where the text is not base64.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        Base64::decode_vec(&String::deserialize(deserializer)?).map_err(|_| D::Error::custom("not base64"))
+    pub fn deserialize<'de, D: Deserializer<'de>, B: From<Vec<u8>>>(deserializer: D) -> Result<B, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Base64::decode_vec(&text).map(B::from).map_err(|_| D::Error::custom("not base64"))
     }
 }
 
@@ -305,7 +359,7 @@ mod tests {
             let edit = BlockEdit { removed: find(&content, ours), inserted: Vec::new() };
             let left = edit.apply(&content);
             // A line behind a byte order mark in mid-file was none of ours; at the top it may look so.
-            let mut inner = lines(&left).into_iter().filter(|line| line.offset != BOM.len());
+            let mut inner = lines(&left).filter(|line| line.offset != BOM.len());
             prop_assert!(inner.all(|line| marker(line.bytes).is_none()));
         }
     }

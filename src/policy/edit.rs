@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authorized_keys;
 use super::block::{self, BlockEdit, Segment};
+use super::content::Content;
 use super::path_bytes;
 use super::public_key::PublicKey;
 use super::sshd_config;
@@ -73,9 +74,9 @@ pub struct FileEdit {
     /// What is done.
     pub change: Change,
     /// The bytes that were observed; `None` where there was no such file.
-    pub before: Option<Vec<u8>>,
+    pub before: Option<Content>,
     /// The bytes that shall be; `None` where the file goes.
-    pub after: Option<Vec<u8>>,
+    pub after: Option<Content>,
     /// The directory that is made for it.
     pub creates_directory: Option<PathBuf>,
     /// Of a key file: the mount point of the file system that it is on.
@@ -84,16 +85,16 @@ pub struct FileEdit {
 
 impl FileEdit {
     /// The edit of our block in `content`; `None` where it changes nothing.
-    pub fn block(path: &Path, kind: FileKind, content: Option<&[u8]>, inserted: Vec<u8>) -> Option<Self> {
-        let present = content.unwrap_or_default();
+    pub fn block(path: &Path, kind: FileKind, content: Option<Content>, inserted: Vec<u8>) -> Option<Self> {
+        let present = content.as_deref().unwrap_or_default();
         let edit = BlockEdit { removed: kind.ours(present), inserted };
         let after = edit.apply(present);
         (after != present).then(|| Self {
             path: path.to_owned(),
             kind,
             change: Change::Block(edit),
-            before: content.map(<[u8]>::to_vec),
-            after: Some(after),
+            before: content,
+            after: Some(after.into()),
             creates_directory: None,
             mount: None,
         })
@@ -111,8 +112,8 @@ impl FileEdit {
             path: path.to_owned(),
             kind: FileKind::SshdConfig,
             change: Change::Block(edit),
-            before: Some(content.to_vec()),
-            after: Some(after),
+            before: Some(content.to_vec().into()),
+            after: Some(after.into()),
             creates_directory: None,
             mount: None,
         })
@@ -130,8 +131,8 @@ impl FileEdit {
                     .filter(|bytes| std::str::from_utf8(bytes).is_err())
                     .map(|bytes| Bytes(bytes.to_vec())),
             },
-            before: before.map(<[u8]>::to_vec),
-            after: after.map(String::into_bytes),
+            before: before.map(|bytes| bytes.to_vec().into()),
+            after: after.map(|text| text.into_bytes().into()),
             creates_directory: None,
             mount: None,
         }
@@ -153,7 +154,7 @@ impl FileEdit {
 
 /// Whether a block has this key.
 fn holds(block: &[u8], key: &PublicKey) -> bool {
-    authorized_keys::key_lines(block).iter().any(|line| line.key == *key)
+    authorized_keys::key_lines(block).any(|line| line.key == *key)
 }
 
 /// What undoes a [`FileEdit`]: what our things were, and hashes of the file before and after; never its bytes.
@@ -338,7 +339,7 @@ mod tests {
         let yes = "# keypair-agent: y\nPasswordAuthentication yes\n";
         let edit = FileEdit::drop_in(path, Some(&before), Some(yes.to_owned())).unwrap();
         let after = [yes.as_bytes(), theirs].concat();
-        assert_eq!(edit.after.as_ref(), Some(&after));
+        assert_eq!(edit.after.as_deref(), Some(after.as_slice()));
         let read: FileIntent = serde_json::from_str(&serde_json::to_string(&edit.intent()).unwrap()).unwrap();
         assert_eq!(read.inverse(Some(&after)), Inverse::Replace(before.clone()));
         assert_eq!(read.inverse(Some(&before)), Inverse::Nothing);
@@ -376,15 +377,18 @@ mod tests {
     #[test]
     fn a_block_goes_back_and_the_users_edit_stays() {
         let block = b"# BEGIN keypair-agent\nPasswordAuthentication no\n# END keypair-agent\n".to_vec();
-        let made = FileEdit::block(Path::new("/c"), FileKind::SshdConfig, Some(b"Port 22\n"), block).unwrap();
+        let made =
+            FileEdit::block(Path::new("/c"), FileKind::SshdConfig, Some(b"Port 22\n".to_vec().into()), block)
+                .unwrap();
         let after = made.after.clone().unwrap();
         let intent = made.intent();
         assert_eq!(intent.inverse(Some(b"Port 22\n")), Inverse::Nothing);
         assert_eq!(intent.inverse(Some(&after)), Inverse::Replace(b"Port 22\n".to_vec()));
-        let edited = [after.as_slice(), b"UsePAM yes\n"].concat();
+        let edited = [&after[..], b"UsePAM yes\n"].concat();
         assert_eq!(intent.inverse(Some(&edited)), Inverse::Replace(b"Port 22\nUsePAM yes\n".to_vec()));
         assert_eq!(intent.inverse(Some(b"Port 22\nUsePAM yes\n")), Inverse::Nothing);
-        let foreign = String::from_utf8(after).unwrap().replace("Authentication no", "Authentication yes");
+        let foreign =
+            String::from_utf8(after.to_vec()).unwrap().replace("Authentication no", "Authentication yes");
         assert_eq!(intent.inverse(Some(foreign.as_bytes())), Inverse::LeftAlone);
         assert_eq!(intent.inverse(None), Inverse::Nothing);
     }

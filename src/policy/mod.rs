@@ -6,6 +6,7 @@ pub mod block;
 pub mod command;
 pub mod component;
 pub mod connection;
+pub mod content;
 pub mod edit;
 pub mod effective;
 pub mod foreign;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use super::content::Content;
 use super::edit::FileEdit;
 use super::effective::Effective;
 
@@ -152,14 +153,14 @@ pub struct KeyFile {
     /// The mount point of the file system that it is on; `None` where that cannot be told.
     pub mount: Option<PathBuf>,
     /// Its bytes; `None` where there is no such file.
-    pub content: Option<Vec<u8>>,
+    pub content: Option<Content>,
     /// Its directory, where that does not exist yet and would be made.
     pub missing_directory: Option<PathBuf>,
 }
 
 impl KeyFile {
     /// Its path and its bytes.
-    pub fn bytes(&self) -> (PathBuf, Vec<u8>) {
+    pub fn bytes(&self) -> (PathBuf, Content) {
         (self.path.clone(), self.content.clone().unwrap_or_default())
     }
 }
@@ -213,7 +214,7 @@ impl ConfigTree {
         let mut tree = self.clone();
         for edit in edits {
             match &edit.after {
-                Some(content) => drop(tree.files.insert(edit.path.clone(), content.clone())),
+                Some(content) => drop(tree.files.insert(edit.path.clone(), content.to_vec())),
                 None => drop(tree.files.remove(&edit.path)),
             }
         }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authorized_keys::{self, KeyPlace};
 use super::command::{Action, KeyPair};
+use super::content::Content;
 use super::edit::{FileEdit, FileKind};
 use super::foreign::foreign;
 use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
@@ -82,7 +83,7 @@ pub struct Facts {
     /// Other files that may hold the bound block, and whose they are: where it was put, and what else sshd reads now.
     pub elsewhere: Vec<(Account, KeyFile)>,
     /// All files that sshd reads for that user, in its order, with their bytes.
-    pub key_files: Vec<(PathBuf, Vec<u8>)>,
+    pub key_files: Vec<(PathBuf, Content)>,
     /// What the result has to say of them.
     pub notes: Vec<String>,
     /// What else decides about a login; `None` where there is no sshd.
@@ -146,8 +147,6 @@ pub struct Draft {
     pub untouched: bool,
     warnings: Vec<Warning>,
     takes_away: Option<PublicKey>,
-    /// The key lines that are not ours, in all files that sshd reads.
-    places: Vec<KeyPlace>,
 }
 
 /// What is to be done, and what shall be true afterwards.
@@ -253,10 +252,6 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
         untouched: false,
         warnings: Vec::new(),
         takes_away: None,
-        places: match &facts.key_file {
-            Some(own) => authorized_keys::key_places(&facts.key_files, &own.path, &known),
-            None => Vec::new(),
-        },
     };
     match purpose.action {
         Action::Attach { key_pair, password_auth, .. } => {
@@ -294,11 +289,17 @@ pub fn draft_undo(
     settings.chain(keys).collect()
 }
 
+/// The key lines that are not ours, of all files that sshd reads; none where the file that is ours is not known.
+fn places<'f>(facts: &'f Facts, known: &'f [PublicKey]) -> impl Iterator<Item = KeyPlace<'f>> {
+    let own = facts.key_file.iter();
+    own.flat_map(move |own| authorized_keys::key_places(&facts.key_files, &own.path, known))
+}
+
 /// The edit of one user's file.
 fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Vec<u8>) -> Option<FileEdit> {
     let uid = Some(account.uid);
     let kind = FileKind::AuthorizedKeys { user: account.name.clone(), uid, known: known.to_vec() };
-    let mut edit = FileEdit::block(&file.path, kind, file.content.as_deref(), inserted)?;
+    let mut edit = FileEdit::block(&file.path, kind, file.content.clone(), inserted)?;
     edit.creates_directory = file.missing_directory.clone();
     edit.mount = file.mount.clone();
     Some(edit)
@@ -340,7 +341,7 @@ impl Draft {
         let key = &key_pair.public_key;
         self.warnings.extend(authorized_keys::restricted_copy(&facts.key_files, path, known, key));
         if let Some(taken) = &self.takes_away {
-            self.warnings.extend(authorized_keys::still_present(&self.places, taken));
+            self.warnings.extend(authorized_keys::still_present(places(facts, known), taken));
             self.warnings.extend(keys_command(facts).map(command_still_serves));
         }
     }
@@ -358,7 +359,7 @@ impl Draft {
         self.unbound = bound.map(|bound| bound.key_pair.clone());
         let Some(KeyPair { public_key: unbound, .. }) = &self.unbound else { return };
         let path = &key_file.path;
-        self.warnings.extend(authorized_keys::still_present(&self.places, unbound));
+        self.warnings.extend(authorized_keys::still_present(places(facts, known), unbound));
         let Some(effective) =
             facts.sshd.as_ref().and_then(|sshd| sshd.answers.first()).map(|first| &first.effective)
         else {
@@ -366,7 +367,7 @@ impl Draft {
         };
         if let Some(command) = keys_command(facts) {
             self.warnings.push(command_still_serves(command));
-        } else if !authorized_keys::has_way_in(&self.places)
+        } else if !authorized_keys::has_way_in(places(facts, known))
             && !facts
                 .login
                 .as_ref()

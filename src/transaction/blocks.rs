@@ -60,7 +60,7 @@ fn holds(content: &[u8], known: &[PublicKey]) -> bool {
     let mut blocks = ours(content, known).into_iter();
     match known {
         [] => blocks.next().is_some(),
-        known => blocks.any(|block| key_lines(&block.bytes).iter().any(|line| known.contains(&line.key))),
+        known => blocks.any(|block| key_lines(&block.bytes).any(|line| known.contains(&line.key))),
     }
 }
 
@@ -294,7 +294,7 @@ impl<G: Guest> Transaction<G> {
             }),
             // His name may have become the target user's.
             (None, Fate::Gone) => {
-                let target = self.guest.account(&self.settings.target_user).ok();
+                let target = self.guest.account_to_clean(&self.settings.target_user).ok();
                 let asked = target.and_then(|target| Some((self.guest.sshd(&target.name).ok()?, target)));
                 if let Some((sshd, target)) = asked {
                     let paths = self.read_by_sshd(&sshd, &target).into_iter();

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use crate::guest::Guest;
 use crate::policy::authorized_keys;
-use crate::policy::block::BlockEdit;
 use crate::policy::command::Action;
 use crate::policy::connection::loopbacks;
 use crate::policy::observation::{Account, Fate, KeyFile, Sshd};
@@ -121,10 +120,8 @@ impl<G: Guest> Transaction<G> {
         let path = self.guest.sshd(user).and_then(|sshd| key_path(&sshd, &account));
         let file = self.guest.key_file(&account, &path.unwrap_or(usual_key_path(&account))).ok()?;
         let content = file.content?;
-        let ours = authorized_keys::ours(&content, &[]);
-        let others = BlockEdit { removed: ours, inserted: Vec::new() }.apply(&content);
-        let lines = authorized_keys::key_lines(&others);
-        let count = authorized_keys::ways_in(&lines).count();
+        let lines = authorized_keys::lines_without_ours(&content, &[]);
+        let count = authorized_keys::ways_in(lines).count();
         (count > 0).then_some((file.path, count))
     }
 

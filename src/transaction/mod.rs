@@ -26,6 +26,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::guest::files::FileError;
+pub use crate::guest::pulse;
+pub use crate::guest::scout::rest as at_rest;
 use crate::guest::{Guest, LockFailure};
 use crate::policy::foreign::foreign_path;
 use crate::policy::outcome::{Reason, Refusal};

@@ -7,8 +7,9 @@ use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::authorized_keys::key_lines;
 use crate::policy::command::{Action, Command};
+use crate::policy::content::Content;
 use crate::policy::key_paths;
-use crate::policy::observation::{Account, Fate, KeyFile, Login, Sshd};
+use crate::policy::observation::{Account, Fate, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
 use crate::policy::sshd_config::Reading;
@@ -16,11 +17,17 @@ use crate::policy::trial::TrialQuestion;
 use crate::policy::types::{ContentHash, InstanceId, PasswordAuth};
 use crate::policy::witness;
 
-use super::Transaction;
 use super::blocks::Elsewhere;
 use super::sheet::{Sheet, timestamp};
 use super::state::State;
 use super::steps::changed_twice;
+use super::{Transaction, pulse};
+
+/// How many places that do not answer are waited for where only a warning depends on it.
+const MOST_SILENCES: usize = 2;
+
+/// How many may hang before nothing is looked at for a warning's sake: what decides has the rest.
+const MOST_HANGING: usize = 4;
 
 /// A plan and what it was made of.
 #[derive(Debug)]
@@ -86,6 +93,7 @@ impl<G: Guest> Transaction<G> {
         sheet: &mut Sheet,
         tries: &mut Tries,
     ) -> Result<Prepared, Refusal> {
+        pulse::step("looking at accounts, sshd and files");
         let known = self.settings.instance(state).map(InstanceId::as_str);
         plan::admit(&command.action, state.binding.as_ref(), known.or(command.instance_id.as_deref()))?;
         let owed = state.owed_in_words();
@@ -148,6 +156,7 @@ impl<G: Guest> Transaction<G> {
         };
         let draft = plan::draft(&purpose, facts)?;
         *already = draft.already;
+        pulse::step("asking sshd about the new setting");
         let questions = draft.questions(&purpose, facts);
         let answers = match &facts.sshd {
             Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
@@ -164,7 +173,10 @@ impl<G: Guest> Transaction<G> {
             answers.before = self.guest.ask(sshd, None, &shut).unwrap_or_default();
         }
         let mut ask = |question: &TrialQuestion| match &facts.sshd {
-            Some(sshd) => self.guest.trial(sshd, question),
+            Some(sshd) => {
+                pulse::step("asking a private sshd about the key");
+                self.guest.trial(sshd, question)
+            }
             None => Vec::new(),
         };
         let judged = draft.judge(&purpose, facts, answers, &mut ask);
@@ -218,6 +230,8 @@ impl<G: Guest> Transaction<G> {
         let path = facts.key_file.as_ref().map(|file| file.path.to_string_lossy().into_owned());
         sheet.outcome.authorized_keys_file = path;
         sheet.notes.clone_from(&facts.notes);
+        let silences = self.guest.silences().into_iter();
+        sheet.notes.extend(silences.map(|silence| format!("passed over: {silence}")));
         Ok(facts)
     }
 
@@ -279,18 +293,30 @@ impl<G: Guest> Transaction<G> {
         let mut login = self.guest.login(&facts.account, sshd);
         if action.password_auth() == Some(PasswordAuth::No) {
             login.people = self.guest.people()?;
-            for person in login.people.iter_mut().filter(|person| person.has_password) {
-                person.has_key = self.has_key(sshd, &person.account);
-            }
+            self.look_for_keys(sshd, &mut login.people);
         }
         Ok(Some(login))
+    }
+
+    /// Who else has a key: only warnings depend on it. It ends once two more places did not answer, which takes seconds
+    /// each; whom it did not come to has none then.
+    fn look_for_keys(&self, sshd: &Sshd, people: &mut [Person]) {
+        let patience = self.guest.silences().len() + MOST_SILENCES;
+        for person in people.iter_mut().filter(|person| person.has_password) {
+            let silent = self.guest.silences().len();
+            if silent >= patience.min(MOST_HANGING) {
+                return;
+            }
+            // Of whom it cannot be told, nothing is said but that it was not looked at.
+            person.has_key = self.has_key(sshd, &person.account) || self.guest.silences().len() > silent;
+        }
     }
 
     /// Whether an account has a key in a file that sshd reads for it. What cannot be told counts as none.
     fn has_key(&self, sshd: &Sshd, account: &Account) -> bool {
         let own = key_path(sshd, account).ok().and_then(|path| self.guest.key_file(account, &path).ok());
         let files = self.all_key_files(Some(sshd), account, own.as_ref());
-        files.iter().any(|(_, content)| !key_lines(content).is_empty())
+        files.iter().any(|(_, content)| key_lines(content).next().is_some())
     }
 
     /// For a detach: the files that may hold the block. It needs no sshd and no readable configuration.
@@ -316,7 +342,7 @@ impl<G: Guest> Transaction<G> {
         sshd: Option<&Sshd>,
         account: &Account,
         own: Option<&KeyFile>,
-    ) -> Vec<(PathBuf, Vec<u8>)> {
+    ) -> Vec<(PathBuf, Content)> {
         let paths = sshd.and_then(|sshd| {
             let first = sshd.answers.first()?;
             key_paths::key_paths(&first.effective, &Reading::of(sshd), &first.connection, account).ok()
@@ -329,7 +355,7 @@ impl<G: Guest> Transaction<G> {
 
     /// For a detach where nothing is bound, as far as the state says.
     fn observe_unbound(&self) -> Result<Facts, Refusal> {
-        let account = self.guest.account(&self.settings.target_user)?;
+        let account = self.guest.account_to_clean(&self.settings.target_user)?;
         let sshd = self.guest.sshd(&account.name).ok();
         let path = sshd.as_ref().and_then(|sshd| key_path(sshd, &account).ok());
         let path = path.unwrap_or_else(|| usual_key_path(&account));

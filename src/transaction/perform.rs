@@ -14,7 +14,7 @@ use super::recovery::{Settle, undo};
 use super::sheet::Sheet;
 use super::state::{InFlight, Intent, State, StoredResult};
 use super::steps::{Halt, carry_out};
-use super::{Failure, Transaction};
+use super::{Failure, Transaction, pulse};
 
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +80,7 @@ impl<G: Guest> Transaction<G> {
     pub fn perform_received(&mut self, received: &Received, origin: Origin, stop: &AtomicBool) -> Performed {
         let mut sheet = Sheet::new(&self.guest, received);
         sheet.instance(self.adopted.as_ref());
+        pulse::step("waiting for the lock");
         let _lock = match self.guest.lock() {
             Ok(lock) => lock,
             Err(failure) => match Failure::from(failure) {
@@ -87,6 +88,7 @@ impl<G: Guest> Transaction<G> {
                 Failure::Refused(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
             },
         };
+        pulse::step("reading the state");
         self.guest.sweep_state();
         let mut state = match self.load() {
             Ok(state) => state,
@@ -265,6 +267,7 @@ impl<G: Guest> Transaction<G> {
             sshd_files: plan.sshd_edits.iter().map(|edit| edit.intent()).collect(),
             opens: plan.opens(),
         };
+        pulse::step("recording the intent");
         state.intent = Some(intent.clone());
         if let Err(refusal) = self.save(state) {
             state.intent = None;
@@ -329,6 +332,7 @@ impl<G: Guest> Transaction<G> {
         if origin == Origin::Channel {
             state.undelivered = Some(stored(&outcome));
         }
+        pulse::step("recording the result");
         match self.save(&state) {
             Ok(()) => {
                 let is_new = state.remembers(&outcome.command_id);

@@ -12,7 +12,7 @@ use crate::policy::sshd_config::{PASSWORD, directives_of_ours, taken};
 
 use super::observe::usual_key_path;
 use super::state::{Intent, MAX_INTERRUPTIONS, State, StoredResult};
-use super::{Failure, Transaction};
+use super::{Failure, Transaction, pulse};
 use crate::policy::command::Origin;
 
 /// How often a file that changes under the undo is looked at again.
@@ -84,6 +84,7 @@ pub(super) fn undo(
     user: &str,
     settle: Settle<'_>,
 ) -> Result<Vec<FileIntent>, NotUndone> {
+    pulse::step("taking a command back");
     let mut steps = Steps::default();
     let mut rest = Intent { key_files: Vec::new(), sshd_files: Vec::new(), ..intent.clone() };
     if intent.opens {
@@ -392,7 +393,7 @@ impl<G: Guest> Transaction<G> {
 
     /// Sweeps beside all files that are written without an intent: `undo` knows none.
     pub(super) fn sweep(&mut self, state: &State) {
-        let target = self.guest.account(&self.settings.target_user).ok();
+        let target = self.guest.account_to_clean(&self.settings.target_user).ok();
         let usual = target.map(|account| (account.name.clone(), Some(account.uid), usual_key_path(&account)));
         let bound = state.binding.as_ref();
         let bound = bound.map(|binding| (binding.user.clone(), binding.uid, binding.path.clone()));

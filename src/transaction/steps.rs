@@ -17,6 +17,7 @@ use crate::policy::types::PasswordAuth;
 
 use super::observe::Prepared;
 use super::proof::Asked;
+use super::pulse;
 use super::recovery::{NotUndone, Settle, undo};
 use super::state::Intent;
 
@@ -150,6 +151,7 @@ fn step_by_step(
     let mut is_as_foretold = false;
     if let Some(proof) = &proof_after_trial(plan) {
         go_on()?;
+        pulse::step("asking the running sshd");
         let said = asked.ask(guest, proof, sshd, loopback.as_ref(), &mut begun.reload);
         if said.is_err() {
             the_files_still_stand(guest, sshd, &plan.sshd_edits)?;
@@ -172,6 +174,7 @@ fn tell(
     guest.reload_is_safe(sshd).map_err(Halt::Failed)?;
     go_on()?;
     begun.reload = true;
+    pulse::step("telling sshd to read its files");
     guest.reload(sshd).map_err(Halt::Failed)
 }
 
@@ -242,6 +245,7 @@ fn set(
     guest.reload_is_safe(sshd).map_err(Halt::Failed).map_err(not_owned)?;
     go_on()?;
     begun.reload = true;
+    pulse::step("telling sshd to read its files");
     guest.reload(sshd).map_err(Halt::Failed)?;
     Ok(Live { answers, loopback })
 }
@@ -285,6 +289,7 @@ fn the_guard_still_stands(plan: &Plan, sshd: &Sshd, live: &[Answer]) -> Result<(
 
 /// Writes one edit, if the file still is what it was planned on.
 fn write(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(), Halt> {
+    pulse::step("writing a file");
     let done = make(guest, edit);
     // A place that is refused was not touched: nothing there is to be taken back.
     let is_refused = edit.kind == FileKind::SshdConfig && matches!(done, Err(FileError::Unsafe { .. }));

@@ -172,7 +172,7 @@ impl<G: Guest> Transaction<G> {
                 Err(refusal) => undone.failures.push(refusal),
             }
         }
-        match self.guest.account(&self.settings.target_user) {
+        match self.guest.account_to_clean(&self.settings.target_user) {
             Ok(account) => {
                 let sshd = self.guest.sshd(&account.name).ok();
                 let read = sshd.map(|sshd| self.read_by_sshd(&sshd, &account)).unwrap_or_default();

@@ -105,7 +105,7 @@ impl Simulated {
         let methods = config.methods();
         let file = machine.disk.key_file();
         let planned = question.key_files.iter().find(|planned| planned.path.to_str() == Some(file));
-        let content = planned.map_or_else(|| machine.disk.text(file), |planned| &planned.content);
+        let content = planned.map_or_else(|| machine.disk.text(file), |planned| &planned.content[..]);
         let refused = |cause| TrialAnswer::Refused(Rejection { cause, said: None, methods: methods.clone() });
         if !methods.iter().any(|method| method == "publickey") {
             return refused(RefusalCause::MethodNotOffered);
@@ -229,7 +229,7 @@ impl Guest for Simulated {
                 true => VOLUME.into(),
                 false => "/".into(),
             }),
-            content: machine.disk.read(path).map(<[u8]>::to_vec),
+            content: machine.disk.read(path).map(|bytes| bytes.to_vec().into()),
             missing_directory: path
                 .parent()
                 .filter(|directory| !machine.disk.has_directory(directory))

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod daemon;
+pub mod dead;
 pub mod dice;
 pub mod disk;
 pub mod liar;

@@ -3,13 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use nix::unistd::{Uid, User};
-
 use crate::policy::observation::{Account, FileId, KeyFile};
 use crate::policy::types::ContentHash;
 
+use super::super::accounts;
 use super::directory::{CreatedDirectory, Directory};
 use super::error::{FileError, shown};
+use super::read::reach;
 use super::replace::{Fresh, Replaced, Target};
 use super::sweep::sweep_directory;
 use super::walk::{DirectoryId, Walk, Way, is_own, split};
@@ -43,6 +43,8 @@ impl<'a> KeyPath<'a> {
     /// Walks as far towards the file's directory as there is a way.
     fn walk_anyway(account: &Account, path: &'a Path) -> Result<Self, FileError> {
         let (parent, name) = split(path)?;
+        reach(&account.home)?;
+        reach(path)?;
         let home = match account.home.is_absolute() {
             true => DirectoryId::at(&account.home)?,
             false => None,
@@ -103,8 +105,9 @@ impl<'a> KeyPath<'a> {
 
 /// The home of root; `None` where it is `/`, which holds everybody's files.
 fn roots_home() -> Option<DirectoryId> {
-    let root = User::from_uid(Uid::from_raw(0)).ok()??;
-    let home = DirectoryId::at(&root.dir).ok()??;
+    let home = accounts::home_of_root()?;
+    reach(&home).ok()?;
+    let home = DirectoryId::at(&home).ok()??;
     (DirectoryId::at(Path::new("/")).ok()?? != home).then_some(home)
 }
 
@@ -123,6 +126,7 @@ pub fn observe_standing_key_file(account: &Account, path: &Path) -> Result<KeyFi
 /// this is for comparing.
 pub fn file_id(path: &Path) -> Option<FileId> {
     let (parent, name) = split(path).ok()?;
+    reach(parent).ok()?;
     let DirectoryId { device, inode } = DirectoryId::at(parent).ok()??;
     Some(FileId { device, inode, name: name.into() })
 }
@@ -137,7 +141,7 @@ fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
     if let Some(directory) = directory
         && let Some((_, bytes)) = key_path.target(&directory).read()?
     {
-        content = Some(bytes);
+        content = Some(bytes.into());
     }
     let (id, mount) = (key_path.id()?, key_path.walk.last()?.mount_point());
     Ok(KeyFile { path: path.to_owned(), id, mount, content, missing_directory })

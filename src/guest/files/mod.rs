@@ -41,7 +41,9 @@ pub use key_file::{
     replace_key_file, sweep_key_directory,
 };
 pub use lock::{Guard, LockError};
+pub(super) use mounts::Mounts;
 pub use mounts::{View, is_mounted, view};
+pub(super) use read::reach;
 pub use read::read_file;
 pub use replace::Replaced;
 pub use root_file::{ROOT_FILE_LIMIT, read_root_file, remove_root_file, replace_root_file};

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::read::read_file;
+use super::super::scout::MountName;
+use super::read::{reach, read_file};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 const MOUNTINFO_LIMIT: usize = 16 * 1024 * 1024;
@@ -34,7 +35,7 @@ struct Mount {
 
 /// All mounts of this process's namespace, in the order in which they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mounts(Vec<Mount>);
+pub(in crate::guest) struct Mounts(Vec<Mount>);
 
 /// How this process sees a path, held against how another one sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +65,8 @@ pub fn view(path: &Path, pid: i32) -> Option<View> {
 }
 
 impl Mounts {
-    fn read() -> Option<Self> {
+    /// The table as it stands; `None` where it cannot be read.
+    pub(in crate::guest) fn read() -> Option<Self> {
         Some(Self::parse(&read_file(Path::new(MOUNTINFO), MOUNTINFO_LIMIT).ok()??))
     }
 
@@ -80,11 +82,8 @@ impl Mounts {
     fn holder(&self, directory: impl AsFd, path: &Path) -> Option<&Mount> {
         match mount_id(directory) {
             Some(id) => self.of_id(id),
-            // Before Linux 3.15: the deepest mount point of the path, the last one that was made there.
-            None => {
-                let above = self.0.iter().filter(|mount| path.starts_with(&mount.point));
-                above.max_by_key(|mount| mount.point.components().count())
-            }
+            // Before Linux 3.15.
+            None => self.on_the_way(path),
         }
     }
 
@@ -122,6 +121,13 @@ impl Mounts {
         } else {
             View::Same
         }
+    }
+
+    /// The mount that a path without links is on.
+    pub(in crate::guest) fn above(&self, path: &Path) -> Option<MountName> {
+        let Mount { point, device, kind, .. } = self.on_the_way(path)?;
+        let point = point.as_os_str().as_bytes().to_vec();
+        Some(MountName { point, device: device.clone(), kind: kind.clone() })
     }
 
     /// The mount below which other files would be seen if it were not there. A directory that is mounted on itself, as
@@ -203,8 +209,11 @@ pub(super) fn mount_point(directory: impl AsFd, path: &Path) -> Option<PathBuf> 
 }
 
 /// Whether something is mounted at `point` and can be reached there. A volume that is mounted when it is used is
-/// mounted by this.
+/// mounted by this. One that does not answer is mounted: whoever reads a file there is told of it.
 pub fn is_mounted(point: &Path) -> bool {
+    if reach(point).is_err() {
+        return true;
+    }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let Ok(place) = open(point, flags, Mode::empty()) else { return false };
     let Some(mounts) = Mounts::read() else { return false };

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 
+use super::super::scout;
 use super::beneath::open_beneath;
 use super::directory::{Directory, file_type, kind_in_words};
 use super::error::{Context, FileError};
@@ -57,7 +58,9 @@ fn refuse_irregular(stat: &FileStat, path: &Path) -> Result<(), FileError> {
 impl Opened {
     /// All its bytes, from the beginning.
     pub(super) fn read(&mut self, limit: usize, path: &Path) -> Result<Vec<u8>, FileError> {
-        let mut content = Vec::new();
+        // In one piece: growing would hold the bytes twice.
+        let size = usize::try_from(self.stat.st_size).unwrap_or_default().min(limit);
+        let mut content = Vec::with_capacity(size.saturating_add(1));
         // One more byte than is allowed tells a file that is too large from one that just fits.
         let one_more = (limit as u64).saturating_add(1);
         (&mut self.file).take(one_more).read_to_end(&mut content).context("read", path)?;
@@ -68,10 +71,19 @@ impl Opened {
     }
 }
 
+/// Sees to it that a path answers: see [`scout`].
+///
+/// # Errors
+/// [`FileError::Io`], which names the mount that does not.
+pub(in crate::guest) fn reach(path: &Path) -> Result<(), FileError> {
+    scout::reach(path).context("reach", path)
+}
+
 /// Reads a file of the system, as sshd would: links are followed. `None` where there is no such file (a link
 /// that leads nowhere is none either). Whatever stands there, the call returns: what is no regular file is
-/// refused.
+/// refused, and what never answers is [`FileError::Io`].
 pub fn read_file(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
+    reach(path)?;
     match stat(path) {
         Ok(stat) => refuse_irregular(&stat, path)?,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),

@@ -9,7 +9,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::policy::types::ContentHash;
 
 use super::error::FileError;
-use super::read::open_in;
+use super::read::{open_in, reach};
 use super::replace::{Fresh, Replaced, Target};
 use super::walk::{Walk, Way, judge_writers, split};
 
@@ -19,6 +19,7 @@ pub const ROOT_FILE_LIMIT: usize = 1024 * 1024;
 /// The walk to the file's directory, and the file's name in it.
 pub(super) fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), FileError> {
     let (parent, name) = split(path)?;
+    reach(path)?;
     let mut walk = Walk::to_directory(Way::Root, None, parent)?;
     let mut name = name.to_owned();
     if walk.missing.is_empty() {

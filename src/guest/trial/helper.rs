@@ -2,7 +2,7 @@
 //! so a service that a socket unit starts (`keypair-agent-trial.socket`) asks for it. One JSON question a connection, one
 //! JSON answer. The helper finds sshd itself: its caller names no program.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -80,7 +80,10 @@ fn unanswered(question: &TrialQuestion, path: &Path, why: &str) -> Vec<TrialAnsw
 fn exchange(mut stream: UnixStream, question: &TrialQuestion) -> io::Result<Reply> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(&serde_json::to_vec(question)?)?;
+    let mut writer = BufWriter::new(&mut stream);
+    serde_json::to_writer(&mut writer, question)?;
+    writer.flush()?;
+    drop(writer);
     stream.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;

@@ -23,7 +23,7 @@ use run::{Link, PrivateSshd};
 
 use super::private::{PrivateDirectory, TRIAL};
 use super::sshd::SshdSettings;
-use super::{child, ssh_client, systemd};
+use super::{child, scout, ssh_client, systemd};
 use crate::policy::observation::{ConfigTree, Sshd};
 use crate::policy::trial::{Candidate, TrialAnswer, TrialQuestion, candidate};
 
@@ -73,7 +73,9 @@ fn ask_here(
     let answers = thread::scope(|scope| {
         let asked = scope.spawn(|| {
             let namespaces = Namespaces::enter()?;
-            Ok(in_namespaces(namespaces, directory.path(), sshd, question))
+            let answers = in_namespaces(namespaces, directory.path(), sshd, question);
+            scout::leave();
+            Ok(answers)
         });
         asked.join().unwrap_or_else(|_| Err(io::Error::other("the thread of the trial ended")))
     })?;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::super::block::{self, BEGIN, END};
+use super::super::content::Content;
 use super::super::edit::{FileEdit, FileKind};
 use super::super::observation::{ConfigTree, Reload, Sshd};
 use super::super::outcome::{Reason, Refusal, Warning, WarningReason};
@@ -87,7 +88,7 @@ impl Draft {
             }
             Place::TopBlock(path) => {
                 // A block with the same directives at another place than the top is moved there, one in another form rewritten.
-                let main = sshd.config.files.get(path).map(Vec::as_slice);
+                let main = sshd.config.files.get(path).cloned().map(Content::from);
                 let block = sshd_config::render_block(&desired, &provenance).into_bytes();
                 self.sshd_edits.extend(FileEdit::block(path, FileKind::SshdConfig, main, block));
             }
@@ -135,7 +136,7 @@ pub(super) fn removal(config: &ConfigTree, place: &Place) -> Option<FileEdit> {
             FileEdit::drop_in(path, Some(before), None)
         }
         Place::TopBlock(path) => {
-            let main = config.files.get(path).map(Vec::as_slice);
+            let main = config.files.get(path).cloned().map(Content::from);
             FileEdit::block(path, FileKind::SshdConfig, main, Vec::new())
         }
     }

@@ -1,6 +1,6 @@
 //! sshd's answers and the lockout guard, held against what was asked (contract 6).
 
-use super::super::authorized_keys::{KeyLine, key_lines, ways_in};
+use super::super::authorized_keys::{key_lines, ways_in};
 use super::super::edit::{FileEdit, FileKind};
 use super::super::foreign::foreign;
 use super::super::lockout::is_closed;
@@ -273,17 +273,19 @@ impl AccessContext<'_> {
 
     /// One of the user's keys has to let in: the bound one, else one that sshd reads without options.
     fn needs_any(&self, trial: &KeyTrial<'_>, ask: &mut AskTrial<'_>) -> Result<Judged, PlanRefusal> {
-        let files: Vec<Vec<KeyLine>> =
-            self.facts.key_files.iter().map(|(_, content)| key_lines(content)).collect();
-        let bound = self.purpose.binding.map(|binding| &binding.key_pair.public_key);
-        let mut keys: Vec<&PublicKey> = bound.into_iter().collect();
-        for line in files.iter().flat_map(|lines| ways_in(lines)) {
-            if !keys.contains(&&line.key) {
-                keys.push(&line.key);
+        let bound = self.purpose.binding.map(|binding| binding.key_pair.public_key.clone());
+        let mut keys: Vec<PublicKey> = bound.into_iter().collect();
+        let files = self.facts.key_files.iter();
+        for line in files.flat_map(|(_, content)| ways_in(key_lines(content))) {
+            if keys.len() == MAX_KEYS {
+                break;
+            }
+            if !keys.contains(&line.key) {
+                keys.push(line.key);
             }
         }
         let mut first = None;
-        for key in keys.into_iter().take(MAX_KEYS) {
+        for key in &keys {
             match self.needs(trial, key, ask) {
                 Ok(judged) => return Ok(judged),
                 Err(refusal) => {

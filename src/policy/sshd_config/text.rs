@@ -96,24 +96,19 @@ pub fn ours_in_main(content: &[u8]) -> Vec<Segment> {
 /// What is ours in our drop-in: the lines that are ours in word and stand ahead of any `Match`; below one our comments, and
 /// what stands right beneath them. All else somebody wrote, and keeps.
 pub fn ours_in_drop_in(content: &[u8]) -> Vec<Segment> {
-    let lines = block::lines(content);
     let (mut in_match, mut is_beneath) = (false, false);
-    let picked: Vec<bool> = lines
-        .iter()
-        .map(|line| {
-            in_match |= is_match(line.bytes);
-            let is_comment = line.bytes.starts_with(COMMENT.as_bytes());
-            is_beneath = is_our_line_in_block(line.bytes) && (is_comment || is_beneath || !in_match);
-            is_beneath
-        })
-        .collect();
-    block::segments(&lines, &picked)
+    block::pick(content, |line| {
+        in_match |= is_match(line);
+        let is_comment = line.starts_with(COMMENT.as_bytes());
+        is_beneath = is_our_line_in_block(line) && (is_comment || is_beneath || !in_match);
+        is_beneath
+    })
 }
 
 /// Whether the first directive of our drop-in is ours, so that nobody's decides ahead of it.
 pub fn ours_comes_first(content: &[u8]) -> bool {
     let ours = ours_in_drop_in(content);
-    let first = block::lines(content).into_iter().find(|line| tokens::split(line.bytes).is_some());
+    let first = block::lines(content).find(|line| tokens::split(line.bytes).is_some());
     first.is_some_and(|first| is_in(&ours, first.offset))
 }
 
@@ -132,8 +127,11 @@ fn is_in(segments: &[Segment], offset: usize) -> bool {
 
 /// The lines, from 1, of these segments.
 pub(super) fn numbers(content: &[u8], segments: &[Segment]) -> Vec<usize> {
-    let lines = block::lines(content);
-    lines.iter().zip(1..).filter(|(line, _)| is_in(segments, line.offset)).map(|(_, number)| number).collect()
+    block::lines(content)
+        .zip(1..)
+        .filter(|(line, _)| is_in(segments, line.offset))
+        .map(|(_, number)| number)
+        .collect()
 }
 
 /// The lines, from 1, that are ours in `content`: markers and what we wrote beside them; none where no marker

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::content::Content;
 use super::observation::Connection;
 use super::public_key::PublicKey;
 
@@ -48,7 +49,7 @@ pub struct PlannedKeyFile {
     pub user: String,
     /// Its bytes.
     #[serde(with = "super::block::base64_bytes")]
-    pub content: Vec<u8>,
+    pub content: Content,
 }
 
 /// What came of one private run.

@@ -136,7 +136,7 @@ fn a_directory_that_is_swapped_with_a_link() {
         for round in 0..400 {
             let result = observe_key_file(&home.account, &home.keys()).and_then(|seen| {
                 let Some(content) = seen.content else { return Ok(false) };
-                assert_ne!(content, b"root's\n");
+                assert_ne!(*content, *b"root's\n");
                 let expected = ContentHash::of(&content);
                 let new = format!("{}\n", round + 1);
                 replace_key_file(&home.account, &home.keys(), Some(&expected), new.as_bytes()).map(|_| true)
