@@ -19,14 +19,15 @@ use crate::policy::observation::{
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::{PublicKey, fingerprint_of};
+use crate::policy::selinux::{Labels, Relabel};
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
 use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::sshd::{self, SshdSettings};
 use super::{
-    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, people, private, proof,
-    service, trial,
+    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, labels, login, people, private,
+    proof, service, trial,
 };
 
 /// How long a command waits for its turn (contract 8).
@@ -175,6 +176,19 @@ impl Guest for RealGuest {
                 files::replace_key_file(&owner(user, *uid, path)?, path, expected, content).map(drop)
             }
             FileKind::SshdConfig => files::replace_root_file(path, expected, content, DROP_IN_MODE).map(drop),
+        }
+    }
+
+    fn labels(&self, sshd: &Sshd, account: &Account, key_files: &[PathBuf]) -> Labels {
+        labels::of(sshd, account, key_files)
+    }
+
+    fn relabel(&mut self, kind: &FileKind, relabel: &Relabel) -> Result<(), FileError> {
+        match kind {
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                files::relabel_to_key_file(&owner(user, *uid, &relabel.file)?, relabel)
+            }
+            FileKind::SshdConfig => files::relabel_root_file(relabel),
         }
     }
 

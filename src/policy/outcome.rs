@@ -160,6 +160,7 @@ pub enum WarningReason {
     PasswordOnlyAccounts,
     InheritedKeyReplaced,
     AccountShutOut,
+    WrongLabel,
 }
 
 /// Something the owner should know although the command succeeded.

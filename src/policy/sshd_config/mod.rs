@@ -21,7 +21,7 @@ pub use include::{
     named_hosts,
 };
 pub use keyword::{Counts, KNOWN, Keyword, spelling};
-pub use placement::{Place, Placement, contrary_lines, is_read, placement, taken};
+pub use placement::{Place, Placement, contrary_lines, is_drop_in, is_read, placement, taken};
 pub use reader::{Directive, Scope, directives};
 pub use setting::{KbdInteractive, desired, forbids_all, judge_setting};
 pub use text::{COMMENT, Provenance, directives_of_ours, is_our_line_in_block, render, render_block};

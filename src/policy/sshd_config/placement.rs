@@ -81,7 +81,8 @@ pub fn is_read(tree: &ConfigTree, place: &Place) -> bool {
     }
 }
 
-fn is_drop_in(file: &Path) -> bool {
+/// Whether a file has our drop-in's name.
+pub fn is_drop_in(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name == DROP_IN)
 }
 
