@@ -32,6 +32,9 @@ selinux_guest() {
   inside id -Z
 }
 
+# The newest alone: what an earlier command said proves nothing here.
+newest_result() { inside cat /var/lib/keypair-agent/state.json | jq -r '.results[-1].result'; }
+
 domain_of() { inside sh -c "ps -eo label,comm | grep -m 1 '$1\$'" | cut -d: -f3; }
 
 selinux_install() {
@@ -53,7 +56,7 @@ selinux_attach() {
 
 selinux_trial() {
   local result
-  result=$(last_result)
+  result=$(newest_result)
   echo "$result"
   case $result in *'"trial":{"key":"accepted","file":"/root/.ssh/authorized_keys",'*) ;; *) return 1 ;; esac
 }
@@ -86,7 +89,7 @@ says() { # TEXT PART...
 # Refused by the platform's API, and so in the agent's own result.
 attach_refused() { # PART...
   if attach no; then fail "succeeded"; return 1; fi
-  says "$(last_result)" '"reason":"LOCKOUT_GUARD"' "restorecon -Rv" "$@"
+  says "$(newest_result)" '"reason":"LOCKOUT_GUARD"' "restorecon -Rv" "$@"
   with_password root
 }
 
@@ -97,7 +100,7 @@ selinux_moved() {
     chcon -t $WRONG_TYPE /var/tmp/keys; mv /var/tmp/keys $ROOT_KEYS; chmod 600 $ROOT_KEYS; ls -Z $ROOT_KEYS"
   attach_refused "$ROOT_KEYS" $WRONG_TYPE ssh_home_t sshd_t
   [ "$(type_of $ROOT_KEYS)" = $WRONG_TYPE ]
-  saw "$(last_result | sed 's/.*"message":"\([^"]*\)".*/\1/' | cut -c1-120)"
+  saw "$(newest_result | sed 's/.*"message":"\([^"]*\)".*/\1/' | cut -c1-120)"
 }
 
 selinux_corrected() {
@@ -138,7 +141,7 @@ selinux_home() {
   set_configuration 'target_user = "u"'
   wait_for 120 "the agent's first poll" healthy
   if attach no; then fail "succeeded"; return 1; fi
-  says "$(last_result)" '"reason":"LOCKOUT_GUARD"' default_t "semanage fcontext -a -e /home /data/people"
+  says "$(newest_result)" '"reason":"LOCKOUT_GUARD"' default_t "semanage fcontext -a -e /home /data/people"
   with_password u
   inside sh -c "semanage fcontext -a -e /home /data/people; restorecon -Rv -F /data/people/u"
   attach no
@@ -150,6 +153,7 @@ selinux_home() {
   saw "refused, then bound"
 }
 
+# A slow machine may answer an early command with SSHD_RELOAD_UNSAFE: sshd was still starting. Then this fails.
 reboot_with_a_command() { # COMMAND...: done inside after the agent was stopped
   local queued
   inside systemctl stop keypair-agent
@@ -161,13 +165,13 @@ reboot_with_a_command() { # COMMAND...: done inside after the agent was stopped
   guest_wait "$GUEST"
   wait $queued || true
   cat "$RUN/queued-$SUITE"
-  wait_for 300 "the result" inside test -e /var/lib/keypair-agent/state.json
+  wait_for 300 "the queue to be empty" nothing_waits
   inside journalctl -b -u keypair-agent -u ssh -o short-monotonic --no-pager
 }
 
 selinux_boot() {
   reboot_with_a_command "rm -rf /root/.ssh"
-  says "$(last_result)" '"status":"succeeded"'
+  says "$(newest_result)" '"status":"succeeded"'
   with_key root
   no_passwords
   saw "$(domain_of keypair-agent)" "$(type_of $ROOT_KEYS)"
@@ -177,7 +181,7 @@ selinux_boot() {
 
 selinux_boot_wrong() {
   reboot_with_a_command "echo '$(cat "$(folder "$GUEST")/other.pub")' >$ROOT_KEYS; chcon -t $WRONG_TYPE $ROOT_KEYS"
-  says "$(last_result)" '"reason":"LOCKOUT_GUARD"' "$ROOT_KEYS" $WRONG_TYPE ssh_home_t
+  says "$(newest_result)" '"reason":"LOCKOUT_GUARD"' "$ROOT_KEYS" $WRONG_TYPE ssh_home_t
   with_password root
   saw "refused, the password lets in"
 }
@@ -185,7 +189,7 @@ selinux_boot_wrong() {
 selinux_permissive() {
   inside setenforce 0
   attach no
-  says "$(last_result)" '"status":"succeeded"' WRONG_LABEL
+  says "$(newest_result)" '"status":"succeeded"' WRONG_LABEL
   [ "$(type_of $ROOT_KEYS)" = $WRONG_TYPE ]
   with_key root
   inside keypair-agent status
