@@ -289,6 +289,7 @@ fn accepted(plan: &Plan) -> String {
     let edits = plan.key_edits.iter().chain(&plan.sshd_edits);
     let files: Vec<String> = edits.map(|edit| edit.path.display().to_string()).collect();
     let does = match (files.as_slice(), &plan.reload) {
+        ([], _) if plan.touches_files() => "it would correct SELinux labels".to_owned(),
         ([], _) => "there is nothing to change".to_owned(),
         (files, None | Some(Reload::None(_))) => format!("it would write {}", files.join(" and ")),
         (files, Some(Reload::SocketUnit(unit))) => {

@@ -303,14 +303,20 @@ impl Labels {
 
     /// What helps where the policy names no label by which sshd could read.
     fn closed_remedy(&self, place: &Place) -> String {
-        let homes = self.home.parent().filter(|homes| homes.parent().is_some());
+        let is_own = |homes: &&Path| homes.parent().is_some() && *homes != Path::new("/home");
+        let homes = self.home.parent().filter(is_own);
         match (&place.named, homes) {
             (None, _) => restorecon(&place.path),
-            (Some(_), Some(homes)) if place.path.starts_with(&self.home) => format!(
-                "tell the policy that homes are there, semanage fcontext -a -e /home {}, then {}",
-                word(homes),
-                restorecon(&self.home)
-            ),
+            (Some(_), Some(homes))
+                if place.path.starts_with(&self.home) || self.home.starts_with(&place.path) =>
+            {
+                let highest = if place.path.starts_with(&self.home) { &self.home } else { &place.path };
+                format!(
+                    "tell the policy that homes are there, semanage fcontext -a -e /home {}, then {}",
+                    word(homes),
+                    restorecon(highest)
+                )
+            }
             (Some(_), _) => format!(
                 "tell the policy of a type that sshd may read, semanage fcontext -a -t ssh_home_t {}, then {}",
                 word(&place.path),
@@ -329,8 +335,8 @@ impl Labels {
             PlaceKind::File => "read",
         };
         let named = match &place.named {
-            Some(named) if Some(named) == place.label.as_ref() => {
-                "and the policy names no other for that path".to_owned()
+            Some(named) if place.label.as_ref().is_some_and(|is| is.type_name() == named.type_name()) => {
+                "and the policy names no other type for that path".to_owned()
             }
             Some(named) => format!("the policy names {named} for that path"),
             None => "which one the policy names for that path could not be asked (matchpathcon)".to_owned(),

@@ -110,6 +110,8 @@ fn a_home_that_the_policy_does_not_know_is_refused() {
     {
         assert!(message.contains(part), "{part}: {message}");
     }
+    let above = refused(vec![self::place("/srv/people", WRONG, Some(WRONG), true)], false);
+    assert!(above.contains("-e /home /srv/people, then restorecon -Rv -F /srv/people"), "{above}");
     // A label that is as bad as the present one is not set.
     let other = "unconfined_u:object_r:default_t:s0";
     let message = refused(vec![self::place(KEYS, WRONG, Some(other), true)], false);
