@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh machine: `make demo` and `make test`.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-openssh fuzz-lockout test-model packages test-packages test-guests test-disk-states test-power-cuts test-points test-long-life test-hostile-answers test-hostile-guest test-defences fuzz check bench scale size deps
+.PHONY: help demo test test-clients test-openapi test-crash test-sshd test-openssh fuzz-lockout test-model packages test-packages test-guests test-disk-states test-power-cuts test-points test-selinux test-long-life test-hostile-answers test-hostile-guest test-defences fuzz check bench scale size deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test-disk-states: deps ## every state of the disk that a power cut may leave, la
 
 test-power-cuts: ## 30 power cuts of a qemu guest in a stream of commands, and what became of each; needs root; half an hour
 	@SUITES="power-1 power-2" bash tests/guests/run.sh
+
+test-selinux: ## a qemu guest whose SELinux enforces: attach, boot, wrong labels, and what was denied; needs root; a quarter of an hour
+	@SUITES=selinux bash tests/guests/run.sh
 
 test-hostile-answers: deps ## two hours of random answers from somebody who is not the metadata service; needs root
 	KEYPAIR_HOSTILE_ANSWERS=$${KEYPAIR_HOSTILE_ANSWERS:-7200} cargo test --test hostile_channel -- --exact lies::hours_of_lies --nocapture

@@ -12,7 +12,7 @@ use crate::policy::public_key::PublicKey;
 use crate::policy::sshd_config::{Decider, Reading, spelling};
 use crate::policy::types::PasswordAuth;
 use crate::transaction::Transaction;
-use crate::transaction::look::{Door, Drift};
+use crate::transaction::look::{Door, Drift, Unreadable};
 use crate::transaction::perform::{Answered, Planned};
 use crate::transaction::state::State;
 
@@ -100,6 +100,7 @@ fn about_the_guest(
     };
     checks.push(Check::holds("sshd", found(&sshd)).at(Some(&sshd.config.main), None));
     checks.push(key_file(transaction, &sshd, &account, state));
+    checks.extend(labels(transaction, &sshd, state));
     checks.extend(present(&sshd, &account));
     for line in transaction.contrary(&sshd) {
         let text = format!(
@@ -168,6 +169,21 @@ fn key_file(transaction: &Transaction<impl Guest>, sshd: &Sshd, account: &Accoun
             Check::holds(NAME, format!("{} {what}", file.path.display())).at(Some(&file.path), None)
         }
     }
+}
+
+/// What SELinux keeps sshd from reading.
+fn labels(transaction: &Transaction<impl Guest>, sshd: &Sshd, state: &State) -> Vec<Check> {
+    const NAME: &str = "labels";
+    let unreadable = match transaction.unreadable(state, sshd) {
+        Ok(unreadable) => unreadable,
+        Err(refusal) => return vec![Check::note(NAME, &refusal.message)],
+    };
+    let checks = unreadable.iter().map(|one| match one {
+        Unreadable::Now(why) => Check::fails(NAME, why),
+        Unreadable::UntilAttached(why) => Check::note(NAME, &format!("{why}; an attach does that too")),
+        Unreadable::Later(why) => Check::note(NAME, why),
+    });
+    checks.collect()
 }
 
 /// What sshd would answer now, and what decides it.
@@ -276,6 +292,7 @@ fn accepted(plan: &Plan) -> String {
     let edits = plan.key_edits.iter().chain(&plan.sshd_edits);
     let files: Vec<String> = edits.map(|edit| edit.path.display().to_string()).collect();
     let does = match (files.as_slice(), &plan.reload) {
+        ([], _) if plan.touches_files() => "it would correct SELinux labels".to_owned(),
         ([], _) => "there is nothing to change".to_owned(),
         (files, None | Some(Reload::None(_))) => format!("it would write {}", files.join(" and ")),
         (files, Some(Reload::SocketUnit(unit))) => {

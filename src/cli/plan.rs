@@ -35,11 +35,15 @@ fn text(plan: &Plan) -> Vec<u8> {
     for edit in plan.key_edits.iter().chain(&plan.sshd_edits) {
         text.extend_from_slice(&diff::of(edit));
     }
+    for label in plan.key_labels.iter().chain(&plan.sshd_labels) {
+        text.extend_from_slice(format!("# {}\n", label.planned()).as_bytes());
+    }
     let last = match &plan.reload {
         Some(reload) => format!("# then: {}\n", live(reload)),
         None if plan.changes_files() => {
             "# sshd is not touched: it reads authorized_keys at each login\n".to_owned()
         }
+        None if plan.touches_files() => String::new(),
         None => "# nothing has to be changed\n".to_owned(),
     };
     text.extend_from_slice(last.as_bytes());

@@ -15,7 +15,7 @@ use crate::policy::plan::Binding;
 use crate::policy::public_key::Fingerprint;
 use crate::policy::sshd_config::spelling;
 use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequence};
-use crate::transaction::look::Drift;
+use crate::transaction::look::{Drift, Unreadable};
 use crate::transaction::state::State;
 
 use super::{FAILED, OK};
@@ -130,6 +130,28 @@ fn look(config: &Config) -> Report {
             )
         })),
         Err(refusal) => notes.push(refusal.message.clone()),
+    }
+    if let (Some(state), Ok(sshd)) = (&state, &sshd) {
+        match transaction.unreadable(state, sshd) {
+            Err(refusal) => {
+                notes.push(format!("whether sshd may read its files by their labels: {}", refusal.message))
+            }
+            Ok(unreadable) => {
+                // Where nothing depends on a key, none is missed.
+                let matters = state.binding.is_some() || state.password_auth == Some(PasswordAuth::No);
+                for one in unreadable {
+                    match one {
+                        Unreadable::Now(why) if matters => problems.push(why),
+                        Unreadable::UntilAttached(why) if matters => {
+                            problems.push(format!("{why}, or attach the key pair again"))
+                        }
+                        Unreadable::Now(why) | Unreadable::UntilAttached(why) | Unreadable::Later(why) => {
+                            notes.push(why)
+                        }
+                    }
+                }
+            }
+        }
     }
     match state.as_ref().map(|state| transaction.drift(state)) {
         None => {}

@@ -6,6 +6,7 @@ mod config_tree;
 pub mod files;
 mod host_key;
 pub mod image;
+mod labels;
 mod locate;
 mod login;
 mod network;
@@ -17,6 +18,7 @@ pub mod pulse;
 mod question;
 pub mod real;
 pub mod scout;
+mod selinux;
 pub mod service;
 pub mod service_view;
 mod sessions;
@@ -43,6 +45,7 @@ use crate::policy::observation::{
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::PublicKey;
+use crate::policy::selinux::{Labels, Relabel};
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
 
@@ -183,6 +186,17 @@ pub trait Guest {
         expected: Option<&ContentHash>,
         content: &[u8],
     ) -> Result<(), FileError>;
+    /// What SELinux says of sshd's reading of its configuration and of these key files of the account's.
+    fn labels(&self, _sshd: &Sshd, _account: &Account, _key_files: &[PathBuf]) -> Labels {
+        Labels::default()
+    }
+    /// Sets a label on the way to a file of this kind, if it still has the one that was seen.
+    ///
+    /// # Errors
+    /// [`FileError::Changed`] where it is another, or is not reached by that way any more.
+    fn relabel(&mut self, _kind: &FileKind, _relabel: &Relabel) -> Result<(), FileError> {
+        Ok(())
+    }
     /// Removes a file that is ours, if it still is what `expected` says or gone already, and `directory` if
     /// that is empty.
     ///

@@ -21,6 +21,7 @@ use crate::policy::observation::{
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::proof::Seen;
 use crate::policy::public_key::{PublicKey, fingerprint_of};
+use crate::policy::selinux::{Labels, Relabel};
 use crate::policy::sshd_config::is_drop_in;
 use crate::policy::trial::{TrialAnswer, TrialQuestion};
 use crate::policy::types::{CommandId, ContentHash};
@@ -30,8 +31,8 @@ use super::files::{self, FileError, Guard, LockError, StateDirectory};
 use super::scout::{self, Silence};
 use super::sshd::{self, SshdSettings};
 use super::{
-    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, login, network, people, private,
-    proof, service, trial, unit_sandbox,
+    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, labels, login, network, people,
+    private, proof, service, trial, unit_sandbox,
 };
 
 /// How long a command waits for its turn (contract 8).
@@ -222,6 +223,19 @@ impl Guest for RealGuest {
                 files::replace_key_file(&owner(user, *uid, path)?, path, expected, content).map(drop)
             }
             FileKind::SshdConfig => files::replace_root_file(path, expected, content, DROP_IN_MODE).map(drop),
+        }
+    }
+
+    fn labels(&self, sshd: &Sshd, account: &Account, key_files: &[PathBuf]) -> Labels {
+        labels::of(sshd, account, key_files)
+    }
+
+    fn relabel(&mut self, kind: &FileKind, relabel: &Relabel) -> Result<(), FileError> {
+        match kind {
+            FileKind::AuthorizedKeys { user, uid, .. } => {
+                files::relabel_to_key_file(&owner(user, *uid, &relabel.file)?, relabel)
+            }
+            FileKind::SshdConfig => files::relabel_root_file(relabel),
         }
     }
 

@@ -30,6 +30,15 @@ pub(super) fn missing(sshd: &Path, effective: &Effective) -> Option<String> {
     })
 }
 
+/// The program in which this sshd authenticates a user; `None` where it does that itself, before OpenSSH 9.8.
+pub(super) fn session_program(sshd: &Path, effective: Option<&Effective>) -> Option<PathBuf> {
+    let [(keyword, name), _] = PROGRAMS;
+    match effective.map(|effective| effective.value(keyword)).unwrap_or_default() {
+        "" => built_in(sshd, name),
+        named => Some(PathBuf::from(named)),
+    }
+}
+
 /// The path of such a program that sshd was built with: a string of its own program. None before OpenSSH 9.8.
 fn built_in(sshd: &Path, name: &str) -> Option<PathBuf> {
     let mut content = Vec::new();

@@ -26,6 +26,7 @@ pub mod pattern;
 pub mod plan;
 pub mod proof;
 pub mod public_key;
+pub mod selinux;
 pub mod signature;
 pub mod sources;
 pub mod sshd_config;

@@ -154,6 +154,7 @@ pub enum WarningReason {
     InheritedKeyReplaced,
     AccountShutOut,
     SettingNotOwned,
+    WrongLabel,
 }
 
 /// Something the owner should know although the command succeeded.

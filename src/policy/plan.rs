@@ -19,16 +19,19 @@ use super::password;
 use super::path_bytes;
 use super::proof::ProofPlan;
 use super::public_key::PublicKey;
+use super::selinux::{Labels, Relabel};
 use super::sshd_config::{self, KbdInteractive};
 use super::trial::TrialQuestion;
 use super::types::PasswordAuth;
 
 mod key_trial;
+mod labels;
 mod questions;
 mod setting;
 mod verdict;
 
 pub use key_trial::{AskTrial, judge_deferred};
+pub use labels::{judge_written_config, judge_written_key_file};
 pub use questions::{Answers, Questions};
 pub use verdict::{PlanRefusal, judge_setting};
 
@@ -88,6 +91,8 @@ pub struct Facts {
     pub notes: Vec<String>,
     /// What else decides about a login; `None` where there is no sshd.
     pub login: Option<Login>,
+    /// What SELinux says of sshd's reading of those files; nothing where it does not run.
+    pub labels: Labels,
 }
 
 impl Facts {
@@ -156,6 +161,12 @@ pub struct Plan {
     pub key_edits: Vec<FileEdit>,
     /// The edits of sshd's configuration, in order.
     pub sshd_edits: Vec<FileEdit>,
+    /// The SELinux labels that are set on the way to a key file, behind the edits.
+    pub key_labels: Vec<Relabel>,
+    /// The same of our drop-in.
+    pub sshd_labels: Vec<Relabel>,
+    /// The key file by which the user gets in; `None` where that matters to nothing.
+    pub decisive_key_file: Option<PathBuf>,
     /// How a changed configuration is made live; `None` where it is not changed.
     pub reload: Option<Reload>,
     /// Whether the listener may have yet to read the files that were judged, and a way in depends on them. No file of its own changes, so it is told
@@ -185,6 +196,11 @@ impl Plan {
     /// Whether it changes a byte of the guest's files.
     pub fn changes_files(&self) -> bool {
         !self.key_edits.is_empty() || !self.sshd_edits.is_empty()
+    }
+
+    /// Whether it changes anything of the guest's files.
+    pub fn touches_files(&self) -> bool {
+        self.changes_files() || !self.key_labels.is_empty() || !self.sshd_labels.is_empty()
     }
 
     /// Whether passwords are on again before a key is taken away.

@@ -11,8 +11,9 @@ use crate::policy::connection::loopbacks;
 use crate::policy::observation::{Account, Fate, KeyFile, Sshd};
 use crate::policy::outcome::Refusal;
 use crate::policy::plan::{self, Binding, Purpose};
-use crate::policy::proof::{Forecast, Verdict};
+use crate::policy::proof::{self, Forecast};
 use crate::policy::public_key::PublicKey;
+use crate::policy::selinux::Verdict;
 use crate::policy::sshd_config::{Directive, contrary_lines, taken};
 use crate::policy::types::InstanceId;
 
@@ -30,6 +31,28 @@ pub enum Drift {
     Overridden(String),
 }
 
+/// What sshd may not read for its SELinux label. The text names file, label and remedy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unreadable {
+    /// sshd cannot read it.
+    Now(String),
+    /// sshd cannot read it until a command that is about this file corrects the label.
+    UntilAttached(String),
+    /// It could not, if SELinux enforced.
+    Later(String),
+}
+
+impl Unreadable {
+    fn of(verdict: Verdict) -> Option<Self> {
+        match verdict {
+            Verdict::Readable => None,
+            Verdict::Tolerated(warning) => Some(Self::Later(warning.message)),
+            Verdict::Curable(labels) => labels.first().map(|label| Self::UntilAttached(label.wrong())),
+            Verdict::Unreadable(finding, _) => Some(Self::Now(finding.message)),
+        }
+    }
+}
+
 /// What the running sshd said, for `check`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Door {
@@ -40,9 +63,9 @@ pub enum Door {
         /// Where.
         address: SocketAddr,
         /// Whether it offers what its configuration says, and what it offers.
-        methods: (Verdict, Vec<String>),
+        methods: (proof::Verdict, Vec<String>),
         /// Whether it would accept the key; a key that it was not asked about is not taken.
-        key: Verdict,
+        key: proof::Verdict,
     },
 }
 
@@ -166,6 +189,21 @@ impl<G: Guest> Transaction<G> {
             });
         }
         Ok(drift)
+    }
+
+    /// What SELinux keeps sshd from reading: the file of the bound key pair, or one of its configuration.
+    ///
+    /// # Errors
+    /// Why it cannot be told.
+    pub fn unreadable(&self, state: &State, sshd: &Sshd) -> Result<Vec<Unreadable>, Refusal> {
+        let (account, file) = match &state.binding {
+            Some(binding) => (self.holder(binding)?.account, Some(binding.path.clone())),
+            None => (self.guest.account(&self.settings.target_user)?, None),
+        };
+        let file = file.or_else(|| key_path(sshd, &account).ok());
+        let labels = self.guest.labels(sshd, &account, file.as_slice());
+        let key_file = file.map(|file| labels.judge_key_file(&file, &|_| false));
+        Ok(key_file.into_iter().chain([labels.judge_config()]).filter_map(Unreadable::of).collect())
     }
 
     /// The later global lines that say otherwise than ours: someone's change that we override.

@@ -12,6 +12,7 @@ use crate::policy::key_paths;
 use crate::policy::observation::{Account, Fate, KeyFile, Login, Person, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
+use crate::policy::selinux::Labels;
 use crate::policy::sshd_config::Reading;
 use crate::policy::trial::TrialQuestion;
 use crate::policy::types::{ContentHash, InstanceId, PasswordAuth};
@@ -223,6 +224,7 @@ impl<G: Guest> Transaction<G> {
                     self.refuse_anothers_file(&facts)?;
                 }
                 facts.login = self.observe_login(action, &facts)?;
+                facts.labels = labels(&self.guest, &facts);
                 facts
             }
             Action::Detach { .. } => self.observe_block(binding)?,
@@ -258,7 +260,16 @@ impl<G: Guest> Transaction<G> {
         let Elsewhere { files: elsewhere, notes } = elsewhere.transpose()?.unwrap_or_default();
         let key_files = self.all_key_files(Some(&sshd), &account, Some(&key_file));
         let key_file = Some(key_file);
-        Ok(Facts { account, sshd: Some(sshd), key_file, key_files, elsewhere, notes, login: None })
+        Ok(Facts {
+            account,
+            sshd: Some(sshd),
+            key_file,
+            key_files,
+            elsewhere,
+            notes,
+            login: None,
+            labels: Labels::default(),
+        })
     }
 
     /// What sshd was asked here is what it says elsewhere only if its files are seen here.
@@ -284,6 +295,7 @@ impl<G: Guest> Transaction<G> {
             elsewhere: Vec::new(),
             notes: Vec::new(),
             login: None,
+            labels: Labels::default(),
         })
     }
 
@@ -333,7 +345,8 @@ impl<G: Guest> Transaction<G> {
         };
         let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
-        Ok(Facts { account, sshd, key_file: Some(key_file), key_files, elsewhere, notes, login })
+        let (key_file, labels) = (Some(key_file), Labels::default());
+        Ok(Facts { account, sshd, key_file, key_files, elsewhere, notes, login, labels })
     }
 
     /// All files that sshd reads for the account; the one that is ours alone, where it cannot be told which these are.
@@ -363,9 +376,19 @@ impl<G: Guest> Transaction<G> {
         let key_file = self.guest.standing_key_file(&account, &path)?;
         let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
         let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
-        let key_file = Some(key_file);
-        Ok(Facts { account, sshd, key_file, key_files, elsewhere: Vec::new(), notes: Vec::new(), login })
+        let (key_file, labels) = (Some(key_file), Labels::default());
+        let (elsewhere, notes) = (Vec::new(), Vec::new());
+        Ok(Facts { account, sshd, key_file, key_files, elsewhere, notes, login, labels })
     }
+}
+
+/// What SELinux says of sshd's reading of its configuration and of the user's key files.
+pub(super) fn labels(guest: &impl Guest, facts: &Facts) -> Labels {
+    let Some(sshd) = &facts.sshd else { return Labels::default() };
+    let mut files: Vec<PathBuf> = facts.key_file.iter().map(|own| own.path.clone()).collect();
+    let others = facts.key_files.iter().map(|(path, _)| path);
+    files.extend(others.filter(|path| facts.key_file.as_ref().is_none_or(|own| own.path != **path)).cloned());
+    guest.labels(sshd, &facts.account, &files)
 }
 
 /// The file that sshd reads for this account.

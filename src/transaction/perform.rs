@@ -252,7 +252,7 @@ impl<G: Guest> Transaction<G> {
         stop: &AtomicBool,
     ) -> Result<Option<Intent>, Halt> {
         let Prepared { plan, .. } = prepared;
-        if !plan.changes_files() && plan.proof.is_none() && !plan.unread {
+        if !plan.touches_files() && plan.proof.is_none() && !plan.unread {
             return Ok(None);
         }
         let interrupted =
@@ -291,8 +291,15 @@ impl<G: Guest> Transaction<G> {
         Ok(Some(intent))
     }
 
-    fn success(&self, command: &Command, prepared: &Prepared, state: &mut State, sheet: Sheet) -> Outcome {
+    fn success(
+        &self,
+        command: &Command,
+        prepared: &Prepared,
+        state: &mut State,
+        mut sheet: Sheet,
+    ) -> Outcome {
         let Prepared { plan, .. } = prepared;
+        sheet.notes.extend(plan.key_labels.iter().chain(&plan.sshd_labels).map(ToString::to_string));
         let changed = plan.changes_files();
         state.owe(command, prepared, &sheet.asked);
         if let Some(password_auth) = command.action.password_auth() {

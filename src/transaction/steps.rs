@@ -8,14 +8,17 @@ use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::edit::{FileEdit, FileKind};
 use crate::policy::lockout;
-use crate::policy::observation::{Answer, Connection, KeyFile, Reload, Sshd};
+use crate::policy::observation::{Account, Answer, Connection, KeyFile, Reload, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::plan::{Facts, Plan, PlanRefusal, judge_deferred, judge_setting};
+use crate::policy::plan::{
+    Facts, Plan, PlanRefusal, judge_deferred, judge_setting, judge_written_config, judge_written_key_file,
+};
 use crate::policy::proof::ProofPlan;
+use crate::policy::selinux::{Enforcement, Relabel};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::PasswordAuth;
 
-use super::observe::Prepared;
+use super::observe::{Prepared, labels};
 use super::proof::Asked;
 use super::pulse;
 use super::recovery::{NotUndone, Settle, undo};
@@ -128,6 +131,7 @@ fn step_by_step(
     // Passwords are back before a key that lets in is taken away; the key lets in before passwords go.
     if !plan.opens() {
         write_keys(guest, plan, &go_on, begun)?;
+        label_key_file(guest, prepared, &go_on)?;
         if let Some(question) = &plan.deferred_trial {
             go_on()?;
             let answers = guest.trial(sshd, question);
@@ -140,13 +144,17 @@ fn step_by_step(
     }
     let Live { answers, loopback } = match &plan.reload {
         Some(_) => set(guest, prepared, sshd, kbd_interactive, &go_on, begun)?,
-        None => Live { answers: plan.answers.clone(), loopback: None },
+        None => {
+            label_config(guest, prepared, &go_on)?;
+            Live { answers: plan.answers.clone(), loopback: None }
+        }
     };
     if plan.opens() {
         if plan.unread {
             tell(guest, sshd, &go_on, begun)?;
         }
         write_keys(guest, plan, &go_on, begun)?;
+        label_key_file(guest, prepared, &go_on)?;
     }
     let mut is_as_foretold = false;
     if let Some(proof) = &proof_after_trial(plan) {
@@ -203,6 +211,49 @@ fn write_keys(
     Ok(())
 }
 
+/// The labels on the way to the key file. Before passwords go off, sshd may read it: what was just written has a label that
+/// nobody saw before. A label that was set stays whatever becomes of the command, as after restorecon(8).
+fn label_key_file(
+    guest: &mut impl Guest,
+    Prepared { plan, facts }: &Prepared,
+    go_on: &impl Fn() -> Result<(), Halt>,
+) -> Result<(), Halt> {
+    let Account { name, uid, .. } = &facts.account;
+    let kind = FileKind::AuthorizedKeys { user: name.clone(), uid: Some(*uid), known: Vec::new() };
+    set_labels(guest, &kind, &plan.key_labels, go_on)?;
+    let file = plan.decisive_key_file.as_ref().filter(|_| plan.expect == Some(PasswordAuth::No));
+    match file.filter(|_| facts.labels.enforcement == Enforcement::Enforcing) {
+        Some(file) => judge_written_key_file(&labels(guest, facts), file).map_err(Halt::Failed),
+        None => Ok(()),
+    }
+}
+
+/// The same of sshd's configuration, before it is told.
+fn label_config(
+    guest: &mut impl Guest,
+    Prepared { plan, facts }: &Prepared,
+    go_on: &impl Fn() -> Result<(), Halt>,
+) -> Result<(), Halt> {
+    set_labels(guest, &FileKind::SshdConfig, &plan.sshd_labels, go_on)?;
+    if facts.labels.enforcement != Enforcement::Enforcing || plan.sshd_edits.is_empty() {
+        return Ok(());
+    }
+    judge_written_config(&labels(guest, facts)).map_err(Halt::Failed)
+}
+
+fn set_labels(
+    guest: &mut impl Guest,
+    kind: &FileKind,
+    labels: &[Relabel],
+    go_on: &impl Fn() -> Result<(), Halt>,
+) -> Result<(), Halt> {
+    for relabel in labels {
+        go_on()?;
+        guest.relabel(kind, relabel).map_err(halt)?;
+    }
+    Ok(())
+}
+
 /// What sshd says of its live files.
 struct Live {
     /// For those who must get what was asked.
@@ -214,7 +265,7 @@ struct Live {
 /// sshd's files, then sshd.
 fn set(
     guest: &mut impl Guest,
-    Prepared { plan, facts }: &Prepared,
+    prepared @ Prepared { plan, facts }: &Prepared,
     sshd: &Sshd,
     kbd_interactive: KbdInteractive,
     go_on: &impl Fn() -> Result<(), Halt>,
@@ -229,6 +280,7 @@ fn set(
         go_on()?;
         write(guest, edit, &mut begun.sshd_files).map_err(not_owned)?;
     }
+    label_config(guest, prepared, go_on)?;
     go_on()?;
     let must = plan.answers.iter().map(|answer| &answer.connection);
     let loopback = plan.proof.iter().filter_map(|proof| Some(&proof.forecast.as_ref()?.connection));
@@ -296,10 +348,14 @@ fn write(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(
     if !is_refused && !matches!(done, Err(FileError::Changed { .. })) {
         *begun += 1;
     }
-    done.map_err(|error| match error {
+    done.map_err(halt)
+}
+
+fn halt(error: FileError) -> Halt {
+    match error {
         changed @ FileError::Changed { .. } => Halt::Changed(changed),
         other => Halt::Failed(Refusal::from(other)),
-    })
+    }
 }
 
 /// What a file that changed twice under our hands is reported as.

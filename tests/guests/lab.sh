@@ -32,16 +32,20 @@ wait_for() { # SECONDS WHAT COMMAND...: polls until COMMAND succeeds
 
 # --- root file systems, built once a suite -------------------------------------------------------------------
 
-root_of() { # SUITE nspawn|qemu, LAB_WITH=packages besides -> the folder (nspawn) or the folder of disk, kernel and initrd (qemu)
+# SUITE nspawn|qemu, LAB_WITH=packages besides -> the folder (nspawn) or the folder of disk, kernel and initrd (qemu).
+# SUITE+selinux has SELinux.
+root_of() {
   local made=$CACHE/$1-$2-$LAB_FORM${LAB_WITH:+-$LAB_WITH} packages=systemd-sysv,dbus,libpam-systemd,openssh-server,openssh-client,iproute2,procps,curl
   [ -z "${LAB_WITH:-}" ] || packages+=,$LAB_WITH
   [ "$2" = nspawn ] || packages+=,udev,linux-image-cloud-amd64,initramfs-tools
+  case $1 in *+selinux) packages+=,selinux-basics,selinux-policy-default,policycoreutils-python-utils,auditd ;; esac
   if [ ! -e "$made" ]; then
     echo "building $1 for $2, once" >&2
     rm -rf "$made.new"
     mkdir -p "$CACHE"
-    mmdebstrap --quiet --variant=minbase --include="$packages" "$1" "$made.new" >&2 || return 1
+    mmdebstrap --quiet --variant=minbase --include="$packages" "${1%+*}" "$made.new" >&2 || return 1
     furnish "$made.new" "$2"
+    case $1 in *+selinux) label "$made.new" || return 1 ;; esac
     [ "$2" = nspawn ] || disk_from "$made.new"
     mv "$made.new" "$made"
   fi
@@ -105,11 +109,25 @@ UNIT
   [ "$2" = nspawn ] || chroot "$root" systemctl --quiet enable lab-shell.socket
 }
 
+# Every file has its label from the start, as after an autorelabel; the kernel is told to enforce.
+label() { # ROOT
+  sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$1/etc/selinux/config"
+  # The lab's own shell is an administrator's.
+  sed -i '/^ExecStart=/aSELinuxContext=unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023' \
+    "$1/etc/systemd/system/lab-shell@.service"
+  echo "security=selinux selinux=1 enforcing=1" >"$1/boot/append"
+  # setfiles goes by /proc/self/fd; what is not labelled itself is passed over.
+  mount -t proc proc "$1/proc" || return 1
+  chroot "$1" setfiles -F /etc/selinux/default/contexts/files/file_contexts / >&2
+  umount "$1/proc"
+}
+
 disk_from() { # FOLDER: a root file system becomes a disk with its kernel beside it
   mv "$1" "$1.root"
   mkdir "$1"
   cp "$1.root"/boot/vmlinuz-* "$1/vmlinuz"
   cp "$1.root"/boot/initrd.img-* "$1/initrd"
+  cat "$1.root/boot/append" >"$1/append" 2>/dev/null || true
   truncate -s 2G "$1/disk.raw"
   mkfs.ext4 -q -d "$1.root" "$1/disk.raw"
   rm -rf "$1.root"
@@ -153,7 +171,7 @@ qemu_start() {
   fi
   setsid nsenter -t "$(cat "$folder/network")" -n \
     qemu-system-x86_64 -machine q35 -accel tcg -cpu max -smp 2 -m 1024 -nographic -monitor none \
-    -kernel "$image/vmlinuz" -initrd "$image/initrd" -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0" \
+    -kernel "$image/vmlinuz" -initrd "$image/initrd" -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 $(cat "$image/append")" \
     -drive "$disk,format=raw,if=virtio" \
     -netdev "user,id=n0,net=169.254.169.0/24,host=$METADATA_ADDRESS,hostfwd=tcp:127.0.0.1:2222-169.254.169.15:22,hostfwd=tcp:127.0.0.1:2323-169.254.169.15:2323" \
     -device virtio-net-pci,netdev=n0 </dev/null >>"$folder/console" 2>&1 &
@@ -240,9 +258,9 @@ is_up() { # a failed unit is what a test may look for: it is up all the same. Wh
   return 1
 }
 
-guest_off() { # shuts it down (nspawn alone: qemu's disk would not outlive it)
+guest_off() { # shuts it down (of qemu's, a disk of its own alone outlives it)
   guest_exec "$1" systemctl poweroff >/dev/null 2>&1 || true
-  wait_for 60 "the guest to shut down" ended "$(pid_of "$1")"
+  wait_for 300 "the guest to shut down" ended "$(pid_of "$1")"
 }
 ended() { ! kill -0 "$1" 2>/dev/null; }
 

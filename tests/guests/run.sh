@@ -2,7 +2,7 @@
 # What `make test-guests` runs: the packages, installed in Debian guests that boot systemd and sshd (lab.sh), and what
 # an owner, an operator and an image builder see there. A table of it at the end; exit status 1 where anything failed.
 #
-#   SUITES="bookworm"         some of the suites: bullseye bookworm trixie qemu rpm; or power-1 power-2; or points-bookworm points-trixie
+#   SUITES="bookworm"         some of the suites: bullseye bookworm trixie qemu rpm; or power-1 power-2; or points-bookworm points-trixie; or selinux
 #   SCENES="login boot"       some of the scenes: the files beside this one
 #   KEYPAIR_GUESTS=FOLDER     where root file systems are kept
 #   GUEST_PACKAGES=FOLDER     packages that were built already: two versions of them

@@ -1,7 +1,7 @@
 # The suites, two at a time, and the table. Runs as the first process of its namespaces: see run.sh.
 set -uo pipefail
 here=tests/guests
-for part in lab report cloud install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points; do
+for part in lab report cloud install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points selinux; do
   # shellcheck source=/dev/null
   . "$here/$part.sh"
 done
@@ -21,10 +21,10 @@ suite() { # SUITE SCENE...: one after another, each in a guest of its own
   SUITE=$1; shift
   wanted "$SUITE" "${SUITES:-}" || return 0
   BACKEND=nspawn
-  case $SUITE in qemu | power-*) BACKEND=qemu ;; esac
+  case $SUITE in qemu | power-* | selinux) BACKEND=qemu ;; esac
   for scene in "$@"; do
     wanted "$scene" "${SCENES:-}" || continue
-    order=$(printf '%s\n' install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points | grep -nx "$scene")
+    order=$(printf '%s\n' install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points selinux | grep -nx "$scene")
     SCENE=${order%%:*} NUMBER=0 BROKEN='' GUEST=$SUITE-$scene
     "scene_${scene//-/_}"
     [ "$SUITE" = rpm ] || guest_down "$GUEST"
@@ -55,4 +55,6 @@ case " ${SUITES:-}" in *" points-"*)
   wait
   ;;
 esac
+# A quarter of an hour, and the same.
+case " ${SUITES:-} " in *" selinux "*) suite selinux selinux ;; esac
 table

@@ -12,6 +12,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, unlinkat};
 use super::beneath::open_beneath;
 use super::error::{Context, FileError};
 use super::label;
+use crate::policy::selinux::PlaceKind;
 
 /// A directory open for reading, so that it can be listed and synced.
 #[derive(Debug)]
@@ -152,7 +153,7 @@ impl CreatedDirectory {
                 .context("set the owner of", &directory.path)?;
         }
         fchmod(directory, Mode::S_IRWXU).context("set the mode of", &directory.path)?;
-        label::apply_policy(directory, &directory.path);
+        label::apply_policy(directory, &directory.path, PlaceKind::Directory);
         Ok(())
     }
 

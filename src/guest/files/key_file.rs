@@ -4,12 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use crate::policy::observation::{Account, FileId, KeyFile};
+use crate::policy::selinux::Relabel;
 use crate::policy::types::ContentHash;
 
 use super::super::accounts;
 use super::directory::{CreatedDirectory, Directory};
 use super::error::{FileError, shown};
-use super::read::reach;
+use super::label::{self, Labelled};
+use super::read::{open_in, reach};
 use super::replace::{Fresh, Replaced, Target};
 use super::sweep::sweep_directory;
 use super::walk::{DirectoryId, Walk, Way, is_own, split};
@@ -54,6 +56,12 @@ impl<'a> KeyPath<'a> {
         let key_path = Self { walk, way, name, home };
         key_path.refuse_roots_home(account, path)?;
         Ok(key_path)
+    }
+
+    /// Whether this stage is the home, or below it.
+    fn is_owners(&self, index: usize) -> bool {
+        let home = self.walk.stages().iter().position(|stage| Some(stage.id()) == self.home);
+        home.is_some_and(|home| home <= index)
     }
 
     /// Whether the walk came through the home.
@@ -145,6 +153,41 @@ fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
     }
     let (id, mount) = (key_path.id()?, key_path.walk.last()?.mount_point());
     Ok(KeyFile { path: path.to_owned(), id, mount, content, missing_directory })
+}
+
+/// The SELinux labels of what exists on the way to the user's file.
+pub fn labels_to_key_file(account: &Account, path: &Path) -> Result<Vec<Labelled>, FileError> {
+    let key_path = KeyPath::walk_anyway(account, path)?;
+    let stages = key_path.walk.stages().iter().enumerate();
+    let stages = stages.map(|(index, stage)| label::of_stage(stage, key_path.is_owners(index)));
+    let passed = key_path.walk.passed().iter().map(|stage| label::of_stage(stage, false));
+    let mut found: Vec<Labelled> = passed.chain(stages).collect::<Result<_, _>>()?;
+    if let Some(directory) = key_path.directory()?
+        && let Some(opened) = open_in(&directory, key_path.name)?
+    {
+        found.push(label::of_file(&opened.file, directory.entry(key_path.name))?);
+    }
+    Ok(found)
+}
+
+/// Sets a label on the way to the user's file, which is walked anew.
+pub fn relabel_to_key_file(account: &Account, relabel: &Relabel) -> Result<(), FileError> {
+    let Relabel { file, place, was, label } = relabel;
+    let key_path = KeyPath::walk_anyway(account, file)?;
+    let mut stages = key_path.walk.stages().iter().enumerate();
+    let stage = stages.find(|(index, stage)| stage.path == *place && key_path.is_owners(*index));
+    if let Some((_, stage)) = stage {
+        return label::replace(stage.open()?, place, was.as_ref(), label);
+    }
+    let directory = key_path.directory()?.filter(|directory| directory.entry(key_path.name) == *place);
+    let opened = match &directory {
+        Some(directory) => key_path.target(directory).read()?,
+        None => None,
+    };
+    match opened {
+        Some((opened, _)) => label::replace(&opened.file, place, was.as_ref(), label),
+        None => Err(FileError::Changed { path: place.clone() }),
+    }
 }
 
 /// Puts `content` in the place of the user's file, which has to be the one that was observed (contract 5).

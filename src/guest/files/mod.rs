@@ -37,16 +37,20 @@ mod tests;
 
 pub use error::FileError;
 pub use key_file::{
-    KEY_FILE_LIMIT, file_id, observe_key_file, observe_standing_key_file, remove_created_key_file,
-    replace_key_file, sweep_key_directory,
+    KEY_FILE_LIMIT, file_id, labels_to_key_file, observe_key_file, observe_standing_key_file,
+    relabel_to_key_file, remove_created_key_file, replace_key_file, sweep_key_directory,
 };
+pub use label::Labelled;
 pub use lock::{Guard, LockError};
 pub(super) use mounts::Mounts;
 pub use mounts::{View, is_mounted, view};
 pub(super) use read::reach;
 pub use read::read_file;
 pub use replace::Replaced;
-pub use root_file::{ROOT_FILE_LIMIT, read_root_file, remove_root_file, replace_root_file};
+pub use root_file::{
+    ROOT_FILE_LIMIT, labels_to_root_file, read_root_file, relabel_root_file, remove_root_file,
+    replace_root_file,
+};
 pub use state::{STATE_FILE, StateDirectory};
 pub use sweep::sweep;
 pub use writable::{key_file_is_writable, root_file_is_writable};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::FileStat;
 
+use crate::policy::selinux::PlaceKind;
 use crate::policy::types::ContentHash;
 
 use super::attributes::{carry_over, set_owner_and_mode};
@@ -117,7 +118,7 @@ impl Target<'_> {
             Some((old, _)) => carry_over(&old.file, &old.stat, &temporary.file, &path)?,
             None => {
                 set_owner_and_mode(&temporary.file, fresh.owner, fresh.mode, &path)?;
-                label::apply_policy(&temporary.file, fresh.label_path);
+                label::apply_policy(&temporary.file, fresh.label_path, PlaceKind::File);
             }
         }
         temporary.sync(self.name)?;

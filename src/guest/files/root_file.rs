@@ -6,9 +6,11 @@ use std::path::Path;
 
 use nix::unistd::{getegid, geteuid};
 
+use crate::policy::selinux::Relabel;
 use crate::policy::types::ContentHash;
 
 use super::error::FileError;
+use super::label::{self, Labelled};
 use super::read::{open_in, reach};
 use super::replace::{Fresh, Replaced, Target};
 use super::walk::{Walk, Way, judge_writers, split};
@@ -87,4 +89,31 @@ pub fn remove_root_file(path: &Path, expected: &ContentHash) -> Result<(), FileE
     }
     let directory = walk.last()?.open()?;
     Target { directory: &directory, name: &name, way: Way::Root, limit: ROOT_FILE_LIMIT }.remove(expected)
+}
+
+/// The SELinux labels of what exists on the way to a file of root's.
+pub fn labels_to_root_file(path: &Path) -> Result<Vec<Labelled>, FileError> {
+    let (walk, name) = walk(path, true)?;
+    let stages = walk.passed().iter().chain(walk.stages()).map(|stage| label::of_stage(stage, false));
+    let mut found: Vec<Labelled> = stages.collect::<Result<_, _>>()?;
+    if walk.missing.is_empty() {
+        let directory = walk.last()?.open()?;
+        if let Some(opened) = open_in(&directory, &name)? {
+            found.push(label::of_file(&opened.file, directory.entry(&name))?);
+        }
+    }
+    Ok(found)
+}
+
+/// Sets the label of a file of root's.
+pub fn relabel_root_file(relabel: &Relabel) -> Result<(), FileError> {
+    let Relabel { file, place, was, label } = relabel;
+    let (walk, name) = walk(file, true)?;
+    let directory = walk.last()?.open()?;
+    let is_there = walk.missing.is_empty() && directory.entry(&name) == *place;
+    let opened = if is_there { open_in(&directory, &name)? } else { None };
+    match opened {
+        Some(opened) => label::replace(&opened.file, place, was.as_ref(), label),
+        None => Err(FileError::Changed { path: place.clone() }),
+    }
 }

@@ -6,7 +6,7 @@
 //! nobody but root may be able to change a component.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -91,7 +91,7 @@ impl DirectoryId {
     }
 }
 
-/// A directory on the way.
+/// A directory on the way, or a link that was followed.
 #[derive(Debug)]
 pub(super) struct Stage {
     place: OwnedFd,
@@ -105,6 +105,11 @@ impl Stage {
     /// The same directory, open for reading.
     pub(super) fn open(&self) -> Result<Directory, FileError> {
         Directory::from_place(&self.place, &self.path)
+    }
+
+    /// Its path for calls that know no descriptor, proc_pid_fd(5). Also of a link it is the link itself.
+    pub(super) fn in_proc(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.place.as_raw_fd()))
     }
 
     /// Which directory it is.
@@ -129,6 +134,8 @@ pub(super) struct Walk {
     /// The directories that do not exist, below the last stage.
     pub(super) missing: Vec<OsString>,
     links: u32,
+    /// What was passed through and is no stage any more: links, and the directories from which they led away.
+    passed: Vec<Stage>,
 }
 
 impl Walk {
@@ -136,7 +143,8 @@ impl Walk {
         let path = PathBuf::from("/");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let place = open(&path, flags, Mode::empty()).context("open", &path)?;
-        let mut walk = Self { way, home, stages: Vec::new(), missing: Vec::new(), links: 0 };
+        let mut walk =
+            Self { way, home, stages: Vec::new(), missing: Vec::new(), links: 0, passed: Vec::new() };
         walk.push(place, path)?;
         Ok(walk)
     }
@@ -172,6 +180,11 @@ impl Walk {
         &self.stages
     }
 
+    /// Links that were followed, and directories that are no stages any more.
+    pub(super) fn passed(&self) -> &[Stage] {
+        &self.passed
+    }
+
     /// The path of an entry of the last stage.
     fn here(&self, name: &OsStr) -> Result<PathBuf, FileError> {
         Ok(self.last()?.path.join(name))
@@ -197,7 +210,7 @@ impl Walk {
                 Ok(true)
             }
             SFlag::S_IFLNK => {
-                let target = self.link_target(&place, &stat, &path)?;
+                let target = self.link_target(place, stat, &path)?;
                 self.enter_all(&target, &path)?;
                 Ok(true)
             }
@@ -212,10 +225,10 @@ impl Walk {
     fn enter_all(&mut self, target: &Path, link: &Path) -> Result<(), FileError> {
         for component in target.components() {
             match component {
-                Component::RootDir => self.stages.truncate(1),
+                Component::RootDir => self.passed.extend(self.stages.drain(1..)),
                 Component::ParentDir => {
                     if self.stages.len() > 1 {
-                        self.stages.pop();
+                        self.passed.extend(self.stages.pop());
                     }
                 }
                 Component::Normal(name) => {
@@ -231,7 +244,7 @@ impl Walk {
     }
 
     /// Where a link leads, if it may be followed.
-    fn link_target(&mut self, link: impl AsFd, stat: &FileStat, path: &Path) -> Result<PathBuf, FileError> {
+    fn link_target(&mut self, link: OwnedFd, stat: FileStat, path: &Path) -> Result<PathBuf, FileError> {
         if !self.may_follow() {
             let why = "a symbolic link; put the real directory or file in its place";
             return Err(FileError::unsafe_path(path, why));
@@ -248,7 +261,9 @@ impl Walk {
             return Err(Errno::ELOOP).context("follow", path);
         }
         // The empty name reads the very link that was judged, readlinkat(2).
-        readlinkat(link, "").map(PathBuf::from).context("read the link", path)
+        let target = readlinkat(&link, "").map(PathBuf::from).context("read the link", path)?;
+        self.passed.push(Stage { place: link, path: path.to_owned(), stat });
+        Ok(target)
     }
 
     /// Judges a directory and goes on from it.
@@ -293,7 +308,7 @@ impl Walk {
             if file_type(&stat) != SFlag::S_IFLNK {
                 return Ok(name);
             }
-            let target = self.link_target(&place, &stat, &path)?;
+            let target = self.link_target(place, stat, &path)?;
             let Some(last) = target.file_name() else {
                 return Err(FileError::unsafe_path(
                     &path,

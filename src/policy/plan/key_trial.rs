@@ -1,16 +1,20 @@
 //! Whether a key lets the target user in: the trial by a private sshd, and the guard for what sshd decides after it
 //! (contract 10.3).
 
+use std::path::Path;
+
 use super::super::connection::listens_for;
 use super::super::foreign::foreign;
 use super::super::lockout::{self, Finding};
 use super::super::observation::{Answer, Connection, Sshd};
 use super::super::outcome::{Reason, Refusal, TrialKey, TrialReport, Warning, WarningReason};
 use super::super::public_key::PublicKey;
+use super::super::selinux::Verdict;
 use super::super::sources;
 use super::super::sshd_config::Reading;
 use super::super::trial::{Acceptance, Decides, PlannedKeyFile, TrialAnswer, TrialQuestion, explain};
 use super::super::witness::{self, Source, Witness};
+use super::labels::judge_key_file;
 use super::{Facts, PlanRefusal};
 
 /// Asks a private sshd: an answer for each connection of the question.
@@ -31,6 +35,8 @@ pub(super) struct KeyTrial<'a> {
     pub(super) answers: &'a [Answer],
     /// The `Match` blocks' witnesses, with what `sshd -T` says for them.
     pub(super) witnesses: &'a [(Witness, Answer)],
+    /// Whether the key goes into the file that is the user's own.
+    pub(super) binds: bool,
 }
 
 /// What became of the question about one key.
@@ -61,7 +67,9 @@ impl KeyTrial<'_> {
     /// The guard, then the trial.
     pub(super) fn judge(&self, key: &PublicKey, ask: &mut AskTrial<'_>) -> KeyVerdict {
         let guard = self.guard();
-        if let Some(finding) = guard.refusals.into_iter().next() {
+        let own = self.facts.key_file.as_ref().filter(|_| self.binds);
+        let unreadable = own.and_then(|own| self.unreadable(&own.path));
+        if let Some(finding) = guard.refusals.into_iter().next().or(unreadable) {
             return KeyVerdict { report: None, access: Access::Denied(finding), warnings: Vec::new() };
         }
         let mut verdict = self.ask(key, ask);
@@ -181,7 +189,10 @@ impl KeyTrial<'_> {
     fn finding(&self, connection: &Connection, answer: &TrialAnswer) -> Option<Finding> {
         let name = &self.facts.account.name;
         match answer {
-            TrialAnswer::Accepted(acceptance) if acceptance.restrictions.is_empty() => None,
+            // The private sshd does not run in sshd's domain.
+            TrialAnswer::Accepted(acceptance) if acceptance.restrictions.is_empty() => {
+                self.unreadable(Path::new(&acceptance.at.file))
+            }
             TrialAnswer::Accepted(Acceptance { at, restrictions, .. }) => Some(Finding {
                 name: "authorized_keys",
                 message: format!(
@@ -202,6 +213,14 @@ impl KeyTrial<'_> {
                 },
             )),
             TrialAnswer::NotShown(_) | TrialAnswer::NoSuchFamily | TrialAnswer::NotTaken(_) => None,
+        }
+    }
+
+    /// Why sshd, in its own domain, may not read a key file.
+    fn unreadable(&self, file: &Path) -> Option<Finding> {
+        match judge_key_file(self.facts, self.key_files, file) {
+            Verdict::Unreadable(finding, _) => Some(finding),
+            Verdict::Readable | Verdict::Curable(_) | Verdict::Tolerated(_) => None,
         }
     }
 
@@ -349,6 +368,7 @@ pub fn judge_deferred(
         key_files: &[],
         answers: &[],
         witnesses: &[],
+        binds: false,
     };
     let refuse = |message: String, trial: Option<TrialReport>| PlanRefusal {
         refusal: Refusal::new(Reason::LockoutGuard, message),

@@ -58,6 +58,8 @@ impl Draft {
             let depends = password_auth == PasswordAuth::No || replaces;
             unread = depends && self.sshd_edits.is_empty() && may_not_have_read(sshd, replaces);
         }
+        let labels = self.judge_labels(purpose, facts, judged.report.as_ref())?;
+        self.warnings.extend(labels.warnings);
         let about_others = self.about_others(purpose, facts, &answers);
         self.warnings.extend(about_others);
         let reload =
@@ -65,6 +67,9 @@ impl Draft {
         Ok(Plan {
             key_edits: self.key_edits,
             sshd_edits: self.sshd_edits,
+            key_labels: labels.key_files,
+            sshd_labels: labels.config,
+            decisive_key_file: labels.decisive,
             reload,
             unread,
             proof,
@@ -145,7 +150,7 @@ impl Draft {
     }
 
     /// The key files as they will be, those that this command changes.
-    fn planned_key_files(&self) -> Vec<PlannedKeyFile> {
+    pub(super) fn planned_key_files(&self) -> Vec<PlannedKeyFile> {
         let planned = |edit: &FileEdit| match (&edit.kind, &edit.after) {
             (FileKind::AuthorizedKeys { user, .. }, Some(content)) => {
                 Some(PlannedKeyFile { path: edit.path.clone(), user: user.clone(), content: content.clone() })
@@ -212,6 +217,7 @@ impl AccessContext<'_> {
             key_files,
             answers: &answers.must,
             witnesses: &answers.witnesses,
+            binds: self.purpose.action.public_key().is_some(),
         }
     }
 
