@@ -9,9 +9,7 @@ help: ## this list
 demo: ## bind a key to a private sshd through the control plane, log in with it, take it away again
 	@bash demo/demo.sh
 
-# Most tests wait for somebody most of the time: more of them at once than there are cores. Those of hostile_channel wait for
-# minutes, beside all others.
-test: export RUST_TEST_THREADS ?= 6
+test: export RUST_TEST_THREADS ?= 4
 test: deps ## every test; what a machine cannot run says why it is skipped
 	cargo test --workspace --no-run
 	@bash tests/all.sh
