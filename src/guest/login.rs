@@ -11,7 +11,7 @@ use super::files::{KEY_FILE_LIMIT, reach, read_file};
 use crate::policy::content::Content;
 use crate::policy::effective::Effective;
 use crate::policy::key_paths::KeyPath;
-use crate::policy::observation::{KeyFile, PamRule, Shadow, ShadowEntry};
+use crate::policy::observation::{Account, KeyFile, PamRule, Shadow, ShadowEntry};
 use crate::policy::pam::{self, ServiceFile};
 
 const NOLOGIN: &str = "/etc/nologin";
@@ -163,8 +163,8 @@ pub(super) fn shadow_entry(line: &str) -> Option<(&str, ShadowEntry)> {
     Some((name, entry))
 }
 
-/// The rules of sshd's service of PAM that refuse, or may refuse, a login with a key.
-pub(super) fn pam(effective: &Effective) -> Vec<PamRule> {
+/// The rules of sshd's service of PAM that refuse, or may refuse, this account's login with a key.
+pub(super) fn pam(effective: &Effective, account: &Account) -> Vec<PamRule> {
     let service = match effective.value("pamservicename") {
         "" => "sshd",
         service => service,
@@ -176,6 +176,7 @@ pub(super) fn pam(effective: &Effective) -> Vec<PamRule> {
             file: &service_file,
             // Where no directory of modules is found, whether one is installed is not known.
             has_module: &|module| directories.is_empty() || has_module(&directories, module),
+            is_closed: nologin().is_some() && account.uid != 0,
         },
     )
 }

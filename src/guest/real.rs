@@ -329,7 +329,7 @@ impl Guest for RealGuest {
     }
 
     fn login(&self, account: &Account, sshd: &Sshd) -> Login {
-        let pam = sshd.answers.first().map(|first| login::pam(&first.effective));
+        let pam = sshd.answers.first().map(|first| login::pam(&first.effective, account));
         Login {
             shadow: login::shadow(&account.name),
             today: self.now().unix_timestamp() / (24 * 60 * 60),

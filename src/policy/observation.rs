@@ -39,6 +39,9 @@ impl Account {
     }
 }
 
+/// The module that refuses where nologin(5)'s file stands.
+pub const PAM_NOLOGIN: &str = "pam_nologin";
+
 /// Beside sshd's own settings, what decides whether the target user gets in: his account as login(1) and PAM
 /// judge it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,16 @@ pub struct Login {
     pub people: Vec<Person>,
     /// The groups of group(5), whether or not they have members.
     pub groups: Vec<String>,
+}
+
+impl Login {
+    /// nologin(5)'s file, if it keeps this account out: it lets nobody in but root. With `UsePAM` sshd leaves that to
+    /// pam_nologin(8), where a rule of the service comes to it.
+    pub fn nologin_for(&self, account: &Account, effective: &Effective) -> Option<&Path> {
+        let by_pam = || self.pam.iter().any(|rule| rule.refuses && rule.module == PAM_NOLOGIN);
+        let file = self.nologin.as_deref().filter(|_| account.uid != 0)?;
+        (!effective.is_yes("usepam") || by_pam()).then_some(file)
+    }
 }
 
 /// What shadow(5) says of an account.

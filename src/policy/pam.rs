@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::foreign::foreign;
-use super::observation::PamRule;
+use super::observation::{PAM_NOLOGIN, PamRule};
 
 /// Modules whose verdict is known here, or that refuse nobody who could come in.
 const HARMLESS: &[&str] = &[
@@ -23,7 +23,6 @@ const HARMLESS: &[&str] = &[
     "pam_mkhomedir",
     "pam_motd",
     "pam_namespace",
-    "pam_nologin",
     "pam_oddjob_mkhomedir",
     "pam_permit",
     "pam_reauthorize",
@@ -68,6 +67,8 @@ pub struct Installation<'a> {
     pub file: &'a dyn Fn(&str) -> ServiceFile,
     /// Whether the module of this name exists.
     pub has_module: &'a dyn Fn(&str) -> bool,
+    /// Whether pam_nologin(8) refuses this user: nologin(5)'s file stands, and the user is not root.
+    pub is_closed: bool,
 }
 
 /// The rules by which `service` refuses or may refuse a login with a key. One with `refuses` is certain.
@@ -143,7 +144,7 @@ struct Entry {
 enum Says {
     /// `success`.
     Success,
-    /// pam_deny's answer.
+    /// The answer of pam_deny(8), and of pam_nologin(8) where it refuses.
     Denied,
     /// `module_unknown`: it is not installed.
     ModuleUnknown,
@@ -215,9 +216,9 @@ fn read(
                 let name = module_name(&module);
                 let says = if !(installation.has_module)(&module) {
                     Says::ModuleUnknown
-                } else if name == "pam_deny" {
+                } else if name == "pam_deny" || name == PAM_NOLOGIN && installation.is_closed {
                     Says::Denied
-                } else if HARMLESS.contains(&name) {
+                } else if name == PAM_NOLOGIN || HARMLESS.contains(&name) {
                     Says::Success
                 } else {
                     Says::Anything

@@ -4,6 +4,11 @@ use super::*;
 
 /// Every module but `pam_gone.so` and names without a suffix is installed.
 fn judged(files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
+    judged_if(false, files)
+}
+
+/// The same where nologin(5)'s file stands, or does not.
+fn judged_if(is_closed: bool, files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
     let file = |service: &str| match files.iter().find(|(name, _)| *name == service) {
         Some((name, text)) => {
             ServiceFile::Content(Path::new("/etc/pam.d").join(name), text.as_bytes().to_vec())
@@ -11,7 +16,7 @@ fn judged(files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
         None => ServiceFile::Missing,
     };
     let has_module = |module: &str| module.ends_with(".so") && module != "pam_gone.so";
-    let found = refusals("sshd", &Installation { file: &file, has_module: &has_module });
+    let found = refusals("sshd", &Installation { file: &file, has_module: &has_module, is_closed });
     found.into_iter().map(|rule| (rule.module, rule.line, rule.refuses)).collect()
 }
 
@@ -170,5 +175,21 @@ proptest::proptest! {
         text in "((account|session|-account|required|sufficient|substack s|include s|@include|\\[|\\]|success=1|default=die|ok|pam_deny.so|pam_permit.so|pam_x.so|#|\\\\|=| |\n){0,40})",
     ) {
         let _ = judged(&[("sshd", &text), ("s", &text)]);
+    }
+}
+
+#[test]
+fn nologin_counts_where_a_rule_comes_to_its_module() {
+    let first = format!("account required pam_nologin.so\n{PERMITS}");
+    let jumped = format!("account [success=1 default=bad] pam_permit.so\n{first}");
+    let optional = format!("account optional pam_nologin.so\n{PERMITS}");
+    for (stack, expected) in [
+        (first.as_str(), vec![("pam_nologin".to_owned(), 1, true)]),
+        (jumped.as_str(), vec![]),
+        (optional.as_str(), vec![]),
+        (PERMITS, vec![]),
+    ] {
+        assert_eq!(judged_if(true, &[("sshd", stack)]), expected, "{stack}");
+        assert_eq!(judged_if(false, &[("sshd", stack)]), [], "{stack}");
     }
 }

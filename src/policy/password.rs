@@ -32,7 +32,7 @@ pub fn account_has_usable_password(login: &Login, account: &Account, effective: 
         Shadow::Unseen(_) | Shadow::NoEntry => return false,
     };
     let is_permitted = entry.has_password || entry.is_empty && effective.is_yes("permitemptypasswords");
-    let is_kept_out = login.nologin.is_some() && account.uid != 0 || is_closed(&account.shell);
+    let is_kept_out = login.nologin_for(account, effective).is_some() || is_closed(&account.shell);
     // pam_unix takes the day itself for the account's end, sshd the one after it: the earlier one counts.
     let has_ended = entry.expires.is_some_and(|expires| login.today >= expires);
     // A password that was not changed in time: the account ends some days after it does.

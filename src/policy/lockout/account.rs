@@ -78,13 +78,9 @@ pub(super) fn forced_change(facts: &Facts<'_>) -> Judged {
 
 /// nologin(5) lets nobody in but root.
 pub(super) fn nologin(facts: &Facts<'_>) -> Judged {
-    match &facts.login.nologin {
-        Some(file) if facts.account.uid != 0 => {
-            let cause = format!("{} keeps everyone out but root", file.display());
-            Err(about(Rule::Nologin, &file.to_string_lossy(), &cause, &format!("rm {}", file.display())))
-        }
-        _ => Ok(None),
-    }
+    let Some(file) = facts.login.nologin_for(facts.account, facts.effective) else { return Ok(None) };
+    let cause = format!("{} keeps everyone out but root", file.display());
+    Err(about(Rule::Nologin, &file.to_string_lossy(), &cause, &format!("rm {}", file.display())))
 }
 
 /// Rules of PAM that nobody evaluates here may still refuse: PAM_NOT_EVALUATED.
