@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::files::reach;
 use super::process::{self, NotListener};
 use super::service::{AGAIN, comes_within};
 use super::sshd::{self, SshdSettings};
@@ -233,7 +234,9 @@ fn program_of(pid: i32, arguments: &[String], name: &str) -> Result<PathBuf, Ref
 
 /// The program that a unit which does not run would start. A script around sshd is not asked in its place.
 fn to_be_started(program: &Path, settings: &SshdSettings) -> PathBuf {
-    let is_one = program.is_absolute() && program.is_file() && process::is_sshd(program, &settings.binary);
+    let answers = reach(program).is_ok();
+    let is_one =
+        answers && program.is_absolute() && program.is_file() && process::is_sshd(program, &settings.binary);
     if is_one { program.to_owned() } else { settings.binary.clone() }
 }
 
@@ -317,7 +320,7 @@ fn settled_pid(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refusal> {
 
 /// The pid in a pid file; `None` where there is no such file.
 pub(super) fn read_pid(pid_file: &Path) -> Result<Option<i32>, Refusal> {
-    super::files::reach(pid_file)?;
+    reach(pid_file)?;
     let text = match fs::read(pid_file) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::files::resolved;
 use super::{scout, sockets};
 use crate::policy::foreign::foreign;
 use crate::policy::holders::{has_ids, status_line};
@@ -193,7 +194,6 @@ fn without_mark(executable: &Path) -> Option<PathBuf> {
 /// mounted over it (systemd-sysext).
 fn is_at(executable: &Path, named: &Path) -> bool {
     let path = without_mark(executable).unwrap_or_else(|| executable.to_owned());
-    let resolved = |path: &Path| fs::canonicalize(path).ok();
     path == named || resolved(&path).is_some_and(|path| resolved(named) == Some(path))
 }
 
@@ -312,8 +312,8 @@ pub(super) fn is_sshd(exe: &Path, binary: &Path) -> bool {
     let name = exe.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
     exe == binary
-        || fs::canonicalize(binary).is_ok_and(|binary| binary == exe)
         || (name.starts_with("sshd") && !name.starts_with("sshd-"))
+        || resolved(binary).is_some_and(|binary| binary == exe)
 }
 
 /// Whether its user and group ids are ours, which are root's but in tests. `None` where they cannot be read.

@@ -1,6 +1,5 @@
 //! The machine this runs on.
 
-use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -167,7 +166,7 @@ impl Guest for RealGuest {
     }
 
     fn resolved(&self, path: &Path) -> PathBuf {
-        resolved(path)
+        files::resolved(path).unwrap_or_else(|| path.to_owned())
     }
 
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
@@ -261,7 +260,7 @@ impl Guest for RealGuest {
             }
             // A link is written at its target, and so was the temporary.
             FileKind::SshdConfig => {
-                let target = resolved(path);
+                let target = self.resolved(path);
                 target.parent().map_or(Ok(0), files::sweep)
             }
         };
@@ -418,12 +417,6 @@ fn found(user: &str, answer: Result<Option<Account>, AccountError>) -> Result<Ac
         )),
         Err(error) => Err(Refusal::new(Reason::IoError, error.to_string())),
     }
-}
-
-/// A path without links; itself where it does not answer.
-fn resolved(path: &Path) -> PathBuf {
-    let known = files::reach(path).ok().and_then(|()| fs::canonicalize(path).ok());
-    known.unwrap_or_else(|| path.to_owned())
 }
 
 /// The account as whom the file at `path` is reached.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::config_tree::Rules;
-use super::files::{reach, read_file};
+use super::files::{reach, read_file, resolved};
 use super::locate::{self, Located};
 use super::question::{About, Questioner};
 use super::sockets::{self, Listening};
@@ -350,7 +350,6 @@ pub fn may_run(settings: &SshdSettings) -> Result<bool, Refusal> {
 }
 
 pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
-    let resolved = |path: &Path| reach(path).ok().and_then(|()| fs::canonicalize(path).ok());
     resolved(one).is_some_and(|one| resolved(other) == Some(one))
 }
 

@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use super::super::scout::MountName;
-use super::read::{reach, read_file};
+use super::read::{reach, read_file, resolved};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 const MOUNTINFO_LIMIT: usize = 16 * 1024 * 1024;
@@ -58,9 +58,8 @@ pub fn view(path: &Path, pid: i32) -> Option<View> {
         return None;
     }
     // As far as it exists: what covers it ends the way.
-    let resolved = path
-        .ancestors()
-        .find_map(|above| Some(join(&std::fs::canonicalize(above).ok()?, path.strip_prefix(above).ok()?)));
+    let resolved =
+        path.ancestors().find_map(|above| Some(join(&resolved(above)?, path.strip_prefix(above).ok()?)));
     Some(own.compared(&other, &resolved?))
 }
 

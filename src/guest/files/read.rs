@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -77,6 +77,11 @@ impl Opened {
 /// [`FileError::Io`], which names the mount that does not.
 pub(in crate::guest) fn reach(path: &Path) -> Result<(), FileError> {
     scout::reach(path).context("reach", path)
+}
+
+/// A path without links, realpath(3); `None` where nothing is there, or it does not answer.
+pub(in crate::guest) fn resolved(path: &Path) -> Option<PathBuf> {
+    reach(path).ok().and_then(|()| std::fs::canonicalize(path).ok())
 }
 
 /// Reads a file of the system, as sshd would: links are followed. `None` where there is no such file (a link
