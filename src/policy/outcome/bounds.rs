@@ -188,9 +188,9 @@ mod tests {
     fn a_result_is_bounded_whatever_is_in_it() {
         // Of one byte, of two in JSON, of four, of six in JSON.
         for character in ["x", "\"", "\u{1f600}", "\u{1}", " y"] {
-            let text = character.repeat(100_000);
+            let text = character.repeat(4_000);
             let some = Some(text.clone());
-            let methods = Some(vec![text.clone(); 1000]);
+            let methods = Some(vec![text.clone(); 100]);
             let warning = Warning {
                 reason: WarningReason::MatchAllowsPassword,
                 message: text.clone(),
