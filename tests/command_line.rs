@@ -47,7 +47,7 @@ fn a_wrong_configuration_exits_2_and_names_its_line() {
     fs::write(&path, "target_user = \"root\"\nshell = \"/bin/sh\"\n").unwrap();
     let (status, _, stderr) = bare(&["status", "--config", path.to_str().unwrap()]);
     assert_eq!(status, Some(2));
-    assert!(stderr.contains("config.toml:2: unknown field `shell`"), "{stderr}");
+    assert!(stderr.contains("config.toml:2: shell: unknown field `shell`"), "{stderr}");
 }
 
 #[test]
