@@ -1,7 +1,7 @@
 # The suites, two at a time, and the table. Runs as the first process of its namespaces: see run.sh.
 set -uo pipefail
 here=tests/guests
-for part in lab report cloud install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points selinux; do
+for part in lab report cloud install login boot first-boot socket units upgrade remove container outage address-filter clock rpm power-cuts points selinux; do
   # shellcheck source=/dev/null
   . "$here/$part.sh"
 done
@@ -24,7 +24,7 @@ suite() { # SUITE SCENE...: one after another, each in a guest of its own
   case $SUITE in qemu | power-* | selinux) BACKEND=qemu ;; esac
   for scene in "$@"; do
     wanted "$scene" "${SCENES:-}" || continue
-    order=$(printf '%s\n' install login boot first-boot socket units upgrade remove container outage address-filter rpm power-cuts points selinux | grep -nx "$scene")
+    order=$(printf '%s\n' install login boot first-boot socket units upgrade remove container outage address-filter clock rpm power-cuts points selinux | grep -nx "$scene")
     SCENE=${order%%:*} NUMBER=0 BROKEN='' GUEST=$SUITE-$scene
     "scene_${scene//-/_}"
     [ "$SUITE" = rpm ] || guest_down "$GUEST"
@@ -38,7 +38,7 @@ scenes="install login boot first-boot socket units upgrade remove container"
   { suite bullseye $scenes outage; suite trixie $scenes outage; suite rpm rpm; } &
   first=$!
   # and bookworm's two minutes of waiting fall into its time.
-  { suite bookworm $scenes; suite bookworm outage & suite qemu address-filter; wait; } &
+  { suite bookworm $scenes; suite bookworm outage & suite qemu address-filter clock; wait; } &
   second=$!
 }
 wait "$first"
