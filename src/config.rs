@@ -1,4 +1,4 @@
-//! The configuration file (contract 8, keypair-agent.toml(5)): read once at start, validated whole.
+//! The configuration file (KP-8.10, keypair-agent.toml(5)): read once at start, validated whole.
 
 use std::fmt;
 use std::io::{self, Read};

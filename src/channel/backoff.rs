@@ -1,4 +1,4 @@
-//! How long to stay away after a failure (contract 3, "Failure"). Pure: the caller brings the random number.
+//! How long to stay away after a failure (KP-3.13 to KP-3.15). Pure: the caller brings the random number.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;

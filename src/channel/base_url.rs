@@ -1,4 +1,4 @@
-//! Where the metadata service is: `metadata_url` of the configuration (contract 3 and 8).
+//! Where the metadata service is: `metadata_url` of the configuration (KP-3.1).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

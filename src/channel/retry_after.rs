@@ -1,4 +1,4 @@
-//! `Retry-After`: seconds or a date (contract 3, "Failure").
+//! `Retry-After`: seconds or a date (KP-3.14).
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Child processes (contract 6: "Every child process has 10 s, then it is killed"): a clean environment, text
-//! in, bounded text out, reaped. One that cannot be killed, since the kernel waits for a mount whose server is away, is
-//! left behind, and no other of its program is started as long as it is there.
+//! Child processes (KP-6.5): a clean environment, text in, bounded text out, reaped. One that cannot be killed, since
+//! the kernel waits for a mount whose server is away, is left behind, and no other of its program is started as long
+//! as it is there.
 
 use std::ffi::OsStr;
 use std::fmt;

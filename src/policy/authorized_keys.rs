@@ -1,4 +1,4 @@
-//! authorized_keys as sshd(8) reads it, and our block in it (contract 5).
+//! authorized_keys as sshd(8) reads it, and our block in it (KP-5.3 to KP-5.6).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn the_block_is_as_the_contract_says() {
+    fn the_block_is_as_specified() {
         let text = String::from_utf8(render(&pair("my-test", &format!("{ED} me@laptop")))).unwrap();
         assert_eq!(
             text,

@@ -1,4 +1,4 @@
-//! The gate: the platform component's version, read from `componentInfo.cfg` (contract 2).
+//! The gate: the platform component's version, read from `componentInfo.cfg` (KP-2.2 to KP-2.4).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! For whom sshd is asked (contract 6, "For whom"): the target user, each listening port, a neutral IPv4 and
+//! For whom sshd is asked (KP-6.6): the target user, each listening port, a neutral IPv4 and
 //! IPv6 address that no rule names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

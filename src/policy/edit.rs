@@ -1,4 +1,4 @@
-//! The edit of one file as a value: what a plan holds, what the intent remembers, and its inverse (contract 7).
+//! The edit of one file as a value: what a plan holds, what the intent remembers, and its inverse (KP-7.4).
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use super::types::ContentHash;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileKind {
-    /// The authorized_keys file of this user (contract 5).
+    /// The authorized_keys file of this user (KP-5.1).
     AuthorizedKeys {
         /// His login name.
         user: String,
@@ -26,7 +26,7 @@ pub enum FileKind {
         /// The keys by which our line in it is known; none where nothing is known.
         known: Vec<PublicKey>,
     },
-    /// A file of sshd's configuration, root's alone (contract 6).
+    /// A file of sshd's configuration, root's alone (KP-6.12).
     SshdConfig,
 }
 

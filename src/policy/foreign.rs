@@ -1,4 +1,4 @@
-//! Text that is not the agent's own in a message (contract 10.2): configuration lines, command lines, names, paths, what
+//! Text that is not the agent's own in a message (KP-3.33): configuration lines, command lines, names, paths, what
 //! other programs print. It is escaped, and cut where it enters.
 
 use std::path::Path;

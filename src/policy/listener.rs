@@ -1,5 +1,5 @@
-//! From a listener's /proc/PID/cmdline to the options that every question to sshd repeats (contract 6,
-//! "Whom we ask"; the option letters are those of sshd(8)).
+//! From a listener's /proc/PID/cmdline to the options that every question to sshd repeats (KP-6.2;
+//! the option letters are those of sshd(8)).
 //!
 //! Before OpenSSH 8.2, and where the title would be over 1,023 bytes, the exact NUL-separated arguments stand
 //! there. Otherwise it is a title: `sshd: ` (the program's name), the arguments joined with blanks, ` [listener] 0 of 10-100

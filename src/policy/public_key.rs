@@ -1,4 +1,4 @@
-//! An OpenSSH public key that may be bound: parsed, of an accepted kind, strong enough (contract 3).
+//! An OpenSSH public key that may be bound: parsed, of an accepted kind, strong enough (KP-3.24 and KP-3.25).
 
 use std::fmt;
 
@@ -216,7 +216,7 @@ pub fn fingerprint_of(blob: &[u8]) -> Fingerprint {
     }
 }
 
-/// Whether `algorithm` is one of the kinds that may be bound (contract 3).
+/// Whether `algorithm` is one of the kinds that may be bound (KP-3.24).
 pub(super) fn is_accepted(algorithm: &str) -> bool {
     matches!(
         Algorithm::new(algorithm),

@@ -1,4 +1,4 @@
-//! The one state file: binding, the command in flight with what undoes it, results, the outbox (contract 7).
+//! The one state file: binding, the command in flight with what undoes it, results, the outbox (KP-7.1).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -231,7 +231,7 @@ impl State {
     }
 
     /// Takes `id` for this instance's, on this machine. Where another one was known this is a clone: its results and
-    /// its sequence go, its binding stays as inherited (contract 7). Who `must_move` is a clone only where the machine
+    /// its sequence go, its binding stays as inherited (KP-7.10). Who `must_move` is a clone only where the machine
     /// is another too, and both are known.
     pub fn adopt(&mut self, id: &InstanceId, machine: Option<&Machine>, must_move: bool) -> Adoption {
         // Its own kind of UUID alone says anything of a machine: where the other kind was read this time, nothing does.
@@ -282,7 +282,7 @@ impl State {
         *self != Self { version: self.version, instance_id, machine, ..Self::default() }
     }
 
-    /// Forgets binding, sequence and results, as `undo` does (contract 8). The instance stays the same, and a
+    /// Forgets binding, sequence and results, as `undo` does (KP-8.4). The instance stays the same, and a
     /// result under way is still delivered: else its command would come again and undo the `undo`.
     pub fn forget(&mut self) {
         let (instance_id, machine) = (self.instance_id.take(), self.machine.take());

@@ -127,7 +127,7 @@ async fn another_command_ends_that() {
     assert_eq!(ran.state.state, Phase::Polling);
 }
 
-/// What was answered before bore its id and did not count (contract 3, "Signed commands").
+/// What was answered before bore its id and did not count (KP-3.41).
 #[tokio::test(start_paused = true)]
 async fn a_new_command_whose_id_was_answered_before_is_no_failure() {
     let mut world = World::new();

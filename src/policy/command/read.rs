@@ -1,4 +1,4 @@
-//! From bytes to a command: every fault of contract 3's "parse", in its order.
+//! From bytes to a command: every fault of the fields (KP-3.20 to KP-3.25), in the order of KP-3.26.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::policy::signature::Envelope;
 use crate::policy::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
 /// Reads a command's bytes. An envelope's payload is read as the command, and its signature is not looked at here
-/// (contract 3, "Signed commands").
+/// (KP-3.42).
 ///
 /// The console may leave the `commandId` out: its command then gets `fallback_id`. It is answered under that id
 /// too where it is no command at all, since a person waits for an answer.

@@ -1,4 +1,4 @@
-//! What a result may hold at most, whatever the guest looks like (contract 10.2).
+//! What a result may hold at most, whatever the guest looks like (KP-3.33).
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 //! The text of our drop-in and of the block at the top of the main file, there and back
-//! (contract 6, "Where").
+//! (KP-6.12, KP-6.13 and KP-6.15).
 
 use crate::policy::block::{self, BEGIN, END, Segment};
 

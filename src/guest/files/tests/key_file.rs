@@ -1,4 +1,4 @@
-//! Contract 5, the file itself: created, replaced, left alone, taken back.
+//! KP-5.9, KP-5.10, KP-5.13 and KP-7.4, the file itself: created, replaced, left alone, taken back.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,4 +1,4 @@
-//! Contract 6, "Where": sshd's files, which root alone may be able to change.
+//! KP-6.12 and KP-6.14: sshd's files, which root alone may be able to change.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};

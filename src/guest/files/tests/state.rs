@@ -1,4 +1,4 @@
-//! Contract 7 and 8: the state file and the lock.
+//! KP-7.1, KP-8.11 and KP-8.17: the state file and the lock.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

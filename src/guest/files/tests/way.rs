@@ -1,4 +1,4 @@
-//! Contract 5, the way to the file: which links are followed, whose directories are trusted.
+//! KP-5.11 and KP-5.12, the way to the file: which links are followed, whose directories are trusted.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
