@@ -1,4 +1,4 @@
-//! The metadata service: the documented tree (contract 1) and the command channel (contract 3), at
+//! The metadata service: the documented tree (KP-1.3) and the command channel (KP-3.6), at
 //! `/{instanceId}/metadata/latest` and, for the caller's own instance, at `/metadata/latest`.
 
 use std::collections::HashMap;
