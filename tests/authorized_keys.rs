@@ -1,4 +1,4 @@
-//! The user's file: our block at its top, every other byte his (contract 5).
+//! The user's file: our block at its top, every other byte his (KP-5.4 to KP-5.6).
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

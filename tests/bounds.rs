@@ -1,4 +1,4 @@
-//! What others can put into a result, the state and the locks is bounded (contract 10.2 and 10.5), through the built binary.
+//! What others can put into a result, the state and the locks is bounded (KP-3.33 and KP-8.17), through the built binary.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! The person at the console beside a running daemon (contract 8): both see what the other did.
+//! The person at the console beside a running daemon (KP-8.2): both see what the other did.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Killed at any instant (contract 7): at every system call by which `apply` and `run` change anything, right before
+//! Killed at any instant (KP-7.3): at every system call by which `apply` and `run` change anything, right before
 //! and right after it. After the restart a command is done or undone, what the user changed since stands, sshd does
 //! what its files say, and exactly one result arrives.
 

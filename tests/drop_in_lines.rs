@@ -1,5 +1,5 @@
 //! Lines that an administrator writes into the agent's drop-in, or between the markers of its block, are kept byte for byte
-//! (contract 10.4): through every command, a crash and `undo`.
+//! (KP-6.13): through every command, a crash and `undo`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Contract 6, "Where", and 10.4: a drop-in directory that is included under two names, and a drop-in of ours that no
+//! KP-6.12: a drop-in directory that is included under two names, and a drop-in of ours that no
 //! Include reads any more.
 
 #![allow(clippy::unwrap_used, clippy::panic)]

@@ -1,4 +1,4 @@
-//! The order of what becomes durable (contract 7). A kill does not show a missing fsync, since the page cache survives
+//! The order of what becomes durable (KP-7.2). A kill does not show a missing fsync, since the page cache survives
 //! it; so the calls themselves are read: nothing may come before what it relies on is on the disk.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -1,5 +1,5 @@
 //! A metadata service that speaks the wire badly: nothing of it is applied, the agent waits with back-off, and serves
-//! the next good command (contract 3).
+//! the next good command (KP-3.7 and KP-3.22).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

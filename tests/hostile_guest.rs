@@ -1,4 +1,4 @@
-//! The owner of the home against the agent (contract 5): thousands of times its files are changed while he swaps what
+//! The owner of the home against the agent (KP-5.11): thousands of times its files are changed while he swaps what
 //! is on the way, and nothing outside the one path changes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -1,5 +1,5 @@
-//! What an interruption leaves behind (contract 7): the third is the result, what others changed is left alone,
-//! and an image's clone starts anew.
+//! What an interruption leaves behind (KP-7.4 to KP-7.6 and KP-7.10): the third is the result, what others changed is
+//! left alone, and an image's clone starts anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

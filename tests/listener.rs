@@ -1,5 +1,5 @@
-//! Contract 10.5 through the built binary, with less than root's capabilities, as the packaged unit has it: there the
-//! executable and the descriptors of sshd cannot be read.
+//! KP-6.2 and KP-6.24 through the built binary, with less than root's capabilities, as the packaged unit has it: there
+//! the executable and the descriptors of sshd cannot be read.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -147,7 +147,7 @@ fn replace(pair: Pair, passwords: bool) -> Order {
     Order::Attach { pair, passwords, replace: true }
 }
 
-/// Four commands each, so that between them every row of contract 4's table is met.
+/// Four commands each, so that between them every row of KP-4's table is met.
 fn sequences() -> [[Order; 4]; 4] {
     use Order::{Detach, SetPasswordAuth};
     use Pair::{K, KWithAnotherKey, L};

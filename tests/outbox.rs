@@ -1,4 +1,4 @@
-//! Results on their way (contract 3): until there is a final answer, across a kill, byte for byte, once.
+//! Results on their way (KP-3.8 and KP-3.9): until there is a final answer, across a kill, byte for byte, once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Contract 10.9 through the built binary: the sshd that listens is asked and told, whatever its unit or its pid file says.
+//! KP-6.22 through the built binary: the sshd that listens is asked and told, whatever its unit or its pid file says.
 //! systemd is played by a script in a mount and a network namespace of the test's own.
 
 #![allow(clippy::unwrap_used, clippy::panic)]

@@ -1,4 +1,4 @@
-//! Contract 10.8: a command that was carried out while no sshd ran is proved by the first sshd that does.
+//! KP-10.16: a command that was carried out while no sshd ran is proved by the first sshd that does.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

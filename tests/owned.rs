@@ -1,5 +1,5 @@
-//! Contract 10.8: after a command that names a password setting ours stands, so that whoever writes later loses; and what
-//! changes between the look and the write gets a new plan.
+//! KP-6.17 and KP-6.18: after a command that names a password setting ours stands, so that whoever writes later loses;
+//! and what changes between the look and the write gets a new plan.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

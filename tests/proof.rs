@@ -1,4 +1,4 @@
-//! The running sshd is asked (contract 6, "Proof"): what it says is in the result, and a contradiction takes all back.
+//! The running sshd is asked (KP-10.13 to KP-10.15): what it says is in the result, and a contradiction takes all back.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

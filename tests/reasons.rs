@@ -1,4 +1,4 @@
-//! Every reason of contract 3 that exists so far, through the built binary; each leaves the guest as it was.
+//! Every reason of KP-3.32 that exists so far, through the built binary; each leaves the guest as it was.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

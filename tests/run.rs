@@ -1,4 +1,5 @@
-//! `run`: commands over the channel, what is told of them, and the daemon as a process (contract 3 and 8).
+//! `run`: commands over the channel, what is told of them, and the daemon as a process (KP-3.5 to KP-3.9, KP-8.5,
+//! KP-8.12 and KP-8.13).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! What `run` tells systemd (contract 8): readiness, one line of status, the watchdog.
+//! What `run` tells systemd (KP-8.15): readiness, one line of status, the watchdog.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

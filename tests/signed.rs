@@ -1,5 +1,5 @@
-//! Signed commands (contract 3): what `ssh-keygen -Y sign` signs is obeyed, and nothing else is; what is refused changes
-//! nothing and stands in no genuine command's way.
+//! Signed commands (KP-3.38 to KP-3.43): what `ssh-keygen -Y sign` signs is obeyed, and nothing else is; what is
+//! refused changes nothing and stands in no genuine command's way.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

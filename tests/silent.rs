@@ -1,4 +1,4 @@
-//! What never answers (contract 10.6): a name service, a mount whose server is away, a step. No look at it holds up the
+//! What never answers (KP-8.14): a name service, a mount whose server is away, a step. No look at it holds up the
 //! queue, the lock, the console or the end of a process, and `status` says so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -1,4 +1,4 @@
-//! Contract 6 against the real sshd: whom we ask, for whom, and what is tried before it is live.
+//! KP-6.2 to KP-6.10 against the real sshd: whom we ask, for whom, and what is tried before it is live.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 

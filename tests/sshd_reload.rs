@@ -1,4 +1,4 @@
-//! Contract 6, "Reload", against the real sshd: when a SIGHUP is safe, that it is seen to have worked, and that
+//! KP-6.22 to KP-6.25, against the real sshd: when a SIGHUP is safe, that it is seen to have worked, and that
 //! sshd comes back where it has not.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]

@@ -1,4 +1,4 @@
-//! The trial (contract 10.3): before passwords go off, and before a key that lets in is taken away, a private sshd is
+//! The trial (KP-10.1): before passwords go off, and before a key that lets in is taken away, a private sshd is
 //! asked. In guests of their own; whether a key or a password works is seen by real logins alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

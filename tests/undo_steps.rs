@@ -1,5 +1,5 @@
 //! What can be known to fail is refused before the first file is touched, and one step of an undo that fails stops no other
-//! (contract 7): a key that was bound anew does not stay because something else could not be taken back.
+//! (KP-7.7 and KP-7.9): a key that was bound anew does not stay because something else could not be taken back.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

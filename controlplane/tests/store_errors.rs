@@ -1,4 +1,4 @@
-//! What is answered while a store does not do its work: the two rows of contract 9 that nobody's request is to blame for.
+//! What is answered while a store does not do its work: the two rows of KP-9.3 that nobody's request is to blame for.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

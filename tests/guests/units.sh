@@ -1,5 +1,5 @@
 # sshd beside its unit, and systemd's own jobs while a command is in flight: the process that listens is asked, told and
-# proven, whatever systemd says of it (contract 10.9). Sourced by suites.sh.
+# proven, whatever systemd says of it (KP-6.22). Sourced by suites.sh.
 
 scene_units() {
   try "units: masked while it runs" unit_masked

@@ -3,7 +3,7 @@
 /// An invariant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Property {
-    /// Contract 4's table.
+    /// KP-4's table.
     Outcome,
     /// One result a command, and the same bytes whenever it is handed out again.
     OneResult,
@@ -44,7 +44,7 @@ impl Property {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Outcome => "the outcome is the one of contract 4",
+            Self::Outcome => "the outcome is the one of KP-4.1 to KP-4.8",
             Self::OneResult => "one result a command, the same bytes every time",
             Self::NeverLockedOut => "passwords are never off without a key that lets in",
             Self::NeverTwoKeys => "never two keys of ours, nor none in between",
