@@ -183,6 +183,7 @@ mod tests {
         ChannelError::from_connect(&io::Error::from_raw_os_error(errno as i32))
     }
 
+    /// KP-3.19.
     #[test]
     fn each_failure_has_its_own_words() {
         let words = |errno| connect(errno).to_string();

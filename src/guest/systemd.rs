@@ -446,6 +446,7 @@ mod tests {
         assert_eq!(escape("1-sshd@a.service"), "_31_2dsshd_40a_2eservice");
     }
 
+    /// KP-6.2.
     #[test]
     fn start_words_with_their_environment() {
         let exec = r#"a(sasbttttuii) 1 "/usr/sbin/sshd" 4 "/usr/sbin/sshd" "-D" "$SSHD_OPTS" "-o${B}" false 0 0 0 0 0 0 0"#;

@@ -171,6 +171,7 @@ mod tests {
             .collect()
     }
 
+    /// KP-6.6.
     #[test]
     fn for_whom() {
         let wild = "port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n";
@@ -207,6 +208,7 @@ mod tests {
         }
     }
 
+    /// KP-6.6.
     #[test]
     fn addresses_that_no_rule_names() {
         let first = |hosts: &[&str]| {

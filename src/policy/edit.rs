@@ -306,6 +306,7 @@ mod tests {
         .intent()
     }
 
+    /// KP-7.4.
     #[test]
     fn a_drop_in_goes_back_unless_somebody_touched_it() {
         let (yes, no) = ("PasswordAuthentication yes\n", "PasswordAuthentication no\n");
@@ -354,6 +355,7 @@ mod tests {
         assert_eq!(FileEdit::drop_in(path, None, None), None);
     }
 
+    /// KP-3.36.
     #[test]
     fn bytes_that_are_no_text_come_back_in_both_formats() {
         let before = b"# caf\xe9\nPasswordAuthentication yes\n";
@@ -374,6 +376,7 @@ mod tests {
         assert_eq!(text, r#"{"whole":{"before":"old\n","after":null}}"#);
     }
 
+    /// KP-7.4.
     #[test]
     fn a_block_goes_back_and_the_users_edit_stays() {
         let block = b"# BEGIN keypair-agent\nPasswordAuthentication no\n# END keypair-agent\n".to_vec();

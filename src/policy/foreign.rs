@@ -95,6 +95,7 @@ fn push_printable(line: &mut String, character: char) {
 mod tests {
     use super::*;
 
+    /// KP-3.33.
     #[test]
     fn what_is_short_stays_and_what_is_long_is_cut() {
         assert_eq!(foreign("Match User bob"), "Match User bob");

@@ -238,6 +238,7 @@ mod tests {
         text.iter().map(|word| (*word).to_owned()).collect()
     }
 
+    /// KP-6.2.
     #[test]
     fn command_lines() {
         let quoted = words(&["/usr/sbin/sshd", "-D", "-o", "AllowUsers=a -D b"]);
@@ -314,6 +315,7 @@ mod tests {
         }
     }
 
+    /// KP-6.3.
     #[test]
     fn not_to_be_told_apart() {
         let plain = words(&["/usr/sbin/sshd", "-D"]);

@@ -180,6 +180,7 @@ mod tests {
         }
     }
 
+    /// KP-10.14.
     #[test]
     fn answers_against_the_forecast() {
         let forecast = |methods: &[Method], accepts_key: bool| Forecast {

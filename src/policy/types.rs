@@ -180,6 +180,7 @@ impl ContentHash {
 mod tests {
     use super::*;
 
+    /// KP-3.21.
     #[test]
     fn command_ids() {
         for good in ["a", "c2hmmaan8w06w19qcdfuic4w03f7ft2d", "a.b_c-D", "...", &"x".repeat(128)] {
@@ -190,6 +191,7 @@ mod tests {
         }
     }
 
+    /// KP-1.1.
     #[test]
     fn key_names() {
         for good in ["a", "my-test", "A_1", &"x".repeat(32)] {
@@ -200,6 +202,7 @@ mod tests {
         }
     }
 
+    /// KP-3.27.
     #[test]
     fn sequences() {
         assert!(Sequence::try_from(1).is_ok());
@@ -208,6 +211,7 @@ mod tests {
         assert!(Sequence::try_from(1 << 53).is_err());
     }
 
+    /// KP-3.23.
     #[test]
     fn password_auth_words() {
         for yes in ["yes", "YES", "True", "true"] {

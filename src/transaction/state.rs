@@ -302,6 +302,7 @@ mod tests {
         StoredResult { command_id: id.parse().unwrap(), result: format!("{{\"commandId\":\"{id}\"}}") }
     }
 
+    /// KP-7.1.
     #[test]
     fn round_trip() {
         let mut state = State::parse(None).unwrap();
@@ -311,6 +312,7 @@ mod tests {
         assert!(state.result_of(&"b".parse().unwrap()).is_some());
     }
 
+    /// KP-7.8.
     #[test]
     fn unreadable_states() {
         assert!(matches!(State::parse(Some(b"{\"version\": 2}")), Err(Unreadable::Newer(2))));
@@ -322,6 +324,7 @@ mod tests {
         }
     }
 
+    /// KP-4.7.
     #[test]
     fn the_last_128_results_are_kept() {
         let mut state = State::parse(None).unwrap();
@@ -352,6 +355,7 @@ mod tests {
         state
     }
 
+    /// KP-7.10.
     #[test]
     fn a_clone_starts_anew() {
         for (must_move, now_on) in [(false, None), (false, machine("1")), (true, machine("2"))] {
@@ -362,6 +366,7 @@ mod tests {
         }
     }
 
+    /// KP-3.43.
     #[test]
     fn another_id_needs_another_machine() {
         for now_on in [machine("1"), None] {
@@ -409,6 +414,7 @@ mod tests {
         assert_eq!(State::parse(Some(&bytes)), Ok(state));
     }
 
+    /// KP-3.36.
     #[test]
     fn a_binding_is_read_by_the_version_before_and_from_it() {
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";

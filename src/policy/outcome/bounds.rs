@@ -184,6 +184,7 @@ mod tests {
         }
     }
 
+    /// KP-3.33.
     #[test]
     fn a_result_is_bounded_whatever_is_in_it() {
         // Of one byte, of two in JSON, of four, of six in JSON.

@@ -147,6 +147,7 @@ mod tests {
         Answer { connection: anybody("root"), effective: Effective::parse(said) }
     }
 
+    /// KP-6.11.
     #[test]
     fn what_is_set() {
         use KbdInteractive::{Follow, Leave};
@@ -197,6 +198,7 @@ mod tests {
         assert_eq!(desired(PasswordAuth::No, KbdInteractive::Follow, &old, &tree(&[(MAIN, block)])).len(), 2);
     }
 
+    /// KP-6.7.
     #[test]
     fn what_was_asked() {
         use KbdInteractive::{Follow, Leave};
@@ -244,6 +246,7 @@ mod tests {
         }
     }
 
+    /// KP-6.7.
     #[test]
     fn the_winner_is_named() {
         let told = |main: &str, options: &[&str], asked, said: &str| {

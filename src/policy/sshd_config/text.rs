@@ -157,6 +157,7 @@ mod tests {
         take_back: "rm /etc/ssh/sshd_config.d/00-keypair-agent.conf && systemctl reload ssh",
     };
 
+    /// KP-6.15.
     #[test]
     fn the_drop_in() {
         assert_eq!(

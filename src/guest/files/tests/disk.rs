@@ -35,6 +35,7 @@ impl Drop for Mount {
     }
 }
 
+/// KP-7.9.
 #[test]
 fn a_full_disk() {
     if !is_root("a full disk") {
