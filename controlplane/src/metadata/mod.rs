@@ -124,6 +124,7 @@ fn json(text: String) -> Response {
 mod tests {
     use super::*;
 
+    /// KP-9.11.
     #[test]
     fn agents_stay_away_for_each_number_of_seconds_as_often() {
         let step = u64::MAX / AWAY_MAX;
