@@ -25,6 +25,7 @@ fn deeds(_: &Subject, way: Way, call: &Call) -> Vec<Deed> {
     if call.changes && is_in_a_place && !again { vec![Deed::KillBefore, Deed::KillAfter] } else { Vec::new() }
 }
 
+/// KP-7.3.
 #[test]
 fn killed_at_any_instant() {
     if !available(&TOOLS) || !tracer::available() {

@@ -38,6 +38,7 @@ fn deeds(subject: &Subject, way: Way, call: &Call) -> Vec<Deed> {
     }
 }
 
+/// KP-7.9.
 #[test]
 fn each_call_fails_once() {
     if !available(&TOOLS) || !tracer::available() {

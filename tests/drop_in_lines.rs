@@ -36,6 +36,7 @@ fn undo(guest: &Guest) {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
+/// KP-6.13.
 #[test]
 fn lines_in_the_drop_in_are_kept_byte_for_byte() {
     if !available(&TOOLS) {
@@ -72,6 +73,7 @@ fn lines_in_the_drop_in_are_kept_byte_for_byte() {
     }
 }
 
+/// KP-6.13.
 #[test]
 fn a_crash_keeps_them_too_and_nothing_is_stuck() {
     if !available(&TOOLS) {
@@ -111,6 +113,7 @@ fn a_crash_keeps_them_too_and_nothing_is_stuck() {
     }
 }
 
+/// KP-6.13.
 #[test]
 fn lines_between_the_markers_of_the_block() {
     if !available(&TOOLS) {

@@ -135,11 +135,13 @@ fn held(calls: &[Call], state_dir: &Path, files: usize, reloads: usize) -> usize
     disk.reports
 }
 
+/// KP-5.10, KP-7.2.
 #[test]
 fn an_attach_with_passwords_off() {
     in_order(2, 1, |_| vec![], |scene| attach("my-test", &scene.key, "no"));
 }
 
+/// KP-7.2.
 #[test]
 fn a_replace() {
     in_order(
@@ -150,6 +152,7 @@ fn a_replace() {
     );
 }
 
+/// KP-6.22, KP-7.2.
 #[test]
 fn a_detach() {
     in_order(1, 0, |scene| vec![attach("my-test", &scene.key, "no")], |_| detach("my-test"));

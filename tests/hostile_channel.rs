@@ -55,6 +55,7 @@ fn survives(fault: impl FnOnce(&Key) -> Fault) {
 }
 
 /// All at once, since each only waits.
+/// KP-3.2, KP-3.7.
 #[test]
 fn whatever_it_answers() {
     // Where a redirection leads to would hand out a good command; it is never asked.
@@ -84,6 +85,7 @@ fn whatever_it_answers() {
     assert_eq!(asked.load(Ordering::Relaxed), 0);
 }
 
+/// KP-3.27, KP-3.28.
 #[test]
 fn that_hands_out_another_instances_command_for_ever() {
     if !available(&TOOLS) {

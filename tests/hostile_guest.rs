@@ -27,11 +27,13 @@ const SEED: &str = "KEYPAIR_HOSTILE_SEED";
 /// How many races each way; `make test-hostile-guest` says 10,000.
 const RACES: &str = "KEYPAIR_HOSTILE_RACES";
 
+/// KP-5.11.
 #[test]
 fn by_openat2() {
     races(&["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=none"]);
 }
 
+/// KP-5.11.
 #[test]
 fn by_openat() {
     races(&["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "inject=openat2:error=ENOSYS"]);

@@ -42,6 +42,7 @@ fn is_blind(guest: &Guest) -> bool {
     !seen.status.success()
 }
 
+/// KP-6.2.
 #[test]
 fn the_program_at_its_path_is_asked() {
     if !available(&TOOLS) {
@@ -63,6 +64,7 @@ fn the_program_at_its_path_is_asked() {
     fs::remove_file(guest.path("sshd9")).unwrap();
 }
 
+/// KP-6.24.
 #[test]
 fn an_address_that_an_edit_takes_away_is_seen() {
     if !available(&TOOLS) {

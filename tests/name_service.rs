@@ -86,6 +86,7 @@ fn guest_of(module: &Path) -> Guest {
     guest
 }
 
+/// KP-6.20.
 #[test]
 fn an_account_of_another_source() {
     if !available(&TOOLS) {

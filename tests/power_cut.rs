@@ -296,11 +296,13 @@ macro_rules! at_every_cut {
         mod $name {
             use super::*;
 
+            /// KP-7.3.
             #[test]
             fn by_apply() {
                 at_every_cut(concat!(stringify!($name), " by apply"), &$course, By::Apply);
             }
 
+            /// KP-7.3.
             #[test]
             fn by_run() {
                 at_every_cut(concat!(stringify!($name), " by run"), &$course, By::Run);

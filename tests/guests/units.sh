@@ -122,6 +122,7 @@ settled() { # nothing open, and what is in effect is what the state says
   if [ "$(inside sshd -T | sed -n 's/^passwordauthentication //p')" = yes ]; then with_password root; else no_passwords; fi
 }
 
+# KP-6.23.
 unit_stop_in_flight() {
   local begun took
   begun=$(now)
