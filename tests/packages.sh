@@ -33,9 +33,10 @@ for architecture in $architectures; do
   highest=$(readelf --dyn-syms --wide "$binary" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
   holds "highest GLIBC symbol, $architecture" "$highest" \
     test "$(printf '%s\nGLIBC_2.17\n' "$highest" | sort -V | tail -n 1)" = GLIBC_2.17
+  # Of the home what Rust's tools have there: constants stand side by side in it, `/root` and `/run` among them.
   # shellcheck disable=SC2016
   holds "names no directory of the builder's, $architecture" "$PWD, $HOME" \
-    sh -c '! grep -qaF -e "$1/" -e "$2/" "$3"' sh "$PWD" "$HOME" "$binary"
+    sh -c '! grep -qaF -e "$1/" -e "$2/.cargo" -e "$2/.rustup" "$3"' sh "$PWD" "$HOME" "$binary"
   run=("$binary")
   if [ "$architecture" != "$(uname -m)" ]; then
     bash demo/install-tools.sh "qemu-$architecture" "/usr/$architecture-linux-gnu/lib/libc.so.6"
