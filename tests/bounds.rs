@@ -145,7 +145,7 @@ fn what_is_saved_can_be_loaded() {
     let ids: Vec<&str> =
         state["results"].as_array().unwrap().iter().map(|one| one["commandId"].as_str().unwrap()).collect();
     assert!(!ids.contains(&"c-0") && ids.contains(&"c-126"), "{ids:?}");
-    assert!(fs::metadata(&path).unwrap().len() <= 16 << 20);
+    assert!(fs::metadata(&path).unwrap().len() <= 8 << 20);
 }
 
 /// Lines that look like the beginning of a block of ours are all kept to take a command back.
