@@ -1,4 +1,4 @@
-//! The daemon (contract 3 and 8, `run`): one thread that waits, and one that works.
+//! The daemon (KP-3.5 to KP-3.19, KP-8.12 to KP-8.15): one thread that waits, and one that works.
 //!
 //! ```text
 //!                    serve
@@ -43,10 +43,10 @@ use crate::transaction::state::StoredResult;
 use course::Course;
 use report::{Manager, Nobody, Report, Systemd};
 
-/// When `READY=1` is sent at the latest, whatever is in flight (contract 3).
+/// When `READY=1` is sent at the latest, whatever is in flight (KP-3.17).
 const READY_AFTER: Duration = Duration::from_secs(5);
 
-/// How long a command in flight may take to end after SIGTERM (contract 8).
+/// How long a command in flight may take to end after SIGTERM (KP-8.13).
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often the step of what is in flight is looked at.
@@ -108,7 +108,7 @@ pub trait Transactions: Send + 'static {
         true
     }
 
-    /// The document of contract 3, "What runs here".
+    /// The document of KP-3.37.
     fn describe(&mut self) -> String;
 
     /// A few words for `systemctl status`: binding, password login, component.

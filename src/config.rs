@@ -1,4 +1,4 @@
-//! The configuration file (contract 8, keypair-agent.toml(5)): read once at start, validated whole.
+//! The configuration file (KP-8.10, keypair-agent.toml(5)): read once at start, validated whole.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -280,6 +280,7 @@ mod tests {
         Config::parse(text, Path::new("/etc/keypair-agent/config.toml"))
     }
 
+    /// KP-8.10.
     #[test]
     fn an_empty_file_means_defaults() {
         let config = parse("").unwrap();
@@ -290,6 +291,7 @@ mod tests {
         assert!(config.proof);
     }
 
+    /// KP-8.10.
     #[test]
     fn errors_name_the_line() {
         for (text, line, word) in [
@@ -333,6 +335,7 @@ mod tests {
         assert!(parse(&long).unwrap_err().to_string().len() < 600);
     }
 
+    /// KP-8.10.
     #[test]
     fn a_missing_default_file_is_fine_and_a_missing_named_one_is_not() {
         assert!(Config::load(Some(Path::new("/nonexistent/config.toml"))).is_err());

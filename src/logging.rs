@@ -1,7 +1,7 @@
 //! Where the agent's words go: to the journal in its own format under systemd, as text to stderr elsewhere.
 //!
 //! Events carry a fixed `MESSAGE_ID` each, so that `journalctl MESSAGE_ID=…` finds a kind of event whatever
-//! its words are in this version. Key text never appears in them, fingerprints do (contract 3).
+//! its words are in this version. Key text never appears in them, fingerprints do (KP-3.34).
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal};
@@ -37,7 +37,7 @@ pub enum Event {
     CommandSucceeded,
     /// A command found everything as it wants it.
     CommandUnchanged,
-    /// A command succeeded, and the owner should know something (contract 3, warnings).
+    /// A command succeeded, and the owner should know something (KP-3.32).
     CommandWarned,
     /// A command was refused: `INVALID_ARGUMENT` or `FAILED_PRECONDITION`.
     CommandRefused,

@@ -11,6 +11,7 @@ use support::{Guest, Key, attach, available, detach};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
+/// KP-1.2, KP-3.34, KP-3.35, KP-4.1, KP-4.4.
 #[test]
 fn a_bound_key_lets_in_and_passwords_are_off() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! The user's file: our block at its top, every other byte his (contract 5).
+//! The user's file: our block at its top, every other byte his (KP-5.4 to KP-5.6).
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -22,6 +22,7 @@ fn block(name: &str, key: &Key) -> String {
     )
 }
 
+/// KP-4.4, KP-4.11, KP-5.4, KP-5.5, KP-5.6, KP-5.9.
 #[test]
 fn every_other_byte_mode_and_owner_stays() {
     if !available(&TOOLS) {
@@ -72,6 +73,7 @@ fn every_other_byte_mode_and_owner_stays() {
     }
 }
 
+/// KP-5.5.
 #[test]
 fn a_block_that_was_edited_by_hand() {
     if !available(&TOOLS) {
@@ -102,6 +104,7 @@ fn a_block_that_was_edited_by_hand() {
     }
 }
 
+/// KP-4.5, KP-5.3.
 #[test]
 fn what_the_owner_is_warned_of() {
     if !available(&TOOLS) {
@@ -131,6 +134,7 @@ fn what_the_owner_is_warned_of() {
     assert_eq!(warnings(&guest.apply(&detach("my-test"))), expected);
 }
 
+/// KP-4.5.
 #[test]
 fn warn_of_authorized_keys_command_on_replace() {
     if !available(&TOOLS) {
@@ -163,6 +167,7 @@ fn root_has_password() -> bool {
     shadow.lines().any(|line| line.starts_with("root:$"))
 }
 
+/// KP-4.5, KP-5.3.
 #[test]
 fn every_file_that_sshd_reads_counts() {
     if !available(&TOOLS) {
@@ -225,6 +230,7 @@ fn a_password_that_nobody_can_use_is_no_way_in() {
     assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
 }
 
+/// KP-5.6, KP-5.7.
 #[test]
 fn the_block_follows_the_file_that_sshd_reads() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! What others can put into a result, the state and the locks is bounded (contract 10.2 and 10.5), through the built binary.
+//! What others can put into a result, the state and the locks is bounded (KP-3.33 and KP-8.17), through the built binary.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -81,6 +81,7 @@ fn assert_bounded(result: &Value) {
     }
 }
 
+/// KP-3.33.
 #[test]
 fn long_match_blocks_make_a_bounded_result() {
     if !available(&TOOLS) {
@@ -95,6 +96,7 @@ fn long_match_blocks_make_a_bounded_result() {
     assert!(fs::metadata(guest.path("state/state.json")).unwrap().len() < 100 * 1024);
 }
 
+/// KP-3.33.
 #[test]
 fn very_many_of_them_too() {
     if !available(&TOOLS) {
@@ -114,6 +116,7 @@ fn very_many_of_them_too() {
 }
 
 /// The state is as full as it may be, and the next command's is readable.
+/// KP-7.1.
 #[test]
 fn what_is_saved_can_be_loaded() {
     if !available(&TOOLS) {
@@ -142,7 +145,7 @@ fn what_is_saved_can_be_loaded() {
     let ids: Vec<&str> =
         state["results"].as_array().unwrap().iter().map(|one| one["commandId"].as_str().unwrap()).collect();
     assert!(!ids.contains(&"c-0") && ids.contains(&"c-126"), "{ids:?}");
-    assert!(fs::metadata(&path).unwrap().len() <= 16 << 20);
+    assert!(fs::metadata(&path).unwrap().len() <= 8 << 20);
 }
 
 /// Lines that look like the beginning of a block of ours are all kept to take a command back.
@@ -164,6 +167,7 @@ fn a_key_file_full_of_markers_stops_no_queue() {
     assert_eq!(result["status"], "succeeded", "{result}");
 }
 
+/// KP-3.10.
 #[test]
 fn a_refused_result_is_followed_by_a_short_one() {
     if !available(&TOOLS) {
@@ -214,6 +218,7 @@ fn apply_blind(guest: &Guest, command: &Value) -> Value {
     serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap()
 }
 
+/// KP-6.1.
 #[test]
 fn an_ordinary_user_is_no_listener() {
     if !available(&[&TOOLS[..], &["su"]].concat()) {
@@ -256,6 +261,7 @@ fn open_to_all(directory: &Path) {
     fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
 }
 
+/// KP-8.17.
 #[test]
 fn an_ordinary_user_blocks_no_command() {
     if !available(&TOOLS) {
@@ -300,6 +306,7 @@ fn an_ordinary_user_blocks_no_command() {
     }
 }
 
+/// KP-8.17.
 #[test]
 fn directories_of_others_are_taken_over() {
     if !available(&TOOLS) {
@@ -356,6 +363,7 @@ fn without(config: &Path, words: &[&str], input: &str, number: u8, sink: Sink) -
     child.wait_with_output().unwrap()
 }
 
+/// KP-8.9.
 #[test]
 fn no_descriptor_that_is_full_or_closed_ends_a_command() {
     if !available(&TOOLS) {

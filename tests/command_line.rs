@@ -19,6 +19,7 @@ fn bare(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
+/// KP-8.10.
 #[test]
 fn wrong_usage_exits_2() {
     for arguments in [
@@ -37,6 +38,7 @@ fn wrong_usage_exits_2() {
     assert!(bare(&["--help"]).1.contains("password-auth yes|no"));
 }
 
+/// KP-8.10.
 #[test]
 fn a_wrong_configuration_exits_2_and_names_its_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -64,6 +66,7 @@ fn status_claims_nothing_of_a_state_that_it_cannot_read() {
     assert!(stdout.contains("\n  problem: "), "{stdout}");
 }
 
+/// KP-8.4, KP-8.5, KP-8.6, KP-8.7.
 #[test]
 fn status_and_check_say_how_it_is() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! The person at the console beside a running daemon (contract 8): both see what the other did.
+//! The person at the console beside a running daemon (KP-8.2): both see what the other did.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -39,6 +39,7 @@ fn word(guest: &Guest, arguments: &[&str]) -> Value {
     result
 }
 
+/// KP-4.1, KP-8.1, KP-8.4.
 #[test]
 fn the_daemon_sees_what_the_console_did() {
     if !available(&TOOLS) {
@@ -85,6 +86,7 @@ fn the_daemon_sees_what_the_console_did() {
     assert_eq!(stored, ["c-1", "c-2", "c-3", "c-4", "c-5", "c-6"]);
 }
 
+/// KP-7.8, KP-8.4.
 #[test]
 fn undo_mends_a_garbled_state_under_the_daemon() {
     if !available(&TOOLS) {
@@ -173,6 +175,7 @@ fn has_opened(pid: u32, path: &std::path::Path) -> bool {
     entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
 }
 
+/// KP-8.8, KP-8.11.
 #[test]
 fn a_command_waits_for_its_turn() {
     if !available(&TOOLS) {
@@ -209,6 +212,7 @@ fn a_command_waits_for_its_turn() {
     assert_eq!(metadata.wait_for_result("c-1")["status"], "succeeded");
 }
 
+/// KP-8.11.
 #[test]
 fn who_holds_the_lock_too_long_is_named() {
     if !available(&TOOLS) {
@@ -226,6 +230,7 @@ fn who_holds_the_lock_too_long_is_named() {
     assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
 }
 
+/// KP-4.7, KP-8.2.
 #[test]
 fn a_result_of_the_console_is_sent_when_the_service_hands_out_that_command() {
     if !available(&TOOLS) {
@@ -253,6 +258,7 @@ fn a_result_of_the_console_is_sent_when_the_service_hands_out_that_command() {
     assert_eq!(here, result);
 }
 
+/// KP-3.28, KP-8.2.
 #[test]
 fn an_instance_named_at_the_console_is_held_against_the_known_one() {
     if !available(&TOOLS) {

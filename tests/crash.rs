@@ -1,4 +1,4 @@
-//! Killed at any instant (contract 7): at every system call by which `apply` and `run` change anything, right before
+//! Killed at any instant (KP-7.3): at every system call by which `apply` and `run` change anything, right before
 //! and right after it. After the restart a command is done or undone, what the user changed since stands, sshd does
 //! what its files say, and exactly one result arrives.
 
@@ -25,6 +25,7 @@ fn deeds(_: &Subject, way: Way, call: &Call) -> Vec<Deed> {
     if call.changes && is_in_a_place && !again { vec![Deed::KillBefore, Deed::KillAfter] } else { Vec::new() }
 }
 
+/// KP-7.3.
 #[test]
 fn killed_at_any_instant() {
     if !available(&TOOLS) || !tracer::available() {

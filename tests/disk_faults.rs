@@ -1,4 +1,4 @@
-//! A disk that fails, a process short of descriptors (contract 7): each call of `apply` and `run` on a file fails once.
+//! A disk that fails, a process short of descriptors (KP-7.9): each call of `apply` and `run` on a file fails once.
 //! `IO_ERROR` with the errno and the path, and the guest as it was; or an honest success.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -38,6 +38,7 @@ fn deeds(subject: &Subject, way: Way, call: &Call) -> Vec<Deed> {
     }
 }
 
+/// KP-7.9.
 #[test]
 fn each_call_fails_once() {
     if !available(&TOOLS) || !tracer::available() {

@@ -1,5 +1,5 @@
 //! Lines that an administrator writes into the agent's drop-in, or between the markers of its block, are kept byte for byte
-//! (contract 10.4): through every command, a crash and `undo`.
+//! (KP-6.13): through every command, a crash and `undo`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -36,6 +36,7 @@ fn undo(guest: &Guest) {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
+/// KP-6.13.
 #[test]
 fn lines_in_the_drop_in_are_kept_byte_for_byte() {
     if !available(&TOOLS) {
@@ -72,6 +73,7 @@ fn lines_in_the_drop_in_are_kept_byte_for_byte() {
     }
 }
 
+/// KP-6.13.
 #[test]
 fn a_crash_keeps_them_too_and_nothing_is_stuck() {
     if !available(&TOOLS) {
@@ -111,6 +113,7 @@ fn a_crash_keeps_them_too_and_nothing_is_stuck() {
     }
 }
 
+/// KP-6.13.
 #[test]
 fn lines_between_the_markers_of_the_block() {
     if !available(&TOOLS) {

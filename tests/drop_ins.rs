@@ -1,4 +1,4 @@
-//! Contract 6, "Where", and 10.4: a drop-in directory that is included under two names, and a drop-in of ours that no
+//! KP-6.12: a drop-in directory that is included under two names, and a drop-in of ours that no
 //! Include reads any more.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -64,6 +64,7 @@ fn ours(guest: &Guest) -> Vec<PathBuf> {
     String::from_utf8(output.stdout).unwrap().lines().map(PathBuf::from).collect()
 }
 
+/// KP-6.12.
 #[test]
 fn a_directory_that_is_included_under_two_names() {
     if !available(&TOOLS) {
@@ -113,6 +114,7 @@ fn with_unread_drop_in(directory: &str, instead: impl Fn(&Guest) -> String) -> (
     (guest, key)
 }
 
+/// KP-6.12.
 #[test]
 fn a_drop_in_that_no_include_reads_any_more() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! The order of what becomes durable (contract 7). A kill does not show a missing fsync, since the page cache survives
+//! The order of what becomes durable (KP-7.2). A kill does not show a missing fsync, since the page cache survives
 //! it; so the calls themselves are read: nothing may come before what it relies on is on the disk.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -135,11 +135,13 @@ fn held(calls: &[Call], state_dir: &Path, files: usize, reloads: usize) -> usize
     disk.reports
 }
 
+/// KP-5.10, KP-7.2.
 #[test]
 fn an_attach_with_passwords_off() {
     in_order(2, 1, |_| vec![], |scene| attach("my-test", &scene.key, "no"));
 }
 
+/// KP-7.2.
 #[test]
 fn a_replace() {
     in_order(
@@ -150,6 +152,7 @@ fn a_replace() {
     );
 }
 
+/// KP-6.22, KP-7.2.
 #[test]
 fn a_detach() {
     in_order(1, 0, |scene| vec![attach("my-test", &scene.key, "no")], |_| detach("my-test"));

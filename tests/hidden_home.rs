@@ -30,6 +30,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// KP-5.15.
 #[test]
 fn what_the_agent_does_not_see_is_a_failure() {
     if !available(&TOOLS) {
@@ -91,6 +92,7 @@ fn what_the_agent_does_not_see_is_a_failure() {
     assert!(!guest.sshd.lets_in(&key));
 }
 
+/// KP-5.15.
 #[test]
 fn a_directory_that_is_read_only_for_the_agent_alone() {
     if !available(&TOOLS) {

@@ -1,5 +1,5 @@
 //! A metadata service that speaks the wire badly: nothing of it is applied, the agent waits with back-off, and serves
-//! the next good command (contract 3).
+//! the next good command (KP-3.7 and KP-3.22).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -55,6 +55,7 @@ fn survives(fault: impl FnOnce(&Key) -> Fault) {
 }
 
 /// All at once, since each only waits.
+/// KP-3.2, KP-3.7.
 #[test]
 fn whatever_it_answers() {
     // Where a redirection leads to would hand out a good command; it is never asked.
@@ -84,6 +85,7 @@ fn whatever_it_answers() {
     assert_eq!(asked.load(Ordering::Relaxed), 0);
 }
 
+/// KP-3.27, KP-3.28.
 #[test]
 fn that_hands_out_another_instances_command_for_ever() {
     if !available(&TOOLS) {

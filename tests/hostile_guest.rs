@@ -1,4 +1,4 @@
-//! The owner of the home against the agent (contract 5): thousands of times its files are changed while he swaps what
+//! The owner of the home against the agent (KP-5.11): thousands of times its files are changed while he swaps what
 //! is on the way, and nothing outside the one path changes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -27,11 +27,13 @@ const SEED: &str = "KEYPAIR_HOSTILE_SEED";
 /// How many races each way; `make test-hostile-guest` says 10,000.
 const RACES: &str = "KEYPAIR_HOSTILE_RACES";
 
+/// KP-5.11.
 #[test]
 fn by_openat2() {
     races(&["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=none"]);
 }
 
+/// KP-5.11.
 #[test]
 fn by_openat() {
     races(&["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "inject=openat2:error=ENOSYS"]);

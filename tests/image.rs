@@ -45,6 +45,7 @@ fn notes(guest: &Guest, script: &str) -> Vec<(String, String, Value)> {
     notes.map(|note| (text(&note["name"]), text(&note["remedy"]), note["file"].clone())).collect()
 }
 
+/// KP-8.7.
 #[test]
 fn what_else_a_clone_would_get_is_told_and_decides_nothing() {
     if !available(&TOOLS) {
@@ -96,6 +97,7 @@ fn what_else_a_clone_would_get_is_told_and_decides_nothing() {
     assert!(text.contains("\nnote  machine-id"), "{text}");
 }
 
+/// KP-8.7.
 #[test]
 fn keys_of_the_builders_and_a_missing_component() {
     if !available(&TOOLS) {

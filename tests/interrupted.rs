@@ -1,5 +1,5 @@
-//! What an interruption leaves behind (contract 7): the third is the result, what others changed is left alone,
-//! and an image's clone starts anew.
+//! What an interruption leaves behind (KP-7.4 to KP-7.6 and KP-7.10): the third is the result, what others changed is
+//! left alone, and an image's clone starts anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -55,6 +55,7 @@ fn wait_for_a_poll(metadata: &Metadata, since: usize) {
 /// replaces nothing.
 const BEFORE_THE_DROP_IN: &str = "inject=renameat2:signal=SIGKILL:when=1";
 
+/// KP-7.5.
 #[test]
 fn the_third_interruption_is_the_result() {
     if !available(&TOOLS) {
@@ -105,6 +106,7 @@ fn the_third_interruption_is_the_result() {
     assert_eq!(daemon.terminate().code(), Some(0));
 }
 
+/// KP-7.3, KP-7.5.
 #[test]
 fn two_interruptions_are_none() {
     if !available(&TOOLS) {
@@ -125,6 +127,7 @@ fn two_interruptions_are_none() {
     assert_eq!(state(&guest)["interrupted"], json!(null));
 }
 
+/// KP-7.4.
 #[test]
 fn what_others_changed_meanwhile_is_left_alone_and_named() {
     if !available(&TOOLS) {
@@ -156,6 +159,7 @@ fn what_others_changed_meanwhile_is_left_alone_and_named() {
     assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&own) && !guest.sshd.lets_in(&key));
 }
 
+/// KP-7.7.
 #[test]
 fn the_key_stays_while_what_others_made_of_the_setting_keeps_passwords_off() {
     if !available(&TOOLS) {
@@ -185,6 +189,7 @@ fn the_key_stays_while_what_others_made_of_the_setting_keeps_passwords_off() {
     assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
 }
 
+/// KP-7.6.
 #[test]
 fn what_cannot_be_taken_back_is_tried_again() {
     if !available(&TOOLS) {
@@ -214,6 +219,7 @@ fn what_cannot_be_taken_back_is_tried_again() {
     assert_eq!(state(&guest)["intent"], json!(null));
 }
 
+/// KP-4.3, KP-7.10.
 #[test]
 fn a_clone_starts_anew_and_inherits_the_binding() {
     if !available(&TOOLS) {
@@ -278,6 +284,7 @@ fn a_clone_starts_anew_and_inherits_the_binding() {
     assert_eq!(metadata.wait_for_result("c-5")["reason"], "ALREADY_ATTACHED");
 }
 
+/// KP-7.10.
 #[test]
 fn a_clone_may_be_bound_to_the_inherited_key() {
     if !available(&TOOLS) {

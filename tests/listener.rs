@@ -1,5 +1,5 @@
-//! Contract 10.5 through the built binary, with less than root's capabilities, as the packaged unit has it: there the
-//! executable and the descriptors of sshd cannot be read.
+//! KP-6.2 and KP-6.24 through the built binary, with less than root's capabilities, as the packaged unit has it: there
+//! the executable and the descriptors of sshd cannot be read.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -42,6 +42,7 @@ fn is_blind(guest: &Guest) -> bool {
     !seen.status.success()
 }
 
+/// KP-6.2.
 #[test]
 fn the_program_at_its_path_is_asked() {
     if !available(&TOOLS) {
@@ -63,6 +64,7 @@ fn the_program_at_its_path_is_asked() {
     fs::remove_file(guest.path("sshd9")).unwrap();
 }
 
+/// KP-6.24.
 #[test]
 fn an_address_that_an_edit_takes_away_is_seen() {
     if !available(&TOOLS) {

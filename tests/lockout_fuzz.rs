@@ -49,6 +49,7 @@ struct Report {
     logins: usize,
 }
 
+/// KP-10.2.
 #[test]
 fn nobody_is_locked_out() {
     if !nix::unistd::geteuid().is_root() {

@@ -466,6 +466,7 @@ fn first_cells(document: &str, heading: &str) -> Vec<String> {
     .collect()
 }
 
+/// KP-3.32.
 #[test]
 fn every_reason_and_every_warning_is_explained_once() {
     for (document, reasons, warnings) in

@@ -24,6 +24,7 @@ const ROWS: usize = 300;
 /// Most of a trial's time is spent waiting.
 const WORKERS: usize = 6;
 
+/// KP-3.35, KP-10.11, KP-10.13.
 #[test]
 fn every_configuration() {
     if !nix::unistd::geteuid().is_root() {

@@ -147,7 +147,7 @@ fn replace(pair: Pair, passwords: bool) -> Order {
     Order::Attach { pair, passwords, replace: true }
 }
 
-/// Four commands each, so that between them every row of contract 4's table is met.
+/// Four commands each, so that between them every row of KP-4's table is met.
 fn sequences() -> [[Order; 4]; 4] {
     use Order::{Detach, SetPasswordAuth};
     use Pair::{K, KWithAnotherKey, L};
@@ -225,6 +225,7 @@ fn explore_from(
     explore(Space { name, beginnings, expires: budget.delays > 0, budget, setting, meets });
 }
 
+/// KP-7.3, KP-7.5.
 #[test]
 fn interruptions() {
     let budget = Budget { crashes: 4, ..Budget::default() };
@@ -257,6 +258,7 @@ fn deliveries() {
     );
 }
 
+/// KP-4.9, KP-7.3.
 #[test]
 fn failures() {
     let budget = Budget { crashes: 1, failures: 1, stops: 1, disturbances: 2, ..Budget::default() };
@@ -269,6 +271,7 @@ fn failures() {
     );
 }
 
+/// KP-5.9.
 #[test]
 fn edits() {
     let budget = Budget { crashes: 1, edits: 1, disturbances: 1, ..Budget::default() };
@@ -307,6 +310,7 @@ fn misspelt() {
     );
 }
 
+/// KP-2.4, KP-3.28, KP-3.29, KP-4.3, KP-7.10.
 #[test]
 fn instances() {
     let budget =
@@ -333,6 +337,7 @@ fn console() {
 }
 
 /// A private sshd cannot be shown the planned key file, cannot be asked at all, or refuses for a reason of its own.
+/// KP-10.6.
 #[test]
 fn trials() {
     let edits = [Edit::OpensHome, Edit::Asks(Trial::Told)];

@@ -121,6 +121,7 @@ fn the_home_moves_and_the_key_goes_with_it() {
     }
 }
 
+/// KP-5.7.
 #[test]
 fn the_keys_move_with_authorized_keys_file() {
     let move_it = |land: &Land<'_>, to: &str, line: &str| {
@@ -183,6 +184,7 @@ fn where_the_block_still_is_when_it_cannot_be_taken_out() {
     });
 }
 
+/// KP-5.7.
 #[test]
 fn a_block_that_is_nowhere_is_said_to_be_nowhere() {
     land("u", OWN_FILE, "", |land| {
@@ -202,6 +204,7 @@ fn a_block_that_is_nowhere_is_said_to_be_nowhere() {
     });
 }
 
+/// KP-5.7.
 #[test]
 fn a_volume_that_is_not_mounted() {
     let setup = format!(
@@ -251,6 +254,7 @@ fn a_volume_that_is_not_mounted() {
 }
 
 /// The volume goes while a command is in flight: nothing else waits for it, and the key does not stay.
+/// KP-7.11.
 #[test]
 fn a_volume_that_is_not_mounted_when_a_command_is_taken_back() {
     let setup = format!(
@@ -304,6 +308,7 @@ fn a_volume_that_is_not_mounted_when_a_command_is_taken_back() {
     });
 }
 
+/// KP-3.36, KP-5.8.
 #[test]
 fn a_user_who_is_gone() {
     for is_old in [false, true] {
@@ -354,6 +359,7 @@ fn a_user_who_is_gone() {
     }
 }
 
+/// KP-5.8.
 #[test]
 fn a_user_who_has_another_name_or_another_uid() {
     for change in ["usermod -l w u", "usermod -l w -m -d /home/w u", "usermod -u 4400 u"] {
@@ -392,6 +398,7 @@ fn a_user_who_was_made_anew_with_another_uid() {
 }
 
 /// The old home is somebody else's by now: nothing of his is touched, and the key goes from where sshd reads.
+/// KP-5.8.
 #[test]
 fn an_old_home_that_is_somebody_elses() {
     land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
@@ -456,6 +463,7 @@ fn interrupted<'a>(land: &Land<'a>, uid: Option<u32>) {
     fs::write(land.guest.at("/var/lib/keypair-agent/state.json"), state.to_string()).unwrap();
 }
 
+/// KP-7.7.
 #[test]
 fn a_file_that_cannot_be_restored_stops_no_other() {
     land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
@@ -494,6 +502,7 @@ fn what_was_done_for_a_user_who_is_gone_is_taken_back() {
 }
 
 /// A second name of the file, a directory in its place, a home that is `/`, a slash too many.
+/// KP-5.2, KP-5.12.
 #[test]
 fn odd_places() {
     land("u", OWN_FILE, "", |land| {

@@ -1,4 +1,4 @@
-//! What getspnam(3) says of an account counts, whatever source of nsswitch.conf(5) it comes from (contract 10.9). A module of
+//! What getspnam(3) says of an account counts, whatever source of nsswitch.conf(5) it comes from (KP-6.20). A module of
 //! the test's own is the source, in a mount namespace.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -86,6 +86,7 @@ fn guest_of(module: &Path) -> Guest {
     guest
 }
 
+/// KP-6.20.
 #[test]
 fn an_account_of_another_source() {
     if !available(&TOOLS) {

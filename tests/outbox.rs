@@ -1,4 +1,4 @@
-//! Results on their way (contract 3): until there is a final answer, across a kill, byte for byte, once.
+//! Results on their way (KP-3.8 and KP-3.9): until there is a final answer, across a kill, byte for byte, once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -25,6 +25,7 @@ fn wait_for_attempts(metadata: &Metadata, count: usize) -> Vec<(String, String)>
     wait_for("results on their way", || Some(metadata.attempts()).filter(|all| all.len() >= count))
 }
 
+/// KP-3.8.
 #[test]
 fn a_result_outlives_an_outage_and_a_kill() {
     if !available(&TOOLS) {
@@ -66,6 +67,7 @@ fn a_result_outlives_an_outage_and_a_kill() {
     assert_eq!(daemon.terminate().code(), Some(0));
 }
 
+/// KP-3.8.
 #[test]
 fn the_next_command_is_asked_for_only_after_delivery() {
     if !available(&TOOLS) {
@@ -87,6 +89,7 @@ fn the_next_command_is_asked_for_only_after_delivery() {
     assert_eq!(polls, 2, "{asked:?}");
 }
 
+/// KP-3.9.
 #[test]
 fn these_answers_are_final() {
     if !available(&TOOLS) {
@@ -124,6 +127,7 @@ fn these_answers_are_final() {
     }
 }
 
+/// KP-3.9.
 #[test]
 fn these_answers_are_not_final() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! Contract 10.9 through the built binary: the sshd that listens is asked and told, whatever its unit or its pid file says.
+//! KP-6.22 through the built binary: the sshd that listens is asked and told, whatever its unit or its pid file says.
 //! systemd is played by a script in a mount and a network namespace of the test's own.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -166,6 +166,7 @@ fn warns_of_second(result: &Value, pid: u32) -> bool {
         .any(|it| it["reason"] == "SECOND_SSHD" && it["message"].as_str().unwrap().contains(&named))
 }
 
+/// KP-6.22.
 #[test]
 fn a_pid_file_that_leads_nowhere() {
     if !available(&TOOLS) {
@@ -194,6 +195,7 @@ fn a_pid_file_that_leads_nowhere() {
 }
 
 /// The main file names a port; an sshd that was started by it on another one is not meant.
+/// KP-6.1, KP-6.26.
 #[test]
 fn of_two_by_one_main_file_the_one_on_its_port() {
     if !available(&TOOLS) {
@@ -214,6 +216,7 @@ fn of_two_by_one_main_file_the_one_on_its_port() {
     assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
 }
 
+/// KP-6.22.
 #[test]
 fn a_unit_that_says_something_else() {
     if !available(&TOOLS) {
@@ -238,6 +241,7 @@ fn a_unit_that_says_something_else() {
     });
 }
 
+/// KP-6.22.
 #[test]
 fn a_unit_that_cannot_reload_its_process() {
     if !available(&TOOLS) {
@@ -259,6 +263,7 @@ fn a_unit_that_cannot_reload_its_process() {
 }
 
 /// One that dies of the reload comes back by its own command line; its masked unit is not started.
+/// KP-6.22.
 #[test]
 fn a_masked_unit_is_never_started() {
     if !available(&TOOLS) {
@@ -278,6 +283,7 @@ fn a_masked_unit_is_never_started() {
     });
 }
 
+/// KP-6.23.
 #[test]
 fn a_bus_that_is_away_for_a_moment() {
     if !available(&TOOLS) {
@@ -302,6 +308,7 @@ fn a_bus_that_is_away_for_a_moment() {
 }
 
 /// A container's sshd in our network is none of this system's; one beside ours is.
+/// KP-6.26.
 #[test]
 fn second_sshds() {
     if !available(&TOOLS) {
@@ -353,6 +360,7 @@ fn second_sshd(guest: &Guest, words: &[&str]) -> Second {
 }
 
 /// A socket unit with `Accept=yes`: each connection has an sshd of its own, and there is no listener.
+/// KP-6.23, KP-6.26.
 #[test]
 fn an_sshd_for_each_connection() {
     if !available(&TOOLS) {

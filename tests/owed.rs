@@ -1,4 +1,4 @@
-//! Contract 10.8: a command that was carried out while no sshd ran is proved by the first sshd that does.
+//! KP-10.16: a command that was carried out while no sshd ran is proved by the first sshd that does.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -75,6 +75,7 @@ fn in_a_boot(test: fn()) {
     }
 }
 
+/// KP-10.16.
 #[test]
 fn the_first_sshd_is_asked() {
     in_a_boot(|| {
@@ -101,6 +102,7 @@ fn the_first_sshd_is_asked() {
     });
 }
 
+/// KP-10.16.
 #[test]
 fn a_refused_key_brings_back_the_setting_that_stood_before() {
     in_a_boot(|| {
@@ -138,6 +140,7 @@ fn a_refused_key_brings_back_the_setting_that_stood_before() {
     });
 }
 
+/// KP-10.16.
 #[test]
 fn never_a_wider_setting_than_before() {
     in_a_boot(|| {
@@ -241,6 +244,7 @@ fn pretend_systemd(guest: &Guest) {
     fs::write(&guest.config, lines.join("\n")).unwrap();
 }
 
+/// KP-6.26.
 #[test]
 fn a_warning_that_nothing_listens_means_just_that() {
     if !available(&["systemctl", "busctl"]) {

@@ -1,5 +1,5 @@
-//! Contract 10.8: after a command that names a password setting ours stands, so that whoever writes later loses; and what
-//! changes between the look and the write gets a new plan.
+//! KP-6.17 and KP-6.18: after a command that names a password setting ours stands, so that whoever writes later loses;
+//! and what changes between the look and the write gets a new plan.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -57,6 +57,7 @@ fn succeeded(guest: &Guest, command: &Value, changed: bool) -> Value {
     result
 }
 
+/// KP-6.17.
 #[test]
 fn what_sshd_does_already_is_made_ours() {
     if !available(&TOOLS) {
@@ -150,6 +151,7 @@ fn a_block_of_the_version_before_gets_its_present_form() {
     succeeded(&guest, &attach("my-test", &key, "no"), false);
 }
 
+/// KP-6.17.
 #[test]
 fn where_ours_cannot_be_written_what_sshd_does_is_enough() {
     if !available(&TOOLS) || !available(&["chattr"]) {
@@ -202,6 +204,7 @@ fn with_someone_at_work(script: &str) -> Guest {
     guest
 }
 
+/// KP-6.9, KP-6.18.
 #[test]
 fn what_changes_under_a_plan_gets_a_new_one() {
     if !available(&TOOLS) {
@@ -246,6 +249,7 @@ fn what_changes_under_a_plan_gets_a_new_one() {
     assert!(questions >= 6, "only {questions} questions");
 }
 
+/// KP-6.18.
 #[test]
 fn what_never_rests_is_a_failure_of_its_own() {
     if !available(&TOOLS) {

@@ -16,6 +16,7 @@ fn directives(text: &str) -> Vec<&str> {
     text.lines().filter(|line| !line.starts_with('#')).collect()
 }
 
+/// KP-6.12.
 #[test]
 fn the_drop_in_where_it_wins_and_the_top_of_the_main_file_elsewhere() {
     if !available(&TOOLS) {
@@ -42,6 +43,7 @@ fn the_drop_in_where_it_wins_and_the_top_of_the_main_file_elsewhere() {
     }
 }
 
+/// KP-4.11, KP-6.11, KP-6.15, KP-8.1.
 #[test]
 fn yes_and_no_in_turn() {
     if !available(&TOOLS) {
@@ -73,6 +75,7 @@ fn yes_and_no_in_turn() {
 }
 
 /// The files say what was asked, and the listener has not read them.
+/// KP-6.22.
 #[test]
 fn a_listener_that_does_another_thing_than_its_files_say() {
     if !available(&TOOLS) {
@@ -96,6 +99,7 @@ fn a_listener_that_does_another_thing_than_its_files_say() {
     assert_eq!(again["proof"], json!(null), "now it has read them: {again}");
 }
 
+/// KP-6.11.
 #[test]
 fn keyboard_interactive_may_be_left() {
     if !available(&TOOLS) {
@@ -115,6 +119,7 @@ fn keyboard_interactive_may_be_left() {
     assert_eq!(guest.sshd.offers(), ["publickey", "keyboard-interactive"]);
 }
 
+/// KP-6.14.
 #[test]
 fn a_main_file_behind_a_link() {
     if !available(&TOOLS) {

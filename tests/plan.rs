@@ -38,6 +38,7 @@ fn settled(text: &str) -> String {
         .collect()
 }
 
+/// KP-8.3, KP-8.4, KP-8.8.
 #[test]
 fn what_is_shown_is_done_and_undone() {
     if !available(&TOOLS) {
@@ -76,6 +77,7 @@ fn what_is_shown_is_done_and_undone() {
     }
 }
 
+/// KP-8.4.
 #[test]
 fn undo_needs_no_readable_state() {
     if !available(&TOOLS) {
@@ -97,6 +99,7 @@ fn undo_needs_no_readable_state() {
     assert_eq!(String::from_utf8_lossy(&nothing.stdout), "# nothing of ours was found\n");
 }
 
+/// KP-8.3.
 #[test]
 fn a_refusal_is_shown_as_its_result() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! What a power cut leaves (contract 7). From the calls of a course, every state that the disk may be in is laid out
+//! What a power cut leaves (KP-7.3). From the calls of a course, every state that the disk may be in is laid out
 //! in the guest's folder, sshd boots on it, and the agent recovers. `KEYPAIR_POWER_CUTS=all` tries each state in each
 //! way; else those are tried that differ in more than their temporaries.
 
@@ -296,11 +296,13 @@ macro_rules! at_every_cut {
         mod $name {
             use super::*;
 
+            /// KP-7.3.
             #[test]
             fn by_apply() {
                 at_every_cut(concat!(stringify!($name), " by apply"), &$course, By::Apply);
             }
 
+            /// KP-7.3.
             #[test]
             fn by_run() {
                 at_every_cut(concat!(stringify!($name), " by run"), &$course, By::Run);

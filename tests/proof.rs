@@ -1,4 +1,4 @@
-//! The running sshd is asked (contract 6, "Proof"): what it says is in the result, and a contradiction takes all back.
+//! The running sshd is asked (KP-10.13 to KP-10.15): what it says is in the result, and a contradiction takes all back.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -24,6 +24,7 @@ fn deceived(option: &str, lie: &str) -> Guest {
     guest
 }
 
+/// KP-6.22, KP-10.13, KP-10.15.
 #[test]
 fn what_the_running_sshd_says() {
     if !available(&TOOLS) {
@@ -48,6 +49,7 @@ fn what_the_running_sshd_says() {
     }
 }
 
+/// KP-10.15.
 #[test]
 fn nobody_is_asked_where_nobody_shall_be() {
     if !available(&TOOLS) {
@@ -59,6 +61,7 @@ fn nobody_is_asked_where_nobody_shall_be() {
     assert_eq!((&result["status"], &result["proof"]), (&json!("succeeded"), &json!(null)), "{result}");
 }
 
+/// KP-4.9, KP-10.14.
 #[test]
 fn a_contradiction_takes_everything_back() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! Every reason of contract 3 that exists so far, through the built binary; each leaves the guest as it was.
+//! Every reason of KP-3.32 that exists so far, through the built binary; each leaves the guest as it was.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -34,6 +34,7 @@ fn refused_without_sshd(guest: &Guest, command: &Value, reason: &str) -> Value {
     result
 }
 
+/// KP-1.1, KP-3.20, KP-3.23, KP-3.25, KP-3.29, KP-3.32.
 #[test]
 fn faults_of_the_command_itself() {
     if !available(&TOOLS) {
@@ -81,6 +82,7 @@ fn faults_of_the_command_itself() {
     assert_eq!(guest.snapshot(), before);
 }
 
+/// KP-2.4, KP-3.27, KP-4.7.
 #[test]
 fn component_and_sequence() {
     if !available(&TOOLS) {
@@ -107,6 +109,7 @@ fn component_and_sequence() {
     assert_eq!(said(), first, "byte for byte");
 }
 
+/// KP-3.28, KP-4.2, KP-4.3, KP-4.4, KP-4.8.
 #[test]
 fn what_the_table_refuses() {
     if !available(&TOOLS) {
@@ -151,6 +154,7 @@ fn what_the_table_refuses() {
     assert!(guest.sshd.lets_in(&key) && !guest.sshd.lets_in(&other));
 }
 
+/// KP-4.12, KP-6.19, KP-10.6, KP-10.7.
 #[test]
 fn the_lockout_guard() {
     if !available(&TOOLS) {
@@ -192,6 +196,7 @@ fn the_lockout_guard() {
     assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
 }
 
+/// KP-5.12.
 #[test]
 fn modes_that_sshd_would_not_accept() {
     use std::os::unix::fs::PermissionsExt;
@@ -217,6 +222,7 @@ fn modes_that_sshd_would_not_accept() {
     refused(&guest, &attach("my-test", &key, "yes"), "UNSAFE_PATH");
 }
 
+/// KP-5.1, KP-6.3, KP-6.10, KP-6.24.
 #[test]
 fn sshd_is_not_as_it_should_be() {
     if !available(&TOOLS) {
@@ -264,6 +270,7 @@ fn sshd_is_not_as_it_should_be() {
     assert_eq!(guest.apply(&good)["status"], "succeeded");
 }
 
+/// KP-6.7.
 #[test]
 fn what_wins_over_us_is_named() {
     if !available(&TOOLS) {
@@ -282,6 +289,7 @@ fn what_wins_over_us_is_named() {
     assert!(message.contains("sshd_config line 10"), "{message}");
 }
 
+/// KP-4.9, KP-6.25.
 #[test]
 fn a_reload_that_kills_the_listener() {
     if !available(&TOOLS) {
@@ -294,6 +302,7 @@ fn a_reload_that_kills_the_listener() {
     assert_eq!(result["code"], "INTERNAL");
 }
 
+/// KP-4.11.
 #[test]
 fn a_disk_that_does_not_take_it() {
     if !available(&TOOLS) {
@@ -305,6 +314,7 @@ fn a_disk_that_does_not_take_it() {
     refused(&guest, &attach("my-test", &key, "no"), "IO_ERROR");
 }
 
+/// KP-7.9.
 #[test]
 fn an_immutable_file() {
     if !available(&TOOLS) || !available(&["chattr"]) {

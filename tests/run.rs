@@ -1,4 +1,5 @@
-//! `run`: commands over the channel, what is told of them, and the daemon as a process (contract 3 and 8).
+//! `run`: commands over the channel, what is told of them, and the daemon as a process (KP-3.5 to KP-3.9, KP-8.5,
+//! KP-8.12 and KP-8.13).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -38,6 +39,7 @@ fn problems(status: &Value) -> String {
     status["problems"].to_string()
 }
 
+/// KP-3.34, KP-4.1, KP-4.4.
 #[test]
 fn what_is_queued_takes_effect_and_is_reported() {
     if !available(&TOOLS) {
@@ -115,6 +117,7 @@ fn several_queued_commands_are_done_in_order_before_anything_waits() {
     assert_eq!(asked[1], Asked::Poll(0));
 }
 
+/// KP-3.37.
 #[test]
 fn what_runs_here_is_told_at_start_and_after_a_change() {
     if !available(&TOOLS) {
@@ -191,6 +194,7 @@ fn what_runs_here_is_told_at_start_and_after_a_change() {
     assert_eq!((&third["binding"], &third["highestSequence"]), (&json!(null), &json!(9)));
 }
 
+/// KP-2.1, KP-2.4.
 #[test]
 fn the_component_is_looked_at_afresh_for_every_command() {
     if !available(&TOOLS) {
@@ -231,6 +235,7 @@ fn the_component_is_looked_at_afresh_for_every_command() {
     assert!(guest.sshd.lets_in(&key) && daemon.is_alive());
 }
 
+/// KP-8.12.
 #[test]
 fn a_second_run_fails_at_once_saying_who_runs() {
     if !available(&TOOLS) {
@@ -255,6 +260,7 @@ fn a_second_run_fails_at_once_saying_who_runs() {
     assert_eq!(next.terminate().code(), Some(0));
 }
 
+/// KP-8.13.
 #[test]
 fn sighup_is_ignored_and_sigterm_ends_it() {
     if !available(&TOOLS) {
@@ -276,6 +282,7 @@ fn sighup_is_ignored_and_sigterm_ends_it() {
     assert_eq!(status(&guest).1, Some(1));
 }
 
+/// KP-8.5.
 #[test]
 fn status_tells_health_and_what_keeps_it_from_it() {
     if !available(&TOOLS) {

@@ -1,4 +1,4 @@
-//! What `run` tells systemd (contract 8): readiness, one line of status, the watchdog.
+//! What `run` tells systemd (KP-8.15): readiness, one line of status, the watchdog.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,6 +14,7 @@ fn guest(metadata: &Metadata) -> Guest {
     Guest::of(Form { metadata: Some(metadata), ..Form::default() })
 }
 
+/// KP-3.17, KP-8.15.
 #[test]
 fn ready_comes_after_what_was_queued_and_status_says_how_things_are() {
     if !available(&TOOLS) {
@@ -70,6 +71,7 @@ fn status_follows_what_is_done_at_the_console() {
     assert_eq!(daemon.terminate().code(), Some(0));
 }
 
+/// KP-3.17, KP-3.18.
 #[test]
 fn ready_comes_although_the_service_hangs_and_polls_do_not_wait_until_then() {
     if !available(&TOOLS) {

@@ -130,6 +130,7 @@ fn checks(land: &Land<'_>) -> Vec<(bool, String)> {
 }
 
 /// A file that somebody moved here: with keys in it that would come to let in with its label.
+/// KP-5.14.
 #[test]
 fn a_moved_key_file_is_refused_and_named() {
     let moved = format!("echo '@OTHER_KEY@' >/home/u/.ssh/authorized_keys; {}", set_label(KEYS, WRONG));
@@ -159,6 +160,7 @@ fn a_moved_key_file_is_refused_and_named() {
     });
 }
 
+/// KP-5.14.
 #[test]
 fn a_label_is_corrected_where_only_our_key_comes_to_let_in() {
     for place in [KEYS, "/home/u/.ssh", "/home/u"] {
@@ -192,6 +194,7 @@ fn a_label_is_corrected_where_only_our_key_comes_to_let_in() {
     }
 }
 
+/// KP-5.13.
 #[test]
 fn what_is_created_has_the_label_of_the_policy() {
     enforcing("rm -r /home/u/.ssh", |land| {
@@ -290,6 +293,7 @@ fn a_configuration_that_sshd_may_not_read_is_refused() {
     }
 }
 
+/// KP-5.14.
 #[test]
 fn what_does_not_enforce_only_warns() {
     for (enforce, answer) in [(0, (|_| DENIED) as fn(&str) -> (u32, u32)), (1, |_| (0, 1))] {

@@ -1,5 +1,5 @@
-//! Signed commands (contract 3): what `ssh-keygen -Y sign` signs is obeyed, and nothing else is; what is refused changes
-//! nothing and stands in no genuine command's way.
+//! Signed commands (KP-3.38 to KP-3.43): what `ssh-keygen -Y sign` signs is obeyed, and nothing else is; what is
+//! refused changes nothing and stands in no genuine command's way.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -100,6 +100,7 @@ fn spoiled(signature: &str) -> String {
     lines.join("\n")
 }
 
+/// KP-3.38, KP-3.40, KP-4.7.
 #[test]
 fn what_ssh_keygen_signs_is_obeyed_and_a_rotation_needs_no_restart() {
     if !available(&TOOLS) {
@@ -132,6 +133,7 @@ fn what_ssh_keygen_signs_is_obeyed_and_a_rotation_needs_no_restart() {
     assert!(metadata.results().contains(&first), "byte for byte");
 }
 
+/// KP-3.26, KP-3.38, KP-3.39, KP-3.41.
 #[test]
 fn what_is_refused_changes_nothing_and_burns_no_genuine_commands_id() {
     if !available(&TOOLS) {
@@ -228,6 +230,7 @@ fn what_is_refused_changes_nothing_and_burns_no_genuine_commands_id() {
     assert!(!String::from_utf8(signed_guest.state()).unwrap().contains("evil"));
 }
 
+/// KP-3.40.
 #[test]
 fn a_signers_file_that_does_not_count_is_named_and_nothing_is_obeyed() {
     if !available(&TOOLS) {
@@ -307,6 +310,7 @@ fn a_signers_file_that_does_not_count_is_named_and_nothing_is_obeyed() {
     );
 }
 
+/// KP-3.42.
 #[test]
 fn the_console_needs_no_signature_and_without_the_setting_an_envelope_is_a_plain_command() {
     if !available(&TOOLS) {
@@ -345,6 +349,7 @@ fn on_machine(guest: &Guest, uuid: &str) -> Daemon {
     Daemon::spawn(guest, command)
 }
 
+/// KP-3.43.
 #[test]
 fn the_network_does_not_say_who_we_are() {
     if !available(&[&TOOLS[..], &["unshare", "mount"]].concat()) {

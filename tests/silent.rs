@@ -1,4 +1,4 @@
-//! What never answers (contract 10.6): a name service, a mount whose server is away, a step. No look at it holds up the
+//! What never answers (KP-8.14): a name service, a mount whose server is away, a step. No look at it holds up the
 //! queue, the lock, the console or the end of a process, and `status` says so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -72,6 +72,7 @@ fn add_another_account(guest: &Guest) {
 }
 
 /// `group: files slow`: everything that needs no groups works, and the rest is refused by name.
+/// KP-8.14.
 #[test]
 fn a_name_service_that_hangs() {
     if !available(&TOOLS) {
@@ -128,6 +129,7 @@ fn a_detach_needs_no_groups() {
 }
 
 /// A source that ends the process that asks it, and one that hangs: the next command is carried out.
+/// KP-8.14.
 #[test]
 fn a_hostile_name_service_stops_no_queue() {
     if !available(&TOOLS) {
@@ -157,6 +159,7 @@ fn a_hostile_name_service_stops_no_queue() {
 }
 
 /// Whose key file it is decides whether the command is refused; one child at most hangs there, and nothing waits for it.
+/// KP-8.14.
 #[test]
 fn a_mount_whose_server_is_away() {
     if !available(&TOOLS) || !has_fuse() {
@@ -231,6 +234,7 @@ fn an_ordinary_users_mount_holds_nobody_up() {
 }
 
 /// A command that is in flight for more than a minute; also where `run` itself hangs.
+/// KP-8.15.
 #[test]
 fn status_names_what_is_in_flight_for_too_long() {
     if !available(&TOOLS) {
@@ -274,6 +278,7 @@ fn status_names_what_is_in_flight_for_too_long() {
 
 /// The watchdog is fed by the one who works, not by the clock. What hangs here is the agent's own directory, on which it
 /// has to rely.
+/// KP-8.15.
 #[test]
 fn a_step_that_never_ends_feeds_no_watchdog() {
     if !available(&TOOLS) || !has_fuse() {

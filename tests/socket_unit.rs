@@ -93,6 +93,7 @@ impl Drop for Guest {
     }
 }
 
+/// KP-6.23.
 #[test]
 fn many_commands_in_a_row() {
     let Some(root) = std::env::var_os("KEYPAIR_MATRIX_ROOT") else {

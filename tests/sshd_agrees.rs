@@ -1,5 +1,5 @@
 //! sshd itself is asked what random configurations amount to, and the reader has to say the same, keyword by
-//! keyword: value and so the line that decides (contract 6, "What decides").
+//! keyword: value and so the line that decides (KP-6.7).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Contract 6 against the real sshd: whom we ask, for whom, and what is tried before it is live.
+//! KP-6.2 to KP-6.10 against the real sshd: whom we ask, for whom, and what is tried before it is live.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
@@ -37,6 +37,7 @@ fn refusal(settings: &SshdSettings) -> Refusal {
     observe(settings, "root").unwrap_err()
 }
 
+/// KP-6.2.
 #[test]
 fn the_listeners_options_are_repeated() {
     needs_sshd!();
@@ -56,6 +57,7 @@ fn the_listeners_options_are_repeated() {
     assert_eq!(passwords(&ask_live(&settings, &seen).unwrap()), [true, true]);
 }
 
+/// KP-6.6.
 #[test]
 fn for_each_port_and_family() {
     needs_sshd!();
@@ -100,6 +102,7 @@ fn match_blocks_and_named_addresses() {
     assert_eq!(passwords(&observe(&settings, "nobody").unwrap().answers), [false, false]);
 }
 
+/// KP-6.9.
 #[test]
 fn a_setting_is_tried_without_a_write() {
     needs_sshd!();
@@ -191,6 +194,7 @@ fn the_main_file_is_asked_about_byte_for_byte() {
     assert!(refused.message.contains(&line), "{}", refused.message);
 }
 
+/// KP-6.9, KP-6.10.
 #[test]
 fn a_configuration_that_is_invalid_already() {
     needs_sshd!();
@@ -204,6 +208,7 @@ fn a_configuration_that_is_invalid_already() {
     assert_eq!(ask_live(&sshd.settings(), &seen).unwrap_err().reason, Reason::SshdConfigRejected);
 }
 
+/// KP-6.4.
 #[test]
 fn no_host_key_yet() {
     needs_sshd!();
@@ -220,6 +225,7 @@ fn no_host_key_yet() {
 }
 
 /// OpenSSH 10.5 prints keywords as sshd_config(5) spells them.
+/// KP-6.6.
 #[test]
 fn keywords_in_another_case() {
     needs_sshd!();
@@ -239,6 +245,7 @@ fn keywords_in_another_case() {
     assert_eq!(seen.answers[0].effective.values("hostkey"), [sshd.at("host_key").to_string_lossy()]);
 }
 
+/// KP-6.2.
 #[test]
 fn the_listeners_own_program_is_asked() {
     needs_sshd!();
@@ -266,6 +273,7 @@ fn the_listeners_own_program_is_asked() {
     assert_eq!(may_run(&settings), Ok(true));
 }
 
+/// KP-6.3.
 #[test]
 fn a_listener_that_is_another_program_than_it_says() {
     needs_sshd!();
@@ -346,6 +354,7 @@ fn what_old_releases_do_with_include() {
 }
 
 /// Who is no listener, whatever the pid file and its title say.
+/// KP-6.1.
 #[test]
 fn titles_prove_nothing() {
     needs_sshd!();
@@ -393,6 +402,7 @@ fn what_is_missing_is_named() {
     assert!(message.contains("/nonexistent/config") && message.contains("'config'"), "{message}");
 }
 
+/// KP-6.3.
 #[test]
 fn another_main_file_than_the_configured_one() {
     needs_sshd!();
@@ -438,6 +448,7 @@ fn a_main_file_that_this_sshd_does_not_read_by_itself() {
     sshd.stop();
 }
 
+/// KP-6.3.
 #[test]
 fn a_relative_main_file() {
     needs_sshd!();
@@ -448,6 +459,7 @@ fn a_relative_main_file() {
     assert!(refused.message.contains("relative '-f sshd_config'"), "{}", refused.message);
 }
 
+/// KP-6.1.
 #[test]
 fn pid_files_that_lead_to_no_listener() {
     needs_sshd!();

@@ -1,4 +1,4 @@
-//! Contract 6, "Reload", against the real sshd: when a SIGHUP is safe, that it is seen to have worked, and that
+//! KP-6.22 to KP-6.25, against the real sshd: when a SIGHUP is safe, that it is seen to have worked, and that
 //! sshd comes back where it has not.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
@@ -63,6 +63,7 @@ fn is_gone(pid: i32) -> bool {
     stat.is_empty() || stat.contains(") Z ")
 }
 
+/// KP-6.25.
 #[test]
 fn a_reload_is_seen() {
     needs_sshd!();
@@ -85,6 +86,7 @@ fn a_reload_is_seen() {
     }
 }
 
+/// KP-6.24.
 #[test]
 fn pending_edits_that_would_end_or_move_it() {
     needs_sshd!();
@@ -115,6 +117,7 @@ fn pending_edits_that_would_end_or_move_it() {
     assert!(answers(sshd.port));
 }
 
+/// KP-6.22.
 #[test]
 fn nobody_to_tell() {
     needs_sshd!();
@@ -146,6 +149,7 @@ fn one_that_started_since_is_told() {
     assert!(answers(sshd.port));
 }
 
+/// KP-6.25.
 #[test]
 fn a_listener_that_dies_of_its_edit_comes_back() {
     needs_sshd!();
@@ -179,6 +183,7 @@ fn a_listener_that_dies_of_its_edit_comes_back() {
     }
 }
 
+/// KP-6.24.
 #[test]
 fn each_address_must_still_be_wanted() {
     needs_sshd!();
@@ -251,6 +256,7 @@ impl Taker {
     }
 }
 
+/// KP-6.25.
 #[test]
 fn an_address_that_another_process_takes_meanwhile_is_a_failure() {
     needs_sshd!();
@@ -281,6 +287,7 @@ fn an_address_that_another_process_takes_meanwhile_is_a_failure() {
 }
 
 /// Since OpenSSH 9.8. The stand-in says what such an sshd says; `sshd -t` is content with either.
+/// KP-6.24.
 #[test]
 fn programs_that_serve_connections_must_be_there() {
     needs_sshd!();
@@ -361,6 +368,7 @@ fn a_pid_that_became_another_process_gets_no_signal() {
     sleeper.wait().unwrap();
 }
 
+/// KP-6.25.
 #[test]
 fn a_listener_that_does_not_move_is_a_failure() {
     needs_sshd!();

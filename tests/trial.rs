@@ -1,4 +1,4 @@
-//! The trial (contract 10.3): before passwords go off, and before a key that lets in is taken away, a private sshd is
+//! The trial (KP-10.1): before passwords go off, and before a key that lets in is taken away, a private sshd is
 //! asked. In guests of their own; whether a key or a password works is seen by real logins alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -66,6 +66,7 @@ fn refused_without_a_trace(land: &Land<'_>, command: &Value, reason: &str, says:
 
 // Row F.
 
+/// KP-4.6.
 #[test]
 fn passwords_come_back_whatever_became_of_the_key_and_its_user() {
     for (broken, user_is_left) in [
@@ -129,6 +130,7 @@ const PENDING: [(&str, Option<&str>); 7] = [
 
 /// The listener cannot be asked on loopback, or shall not be, or refuses loopback anyway; the setting stands already, so
 /// that no edit of sshd's files is a reason to tell it.
+/// KP-6.22.
 #[test]
 fn a_listener_that_is_not_asked_reads_its_files_all_the_same() {
     let moved = "echo 'AuthorizedKeysFile .ssh/other' >>/etc/ssh/sshd_config";
@@ -156,6 +158,7 @@ fn a_listener_that_is_not_asked_reads_its_files_all_the_same() {
     }
 }
 
+/// KP-10.1.
 #[test]
 fn an_edit_that_the_listener_has_not_read_locks_nobody_out() {
     for (edit, reason) in PENDING {
@@ -241,6 +244,7 @@ const BANNER: &str = "Connection refused\n\
                       debug1: send_pubkey_test: no mutual signature algorithm\n\
                       Accepted key ED25519 SHA256:x found at /home/u/.ssh/authorized_keys:1\n";
 
+/// KP-10.1, KP-10.5, KP-10.13.
 #[test]
 fn a_banner_with_the_clients_words() {
     let lines = "LogLevel VERBOSE\nBanner /etc/ssh/banner\n";
@@ -284,6 +288,7 @@ fn a_banner_with_the_clients_words() {
 }
 
 /// The listener contradicts, and the banner says otherwise: two connections, no more.
+/// KP-10.13.
 #[test]
 fn two_connections_at_most() {
     let setup = format!("cat >/etc/ssh/banner <<'EOF'\n{BANNER}EOF\n{OWN_FILE}");
@@ -301,6 +306,7 @@ const MARKING_SHELL: &str = "printf '#!/bin/sh\\ntouch /tmp/mark\\nexec /bin/sh 
                              chmod 755 /usr/local/bin/marking; echo /usr/local/bin/marking >>/etc/shells; \
                              usermod -s /usr/local/bin/marking -p '' u; ";
 
+/// KP-10.9.
 #[test]
 fn an_account_without_a_password_gets_no_session() {
     let lines = "LogLevel VERBOSE\nPermitEmptyPasswords yes\n";
@@ -345,6 +351,7 @@ fn an_account_without_a_password_gets_no_session() {
 
 // Row D, key files that sshd reads otherwise than they look.
 
+/// KP-10.2, KP-10.5.
 #[test]
 fn key_lines_are_read_as_sshd_reads_them() {
     let lines: &[&str] = &[
@@ -393,6 +400,7 @@ fn key_lines_are_read_as_sshd_reads_them() {
 
 // Row S, security keys.
 
+/// KP-10.8.
 #[test]
 fn a_security_key_is_bound_with_yes_alone() {
     land("u", OWN_FILE, "", |land| {
@@ -422,6 +430,7 @@ fn a_security_key_is_bound_with_yes_alone() {
 
 // What a refusal says.
 
+/// KP-3.31, KP-4.2, KP-8.6.
 #[test]
 fn what_a_refusal_and_a_check_say() {
     land("u", OWN_FILE, "", |land| {
@@ -493,6 +502,7 @@ fn changes(log: &str) -> Vec<(String, usize)> {
 }
 
 /// Whenever it is killed, somebody gets in: with the old key or the password. sshd refuses the new key, which `yes` allows.
+/// KP-4.10.
 #[test]
 fn no_moment_without_a_way_in() {
     if !available(&["strace"]) {
@@ -528,6 +538,7 @@ fn no_moment_without_a_way_in() {
 }
 
 /// sshd's file, the reload, the key file; with `no` the other way about.
+/// KP-4.10.
 #[test]
 fn the_order_of_the_steps() {
     if !available(&["strace", "sshd", "ssh", "ssh-keygen"]) {
@@ -555,6 +566,7 @@ fn the_order_of_the_steps() {
     assert!(guest.sshd.lets_in(&first) && !guest.sshd.lets_in(&second) && !guest.sshd.offers_password());
 }
 
+/// KP-4.12, KP-10.6.
 #[test]
 fn what_fails_leaves_the_only_way_in() {
     // The trial refuses the new key, and no password is left.
@@ -603,6 +615,7 @@ fn apply_without_namespaces(land: &Land<'_>, command: &Value) -> Value {
     Land::result(&without_namespaces(land, &["/usr/bin/keypair-agent", "apply", "-"], &command.to_string()))
 }
 
+/// KP-10.3.
 #[test]
 fn without_namespaces_a_pipe_serves() {
     if !available(&["setpriv"]) {
@@ -655,6 +668,7 @@ fn without_namespaces_a_pipe_serves() {
 
 // Where nobody can be asked on loopback.
 
+/// KP-10.15.
 #[test]
 fn an_sshd_that_listens_on_another_address_alone() {
     for lines in ["ListenAddress 10.99.0.1\n", "ListenAddress 10.99.0.1\nListenAddress 10.1.2.3\n"] {
@@ -681,6 +695,7 @@ fn an_sshd_that_listens_on_another_address_alone() {
     }
 }
 
+/// KP-10.6.
 #[test]
 fn without_a_client_nothing_depends_on_the_key() {
     land("u", OWN_FILE, "", |land| {

@@ -26,6 +26,7 @@ fn alike(result: &Value, guest: &Guest) -> Value {
     result
 }
 
+/// KP-3.22, KP-8.1.
 #[test]
 fn twins_answer_alike() {
     if !available(&["sshd", "ssh", "ssh-keygen"]) {

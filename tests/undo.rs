@@ -43,6 +43,7 @@ fn all_is_back(guest: &Guest, key: &Key) {
     assert_eq!(String::from_utf8(again.stdout).unwrap(), "# nothing of ours was found\n");
 }
 
+/// KP-8.4.
 #[test]
 fn a_setting_that_cannot_be_taken_out() {
     if !available(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
@@ -63,6 +64,7 @@ fn a_setting_that_cannot_be_taken_out() {
     all_is_back(&guest, &key);
 }
 
+/// KP-8.4.
 #[test]
 fn an_sshd_that_cannot_be_told() {
     if !available(&TOOLS) {

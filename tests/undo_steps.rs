@@ -1,5 +1,5 @@
 //! What can be known to fail is refused before the first file is touched, and one step of an undo that fails stops no other
-//! (contract 7): a key that was bound anew does not stay because something else could not be taken back.
+//! (KP-7.7 and KP-7.9): a key that was bound anew does not stay because something else could not be taken back.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -116,6 +116,7 @@ const OBSTACLES: [Obstacle; 10] = [
     },
 ];
 
+/// KP-7.9.
 #[test]
 fn what_cannot_be_written_is_refused_before_anything_is_touched() {
     if !available(&TOOLS) {
@@ -219,6 +220,7 @@ fn intent(guest: &Guest) -> Value {
     state["intent"].clone()
 }
 
+/// KP-7.7.
 #[test]
 fn what_somebody_put_in_the_drop_ins_place_keeps_no_key() {
     if !available(&TOOLS) {
@@ -243,6 +245,7 @@ fn what_somebody_put_in_the_drop_ins_place_keeps_no_key() {
     }
 }
 
+/// KP-7.7.
 #[test]
 fn a_setting_that_cannot_be_restored_keeps_the_key_while_passwords_are_off() {
     if !available(&TOOLS) {

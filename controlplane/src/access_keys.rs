@@ -1,4 +1,4 @@
-//! `--access-keys`: who may call the platform's API (contract 9).
+//! `--access-keys`: who may call the platform's API (KP-9.9).
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The command line (contract 9).
+//! The command line (KP-9.1).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -182,7 +182,7 @@ impl Inventory {
         self.instances.get(&id.parse().ok()?)
     }
 
-    /// The instance whose address is the caller's, or the only one there is (contract 9).
+    /// The instance whose address is the caller's, or the only one there is (KP-9.1).
     pub fn of_caller(&self, caller: IpAddr) -> Option<&Instance> {
         let caller = caller.to_canonical();
         let by_address = self.instances.values().find(|instance| instance.address == Some(caller));

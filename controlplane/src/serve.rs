@@ -156,7 +156,7 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener,
     Ok((listener, bound))
 }
 
-/// The line that says where everything is (contract 9).
+/// The line that says where everything is (KP-9.1).
 fn first_line(api: SocketAddr, metadata: SocketAddr, inventory: &Inventory) -> String {
     let bases: Map<String, Value> = inventory
         .iter()

@@ -1,4 +1,4 @@
-//! `--signing-key`: commands go out in an envelope, signed when they are handed out (contract 3, "Signed commands").
+//! `--signing-key`: commands go out in an envelope, signed when they are handed out (KP-9.10).
 
 use std::fmt;
 use std::io;

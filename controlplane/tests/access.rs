@@ -85,6 +85,7 @@ fn assert_refused(response: &Response, why: &str) {
     assert!(error["message"].as_str().unwrap().contains(why), "{error}");
 }
 
+/// KP-9.9.
 #[test]
 fn who_holds_a_key_is_let_in() {
     let server = server("memory:");
@@ -98,6 +99,7 @@ fn who_holds_a_key_is_let_in() {
     }
 }
 
+/// KP-9.3, KP-9.9.
 #[test]
 fn and_nobody_else() {
     let server = server("memory:");
@@ -128,6 +130,7 @@ fn and_nobody_else() {
     assert!(!log.contains(SECRET), "{log}");
 }
 
+/// KP-9.9.
 #[test]
 fn a_signature_is_good_once_and_a_restart_does_not_forget_it() {
     let store = format!("sqlite:{}", folder("access").join("store.db").display());

@@ -31,6 +31,7 @@ fn fleet() -> Server {
     Server::start(&["--attach-wait", "0", "--instances", &file(FLEET)])
 }
 
+/// KP-9.2.
 #[test]
 fn an_answer_stands_in_an_envelope() {
     let server = fleet();
@@ -49,6 +50,7 @@ fn an_answer_stands_in_an_envelope() {
     assert!(result["createTime"].as_str().unwrap().ends_with('Z'));
 }
 
+/// KP-9.2.
 #[test]
 fn paths_and_methods_that_are_none_stand_in_it_too() {
     let server = fleet();
@@ -74,6 +76,7 @@ fn paths_and_methods_that_are_none_stand_in_it_too() {
     }
 }
 
+/// KP-9.3, KP-9.4.
 #[test]
 fn faults_of_an_attach_word_for_word_and_in_order() {
     let server = fleet();
@@ -114,6 +117,7 @@ fn faults_of_an_attach_word_for_word_and_in_order() {
     assert_eq!(server.guest("i-run").get("/keypair/command").status, 204);
 }
 
+/// KP-9.3, KP-9.4.
 #[test]
 fn faults_of_a_detach_word_for_word_and_in_order() {
     let server = fleet();
@@ -151,6 +155,7 @@ fn faults_of_a_detach_word_for_word_and_in_order() {
     assert_eq!(server.guest("i-run").get("/keypair/command").status, 204);
 }
 
+/// KP-9.3.
 #[test]
 fn faults_of_import_and_delete_word_for_word() {
     let server = fleet();
@@ -172,6 +177,7 @@ fn faults_of_import_and_delete_word_for_word() {
     server.import("my-test", 2).result();
 }
 
+/// KP-1.1, KP-9.4.
 #[test]
 fn bad_parameters_are_invalid_arguments() {
     let server = fleet();
@@ -209,6 +215,7 @@ fn bad_parameters_are_invalid_arguments() {
     assert_eq!(server.guest("i-run").get("/keypair/command").status, 204);
 }
 
+/// KP-3.23.
 #[test]
 fn both_spellings_and_all_words_of_the_password_setting() {
     let server = fleet();
@@ -276,6 +283,7 @@ fn a_region_is_a_world_of_its_own() {
     assert_eq!(server.guest("i-east").poll(0)["publicKey"], json!(key(2)));
 }
 
+/// KP-9.6.
 #[test]
 fn success_is_what_the_guests_say() {
     let server = Server::start(&["--attach-wait", "60", "--instance", "i-1", "--instance", "i-2"]);
@@ -314,6 +322,7 @@ fn one_attach_may_name_ten_thousand_instances() {
     assert_eq!(server.guest(ids[9_999]).poll(0)["keyName"], "my-test");
 }
 
+/// KP-9.5, KP-9.6.
 #[test]
 fn a_silent_guest_fails_and_its_command_stays_queued() {
     let server = fleet();
@@ -349,6 +358,7 @@ fn the_same_attach_again_waits_for_the_queued_command() {
     assert_eq!(guest.get("/keypair/command").status, 204);
 }
 
+/// KP-9.6.
 #[test]
 fn a_stopped_instance_accepts_at_once_and_is_told_at_boot() {
     let server = Server::start(&["--attach-wait", "300", "--instances", &file(FLEET)]);
@@ -375,6 +385,7 @@ fn a_detach_of_nothing_is_asked_of_the_guest() {
     assert_eq!(guest.get("/keypair/command").status, 204);
 }
 
+/// KP-9.7.
 #[test]
 fn a_deleted_key_pair_gives_way() {
     let server = fleet();
@@ -400,6 +411,7 @@ fn a_deleted_key_pair_gives_way() {
     assert_eq!((&third["publicKey"], &third["replace"]), (&json!(key(3)), &json!(true)));
 }
 
+/// KP-3.34.
 #[test]
 fn key_text_is_never_logged() {
     let server = fleet();

@@ -16,6 +16,7 @@ fn two_instances() -> Server {
     server
 }
 
+/// KP-3.6.
 #[test]
 fn a_poll_that_does_not_wait_answers_at_once() {
     let server = two_instances();
@@ -43,6 +44,7 @@ fn a_waiting_poll_is_woken_and_only_its_own() {
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
 }
 
+/// KP-3.6.
 #[test]
 fn a_command_is_handed_out_until_its_result_is_stored() {
     let server = two_instances();
@@ -61,6 +63,7 @@ fn a_command_is_handed_out_until_its_result_is_stored() {
     assert_eq!(guest.get("/keypair/command").status, 204);
 }
 
+/// KP-3.6.
 #[test]
 fn commands_come_in_order_and_sequences_rise() {
     let server = two_instances();
@@ -83,6 +86,7 @@ fn commands_come_in_order_and_sequences_rise() {
     assert_eq!(guest.get("/keypair/command").status, 204);
 }
 
+/// KP-3.6.
 #[test]
 fn results_are_stored_once() {
     let server = two_instances();

@@ -122,6 +122,7 @@ fn start_stop_and_reboot() {
     server.detach("my-test", &["i-run"]).result();
 }
 
+/// KP-9.7.
 #[test]
 fn a_reset_of_the_password_turns_password_login_on() {
     let server = fleet();

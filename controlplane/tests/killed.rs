@@ -185,6 +185,7 @@ fn killed_again_and_again(store: &str, kills: usize) {
     assert!(accepted > kills);
 }
 
+/// KP-9.11.
 #[test]
 fn alone_on_a_file() {
     let file = folder("killed").join("store.db");
@@ -197,6 +198,7 @@ fn alone_on_a_database() {
     killed_again_and_again(&postgres.url(), 20);
 }
 
+/// KP-9.11.
 #[test]
 fn three_on_one_database_and_one_is_killed_under_load() {
     /// Attaches and detaches a second, all owners together.

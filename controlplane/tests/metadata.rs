@@ -7,6 +7,7 @@ use base64ct::{Base64, Encoding};
 use serde_json::json;
 use support::{Server, file, http, key};
 
+/// KP-1.3.
 #[test]
 fn the_documented_tree() {
     let fleet = file("[[instance]]\nid = 'i-1'\nhostname = 'web-1'\n");
@@ -50,6 +51,7 @@ fn the_documented_tree() {
     assert_eq!(guest.get("/attributes/ssh-keys").status, 404);
 }
 
+/// KP-9.1.
 #[test]
 fn the_only_instance_is_the_callers() {
     let server = Server::start(&["--instance", "i-1"]);
@@ -68,6 +70,7 @@ fn the_only_instance_is_the_callers() {
     assert_eq!(http(&host, "GET", "/", "").status, 404);
 }
 
+/// KP-9.1.
 #[test]
 fn among_several_the_address_decides() {
     let fleet = file(

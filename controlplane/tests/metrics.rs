@@ -44,6 +44,7 @@ fn await_number(server: &Server, series: &str, value: f64) {
     }
 }
 
+/// KP-9.13.
 #[test]
 fn before_anything_every_number_with_few_labels_is_there() {
     let server = Server::start(&["--instance", "i-1"]);
@@ -84,6 +85,7 @@ fn it_is_got_and_nothing_else() {
     }
 }
 
+/// KP-9.9.
 #[test]
 fn who_scrapes_does_not_sign() {
     let keys = file("[[access_key]]\nid = 'AK'\nsecret = 'hidden'\n");
@@ -93,6 +95,7 @@ fn who_scrapes_does_not_sign() {
     server.call("GET", &format!("{REGION}/keypairs"), "").assert_error(401, "ACCESS_ERROR", lack);
 }
 
+/// KP-9.13.
 #[test]
 fn guests_see_none_of_it() {
     let server = one_instance();
@@ -166,6 +169,7 @@ fn a_command_is_counted_from_its_queueing_to_its_result() {
     assert!((0.06..60.0).contains(&sum), "{sum}");
 }
 
+/// KP-9.13.
 #[test]
 fn results_are_told_apart_by_words_and_by_nothing_that_a_guest_makes_up() {
     let server = one_instance();

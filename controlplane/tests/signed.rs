@@ -68,6 +68,7 @@ fn a_key_with_a_short_scalar_signs_too() {
     assert_taken(&keys, &key);
 }
 
+/// KP-9.10.
 #[test]
 fn ssh_keygen_and_the_agent_take_what_is_handed_out() {
     let Some(keys) = Keys::new("signing") else { return };

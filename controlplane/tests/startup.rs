@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use serde_json::json;
 use support::{Server, binary, file, http};
 
+/// KP-9.1.
 #[test]
 fn the_first_line_says_where_everything_is() {
     let server = Server::start(&["--instance", "i-b", "--instances", &file("[[instance]]\nid = 'i-a'\n")]);
@@ -22,6 +23,7 @@ fn the_first_line_says_where_everything_is() {
     assert_eq!(http(&server.api, "GET", "/v1/regions/cn-north-1/keypairs", "").status, 200);
 }
 
+/// KP-9.1.
 #[test]
 fn both_signals_end_it() {
     for signal in ["TERM", "INT"] {

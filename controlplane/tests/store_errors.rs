@@ -1,4 +1,4 @@
-//! What is answered while a store does not do its work: the two rows of contract 9 that nobody's request is to blame for.
+//! What is answered while a store does not do its work: the two rows of KP-9.3 that nobody's request is to blame for.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use support::postgres::Postgres;
 use support::{REGION, Server, binary, folder};
 
+/// KP-9.3, KP-9.11.
 #[test]
 fn a_store_that_is_gone_is_an_internal_error() {
     let Some(postgres) = Postgres::start() else { return };
@@ -62,6 +63,7 @@ fn pass_on(mut client: TcpStream, mut database: UnixStream, cut: &AtomicBool) {
     let _ = database.shutdown(Shutdown::Both);
 }
 
+/// KP-9.3.
 #[test]
 fn a_commit_without_an_answer_is_an_unknown_error() {
     let Some(postgres) = Postgres::start() else { return };

@@ -115,6 +115,7 @@ async fn an_order_is_placed_whole_or_not_at_all() {
 }
 
 /// A forged copy of a command does not close the real one.
+/// KP-9.12.
 #[tokio::test]
 async fn a_bad_signature_closes_a_command_an_hour_after_it_was_handed_out() {
     let (stores, _postgres) = stores("signatures").await;
@@ -387,6 +388,7 @@ impl Dice {
     }
 }
 
+/// KP-9.11.
 #[tokio::test]
 async fn all_stores_walk_the_same_way() {
     let (stores, _postgres) = stores("walk").await;
@@ -435,6 +437,7 @@ async fn all_stores_walk_the_same_way() {
     }
 }
 
+/// KP-9.11.
 #[tokio::test]
 async fn what_was_kept_is_there_after_a_restart() {
     let (stores, _postgres) = stores("restart").await;

@@ -11,7 +11,7 @@ use keypair_agent::transaction::state::State;
 
 use super::{KEY, is_fit_to_print};
 
-/// componentInfo.cfg (contract 2).
+/// componentInfo.cfg (KP-2.2).
 pub fn component(bytes: &[u8]) {
     match ComponentVersion::parse(bytes) {
         Err(why) => is_fit_to_print(&why),
@@ -31,7 +31,7 @@ fn pair() -> KeyPair {
     KeyPair { key_name: "my-test".parse().unwrap(), public_key: PublicKey::parse(KEY).unwrap() }
 }
 
-/// authorized_keys (contract 5): what is somebody else's stays, byte for byte, whatever stands there.
+/// authorized_keys (KP-5.5): what is somebody else's stays, byte for byte, whatever stands there.
 pub fn authorized_keys(bytes: &[u8]) {
     assert!(ways_in(key_lines(bytes)).count() <= key_lines(bytes).count());
     if let Some(found) = standing(bytes) {

@@ -42,7 +42,7 @@ fn tree(bytes: &[u8]) -> ConfigTree {
     ConfigTree { main, files, includes }
 }
 
-/// sshd's configuration (contract 6).
+/// sshd's configuration (KP-6.7).
 pub fn sshd_config(bytes: &[u8]) {
     let tree = tree(bytes);
     for directive in directives(&tree) {

@@ -21,7 +21,7 @@ fn console_id() -> CommandId {
     "console".parse().unwrap()
 }
 
-/// A command's bytes (contract 3).
+/// A command's bytes (KP-3.20).
 pub fn command(bytes: &[u8]) {
     for origin in [Origin::Channel, Origin::Console] {
         match parse(bytes, origin, &console_id()) {
@@ -88,7 +88,7 @@ pub fn envelope(bytes: &[u8]) {
     assert!(!counts(&Envelope { payload: b"{}".to_vec(), signature }), "a forged signature counts");
 }
 
-/// The most of an answer's body that is taken (contract 3).
+/// The most of an answer's body that is taken (KP-3.4).
 const BODY_MAX: usize = 64 * 1024;
 
 /// What the metadata service answers: to which question, says the first byte.

@@ -1,4 +1,4 @@
-//! The course of `run` (contract 3): recover, learn who we are, then for ever deliver what is due, poll,
+//! The course of `run` (KP-3.5 to KP-3.19): recover, learn who we are, then for ever deliver what is due, poll,
 //! perform. It ends only where `stop` is set after a call that changes something.
 
 use std::collections::VecDeque;

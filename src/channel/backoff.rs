@@ -1,4 +1,4 @@
-//! How long to stay away after a failure (contract 3, "Failure"). Pure: the caller brings the random number.
+//! How long to stay away after a failure (KP-3.13 to KP-3.15). Pure: the caller brings the random number.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -92,6 +92,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// KP-3.13.
     #[test]
     fn caps_double_up_to_a_minute_and_a_success_resets_them() {
         let mut backoff = Backoff::default();
@@ -107,6 +108,7 @@ mod tests {
         assert!(backoff.failure(Hint::None, u64::MAX) <= SECOND);
     }
 
+    /// KP-3.15.
     #[test]
     fn only_the_first_retry_after_a_cut_long_poll_is_spread() {
         let mut backoff = Backoff::default();
@@ -127,6 +129,7 @@ mod tests {
         assert!(after <= 8 * SECOND && after > 7 * SECOND);
     }
 
+    /// KP-3.14.
     #[test]
     fn the_service_may_ask_for_ten_minutes_at_most_and_is_not_asked_by_all_at_once() {
         for (asked, least, most) in [(3, 3, 6), (30, 30, 60), (600, 600, 630), (86_400, 600, 630), (0, 0, 1)]

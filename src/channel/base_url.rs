@@ -1,4 +1,4 @@
-//! Where the metadata service is: `metadata_url` of the configuration (contract 3 and 8).
+//! Where the metadata service is: `metadata_url` of the configuration (KP-3.1).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -142,6 +142,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
+    /// KP-3.1.
     #[test]
     fn good_ones() {
         for (text, shown, address) in [
@@ -168,6 +169,7 @@ mod tests {
         assert_eq!(BaseUrl::default(), BaseUrl::default().to_string().parse().unwrap());
     }
 
+    /// KP-3.1.
     #[test]
     fn bad_ones_say_why() {
         for (text, word) in [

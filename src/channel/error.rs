@@ -1,4 +1,4 @@
-//! Why a call on the channel failed, in the failure's own words (contract 3, "Failure").
+//! Why a call on the channel failed, in the failure's own words (KP-3.19).
 
 use std::fmt;
 use std::io;
@@ -128,7 +128,7 @@ impl ChannelError {
     }
 }
 
-/// Whether a status refuses for good (contract 3: 3xx, 401, 408, 429 and 5xx are tried again).
+/// Whether a status refuses for good (KP-3.9: 3xx, 401, 408, 429 and 5xx are tried again).
 pub(super) fn final_refusal(status: u16) -> bool {
     (400..500).contains(&status) && !matches!(status, 401 | 408 | 429)
 }
@@ -183,6 +183,7 @@ mod tests {
         ChannelError::from_connect(&io::Error::from_raw_os_error(errno as i32))
     }
 
+    /// KP-3.19.
     #[test]
     fn each_failure_has_its_own_words() {
         let words = |errno| connect(errno).to_string();

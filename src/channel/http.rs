@@ -1,4 +1,4 @@
-//! The channel over HTTP/1.1 (contract 3): the literal address, no proxy, no redirect followed, 64 KiB at
+//! The channel over HTTP/1.1 (KP-3.1 to KP-3.4): the literal address, no proxy, no redirect followed, 64 KiB at
 //! most, every call bounded in time. Each call has a connection of its own: there is one a minute, and a
 //! connection that is never reused cannot be stale.
 
@@ -201,7 +201,7 @@ fn meaning(error: &hyper::Error, waited: Duration) -> ChannelError {
     ChannelError::Cut { waited }
 }
 
-/// `i-…`, bare or as a JSON string (contract 3).
+/// `i-…`, bare or as a JSON string (KP-3.5).
 fn instance_id(body: &[u8]) -> Option<InstanceId> {
     let text = std::str::from_utf8(body).ok()?.trim();
     if text.starts_with('"') {

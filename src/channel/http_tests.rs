@@ -112,6 +112,7 @@ fn delivered(polled: Result<Polled, ChannelError>) -> Vec<u8> {
     }
 }
 
+/// KP-3.1.
 #[tokio::test]
 async fn what_goes_over_the_wire() {
     let service = Service::new(vec![ok(r#"{"commandId":"x"}"#)]).await;
@@ -130,6 +131,7 @@ async fn what_goes_over_the_wire() {
     assert!(requests[2].starts_with("PUT /metadata/latest/keypair/agent HTTP/1.1\r\n"));
 }
 
+/// KP-3.5.
 #[tokio::test]
 async fn instance_ids() {
     for body in ["i-eumm0000d6", "\"i-eumm0000d6\"", " i-eumm0000d6\r\n", "\n\"i-eumm0000d6\"\n"] {
@@ -144,6 +146,7 @@ async fn instance_ids() {
     assert_eq!(id, Err(ChannelError::Status { status: 404, retry_after: None }));
 }
 
+/// KP-3.7.
 #[tokio::test]
 async fn nothing_and_no_queue() {
     assert_eq!(
@@ -168,6 +171,7 @@ async fn a_204_with_a_body_is_a_204() {
     }
 }
 
+/// KP-3.2.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let elsewhere = Service::new(vec![ok("{}")]).await;
@@ -182,6 +186,7 @@ async fn a_redirect_is_not_followed() {
     assert!(elsewhere.requests.lock().unwrap().is_empty());
 }
 
+/// KP-3.9.
 #[tokio::test]
 async fn what_is_final_for_a_result() {
     for (line, expected) in [
@@ -218,6 +223,7 @@ async fn announcing_to_someone_who_does_not_want_to_know() {
     assert!(!announce("500 Oops").await.unwrap_err().is_final());
 }
 
+/// KP-3.4.
 #[tokio::test]
 async fn sixty_four_kib_and_no_more() {
     let limit = "x".repeat(BODY_MAX);
@@ -250,6 +256,7 @@ async fn ways_to_send_a_body() {
     assert_eq!(Service::new(vec![informed]).await.next().await, Ok(Polled::Nothing));
 }
 
+/// KP-3.4.
 #[tokio::test]
 async fn eight_interim_answers_and_no_more() {
     let hint = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
@@ -267,6 +274,7 @@ async fn eight_interim_answers_and_no_more() {
     }
 }
 
+/// KP-3.4.
 #[tokio::test]
 async fn answers_that_are_not_http() {
     let not_http = Err(ChannelError::Unusable(Unusable::NotHttp));
@@ -305,6 +313,7 @@ async fn a_cut_says_how_long_it_had_waited() {
     }
 }
 
+/// KP-3.4.
 #[tokio::test]
 async fn one_clock_bounds_a_whole_call() {
     let drip = |head: &str| {
@@ -326,6 +335,7 @@ async fn one_clock_bounds_a_whole_call() {
     }
 }
 
+/// KP-3.4.
 #[tokio::test]
 async fn a_long_poll_may_take_its_wait_and_then_some() {
     let steps = vec![Sleep(Duration::from_millis(1150)), say("HTTP/1.1 204 No Content\r\n\r\n")];

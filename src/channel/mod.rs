@@ -1,4 +1,4 @@
-//! How commands come and results go, in bytes (contract 3, "The channel"). What the bytes mean is for
+//! How commands come and results go, in bytes (KP-3.6 to KP-3.11). What the bytes mean is for
 //! `policy`, what they do for `transaction`; nothing here looks inside.
 
 pub mod backoff;
@@ -27,13 +27,13 @@ pub struct Delivery {
 }
 
 impl std::fmt::Debug for Delivery {
-    /// Without the bytes: they hold a key, and key text is never logged (contract 3).
+    /// Without the bytes: they hold a key, and key text is never logged (KP-3.34).
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Delivery({} bytes, {:?})", self.bytes.len(), self.origin)
     }
 }
 
-/// What asking for a command gave (contract 3, `GET {base}/keypair/command`).
+/// What asking for a command gave (KP-3.6 and KP-3.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Polled {
     /// `200`: the oldest command without an accepted result.
@@ -44,8 +44,7 @@ pub enum Polled {
     NoQueue(Option<Duration>),
 }
 
-/// A final answer to a result; anything else is an error, and the result is sent again (contract 3,
-/// `PUT {base}/keypair/results/{commandId}`).
+/// A final answer to a result; anything else is an error, and the result is sent again (KP-3.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// `2xx`: stored, now or before.
@@ -70,6 +69,6 @@ pub trait Channel {
     /// Hands over the result of a command: `result` is sent byte for byte.
     async fn store(&self, id: &CommandId, result: &str) -> Result<Stored, ChannelError>;
 
-    /// Says what runs here (contract 3, "What runs here"). A service that does not want to know is no error.
+    /// Says what runs here (KP-3.37). A service that does not want to know is no error.
     async fn announce(&self, document: &str) -> Result<(), ChannelError>;
 }

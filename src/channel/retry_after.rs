@@ -1,4 +1,4 @@
-//! `Retry-After`: seconds or a date (contract 3, "Failure").
+//! `Retry-After`: seconds or a date (KP-3.14).
 
 use std::time::Duration;
 
@@ -44,6 +44,7 @@ mod tests {
         retry_after(&headers).map(|pause| pause.as_secs())
     }
 
+    /// KP-3.14.
     #[test]
     fn seconds() {
         assert_eq!(of("0", None), Some(0));
@@ -52,6 +53,7 @@ mod tests {
         assert_eq!(of("99999999999999999999999999", None), Some(600));
     }
 
+    /// KP-3.14.
     #[test]
     fn dates() {
         let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");

@@ -1,4 +1,4 @@
-//! One `run` a guest (contract 8): a lock on `{run_dir}/run.lock`, which holds the pid of who has it. The
+//! One `run` a guest (KP-8.12): a lock on `{run_dir}/run.lock`, which holds the pid of who has it. The
 //! kernel lets go of it when the process ends, however it ends.
 
 use std::fmt;

@@ -1,5 +1,5 @@
 //! The channel's state for `status`: `{run_dir}/channel.json`, written by `run` alone, not durable
-//! (contract 8).
+//! (KP-8.5).
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};

@@ -57,7 +57,7 @@ pub(super) enum Source {
     File(PathBuf),
 }
 
-/// The commands of contract 8.
+/// The commands of KP-8.1 to KP-8.8.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Word {
     /// `run`.

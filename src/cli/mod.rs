@@ -1,4 +1,4 @@
-//! Flags in, text out (contract 8): a file a command.
+//! Flags in, text out (KP-8.1 to KP-8.10): a file a command.
 
 mod apply;
 mod arguments;

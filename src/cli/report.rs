@@ -1,4 +1,4 @@
-//! What `check` found, for a person and as JSON (contract 8).
+//! What `check` found, for a person and as JSON (KP-8.6).
 
 use std::path::Path;
 

@@ -20,7 +20,7 @@ use crate::transaction::state::State;
 
 use super::{FAILED, OK};
 
-/// How long something may be in flight (contract 10.6).
+/// How long something may be in flight (KP-8.15).
 const LONG: Duration = Duration::from_secs(60);
 
 /// All that `status` tells.

@@ -1,6 +1,6 @@
-//! Child processes (contract 6: "Every child process has 10 s, then it is killed"): a clean environment, text
-//! in, bounded text out, reaped. One that cannot be killed, since the kernel waits for a mount whose server is away, is
-//! left behind, and no other of its program is started as long as it is there.
+//! Child processes (KP-6.5): a clean environment, text in, bounded text out, reaped. One that cannot be killed, since
+//! the kernel waits for a mount whose server is away, is left behind, and no other of its program is started as long
+//! as it is there.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -507,6 +507,7 @@ mod tests {
         assert_eq!(sh("exit 4", "", LIMIT).unwrap().words(), "exit status 4");
     }
 
+    /// KP-6.5.
     #[test]
     fn has_a_clean_environment() {
         let output = run(Path::new("env"), &[] as &[&str], "").unwrap();
@@ -523,6 +524,7 @@ mod tests {
         assert!(matches!(sh("yes | head -c 2000000", "", LIMIT), Err(ChildError::TooMuch { .. })));
     }
 
+    /// KP-6.5.
     #[test]
     fn is_killed_with_its_children_when_its_time_is_over() {
         let directory = tempfile::tempdir().unwrap();

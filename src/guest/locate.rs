@@ -1,4 +1,4 @@
-//! Which sshd is asked and told (contract 6, "Whom we ask" and "Reload", 10.5 and 10.9): the listener of the configured pid
+//! Which sshd is asked and told (KP-6.1 to KP-6.3 and KP-6.22): the listener of the configured pid
 //! file, else systemd's unit, else the listener of /run/sshd.pid. Where these lead to no listener, the one that runs by our
 //! main file, whatever started it. The program that is asked is that listener's own.
 
@@ -145,7 +145,7 @@ fn told(pid: i32, arguments: &[String], unit: Option<&systemd::Unit>) -> Result<
     }
 }
 
-/// The listener that runs by our main file, whatever started it (contract 10.9): by hand, by another unit, by a supervisor,
+/// The listener that runs by our main file, whatever started it (KP-6.22): by hand, by another unit, by a supervisor,
 /// by a unit that says it is inactive. Among several, the one that listens on a port which that file names.
 fn by_main_file(settings: &SshdSettings) -> Result<Option<Located>, Refusal> {
     let Ok(main) = sshd::main_file_of(settings) else { return Ok(None) };

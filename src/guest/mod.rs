@@ -83,7 +83,7 @@ pub trait Guest {
     /// Those of writing a file; the old state is intact then.
     fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError>;
 
-    /// The platform component's `componentInfo.cfg` (contract 2).
+    /// The platform component's `componentInfo.cfg` (KP-2.1).
     ///
     /// # Errors
     /// Why it cannot be read.
@@ -114,7 +114,7 @@ pub trait Guest {
     fn silences(&self) -> Vec<String> {
         Vec::new()
     }
-    /// The user's authorized_keys file at `path`, reached safely (contract 5).
+    /// The user's authorized_keys file at `path`, reached safely (KP-5.11).
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
@@ -220,7 +220,7 @@ pub trait Guest {
     /// # Errors
     /// `INVALID_PUBLIC_KEY`, `IO_ERROR`.
     fn reads_key(&self, key: &PublicKey) -> Result<(), Refusal>;
-    /// The sshd of this guest, found and asked (contract 6).
+    /// The sshd of this guest, found and asked (KP-6.2 and KP-6.6).
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `SSHD_CONFIG_ALREADY_INVALID`, `IO_ERROR`.
@@ -256,7 +256,7 @@ pub trait Guest {
     ) -> Result<Vec<Answer>, Refusal>;
     /// What beside sshd's settings decides whether the account gets in; its `people` are left empty.
     fn login(&self, account: &Account, sshd: &Sshd) -> Login;
-    /// Asks a private sshd whether it would accept a key (contract 10.3): an answer for each connection of the question.
+    /// Asks a private sshd whether it would accept a key (KP-10.1): an answer for each connection of the question.
     /// Nothing of the guest is changed.
     fn trial(&self, sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer>;
     /// Every account of this guest; whether they have keys is not looked up.
@@ -266,7 +266,7 @@ pub trait Guest {
     fn people(&self) -> Result<Vec<Person>, Refusal>;
     /// Whether an ssh client is installed, and the running sshd can be asked.
     fn has_client(&self) -> bool;
-    /// One question to the running sshd at `address` (contract 6, "Proof"): what it offers this user, and whether it
+    /// One question to the running sshd at `address` (KP-10.13): what it offers this user, and whether it
     /// would accept his key.
     ///
     /// # Errors
@@ -305,7 +305,7 @@ pub trait Guest {
     fn host_keys(&self, sshd: &Sshd) -> Vec<HostKey>;
 }
 
-/// What this machine is, for the control plane (contract 3, "What runs here").
+/// What this machine is, for the control plane (KP-3.37).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Identity {

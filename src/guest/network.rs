@@ -1,4 +1,4 @@
-//! Whether this host's network may still be on its way (contract 10.8): by the kernel's own words.
+//! Whether this host's network may still be on its way (KP-3.17): by the kernel's own words.
 
 use std::fs;
 use std::path::Path;

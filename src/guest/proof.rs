@@ -1,4 +1,4 @@
-//! One question to the running sshd (contract 6, "Proof").
+//! One question to the running sshd (KP-10.13).
 
 use std::net::SocketAddr;
 use std::path::Path;

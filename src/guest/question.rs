@@ -1,4 +1,4 @@
-//! Questions to sshd: `-t` and `-T`, with the listener's own options (contract 6, "Whom we ask").
+//! Questions to sshd: `-t` and `-T`, with the listener's own options (KP-6.2 and KP-6.4).
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;

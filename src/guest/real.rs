@@ -34,13 +34,13 @@ use super::{
     private, proof, service, trial, unit_sandbox,
 };
 
-/// How long a command waits for its turn (contract 8).
+/// How long a command waits for its turn (KP-8.11).
 const TURN: Duration = Duration::from_secs(20);
 
 /// The most that is read of the state file. Half of it is the most that is written.
 const MAX_STATE: usize = 16 * 1024 * 1024;
 
-/// The mode of the drop-in (contract 6, "Where").
+/// The mode of the drop-in (KP-6.12).
 const DROP_IN_MODE: u32 = 0o644;
 
 /// This machine, by the configuration's paths.

@@ -1,4 +1,4 @@
-//! Making a changed configuration live (contract 6, "Reload"): whether it can be done without ending sshd,
+//! Making a changed configuration live (KP-6.22 to KP-6.25): whether it can be done without ending sshd,
 //! doing it, seeing that it was done, and bringing sshd back where it was not.
 
 use std::collections::BTreeSet;
@@ -157,7 +157,7 @@ pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure>
     listens_again(sshd, pid, &wanted, &before)
 }
 
-/// Tells the listener: by its unit, where that is active and can; else by a signal (contract 10.9).
+/// Tells the listener: by its unit, where that is active and can; else by a signal (KP-6.22).
 fn tell(settings: &SshdSettings, sshd: &Sshd, pid: i32) -> Result<(), ReloadFailure> {
     if let Reload::Unit(unit) = &sshd.reload {
         let can_be_told = |unit: &systemd::Unit| unit.can_be_told() && unit.main_pid == pid;

@@ -1,4 +1,4 @@
-//! The sshd of this guest, asked (contract 6): what it says of its files as they stand, and of a setting that
+//! The sshd of this guest, asked (KP-6.2 to KP-6.10): what it says of its files as they stand, and of a setting that
 //! is not there yet.
 
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ const VENDOR_CONFIG: &str = "/usr/etc/ssh/sshd_config";
 /// The most that is read of a host's public key.
 const MAX_PUBLIC_KEY: usize = 64 * 1024;
 
-/// `[sshd]` of the agent's configuration (contract 8), and its `run_dir`.
+/// `[sshd]` of the agent's configuration (KP-8.10), and its `run_dir`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshdSettings {
     /// The program that is asked.
@@ -42,7 +42,7 @@ pub struct SshdSettings {
     pub run_dir: PathBuf,
 }
 
-/// Finds sshd, reads its files and asks it for `user` (contract 6, "Whom we ask" and "For whom").
+/// Finds sshd, reads its files and asks it for `user` (KP-6.2 and KP-6.6).
 pub fn observe(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     let (main, main_is_writable) = main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
     let mut located = locate::locate(settings)?;
@@ -160,8 +160,7 @@ fn version_in(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, rest.get(..digits)?.parse().ok()?))
 }
 
-/// What sshd would say if `ahead` stood ahead of its present configuration (contract 6, "Tried before it is
-/// live"). Nothing is written.
+/// What sshd would say if `ahead` stood ahead of its present configuration (KP-6.9). Nothing is written.
 pub fn try_ahead(
     settings: &SshdSettings,
     sshd: &Sshd,

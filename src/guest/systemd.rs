@@ -14,10 +14,10 @@ use super::{child, process, unit_words};
 /// The names under which distributions ship sshd's service.
 const SERVICES: [&str; 2] = ["ssh.service", "sshd.service"];
 
-/// How long a unit that is on its way is waited for (contract 6, "Reload").
+/// How long a unit that is on its way is waited for (KP-6.23).
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// How long a manager or a bus that is away is waited for (contract 10.9): systemd executes itself anew with each upgrade.
+/// How long a manager or a bus that is away is waited for (KP-6.23): systemd executes itself anew with each upgrade.
 const BUS_AWAY: Duration = Duration::from_secs(5);
 
 /// How long one try of a question may take, and until when another follows: systemd may lose a question as it executes itself
@@ -446,6 +446,7 @@ mod tests {
         assert_eq!(escape("1-sshd@a.service"), "_31_2dsshd_40a_2eservice");
     }
 
+    /// KP-6.2.
     #[test]
     fn start_words_with_their_environment() {
         let exec = r#"a(sasbttttuii) 1 "/usr/sbin/sshd" 4 "/usr/sbin/sshd" "-D" "$SSHD_OPTS" "-o${B}" false 0 0 0 0 0 0 0"#;

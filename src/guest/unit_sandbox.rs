@@ -133,6 +133,7 @@ fn hides_by(key: &str, value: &str, path: &Path, is_read_only: bool) -> bool {
 mod tests {
     use super::*;
 
+    /// KP-5.15.
     #[test]
     fn which_line_it_is() {
         let root = Path::new("/root/.ssh/authorized_keys");

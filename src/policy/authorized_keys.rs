@@ -1,4 +1,4 @@
-//! authorized_keys as sshd(8) reads it, and our block in it (contract 5).
+//! authorized_keys as sshd(8) reads it, and our block in it (KP-5.3 to KP-5.6).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -390,8 +390,9 @@ mod tests {
         KeyPair { key_name: name.parse().unwrap(), public_key: PublicKey::parse(line).unwrap() }
     }
 
+    /// KP-5.4.
     #[test]
-    fn the_block_is_as_the_contract_says() {
+    fn the_block_is_as_specified() {
         let text = String::from_utf8(render(&pair("my-test", &format!("{ED} me@laptop")))).unwrap();
         assert_eq!(
             text,
@@ -470,6 +471,7 @@ mod tests {
         assert_eq!(key_lines(rsa.as_bytes()).count(), 1, "the name of a signature is one of its key's type");
     }
 
+    /// KP-4.5, KP-5.3.
     #[test]
     fn all_files_that_sshd_reads() {
         let own = Path::new("/home/u/.ssh/authorized_keys");
@@ -527,6 +529,7 @@ mod tests {
         }
     }
 
+    /// KP-5.5.
     #[test]
     fn the_users_lines_in_our_block_stay() {
         let bound = pair("k", ED);
@@ -606,6 +609,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
         /// Attach, then detach, gives back the same bytes, whatever they were.
+        /// KP-5.6.
         #[test]
         fn attach_then_detach_is_the_identity(content in files(b"# BEGIN somebody else\n")) {
             prop_assume!(ours(&content, &[]).is_empty());
@@ -619,6 +623,7 @@ mod tests {
         }
 
         /// Whatever the file, a bound key is bound once, at the top, and no line of the user's is lost.
+        /// KP-5.4, KP-5.5.
         #[test]
         fn attach_over_anything(content in files(b"# BEGIN keypair-agent\n")) {
             let bound = pair("my-test", ED);

@@ -1,5 +1,5 @@
 //! Our block in a file that belongs to somebody else: found by its markers, put at the top, taken out again
-//! without touching any other byte (contract 5 and 6, "Where").
+//! without touching any other byte (KP-5.5 and KP-6.12).
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! A command as the channel or the console hands it over (contract 3, "Command").
+//! A command as the channel or the console hands it over (KP-3.20).
 
 mod read;
 
@@ -15,7 +15,7 @@ use super::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
 pub use read::parse;
 
-/// Where a command came from; the console may leave out what the channel must say (contract 8).
+/// Where a command came from; the console may leave out what the channel must say (KP-8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
@@ -43,7 +43,7 @@ impl fmt::Display for ActionName {
     }
 }
 
-/// A key pair: the name and the key. Two are the same when both are (contract 4).
+/// A key pair: the name and the key. Two are the same when both are (KP-4.8).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyPair {

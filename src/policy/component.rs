@@ -1,4 +1,4 @@
-//! The gate: the platform component's version, read from `componentInfo.cfg` (contract 2).
+//! The gate: the platform component's version, read from `componentInfo.cfg` (KP-2.2 to KP-2.4).
 
 use std::fmt;
 
@@ -110,6 +110,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    /// KP-2.2.
     #[test]
     fn formats() {
         for (content, stated) in [
@@ -148,6 +149,7 @@ mod tests {
         assert!(ComponentVersion::parse(&vec![b'\n'; MAX_SIZE + 1]).is_err());
     }
 
+    /// KP-2.3, KP-2.4.
     #[test]
     fn order_is_numeric() {
         let passes = |text: &str| ComponentVersion::parse(text.as_bytes()).unwrap().gate().is_ok();

@@ -1,4 +1,4 @@
-//! For whom sshd is asked (contract 6, "For whom"): the target user, each listening port, a neutral IPv4 and
+//! For whom sshd is asked (KP-6.6): the target user, each listening port, a neutral IPv4 and
 //! IPv6 address that no rule names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -171,6 +171,7 @@ mod tests {
             .collect()
     }
 
+    /// KP-6.6.
     #[test]
     fn for_whom() {
         let wild = "port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n";
@@ -207,6 +208,7 @@ mod tests {
         }
     }
 
+    /// KP-6.6.
     #[test]
     fn addresses_that_no_rule_names() {
         let first = |hosts: &[&str]| {

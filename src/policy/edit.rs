@@ -1,4 +1,4 @@
-//! The edit of one file as a value: what a plan holds, what the intent remembers, and its inverse (contract 7).
+//! The edit of one file as a value: what a plan holds, what the intent remembers, and its inverse (KP-7.4).
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use super::types::ContentHash;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileKind {
-    /// The authorized_keys file of this user (contract 5).
+    /// The authorized_keys file of this user (KP-5.1).
     AuthorizedKeys {
         /// His login name.
         user: String,
@@ -26,7 +26,7 @@ pub enum FileKind {
         /// The keys by which our line in it is known; none where nothing is known.
         known: Vec<PublicKey>,
     },
-    /// A file of sshd's configuration, root's alone (contract 6).
+    /// A file of sshd's configuration, root's alone (KP-6.12).
     SshdConfig,
 }
 
@@ -306,6 +306,7 @@ mod tests {
         .intent()
     }
 
+    /// KP-7.4.
     #[test]
     fn a_drop_in_goes_back_unless_somebody_touched_it() {
         let (yes, no) = ("PasswordAuthentication yes\n", "PasswordAuthentication no\n");
@@ -354,6 +355,7 @@ mod tests {
         assert_eq!(FileEdit::drop_in(path, None, None), None);
     }
 
+    /// KP-3.36.
     #[test]
     fn bytes_that_are_no_text_come_back_in_both_formats() {
         let before = b"# caf\xe9\nPasswordAuthentication yes\n";
@@ -374,6 +376,7 @@ mod tests {
         assert_eq!(text, r#"{"whole":{"before":"old\n","after":null}}"#);
     }
 
+    /// KP-7.4.
     #[test]
     fn a_block_goes_back_and_the_users_edit_stays() {
         let block = b"# BEGIN keypair-agent\nPasswordAuthentication no\n# END keypair-agent\n".to_vec();

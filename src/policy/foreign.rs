@@ -1,4 +1,4 @@
-//! Text that is not the agent's own in a message (contract 10.2): configuration lines, command lines, names, paths, what
+//! Text that is not the agent's own in a message (KP-3.33): configuration lines, command lines, names, paths, what
 //! other programs print. It is escaped, and cut where it enters.
 
 use std::path::Path;
@@ -95,6 +95,7 @@ fn push_printable(line: &mut String, character: char) {
 mod tests {
     use super::*;
 
+    /// KP-3.33.
     #[test]
     fn what_is_short_stays_and_what_is_long_is_cut() {
         assert_eq!(foreign("Match User bob"), "Match User bob");

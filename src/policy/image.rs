@@ -1,4 +1,4 @@
-//! What would go wrong in a clone of this guest, beyond what is ours (contract 8, `check --image`): judged from what was
+//! What would go wrong in a clone of this guest, beyond what is ours (KP-8.7): judged from what was
 //! seen of it, for an image builder to read.
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Which files sshd reads a user's keys from: AuthorizedKeysFile with its tokens replaced, in sshd's order, and the one
-//! of them that our block goes into (contract 5, 10.4).
+//! of them that our block goes into (KP-5.1 and KP-5.3).
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};

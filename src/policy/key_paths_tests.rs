@@ -32,6 +32,7 @@ fn path(printed: &str, main: &str, account: &Account) -> Result<String, Reason> 
     path.map(|path| path.to_string_lossy().into_owned()).map_err(|refusal| refusal.reason)
 }
 
+/// KP-5.1.
 #[test]
 fn the_file_of_ones_own() {
     let (bob, root) = (bob(), account("root", 0, "/root"));
@@ -87,6 +88,7 @@ fn a_file_in_the_home_that_all_users_read() {
     assert_eq!(path(&loose, of_bob, &bob()), expected);
 }
 
+/// KP-6.6.
 #[test]
 fn blanks_in_a_path() {
     for (printed, main, expected) in [
@@ -171,6 +173,7 @@ proptest! {
     }
 
     /// What is written to is never shared, never a pattern, never reached by `..`.
+    /// KP-5.1.
     #[test]
     fn what_is_written_to(said in "((%h|%u|%U|%%|/|\\.\\.|a|bob|home|\\*|\\[| ){1,8})") {
         let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);

@@ -1,5 +1,5 @@
-//! From a listener's /proc/PID/cmdline to the options that every question to sshd repeats (contract 6,
-//! "Whom we ask"; the option letters are those of sshd(8)).
+//! From a listener's /proc/PID/cmdline to the options that every question to sshd repeats (KP-6.2;
+//! the option letters are those of sshd(8)).
 //!
 //! Before OpenSSH 8.2, and where the title would be over 1,023 bytes, the exact NUL-separated arguments stand
 //! there. Otherwise it is a title: `sshd: ` (the program's name), the arguments joined with blanks, ` [listener] 0 of 10-100
@@ -238,6 +238,7 @@ mod tests {
         text.iter().map(|word| (*word).to_owned()).collect()
     }
 
+    /// KP-6.2.
     #[test]
     fn command_lines() {
         let quoted = words(&["/usr/sbin/sshd", "-D", "-o", "AllowUsers=a -D b"]);
@@ -314,6 +315,7 @@ mod tests {
         }
     }
 
+    /// KP-6.3.
     #[test]
     fn not_to_be_told_apart() {
         let plain = words(&["/usr/sbin/sshd", "-D"]);

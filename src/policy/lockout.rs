@@ -1,5 +1,5 @@
 //! The lockout guard: what refuses a login after sshd has accepted the key, judged from facts before passwords go off
-//! (contract 6, "Lockout guard"; 10.3). Whether sshd accepts the key, a private sshd is asked: the trial.
+//! (KP-6.19 and KP-6.20). Whether sshd accepts the key, a private sshd is asked: the trial.
 
 mod account;
 mod session;
@@ -23,7 +23,7 @@ type Judged = Result<Option<Warning>, Finding>;
 macro_rules! rules {
     ($($(#[$doc:meta])* $variant:ident, $name:literal, $judge:path;)*) => {
         /// What decides about a login after sshd has accepted the key. What sshd decides before that, a private sshd
-        /// is asked (contract 10.3).
+        /// is asked (KP-10.2).
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Rule {
             $($(#[$doc])* $variant,)*
@@ -74,7 +74,7 @@ rules! {
     ForceCommand, "ForceCommand", session::force_command;
 }
 
-/// Why a login would be refused (contract 6: rule, file, line and remedy).
+/// Why a login would be refused (KP-6.19: rule, file, line and remedy).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The rule: a keyword of sshd_config(5), or what it is about.

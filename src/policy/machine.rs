@@ -1,5 +1,4 @@
-//! What tells this machine from a copy of its disk: the UUID that its maker, or its hypervisor, gave it (contract 3,
-//! "Signed commands").
+//! What tells this machine from a copy of its disk: the UUID that its maker, or its hypervisor, gave it (KP-3.43).
 
 use serde::{Deserialize, Serialize};
 

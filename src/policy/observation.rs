@@ -156,7 +156,7 @@ pub enum Fate {
     Gone,
 }
 
-/// The target user's authorized_keys file, reached safely (contract 5).
+/// The target user's authorized_keys file, reached safely (KP-5.11).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFile {
     /// Where it is, tokens expanded.
@@ -178,7 +178,7 @@ impl KeyFile {
     }
 }
 
-/// The five words of `sshd -T -C` (contract 6, "For whom").
+/// The five words of `sshd -T -C` (KP-6.6).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Connection {
     /// `user=`.
@@ -252,7 +252,7 @@ pub struct Included {
     pub files: Vec<PathBuf>,
 }
 
-/// How a changed configuration reaches the running sshd (contract 6, "Reload").
+/// How a changed configuration reaches the running sshd (KP-6.22).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reload {
@@ -271,7 +271,7 @@ pub enum Reload {
     None(String),
 }
 
-/// The sshd of this guest, asked (contract 6, "Whom we ask").
+/// The sshd of this guest, asked (KP-6.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sshd {
     /// The program.

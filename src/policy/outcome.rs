@@ -1,4 +1,4 @@
-//! What became of a command: the Result of contract 3, word for word.
+//! What became of a command: the Result of KP-3.31, word for word.
 
 use std::fmt;
 use std::path::Path;
@@ -40,10 +40,10 @@ pub enum Code {
     Internal,
 }
 
-/// Why a command failed: the closed, stable set of contract 3.
+/// Why a command failed: the closed, stable set of KP-3.32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[allow(missing_docs)] // the names are the documentation: contract 3 and docs/protocol.md
+#[allow(missing_docs)] // the names are the documentation: KP-3.32 and docs/protocol.md
 pub enum Reason {
     MalformedCommand,
     InvalidPasswordAuth,
@@ -134,10 +134,10 @@ impl fmt::Display for WarningReason {
     }
 }
 
-/// What a warning is about: the closed, stable set of contract 3.
+/// What a warning is about: the closed, stable set of KP-3.32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[allow(missing_docs)] // the names are the documentation: contract 3 and docs/protocol.md
+#[allow(missing_docs)] // the names are the documentation: KP-3.32 and docs/protocol.md
 pub enum WarningReason {
     MatchAllowsPassword,
     SourceLimited,
@@ -186,7 +186,7 @@ impl Warning {
 }
 
 /// What the last `sshd -T` of a command said, for the target user from the first port's neutral IPv4
-/// address (contract 6, "For whom").
+/// address (KP-3.35 and KP-6.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveReport {
@@ -210,7 +210,7 @@ pub enum KeyProof {
     NotTaken,
 }
 
-/// The two questions to the running sshd (contract 6, "Proof").
+/// The two questions to the running sshd (KP-10.13).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Proof {
@@ -224,7 +224,7 @@ pub struct Proof {
     pub not_taken: Option<String>,
 }
 
-/// What a private sshd said of the key (contract 10.3).
+/// What a private sshd said of the key (KP-10.5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrialReport {
@@ -255,7 +255,7 @@ impl TrialReport {
 /// Whether a sshd accepts the key.
 pub type TrialKey = KeyProof;
 
-/// The Result of contract 3. Every field is always there, `null` where it does not apply.
+/// The Result of KP-3.31. Every field is always there, `null` where it does not apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {

@@ -46,6 +46,7 @@ fn stock_stacks_let_in() {
     assert_eq!(judged(&[("sshd", redhat), ("password-auth", password_auth)]), []);
 }
 
+/// KP-6.20, KP-6.21.
 #[test]
 fn what_refuses_and_what_may() {
     // The account rules ahead of rules that let in; what is said of them, and whether it is certain.
@@ -107,6 +108,7 @@ fn what_refuses_and_what_may() {
     }
 }
 
+/// KP-6.20.
 #[test]
 fn nothing_that_lets_in() {
     let session = "session required pam_permit.so\n";

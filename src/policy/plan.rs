@@ -1,4 +1,4 @@
-//! From a command and the facts to a plan, or a refusal (contract 4 to 6).
+//! From a command and the facts to a plan, or a refusal (KP-3.26).
 //!
 //! A plan is made in two strokes, since sshd is the judge of its own configuration: [`draft`] says which files
 //! would change and which lines sshd is to be asked about; [`Draft::judge`] holds its answers against what was
@@ -55,7 +55,7 @@ pub struct Binding {
     /// The mount point that held the file at the bind. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "path_bytes::option")]
     pub mount: Option<PathBuf>,
-    /// Whether it was bound to another instance, of which this one is a clone (contract 7).
+    /// Whether it was bound to another instance, of which this one is a clone (KP-7.10).
     pub inherited: bool,
 }
 
@@ -223,7 +223,7 @@ pub fn bound(binding: Option<&Binding>, account: &Account, key_file: Option<&Key
     })
 }
 
-/// Whether the bound key pair allows the command at all (contract 4). It needs no facts but the binding.
+/// Whether the bound key pair allows the command at all (KP-4.2 to KP-4.4). It needs no facts but the binding.
 ///
 /// # Errors
 /// `ALREADY_ATTACHED` and `NOT_ATTACHED`.
@@ -253,7 +253,7 @@ pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&str>) -
 /// Which files the command would change, and how.
 ///
 /// # Errors
-/// Those of contract 4, and that there is no place for sshd's setting.
+/// Those of KP-4.2 to KP-4.4, and that there is no place for sshd's setting.
 pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
     let bound = bound(purpose.binding, &facts.account, facts.key_file.as_ref());
     admit(purpose.action, bound.as_ref(), purpose.instance_id)?;
@@ -292,7 +292,7 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
     Ok(draft)
 }
 
-/// Everything of ours, taken out: what `undo` does (contract 8). `known` may be empty.
+/// Everything of ours, taken out: what `undo` does (KP-8.4). `known` may be empty.
 pub fn draft_undo(
     key_files: &[(Account, KeyFile)],
     config: Option<&ConfigTree>,

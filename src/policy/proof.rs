@@ -1,5 +1,5 @@
-//! The proof (contract 6): what the running sshd is asked, what it said, and whether that is what its configuration
-//! and the guard foretold. Necessary, never sufficient: the guard stands beside it.
+//! The proof (KP-10.13 and KP-10.14): what the running sshd is asked, what it said, and whether that is what its
+//! configuration and the guard foretold. Necessary, never sufficient: the guard stands beside it.
 
 use std::net::SocketAddr;
 
@@ -180,6 +180,7 @@ mod tests {
         }
     }
 
+    /// KP-10.14.
     #[test]
     fn answers_against_the_forecast() {
         let forecast = |methods: &[Method], accepts_key: bool| Forecast {

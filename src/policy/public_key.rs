@@ -1,4 +1,4 @@
-//! An OpenSSH public key that may be bound: parsed, of an accepted kind, strong enough (contract 3).
+//! An OpenSSH public key that may be bound: parsed, of an accepted kind, strong enough (KP-3.24 and KP-3.25).
 
 use std::fmt;
 
@@ -216,7 +216,7 @@ pub fn fingerprint_of(blob: &[u8]) -> Fingerprint {
     }
 }
 
-/// Whether `algorithm` is one of the kinds that may be bound (contract 3).
+/// Whether `algorithm` is one of the kinds that may be bound (KP-3.24).
 pub(super) fn is_accepted(algorithm: &str) -> bool {
     matches!(
         Algorithm::new(algorithm),
@@ -286,6 +286,7 @@ mod tests {
         PublicKey::parse(text).unwrap_err().reason
     }
 
+    /// KP-3.24.
     #[test]
     fn accepted_kinds() {
         for line in ACCEPTED {
@@ -299,6 +300,7 @@ mod tests {
         }
     }
 
+    /// KP-3.25.
     #[test]
     fn weak_kinds() {
         for line in WEAK {
@@ -306,6 +308,7 @@ mod tests {
         }
     }
 
+    /// KP-3.24, KP-3.25.
     #[test]
     fn refused_lines() {
         let blob = ED25519.split(' ').nth(1).unwrap();
@@ -332,6 +335,7 @@ mod tests {
         }
     }
 
+    /// KP-3.34.
     #[test]
     fn no_key_text_in_debug() {
         let key = PublicKey::parse(ED25519).unwrap();

@@ -1,4 +1,4 @@
-//! The envelope of a signed command, and whether its signature counts (contract 3, "Signed commands"; the signature
+//! The envelope of a signed command, and whether its signature counts (KP-3.38 and KP-3.39; the signature
 //! itself is OpenSSH's PROTOCOL.sshsig).
 
 use std::fmt;

@@ -93,6 +93,7 @@ fn armour_as_others_write_it() {
     }
 }
 
+/// KP-3.38.
 #[test]
 fn every_flipped_bit_spoils_it() {
     let flip = |bytes: &[u8], bit: usize| {
@@ -135,6 +136,7 @@ fn signatures_that_do_not_count() {
     bad(judge(PAYLOAD, &armoured(ED25519.1), "", None), "not listed");
 }
 
+/// KP-3.39.
 #[test]
 fn a_signer_out_of_his_time_or_his_namespaces() {
     let (key, signature) = ED25519;

@@ -1,4 +1,4 @@
-//! The words of the contract as types: what was validated cannot be mistaken for what was not.
+//! The words of the wire as types: what was validated cannot be mistaken for what was not.
 
 use std::fmt;
 use std::str::FromStr;
@@ -46,7 +46,7 @@ macro_rules! text {
 }
 
 /// Identifies a command: 1 to 128 of letters, digits, `.`, `_`, `-`, but not `.` or `..`, since it becomes
-/// part of a path (contract 3).
+/// part of a path (KP-3.21).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CommandId(String);
@@ -63,7 +63,7 @@ impl FromStr for CommandId {
     }
 }
 
-/// The name of a key pair: letters, digits, `_` and `-`, at most 32 (contract 1).
+/// The name of a key pair: letters, digits, `_` and `-`, at most 32 (KP-1.1).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyName(String);
@@ -98,7 +98,7 @@ impl FromStr for InstanceId {
     }
 }
 
-/// The place of a command in the order of its instance: 1 to 2^53-1 (contract 3).
+/// The place of a command in the order of its instance: 1 to 2^53-1 (KP-3.27).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct Sequence(u64);
@@ -153,7 +153,7 @@ impl fmt::Display for PasswordAuth {
 
 impl FromStr for PasswordAuth {
     type Err = Invalid;
-    /// `yes`, `no`, `true`, `false` in any case (contract 3).
+    /// `yes`, `no`, `true`, `false` in any case (KP-3.23).
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text.to_ascii_lowercase().as_str() {
             "yes" | "true" => Ok(Self::Yes),
@@ -180,6 +180,7 @@ impl ContentHash {
 mod tests {
     use super::*;
 
+    /// KP-3.21.
     #[test]
     fn command_ids() {
         for good in ["a", "c2hmmaan8w06w19qcdfuic4w03f7ft2d", "a.b_c-D", "...", &"x".repeat(128)] {
@@ -190,6 +191,7 @@ mod tests {
         }
     }
 
+    /// KP-1.1.
     #[test]
     fn key_names() {
         for good in ["a", "my-test", "A_1", &"x".repeat(32)] {
@@ -200,6 +202,7 @@ mod tests {
         }
     }
 
+    /// KP-3.27.
     #[test]
     fn sequences() {
         assert!(Sequence::try_from(1).is_ok());
@@ -208,6 +211,7 @@ mod tests {
         assert!(Sequence::try_from(1 << 53).is_err());
     }
 
+    /// KP-3.23.
     #[test]
     fn password_auth_words() {
         for yes in ["yes", "YES", "True", "true"] {

@@ -1,4 +1,4 @@
-//! For whom else sshd is asked (contract 6, "For whom"): one witness for each `Match` block, so that nobody who may
+//! For whom else sshd is asked (KP-6.8): one witness for each `Match` block, so that nobody who may
 //! still use a password goes unnamed.
 
 use std::collections::BTreeSet;

@@ -42,6 +42,7 @@ fn found(main: &str, said: &str) -> Vec<Witness> {
     examine(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective).0
 }
 
+/// KP-6.8.
 #[test]
 fn one_for_each_block_that_somebody_meets() {
     for (criteria, said, expected) in [
@@ -85,6 +86,7 @@ fn one_for_each_block_that_somebody_meets() {
     assert_eq!(found(&blocks, "").len(), 1, "one connection is asked once");
 }
 
+/// KP-6.8.
 #[test]
 fn who_may_still_use_a_password() {
     let on = "passwordauthentication yes\npermitrootlogin without-password\n";
@@ -225,6 +227,7 @@ fn answered(main: &str, said: &str) -> Vec<(Witness, Answer)> {
     found(main, "").into_iter().map(with).collect()
 }
 
+/// KP-6.8.
 #[test]
 fn who_is_shut_out() {
     let said = |passwords: &str, rest: &str| {

@@ -1,4 +1,4 @@
-//! Where the block of the bound key pair may stand (contract 10.4): where it was put, and what sshd reads now. The files
+//! Where the block of the bound key pair may stand (KP-5.7): where it was put, and what sshd reads now. The files
 //! that are looked at are each there once, whatever paths lead to them.
 
 use std::path::{Path, PathBuf};

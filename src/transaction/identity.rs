@@ -1,4 +1,5 @@
-//! Who this is (contract 3 and 7): the id that the configuration or the network says, and the machine it was learnt on.
+//! Who this is (KP-3.5, KP-3.43 and KP-7.10): the id that the configuration or the network says, and the machine it
+//! was learnt on.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Whether a valid command is to be obeyed at all: component, instance, expiry, sequence (contract 3, "Order of
-//! judgement").
+//! Whether a valid command is to be obeyed at all: component, instance, expiry, sequence (KP-3.26 to
+//! KP-3.29).
 
 use time::{Duration, OffsetDateTime};
 

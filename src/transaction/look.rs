@@ -1,5 +1,5 @@
-//! Looking without a lock and without a change: what stands of ours, and who changed it (contract 8, `status`
-//! and `check`).
+//! Looking without a lock and without a change: what stands of ours, and who changed it (KP-8.5 and
+//! KP-8.6).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

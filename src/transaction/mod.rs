@@ -1,4 +1,4 @@
-//! Making it happen, or not at all: the one path of `run` and `apply` (contract 4 and 7).
+//! Making it happen, or not at all: the one path of `run` and `apply` (KP-4.9, KP-7.2 and KP-8.1).
 //!
 //! ```text
 //!  bytes ─► parse ─► lock ─► state ─► recover ─► judge ─► observe ─► plan ─► intent ─► steps ─► result
@@ -43,7 +43,7 @@ pub struct Settings {
     pub target_user: String,
     /// Whether keyboard-interactive follows password login.
     pub kbd_interactive: KbdInteractive,
-    /// Whether the running sshd is asked as well (contract 6, "Proof").
+    /// Whether the running sshd is asked as well (KP-10.15).
     pub proof: bool,
     /// This instance's id, where the channel must not say it.
     pub instance_id: Option<InstanceId>,
@@ -138,7 +138,7 @@ impl<G: Guest> Transaction<G> {
     }
 }
 
-/// Whatever is wrong with the place of the state: nothing can be done without it (contract 7).
+/// Whatever is wrong with the place of the state: nothing can be done without it (KP-4.11).
 fn unusable(error: &FileError) -> Refusal {
     Refusal::new(Reason::IoError, format!("the state cannot be kept: {error}"))
 }

@@ -81,7 +81,7 @@ impl<G: Guest> Transaction<G> {
     /// Observes the guest for `command` and plans it. Nothing is changed.
     ///
     /// # Errors
-    /// Any reason of contract 4 to 6.
+    /// Any reason of KP-3.32.
     pub fn prepare(&self, command: &Command, state: &State, sheet: &mut Sheet) -> Result<Prepared, Refusal> {
         self.prepare_again(command, state, sheet, &mut Tries::default())
     }

@@ -1,4 +1,4 @@
-//! What the loop of `run` asks of the state: what is to be delivered, what runs here (contract 3).
+//! What the loop of `run` asks of the state: what is to be delivered, what runs here (KP-3.8 and KP-3.37).
 
 use serde::Serialize;
 

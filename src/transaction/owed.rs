@@ -1,4 +1,4 @@
-//! The proof that a command could not take, since no sshd ran: it is taken once one does (contract 10.8).
+//! The proof that a command could not take, since no sshd ran: it is taken once one does (KP-10.16).
 
 use serde::{Deserialize, Serialize};
 

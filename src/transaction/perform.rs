@@ -135,7 +135,7 @@ impl<G: Guest> Transaction<G> {
         }
     }
 
-    /// What `perform` would do now, without a lock and without a change (contract 8, `plan`).
+    /// What `perform` would do now, without a lock and without a change (KP-8.3).
     ///
     /// # Errors
     /// Where the bytes are no command, the state cannot be read, or an interrupted command has to be undone

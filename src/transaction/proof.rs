@@ -1,4 +1,4 @@
-//! Asking the running sshd once its files are live (contract 6, "Proof"; 10.3): key and methods in one connection.
+//! Asking the running sshd once its files are live (KP-10.13): key and methods in one connection.
 
 use crate::guest::Guest;
 use crate::policy::observation::{Answer, Reload, Sshd};

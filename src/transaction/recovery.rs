@@ -1,4 +1,4 @@
-//! Taking back what a command did, after a step that failed and after a crash alike (contract 7).
+//! Taking back what a command did, after a step that failed and after a crash alike (KP-7.4 to KP-7.7).
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Whether the channel's commands must be signed, by whom, and whether one is (contract 3, "Signed commands").
+//! Whether the channel's commands must be signed, by whom, and whether one is (KP-3.38 to KP-3.40).
 
 use std::path::Path;
 

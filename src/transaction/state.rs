@@ -1,4 +1,4 @@
-//! The one state file: binding, the command in flight with what undoes it, results, the outbox (contract 7).
+//! The one state file: binding, the command in flight with what undoes it, results, the outbox (KP-7.1).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -231,7 +231,7 @@ impl State {
     }
 
     /// Takes `id` for this instance's, on this machine. Where another one was known this is a clone: its results and
-    /// its sequence go, its binding stays as inherited (contract 7). Who `must_move` is a clone only where the machine
+    /// its sequence go, its binding stays as inherited (KP-7.10). Who `must_move` is a clone only where the machine
     /// is another too, and both are known.
     pub fn adopt(&mut self, id: &InstanceId, machine: Option<&Machine>, must_move: bool) -> Adoption {
         // Its own kind of UUID alone says anything of a machine: where the other kind was read this time, nothing does.
@@ -282,7 +282,7 @@ impl State {
         *self != Self { version: self.version, instance_id, machine, ..Self::default() }
     }
 
-    /// Forgets binding, sequence and results, as `undo` does (contract 8). The instance stays the same, and a
+    /// Forgets binding, sequence and results, as `undo` does (KP-8.4). The instance stays the same, and a
     /// result under way is still delivered: else its command would come again and undo the `undo`.
     pub fn forget(&mut self) {
         let (instance_id, machine) = (self.instance_id.take(), self.machine.take());
@@ -302,6 +302,7 @@ mod tests {
         StoredResult { command_id: id.parse().unwrap(), result: format!("{{\"commandId\":\"{id}\"}}") }
     }
 
+    /// KP-7.1.
     #[test]
     fn round_trip() {
         let mut state = State::parse(None).unwrap();
@@ -311,6 +312,7 @@ mod tests {
         assert!(state.result_of(&"b".parse().unwrap()).is_some());
     }
 
+    /// KP-7.8.
     #[test]
     fn unreadable_states() {
         assert!(matches!(State::parse(Some(b"{\"version\": 2}")), Err(Unreadable::Newer(2))));
@@ -322,6 +324,7 @@ mod tests {
         }
     }
 
+    /// KP-4.7.
     #[test]
     fn the_last_128_results_are_kept() {
         let mut state = State::parse(None).unwrap();
@@ -352,6 +355,7 @@ mod tests {
         state
     }
 
+    /// KP-7.10.
     #[test]
     fn a_clone_starts_anew() {
         for (must_move, now_on) in [(false, None), (false, machine("1")), (true, machine("2"))] {
@@ -362,6 +366,7 @@ mod tests {
         }
     }
 
+    /// KP-3.43.
     #[test]
     fn another_id_needs_another_machine() {
         for now_on in [machine("1"), None] {
@@ -409,6 +414,7 @@ mod tests {
         assert_eq!(State::parse(Some(&bytes)), Ok(state));
     }
 
+    /// KP-3.36.
     #[test]
     fn a_binding_is_read_by_the_version_before_and_from_it() {
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";

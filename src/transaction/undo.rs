@@ -1,4 +1,4 @@
-//! `undo`: everything of ours goes, with or without a readable state (contract 8).
+//! `undo`: everything of ours goes, with or without a readable state (KP-8.4).
 
 use crate::guest::Guest;
 use crate::policy::edit::{FileEdit, FileKind};

@@ -1,4 +1,4 @@
-//! One point: the command is disturbed there, and what follows is held against the contract.
+//! One point: the command is disturbed there, and what follows is held against the specification.
 
 use std::fs;
 use std::path::PathBuf;

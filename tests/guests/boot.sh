@@ -82,6 +82,7 @@ boot_empty() {
   grep -q 'publickey,password' "$RUN/first-$SUITE"
 }
 
+# KP-3.17, KP-8.16.
 boot_queued() {
   local bound listening
   cloud_inside yes
@@ -118,6 +119,7 @@ held_back() { # LEAST MOST, in milliseconds
   [ "$held" -lt "$2" ]
 }
 
+# KP-3.17.
 boot_refused() { # the address is this host's own, and nobody listens there
   inside systemctl --quiet disable test-cloud.service
   held_back 900 3000
@@ -125,6 +127,7 @@ boot_refused() { # the address is this host's own, and nobody listens there
   no_passwords
 }
 
+# KP-3.17.
 boot_no_way() { # no link but loopback, and no route
   inside systemctl --quiet mask lab-network.service
   held_back 1900 4000

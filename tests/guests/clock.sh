@@ -39,6 +39,7 @@ E
 results() { grep -c 'succeeded\|failed in the guest' "$(folder "$GUEST")/cloud.log" || true; }
 jumps() { inside cat /run/jumps; }
 
+# KP-3.30.
 clock_jumps() {
   local turn results jumps
   inside systemd-run --quiet --unit=jump /usr/local/bin/jump

@@ -15,6 +15,7 @@ container_bare() {
   with_password root
 }
 
+# KP-10.3.
 container_attach() {
   attach no || { last_result; return 1; }
   with_key root

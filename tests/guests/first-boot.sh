@@ -60,6 +60,7 @@ C
     sync"
 }
 
+# KP-6.17, KP-8.16.
 first_boots() { # ASKED(yes|no) USER-DATA(true|false)
   local number wrote=0
   cloud_inside yes "$1"

@@ -154,6 +154,7 @@ set_configuration() {
   wait_for 20 "the agent's first poll" healthy
 }
 
+# KP-3.34.
 journal() {
   local log
   log=$(log_of_agent)

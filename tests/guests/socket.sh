@@ -17,6 +17,7 @@ socket_activated() {
   with_password u
 }
 
+# KP-6.23.
 socket_attach() {
   attach no
   with_key root

@@ -1,5 +1,5 @@
 # sshd beside its unit, and systemd's own jobs while a command is in flight: the process that listens is asked, told and
-# proven, whatever systemd says of it (contract 10.9). Sourced by suites.sh.
+# proven, whatever systemd says of it (KP-6.22). Sourced by suites.sh.
 
 scene_units() {
   try "units: masked while it runs" unit_masked
@@ -122,6 +122,7 @@ settled() { # nothing open, and what is in effect is what the state says
   if [ "$(inside sshd -T | sed -n 's/^passwordauthentication //p')" = yes ]; then with_password root; else no_passwords; fi
 }
 
+# KP-6.23.
 unit_stop_in_flight() {
   local begun took
   begun=$(now)

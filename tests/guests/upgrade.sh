@@ -32,9 +32,11 @@ replaced_by() { # VERSION: pid, binding and component before and after
   saw "pid $pid, then $(property MainPID)"
   saw "component $(inside sed -n 's/^version *= *//p' $COMPONENT)"
 }
+# KP-3.36.
 upgrade_now() { replaced_by "$VERSION"; }
 downgrade() { replaced_by "$PREVIOUS"; }
 
+# KP-7.8.
 newer_state() {
   local before answer
   before=$(inside sh -c 'sha256sum /root/.ssh/authorized_keys /etc/ssh/sshd_config.d/*')

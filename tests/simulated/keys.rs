@@ -8,7 +8,7 @@ pub enum Pair {
     K,
     /// Another.
     L,
-    /// The name of the first with the key of the second: a third (contract 4).
+    /// The name of the first with the key of the second: a third (KP-4.8).
     KWithAnotherKey,
 }
 
@@ -45,7 +45,7 @@ impl Pair {
         }
     }
 
-    /// The block that binds it, as contract 5 writes it.
+    /// The block that binds it, as KP-5.4 writes it.
     pub fn block(self) -> String {
         let (name, key) = (self.name(), self.key());
         format!(

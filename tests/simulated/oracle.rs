@@ -1,4 +1,4 @@
-//! Contract 3's order of judgement and contract 4's table once more, by hand: what a command has to come to, given
+//! The order of KP-3.26 and KP-4's table once more, by hand: what a command has to come to, given
 //! what is bound and what stands. It knows nothing of the product's own plans.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use super::machine::Component;
 use super::place::{Trial, Who};
 use super::sshd::Config;
 
-/// How often a command may be interrupted before that is its result (contract 7).
+/// How often a command may be interrupted before that is its result (KP-7.5).
 pub const MOST_INTERRUPTIONS: u32 = 3;
 
 /// What is bound.
@@ -105,7 +105,7 @@ pub fn expect(command: &Command, known: &Known, rest: &Disk, component: Componen
     }
 }
 
-/// Contract 4, and the guard of contract 6 as far as this sshd has rules.
+/// KP-4.2 to KP-4.8, and the guard (KP-6.19) as far as this sshd has rules.
 fn table(order: Order, known: &Known, rest: &Disk) -> Result<(), &'static str> {
     match (order, bound(known, rest)) {
         (Order::Attach { pair, replace: false, .. }, Some(Bound { pair: other, inherited: false, .. }))
@@ -144,7 +144,7 @@ fn is_out_of_reach(known: &Known, rest: &Disk) -> bool {
     })
 }
 
-/// Contract 10.3: whether the key that is needed lets in, as far as that can be asked.
+/// KP-10.6: whether the key that is needed lets in, as far as that can be asked.
 fn lets_in_then(order: Order, known: &Known, rest: &Disk, config: &Config) -> bool {
     let place = rest.place;
     let taken = |new: Pair| bound(known, rest).map(|bound| bound.pair).filter(|bound| *bound != new);

@@ -3,22 +3,22 @@
 /// An invariant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Property {
-    /// Contract 4's table.
+    /// KP-4's table.
     Outcome,
-    /// One result a command, and the same bytes whenever it is handed out again.
+    /// One result a command, and the same bytes whenever it is handed out again (KP-4.7, KP-7.3).
     OneResult,
     /// Passwords are never off without a key that lets in, but by a detach or the user's own edit: in the running sshd,
     /// and in one that starts now, at every instant.
     NeverLockedOut,
-    /// Never two keys of ours, nor none while one replaces the other.
+    /// Never two keys of ours, nor none while one replaces the other (KP-4.2).
     NeverTwoKeys,
     /// Never a key that was not asked for.
     NeverAnUnaskedKey,
-    /// Each byte of the user's.
+    /// Each byte of the user's (KP-5.5, KP-6.13).
     UsersBytes,
     /// `succeeded` is true of the running sshd and of authorized_keys at that moment.
     SucceededIsTrue,
-    /// `failed` left everything as it was.
+    /// `failed` left everything as it was (KP-4.9).
     FailedChangesNothing,
     /// After a restart and its recovery: no open intent, no temporaries, each file as it was, sshd runs by its files.
     Recovered,
@@ -44,7 +44,7 @@ impl Property {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Outcome => "the outcome is the one of contract 4",
+            Self::Outcome => "the outcome is the one of KP-4.1 to KP-4.8",
             Self::OneResult => "one result a command, the same bytes every time",
             Self::NeverLockedOut => "passwords are never off without a key that lets in",
             Self::NeverTwoKeys => "never two keys of ours, nor none in between",

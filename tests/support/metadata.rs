@@ -1,4 +1,4 @@
-//! A metadata service that speaks the wire (contract 3), and can be told to speak it badly.
+//! A metadata service that speaks the wire (KP-3.6), and can be told to speak it badly.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -91,7 +91,7 @@ impl Metadata {
         self.shared.0.lock().unwrap().refuse_results = refuse;
     }
 
-    /// What results are answered, without being stored; `None`: as the contract says.
+    /// What results are answered, without being stored; `None`: as the specification says.
     pub fn answer_results(&self, status: Option<u16>) {
         self.shared.0.lock().unwrap().result_status = status;
     }

@@ -33,7 +33,7 @@ enum Verb {
 /// Answers `POST /v1/regions/{region}/keypairs/{keyName}:attach`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3 and KP-9.4.
 pub async fn attach(
     State(platform): State<Platform>,
     Extension(request): Extension<RequestId>,
@@ -46,7 +46,7 @@ pub async fn attach(
 /// Answers `POST /v1/regions/{region}/keypairs/{keyName}:detach`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3 and KP-9.4.
 pub async fn detach(
     State(platform): State<Platform>,
     Extension(request): Extension<RequestId>,

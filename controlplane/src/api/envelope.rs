@@ -1,4 +1,4 @@
-//! The envelope of every answer: `requestId`, and `result` or `error` (contract 9).
+//! The envelope of every answer: `requestId`, and `result` or `error` (KP-9.2).
 
 use axum::body::Body;
 use axum::extract::Request;

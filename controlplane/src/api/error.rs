@@ -1,4 +1,4 @@
-//! What goes wrong at the API, word for word (contract 9).
+//! What goes wrong at the API, word for word (KP-9.3).
 
 use std::fmt;
 

@@ -23,7 +23,7 @@ use crate::store::{Order, OrderVerb, StoreError};
 /// Answers `GET /v1/regions/{region}/instances`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn list(State(platform): State<Platform>, Path(region): Path<String>, query: RawQuery) -> Handled {
     let region = keypairs::region(&region)?;
     let query = ListQuery::read(&list_query::pairs(query)?, &["instanceId", "status"])?;
@@ -47,7 +47,7 @@ pub async fn list(State(platform): State<Platform>, Path(region): Path<String>, 
 /// Answers `GET /v1/regions/{region}/instances/{instanceId}`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn one(State(platform): State<Platform>, Path((region, id)): Path<(String, String)>) -> Handled {
     let region = keypairs::region(&region)?;
     let instance = find(&platform, &region, &id)?;
@@ -58,7 +58,7 @@ pub async fn one(State(platform): State<Platform>, Path((region, id)): Path<(Str
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:startInstance`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn start(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
     bring(&platform, target, Verb::Start).await
 }
@@ -66,7 +66,7 @@ pub async fn start(State(platform): State<Platform>, Path(target): Path<(String,
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:stopInstance`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn stop(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
     bring(&platform, target, Verb::Stop).await
 }
@@ -74,7 +74,7 @@ pub async fn stop(State(platform): State<Platform>, Path(target): Path<(String, 
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:rebootInstance`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn reboot(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
     bring(&platform, target, Verb::Reboot).await
 }
@@ -83,7 +83,7 @@ pub async fn reboot(State(platform): State<Platform>, Path(target): Path<(String
 /// part of a reset that is the agent's. The password itself is set by nobody here, and kept nowhere.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn reset_password(
     State(platform): State<Platform>,
     Extension(request): Extension<RequestId>,

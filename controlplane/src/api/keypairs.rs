@@ -19,7 +19,7 @@ use crate::platform::Platform;
 /// Answers `POST /v1/regions/{region}/keypairs:import`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn import(
     State(platform): State<Platform>,
     Path(region_text): Path<String>,
@@ -41,7 +41,7 @@ pub async fn import(
 /// Answers `POST /v1/regions/{region}/keypairs`: makes a key pair, and gives its private half away, once. It is kept nowhere.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn create(
     State(platform): State<Platform>,
     Path(region_text): Path<String>,
@@ -79,7 +79,7 @@ async fn keep(
 /// Answers `GET /v1/regions/{region}/keypairs`.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn describe(
     State(platform): State<Platform>,
     Path(region_text): Path<String>,
@@ -103,7 +103,7 @@ pub async fn describe(
 /// Answers `DELETE /v1/regions/{region}/keypairs/{keyName}`. A bound key goes on working in the guest.
 ///
 /// # Errors
-/// Those of contract 9.
+/// Those of KP-9.3.
 pub async fn delete(
     State(platform): State<Platform>,
     Path((region_text, key_name)): Path<(String, String)>,

@@ -1,4 +1,4 @@
-//! The platform's API (contract 9): paths in, envelopes out.
+//! The platform's API (KP-9.2): paths in, envelopes out.
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};

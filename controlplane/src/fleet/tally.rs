@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::clock::now;
 
-/// What an agent asks of the service (contract 3, the table of calls).
+/// What an agent asks of the service (KP-3.5 to KP-3.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Call {

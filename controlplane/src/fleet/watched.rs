@@ -80,7 +80,7 @@ fn failure(error: &ChannelError) -> String {
     }
 }
 
-/// When a command was queued: its sequence is the time, in milliseconds since 1970 (contract 9).
+/// When a command was queued: its sequence is the time, in milliseconds since 1970 (KP-9.8).
 fn queued(delivery: &Delivery) -> Option<u64> {
     read(&delivery.bytes).ok()?.command.ok()?.sequence.map(u64::from)
 }

@@ -90,6 +90,7 @@ impl Scene {
 
 use PasswordAuth::{No, Yes};
 
+/// KP-9.5.
 #[test]
 fn a_queued_attach_counts_as_attached() {
     let mut scene = Scene::default();
@@ -99,6 +100,7 @@ fn a_queued_attach_counts_as_attached() {
     assert_eq!(scene.attach("k", Yes), Err(NotNow::Bound), "another setting is another attach");
 }
 
+/// KP-9.5.
 #[test]
 fn the_same_attach_again_is_the_queued_command_until_it_is_answered() {
     let mut scene = Scene::default();
@@ -151,6 +153,7 @@ fn a_detach_of_nothing_is_queued_once() {
     assert_ne!(scene.detach("l").unwrap(), other);
 }
 
+/// KP-9.7.
 #[test]
 fn a_deleted_key_pair_is_replaced_and_stays_where_that_fails() {
     let mut scene = Scene::default();
@@ -219,6 +222,7 @@ fn results_are_stored_once() {
     assert_eq!(scene.bound(), Some("k"));
 }
 
+/// KP-9.12.
 #[test]
 fn a_bad_signature_closes_a_command_after_an_hour() {
     let mut scene = Scene::default();
@@ -253,6 +257,7 @@ fn a_bad_signature_closes_a_command_after_an_hour() {
     assert_eq!(bad(&mut scene.ledger, &id, 5002), Settled::Conflict);
 }
 
+/// KP-9.8.
 #[test]
 fn sequences_follow_the_clock_and_always_rise() {
     let mut scene = Scene::default();

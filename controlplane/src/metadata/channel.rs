@@ -1,4 +1,4 @@
-//! The command channel (contract 3): commands out, results in, and what runs in the guest.
+//! The command channel (KP-3.6, KP-3.37): commands out, results in, and what runs in the guest.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The metadata service: the documented tree (contract 1) and the command channel (contract 3), at
+//! The metadata service: the documented tree (KP-1.3) and the command channel (KP-3.6), at
 //! `/{instanceId}/metadata/latest` and, for the caller's own instance, at `/metadata/latest`.
 
 use std::collections::HashMap;
@@ -124,6 +124,7 @@ fn json(text: String) -> Response {
 mod tests {
     use super::*;
 
+    /// KP-9.11.
     #[test]
     fn agents_stay_away_for_each_number_of_seconds_as_often() {
         let step = u64::MAX / AWAY_MAX;

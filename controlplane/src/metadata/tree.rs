@@ -1,4 +1,4 @@
-//! The documented tree: a directory answers an array of names, a leaf a quoted text (contract 1).
+//! The documented tree: a directory answers an array of names, a leaf a quoted text (KP-1.3).
 
 use axum::extract::{Path, State};
 use axum::response::Response;

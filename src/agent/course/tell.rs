@@ -115,6 +115,7 @@ mod tests {
         )
     }
 
+    /// KP-3.34.
     #[test]
     fn one_line_a_command_and_an_outcome_and_no_key() {
         let captured = Captured::begin();

@@ -13,6 +13,7 @@ fn stores(world: &World, answers: impl IntoIterator<Item = Result<Stored, Channe
         .extend(answers.into_iter().map(|answer| (std::time::Duration::ZERO, answer)));
 }
 
+/// KP-3.8, KP-3.9.
 #[tokio::test(start_paused = true)]
 async fn no_answer_is_tried_again_before_the_next_command() {
     let world = World::new();
@@ -35,6 +36,7 @@ async fn a_failing_delivery_is_seen_by_status() {
     assert_eq!(ran.state.last_poll_succeeded, Some(true));
 }
 
+/// KP-3.9.
 #[tokio::test(start_paused = true)]
 async fn final_answers_are_final() {
     for answer in [Stored::Accepted, Stored::Unknown, Stored::Conflict, Stored::Refused(403)] {
@@ -53,6 +55,7 @@ const WHOLE: &str = r#"{"commandId": "c-1", "instanceId": "i-1", "action": "atta
     "warnings": [{"reason": "SECOND_SSHD", "message": "long", "file": null, "line": null}],
     "componentVersion": null, "agentVersion": "3.1.0", "finishedAt": "", "durationMs": 1}"#;
 
+/// KP-3.10.
 #[tokio::test(start_paused = true)]
 async fn a_refused_form_is_followed_by_a_short_one() {
     for code in [400, 413] {
@@ -104,6 +107,7 @@ async fn a_result_that_is_not_recorded_is_delivered_from_memory() {
     assert_eq!(diary.count("delivered"), 0);
 }
 
+/// KP-3.11.
 #[tokio::test(start_paused = true)]
 async fn what_is_handed_out_again_after_a_final_answer_is_sent_once_and_waits() {
     for answer in [Ok(Stored::Accepted), Ok(Stored::Conflict), status(500)] {
@@ -127,7 +131,7 @@ async fn another_command_ends_that() {
     assert_eq!(ran.state.state, Phase::Polling);
 }
 
-/// What was answered before bore its id and did not count (contract 3, "Signed commands").
+/// What was answered before bore its id and did not count (KP-3.41).
 #[tokio::test(start_paused = true)]
 async fn a_new_command_whose_id_was_answered_before_is_no_failure() {
     let mut world = World::new();

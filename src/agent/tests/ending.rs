@@ -20,6 +20,7 @@ async fn in_flight(diary: Diary) {
     }
 }
 
+/// KP-8.13.
 #[tokio::test(start_paused = true)]
 async fn an_idle_one_ends_at_once() {
     let diary = World::new().for_seconds(10).await.diary;
@@ -50,6 +51,7 @@ async fn a_command_in_flight_is_told_and_its_result_gets_one_try() {
     }
 }
 
+/// KP-8.13.
 #[tokio::test(start_paused = true)]
 async fn a_command_that_does_not_end_is_left_after_fifteen_seconds() {
     let (sender, hold) = mpsc::channel();

@@ -6,6 +6,7 @@ use crate::channel::{ChannelError, Polled, Unusable};
 use crate::logging::capture::Captured;
 use crate::transaction::perform::Performed;
 
+/// KP-3.12.
 #[tokio::test(start_paused = true)]
 async fn polls_start_two_seconds_apart() {
     // A service that does not wait.
@@ -16,6 +17,7 @@ async fn polls_start_two_seconds_apart() {
     assert_eq!(World::new().for_seconds(150).await.diary.times("next"), [0, 2000, 62_000, 122_000]);
 }
 
+/// KP-3.12.
 #[tokio::test(start_paused = true)]
 async fn after_a_command_the_next_is_asked_for_at_once() {
     let diary =
@@ -23,6 +25,7 @@ async fn after_a_command_the_next_is_asked_for_at_once() {
     assert_eq!(diary.times("next"), [0, 0, 0, 0]);
 }
 
+/// KP-3.7, KP-3.13.
 #[tokio::test(start_paused = true)]
 async fn failures_are_tried_again_ever_more_rarely() {
     for failure in [
@@ -41,6 +44,7 @@ async fn failures_are_tried_again_ever_more_rarely() {
     }
 }
 
+/// KP-3.7, KP-3.21.
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_answered_is_a_failed_poll() {
     let mut world = World::new();
@@ -52,6 +56,7 @@ async fn what_cannot_be_answered_is_a_failed_poll() {
     assert!(ran.state.failure.unwrap().contains("no commandId"));
 }
 
+/// KP-3.14.
 #[tokio::test(start_paused = true)]
 async fn a_pause_that_is_asked_for_is_kept() {
     let busy = Err(ChannelError::Status { status: 503, retry_after: Some(30 * SECOND) });
@@ -60,6 +65,7 @@ async fn a_pause_that_is_asked_for_is_kept() {
     assert_eq!(times[..2], [0, 60_000]);
 }
 
+/// KP-3.15.
 #[tokio::test(start_paused = true)]
 async fn a_cut_long_poll_is_spread_over_half_a_minute() {
     let world = World::new().polls([Ok(Polled::Nothing)]);
@@ -83,6 +89,7 @@ fn held(world: World, polls: impl IntoIterator<Item = Result<Polled, ChannelErro
     world
 }
 
+/// KP-3.15, KP-3.37.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_holds_long_polls_and_fails_is_asked_once_a_minute() {
     for failure in [500, 503, 429] {
@@ -107,6 +114,7 @@ async fn a_cut_in_the_middle_of_quiet_is_everyones_and_the_next_one_is_trouble()
     assert_eq!(diary.times("next")[1..5], [2000, 62_000, 93_000, 154_000]);
 }
 
+/// KP-3.15.
 #[tokio::test(start_paused = true)]
 async fn the_end_of_an_outage_finds_no_crowd() {
     for failure in
@@ -121,6 +129,7 @@ async fn the_end_of_an_outage_finds_no_crowd() {
     }
 }
 
+/// KP-3.16.
 #[tokio::test(start_paused = true)]
 async fn a_crowds_long_polls_are_taken_apart() {
     let refused = || Err(ChannelError::Refused);
@@ -173,6 +182,7 @@ async fn status_sees_the_failure_and_its_end() {
     assert_eq!((ran.state.failure, ran.state.failing_since), (None, None));
 }
 
+/// KP-3.19.
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_said_once_a_change() {
     let captured = Captured::begin();
@@ -187,6 +197,7 @@ async fn a_failure_is_said_once_a_change() {
     assert!(channel[1].contains("refused") && channel[2].contains("500"), "{channel:?}");
 }
 
+/// KP-3.37.
 #[tokio::test(start_paused = true)]
 async fn what_runs_here_is_told_again_after_a_change_and_after_an_outage() {
     let polls = [
@@ -212,6 +223,7 @@ async fn a_change_is_told_while_the_next_long_poll_waits() {
     assert_eq!(diary.times("announce"), [0, 2500]);
 }
 
+/// KP-3.37.
 #[tokio::test(start_paused = true)]
 async fn nothing_waits_for_who_does_not_listen() {
     let world = World::new();

@@ -7,6 +7,7 @@ use crate::channel::state::Phase;
 use crate::channel::{ChannelError, Polled};
 use crate::transaction::state::StoredResult;
 
+/// KP-3.5, KP-3.8, KP-7.5.
 #[tokio::test(start_paused = true)]
 async fn in_this_order() {
     let mut world = World::new();
@@ -37,6 +38,7 @@ async fn in_this_order() {
     assert!(lines.contains(&"STATUS=bound my-test; waiting for commands".to_owned()), "{lines:?}");
 }
 
+/// KP-3.5.
 #[tokio::test(start_paused = true)]
 async fn a_configured_id_is_not_asked_for() {
     let mut world = World::new();
@@ -46,6 +48,7 @@ async fn a_configured_id_is_not_asked_for() {
     assert!(diary.place("adopt i-configured") < diary.place("next"));
 }
 
+/// KP-3.5, KP-3.17.
 #[tokio::test(start_paused = true)]
 async fn no_command_is_taken_before_the_id_is_known() {
     let world = World::new();
@@ -72,6 +75,7 @@ async fn an_id_that_is_not_taken_stops_no_command_and_is_offered_again() {
     assert_eq!(diary.count("perform"), 1);
 }
 
+/// KP-3.17, KP-3.18.
 #[tokio::test(start_paused = true)]
 async fn ready_comes_after_what_was_queued() {
     let world = World::new().polls([command("c-1"), command("c-2"), Ok(Polled::Nothing)]);
@@ -82,6 +86,7 @@ async fn ready_comes_after_what_was_queued() {
     assert_eq!(diary.times("next 60"), [2000]);
 }
 
+/// KP-3.17.
 #[tokio::test(start_paused = true)]
 async fn ready_comes_with_the_first_404() {
     let diary = World::new().polls([Ok(Polled::NoQueue(None))]).for_seconds(1).await.diary;
@@ -89,6 +94,7 @@ async fn ready_comes_with_the_first_404() {
     assert_eq!(diary.count("announce"), 1);
 }
 
+/// KP-3.17.
 #[tokio::test(start_paused = true)]
 async fn ready_comes_after_five_seconds_whatever_is_in_flight() {
     let world = World::new();
@@ -102,6 +108,7 @@ async fn ready_comes_after_five_seconds_whatever_is_in_flight() {
     assert_eq!(diary.count("next 60"), 1);
 }
 
+/// KP-3.18.
 #[tokio::test(start_paused = true)]
 async fn without_a_network_it_asks_four_times_a_second_until_ready() {
     let no_way = || Err(ChannelError::NoWay(Errno::ENETUNREACH));

@@ -1,4 +1,4 @@
-//! What stands about a file besides its bytes, carried over from the old file to the new (contract 5: mode,
+//! What stands about a file besides its bytes, carried over from the old file to the new (KP-5.10: mode,
 //! owner, ACL and SELinux label).
 
 use std::ffi::OsStr;

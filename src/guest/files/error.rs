@@ -12,7 +12,7 @@ use crate::policy::foreign::foreign_path;
 /// What keeps a file from being read or replaced. Its text is one line: path, cause, remedy.
 #[derive(Debug)]
 pub enum FileError {
-    /// A component of the way, or what stands in the file's place, could be turned against root (contract 5:
+    /// A component of the way, or what stands in the file's place, could be turned against root (KP-5.12:
     /// `UNSAFE_PATH`).
     Unsafe {
         /// The component.
@@ -44,7 +44,7 @@ pub enum FileError {
         /// How many are read.
         limit: usize,
     },
-    /// The system refused (contract 7: `IO_ERROR` with errno and path).
+    /// The system refused (KP-7.9: `IO_ERROR` with errno and path).
     Io {
         /// The file or directory.
         path: PathBuf,

@@ -1,4 +1,4 @@
-//! The user's authorized_keys file (contract 5).
+//! The user's authorized_keys file (KP-5.9 to KP-5.13).
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -119,8 +119,8 @@ fn roots_home() -> Option<DirectoryId> {
     (DirectoryId::at(Path::new("/")).ok()?? != home).then_some(home)
 }
 
-/// Reads the user's file by the safe way of contract 5. No file, or no directory for it, is `content: None`; a home that
-/// does not exist is unsafe.
+/// Reads the user's file by the safe way of KP-5.11 and KP-5.12. No file, or no directory for it, is `content: None`;
+/// a home that does not exist is unsafe.
 pub fn observe_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
     observe(KeyPath::walk(account, path)?, path)
 }
@@ -190,7 +190,7 @@ pub fn relabel_to_key_file(account: &Account, relabel: &Relabel) -> Result<(), F
     }
 }
 
-/// Puts `content` in the place of the user's file, which has to be the one that was observed (contract 5).
+/// Puts `content` in the place of the user's file, which has to be the one that was observed (KP-5.9).
 /// `expected` is `None` where there was none: then it is created 0600 and owned by the user, and so is its
 /// directory, 0700, where that alone is missing below the home. Content that is there already is not written.
 pub fn replace_key_file(
@@ -245,7 +245,7 @@ fn no_directory(path: &Path) -> FileError {
     FileError::unsafe_path(path, why)
 }
 
-/// Takes back what a command created (contract 7): the file if it still is `expected`, then `directory`, its
+/// Takes back what a command created (KP-7.4): the file if it still is `expected`, then `directory`, its
 /// own one, if that is empty. What is gone already, the home too, is no error, so that a second try after a crash succeeds; a
 /// file that is another now stays, and is [`FileError::Changed`]. Temporaries of ours that a crash left in the
 /// directory go with it.
@@ -272,8 +272,8 @@ pub fn remove_created_key_file(
     Ok(())
 }
 
-/// Removes our temporaries from the directory of the user's authorized_keys file at `path` (contract 5: "swept at
-/// start"); how many there were. Done under the lock on the state directory, as [`super::sweep()`] is.
+/// Removes our temporaries from the directory of the user's authorized_keys file at `path` (KP-5.10); how
+/// many there were. Done under the lock on the state directory, as [`super::sweep()`] is.
 pub fn sweep_key_directory(account: &Account, path: &Path) -> Result<usize, FileError> {
     let key_path = KeyPath::walk_anyway(account, path)?;
     match key_path.directory()? {

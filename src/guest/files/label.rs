@@ -1,4 +1,4 @@
-//! SELinux labels on the way to a file, read and set by descriptor (contract 5: "with the label the policy gives them").
+//! SELinux labels on the way to a file, read and set by descriptor (KP-5.13).
 //!
 //! A file that is created inherits its directory's label, which in a well-labelled home is the right one already. Where
 //! `matchpathcon` is installed the policy itself is asked; where it is not, or does not answer, the inherited label stays.

@@ -1,4 +1,4 @@
-//! One change at a time: a lock on the state directory (contract 8), waited for with patience and not for ever.
+//! One change at a time: a lock on the state directory (KP-8.11), waited for with patience and not for ever.
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -1,5 +1,5 @@
 //! Files of the guest, reached and replaced so that no owner of a directory on the way can turn it against
-//! root (contract 5 and 7).
+//! root (KP-5.10 to KP-5.12, KP-7.3).
 //!
 //! ```text
 //!   path ──► walk: from `/`, a descriptor a component ──► the directory, held open, and a name in it

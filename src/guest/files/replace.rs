@@ -1,5 +1,5 @@
 //! The one way a file's bytes become others: a new file is made beside it, made like it, and renamed over it
-//! while it is still the one that was observed (contract 5).
+//! while it is still the one that was observed (KP-5.9 and KP-5.10).
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::temporary::Temporary;
 use super::walk::Way;
 
 /// What a replacement made besides the bytes: what a command created is removed again when it is undone
-/// (contract 7).
+/// (KP-7.4).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Replaced {
     /// The directory that did not exist before.

@@ -1,5 +1,5 @@
-//! Files that root alone may be able to change: sshd's main file and drop-in (contract 6, "Where"), and what is trusted
-//! because of it (contract 3, "Signed commands").
+//! Files that root alone may be able to change: sshd's main file and drop-in (KP-6.12 and KP-6.14), and what is
+//! trusted because of it (KP-3.40).
 
 use std::ffi::OsString;
 use std::path::Path;

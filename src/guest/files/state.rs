@@ -1,4 +1,4 @@
-//! The state directory (contract 7): one file in it, replaced atomically, and a lock on the directory itself.
+//! The state directory (KP-7.1): one file in it, replaced atomically, and a lock on the directory itself.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ impl StateDirectory {
         self.directory.entry(OsStr::new(STATE_FILE))
     }
 
-    /// Takes the lock under which every change is made (contract 8), and waits `timeout` for it at most; with
+    /// Takes the lock under which every change is made (KP-8.11), and waits `timeout` for it at most; with
     /// no time at all it is tried once.
     pub fn lock(&self, timeout: Duration) -> Result<Guard, LockError> {
         lock(&self.directory, timeout)

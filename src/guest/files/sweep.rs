@@ -1,4 +1,4 @@
-//! What a crash left: temporaries of ours that never got their name (contract 5: "swept at start").
+//! What a crash left: temporaries of ours that never got their name (KP-5.10).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -1,8 +1,8 @@
 //! From `/` down to a file's directory, a descriptor a component, each judged before it is trusted.
 //!
-//! Two kinds of way. To the user's file (contract 5) every directory is owned by root or the user and not
+//! Two kinds of way. To the user's file (KP-5.11 and KP-5.12) every directory is owned by root or the user and not
 //! world-writable, and a link is followed only where root owns it, down to the home and never below. Whether the walk is
-//! below the home is told by device and inode, not by the text of the path. To sshd's files and our state (contract 6)
+//! below the home is told by device and inode, not by the text of the path. To sshd's files and our state (KP-6.14)
 //! nobody but root may be able to change a component.
 
 use std::ffi::{OsStr, OsString};
@@ -30,9 +30,9 @@ const STICKY: u32 = 0o1000;
 /// Who may own and change the components of a way.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Way {
-    /// Root and this user (contract 5).
+    /// Root and this user (KP-5.12).
     User(u32),
-    /// Root alone (contract 6).
+    /// Root alone (KP-6.14).
     Root,
 }
 

@@ -1,4 +1,4 @@
-//! Looks that may never end: at the name service, and at files on a mount whose server is away (contract 10.6). A child of
+//! Looks that may never end: at the name service, and at files on a mount whose server is away (KP-8.14). A child of
 //! this very program goes first. One that does not answer in time is killed, and left behind where it cannot be: no lock,
 //! no descriptor and no thread of this process is its.
 //!
@@ -35,7 +35,7 @@ pub(crate) use serve::serve;
 pub(super) use wire::{Entry, MountName};
 use wire::{Question, Reply};
 
-/// How long a look may take; what comes before and after it has the rest of contract 10.6's ten seconds.
+/// How long a look may take; what comes before and after it has the rest of KP-8.14's ten seconds.
 const LIMIT: Duration = Duration::from_secs(8);
 
 /// The most scouts that are left behind; each hangs at a place of its own.

@@ -1,5 +1,5 @@
-//! The trial: a private sshd is asked whether it would accept a key (contract 10.3). By this process where it may make
-//! namespaces, else by the helper unit, else over a pipe.
+//! The trial: a private sshd is asked whether it would accept a key (KP-10.1 and KP-10.3). By this process where it
+//! may make namespaces, else by the helper unit, else over a pipe.
 //!
 //! ```text
 //!   this process ──► a thread in a network and a mount namespace of its own

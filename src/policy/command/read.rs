@@ -1,4 +1,4 @@
-//! From bytes to a command: every fault of contract 3's "parse", in its order.
+//! From bytes to a command: every fault of the fields (KP-3.20 to KP-3.25), in the order of KP-3.26.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::policy::signature::Envelope;
 use crate::policy::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
 /// Reads a command's bytes. An envelope's payload is read as the command, and its signature is not looked at here
-/// (contract 3, "Signed commands").
+/// (KP-3.42).
 ///
 /// The console may leave the `commandId` out: its command then gets `fallback_id`. It is answered under that id
 /// too where it is no command at all, since a person waits for an answer.
@@ -330,6 +330,7 @@ mod tests {
         }
     }
 
+    /// KP-3.20, KP-3.25, KP-3.26.
     #[test]
     fn reasons_in_their_order() {
         let key = format!(r#","publicKey":"{KEY}""#);
@@ -366,6 +367,7 @@ mod tests {
         }
     }
 
+    /// KP-3.23.
     #[test]
     fn both_spellings_are_compared_by_meaning() {
         let both = |one: &str, other: &str| {
@@ -379,6 +381,7 @@ mod tests {
         assert_eq!(both("\"yes\"", "\"on\"").unwrap_err(), InvalidPasswordAuth);
     }
 
+    /// KP-3.7, KP-3.21.
     #[test]
     fn what_cannot_be_answered() {
         for text in [
@@ -401,6 +404,7 @@ mod tests {
         }
     }
 
+    /// KP-3.20.
     #[test]
     fn a_field_of_another_action_is_ignored() {
         let text = r#"{"commandId":"c","sequence":1,"instanceId":"i","action":"detach","keyName":"k","passWordAuth":7}"#;
@@ -409,6 +413,7 @@ mod tests {
         assert!(received.command.is_ok());
     }
 
+    /// KP-3.42.
     #[test]
     fn an_envelope_is_obeyed_as_its_payload() {
         let payload = Base64::encode_string(whole("true").as_bytes());

@@ -85,6 +85,7 @@ fn refused(text: &str) -> Option<(&'static str, Option<usize>)> {
     verdict.refusals.first().map(|finding| (finding.name, finding.line))
 }
 
+/// KP-6.19.
 #[test]
 fn each_rule_of_the_configuration() {
     for (text, expected) in [
@@ -117,6 +118,7 @@ fn root_is_uid_0_by_any_name() {
     assert_eq!(refusals.iter().map(|finding| finding.name).collect::<Vec<_>>(), ["PermitRootLogin"]);
 }
 
+/// KP-6.19.
 #[test]
 fn the_place_that_decides_is_named() {
     let message = |said: &str, main: &str, options: &[&str]| {
@@ -135,6 +137,7 @@ fn the_place_that_decides_is_named() {
     assert!(by_option.contains("the option `-o PermitRootLogin=no`"), "{by_option}");
 }
 
+/// KP-6.20.
 #[test]
 fn the_account_itself() {
     let whole = ShadowEntry {
@@ -174,6 +177,7 @@ fn the_account_itself() {
     }
 }
 
+/// KP-6.19, KP-6.20.
 #[test]
 fn shells_and_nologin() {
     for (path, expected) in
@@ -190,6 +194,7 @@ fn shells_and_nologin() {
     }
 }
 
+/// KP-6.21.
 #[test]
 fn rules_of_pam_that_nobody_evaluates() {
     let rule =

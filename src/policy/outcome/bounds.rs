@@ -1,4 +1,4 @@
-//! What a result may hold at most, whatever the guest looks like (contract 10.2).
+//! What a result may hold at most, whatever the guest looks like (KP-3.33).
 
 use std::collections::BTreeMap;
 
@@ -184,6 +184,7 @@ mod tests {
         }
     }
 
+    /// KP-3.33.
     #[test]
     fn a_result_is_bounded_whatever_is_in_it() {
         // Of one byte, of two in JSON, of four, of six in JSON.

@@ -1,5 +1,5 @@
 //! Whether a key lets the target user in: the trial by a private sshd, and the guard for what sshd decides after it
-//! (contract 10.3).
+//! (KP-10.1 and KP-10.6).
 
 use std::path::Path;
 

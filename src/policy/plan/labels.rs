@@ -1,4 +1,4 @@
-//! SELinux labels in a plan: what is set, and what keeps a command from being carried out (contract 5, 6).
+//! SELinux labels in a plan: what is set, and what keeps a command from being carried out (KP-5.14).
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! For whom sshd is asked about a draft (contract 6, "For whom").
+//! For whom sshd is asked about a draft (KP-6.6 and KP-6.8).
 
 use std::net::SocketAddr;
 

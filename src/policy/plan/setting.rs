@@ -1,5 +1,5 @@
-//! sshd's side of a draft: which of its files change so that password login is as asked (contract 6, "What is set"
-//! and "Where").
+//! sshd's side of a draft: which of its files change so that password login is as asked (KP-6.11 and
+//! KP-6.12).
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! sshd's answers and the lockout guard, held against what was asked (contract 6).
+//! sshd's answers and the lockout guard, held against what was asked (KP-6.7 and KP-6.19).
 
 use super::super::authorized_keys::{key_lines, ways_in};
 use super::super::edit::{FileEdit, FileKind};
@@ -85,7 +85,7 @@ impl Draft {
     }
 
     /// Whether the key of the command, or one of the user's keys, lets in: before passwords go off, and before the key
-    /// that lets in is taken away (contract 10.3).
+    /// that lets in is taken away (KP-10.1).
     fn judge_keys(
         &self,
         access: &AccessContext<'_>,
@@ -467,7 +467,7 @@ impl AccessContext<'_> {
         })
     }
 
-    /// What the running sshd is asked, and what it should say (contract 6, "Proof").
+    /// What the running sshd is asked, and what it should say (KP-10.13 and KP-10.14).
     fn proof(&self, answers: &Answers, key: Option<&PublicKey>, accepts_key: Option<bool>) -> ProofPlan {
         let forecast = answers.loopback.first().map(|(address, answer)| Forecast {
             address: *address,

@@ -1,4 +1,4 @@
-//! Which line, or which option of the command line, decides what sshd does (contract 6, "For whom").
+//! Which line, or which option of the command line, decides what sshd does (KP-6.7).
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
 //! sshd's configuration as text: what it says and where, what ours shall say and where it goes
-//! (contract 6, "What is set" and "Where"). What it amounts to is sshd's own to say (`sshd -T`).
+//! (KP-6.11 and KP-6.12). What it amounts to is sshd's own to say (`sshd -T`).
 
 mod criteria;
 mod decider;
@@ -31,7 +31,7 @@ pub use text::{
 
 use keyword::is_same_option;
 
-/// The name of our drop-in (contract 6, "Where").
+/// The name of our drop-in (KP-6.12).
 pub const DROP_IN: &str = "00-keypair-agent.conf";
 
 /// The keyword we set above all, as sshd_config(5) spells it.

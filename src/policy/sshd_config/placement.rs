@@ -1,4 +1,4 @@
-//! Where our directives go, so that they are the first sshd reads (contract 6, "Where").
+//! Where our directives go, so that they are the first sshd reads (KP-6.12).
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +37,7 @@ pub struct Placement {
     pub stale: Vec<Place>,
 }
 
-/// Where our directives go (contract 6, "Where"). A place once taken is kept while nothing that sshd reads
+/// Where our directives go (KP-6.12). A place once taken is kept while nothing that sshd reads
 /// ahead of it sets them; else the first drop-in directory that the main file includes ahead of everything
 /// that sets them; else the top of the main file. Where that may not be written either,
 /// PASSWORD_AUTH_NOT_EFFECTIVE names the file.
@@ -181,7 +181,7 @@ fn nowhere(tree: &ConfigTree) -> Refusal {
 }
 
 /// The global lines after ours that say otherwise than ours: someone's change that we override, for
-/// `status` and `check` (contract 6, "Where").
+/// `status` and `check` (KP-6.16).
 pub fn contrary_lines(tree: &ConfigTree, ours: &Place) -> Vec<Directive> {
     let mut set: Vec<Directive> = Vec::new();
     let mut contrary = Vec::new();

@@ -24,6 +24,7 @@ fn block() -> String {
     format!("{BEGIN} (why)\n{SET}{END}\n")
 }
 
+/// KP-6.12.
 #[test]
 fn where_it_goes() {
     let include = "Include /etc/ssh/c.d/*.conf\n";
@@ -69,6 +70,7 @@ fn where_it_goes() {
     }
 }
 
+/// KP-6.12.
 #[test]
 fn a_place_once_taken() {
     let include = "Include /etc/ssh/c.d/*.conf\n";
@@ -94,6 +96,7 @@ fn a_place_once_taken() {
     }
 }
 
+/// KP-6.14.
 #[test]
 fn a_main_file_that_is_never_written() {
     let include = "Include /etc/ssh/c.d/*.conf\n";

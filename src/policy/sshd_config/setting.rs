@@ -1,5 +1,5 @@
 //! What a command's `passWordAuth` means in sshd's own words, and whether sshd agrees that it is so
-//! (contract 6, "What is set" and "For whom").
+//! (KP-6.7 and KP-6.11).
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::types::PasswordAuth;
 
 /// Whether the keyboard-interactive method, which with PAM asks for the same password, goes off with it:
-/// `kbd_interactive` of the configuration (contract 8).
+/// `kbd_interactive` of the configuration (KP-6.11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KbdInteractive {
@@ -24,7 +24,7 @@ pub enum KbdInteractive {
     Leave,
 }
 
-/// The directives for a setting (contract 6, "What is set"). Before OpenSSH 8.7 the method had two names,
+/// The directives for a setting (KP-6.11). Before OpenSSH 8.7 the method had two names,
 /// either of which turned it on: the second is set too where a line that is not ours turns it on by itself.
 pub fn desired(
     asked: PasswordAuth,
@@ -67,7 +67,7 @@ pub fn forbids_all(kbd: KbdInteractive, first: &Answer, reading: &Reading) -> bo
     is_off(PASSWORD) && (!asks || is_off(KBD_INTERACTIVE))
 }
 
-/// Whether every answer says what was asked (contract 6, "For whom"): `no`, that no password is taken, nor
+/// Whether every answer says what was asked (KP-6.7): `no`, that no password is taken, nor
 /// keyboard-interactive where UsePAM is on; `yes`, PasswordAuthentication yes and an AuthenticationMethods
 /// that a password alone satisfies. Else PASSWORD_AUTH_NOT_EFFECTIVE names the line or option that wins, which may
 /// be one for the user's `groups`.
@@ -147,6 +147,7 @@ mod tests {
         Answer { connection: anybody("root"), effective: Effective::parse(said) }
     }
 
+    /// KP-6.11.
     #[test]
     fn what_is_set() {
         use KbdInteractive::{Follow, Leave};
@@ -197,6 +198,7 @@ mod tests {
         assert_eq!(desired(PasswordAuth::No, KbdInteractive::Follow, &old, &tree(&[(MAIN, block)])).len(), 2);
     }
 
+    /// KP-6.7.
     #[test]
     fn what_was_asked() {
         use KbdInteractive::{Follow, Leave};
@@ -244,6 +246,7 @@ mod tests {
         }
     }
 
+    /// KP-6.7.
     #[test]
     fn the_winner_is_named() {
         let told = |main: &str, options: &[&str], asked, said: &str| {

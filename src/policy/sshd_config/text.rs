@@ -1,5 +1,5 @@
 //! The text of our drop-in and of the block at the top of the main file, there and back
-//! (contract 6, "Where").
+//! (KP-6.12, KP-6.13 and KP-6.15).
 
 use crate::policy::block::{self, BEGIN, END, Segment};
 
@@ -157,6 +157,7 @@ mod tests {
         take_back: "rm /etc/ssh/sshd_config.d/00-keypair-agent.conf && systemctl reload ssh",
     };
 
+    /// KP-6.15.
     #[test]
     fn the_drop_in() {
         assert_eq!(

@@ -1,5 +1,5 @@
 //! The trial: a private sshd is asked whether a key lets a user in, before a step depends on the answer
-//! (contract 10.3). What is asked, what was answered, and what an answer means.
+//! (KP-10.1 and KP-10.5). What is asked, what was answered, and what an answer means.
 
 mod candidate;
 mod client_log;

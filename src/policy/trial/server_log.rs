@@ -315,6 +315,7 @@ mod tests {
         assert_eq!(ServerReport::parse(command).accepted_at(), Some(at("/usr/bin/keys %u", 1)));
     }
 
+    /// KP-10.5.
     #[test]
     fn options_that_restrict() {
         for (options, expected) in [

@@ -99,6 +99,7 @@ mod tests {
         StoredResult { command_id: format!("c{number}").parse().unwrap(), result: "\"".repeat(bytes / 2) }
     }
 
+    /// KP-7.1.
     #[test]
     fn the_oldest_results_go_where_the_state_is_too_large() {
         let mut state = State::parse(None).unwrap();
@@ -116,6 +117,7 @@ mod tests {
         assert!(!is_kept(1) && !is_kept(40) && is_kept(127));
     }
 
+    /// KP-7.1.
     #[test]
     fn what_cannot_fit_is_not_written() {
         let mut state = State::parse(None).unwrap();

@@ -1,4 +1,4 @@
-//! What a file carries besides its bytes survives (contract 5).
+//! What a file carries besides its bytes survives (KP-5.10).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +11,7 @@ fn acl_of(path: &Path) -> Option<Vec<u8>> {
     xattr::get(path, "system.posix_acl_access").unwrap_or_default()
 }
 
+/// KP-5.6, KP-5.10.
 #[test]
 fn an_acl_survives() {
     let home = Home::new();
@@ -37,6 +38,7 @@ fn a_directorys_default_acl_does_not_reach_a_file_without_one() {
     assert_eq!(owner_and_mode(&keys).2, 0o600);
 }
 
+/// KP-5.6, KP-5.10.
 #[test]
 fn user_attributes_and_the_label_survive() {
     let home = Home::new();

@@ -1,4 +1,4 @@
-//! What the system refuses is told with errno and path, and the old bytes are intact (contract 7).
+//! What the system refuses is told with errno and path, and the old bytes are intact (KP-7.9).
 
 use std::fs;
 
@@ -35,6 +35,7 @@ impl Drop for Mount {
     }
 }
 
+/// KP-7.9.
 #[test]
 fn a_full_disk() {
     if !is_root("a full disk") {

@@ -1,5 +1,5 @@
-//! Every call of the system that changes something fails once, and is once the last: contract 7, "every file
-//! is the old or the new one". strace(1) makes them fail.
+//! Every call of the system that changes something fails once, and is once the last: each file is the old or the
+//! new one (KP-7.3). strace(1) makes them fail.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;

@@ -1,4 +1,4 @@
-//! Contract 5, the file itself: created, replaced, left alone, taken back.
+//! KP-5.9, KP-5.10, KP-5.13 and KP-7.4, the file itself: created, replaced, left alone, taken back.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -11,6 +11,7 @@ use crate::guest::files::{
 
 use super::*;
 
+/// KP-5.13, KP-7.4.
 #[test]
 fn a_missing_directory_and_file_are_created_for_the_user_and_taken_back() {
     let home = Home::new();
@@ -30,6 +31,7 @@ fn a_missing_directory_and_file_are_created_for_the_user_and_taken_back() {
     }
 }
 
+/// KP-7.4.
 #[test]
 fn what_somebody_touched_since_is_not_taken_back() {
     let home = Home::new();
@@ -71,6 +73,7 @@ fn a_directory_of_which_a_crash_left_only_a_temporary_is_taken_back() {
     assert_eq!(names(&home.account.home), [""; 0]);
 }
 
+/// KP-5.13.
 #[test]
 fn modes_of_what_is_there_are_left_alone() {
     let home = Home::new();
@@ -85,6 +88,7 @@ fn modes_of_what_is_there_are_left_alone() {
     assert_eq!(names(&home.at(".ssh")), ["authorized_keys"]);
 }
 
+/// KP-5.9.
 #[test]
 fn the_same_content_is_not_written() {
     let home = Home::new();
@@ -97,6 +101,7 @@ fn the_same_content_is_not_written() {
     assert_eq!(directory.mtime_nsec(), fs::metadata(home.at(".ssh")).unwrap().mtime_nsec());
 }
 
+/// KP-5.9.
 #[test]
 fn another_file_than_the_expected_one_is_not_replaced() {
     let home = Home::new();
@@ -136,6 +141,7 @@ fn too_large_a_file_is_said_with_the_limit() {
     assert!(error.to_string().contains("larger than 16 MiB"), "{error}");
 }
 
+/// KP-5.10.
 #[test]
 fn temporaries_are_swept_and_nothing_else_is() {
     let home = Home::new();

@@ -39,6 +39,7 @@ fn assert_changed(home: &Home, result: Result<bool, FileError>, left: &[u8]) {
     assert_eq!(names(&home.at(".ssh")), ["authorized_keys"]);
 }
 
+/// KP-5.9.
 #[test]
 fn what_is_changed_before_the_rename_is_kept() {
     let home = Home::new();

@@ -1,4 +1,4 @@
-//! Contract 6, "Where": sshd's files, which root alone may be able to change.
+//! KP-6.12 and KP-6.14: sshd's files, which root alone may be able to change.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
@@ -20,6 +20,7 @@ fn assert_unsafe<T: std::fmt::Debug>(result: Result<T, FileError>, cause: &str) 
     assert!(matches!(&result, Err(FileError::Unsafe { why, .. }) if why.contains(cause)), "{result:?}");
 }
 
+/// KP-6.12.
 #[test]
 fn a_drop_in_comes_and_goes() {
     let (_scratch, directory) = directory();
@@ -55,6 +56,7 @@ fn reading_has_a_limit_and_knows_nothing_from_nowhere() {
     assert_unsafe(read_file(&directory, 2), "a directory");
 }
 
+/// KP-6.14.
 #[test]
 fn a_main_file_that_is_a_link_is_written_at_its_target() {
     let (scratch, directory) = directory();
@@ -70,6 +72,7 @@ fn a_main_file_that_is_a_link_is_written_at_its_target() {
     assert_unsafe(remove_root_file(&path, &hash("new\n")), "a symbolic link");
 }
 
+/// KP-6.14.
 #[test]
 fn a_link_through_what_others_can_change_is_refused() {
     if !is_root("another owner") {

@@ -1,4 +1,4 @@
-//! Contract 7 and 8: the state file and the lock.
+//! KP-7.1, KP-8.11 and KP-8.17: the state file and the lock.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -21,6 +21,7 @@ fn it_is_created_private_and_not_without_being_told() {
     StateDirectory::open(&path, false).unwrap();
 }
 
+/// KP-7.1.
 #[test]
 fn the_state_is_saved_and_loaded() {
     let scratch = scratch();
@@ -70,6 +71,7 @@ fn a_state_file_that_others_can_write_is_not_read() {
     assert!(matches!(refused, Err(FileError::Unsafe { .. })), "{refused:?}");
 }
 
+/// KP-8.11.
 #[test]
 fn the_lock_is_one_and_names_its_holder() {
     let scratch = scratch();

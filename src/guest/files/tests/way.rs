@@ -1,4 +1,4 @@
-//! Contract 5, the way to the file: which links are followed, whose directories are trusted.
+//! KP-5.11 and KP-5.12, the way to the file: which links are followed, whose directories are trusted.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
@@ -46,6 +46,7 @@ fn a_link_in_the_files_place() {
     assert!(!home.at("nowhere").exists());
 }
 
+/// KP-5.12.
 #[test]
 fn a_fifo_a_socket_or_a_directory_in_the_files_place_does_not_block() {
     let home = Home::new();
@@ -70,6 +71,7 @@ fn a_fifo_a_socket_or_a_directory_in_the_files_place_does_not_block() {
     assert!(matches!(read_file(Path::new("/dev/zero"), 9), Err(FileError::Unsafe { .. })));
 }
 
+/// KP-5.12.
 #[test]
 fn a_file_with_two_names() {
     let home = Home::new();
@@ -78,6 +80,7 @@ fn a_file_with_two_names() {
     assert_unsafe(&home, &keys, &keys, "2 names");
 }
 
+/// KP-5.11.
 #[test]
 fn a_link_below_the_home_even_roots_own() {
     let home = Home::new();
@@ -87,6 +90,7 @@ fn a_link_below_the_home_even_roots_own() {
     assert_eq!(names(&elsewhere), [""; 0]);
 }
 
+/// KP-5.11.
 #[test]
 fn roots_links_down_to_the_home_are_followed() {
     let mut home = Home::new();
@@ -103,6 +107,7 @@ fn roots_links_down_to_the_home_are_followed() {
     }
 }
 
+/// KP-5.2.
 #[test]
 fn two_paths_to_one_file() {
     let home = Home::new();
@@ -171,6 +176,7 @@ fn a_link_to_the_home_that_leads_nowhere_or_in_circles() {
     assert!(matches!(circle, Err(FileError::Io { .. })), "{circle:?}");
 }
 
+/// KP-5.11.
 #[test]
 fn a_users_link_to_the_home() {
     if !is_root("another user's link") {
@@ -197,6 +203,7 @@ fn outside_the_home_roots_links_are_followed_but_not_in_the_files_place() {
     assert_unsafe(&home, &path, &home.beside("keys.d/joe"), "a symbolic link");
 }
 
+/// KP-5.12.
 #[test]
 fn a_directory_everyone_can_write() {
     let home = Home::new();
@@ -209,6 +216,7 @@ fn a_directory_everyone_can_write() {
     assert_unsafe(&home, &home.keys(), &home.account.home, "writable by everyone");
 }
 
+/// KP-5.12.
 #[test]
 fn a_directory_or_file_of_somebody_else() {
     if !is_root("another owner") {
