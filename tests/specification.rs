@@ -11,8 +11,17 @@ use std::path::{Path, PathBuf};
 type Number = (u32, u32);
 
 /// Where a clause may be cited.
-const CITING: [&str; 8] =
-    ["src", "controlplane", "tests", "docs", "fuzz/src", "README.md", "CHANGELOG.md", "SECURITY.md"];
+const CITING: [&str; 9] = [
+    "src",
+    "controlplane",
+    "tests",
+    "docs",
+    "fuzz/src",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -129,9 +129,9 @@ boot_refused() { # the address is this host's own, and nobody listens there
 
 # KP-3.17.
 boot_no_way() { # no link but loopback, and no route
-  inside systemctl --quiet mask lab-network.service
+  inside systemctl --quiet disable lab-network.service
   held_back 1900 4000
-  inside systemctl --quiet unmask lab-network.service
+  inside systemctl --quiet enable lab-network.service
 }
 
 boot_silent() { # a link whose other end is a wall: nothing comes back, not even a refusal
@@ -144,8 +144,9 @@ Wants=network-pre.target
 [Service]
 Type=oneshot
 ExecStart=/bin/ip address del $METADATA_ADDRESS/32 dev lo
-ExecStart=/bin/ip link add wall type dummy
+ExecStart=/bin/ip link add wall type veth peer name behind
 ExecStart=/bin/ip address add 169.254.169.1/24 dev wall
+ExecStart=/bin/ip link set behind up
 ExecStart=/bin/ip link set wall up
 ExecStart=/bin/ip neighbour add $METADATA_ADDRESS lladdr 02:00:00:00:00:01 dev wall nud permanent
 [Install]
