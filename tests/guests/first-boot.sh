@@ -9,8 +9,8 @@ FIRST_BOOTS=${FIRST_BOOTS:-8}
 
 scene_first_boot() {
   try "cloud-init and the agent: no ordering cycle" first_boot_guest
-  try "first boots: image no, user-data yes, attach no" first_boots no true
-  try "first boots: image yes, user-data no, attach yes" first_boots yes false
+  try "first boots: image no, user-data yes, attach no" first_boots_no
+  try "first boots: image yes, user-data no, attach yes" first_boots_yes
 }
 
 first_boot_guest() {
@@ -61,6 +61,8 @@ C
 }
 
 # KP-6.17, KP-8.16.
+first_boots_no() { first_boots no true; }
+first_boots_yes() { first_boots yes false; }
 first_boots() { # ASKED(yes|no) USER-DATA(true|false)
   local number wrote=0
   cloud_inside yes "$1"
@@ -76,7 +78,7 @@ first_boots() { # ASKED(yes|no) USER-DATA(true|false)
     [ "$2" = true ] && word=yes || word=no
     ! inside grep -rqi "^ *PasswordAuthentication *$word" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/ || wrote=$((wrote + 1))
     # What it wrote may be live only with its restart of sshd.
-    inside systemctl reload ssh
+    inside systemctl restart ssh
     with_key cloudy
     if [ "$1" = yes ]; then with_password cloudy; else refused with_password cloudy; fi
     cycles
