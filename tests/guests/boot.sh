@@ -122,7 +122,7 @@ held_back() { # LEAST MOST, in milliseconds
 # KP-3.17.
 boot_refused() { # the address is this host's own, and nobody listens there
   inside systemctl --quiet disable test-cloud.service
-  held_back 900 3000
+  held_back 900 4500
   with_key root
   no_passwords
 }
@@ -130,7 +130,7 @@ boot_refused() { # the address is this host's own, and nobody listens there
 # KP-3.17.
 boot_no_way() { # no link but loopback, and no route
   inside systemctl --quiet disable lab-network.service
-  held_back 1900 4000
+  held_back 1900 4500
   inside systemctl --quiet enable lab-network.service
 }
 
