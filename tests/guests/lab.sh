@@ -51,7 +51,7 @@ root_of() {
   fi
   echo "$made"
 }
-LAB_FORM=1 # another number has every root file system built anew
+LAB_FORM=2 # another number has every root file system built anew
 
 furnish() { # ROOT BACKEND: what the tests find in every guest
   local root=$1 etc=$1/etc systemd=$1/etc/systemd/system
@@ -64,7 +64,7 @@ furnish() { # ROOT BACKEND: what the tests find in every guest
   echo "PermitRootLogin yes" >"$etc/ssh/sshd_config.d/50-lab.conf"
   cat >"$systemd/lab-host-keys.service" <<'UNIT'
 [Unit]
-Before=ssh.service ssh.socket
+Before=ssh.service
 ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
 [Service]
 Type=oneshot

@@ -54,10 +54,14 @@ unit_masked() {
   inside systemctl mask ssh
   saw "$(property LoadState ssh), $(property ActiveState ssh)"
   both_ways
+  detach
   inside systemctl unmask ssh
-  # Only if systemd has forgotten its process: 252 may end with it.
-  [ "$(property ActiveState ssh)" = active ] || sshd_ends || true
-  inside systemctl restart ssh
+  # systemd may have forgotten its process, and may end with it (seen with 247 and 252): a boot brings order.
+  cloud_stop
+  guest_reboot "$GUEST"
+  cloud_start
+  wait_for 20 "the agent's first poll" healthy
+  attach yes
 }
 
 unit_by_hand() {
