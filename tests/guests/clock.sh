@@ -10,7 +10,11 @@ scene_clock() {
 }
 
 clock_guest() {
-  installed_guest
+  guest_up "$GUEST" bookworm "$BACKEND"
+  # An emulated guest is slow.
+  cloud_start 120
+  install_package "$VERSION"
+  wait_for 60 "the agent's first poll" healthy
   cat >"$RUN/jump" <<'E'
 #!/bin/sh
 # From the right time to a wrong one and back; what is right follows the monotonic clock.

@@ -60,7 +60,8 @@ unit_masked() {
   cloud_stop
   guest_reboot "$GUEST"
   cloud_start
-  wait_for 20 "the agent's first poll" healthy
+  # It may have asked before there was a service, and asks again after up to a minute.
+  wait_for 90 "the agent's first poll" healthy
   attach yes
 }
 
