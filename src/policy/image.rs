@@ -140,7 +140,7 @@ fn password_login(files: &[(PathBuf, Vec<u8>)], place: Option<&Place>) -> Option
     let sets = format!("it sets `PasswordAuthentication {value}` at a clone's first boot");
     let does = match place {
         Some(Place::TopBlock(main)) => format!(
-            "{sets}, in every such line of {}, those of ours among them: a command that came before is undone",
+            "{sets}, in {}; it holds until a command says otherwise: the agent's block is read ahead of it",
             main.display()
         ),
         Some(Place::DropIn(_)) => {
@@ -300,7 +300,12 @@ mod tests {
             ("disable_root: false\nssh_pwauth: true\n", true, &drop_in, vec!["`PasswordAuthentication yes`"]),
             ("disable_root: 0\nssh_pwauth: 0 # no\n", true, &drop_in, vec!["`PasswordAuthentication no`"]),
             ("disable_root: no\n'ssh_pwauth': \"No\"\n", true, &None, vec!["`PasswordAuthentication no`"]),
-            ("disable_root: off\nssh_pwauth: yes\n", true, &top, vec!["is undone; `ssh_pwauth: unchanged`"]),
+            (
+                "disable_root: off\nssh_pwauth: yes\n",
+                true,
+                &top,
+                vec!["read ahead of it; `ssh_pwauth: unchanged`"],
+            ),
             ("disable_root: off\nssh_pwauth: yes\nssh_pwauth:\n", true, &top, vec![]),
             ("disable_root: true\n", true, &drop_in, vec!["in front: ours"]),
             ("users:\n", true, &drop_in, vec!["its default"]),
