@@ -1,17 +1,16 @@
 //! What beside sshd's settings decides whether an account gets in: shadow(5), nologin(5), and sshd's service of PAM.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::accounts::{PASSWD, PASSWD_LIMIT};
 use super::child;
 use super::config_tree::expand;
-use super::files::{KEY_FILE_LIMIT, reach, read_file};
+use super::files::{KEY_FILE_LIMIT, identity, read_file};
 use crate::policy::content::Content;
 use crate::policy::effective::Effective;
 use crate::policy::key_paths::KeyPath;
-use crate::policy::observation::{Account, KeyFile, PamRule, Shadow, ShadowEntry};
+use crate::policy::observation::{KeyFile, PamRule, Shadow, ShadowEntry};
 use crate::policy::pam::{self, ServiceFile};
 
 const NOLOGIN: &str = "/etc/nologin";
@@ -163,8 +162,9 @@ pub(super) fn shadow_entry(line: &str) -> Option<(&str, ShadowEntry)> {
     Some((name, entry))
 }
 
-/// The rules of sshd's service of PAM that refuse, or may refuse, this account's login with a key.
-pub(super) fn pam(effective: &Effective, account: &Account) -> Vec<PamRule> {
+/// The rules of sshd's service of PAM that refuse, or may refuse, a login with a key; `is_closed` as for
+/// [`pam::Installation`].
+pub(super) fn pam(effective: &Effective, is_closed: bool) -> Vec<PamRule> {
     let service = match effective.value("pamservicename") {
         "" => "sshd",
         service => service,
@@ -176,7 +176,7 @@ pub(super) fn pam(effective: &Effective, account: &Account) -> Vec<PamRule> {
             file: &service_file,
             // Where no directory of modules is found, whether one is installed is not known.
             has_module: &|module| directories.is_empty() || has_module(&directories, module),
-            is_closed: nologin().is_some() && account.uid != 0,
+            is_closed,
         },
     )
 }
@@ -227,11 +227,7 @@ const MOST_KEY_FILES: usize = 64;
 /// A pattern leads to the files that it matches and to that of its very name. One file under two names counts once;
 /// what cannot be read is left out.
 pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Content)> {
-    let identity = |path: &Path| {
-        let seen = reach(path).ok().and_then(|()| fs::metadata(path).ok())?;
-        Some((seen.dev(), seen.ino()))
-    };
-    let own_identity = own.and_then(|own| identity(&own.path));
+    let own_identity = own.and_then(|own| identity(&own.path).ok());
     let named = paths.iter().flat_map(|path| {
         let found = path.is_pattern.then(|| expand(path.path.clone()));
         let matched = found.and_then(Result::ok).map_or_else(Vec::new, |found| found.files);
@@ -240,7 +236,7 @@ pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBu
     let mut seen = Vec::new();
     let mut found: Vec<(PathBuf, Content)> = Vec::new();
     for path in named {
-        let file = identity(&path);
+        let file = identity(&path).ok();
         let is_own = |own: &&KeyFile| path == own.path || file.is_some() && file == own_identity;
         if found.len() >= MOST_KEY_FILES || file.is_some() && seen.contains(&file) {
             continue;

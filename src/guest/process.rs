@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::files::resolved;
+use super::files::{identity, resolved};
 use super::{scout, sockets};
 use crate::policy::foreign::foreign;
 use crate::policy::holders::{has_ids, status_line};
@@ -153,10 +153,6 @@ pub(super) fn program(pid: i32, arguments: &[String]) -> Result<PathBuf, String>
                 "it was started as '{argv0}', which is no absolute path, and {link}: {error}"
             ));
         }
-    };
-    let identity = |path: &Path| {
-        scout::reach(path)?;
-        fs::metadata(path).map(|file| (file.dev(), file.ino()))
     };
     let at_the_path = match identity(&named) {
         Ok(found) => found,

@@ -328,11 +328,13 @@ impl Guest for RealGuest {
     }
 
     fn login(&self, account: &Account, sshd: &Sshd) -> Login {
-        let pam = sshd.answers.first().map(|first| login::pam(&first.effective, account));
+        let nologin = login::nologin();
+        let is_closed = nologin.is_some() && account.uid != 0;
+        let pam = sshd.answers.first().map(|first| login::pam(&first.effective, is_closed));
         Login {
             shadow: login::shadow(&account.name),
             today: self.now().unix_timestamp() / (24 * 60 * 60),
-            nologin: login::nologin(),
+            nologin,
             pam: pam.unwrap_or_default(),
             people: Vec::new(),
             groups: login::groups(),

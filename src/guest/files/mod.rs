@@ -45,7 +45,7 @@ pub use lock::{Guard, LockError};
 pub(super) use mounts::Mounts;
 pub use mounts::{View, is_mounted, view};
 pub use read::read_file;
-pub(super) use read::{reach, resolved};
+pub(super) use read::{identity, reach, resolved};
 pub use replace::Replaced;
 pub use root_file::{
     ROOT_FILE_LIMIT, labels_to_root_file, read_root_file, relabel_root_file, remove_root_file,

@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -82,6 +83,15 @@ pub(in crate::guest) fn reach(path: &Path) -> Result<(), FileError> {
 /// A path without links, realpath(3); `None` where nothing is there, or it does not answer.
 pub(in crate::guest) fn resolved(path: &Path) -> Option<PathBuf> {
     reach(path).ok().and_then(|()| std::fs::canonicalize(path).ok())
+}
+
+/// Which file stands at a path, links followed: device and inode, stat(2).
+///
+/// # Errors
+/// The system's; that it does not answer.
+pub(in crate::guest) fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    scout::reach(path)?;
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Reads a file of the system, as sshd would: links are followed. `None` where there is no such file (a link
