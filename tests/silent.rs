@@ -71,10 +71,8 @@ fn add_another_account(guest: &Guest) {
     }
 }
 
-/// `group: files slow`: everything that needs no groups works, and the rest is refused by name.
-/// KP-8.14.
-#[test]
-fn a_name_service_that_hangs() {
+/// In a scene of its own, with a name service that obeys and a key file that holds `# mine`.
+fn with_name_service(test: impl FnOnce(&Guest, &NameService, &Key) + Send) {
     if !available(&TOOLS) {
         return;
     }
@@ -83,46 +81,48 @@ fn a_name_service_that_hangs() {
         let Some(names) = NameService::new(&guest.folder, FILES_FIRST) else { return };
         let key = Key::new(&guest.folder, "me");
         fs::write(guest.key_file(), "# mine\n").unwrap();
+        test(&guest, &names, &key);
+    });
+}
+
+/// `group: files slow`: everything that needs no groups works, and the rest is refused by name.
+/// KP-8.14.
+#[test]
+fn a_name_service_that_hangs() {
+    with_name_service(|guest, names, key| {
         names.does("slow");
-        let bound = applied(&guest, &attach("k", &key, "no"));
+        let bound = applied(guest, &attach("k", key, "no"));
         assert_eq!(bound["status"], "succeeded", "a slow one is waited for: {bound}");
         names.does_not("slow");
         names.does("hang");
-        let refused = applied(&guest, &attach("k", &key, "yes"));
+        let refused = applied(guest, &attach("k", key, "yes"));
         assert_eq!(refused["reason"], "IO_ERROR", "{refused}");
         let message = refused["message"].as_str().unwrap();
         assert!(message.contains("the name service did not answer"), "{refused}");
-        let status = ends(&guest, &["status"], "");
+        let status = ends(guest, &["status"], "");
         assert_eq!(status.status.code(), Some(1), "{status:?}");
         assert!(said(&status).contains("the name service did not answer"), "{status:?}");
         for words in [&["check"][..], &["plan", "-"]] {
-            let output = ends(&guest, words, &attach("k", &key, "yes").to_string());
+            let output = ends(guest, words, &attach("k", key, "yes").to_string());
             assert!(said(&output).contains("the name service did not answer"), "{words:?}: {output:?}");
             assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
         }
-        let undone = ends(&guest, &["undo"], "");
+        let undone = ends(guest, &["undo"], "");
         assert_eq!(undone.status.code(), Some(0), "{undone:?}");
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
         assert!(!guest.drop_in().exists());
         names.does_not("hang");
-        assert!(!guest.sshd.lets_in(&key) && guest.sshd.offers_password());
+        assert!(!guest.sshd.lets_in(key) && guest.sshd.offers_password());
         wait_for("the end of all scouts", || (scouts() == 0).then_some(()));
     });
 }
 
 #[test]
 fn a_detach_needs_no_groups() {
-    if !available(&TOOLS) {
-        return;
-    }
-    apart(|| {
-        let guest = Guest::new();
-        let Some(names) = NameService::new(&guest.folder, FILES_FIRST) else { return };
-        let key = Key::new(&guest.folder, "me");
-        fs::write(guest.key_file(), "# mine\n").unwrap();
-        assert_eq!(applied(&guest, &attach("k", &key, "yes"))["status"], "succeeded");
+    with_name_service(|guest, names, key| {
+        assert_eq!(applied(guest, &attach("k", key, "yes"))["status"], "succeeded");
         names.does("hang");
-        let detached = applied(&guest, &detach("k"));
+        let detached = applied(guest, &detach("k"));
         assert_eq!(detached["status"], "succeeded", "{detached}");
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
     });

@@ -351,15 +351,17 @@ impl<'a> Course<'a> {
 
     /// Again, if sshd turned it away while the one before was still on its way out: `MaxStartups`.
     fn see(&self, way: &Way, with: With<'_>) -> Seen {
-        let turned_away = || self.guest().log().matches("past MaxStartups").count();
-        let mut before = turned_away();
+        let mut known = 0;
         loop {
             let seen = login(self.lab, self.guest(), way, with);
-            let now = turned_away();
-            if seen.answered || now == before {
+            if seen.answered {
                 return seen;
             }
-            before = now;
+            let turned_away = self.guest().log().matches("past MaxStartups").count();
+            if turned_away == known {
+                return seen;
+            }
+            known = turned_away;
         }
     }
 
