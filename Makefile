@@ -57,7 +57,7 @@ test-selinux: ## a qemu guest whose SELinux enforces: attach, boot, wrong labels
 	@SUITES=selinux bash tests/guests/run.sh
 
 test-hostile-answers: deps ## two hours of random answers from somebody who is not the metadata service; needs root
-	KEYPAIR_HOSTILE_ANSWERS=$${KEYPAIR_HOSTILE_ANSWERS:-7200} cargo test --test hostile_channel -- --exact lies::hours_of_lies --nocapture
+	KEYPAIR_HOSTILE_ANSWERS=$${KEYPAIR_HOSTILE_ANSWERS:-7200} cargo test --test hostile_channel -- --exact lies::daemon_survives_random_responses --nocapture
 
 test-hostile-guest: deps ## 10,000 changes of key files each way while the owner of the home swaps what is on the way; needs root; two minutes
 	KEYPAIR_HOSTILE_RACES=10000 cargo test -p keypair-agent --test hostile_guest -- --nocapture

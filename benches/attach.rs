@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 
 use keypair_agent::config::Config;
 use keypair_agent::guest::Guest as _;
-use keypair_agent::guest::real::RealGuest;
+use keypair_agent::guest::real::LinuxGuest;
 use keypair_agent::policy::observation::Sshd;
 use keypair_agent::policy::public_key::PublicKey;
-use keypair_agent::policy::trial::{TrialAnswer, TrialQuestion};
+use keypair_agent::policy::trial::{TrialOutcome, TrialRequest};
 
-use support::{Guest, Key, attach, available, detach};
+use support::{TestGuest, TestKey, attach_command, detach_command, has_tools};
 
 const ROUNDS: usize = 15;
 
-fn floor(folder: &Path) -> Duration {
+fn time_durable_replace(folder: &Path) -> Duration {
     let begun = Instant::now();
     let (new, name) = (folder.join("floor.new"), folder.join("floor"));
     let mut file = File::create(&new).unwrap();
@@ -40,7 +40,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 /// A bare ssh(1) that a private `sshd -i` refuses: what a trial cannot do without.
-fn refused_ssh(guest: &Guest, key: &Key) -> Duration {
+fn time_refused_ssh(guest: &TestGuest, key: &TestKey) -> Duration {
     let sshd = format!("ProxyCommand=exec /usr/sbin/sshd -i -f {}", guest.path("sshd_config").display());
     let begun = Instant::now();
     let mut ssh = Command::new("ssh");
@@ -61,8 +61,8 @@ fn refused_ssh(guest: &Guest, key: &Key) -> Duration {
 }
 
 /// The trial of one key, as a command asks for it.
-fn trial(guest: &RealGuest, sshd: &Sshd, key: &Key) -> Duration {
-    let question = TrialQuestion {
+fn time_trial(guest: &LinuxGuest, sshd: &Sshd, key: &TestKey) -> Duration {
+    let question = TrialRequest {
         user: "root".to_owned(),
         key: PublicKey::parse(&key.line).unwrap(),
         ahead: "PasswordAuthentication no\n".to_owned(),
@@ -71,20 +71,20 @@ fn trial(guest: &RealGuest, sshd: &Sshd, key: &Key) -> Duration {
         needs_addresses: false,
     };
     let begun = Instant::now();
-    let answers = guest.trial(sshd, &question);
-    assert!(matches!(answers.as_slice(), [TrialAnswer::Refused(_)]), "{answers:?}");
+    let answers = guest.run_trial(sshd, &question);
+    assert!(matches!(answers.as_slice(), [TrialOutcome::Refused(_)]), "{answers:?}");
     begun.elapsed()
 }
 
 fn main() {
-    if !available(&["sshd", "ssh", "ssh-keygen"]) {
+    if !has_tools(&["sshd", "ssh", "ssh-keygen"]) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let folder = guest.path("state");
-    guest.apply(&attach("my-test", &key, "no"));
-    guest.apply(&detach("my-test"));
+    guest.apply(&attach_command("my-test", &key, "no"));
+    guest.apply(&detach_command("my-test"));
     let timed = |what: &dyn Fn()| {
         let begun = Instant::now();
         what();
@@ -92,19 +92,23 @@ fn main() {
     };
     let (mut key_only, mut with_sshd, mut floors) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        floors.push(floor(&folder));
-        key_only.push(timed(&|| assert_eq!(guest.apply(&attach("my-test", &key, "no"))["changed"], true)));
-        guest.apply(&detach("my-test"));
-        assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
-        with_sshd.push(timed(&|| assert_eq!(guest.apply(&attach("my-test", &key, "no"))["changed"], true)));
-        guest.apply(&detach("my-test"));
+        floors.push(time_durable_replace(&folder));
+        key_only.push(timed(&|| {
+            assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["changed"], true)
+        }));
+        guest.apply(&detach_command("my-test"));
+        assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0));
+        with_sshd.push(timed(&|| {
+            assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["changed"], true)
+        }));
+        guest.apply(&detach_command("my-test"));
     }
     let config = Config::load(Some(&guest.config)).unwrap();
-    let (real, mut bare, mut trials) = (RealGuest::new(&config), Vec::new(), Vec::new());
-    let sshd = real.sshd("root").unwrap();
+    let (real, mut bare, mut trials) = (LinuxGuest::new(&config), Vec::new(), Vec::new());
+    let sshd = real.inspect_sshd("root").unwrap();
     for _ in 0..ROUNDS {
-        bare.push(refused_ssh(&guest, &key));
-        trials.push(trial(&real, &sshd, &key));
+        bare.push(time_refused_ssh(&guest, &key));
+        trials.push(time_trial(&real, &sshd, &key));
     }
     let (bare, trial) = (median(bare), median(trials));
     println!("a bare ssh to an sshd -i that refuses it               {bare:>10.2?}");

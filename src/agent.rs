@@ -36,25 +36,25 @@ use crate::channel::http::HttpChannel;
 use crate::channel::run_lock::{RunLock, RunLockError};
 use crate::logging::Event;
 use crate::policy::types::{CommandId, InstanceId};
-use crate::transaction::owed::Settled;
-use crate::transaction::perform::Performed;
+use crate::transaction::owed::OwedProofOutcome;
+use crate::transaction::perform::Execution;
 use crate::transaction::pulse;
 use crate::transaction::state::StoredResult;
-use course::Course;
-use report::{Manager, Nobody, Report, Systemd};
+use course::PollLoop;
+use report::{NoopManager, ServiceManager, StatusReporter, Systemd};
 
 /// When `READY=1` is sent at the latest, whatever is in flight (KP-3.17).
-const READY_AFTER: Duration = Duration::from_secs(5);
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a command in flight may take to end after SIGTERM (KP-8.13).
-const STOP_LIMIT: Duration = Duration::from_secs(15);
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often the step of what is in flight is looked at.
-const FOLLOW: Duration = Duration::from_secs(5);
+const STEP_REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the loop needs of the transaction room. Every call is synchronous, takes the lock for itself, and runs
 /// on the blocking thread. An error is one line for a person; the call is not repeated unless said so here.
-pub trait Transactions: Send + 'static {
+pub trait CommandEngine: Send + 'static {
     /// Undoes what an earlier process left open; at start, before anything else.
     ///
     /// # Errors
@@ -69,22 +69,22 @@ pub trait Transactions: Send + 'static {
     ///
     /// # Errors
     /// Where it could not be kept, or is refused.
-    fn adopt(&mut self, id: &InstanceId) -> Result<(), String>;
+    fn adopt_instance_id(&mut self, id: &InstanceId) -> Result<(), String>;
 
     /// One command, from its bytes to its recorded result. `stop` is set when the process is to end.
-    fn perform(&mut self, bytes: &[u8], stop: &AtomicBool) -> Performed;
+    fn execute_command(&mut self, bytes: &[u8], stop: &AtomicBool) -> Execution;
 
     /// The result that was not delivered yet, by its exact bytes; it survives restarts. Asked once a start.
     ///
     /// # Errors
     /// Where the state cannot be read.
-    fn undelivered(&mut self) -> Result<Option<StoredResult>, String>;
+    fn undelivered_result(&mut self) -> Result<Option<StoredResult>, String>;
 
     /// The result of this command got a final answer.
     ///
     /// # Errors
     /// Where the state cannot be written; the result is then delivered again after a restart.
-    fn delivered(&mut self, id: &CommandId) -> Result<(), String>;
+    fn mark_delivered(&mut self, id: &CommandId) -> Result<(), String>;
 
     /// `result` takes the place of the kept result of this command: the service refused the form of that one.
     ///
@@ -99,8 +99,8 @@ pub trait Transactions: Send + 'static {
     ///
     /// # Errors
     /// Where it could not be settled; it is tried again.
-    fn settle_proof(&mut self) -> Result<Settled, String> {
-        Ok(Settled::Nothing)
+    fn check_owed_proof(&mut self) -> Result<OwedProofOutcome, String> {
+        Ok(OwedProofOutcome::NoneOwed)
     }
 
     /// Whether the network may still be on its way, after this host had no way to the service.
@@ -109,7 +109,7 @@ pub trait Transactions: Send + 'static {
     }
 
     /// The document of KP-3.37.
-    fn describe(&mut self) -> String;
+    fn build_agent_report(&mut self) -> String;
 
     /// A few words for `systemctl status`: binding, password login, component.
     fn summary(&mut self) -> String;
@@ -117,7 +117,7 @@ pub trait Transactions: Send + 'static {
 
 /// What `run` takes from the configuration.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct AgentSettings {
     /// `metadata_url`
     pub base_url: BaseUrl,
     /// `long_poll_seconds`
@@ -162,9 +162,9 @@ impl From<io::Error> for AgentError {
 ///
 /// # Errors
 /// [`AgentError`] where it cannot begin; once begun, it ends in order.
-pub fn run<T: Transactions>(settings: Settings, transactions: T) -> Result<(), AgentError> {
+pub fn run<T: CommandEngine>(settings: AgentSettings, transactions: T) -> Result<(), AgentError> {
     let _lock = RunLock::acquire(&settings.run_dir)?;
-    let signals = Signals::catch()?;
+    let signals = StopSignals::install_handlers()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -173,16 +173,16 @@ pub fn run<T: Transactions>(settings: Settings, transactions: T) -> Result<(), A
         .thread_keep_alive(Duration::from_millis(100))
         .build()?;
     tracing::info!(MESSAGE_ID = Event::Started.id(), url = %settings.base_url, "keypair-agent {} started", crate::VERSION);
-    let course = Course::new(
+    let course = PollLoop::new(
         HttpChannel::new(settings.base_url),
         transactions,
-        Report::new(Some(settings.run_dir), Systemd),
+        StatusReporter::new(Some(settings.run_dir), Systemd),
         settings.long_poll,
-        backoff::random,
+        backoff::random_u64,
     );
     let served = runtime.block_on(async {
-        let stop = signals.stop()?;
-        serve(&course, stop, sd_notify::watchdog_enabled()).await;
+        let stop = signals.into_stop_future()?;
+        run_until_stopped(&course, stop, sd_notify::watchdog_enabled()).await;
         Ok(())
     });
     // A command that did not end in time is cut off here, as by a power failure: the next start recovers.
@@ -193,24 +193,30 @@ pub fn run<T: Transactions>(settings: Settings, transactions: T) -> Result<(), A
 
 /// The same loop for one agent of many in a process, until `stop`: without a lock, signals, systemd or a state for `status`.
 /// It is what `run` is towards a service, to be tried in numbers.
-pub async fn run_among_others<C: Channel, T: Transactions>(
+pub async fn run_embedded<C: Channel, T: CommandEngine>(
     channel: C,
     transactions: T,
     long_poll: Duration,
     stop: impl Future<Output = ()>,
 ) {
-    let course = Course::new(channel, transactions, Report::new(None, Nobody), long_poll, backoff::random);
-    serve(&course, stop, None).await;
+    let course = PollLoop::new(
+        channel,
+        transactions,
+        StatusReporter::new(None, NoopManager),
+        long_poll,
+        backoff::random_u64,
+    );
+    run_until_stopped(&course, stop, None).await;
 }
 
 /// The signals that end `run`. SIGHUP gets a handler that does nothing: it is ignored here and not in the
 /// children, as it would be if it were ignored outright.
-struct Signals {
+struct StopSignals {
     reader: StdUnixStream,
 }
 
-impl Signals {
-    fn catch() -> io::Result<Self> {
+impl StopSignals {
+    fn install_handlers() -> io::Result<Self> {
         let (reader, writer) = StdUnixStream::pair()?;
         reader.set_nonblocking(true)?;
         writer.set_nonblocking(true)?;
@@ -221,7 +227,7 @@ impl Signals {
     }
 
     /// Ends with the first signal, also with one that came before.
-    fn stop(self) -> io::Result<impl Future<Output = ()>> {
+    fn into_stop_future(self) -> io::Result<impl Future<Output = ()>> {
         let reader = UnixStream::from_std(self.reader)?;
         Ok(async move {
             // An error of the socket pair leaves nothing that could stop us in order: it is taken as a stop.
@@ -231,76 +237,76 @@ impl Signals {
 }
 
 /// Runs the course until `stop`. An idle one ends at once; a command in flight is told to stop and waited for.
-async fn serve<C: Channel, T: Transactions, M: Manager>(
-    course: &Course<C, T, M>,
+async fn run_until_stopped<C: Channel, T: CommandEngine, M: ServiceManager>(
+    course: &PollLoop<C, T, M>,
     stop: impl Future<Output = ()>,
     watchdog: Option<Duration>,
 ) {
     let mut work = pin!(course.run());
-    let mut attendance = pin!(attend(course, watchdog));
+    let mut attendance = pin!(run_housekeeping(course, watchdog));
     tokio::select! {
         () = &mut work => return,
         () = &mut attendance => return,
         () = stop => {}
     }
-    course.report().stopping();
-    course.stop().store(true, Ordering::SeqCst);
+    course.reporter().notify_stopping();
+    course.stop_flag().store(true, Ordering::SeqCst);
     if course.is_writing() {
         tokio::select! {
             () = &mut work => {}
             () = &mut attendance => {}
-            () = sleep(STOP_LIMIT) => tracing::warn!(
-                MESSAGE_ID = Event::TransactionTrouble.id(),
-                "the command in flight did not end within {} s; the next start recovers", STOP_LIMIT.as_secs()
+            () = sleep(STOP_TIMEOUT) => tracing::warn!(
+                MESSAGE_ID = Event::TransactionFailed.id(),
+                "the command in flight did not end within {} s; the next start recovers", STOP_TIMEOUT.as_secs()
             ),
         }
     }
 }
 
 /// What must happen whatever the course waits for; does not end.
-async fn attend<C: Channel, T: Transactions, M: Manager>(
-    course: &Course<C, T, M>,
+async fn run_housekeeping<C: Channel, T: CommandEngine, M: ServiceManager>(
+    course: &PollLoop<C, T, M>,
     watchdog: Option<Duration>,
 ) {
-    let report = course.report();
+    let report = course.reporter();
     let ready = async {
-        sleep(READY_AFTER).await;
-        report.ready();
+        sleep(READY_TIMEOUT).await;
+        report.notify_ready();
     };
     let beat = async {
         let Some(limit) = watchdog else { return std::future::pending().await };
-        let mut pulse = Pulse::new();
+        let mut pulse = WorkerLiveness::new();
         loop {
             sleep(limit / 2).await;
-            if pulse.moved_within(limit, course.is_working()) {
-                report.watchdog();
+            if pulse.has_moved_within(limit, course.is_working()) {
+                report.notify_watchdog();
             }
         }
     };
     let follow = async {
         loop {
-            sleep(FOLLOW).await;
-            report.follow();
+            sleep(STEP_REFRESH_INTERVAL).await;
+            report.refresh_step();
         }
     };
     tokio::join!(ready, beat, follow);
 }
 
 /// Whether the worker moves: every step of it has a time limit, and one that exceeds the watchdog's does not end.
-struct Pulse {
+struct WorkerLiveness {
     moves: u64,
     moved_at: Instant,
     told: bool,
 }
 
-impl Pulse {
+impl WorkerLiveness {
     fn new() -> Self {
-        Self { moves: pulse::seen().0, moved_at: Instant::now(), told: false }
+        Self { moves: pulse::read_progress().0, moved_at: Instant::now(), told: false }
     }
 
     /// Whether it is idle, or moved within this time.
-    fn moved_within(&mut self, limit: Duration, is_working: bool) -> bool {
-        let (moves, step) = pulse::seen();
+    fn has_moved_within(&mut self, limit: Duration, is_working: bool) -> bool {
+        let (moves, step) = pulse::read_progress();
         if !is_working || moves != self.moves {
             *self = Self { moves, moved_at: Instant::now(), told: false };
         }
@@ -308,7 +314,7 @@ impl Pulse {
         if !moves && !self.told {
             self.told = true;
             tracing::error!(
-                MESSAGE_ID = Event::TransactionTrouble.id(),
+                MESSAGE_ID = Event::TransactionFailed.id(),
                 "what is in flight has not moved for {} s (step: {step}); the watchdog is not fed any more",
                 limit.as_secs()
             );

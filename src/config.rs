@@ -8,15 +8,15 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::channel::base_url::BaseUrl;
-use crate::policy::foreign::{foreign, message};
+use crate::policy::foreign::{sanitize_message, sanitize_text};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::InstanceId;
 
 /// Where the configuration is, unless `--config` says otherwise.
-pub const DEFAULT_PATH: &str = "/etc/keypair-agent/config.toml";
+pub const DEFAULT_CONFIG_PATH: &str = "/etc/keypair-agent/config.toml";
 
 /// The most bytes of a configuration.
-const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 
 /// The validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,9 +94,9 @@ impl std::error::Error for ConfigError {}
 /// The file as it is written; `None` where a key is absent.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct ConfigFile {
     metadata_url: Option<BaseUrl>,
-    long_poll_seconds: Option<LongPoll>,
+    long_poll_seconds: Option<LongPollSeconds>,
     target_user: Option<LoginName>,
     component_info: Option<AbsolutePath>,
     state_dir: Option<AbsolutePath>,
@@ -118,9 +118,9 @@ struct SshdFile {
 }
 
 #[derive(Debug)]
-struct LongPoll(u32);
+struct LongPollSeconds(u32);
 
-impl<'de> Deserialize<'de> for LongPoll {
+impl<'de> Deserialize<'de> for LongPollSeconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match i64::deserialize(deserializer)? {
             seconds @ 1..=600 => Ok(Self(seconds as u32)),
@@ -163,11 +163,11 @@ impl Config {
     /// # Errors
     /// The file, its line and what is wrong.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let named = path.unwrap_or(Path::new(DEFAULT_PATH));
-        match read(named) {
+        let named = path.unwrap_or(Path::new(DEFAULT_CONFIG_PATH));
+        match read_config_file(named) {
             Ok(bytes) => match std::str::from_utf8(&bytes) {
                 Ok(text) => Self::parse(text, named),
-                Err(error) => Err(not_text(&bytes[..error.valid_up_to()], named)),
+                Err(error) => Err(not_utf8_error(&bytes[..error.valid_up_to()], named)),
             },
             // A link to nothing is no default: whoever put it there means what it leads to.
             Err(error)
@@ -184,7 +184,8 @@ impl Config {
     /// # Errors
     /// The line and what is wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text).map_err(|error| invalid(&error, text, path))?;
+        let file: ConfigFile =
+            toml::from_str(text).map_err(|error| invalid_config_error(&error, text, path))?;
         let or = |given: Option<AbsolutePath>, usual: &str| {
             given.map_or_else(|| PathBuf::from(usual), |path| path.0)
         };
@@ -209,53 +210,57 @@ impl Config {
 }
 
 /// The bytes of the file, a few more than it may have at most.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+fn read_config_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 {
-        ..=MAX_BYTES => Ok(bytes),
+        ..=MAX_CONFIG_BYTES => Ok(bytes),
         _ => Err(io::Error::other("it is larger than 1 MiB; name the right file")),
     }
 }
 
-fn line_behind(text: &[u8]) -> usize {
+fn line_number_after(text: &[u8]) -> usize {
     text.iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
-fn not_text(before: &[u8], path: &Path) -> ConfigError {
+fn not_utf8_error(before: &[u8], path: &Path) -> ConfigError {
     ConfigError::Invalid {
         path: path.to_owned(),
-        line: Some(line_behind(before)),
+        line: Some(line_number_after(before)),
         why: "it is not UTF-8; write the file as UTF-8".to_owned(),
     }
 }
 
 /// What is wrong, and where: the key, cause, remedy.
-fn invalid(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
+fn invalid_config_error(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
     let before = error.span().and_then(|span| text.get(..span.start));
-    let key = error.span().and_then(|span| key_at(text, span.start));
-    let cause = message(&error.message().replace('\n', " "));
+    let key = error.span().and_then(|span| find_key_at(text, span.start));
+    let cause = sanitize_message(&error.message().replace('\n', " "));
     let why = match key {
-        Some(key) => format!("{}: {cause}; {}", foreign(key), remedy(key)),
+        Some(key) => format!("{}: {cause}; {}", sanitize_text(key), remedy_for_key(key)),
         None => format!("{cause}; correct it as keypair-agent.toml(5) describes"),
     };
-    ConfigError::Invalid { path: path.to_owned(), line: before.map(|text| line_behind(text.as_bytes())), why }
+    ConfigError::Invalid {
+        path: path.to_owned(),
+        line: before.map(|text| line_number_after(text.as_bytes())),
+        why,
+    }
 }
 
 /// The key whose value stands at `at`, or that stands there itself.
-fn key_at(text: &str, at: usize) -> Option<&str> {
+fn find_key_at(text: &str, at: usize) -> Option<&str> {
     let (before, behind) = text.split_at_checked(at)?;
     let line = before.rsplit('\n').next().unwrap_or_default();
-    let of_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let is_key_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     let named = match line.rsplit_once('=') {
-        Some((key, _)) => key.trim_end().rsplit(|c| !of_key(c)).next(),
-        None => behind.split(|c| !of_key(c)).next(),
+        Some((key, _)) => key.trim_end().rsplit(|c| !is_key_char(c)).next(),
+        None => behind.split(|c| !is_key_char(c)).next(),
     };
     named?.rsplit('.').next().filter(|key| !key.is_empty())
 }
 
 /// What a key's value is, and an example.
-fn remedy(key: &str) -> &'static str {
+fn remedy_for_key(key: &str) -> &'static str {
     match key {
         "metadata_url" => "write a URL in quotes, as in \"http://169.254.169.254/metadata/latest\"",
         "long_poll_seconds" => "write an integer from 1 to 600, without quotes",
@@ -276,14 +281,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn parse(text: &str) -> Result<Config, ConfigError> {
+    fn parse_text(text: &str) -> Result<Config, ConfigError> {
         Config::parse(text, Path::new("/etc/keypair-agent/config.toml"))
     }
 
     /// KP-8.10.
     #[test]
-    fn an_empty_file_means_defaults() {
-        let config = parse("").unwrap();
+    fn empty_file_means_defaults() {
+        let config = parse_text("").unwrap();
         assert_eq!(config.long_poll_seconds, 60);
         assert_eq!(config.target_user, "root");
         assert_eq!(config.sshd.binary, Path::new("/usr/sbin/sshd"));
@@ -315,14 +320,14 @@ mod tests {
             ("[sshd]\n\npid_file = true\n", 3, "pid_file: "),
             ("state_dir = 1979-05-27\n", 1, "; write an absolute path"),
         ] {
-            let error = parse(text).unwrap_err().to_string();
+            let error = parse_text(text).unwrap_err().to_string();
             assert!(error.starts_with(&format!("/etc/keypair-agent/config.toml:{line}: ")), "{error}");
             assert!(error.contains(word), "{error}");
         }
     }
 
     #[test]
-    fn what_is_not_a_text_of_ours_is_named_too() {
+    fn non_utf8_or_oversized_file_is_named_in_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         std::fs::write(&path, b"proof = true\n# caf\xe9\n").unwrap();
@@ -332,12 +337,12 @@ mod tests {
         let error = Config::load(Some(&path)).unwrap_err().to_string();
         assert!(error.contains(&path.display().to_string()) && error.contains("1 MiB"), "{error}");
         let long = format!("target_user = \"{}\"\n", ",".repeat(100_000));
-        assert!(parse(&long).unwrap_err().to_string().len() < 600);
+        assert!(parse_text(&long).unwrap_err().to_string().len() < 600);
     }
 
     /// KP-8.10.
     #[test]
-    fn a_missing_default_file_is_fine_and_a_missing_named_one_is_not() {
+    fn missing_named_config_file_is_an_error() {
         assert!(Config::load(Some(Path::new("/nonexistent/config.toml"))).is_err());
     }
 }

@@ -16,10 +16,10 @@ use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::policy::outcome::printable;
+use crate::policy::outcome::escape_unprintable;
 
 /// The variable that names the level: `error`, `warn`, `info` (unless given) or `debug`.
-pub const LEVEL_VARIABLE: &str = "KEYPAIR_AGENT_LOG";
+pub const LOG_LEVEL_ENV: &str = "KEYPAIR_AGENT_LOG";
 
 /// The field that becomes the journal's `MESSAGE_ID`; it is not shown where the log is text.
 const MESSAGE_ID: &str = "MESSAGE_ID";
@@ -42,7 +42,7 @@ pub enum Event {
     /// A command was refused: `INVALID_ARGUMENT` or `FAILED_PRECONDITION`.
     CommandRefused,
     /// A command failed although it should have worked: `INTERNAL`.
-    CommandBroken,
+    CommandFailed,
     /// A command seen before was answered with its stored result.
     CommandRepeated,
     /// What came has no usable id, or could not be judged now.
@@ -52,13 +52,13 @@ pub enum Event {
     /// The service does not take the result, for good.
     ResultRefused,
     /// The channel answers, for the first time or again.
-    ChannelWorks,
+    ChannelUp,
     /// The channel fails, or fails in another way than before.
-    ChannelFails,
+    ChannelDown,
     /// The service said which instance this is.
-    InstanceKnown,
+    InstanceIdentified,
     /// The state or its lock cannot be used, or recovery could not finish.
-    TransactionTrouble,
+    TransactionFailed,
     /// The service does not take the document on what runs here.
     AnnounceFailed,
 }
@@ -74,15 +74,15 @@ impl Event {
             Self::CommandUnchanged => "f5642c684cb84ccdbb29d94c606797cc",
             Self::CommandWarned => "2f1d6c8e0b7a4c53a9d4e6f18b20c7d5",
             Self::CommandRefused => "013c8bbb522541fc954b1a8058ae257c",
-            Self::CommandBroken => "3829bbd0d6374aba8ae0f5236474c20d",
+            Self::CommandFailed => "3829bbd0d6374aba8ae0f5236474c20d",
             Self::CommandRepeated => "bb8ea762f28343e59491f0089a69298a",
             Self::CommandUnanswerable => "b8bb7de7f9c2465ab9a09db9336510e8",
             Self::ResultDelivered => "990eed8f526949ac9fbad071d1659e05",
             Self::ResultRefused => "523674472b7e4a38872705b264cd69fd",
-            Self::ChannelWorks => "f56daaead0c94d4197f3def9fad836f2",
-            Self::ChannelFails => "32e40a04373448448a9a65e1bcd44687",
-            Self::InstanceKnown => "6df800318e974a6db413bd5770406139",
-            Self::TransactionTrouble => "10b40cfeb38d4b5196c32045f13ccb41",
+            Self::ChannelUp => "f56daaead0c94d4197f3def9fad836f2",
+            Self::ChannelDown => "32e40a04373448448a9a65e1bcd44687",
+            Self::InstanceIdentified => "6df800318e974a6db413bd5770406139",
+            Self::TransactionFailed => "10b40cfeb38d4b5196c32045f13ccb41",
             Self::AnnounceFailed => "2a04cf2930c642debf424b54861ad251",
         }
     }
@@ -90,11 +90,11 @@ impl Event {
 
 /// Sets up the log of this process; called once, early.
 pub fn init() {
-    let named = std::env::var(LEVEL_VARIABLE).ok();
-    let level = named.as_deref().map_or(Some(LevelFilter::INFO), level);
+    let named = std::env::var(LOG_LEVEL_ENV).ok();
+    let level = named.as_deref().map_or(Some(LevelFilter::INFO), parse_level);
     let registry = tracing_subscriber::registry().with(level.unwrap_or(LevelFilter::INFO));
     // A journal that cannot be reached is no reason to be silent.
-    let journal = if stderr_is_the_journal() { tracing_journald::layer().ok() } else { None };
+    let journal = if is_stderr_journal() { tracing_journald::layer().ok() } else { None };
     let set = match journal {
         Some(journal) => {
             // Ordinary words are no notices to the journal.
@@ -110,16 +110,16 @@ pub fn init() {
             tracing::subscriber::set_global_default(registry.with(journal))
         }
         None => {
-            let text = Text { times: !io::stderr().is_terminal(), out: io::stderr };
+            let text = TextLayer { times: !io::stderr().is_terminal(), out: io::stderr };
             tracing::subscriber::set_global_default(registry.with(text))
         }
     };
     if set.is_ok() && level.is_none() {
-        tracing::warn!("{LEVEL_VARIABLE} is none of error, warn, info and debug; taken as info");
+        tracing::warn!("{LOG_LEVEL_ENV} is none of error, warn, info and debug; taken as info");
     }
 }
 
-fn level(name: &str) -> Option<LevelFilter> {
+fn parse_level(name: &str) -> Option<LevelFilter> {
     match name {
         "" | "info" => Some(LevelFilter::INFO),
         "error" => Some(LevelFilter::ERROR),
@@ -131,21 +131,21 @@ fn level(name: &str) -> Option<LevelFilter> {
 
 /// Whether systemd connected stderr to the journal: `JOURNAL_STREAM` names its device and inode. A child of a
 /// service inherits the variable too, so the two are compared.
-fn stderr_is_the_journal() -> bool {
+fn is_stderr_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     fstat(io::stderr()).is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// A line of text an event.
-struct Text<O> {
+struct TextLayer<O> {
     times: bool,
     out: fn() -> O,
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>, O: io::Write + 'static> Layer<S> for Text<O> {
+impl<S: Subscriber + for<'a> LookupSpan<'a>, O: io::Write + 'static> Layer<S> for TextLayer<O> {
     fn on_event(&self, record: &Record<'_>, _: Context<'_, S>) {
-        let now = self.times.then(now);
-        let mut line = line(record, now.as_deref());
+        let now = self.times.then(now_rfc3339);
+        let mut line = format_line(record, now.as_deref());
         line.push('\n');
         // There is nowhere left to say that this failed.
         let _ = (self.out)().write_all(line.as_bytes());
@@ -153,15 +153,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, O: io::Write + 'static> Layer<S> fo
 }
 
 /// The present second; RFC 3339, UTC.
-pub(crate) fn now() -> String {
+pub(crate) fn now_rfc3339() -> String {
     let now = OffsetDateTime::now_utc();
     // No nanoseconds, and a year of four digits: both succeed.
     now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }
 
 /// `2026-01-01T00:00:00Z WARN words of the event field=value`
-fn line(record: &Record<'_>, time: Option<&str>) -> String {
-    let mut fields = Fields::default();
+fn format_line(record: &Record<'_>, time: Option<&str>) -> String {
+    let mut fields = EventFields::default();
     record.record(&mut fields);
     let mut line = String::new();
     if let Some(time) = time {
@@ -179,30 +179,30 @@ fn line(record: &Record<'_>, time: Option<&str>) -> String {
 
 /// The fields of an event, each on one line whatever it holds.
 #[derive(Default)]
-struct Fields {
+struct EventFields {
     message: String,
     others: String,
 }
 
-impl Fields {
-    fn put(&mut self, field: &Field, value: &str) {
+impl EventFields {
+    fn push_field(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "message" => self.message.push_str(&printable(value)),
+            "message" => self.message.push_str(&escape_unprintable(value)),
             MESSAGE_ID => {}
             name => {
-                let _ = write!(self.others, " {name}={}", printable(value));
+                let _ = write!(self.others, " {name}={}", escape_unprintable(value));
             }
         }
     }
 }
 
-impl Visit for Fields {
+impl Visit for EventFields {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value);
+        self.push_field(field, value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, &format!("{value:?}"));
+        self.push_field(field, &format!("{value:?}"));
     }
 }
 
@@ -215,16 +215,16 @@ pub(crate) mod capture {
     use super::*;
 
     /// Gathers lines as long as it lives.
-    pub(crate) struct Captured {
+    pub(crate) struct CapturedLog {
         lines: Arc<Mutex<Vec<String>>>,
         _guard: tracing::subscriber::DefaultGuard,
     }
 
-    impl Captured {
-        pub(crate) fn begin() -> Self {
+    impl CapturedLog {
+        pub(crate) fn start_capture() -> Self {
             let lines = Arc::default();
             let registry =
-                tracing_subscriber::registry().with(LevelFilter::INFO).with(Lines(Arc::clone(&lines)));
+                tracing_subscriber::registry().with(LevelFilter::INFO).with(LineLayer(Arc::clone(&lines)));
             Self { lines, _guard: tracing::subscriber::set_default(registry) }
         }
 
@@ -233,11 +233,11 @@ pub(crate) mod capture {
         }
     }
 
-    struct Lines(Arc<Mutex<Vec<String>>>);
+    struct LineLayer(Arc<Mutex<Vec<String>>>);
 
-    impl<S: Subscriber> Layer<S> for Lines {
+    impl<S: Subscriber> Layer<S> for LineLayer {
         fn on_event(&self, record: &Record<'_>, _: Context<'_, S>) {
-            self.0.lock().unwrap().push(line(record, None));
+            self.0.lock().unwrap().push(format_line(record, None));
         }
     }
 }
@@ -250,7 +250,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Event; 17] = [
+    const ALL_EVENTS: [Event; 17] = [
         Event::Started,
         Event::Stopped,
         Event::CommandReceived,
@@ -258,22 +258,22 @@ mod tests {
         Event::CommandUnchanged,
         Event::CommandWarned,
         Event::CommandRefused,
-        Event::CommandBroken,
+        Event::CommandFailed,
         Event::CommandRepeated,
         Event::CommandUnanswerable,
         Event::ResultDelivered,
         Event::ResultRefused,
-        Event::ChannelWorks,
-        Event::ChannelFails,
-        Event::InstanceKnown,
-        Event::TransactionTrouble,
+        Event::ChannelUp,
+        Event::ChannelDown,
+        Event::InstanceIdentified,
+        Event::TransactionFailed,
         Event::AnnounceFailed,
     ];
 
     #[test]
     fn message_ids_are_distinct_and_well_formed() {
-        let ids: BTreeSet<_> = ALL.iter().map(|event| event.id()).collect();
-        assert_eq!(ids.len(), ALL.len());
+        let ids: BTreeSet<_> = ALL_EVENTS.iter().map(|event| event.id()).collect();
+        assert_eq!(ids.len(), ALL_EVENTS.len());
         for id in ids {
             assert!(
                 id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
@@ -283,19 +283,19 @@ mod tests {
     }
 
     #[test]
-    fn levels() {
-        assert_eq!(level("debug"), Some(LevelFilter::DEBUG));
-        assert_eq!(level(""), Some(LevelFilter::INFO));
-        assert_eq!(level("trace"), None);
+    fn level_names_are_parsed() {
+        assert_eq!(parse_level("debug"), Some(LevelFilter::DEBUG));
+        assert_eq!(parse_level(""), Some(LevelFilter::INFO));
+        assert_eq!(parse_level("trace"), None);
     }
 
-    static WRITTEN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    static TEST_OUTPUT: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-    struct Out;
+    struct TestWriter;
 
-    impl io::Write for Out {
+    impl io::Write for TestWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            WRITTEN.lock().unwrap().extend_from_slice(bytes);
+            TEST_OUTPUT.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -305,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn text_is_one_line_an_event_without_message_ids() {
-        let subscriber = tracing_subscriber::registry().with(Text { times: false, out: || Out });
+    fn text_log_is_one_line_per_event_without_message_id() {
+        let subscriber = tracing_subscriber::registry().with(TextLayer { times: false, out: || TestWriter });
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(MESSAGE_ID = Event::Started.id(), command = %"c-1", "received");
             tracing::warn!(count = 2, "two\nlines \u{1b}[31m");
         });
-        let written = String::from_utf8(WRITTEN.lock().unwrap().clone()).unwrap();
+        let written = String::from_utf8(TEST_OUTPUT.lock().unwrap().clone()).unwrap();
         assert_eq!(written, "received command=c-1\nwarn: two\\nlines \\u{1b}[31m count=2\n");
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use of the crate besides itself.
-const IMPORTS: [(&str, &[&str]); 8] = [
+const ALLOWED_IMPORTS: [(&str, &[&str]); 8] = [
     ("policy", &[]),
     ("channel", &["policy"]),
     ("guest", &["policy", "config"]),
@@ -17,11 +17,11 @@ const IMPORTS: [(&str, &[&str]); 8] = [
     ("cli", &["policy", "channel", "guest", "transaction", "config", "logging", "agent"]),
 ];
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+fn collect_rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            sources(&path, found);
+            collect_rust_files(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
@@ -29,10 +29,10 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// Every file of src/ with its room and its code, tests and comments left out.
-fn rooms() -> Vec<(String, PathBuf, String)> {
+fn read_source_files() -> Vec<(String, PathBuf, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    sources(&src, &mut files);
+    collect_rust_files(&src, &mut files);
     assert!(files.len() > 40, "{}", files.len());
     files
         .into_iter()
@@ -53,10 +53,10 @@ fn rooms() -> Vec<(String, PathBuf, String)> {
 }
 
 #[test]
-fn rooms_import_only_what_they_may() {
-    let names: Vec<&str> = IMPORTS.iter().map(|(room, _)| *room).collect();
-    for (room, path, code) in rooms() {
-        let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == room) else {
+fn modules_import_only_allowed_modules() {
+    let names: Vec<&str> = ALLOWED_IMPORTS.iter().map(|(room, _)| *room).collect();
+    for (room, path, code) in read_source_files() {
+        let Some((_, allowed)) = ALLOWED_IMPORTS.iter().find(|(name, _)| *name == room) else {
             assert!(room == "lib" || room == "main", "{room} is no room of the picture");
             continue;
         };
@@ -73,8 +73,8 @@ fn rooms_import_only_what_they_may() {
 }
 
 #[test]
-fn policy_sees_no_machine() {
-    for (room, path, code) in rooms() {
+fn policy_module_does_no_io() {
+    for (room, path, code) in read_source_files() {
         if room == "policy" {
             // The bytes of a path, and no call.
             let code = code.replace("std::os::unix::ffi", "");
@@ -92,12 +92,12 @@ fn policy_sees_no_machine() {
 }
 
 #[test]
-fn the_picture_names_every_folder_and_file() {
+fn architecture_document_names_every_source_file() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
     let named: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
     let mut files = Vec::new();
-    sources(&root.join("src"), &mut files);
+    collect_rust_files(&root.join("src"), &mut files);
     for path in files {
         let folder = format!("{}/", path.parent().unwrap().strip_prefix(root).unwrap().display());
         assert!(named.contains(&folder.as_str()), "docs/architecture.md does not name `{folder}`");

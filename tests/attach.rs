@@ -7,22 +7,22 @@ mod support;
 use std::fs;
 
 use serde_json::json;
-use support::{Guest, Key, attach, available, detach};
+use support::{TestGuest, TestKey, attach_command, detach_command, has_tools};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// KP-1.2, KP-3.34, KP-3.35, KP-4.1, KP-4.4.
 #[test]
-fn a_bound_key_lets_in_and_passwords_are_off() {
-    if !available(&TOOLS) {
+fn attach_enables_key_login_and_disables_passwords() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "me");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "me");
     let before = guest.snapshot();
-    assert!(guest.sshd.offers_password() && !guest.sshd.lets_in(&key));
+    assert!(guest.sshd.offers_password() && !guest.sshd.accepts_key(&key));
 
-    let result = guest.apply(&attach("my-test", &key, "no"));
+    let result = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
     assert_eq!(result["code"], "OK");
     assert_eq!(result["reason"], json!(null));
@@ -38,19 +38,19 @@ fn a_bound_key_lets_in_and_passwords_are_off() {
         json!({ "passwordAuthentication": false, "kbdInteractiveAuthentication": false, "pubkeyAuthentication": true })
     );
     assert!(!result.to_string().contains(key.line.split(' ').nth(1).unwrap()), "key text in the result");
-    assert!(guest.sshd.lets_in(&key));
+    assert!(guest.sshd.accepts_key(&key));
     assert!(!guest.sshd.offers_password());
 
-    let again = guest.apply(&attach("my-test", &key, "no"));
+    let again = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!((&again["status"], &again["changed"]), (&json!("succeeded"), &json!(false)), "{again}");
 
-    let result = guest.apply(&detach("my-test"));
+    let result = guest.apply(&detach_command("my-test"));
     assert_eq!(result["changed"], true, "{result}");
     assert_eq!(result["fingerprint"]["sha256"], key.fingerprint("sha256"));
-    assert!(!guest.sshd.lets_in(&key));
+    assert!(!guest.sshd.accepts_key(&key));
     assert!(!guest.sshd.offers_password(), "a detach leaves the setting");
 
-    let undo = guest.agent(&["undo"]);
+    let undo = guest.run_agent(&["undo"]);
     assert_eq!(undo.status.code(), Some(0), "{undo:?}");
     assert!(guest.sshd.offers_password());
     let after: Vec<_> = guest.snapshot().into_iter().filter(|entry| entry.0 != guest.key_file()).collect();

@@ -10,11 +10,14 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth, warnings};
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, detach_command, has_tools, set_password_auth_command,
+    warning_reasons,
+};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-fn block(name: &str, key: &Key) -> String {
+fn format_managed_block(name: &str, key: &TestKey) -> String {
     format!(
         "# BEGIN keypair-agent {name} (bound by the cloud; \"keypair-agent undo\" takes it out)\n{}\n\
          # END keypair-agent {name}\n",
@@ -24,13 +27,13 @@ fn block(name: &str, key: &Key) -> String {
 
 /// KP-4.4, KP-4.11, KP-5.4, KP-5.5, KP-5.6, KP-5.9.
 #[test]
-fn every_other_byte_mode_and_owner_stays() {
-    if !available(&TOOLS) {
+fn key_file_content_mode_and_acl_are_preserved() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    let acl = available(&["setfacl", "getfacl"]);
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
+    let acl = has_tools(&["setfacl", "getfacl"]);
     for (content, mode) in [
         (&b""[..], 0o600),
         (b"# one\r\n\r\nssh-rsa AAAA broken\r\n", 0o640),
@@ -54,19 +57,19 @@ fn every_other_byte_mode_and_owner_stays() {
         };
         let before_acl = acl.then(|| entries(true));
         let before = fs::metadata(guest.key_file()).unwrap().mode();
-        let result = guest.apply(&attach("my-test", &key, "yes"));
+        let result = guest.apply(&attach_command("my-test", &key, "yes"));
         assert_eq!(result["status"], "succeeded", "{result}");
         let attached = fs::read(guest.key_file()).unwrap();
-        assert_eq!(attached, [block("my-test", &key).as_bytes(), content].concat());
-        assert!(guest.sshd.lets_in(&key));
+        assert_eq!(attached, [format_managed_block("my-test", &key).as_bytes(), content].concat());
+        assert!(guest.sshd.accepts_key(&key));
 
         let seen = fs::metadata(guest.key_file()).unwrap();
-        let again = guest.apply(&attach("my-test", &key, "yes"));
+        let again = guest.apply(&attach_command("my-test", &key, "yes"));
         assert_eq!(again["changed"], false, "{again}");
         let unchanged = fs::metadata(guest.key_file()).unwrap();
         assert_eq!((unchanged.ino(), unchanged.mtime_nsec()), (seen.ino(), seen.mtime_nsec()));
 
-        guest.apply(&detach("my-test"));
+        guest.apply(&detach_command("my-test"));
         assert_eq!(fs::read(guest.key_file()).unwrap(), content);
         assert_eq!(fs::metadata(guest.key_file()).unwrap().mode(), before);
         assert_eq!(acl.then(|| entries(false)), before_acl);
@@ -75,13 +78,13 @@ fn every_other_byte_mode_and_owner_stays() {
 
 /// KP-5.5.
 #[test]
-fn a_block_that_was_edited_by_hand() {
-    if !available(&TOOLS) {
+fn managed_block_edited_by_hand_is_repaired() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let (key, mine) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "mine"));
-    let lines = block("my-test", &key);
+    let guest = TestGuest::new();
+    let (key, mine) = (TestKey::new(&guest.folder, "k"), TestKey::new(&guest.folder, "mine"));
+    let lines = format_managed_block("my-test", &key);
     let [begin, ours, end] = lines.split_inclusive('\n').collect::<Vec<_>>()[..] else { panic!() };
     let his = format!("{}\n", mine.line);
     for edited in [
@@ -93,72 +96,73 @@ fn a_block_that_was_edited_by_hand() {
         format!("{his}{begin}{ours}{end}"),
     ] {
         fs::write(guest.key_file(), &his).unwrap();
-        guest.apply(&attach("my-test", &key, "yes"));
+        guest.apply(&attach_command("my-test", &key, "yes"));
         fs::write(guest.key_file(), &edited).unwrap();
-        let repaired = guest.apply(&attach("my-test", &key, "yes"));
+        let repaired = guest.apply(&attach_command("my-test", &key, "yes"));
         assert_eq!(repaired["changed"], true, "{edited}");
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), format!("{lines}{his}"), "{edited}");
         fs::write(guest.key_file(), &edited).unwrap();
-        guest.apply(&detach("my-test"));
+        guest.apply(&detach_command("my-test"));
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), his, "{edited}");
     }
 }
 
 /// KP-4.5, KP-5.3.
 #[test]
-fn what_the_owner_is_warned_of() {
-    if !available(&TOOLS) {
+fn key_copies_in_key_file_cause_warnings() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.key_file(), format!("# mine\ncommand=\"echo no\",no-pty {}\n", key.line)).unwrap();
-    let result = guest.apply(&attach("my-test", &key, "no"));
-    assert_eq!(warnings(&result), ["RESTRICTED_COPY"]);
+    let result = guest.apply(&attach_command("my-test", &key, "no"));
+    assert_eq!(warning_reasons(&result), ["RESTRICTED_COPY"]);
     assert_eq!(result["warnings"][0]["line"], 2);
-    assert!(guest.sshd.lets_in(&key), "ours stands ahead of the copy");
-    let result = guest.apply(&detach("my-test"));
-    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT", "NO_WAY_IN"], "{result}");
+    assert!(guest.sshd.accepts_key(&key), "ours stands ahead of the copy");
+    let result = guest.apply(&detach_command("my-test"));
+    assert_eq!(warning_reasons(&result), ["KEY_STILL_PRESENT", "NO_WAY_IN"], "{result}");
     assert_eq!(result["keyName"], "my-test");
 
     fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
-    assert_eq!(warnings(&guest.apply(&attach("my-test", &key, "no"))), [] as [&str; 0]);
-    assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["KEY_STILL_PRESENT"]);
+    assert_eq!(warning_reasons(&guest.apply(&attach_command("my-test", &key, "no"))), [] as [&str; 0]);
+    assert_eq!(warning_reasons(&guest.apply(&detach_command("my-test"))), ["KEY_STILL_PRESENT"]);
     fs::write(guest.key_file(), "").unwrap();
-    guest.apply(&attach("my-test", &key, "no"));
-    assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
-    assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
-    guest.apply(&attach("my-test", &key, "yes"));
+    guest.apply(&attach_command("my-test", &key, "no"));
+    assert_eq!(warning_reasons(&guest.apply(&detach_command("my-test"))), ["NO_WAY_IN"]);
+    assert_eq!(guest.apply(&set_password_auth_command("yes"))["status"], "succeeded");
+    guest.apply(&attach_command("my-test", &key, "yes"));
     // Password login is on; whether it lets root in is his own password's matter.
     let expected: &[&str] = if root_has_password() { &[] } else { &["NO_WAY_IN"] };
-    assert_eq!(warnings(&guest.apply(&detach("my-test"))), expected);
+    assert_eq!(warning_reasons(&guest.apply(&detach_command("my-test"))), expected);
 }
 
 /// KP-4.5.
 #[test]
-fn warn_of_authorized_keys_command_on_replace() {
-    if !available(&TOOLS) {
+fn authorized_keys_command_key_warns_on_replace() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let mut guest = Guest::new();
-    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
+    let mut guest = TestGuest::new();
+    let (key, other) = (TestKey::new(&guest.folder, "k"), TestKey::new(&guest.folder, "l"));
     let line = key.line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
-    boot_with_lines_ahead(
+    boot_with_prepended_lines(
         &mut guest,
         &format!("AuthorizedKeysCommand /bin/echo {line}\nAuthorizedKeysCommandUser root"),
     );
-    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
-    let result = guest.apply(&support::with(attach("other", &other, "no"), "replace", json!(true)));
+    assert_eq!(guest.apply(&attach_command("my-test", &key, "yes"))["status"], "succeeded");
+    let result =
+        guest.apply(&support::with_field(attach_command("other", &other, "no"), "replace", json!(true)));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT"], "{result}");
-    assert!(guest.sshd.lets_in(&key) && guest.sshd.lets_in(&other), "as the warning says");
+    assert_eq!(warning_reasons(&result), ["KEY_STILL_PRESENT"], "{result}");
+    assert!(guest.sshd.accepts_key(&key) && guest.sshd.accepts_key(&other), "as the warning says");
 }
 
 /// Boots the guest's sshd with these lines ahead of its main file's.
-fn boot_with_lines_ahead(guest: &mut Guest, lines: &str) {
+fn boot_with_prepended_lines(guest: &mut TestGuest, lines: &str) {
     let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("{lines}\n{text}")).unwrap();
-    guest.sshd.boot();
+    guest.sshd.start_listener_again();
 }
 
 /// Whether root of this machine has a password that somebody could use.
@@ -169,88 +173,93 @@ fn root_has_password() -> bool {
 
 /// KP-4.5, KP-5.3.
 #[test]
-fn every_file_that_sshd_reads_counts() {
-    if !available(&TOOLS) {
+fn key_copies_in_all_authorized_keys_files_are_reported() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let mut guest = Guest::new();
-    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
+    let mut guest = TestGuest::new();
+    let (key, other) = (TestKey::new(&guest.folder, "k"), TestKey::new(&guest.folder, "l"));
     let (shared, second) = (guest.path("shared keys"), guest.path("keys2"));
     let all =
         format!("\"{}\" {}/keys/%u {}", shared.display(), guest.folder.path().display(), second.display());
-    boot_with_lines_ahead(&mut guest, &format!("AuthorizedKeysFile {all}"));
+    boot_with_prepended_lines(&mut guest, &format!("AuthorizedKeysFile {all}"));
     // A copy behind ours: after a detach it goes on letting in.
     fs::write(&second, format!("#\n{}\n", key.line)).unwrap();
-    assert_eq!(warnings(&guest.apply(&attach("my-test", &key, "no"))), [] as [&str; 0]);
-    let result = guest.apply(&detach("my-test"));
-    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT"], "{result}");
+    assert_eq!(warning_reasons(&guest.apply(&attach_command("my-test", &key, "no"))), [] as [&str; 0]);
+    let result = guest.apply(&detach_command("my-test"));
+    assert_eq!(warning_reasons(&result), ["KEY_STILL_PRESENT"], "{result}");
     assert_eq!(result["warnings"][0]["file"], second.to_string_lossy().as_ref());
     assert_eq!(result["warnings"][0]["line"], 2);
-    assert!(guest.sshd.lets_in(&key), "as the warning says");
+    assert!(guest.sshd.accepts_key(&key), "as the warning says");
     // The same where another key takes its place.
-    guest.apply(&attach("my-test", &key, "no"));
-    let result = guest.apply(&support::with(attach("other", &other, "no"), "replace", json!(true)));
+    guest.apply(&attach_command("my-test", &key, "no"));
+    let result =
+        guest.apply(&support::with_field(attach_command("other", &other, "no"), "replace", json!(true)));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert_eq!(warnings(&result), ["KEY_STILL_PRESENT"], "{result}");
-    assert!(guest.sshd.lets_in(&key) && guest.sshd.lets_in(&other));
+    assert_eq!(warning_reasons(&result), ["KEY_STILL_PRESENT"], "{result}");
+    assert!(guest.sshd.accepts_key(&key) && guest.sshd.accepts_key(&other));
     // A restricted one is no way in.
     fs::write(&second, format!("command=\"/bin/false \\\\\" x\" {}\n", key.line)).unwrap();
-    let result = guest.apply(&detach("other"));
-    assert_eq!(warnings(&result), ["NO_WAY_IN"], "{result}");
-    assert!(!guest.sshd.lets_in(&key));
+    let result = guest.apply(&detach_command("other"));
+    assert_eq!(warning_reasons(&result), ["NO_WAY_IN"], "{result}");
+    assert!(!guest.sshd.accepts_key(&key));
     // A copy ahead of ours decides, whatever ours says.
     fs::write(&second, "").unwrap();
     fs::write(&shared, format!("command=\"/bin/false\" {}\n", key.line)).unwrap();
-    let result = guest.apply(&attach("my-test", &key, "yes"));
+    let result = guest.apply(&attach_command("my-test", &key, "yes"));
     let copy =
         result["warnings"].as_array().unwrap().iter().find(|warning| warning["reason"] == "RESTRICTED_COPY");
     let copy = copy.unwrap_or_else(|| panic!("{result}"));
     assert_eq!(copy["file"], shared.to_string_lossy().as_ref());
     assert_eq!(copy["line"], 1);
-    assert!(!guest.sshd.lets_in(&key));
+    assert!(!guest.sshd.accepts_key(&key));
 }
 
 #[test]
-fn a_password_that_nobody_can_use_is_no_way_in() {
-    if !available(&TOOLS) {
+fn unusable_root_password_does_not_count_as_login() {
+    if !has_tools(&TOOLS) {
         return;
     }
     if root_has_password() {
         eprintln!("SKIPPED: root of this machine has a password");
         return;
     }
-    let guest = Guest::of(Form { main: "PubkeyAcceptedKeyTypes ssh-ed25519\n", ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    assert_eq!(guest.apply(&set_password_auth("yes"))["status"], "succeeded");
-    guest.apply(&attach("my-test", &key, "yes"));
-    let rsa = Key::of_type(&guest.folder, "rsa", &["-t", "rsa", "-b", "2048"]);
-    let result = guest.apply(&support::with(attach("other", &rsa, "yes"), "replace", json!(true)));
+    let guest = TestGuest::with_options(GuestOptions {
+        main: "PubkeyAcceptedKeyTypes ssh-ed25519\n",
+        ..GuestOptions::default()
+    });
+    let key = TestKey::new(&guest.folder, "k");
+    assert_eq!(guest.apply(&set_password_auth_command("yes"))["status"], "succeeded");
+    guest.apply(&attach_command("my-test", &key, "yes"));
+    let rsa = TestKey::of_type(&guest.folder, "rsa", &["-t", "rsa", "-b", "2048"]);
+    let result =
+        guest.apply(&support::with_field(attach_command("other", &rsa, "yes"), "replace", json!(true)));
     assert_eq!(result["reason"], "LOCKOUT_GUARD", "{result}");
-    assert!(guest.sshd.lets_in(&key), "what let in lets in still");
-    assert_eq!(warnings(&guest.apply(&detach("my-test"))), ["NO_WAY_IN"]);
+    assert!(guest.sshd.accepts_key(&key), "what let in lets in still");
+    assert_eq!(warning_reasons(&guest.apply(&detach_command("my-test"))), ["NO_WAY_IN"]);
 }
 
 /// KP-5.6, KP-5.7.
 #[test]
-fn the_block_follows_the_file_that_sshd_reads() {
-    if !available(&TOOLS) {
+fn managed_block_follows_authorized_keys_file_setting() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { main: "# stock\n", ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    guest.apply(&attach("my-test", &key, "no"));
+    let guest = TestGuest::with_options(GuestOptions { main: "# stock\n", ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
+    guest.apply(&attach_command("my-test", &key, "no"));
     let main = guest.path("sshd_config");
     let stock = fs::read_to_string(&main).unwrap();
     fs::create_dir(guest.path("other")).unwrap();
     fs::write(&main, stock.replace("/keys/%u", "/other/%u")).unwrap();
-    let moved = guest.apply(&attach("my-test", &key, "no"));
+    let moved = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!((&moved["status"], &moved["changed"]), (&json!("succeeded"), &json!(true)), "{moved}");
     assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "", "not in the old place");
-    assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), block("my-test", &key));
+    assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), format_managed_block("my-test", &key));
 
     // A detach goes where the block is, whatever sshd says now, and needs no sshd at all.
     fs::write(&main, "nonsense\n").unwrap();
-    let result = guest.apply(&detach("my-test"));
+    let result = guest.apply(&detach_command("my-test"));
     assert_eq!((&result["status"], &result["effective"]), (&json!("succeeded"), &Value::Null), "{result}");
     assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), "");
 }
@@ -258,12 +267,12 @@ fn the_block_follows_the_file_that_sshd_reads() {
 /// Without SELinux a kernel may want CAP_SYS_ADMIN to set the label that an earlier one left, and the unit has it not:
 /// EPERM, here by strace, since not every kernel wants it.
 #[test]
-fn a_label_of_an_earlier_kernel_is_no_obstacle_in_the_unit() {
-    if !available(&[&TOOLS[..], &["strace", "setfattr"]].concat()) {
+fn stale_selinux_label_eperm_is_ignored() {
+    if !has_tools(&[&TOOLS[..], &["strace", "setfattr"]].concat()) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.key_file(), "# the user's\n").unwrap();
     let labelled = Command::new("setfattr")
         .args(["-n", "security.selinux", "-v", "system_u:object_r:ssh_home_t:s0"])
@@ -275,8 +284,8 @@ fn a_label_of_an_earlier_kernel_is_no_obstacle_in_the_unit() {
         return;
     }
     let command = guest.path("command.json");
-    fs::write(&command, attach("my-test", &key, "yes").to_string()).unwrap();
-    let agent = guest.command(&["apply", command.to_str().unwrap()]);
+    fs::write(&command, attach_command("my-test", &key, "yes").to_string()).unwrap();
+    let agent = guest.agent_command(&["apply", command.to_str().unwrap()]);
     let trace = guest.path("trace");
     let output = Command::new("strace")
         .args(["-f", "-qq", "-e", "trace=fsetxattr", "-e", "inject=fsetxattr:error=EPERM", "-o"])
@@ -288,23 +297,23 @@ fn a_label_of_an_earlier_kernel_is_no_obstacle_in_the_unit() {
     assert!(fs::read_to_string(trace).unwrap().contains("\"security.selinux\""));
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert!(guest.sshd.lets_in(&key));
+    assert!(guest.sshd.accepts_key(&key));
 }
 
 #[test]
-fn a_line_that_sshd_reads_otherwise_is_no_way_in() {
-    if !available(&TOOLS) {
+fn key_lines_with_escapes_or_nul_are_parsed_as_sshd() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     for first in [
         format!("command=\"/bin/false \\\\\" x\" {}", key.line),
         format!("command=\"/bin/false\" {}\0 x", key.line),
     ] {
         fs::write(guest.key_file(), format!("{first}\n{}\n", key.line)).unwrap();
-        assert!(!guest.sshd.lets_in(&key), "{first:?}: its command runs");
-        let result = guest.apply(&set_password_auth("no"));
+        assert!(!guest.sshd.accepts_key(&key), "{first:?}: its command runs");
+        let result = guest.apply(&set_password_auth_command("no"));
         assert_eq!(result["reason"], "LOCKOUT_GUARD", "{first:?}: {result}");
     }
     // What sshd passes over captures nothing.
@@ -312,8 +321,8 @@ fn a_line_that_sshd_reads_otherwise_is_no_way_in() {
         [format!("bogus {}", key.line), format!("command=\"x\"\0 {}", key.line), format!("\0{}", key.line)]
     {
         fs::write(guest.key_file(), format!("{first}\n{}\n", key.line)).unwrap();
-        assert!(guest.sshd.lets_in(&key), "{first:?}");
-        assert_eq!(guest.apply(&set_password_auth("no"))["status"], "succeeded", "{first:?}");
-        guest.apply(&set_password_auth("yes"));
+        assert!(guest.sshd.accepts_key(&key), "{first:?}");
+        assert_eq!(guest.apply(&set_password_auth_command("no"))["status"], "succeeded", "{first:?}");
+        guest.apply(&set_password_auth_command("yes"));
     }
 }

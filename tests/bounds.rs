@@ -13,20 +13,23 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use support::daemon::{Daemon, queued};
-use support::{Form, Guest, Key, Metadata, attach, available, set_password_auth, wait_for};
+use support::daemon::{Daemon, make_channel_command};
+use support::{
+    GuestOptions, MetadataService, TestGuest, TestKey, attach_command, has_tools, set_password_auth_command,
+    wait_for,
+};
 
 const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "setpriv", "flock", "bash"];
 
 /// A result stays under it, as it is stored and sent.
-const RESULT_MAX: usize = 48 * 1024;
+const MAX_RESULT_BYTES: usize = 48 * 1024;
 
 /// An ordinary user's process, which ends with the test.
-struct Stranger(Child);
+struct UnprivilegedProcess(Child);
 
-impl Stranger {
+impl UnprivilegedProcess {
     /// Runs a line of bash with these ids; it says `ready` when it is.
-    fn run(ids: [&str; 2], script: &str) -> Self {
+    fn spawn(ids: [&str; 2], script: &str) -> Self {
         let child = Command::new("setpriv")
             .args([&format!("--reuid={}", ids[0]), &format!("--regid={}", ids[1]), "--clear-groups"])
             .args(["bash", "-c", script])
@@ -38,12 +41,12 @@ impl Stranger {
         Self(child)
     }
 
-    fn nobody(script: &str) -> Self {
-        Self::run(["65534", "65534"], script)
+    fn spawn_as_nobody(script: &str) -> Self {
+        Self::spawn(["65534", "65534"], script)
     }
 
     /// Until it said a line; that line.
-    fn ready(mut self) -> (Self, String) {
+    fn wait_until_ready(mut self) -> (Self, String) {
         use std::io::{BufRead, BufReader};
         let mut line = String::new();
         BufReader::new(self.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -51,14 +54,14 @@ impl Stranger {
     }
 }
 
-impl Drop for Stranger {
+impl Drop for UnprivilegedProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn blocks(count: usize, user_bytes: usize) -> String {
+fn generate_match_blocks(count: usize, user_bytes: usize) -> String {
     let block = |number: usize| {
         let users = format!("bob{number},").repeat(user_bytes / format!("bob{number},").len());
         format!("Match User {}x\n  PasswordAuthentication yes\n", users)
@@ -68,9 +71,9 @@ fn blocks(count: usize, user_bytes: usize) -> String {
 
 /// Its bytes are bounded, and so is every text of others in it.
 #[track_caller]
-fn assert_bounded(result: &Value) {
+fn assert_result_is_bounded(result: &Value) {
     let text = result.to_string();
-    assert!(text.len() < RESULT_MAX, "{} bytes", text.len());
+    assert!(text.len() < MAX_RESULT_BYTES, "{} bytes", text.len());
     let warnings = result["warnings"].as_array().unwrap();
     assert!(warnings.len() <= 64, "{}", warnings.len());
     for warning in warnings {
@@ -83,33 +86,39 @@ fn assert_bounded(result: &Value) {
 
 /// KP-3.33.
 #[test]
-fn long_match_blocks_make_a_bounded_result() {
-    if !available(&TOOLS) {
+fn result_with_long_match_blocks_is_bounded() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { main: &blocks(60, 1400), ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    let result = guest.apply(&attach("my-test", &key, "no"));
+    let guest = TestGuest::with_options(GuestOptions {
+        main: &generate_match_blocks(60, 1400),
+        ..GuestOptions::default()
+    });
+    let key = TestKey::new(&guest.folder, "k");
+    let result = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert_bounded(&result);
+    assert_result_is_bounded(&result);
     assert!(result["warnings"].as_array().unwrap().len() >= 60, "{result}");
     assert!(fs::metadata(guest.path("state/state.json")).unwrap().len() < 100 * 1024);
 }
 
 /// KP-3.33.
 #[test]
-fn very_many_of_them_too() {
-    if !available(&TOOLS) {
+fn result_with_many_match_blocks_drops_warnings() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { main: &blocks(660, 1400), ..Form::default() });
-    let result = guest.apply(&set_password_auth("no"));
+    let guest = TestGuest::with_options(GuestOptions {
+        main: &generate_match_blocks(660, 1400),
+        ..GuestOptions::default()
+    });
+    let result = guest.apply(&set_password_auth_command("no"));
     // No key lets in: what matters is that it is answered.
     assert_eq!(result["reason"], "LOCKOUT_GUARD", "{result}");
-    let key = Key::new(&guest.folder, "k");
-    let result = guest.apply(&attach("my-test", &key, "no"));
+    let key = TestKey::new(&guest.folder, "k");
+    let result = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert_bounded(&result);
+    assert_result_is_bounded(&result);
     let last = result["warnings"].as_array().unwrap().last().unwrap();
     assert!(last["message"].as_str().unwrap().contains("more warnings were left out"), "{last}");
     assert!(fs::metadata(guest.path("state/state.json")).unwrap().len() < 100 * 1024);
@@ -118,13 +127,13 @@ fn very_many_of_them_too() {
 /// The state is as full as it may be, and the next command's is readable.
 /// KP-7.1.
 #[test]
-fn what_is_saved_can_be_loaded() {
-    if !available(&TOOLS) {
+fn state_file_near_size_limit_stays_loadable() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
+    assert_eq!(guest.apply(&attach_command("my-test", &key, "yes"))["status"], "succeeded");
     let path = guest.path("state/state.json");
     let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let results: Vec<Value> = (0..127)
@@ -138,7 +147,7 @@ fn what_is_saved_can_be_loaded() {
     let drop_in = guest.drop_in();
     let _ = fs::remove_file(&drop_in);
     for setting in ["no", "yes", "no"] {
-        let result = guest.apply(&set_password_auth(setting));
+        let result = guest.apply(&set_password_auth_command(setting));
         assert_eq!(result["status"], "succeeded", "{result}");
     }
     let state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -150,62 +159,63 @@ fn what_is_saved_can_be_loaded() {
 
 /// Lines that look like the beginning of a block of ours are all kept to take a command back.
 #[test]
-fn a_key_file_full_of_markers_stops_no_queue() {
-    if !available(&TOOLS) {
+fn key_file_full_of_markers_fails_without_change() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.key_file(), "# BEGIN keypair-agent\n".repeat(500_000)).unwrap();
     let before = guest.snapshot();
-    let result = guest.apply(&attach("my-test", &key, "yes"));
+    let result = guest.apply(&attach_command("my-test", &key, "yes"));
     assert_eq!(result["reason"], "IO_ERROR", "{result}");
     assert!(result["message"].as_str().unwrap().contains("keys/root"), "{result}");
     assert_eq!(guest.snapshot(), before);
     fs::write(guest.key_file(), "").unwrap();
-    let result = guest.apply(&attach("my-test", &key, "yes"));
+    let result = guest.apply(&attach_command("my-test", &key, "yes"));
     assert_eq!(result["status"], "succeeded", "{result}");
 }
 
 /// KP-3.10.
 #[test]
-fn a_refused_result_is_followed_by_a_short_one() {
-    if !available(&TOOLS) {
+fn rejected_result_is_replaced_by_short_result() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let main = &blocks(4, 300);
-    let guest = Guest::of(Form { metadata: Some(&metadata), main, ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
+    let metadata = MetadataService::start();
+    let main = &generate_match_blocks(4, 300);
+    let guest =
+        TestGuest::with_options(GuestOptions { metadata: Some(&metadata), main, ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
     metadata.limit_results(1500);
     let _daemon = Daemon::start(&guest);
-    metadata.queue(queued("c-1", 1, attach("my-test", &key, "no")));
-    metadata.queue(queued("c-2", 2, set_password_auth("yes")));
+    metadata.queue(make_channel_command("c-1", 1, attach_command("my-test", &key, "no")));
+    metadata.queue(make_channel_command("c-2", 2, set_password_auth_command("yes")));
     let short = metadata.wait_for_result("c-1");
     assert_eq!((&short["status"], &short["code"]), (&json!("succeeded"), &json!("OK")), "{short}");
     assert_eq!(short["warnings"], json!([]));
     assert!(short["message"].as_str().unwrap().contains("413"), "{short}");
     metadata.wait_for_result("c-2");
-    let attempts = metadata.attempts();
+    let attempts = metadata.result_attempts();
     assert_eq!(attempts.iter().filter(|(id, _)| id == "c-1").count(), 2, "{attempts:?}");
     // It is the command's result from then on.
     metadata.forget_result("c-1");
-    metadata.queue(queued("c-1", 1, attach("my-test", &key, "no")));
+    metadata.queue(make_channel_command("c-1", 1, attach_command("my-test", &key, "no")));
     assert_eq!(metadata.wait_for_result("c-1"), short);
     // Even where none is taken the queue goes on.
-    metadata.answer_results(Some(400));
-    metadata.queue(queued("c-3", 3, set_password_auth("no")));
+    metadata.set_result_status(Some(400));
+    metadata.queue(make_channel_command("c-3", 3, set_password_auth_command("no")));
     wait_for("two tries", || {
-        (metadata.attempts().iter().filter(|(id, _)| id == "c-3").count() >= 2).then_some(())
+        (metadata.result_attempts().iter().filter(|(id, _)| id == "c-3").count() >= 2).then_some(())
     });
-    metadata.withdraw("c-3");
-    metadata.answer_results(None);
-    metadata.queue(queued("c-4", 4, set_password_auth("yes")));
+    metadata.withdraw_command("c-3");
+    metadata.set_result_status(None);
+    metadata.queue(make_channel_command("c-4", 4, set_password_auth_command("yes")));
     assert_eq!(metadata.wait_for_result("c-4")["status"], "succeeded");
 }
 
 /// `apply` by an agent that may not look into other processes, as the packaged unit has it.
-fn apply_blind(guest: &Guest, command: &Value) -> Value {
+fn apply_without_ptrace(guest: &TestGuest, command: &Value) -> Value {
     let mut child = Command::new("setpriv")
         .args(["--bounding-set=-sys_ptrace", env!("CARGO_BIN_EXE_keypair-agent"), "apply", "-"])
         .arg("--config")
@@ -220,19 +230,19 @@ fn apply_blind(guest: &Guest, command: &Value) -> Value {
 
 /// KP-6.1.
 #[test]
-fn an_ordinary_user_is_no_listener() {
-    if !available(&[&TOOLS[..], &["su"]].concat()) {
+fn process_titled_sshd_of_other_user_is_ignored() {
+    if !has_tools(&[&TOOLS[..], &["su"]].concat()) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let text = "IMPOSTOR".repeat(10_000);
     let title = format!("sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups {text}");
     // By su(1), which waits for a password; as sudo(8) waits for one; by a listening socket of his own.
     let impostors = [
-        Stranger::nobody(&format!("exec -a '{title}' su -c x root")),
-        Stranger::run(["0", "65534"], &format!("exec -a '{title}' sleep 600")),
-        Stranger::nobody(&format!("exec -a '{title}' sleep 600")),
+        UnprivilegedProcess::spawn_as_nobody(&format!("exec -a '{title}' su -c x root")),
+        UnprivilegedProcess::spawn(["0", "65534"], &format!("exec -a '{title}' sleep 600")),
+        UnprivilegedProcess::spawn_as_nobody(&format!("exec -a '{title}' sleep 600")),
     ];
     for impostor in &impostors {
         let cmdline = format!("/proc/{}/cmdline", impostor.0.id());
@@ -240,58 +250,62 @@ fn an_ordinary_user_is_no_listener() {
             fs::read_to_string(&cmdline).is_ok_and(|line| line.starts_with("sshd: ")).then_some(())
         });
     }
-    for result in
-        [apply_blind(&guest, &attach("my-test", &key, "no")), guest.apply(&attach("my-test", &key, "yes"))]
-    {
+    for result in [
+        apply_without_ptrace(&guest, &attach_command("my-test", &key, "no")),
+        guest.apply(&attach_command("my-test", &key, "yes")),
+    ] {
         assert_eq!(result["status"], "succeeded", "{result}");
         assert!(!result.to_string().contains("IMPOSTOR"), "{result}");
-        assert!(result.to_string().len() < RESULT_MAX);
+        assert!(result.to_string().len() < MAX_RESULT_BYTES);
     }
     let state = fs::metadata(guest.path("state/state.json")).unwrap();
     assert!(state.len() < 100 * 1024, "{}", state.len());
 }
 
-fn mode(path: &Path) -> u32 {
+fn read_mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
 /// As a version before left them, and as a careless hand makes them.
-fn open_to_all(directory: &Path) {
+fn create_world_readable_dir(directory: &Path) {
     fs::create_dir_all(directory).unwrap();
     fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
 }
 
 /// KP-8.17.
 #[test]
-fn an_ordinary_user_blocks_no_command() {
-    if !available(&TOOLS) {
+fn unprivileged_lock_holder_blocks_no_command() {
+    if !has_tools(&TOOLS) {
         return;
     }
     for holder in ["flock -x 9; echo ready; read line", "flock -s 9; sleep 600 & echo $!"] {
-        let metadata = Metadata::start();
-        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
+        let metadata = MetadataService::start();
+        let guest =
+            TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
         for directory in ["run", "state"] {
-            open_to_all(&guest.path(directory));
+            create_world_readable_dir(&guest.path(directory));
         }
         let lock = guest.path("run/run.lock");
         fs::write(&lock, "1\n").unwrap();
         fs::set_permissions(&lock, Permissions::from_mode(0o644)).unwrap();
         // The second one's holder is no more: a child of its has the descriptor.
-        let held = [guest.path("state"), lock.clone()]
-            .map(|path| Stranger::nobody(&format!("exec 9< {}; {holder}", path.display())).ready());
+        let held = [guest.path("state"), lock.clone()].map(|path| {
+            UnprivilegedProcess::spawn_as_nobody(&format!("exec 9< {}; {holder}", path.display()))
+                .wait_until_ready()
+        });
         let daemon = Daemon::start(&guest);
-        metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+        metadata.queue(make_channel_command("c-1", 1, set_password_auth_command("yes")));
         let result = metadata.wait_for_result("c-1");
         assert_eq!(result["status"], "succeeded", "{result} {}", daemon.log());
-        assert_eq!((mode(&guest.path("run")), mode(&guest.path("state"))), (0o700, 0o700));
-        assert_eq!(mode(&lock), 0o600);
+        assert_eq!((read_mode(&guest.path("run")), read_mode(&guest.path("state"))), (0o700, 0o700));
+        assert_eq!(read_mode(&lock), 0o600);
         // Two of ours still shut each other out.
-        let second = guest.agent(&["run"]);
+        let second = guest.run_agent(&["run"]);
         assert_eq!(second.status.code(), Some(1));
         let said = String::from_utf8_lossy(&second.stderr);
         assert!(said.contains(&format!("process {}", daemon.pid())), "{said}");
         let concurrent: Vec<Child> =
-            (0..4).map(|_| guest.command(&["password-auth", "yes"]).spawn().unwrap()).collect();
+            (0..4).map(|_| guest.agent_command(&["password-auth", "yes"]).spawn().unwrap()).collect();
         for child in concurrent {
             assert!(child.wait_with_output().unwrap().status.success());
         }
@@ -308,18 +322,19 @@ fn an_ordinary_user_blocks_no_command() {
 
 /// KP-8.17.
 #[test]
-fn directories_of_others_are_taken_over() {
-    if !available(&TOOLS) {
+fn run_and_state_dirs_of_other_user_are_taken_over() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
+    let metadata = MetadataService::start();
+    let guest =
+        TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
     for directory in ["run", "state"].map(|name| guest.path(name)) {
-        open_to_all(&directory);
+        create_world_readable_dir(&directory);
         std::os::unix::fs::chown(&directory, Some(65534), Some(65534)).unwrap();
     }
     let _daemon = Daemon::start(&guest);
-    metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+    metadata.queue(make_channel_command("c-1", 1, set_password_auth_command("yes")));
     assert_eq!(metadata.wait_for_result("c-1")["status"], "succeeded");
     for directory in ["run", "state"].map(|name| guest.path(name)) {
         let now = fs::metadata(&directory).unwrap();
@@ -329,28 +344,34 @@ fn directories_of_others_are_taken_over() {
 
 /// A descriptor that nothing can be written to.
 #[derive(Debug, Clone, Copy)]
-enum Sink {
+enum UnwritableFd {
     Full,
     NoReader,
     Closed,
 }
 
-fn without(config: &Path, words: &[&str], input: &str, number: u8, sink: Sink) -> std::process::Output {
+fn run_with_unwritable_fd(
+    config: &Path,
+    words: &[&str],
+    input: &str,
+    number: u8,
+    sink: UnwritableFd,
+) -> std::process::Output {
     let binary = env!("CARGO_BIN_EXE_keypair-agent");
     let mut command = match sink {
-        Sink::Closed => {
+        UnwritableFd::Closed => {
             let mut shell = Command::new("sh");
             shell.args(["-c", &format!("exec \"$@\" {number}>&-"), "sh", binary]);
             shell
         }
-        Sink::Full | Sink::NoReader => Command::new(binary),
+        UnwritableFd::Full | UnwritableFd::NoReader => Command::new(binary),
     };
     command.args(words).arg("--config").arg(config);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let descriptor: Option<OwnedFd> = match sink {
-        Sink::Full => Some(File::options().write(true).open("/dev/full").unwrap().into()),
-        Sink::NoReader => Some(UnixStream::pair().unwrap().0.into()),
-        Sink::Closed => None,
+        UnwritableFd::Full => Some(File::options().write(true).open("/dev/full").unwrap().into()),
+        UnwritableFd::NoReader => Some(UnixStream::pair().unwrap().0.into()),
+        UnwritableFd::Closed => None,
     };
     if let Some(descriptor) = descriptor {
         match number {
@@ -365,13 +386,15 @@ fn without(config: &Path, words: &[&str], input: &str, number: u8, sink: Sink) -
 
 /// KP-8.9.
 #[test]
-fn no_descriptor_that_is_full_or_closed_ends_a_command() {
-    if !available(&TOOLS) {
+fn command_completes_with_unwritable_stdout_or_stderr() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
+    let guest = TestGuest::new();
     let sinks = [1, 2].into_iter().flat_map(|number| {
-        [Sink::Full, Sink::NoReader, Sink::Closed].into_iter().map(move |sink| (number, sink))
+        [UnwritableFd::Full, UnwritableFd::NoReader, UnwritableFd::Closed]
+            .into_iter()
+            .map(move |sink| (number, sink))
     });
     // Without a configuration of sshd every command has something to complain about, at once.
     let main = guest.path("sshd_config");
@@ -396,23 +419,27 @@ fn no_descriptor_that_is_full_or_closed_ends_a_command() {
             (&["detach"], 0),
             (&["undo"], 0),
         ] {
-            let output = without(&guest.config, words, &attach, number, sink);
+            let output = run_with_unwritable_fd(&guest.config, words, &attach, number, sink);
             assert_eq!(output.status.code(), Some(expected), "{words:?} {number} {sink:?}: {output:?}");
         }
-        let helper = without(&guest.config, &["trial-helper"], "{}", number, sink);
+        let helper = run_with_unwritable_fd(&guest.config, &["trial-helper"], "{}", number, sink);
         assert!(matches!(helper.status.code(), Some(0 | 1)), "{number} {sink:?}: {helper:?}");
         let bad = guest.path("bad.toml");
         fs::write(&bad, "proof = 1\n").unwrap();
         for words in [&["run"][..], &["undo"], &["status"]] {
-            assert_eq!(without(&bad, words, "", number, sink).status.code(), Some(2), "{words:?} {sink:?}");
+            assert_eq!(
+                run_with_unwritable_fd(&bad, words, "", number, sink).status.code(),
+                Some(2),
+                "{words:?} {sink:?}"
+            );
         }
     }
     fs::rename(guest.path("away"), &main).unwrap();
     // The diff is shown although nothing can be said beside it.
-    let key = Key::new(&guest.folder, "k");
-    for sink in [Sink::Full, Sink::NoReader, Sink::Closed] {
-        assert_eq!(guest.apply(&support::attach("my-test", &key, "no"))["status"], "succeeded");
-        let output = without(&guest.config, &["undo"], "", 2, sink);
+    let key = TestKey::new(&guest.folder, "k");
+    for sink in [UnwritableFd::Full, UnwritableFd::NoReader, UnwritableFd::Closed] {
+        assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["status"], "succeeded");
+        let output = run_with_unwritable_fd(&guest.config, &["undo"], "", 2, sink);
         assert_eq!(output.status.code(), Some(0), "{sink:?}: {output:?}");
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(said.contains("-PasswordAuthentication no"), "{sink:?}: {said}");
@@ -420,23 +447,23 @@ fn no_descriptor_that_is_full_or_closed_ends_a_command() {
 }
 
 #[test]
-fn an_unreadable_file_is_named() {
-    if !available(&TOOLS) {
+fn unreadable_file_is_named_in_message() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
+    let guest = TestGuest::new();
     fs::create_dir(guest.path("state")).unwrap();
     fs::write(guest.path("state/state.json"), "{").unwrap();
     let state = guest.path("state/state.json").display().to_string();
-    let result = guest.apply(&set_password_auth("yes"));
+    let result = guest.apply(&set_password_auth_command("yes"));
     assert!(result["message"].as_str().unwrap().contains(&state), "{result}");
     fs::remove_file(guest.path("state/state.json")).unwrap();
-    guest.component("");
+    guest.write_component_info("");
     let component = guest.path("componentInfo.cfg").display().to_string();
-    let result = guest.apply(&set_password_auth("yes"));
+    let result = guest.apply(&set_password_auth_command("yes"));
     assert!(result["message"].as_str().unwrap().contains(&component), "{result}");
     fs::write(&guest.config, "\nproof = \"yes\"\n").unwrap();
-    let output = guest.agent(&["status"]);
+    let output = guest.run_agent(&["status"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains(&format!("{}:2: proof: ", guest.config.display())), "{said}");
     assert!(said.contains("write true or false"), "{said}");

@@ -9,11 +9,11 @@ use std::process::Command;
 
 use serde_json::Value;
 use support::daemon::Daemon;
-use support::{Guest, Key, attach, available, wait_for};
+use support::{TestGuest, TestKey, attach_command, has_tools, wait_for};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-fn bare(arguments: &[&str]) -> (Option<i32>, String, String) {
+fn run_agent(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_keypair-agent")).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
@@ -21,7 +21,7 @@ fn bare(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 /// KP-8.10.
 #[test]
-fn wrong_usage_exits_2() {
+fn invalid_usage_exits_2() {
     for arguments in [
         &[][..],
         &["attach"],
@@ -30,37 +30,37 @@ fn wrong_usage_exits_2() {
         &["password-auth", "maybe"],
         &["status", "--config"],
     ] {
-        let (status, stdout, stderr) = bare(arguments);
+        let (status, stdout, stderr) = run_agent(arguments);
         assert_eq!((status, stdout.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(stderr.contains("usage: keypair-agent COMMAND"), "{stderr}");
     }
-    assert_eq!(bare(&["--version"]), (Some(0), "keypair-agent 3.1.0\n".into(), String::new()));
-    assert!(bare(&["--help"]).1.contains("password-auth yes|no"));
+    assert_eq!(run_agent(&["--version"]), (Some(0), "keypair-agent 3.1.0\n".into(), String::new()));
+    assert!(run_agent(&["--help"]).1.contains("password-auth yes|no"));
 }
 
 /// KP-8.10.
 #[test]
-fn a_wrong_configuration_exits_2_and_names_its_line() {
+fn invalid_configuration_exits_2_and_names_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
-    let (status, _, stderr) = bare(&["status", "--config", path.to_str().unwrap()]);
+    let (status, _, stderr) = run_agent(&["status", "--config", path.to_str().unwrap()]);
     assert_eq!(status, Some(2));
     assert!(stderr.contains("config.toml: the configuration cannot be read: No such file"), "{stderr}");
     fs::write(&path, "target_user = \"root\"\nshell = \"/bin/sh\"\n").unwrap();
-    let (status, _, stderr) = bare(&["status", "--config", path.to_str().unwrap()]);
+    let (status, _, stderr) = run_agent(&["status", "--config", path.to_str().unwrap()]);
     assert_eq!(status, Some(2));
     assert!(stderr.contains("config.toml:2: shell: unknown field `shell`"), "{stderr}");
 }
 
 #[test]
-fn status_claims_nothing_of_a_state_that_it_cannot_read() {
+fn status_with_unreadable_state_reports_unknown() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().display();
     let config = folder.path().join("config.toml");
     fs::write(&config, format!("state_dir = \"{at}/state\"\nrun_dir = \"{at}/run\"\n")).unwrap();
     fs::create_dir(folder.path().join("state")).unwrap();
     fs::write(folder.path().join("state/state.json"), "{\"version\":99}").unwrap();
-    let (status, stdout, _) = bare(&["status", "--config", config.to_str().unwrap()]);
+    let (status, stdout, _) = run_agent(&["status", "--config", config.to_str().unwrap()]);
     assert_eq!(status, Some(1));
     assert_eq!(stdout.matches("not known: the state cannot be read").count(), 3, "{stdout}");
     assert!(stdout.contains("\n  problem: "), "{stdout}");
@@ -68,14 +68,14 @@ fn status_claims_nothing_of_a_state_that_it_cannot_read() {
 
 /// KP-8.4, KP-8.5, KP-8.6, KP-8.7.
 #[test]
-fn status_and_check_say_how_it_is() {
-    if !available(&TOOLS) {
+fn status_and_check_report_health() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let json = |arguments: &[&str]| -> (Option<i32>, Value) {
-        let output = guest.agent(arguments);
+        let output = guest.run_agent(arguments);
         (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
     };
     let (status, check) = json(&["check", "--json"]);
@@ -86,11 +86,11 @@ fn status_and_check_say_how_it_is() {
             "{field}"
         );
     }
-    assert_eq!(guest.agent(&["check", "--image"]).status.code(), Some(0), "nothing of ours yet");
+    assert_eq!(guest.run_agent(&["check", "--image"]).status.code(), Some(0), "nothing of ours yet");
     assert!(!guest.path("state").exists(), "check writes nothing");
 
-    guest.apply(&attach("my-test", &key, "no"));
-    assert_eq!(guest.agent(&["check", "--image"]).status.code(), Some(1));
+    guest.apply(&attach_command("my-test", &key, "no"));
+    assert_eq!(guest.run_agent(&["check", "--image"]).status.code(), Some(1));
     let (status, report) = json(&["status", "--json"]);
     assert_eq!((status, &report["healthy"]), (Some(1), &Value::Bool(false)), "no run is alive");
     assert_eq!(report["binding"]["keyName"], "my-test");
@@ -98,26 +98,26 @@ fn status_and_check_say_how_it_is() {
     assert_eq!(report["problems"].as_array().unwrap().len(), 1, "{report}");
 
     fs::remove_file(guest.drop_in()).unwrap();
-    let text = String::from_utf8(guest.agent(&["status"]).stdout).unwrap();
+    let text = String::from_utf8(guest.run_agent(&["status"]).stdout).unwrap();
     assert!(text.contains("the password setting does not hold any more"), "{text}");
-    guest.component("3.0.1");
+    guest.write_component_info("3.0.1");
     let (status, check) = json(&["check", "--json"]);
     assert_eq!((status, &check["checks"][0]["name"]), (Some(1), &Value::from("component")));
     assert_eq!(check["checks"][0]["ok"], false);
-    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0), "undo needs no component");
-    assert_eq!(guest.agent(&["check", "--image"]).status.code(), Some(0));
+    assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0), "undo needs no component");
+    assert_eq!(guest.run_agent(&["check", "--image"]).status.code(), Some(0));
 }
 
 /// As under `ProtectSystem=strict` with a home elsewhere: `check` at the console knows what the service cannot.
 #[test]
-fn check_says_what_the_service_may_not_write() {
-    if !available(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
+fn check_reports_directory_read_only_for_service() {
+    if !has_tools(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
         return;
     }
-    let guest = Guest::new();
+    let guest = TestGuest::new();
     let keys = guest.key_file().parent().unwrap().to_owned();
-    assert!(guest.agent(&["check"]).status.success());
-    let run = guest.command(&["run"]);
+    assert!(guest.run_agent(&["check"]).status.success());
+    let run = guest.agent_command(&["run"]);
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-ec"])
@@ -127,7 +127,7 @@ fn check_says_what_the_service_may_not_write() {
         .args(run.get_args());
     let service = Daemon::spawn(&guest, command);
     let refused = wait_for("the service", || {
-        let output = guest.agent(&["check", "--json"]);
+        let output = guest.run_agent(&["check", "--json"]);
         (!output.status.success()).then_some(output.stdout)
     });
     service.kill();
@@ -137,19 +137,19 @@ fn check_says_what_the_service_may_not_write() {
     let says = |field: &str, text: &str| attach[field].as_str().unwrap().contains(text);
     assert!(says("message", &format!("sees {} read-only", keys.display())), "{report}");
     assert!(says("remedy", &format!("ReadWritePaths=-{}", keys.display())), "{report}");
-    assert!(guest.agent(&["check"]).status.success());
+    assert!(guest.run_agent(&["check"]).status.success());
 }
 
 #[test]
-fn check_does_not_call_a_spoiled_key_well() {
-    if !available(&TOOLS) {
+fn check_reports_corrupted_bound_key() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "me");
-    assert_eq!(guest.apply(&attach("my-test", &key, "no"))["status"], "succeeded");
-    let lines = |guest: &Guest| -> Vec<String> {
-        let output = String::from_utf8(guest.agent(&["check"]).stdout).unwrap();
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "me");
+    assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["status"], "succeeded");
+    let lines = |guest: &TestGuest| -> Vec<String> {
+        let output = String::from_utf8(guest.run_agent(&["check"]).stdout).unwrap();
         output.lines().map(str::to_owned).collect()
     };
     let seen = lines(&guest);

@@ -10,39 +10,43 @@ mod support;
 use std::collections::BTreeMap;
 
 use crash_support::TOOLS;
-use crash_support::course::{self, Became};
-use crash_support::points::{Suite, Way};
-use crash_support::scene::Now;
-use crash_support::subject::Subject;
-use support::available;
-use support::tracer::{self, Call, Deed};
+use crash_support::course::{self, PointOutcome};
+use crash_support::points::{AgentMode, InjectionSuite};
+use crash_support::scene::CommandState;
+use crash_support::subject::CrashScenario;
+use support::has_tools;
+use support::tracer::{self, Injection, TracedCall};
 
 /// Everything that changes something outside of the process; what a child is told does not. What `run` writes for
 /// `status` again and again is taken once.
-fn deeds(_: &Subject, way: Way, call: &Call) -> Vec<Deed> {
+fn select_kills(_: &CrashScenario, way: AgentMode, call: &TracedCall) -> Vec<Injection> {
     let is_in_a_place = call.path.contains('/') || call.name == "kill";
-    let again = way == Way::Run && call.path.starts_with("guest/run/") && call.nth > 1;
-    if call.changes && is_in_a_place && !again { vec![Deed::KillBefore, Deed::KillAfter] } else { Vec::new() }
+    let again = way == AgentMode::Run && call.path.starts_with("guest/run/") && call.nth > 1;
+    if call.changes && is_in_a_place && !again {
+        vec![Injection::KillBefore, Injection::KillAfter]
+    } else {
+        Vec::new()
+    }
 }
 
 /// KP-7.3.
 #[test]
-fn killed_at_any_instant() {
-    if !available(&TOOLS) || !tracer::available() {
+fn command_killed_at_any_syscall_recovers() {
+    if !has_tools(&TOOLS) || !tracer::is_tracing_supported() {
         return;
     }
-    let tried = Suite {
+    let tried = InjectionSuite {
         name: "kills",
-        includes: |subject, way| subject.is_main || way == Way::Apply,
-        deeds,
-        attempt: course::killed,
+        includes: |subject, way| subject.is_main || way == AgentMode::Apply,
+        deeds: select_kills,
+        attempt: course::check_killed,
         sample: 1,
     }
     .run();
     // It counts as done from one point on, and not before.
-    let mut courses: BTreeMap<&str, Vec<Now>> = BTreeMap::new();
+    let mut courses: BTreeMap<&str, Vec<CommandState>> = BTreeMap::new();
     for (point, became) in &tried {
-        if let (Way::Apply, Became::Killed(now)) = (point.way, became) {
+        if let (AgentMode::Apply, PointOutcome::Killed(now)) = (point.way, became) {
             courses.entry(point.subject.name).or_default().push(*now);
         }
     }

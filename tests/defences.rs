@@ -11,10 +11,10 @@ use std::process::{Command, Output};
 use serde::Deserialize;
 
 /// `all`, or names with commas between them: these are taken out.
-const DEFENCES: &str = "KEYPAIR_DEFENCES";
+const MUTATIONS_ENV: &str = "KEYPAIR_DEFENCES";
 
 #[derive(Deserialize)]
-struct Defences {
+struct DefencesFile {
     defence: Vec<Defence>,
 }
 
@@ -24,93 +24,97 @@ struct Defence {
     name: String,
     /// The program, or `lib`; and the test in it.
     test: (String, String),
-    out: Vec<Edit>,
+    out: Vec<SourceMutation>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Edit {
+struct SourceMutation {
     file: PathBuf,
     find: String,
     put: String,
 }
 
-fn root() -> &'static Path {
+fn repository_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn defences() -> Vec<Defence> {
-    let text = fs::read_to_string(root().join("tests/defences.toml")).unwrap();
-    toml::from_str::<Defences>(&text).unwrap().defence
+fn read_defences() -> Vec<Defence> {
+    let text = fs::read_to_string(repository_root().join("tests/defences.toml")).unwrap();
+    toml::from_str::<DefencesFile>(&text).unwrap().defence
 }
 
 /// Where the source of a test may be.
-fn sources(program: &str) -> Vec<PathBuf> {
+fn list_test_sources(program: &str) -> Vec<PathBuf> {
     match program {
-        "lib" => rust_files(&root().join("src")),
-        program => vec![root().join(format!("tests/{program}.rs"))],
+        "lib" => list_rust_files(&repository_root().join("src")),
+        program => vec![repository_root().join(format!("tests/{program}.rs"))],
     }
 }
 
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
+fn list_rust_files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let found = entries.flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] });
+    let found = entries.flat_map(|path| if path.is_dir() { list_rust_files(&path) } else { vec![path] });
     found.filter(|path| path.extension().is_some_and(|ending| ending == "rs")).collect()
 }
 
 #[test]
-fn every_row_names_a_defence_and_every_defence_its_test() {
-    let model = fs::read_to_string(root().join("docs/threat-model.md")).unwrap();
+fn threat_model_rows_match_defences_and_tests() {
+    let model = fs::read_to_string(repository_root().join("docs/threat-model.md")).unwrap();
     let rows = model.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| What"));
     let rows: Vec<Vec<&str>> = rows.map(|line| line.split('|').map(str::trim).collect()).collect();
     let named: Vec<&str> = rows.iter().flat_map(|row| row[3].split(", ")).collect();
     let named: Vec<&str> = named.into_iter().map(|name| name.trim_matches('`')).collect();
-    let defences = defences();
+    let defences = read_defences();
     let known: BTreeSet<&str> = defences.iter().map(|defence| defence.name.as_str()).collect();
     assert_eq!(named.iter().copied().collect::<BTreeSet<_>>(), known);
     assert_eq!(named.len(), defences.len(), "a defence is named twice");
     for Defence { name, test: (program, test), out } in &defences {
         let function = format!("fn {}(", test.rsplit("::").next().unwrap());
-        let is_there =
-            sources(program).iter().any(|path| fs::read_to_string(path).unwrap().contains(&function));
+        let is_there = list_test_sources(program)
+            .iter()
+            .any(|path| fs::read_to_string(path).unwrap().contains(&function));
         assert!(is_there, "{name}: no {test} in {program}");
         assert!(!out.is_empty(), "{name}");
-        for Edit { file, find, .. } in out {
-            let found = fs::read_to_string(root().join(file)).unwrap().matches(find.as_str()).count();
+        for SourceMutation { file, find, .. } in out {
+            let found =
+                fs::read_to_string(repository_root().join(file)).unwrap().matches(find.as_str()).count();
             assert_eq!(found, 1, "{name}: `{find}` in {}", file.display());
         }
     }
 }
 
 #[test]
-fn each_is_missed_when_it_is_taken_out() {
-    let Ok(asked) = std::env::var(DEFENCES) else {
-        println!("SKIPPED: {DEFENCES} is not set; `make test-defences` takes them out, one after another");
+fn removed_defence_fails_its_test() {
+    let Ok(asked) = std::env::var(MUTATIONS_ENV) else {
+        println!(
+            "SKIPPED: {MUTATIONS_ENV} is not set; `make test-defences` takes them out, one after another"
+        );
         return;
     };
     let asked: Vec<&str> = asked.split(',').collect();
-    let scratch = root().join("target/defences");
+    let scratch = repository_root().join("target/defences");
     copy_sources(&scratch);
     let mut unmissed = Vec::new();
-    for Defence { name, test, out } in defences() {
+    for Defence { name, test, out } in read_defences() {
         if asked != ["all"] && !asked.contains(&name.as_str()) {
             continue;
         }
-        for Edit { file, find, put } in &out {
-            edit(&scratch.join(file), find, put);
+        for SourceMutation { file, find, put } in &out {
+            apply_mutation(&scratch.join(file), find, put);
         }
-        let built = cargo(&scratch, &test, &["--no-run"]);
-        assert!(built.status.success(), "{name}: it does not build:\n{}", said(&built));
-        let ran = cargo(&scratch, &test, &["--", "--exact", &test.1]);
+        let built = run_cargo_test(&scratch, &test, &["--no-run"]);
+        assert!(built.status.success(), "{name}: it does not build:\n{}", combined_output(&built));
+        let ran = run_cargo_test(&scratch, &test, &["--", "--exact", &test.1]);
         let failed = format!("test {} ... FAILED", test.1);
-        let is_missed = said(&ran).contains(&failed);
+        let is_missed = combined_output(&ran).contains(&failed);
         println!("{name}: {} {}", test.1, if is_missed { "fails" } else { "does not fail" });
         if !is_missed {
-            println!("{}", said(&ran));
+            println!("{}", combined_output(&ran));
             unmissed.push(name);
         }
-        for Edit { file, .. } in &out {
-            fs::copy(root().join(file), scratch.join(file)).unwrap();
+        for SourceMutation { file, .. } in &out {
+            fs::copy(repository_root().join(file), scratch.join(file)).unwrap();
         }
     }
     assert_eq!(unmissed, Vec::<String>::new());
@@ -118,10 +122,11 @@ fn each_is_missed_when_it_is_taken_out() {
 
 /// What git knows of, as it stands here; the build of the last time is kept.
 fn copy_sources(scratch: &Path) {
-    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().unwrap();
-    assert!(listed.status.success(), "this is no clone: {}", said(&listed));
+    let listed =
+        Command::new("git").args(["ls-files", "-z"]).current_dir(repository_root()).output().unwrap();
+    assert!(listed.status.success(), "this is no clone: {}", combined_output(&listed));
     for name in String::from_utf8(listed.stdout).unwrap().split_terminator('\0') {
-        let (from, to) = (root().join(name), scratch.join(name));
+        let (from, to) = (repository_root().join(name), scratch.join(name));
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         if fs::read(&from).ok() != fs::read(&to).ok() {
             fs::copy(from, to).unwrap();
@@ -129,12 +134,12 @@ fn copy_sources(scratch: &Path) {
     }
 }
 
-fn edit(path: &Path, find: &str, put: &str) {
+fn apply_mutation(path: &Path, find: &str, put: &str) {
     let text = fs::read_to_string(path).unwrap();
     fs::write(path, text.replacen(find, put, 1)).unwrap();
 }
 
-fn cargo(scratch: &Path, (program, _): &(String, String), arguments: &[&str]) -> Output {
+fn run_cargo_test(scratch: &Path, (program, _): &(String, String), arguments: &[&str]) -> Output {
     // Without a defence a test may come to no end.
     let mut command = Command::new("timeout");
     command.args(["300", env!("CARGO"), "test", "--package", "keypair-agent", "--target-dir", "build"]);
@@ -147,6 +152,6 @@ fn cargo(scratch: &Path, (program, _): &(String, String), arguments: &[&str]) ->
     command.args(arguments).current_dir(scratch).output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn combined_output(output: &Output) -> String {
     [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat()
 }

@@ -8,47 +8,47 @@ mod support;
 
 use crash_support::TOOLS;
 use crash_support::course;
-use crash_support::points::{Suite, Way, errors_of};
-use crash_support::subject::Subject;
-use support::available;
-use support::tracer::{self, Call, Deed};
+use crash_support::points::{AgentMode, InjectionSuite, possible_errors};
+use crash_support::subject::CrashScenario;
+use support::has_tools;
+use support::tracer::{self, Injection, TracedCall};
 
 /// Each error at each call that writes, of `apply`; an error in turn at those of `run`, whose commands walk the same
 /// way, and at those that read.
-fn deeds(subject: &Subject, way: Way, call: &Call) -> Vec<Deed> {
+fn select_faults(subject: &CrashScenario, way: AgentMode, call: &TracedCall) -> Vec<Injection> {
     let path = call.path.as_str();
     // What is no file, libraries, and where a person reads.
     if !path.contains('/') || path.contains(".so") || ["guest/out.log", "guest/err.log"].contains(&path) {
         return Vec::new();
     }
-    let errors = errors_of(call);
+    let errors = possible_errors(call);
     let one = errors.iter().cycle().skip(call.nth).take(errors.len().min(1));
     let is_ours = path.starts_with("guest/") && path != "guest/";
     let reads = match (way, subject.name, call.name) {
-        (Way::Apply, "attach no" | "detach" | "recovery", "openat") => is_ours || call.nth <= 3,
-        (Way::Apply, "attach no" | "detach" | "recovery", "read") => is_ours,
-        (Way::Run, "attach no", "openat" | "read") => is_ours && call.nth % 4 == 1,
+        (AgentMode::Apply, "attach no" | "detach" | "recovery", "openat") => is_ours || call.nth <= 3,
+        (AgentMode::Apply, "attach no" | "detach" | "recovery", "read") => is_ours,
+        (AgentMode::Run, "attach no", "openat" | "read") => is_ours && call.nth % 4 == 1,
         _ => false,
     };
     match way {
-        Way::Apply if call.changes => errors.iter().map(|errno| Deed::Fail(*errno)).collect(),
-        Way::Run if call.changes => one.map(|errno| Deed::Fail(*errno)).collect(),
-        _ if reads => one.map(|errno| Deed::Fail(*errno)).collect(),
+        AgentMode::Apply if call.changes => errors.iter().map(|errno| Injection::Fail(*errno)).collect(),
+        AgentMode::Run if call.changes => one.map(|errno| Injection::Fail(*errno)).collect(),
+        _ if reads => one.map(|errno| Injection::Fail(*errno)).collect(),
         _ => Vec::new(),
     }
 }
 
 /// KP-7.9.
 #[test]
-fn each_call_fails_once() {
-    if !available(&TOOLS) || !tracer::available() {
+fn syscall_failure_rolls_back_or_succeeds() {
+    if !has_tools(&TOOLS) || !tracer::is_tracing_supported() {
         return;
     }
-    Suite {
+    InjectionSuite {
         name: "faults",
-        includes: |subject, way| subject.is_main || (subject.interrupted && way == Way::Apply),
-        deeds,
-        attempt: course::failed,
+        includes: |subject, way| subject.is_main || (subject.interrupted && way == AgentMode::Apply),
+        deeds: select_faults,
+        attempt: course::check_failed,
         sample: 1,
     }
     .run();

@@ -11,28 +11,30 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
-use support::{Form, Guest, Key, attach, available, set_password_auth, wait_for};
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, has_tools, set_password_auth_command, wait_for,
+};
 
-fn succeeded(guest: &Guest, command: &Value) -> Value {
+fn apply_successfully(guest: &TestGuest, command: &Value) -> Value {
     let result = guest.apply(command);
     assert_eq!(result["status"], "succeeded", "{result}");
     result
 }
 
-fn undo(guest: &Guest) {
-    let undone = guest.agent(&["undo"]);
+fn run_undo(guest: &TestGuest) {
+    let undone = guest.run_agent(&["undo"]);
     assert!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
 }
 
 /// Puts these lines in the place of the main file's own Include, and has sshd read them.
-fn include(guest: &Guest, lines: &str) {
+fn replace_include(guest: &TestGuest, lines: &str) {
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let rest = main.split_once('\n').unwrap().1;
     fs::write(guest.path("sshd_config"), format!("{lines}{rest}")).unwrap();
-    hup(guest);
+    reload_sshd(guest);
 }
 
-fn hup(guest: &Guest) {
+fn reload_sshd(guest: &TestGuest) {
     let sockets = || {
         let text = fs::read_to_string("/proc/self/net/tcp").unwrap();
         let port = format!(":{:04X} ", guest.sshd.port);
@@ -55,7 +57,7 @@ fn hup(guest: &Guest) {
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// Every drop-in of ours below the guest's folder, each under the name that no link leads to.
-fn ours(guest: &Guest) -> Vec<PathBuf> {
+fn find_drop_ins(guest: &TestGuest) -> Vec<PathBuf> {
     let output = Command::new("find")
         .arg(guest.folder.path())
         .args(["-name", "00-keypair-agent.conf"])
@@ -66,32 +68,32 @@ fn ours(guest: &Guest) -> Vec<PathBuf> {
 
 /// KP-6.12.
 #[test]
-fn a_directory_that_is_included_under_two_names() {
-    if !available(&TOOLS) {
+fn drop_in_directory_included_twice_gets_one_drop_in() {
+    if !has_tools(&TOOLS) {
         return;
     }
     // The link first, the link second, the same name twice.
     for order in
         [["conf.d", "sshd_config.d"], ["sshd_config.d", "conf.d"], ["sshd_config.d", "sshd_config.d"]]
     {
-        let guest = Guest::new();
-        let key = Key::new(&guest.folder, "k");
+        let guest = TestGuest::new();
+        let key = TestKey::new(&guest.folder, "k");
         fs::write(guest.path("sshd_config.d/50-image.conf"), "X11Forwarding no\n").unwrap();
         symlink("sshd_config.d", guest.path("conf.d")).unwrap();
-        include(
+        replace_include(
             &guest,
             &order.map(|name| format!("Include {}/*.conf\n", guest.path(name).display())).concat(),
         );
         let before = guest.snapshot();
         for (asked, offers) in [("no", false), ("no", false), ("yes", true), ("no", false), ("yes", true)] {
-            let result = succeeded(&guest, &attach("my-test", &key, asked));
+            let result = apply_successfully(&guest, &attach_command("my-test", &key, asked));
             assert_eq!(guest.sshd.offers_password(), offers, "{order:?} {asked}: {result}");
-            assert!(ours(&guest).len() <= 1, "{:?}", ours(&guest));
+            assert!(find_drop_ins(&guest).len() <= 1, "{:?}", find_drop_ins(&guest));
         }
-        let again = guest.apply(&attach("my-test", &key, "yes"));
+        let again = guest.apply(&attach_command("my-test", &key, "yes"));
         assert_eq!(again["changed"], false, "{order:?}: {again}");
-        undo(&guest);
-        assert_eq!(ours(&guest), Vec::<PathBuf>::new(), "{order:?}");
+        run_undo(&guest);
+        assert_eq!(find_drop_ins(&guest), Vec::<PathBuf>::new(), "{order:?}");
         let after = guest.snapshot().into_iter().filter(|file| !file.0.ends_with("keys/root"));
         assert_eq!(after.collect::<Vec<_>>(), before, "{order:?}");
         assert!(guest.sshd.offers_password());
@@ -99,29 +101,32 @@ fn a_directory_that_is_included_under_two_names() {
 }
 
 /// A guest with a bound key, passwords off by a drop-in, and the Include of that drop-in taken out again.
-fn with_unread_drop_in(directory: &str, instead: impl Fn(&Guest) -> String) -> (Guest, Key) {
-    let guest = Guest::of(Form::default());
-    let key = Key::new(&guest.folder, "k");
+fn create_guest_with_unread_drop_in(
+    directory: &str,
+    instead: impl Fn(&TestGuest) -> String,
+) -> (TestGuest, TestKey) {
+    let guest = TestGuest::with_options(GuestOptions::default());
+    let key = TestKey::new(&guest.folder, "k");
     if directory != "sshd_config.d" {
         fs::rename(guest.path("sshd_config.d"), guest.path(directory)).unwrap();
         fs::create_dir(guest.path("sshd_config.d")).unwrap();
-        include(&guest, &format!("Include {}/*.conf\n", guest.path(directory).display()));
+        replace_include(&guest, &format!("Include {}/*.conf\n", guest.path(directory).display()));
     }
-    succeeded(&guest, &attach("my-test", &key, "no"));
-    assert_eq!(ours(&guest), [guest.path(directory).join("00-keypair-agent.conf")]);
-    include(&guest, &instead(&guest));
+    apply_successfully(&guest, &attach_command("my-test", &key, "no"));
+    assert_eq!(find_drop_ins(&guest), [guest.path(directory).join("00-keypair-agent.conf")]);
+    replace_include(&guest, &instead(&guest));
     assert!(guest.sshd.offers_password(), "it is not read any more");
     (guest, key)
 }
 
 /// KP-6.12.
 #[test]
-fn a_drop_in_that_no_include_reads_any_more() {
-    if !available(&TOOLS) {
+fn drop_in_no_longer_included_is_removed() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    type Instead = fn(&Guest) -> String;
-    let cases: [(&str, Instead); 4] = [
+    type IncludeReplacement = fn(&TestGuest) -> String;
+    let cases: [(&str, IncludeReplacement); 4] = [
         // taken out; commented out; another directory in its place; a pattern that passes it over
         ("sshd_config.d", |_| String::new()),
         ("conf.d", |guest| format!("#Include {}/conf.d/*.conf\n", guest.folder.path().display())),
@@ -132,20 +137,24 @@ fn a_drop_in_that_no_include_reads_any_more() {
     ];
     for (at, (directory, instead)) in cases.into_iter().enumerate() {
         for command in ["no", "yes", "setPasswordAuth", "undo"] {
-            let (guest, key) = with_unread_drop_in(directory, instead);
+            let (guest, key) = create_guest_with_unread_drop_in(directory, instead);
             let unread = guest.path(directory).join("00-keypair-agent.conf");
             match command {
-                "undo" => undo(&guest),
-                "setPasswordAuth" => drop(succeeded(&guest, &set_password_auth("yes"))),
-                asked => drop(succeeded(&guest, &attach("my-test", &key, asked))),
+                "undo" => run_undo(&guest),
+                "setPasswordAuth" => drop(apply_successfully(&guest, &set_password_auth_command("yes"))),
+                asked => drop(apply_successfully(&guest, &attach_command("my-test", &key, asked))),
             }
             assert!(!unread.exists(), "{at} {command}");
             assert_eq!(guest.sshd.offers_password(), command != "no", "{at} {command}");
             if command == "no" {
-                undo(&guest);
+                run_undo(&guest);
                 assert!(guest.sshd.offers_password());
             }
-            assert!(command != "undo" || ours(&guest).is_empty(), "{at}: {:?}", ours(&guest));
+            assert!(
+                command != "undo" || find_drop_ins(&guest).is_empty(),
+                "{at}: {:?}",
+                find_drop_ins(&guest)
+            );
         }
     }
 }

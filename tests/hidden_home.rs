@@ -9,13 +9,13 @@ use std::fs;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use support::{Guest, Key, attach, available, detach, set_password_auth};
+use support::{TestGuest, TestKey, attach_command, detach_command, has_tools, set_password_auth_command};
 
 const TOOLS: [&str; 5] = ["sshd", "ssh", "ssh-keygen", "unshare", "mount"];
 
 /// The agent with a mount of its own over a directory: `mount` is what the script does to `$0`.
-fn behind(guest: &Guest, directory: &str, mount: &str, words: &[&str]) -> Output {
-    let agent = guest.command(words);
+fn run_with_mount_over(guest: &TestGuest, directory: &str, mount: &str, words: &[&str]) -> Output {
+    let agent = guest.agent_command(words);
     let output = Command::new("unshare")
         .args(["--mount", "sh", "-ec"])
         .arg(format!("{mount}; exec \"$@\""))
@@ -26,18 +26,18 @@ fn behind(guest: &Guest, directory: &str, mount: &str, words: &[&str]) -> Output
     output.unwrap()
 }
 
-fn text(output: &Output) -> String {
+fn combined_output(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// KP-5.15.
 #[test]
-fn what_the_agent_does_not_see_is_a_failure() {
-    if !available(&TOOLS) {
+fn directory_hidden_from_agent_is_io_error() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let file = guest.path("command.log");
     let given = |command: &Value| fs::write(&file, command.to_string()).unwrap();
     let path = file.to_str().unwrap();
@@ -49,27 +49,27 @@ fn what_the_agent_does_not_see_is_a_failure() {
         ("keys", "mkdir -p \"$0.other\"; mount --bind \"$0.other\" \"$0\""),
     ];
     // Nothing is bound yet.
-    given(&attach("my-test", &key, "yes"));
-    let output = behind(&guest, "keys", covers[0].1, &["apply", path]);
+    given(&attach_command("my-test", &key, "yes"));
+    let output = run_with_mount_over(&guest, "keys", covers[0].1, &["apply", path]);
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&result["reason"], &result["changed"]), (&"IO_ERROR".into(), &false.into()), "{result}");
 
     // What sshd would say without its drop-ins is not what it says.
-    for command in [attach("my-test", &key, "yes"), set_password_auth("yes")] {
+    for command in [attach_command("my-test", &key, "yes"), set_password_auth_command("yes")] {
         given(&command);
-        let output = behind(&guest, "sshd_config.d", covers[0].1, &["apply", path]);
+        let output = run_with_mount_over(&guest, "sshd_config.d", covers[0].1, &["apply", path]);
         let result: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(result["reason"], "IO_ERROR", "{result}");
         assert!(result["message"].as_str().unwrap().contains("sshd_config.d"), "{result}");
     }
 
-    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    assert_eq!(guest.apply(&attach_command("my-test", &key, "yes"))["status"], "succeeded");
     let keys = fs::read(guest.key_file()).unwrap();
     for (directory, mount) in covers {
         let before = guest.snapshot();
-        for command in [detach("my-test"), attach("my-test", &key, "no")] {
+        for command in [detach_command("my-test"), attach_command("my-test", &key, "no")] {
             given(&command);
-            let output = behind(&guest, directory, mount, &["apply", path]);
+            let output = run_with_mount_over(&guest, directory, mount, &["apply", path]);
             let result: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(output.status.code(), Some(1), "{mount}: {result}");
             assert_eq!(result["reason"], "IO_ERROR", "{mount}: {result}");
@@ -79,36 +79,39 @@ fn what_the_agent_does_not_see_is_a_failure() {
         }
         assert_eq!(guest.snapshot(), before, "{mount}");
         // What it sees it takes out.
-        let output = behind(&guest, directory, mount, &["undo"]);
+        let output = run_with_mount_over(&guest, directory, mount, &["undo"]);
         assert_eq!(output.status.code(), Some(1), "{mount}: {output:?}");
-        assert!(text(&output).contains("does not see there what sshd sees"), "{mount}: {output:?}");
+        assert!(
+            combined_output(&output).contains("does not see there what sshd sees"),
+            "{mount}: {output:?}"
+        );
         assert_eq!(fs::read(guest.key_file()).unwrap(), keys, "{mount}");
-        assert!(guest.sshd.lets_in(&key), "{mount}");
+        assert!(guest.sshd.accepts_key(&key), "{mount}");
     }
     // What is mounted on itself hides nothing.
-    given(&detach("my-test"));
-    let output = behind(&guest, "keys", "mount --bind \"$0\" \"$0\"", &["apply", path]);
+    given(&detach_command("my-test"));
+    let output = run_with_mount_over(&guest, "keys", "mount --bind \"$0\" \"$0\"", &["apply", path]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(!guest.sshd.lets_in(&key));
+    assert!(!guest.sshd.accepts_key(&key));
 }
 
 /// KP-5.15.
 #[test]
-fn a_directory_that_is_read_only_for_the_agent_alone() {
-    if !available(&TOOLS) {
+fn directory_read_only_for_agent_is_io_error() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
+    assert_eq!(guest.apply(&attach_command("my-test", &key, "yes"))["status"], "succeeded");
     let file = guest.path("command.log");
-    fs::write(&file, detach("my-test").to_string()).unwrap();
+    fs::write(&file, detach_command("my-test").to_string()).unwrap();
     let mount = "mount --bind \"$0\" \"$0\"; mount -o remount,bind,ro \"$0\"";
-    let output = behind(&guest, "keys", mount, &["apply", file.to_str().unwrap()]);
+    let output = run_with_mount_over(&guest, "keys", mount, &["apply", file.to_str().unwrap()]);
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["reason"], "IO_ERROR", "{result}");
     let message = result["message"].as_str().unwrap();
     assert!(message.contains("for the agent alone") && message.contains("ReadWritePaths="), "{result}");
-    assert!(guest.sshd.lets_in(&key));
-    assert_eq!(guest.apply(&detach("my-test"))["changed"], true);
+    assert!(guest.sshd.accepts_key(&key));
+    assert_eq!(guest.apply(&detach_command("my-test"))["changed"], true);
 }

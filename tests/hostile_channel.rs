@@ -13,51 +13,52 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::daemon::{Daemon, queued};
-use support::metadata::{Fault, Metadata};
-use support::{Form, Guest, Key, attach, available, wait_for, with};
+use support::daemon::{Daemon, make_channel_command};
+use support::metadata::{MetadataService, PollFault};
+use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools, wait_for, with_field};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// How long a fault lasts, and how many polls it may see (the issue of a fleet under one service).
-const FAULT: Duration = Duration::from_secs(20);
-const MOST_POLLS: usize = 10;
+const FAULT_DURATION: Duration = Duration::from_secs(20);
+const MAX_POLLS_DURING_FAULT: usize = 10;
 
-fn answer(head: &str, body: &[u8]) -> Fault {
-    Fault::Raw(
+fn raw_response(head: &str, body: &[u8]) -> PollFault {
+    PollFault::Raw(
         [format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), body].concat(),
     )
 }
 
 /// The agent under `fault`, then under a service that is healed.
-fn survives(fault: impl FnOnce(&Key) -> Fault) {
-    if !available(&TOOLS) {
+fn assert_survives_fault(fault: impl FnOnce(&TestKey) -> PollFault) {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
+    let metadata = MetadataService::start();
+    let guest =
+        TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
     let before = guest.snapshot();
-    metadata.fault(Some(fault(&key)));
+    metadata.set_fault(Some(fault(&key)));
     let mut daemon = Daemon::start(&guest);
     let begun = wait_for("the first poll", || metadata.polls().first().copied());
-    std::thread::sleep((begun + FAULT).saturating_duration_since(Instant::now()));
-    let polls = metadata.polls().iter().filter(|at| **at < begun + FAULT).count();
-    assert!(polls <= MOST_POLLS, "{polls} polls in 20 s");
+    std::thread::sleep((begun + FAULT_DURATION).saturating_duration_since(Instant::now()));
+    let polls = metadata.polls().iter().filter(|at| **at < begun + FAULT_DURATION).count();
+    assert!(polls <= MAX_POLLS_DURING_FAULT, "{polls} polls in 20 s");
     assert!(daemon.is_alive(), "{}", daemon.log());
     let after: Vec<_> = guest.snapshot().into_iter().filter(|entry| !entry.0.ends_with("run.log")).collect();
     assert_eq!(after, before);
     assert_eq!(metadata.results(), []);
-    metadata.fault(None);
-    metadata.queue(queued("good", 1, attach("my-test", &key, "no")));
+    metadata.set_fault(None);
+    metadata.queue(make_channel_command("good", 1, attach_command("my-test", &key, "no")));
     assert_eq!(metadata.wait_for_result("good")["status"], "succeeded");
-    assert!(guest.sshd.lets_in(&key));
+    assert!(guest.sshd.accepts_key(&key));
 }
 
 /// All at once, since each only waits.
 /// KP-3.2, KP-3.7.
 #[test]
-fn whatever_it_answers() {
+fn service_faults_apply_nothing() {
     // Where a redirection leads to would hand out a good command; it is never asked.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -70,15 +71,21 @@ fn whatever_it_answers() {
     });
     let redirect = format!("302 Found\r\nLocation: http://{address}/metadata/latest/keypair/command");
     std::thread::scope(|scope| {
-        scope.spawn(|| survives(|_| answer(&redirect, b"")));
-        scope.spawn(|| survives(|_| Fault::Hang));
-        scope.spawn(|| survives(|_| Fault::Drip));
-        scope.spawn(|| survives(|_| answer("200 OK", &vec![b' '; 10_000_000])));
-        scope.spawn(|| survives(|_| answer("200 OK", b"{\"commandId\": \"c-1\", \"action\": ")));
+        scope.spawn(|| assert_survives_fault(|_| raw_response(&redirect, b"")));
+        scope.spawn(|| assert_survives_fault(|_| PollFault::Hang));
+        scope.spawn(|| assert_survives_fault(|_| PollFault::Drip));
+        scope.spawn(|| assert_survives_fault(|_| raw_response("200 OK", &vec![b' '; 10_000_000])));
         scope.spawn(|| {
-            survives(|key| {
-                let command = with(queued("x", 1, attach("my-test", key, "no")), "commandId", json!("../x"));
-                answer("200 OK", command.to_string().as_bytes())
+            assert_survives_fault(|_| raw_response("200 OK", b"{\"commandId\": \"c-1\", \"action\": "))
+        });
+        scope.spawn(|| {
+            assert_survives_fault(|key| {
+                let command = with_field(
+                    make_channel_command("x", 1, attach_command("my-test", key, "no")),
+                    "commandId",
+                    json!("../x"),
+                );
+                raw_response("200 OK", command.to_string().as_bytes())
             });
         });
     });
@@ -87,32 +94,37 @@ fn whatever_it_answers() {
 
 /// KP-3.27, KP-3.28.
 #[test]
-fn that_hands_out_another_instances_command_for_ever() {
-    if !available(&TOOLS) {
+fn foreign_command_repeated_forever_is_refused() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
+    let metadata = MetadataService::start();
+    let guest =
+        TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
     metadata.keep_commands(true);
-    let foreign = with(queued("foreign", 7, attach("my-test", &key, "no")), "instanceId", json!("i-other"));
+    let foreign = with_field(
+        make_channel_command("foreign", 7, attach_command("my-test", &key, "no")),
+        "instanceId",
+        json!("i-other"),
+    );
     metadata.queue(foreign);
     let mut daemon = Daemon::start(&guest);
     let result = metadata.wait_for_result("foreign");
     assert_eq!(result["reason"], "WRONG_INSTANCE");
     assert_eq!(result["instanceId"], "i-test");
     let begun = Instant::now();
-    std::thread::sleep(FAULT);
+    std::thread::sleep(FAULT_DURATION);
     let polls = metadata.polls().iter().filter(|at| **at > begun).count();
-    assert!(polls <= MOST_POLLS, "{polls} polls in 20 s");
+    assert!(polls <= MAX_POLLS_DURING_FAULT, "{polls} polls in 20 s");
     assert!(daemon.is_alive());
     assert!(!guest.key_file().exists());
     // The result is the same each time: the service would have said 409 otherwise.
-    let texts: Vec<String> = metadata.attempts().into_iter().map(|(_, text)| text).collect();
+    let texts: Vec<String> = metadata.result_attempts().into_iter().map(|(_, text)| text).collect();
     assert!(texts.windows(2).all(|pair| pair[0] == pair[1]));
-    metadata.withdraw("foreign");
+    metadata.withdraw_command("foreign");
     metadata.keep_commands(false);
-    metadata.queue(queued("good", 1, attach("my-test", &key, "no")));
+    metadata.queue(make_channel_command("good", 1, attach_command("my-test", &key, "no")));
     let good: Value = metadata.wait_for_result("good");
     assert_eq!(good["status"], "succeeded", "a foreign command raises no sequence: {good}");
 }

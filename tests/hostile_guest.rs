@@ -12,50 +12,62 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hostile::land::{Land, USER};
+use hostile::land::{HomeFixture, USER};
 use hostile::{mounter, user};
 use keypair_agent::guest::files::{
-    FileError, observe_key_file, remove_created_key_file, replace_key_file, sweep_key_directory,
+    FileError, read_key_file, remove_created_key_file, remove_key_dir_temporaries, replace_key_file,
 };
 use keypair_agent::policy::types::ContentHash;
 use serde_json::{Value, json};
-use support::dice::Dice;
-use support::{Folder, apart, available};
+use support::dice::SeededRng;
+use support::{TestDir, build_isolated_test, has_tools};
 
-const LAND: &str = "KEYPAIR_HOSTILE_LAND";
-const SEED: &str = "KEYPAIR_HOSTILE_SEED";
+const FIXTURE_DIR_ENV: &str = "KEYPAIR_HOSTILE_LAND";
+const SEED_ENV: &str = "KEYPAIR_HOSTILE_SEED";
 /// How many races each way; `make test-hostile-guest` says 10,000.
-const RACES: &str = "KEYPAIR_HOSTILE_RACES";
+const RACES_ENV: &str = "KEYPAIR_HOSTILE_RACES";
 
 /// KP-5.11.
 #[test]
-fn by_openat2() {
-    races(&["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=none"]);
+fn key_file_races_with_openat2_stay_in_path() {
+    run_races(&["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=none"]);
 }
 
 /// KP-5.11.
 #[test]
-fn by_openat() {
-    races(&["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "inject=openat2:error=ENOSYS"]);
+fn key_file_races_with_openat_stay_in_path() {
+    run_races(&[
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=openat2:error=ENOSYS",
+    ]);
 }
 
 /// The three in a mount namespace of their own; what they say of themselves at the end.
-fn races(tracer: &[&str]) {
-    if !available(&["unshare", "strace"]) {
+fn run_races(tracer: &[&str]) {
+    if !has_tools(&["unshare", "strace"]) {
         return;
     }
-    let folder = Folder::new();
+    let folder = TestDir::new();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let land = Land::at(folder.path());
-    land.prepare();
+    let land = HomeFixture::new(folder.path());
+    land.create_files();
     let program = folder.path().join("program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let before = land.victims();
-    let seed = std::env::var(SEED).unwrap_or_else(|_| std::process::id().to_string());
-    println!("seed {seed}: {SEED}={seed} takes it again");
+    let before = land.snapshot_victims();
+    let seed = std::env::var(SEED_ENV).unwrap_or_else(|_| std::process::id().to_string());
+    println!("seed {seed}: {SEED_ENV}={seed} takes it again");
     let alone = [&["timeout", "300", "unshare", "--mount", "--propagation", "private"], tracer].concat();
-    let output =
-        apart(&alone, &program, "the_agent").env(LAND, folder.path()).env(SEED, &seed).output().unwrap();
+    let output = build_isolated_test(&alone, &program, "agent_process")
+        .env(FIXTURE_DIR_ENV, folder.path())
+        .env(SEED_ENV, &seed)
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     let told = |name: &str| -> Value {
@@ -64,8 +76,8 @@ fn races(tracer: &[&str]) {
     };
     let (agent, user) = (told("agent.json"), told("user.json"));
     println!("{text}the agent: {agent}\nthe user: {user}\nmounted: {}", told("mounter.json"));
-    assert_eq!(land.victims(), before);
-    assert_eq!(land.leaks(), Vec::<PathBuf>::new());
+    assert_eq!(land.snapshot_victims(), before);
+    assert_eq!(land.find_leaks(), Vec::<PathBuf>::new());
     // A directory of ours that somebody mounted over is his: nothing to be removed, and no failure.
     assert!(!text.contains("resource busy"), "{text}");
     // Both had their share of it, else there was no race.
@@ -78,19 +90,19 @@ fn races(tracer: &[&str]) {
     );
 }
 
-fn land() -> Land {
-    Land::at(Path::new(&std::env::var_os(LAND).expect("started by the other tests")))
+fn open_fixture() -> HomeFixture {
+    HomeFixture::new(Path::new(&std::env::var_os(FIXTURE_DIR_ENV).expect("started by the other tests")))
 }
 
-fn seed() -> u64 {
-    std::env::var(SEED).unwrap().parse().unwrap()
+fn read_seed() -> u64 {
+    std::env::var(SEED_ENV).unwrap().parse().unwrap()
 }
 
 /// What the agent does to a key file in the course of commands, over and over.
 #[test]
 #[ignore = "a part of the other tests, in a process of its own"]
-fn the_agent() {
-    let land = land();
+fn agent_process() {
+    let land = open_fixture();
     let start = |name: &str, uid: u32| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", name, "--ignored"]).uid(uid).gid(uid).stdout(Stdio::null());
@@ -98,27 +110,27 @@ fn the_agent() {
     };
     fs::write(land.path("user.json"), "").unwrap();
     std::os::unix::fs::chown(land.path("user.json"), Some(USER), None).unwrap();
-    let mut others = [start("the_user", USER), start("the_mounter", 0)];
+    let mut others = [start("path_race_attacker_process", USER), start("mount_attacker_process", 0)];
     let (account, paths) = (land.account(), land.key_files());
-    let mut dice = Dice::of(seed());
+    let mut dice = SeededRng::from_seed(read_seed());
     let mut count = std::collections::BTreeMap::<&str, usize>::new();
-    let races: usize = std::env::var(RACES).map_or(2_500, |text| text.parse().expect(RACES));
+    let races: usize = std::env::var(RACES_ENV).map_or(2_500, |text| text.parse().expect(RACES_ENV));
     for race in 0..races {
-        let path = &paths[dice.roll(2)];
-        let done = observe_key_file(&account, path).and_then(|seen| {
+        let path = &paths[dice.next_below(2)];
+        let done = read_key_file(&account, path).and_then(|seen| {
             let old = seen.content.unwrap_or_default();
-            let expected = (!old.is_empty()).then(|| ContentHash::of(&old));
+            let expected = (!old.is_empty()).then(|| ContentHash::from_content(&old));
             // An attach: our line ahead of all that is there.
             let new = [format!("key {race}\n").as_bytes(), &old[..old.len().min(4096)]].concat();
             replace_key_file(&account, path, expected.as_ref(), &new)?;
             *count.entry("written").or_default() += 1;
-            match dice.roll(3) {
+            match dice.next_below(3) {
                 0 => {
                     let parent = path.parent();
-                    remove_created_key_file(&account, path, &ContentHash::of(&new), parent)?;
+                    remove_created_key_file(&account, path, &ContentHash::from_content(&new), parent)?;
                     *count.entry("removed").or_default() += 1;
                 }
-                1 => drop(sweep_key_directory(&account, path)?),
+                1 => drop(remove_key_dir_temporaries(&account, path)?),
                 _ => {}
             }
             Ok(())
@@ -143,15 +155,19 @@ fn the_agent() {
 
 #[test]
 #[ignore = "a part of the other tests, in a process of its own"]
-fn the_user() {
-    let land = land();
-    let count = user::work(&land, seed() ^ 0x5eed);
+fn path_race_attacker_process() {
+    let land = open_fixture();
+    let count = user::run_path_attacks(&land, read_seed() ^ 0x5eed);
     fs::write(land.path("user.json"), json!(count).to_string()).unwrap();
 }
 
 #[test]
 #[ignore = "a part of the other tests, in a process of its own"]
-fn the_mounter() {
-    let land = land();
-    fs::write(land.path("mounter.json"), json!(mounter::work(&land, seed() ^ 0x707)).to_string()).unwrap();
+fn mount_attacker_process() {
+    let land = open_fixture();
+    fs::write(
+        land.path("mounter.json"),
+        json!(mounter::run_mount_attack(&land, read_seed() ^ 0x707)).to_string(),
+    )
+    .unwrap();
 }

@@ -7,12 +7,12 @@ mod support;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use support::{Guest, Key, attach, available};
+use support::{TestGuest, TestKey, attach_command, has_tools};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "unshare"];
 
 /// Ahead of each script: nothing in it says anything about an image.
-const CLEAN: &str = r#"
+const CLEAN_IMAGE_SCRIPT: &str = r#"
 mount -t tmpfs -o mode=755 scratch "$AT"
 mkdir "$AT/upper" "$AT/work" "$AT/units" "$AT/dbus" "$AT/root"
 mount -t overlay -o "lowerdir=/etc,upperdir=$AT/upper,workdir=$AT/work" scratch /etc
@@ -24,18 +24,18 @@ printf '[Service]\nExecStart=/usr/bin/ssh-keygen -A\n' >/etc/systemd/system/keys
 "#;
 
 /// The agent's answer after the script, in a namespace that ends with it.
-fn after(guest: &Guest, script: &str, arguments: &[&str]) -> Output {
+fn run_after_script(guest: &TestGuest, script: &str, arguments: &[&str]) -> Output {
     let at = guest.path("at");
     let _ = std::fs::create_dir(&at);
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", &format!("{CLEAN}{script}\nexec \"$0\" \"$@\"")]);
+    command.args(["--mount", "sh", "-ec", &format!("{CLEAN_IMAGE_SCRIPT}{script}\nexec \"$0\" \"$@\"")]);
     command.arg(env!("CARGO_BIN_EXE_keypair-agent")).args(arguments).arg("--config").arg(&guest.config);
     command.env("AT", at).output().unwrap()
 }
 
 /// The names and remedies of its notes.
-fn notes(guest: &Guest, script: &str) -> Vec<(String, String, Value)> {
-    let output = after(guest, script, &["check", "--image", "--json"]);
+fn check_image_notes(guest: &TestGuest, script: &str) -> Vec<(String, String, Value)> {
+    let output = run_after_script(guest, script, &["check", "--image", "--json"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "nothing of ours stands: {said}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
@@ -47,13 +47,13 @@ fn notes(guest: &Guest, script: &str) -> Vec<(String, String, Value)> {
 
 /// KP-8.7.
 #[test]
-fn what_else_a_clone_would_get_is_told_and_decides_nothing() {
-    if !available(&TOOLS) {
+fn check_image_notes_leftovers_without_failing() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
+    let guest = TestGuest::new();
     let file = |path: &str| Value::from(path);
-    assert_eq!(notes(&guest, ""), []);
+    assert_eq!(check_image_notes(&guest, ""), []);
     for (script, name, remedy, place) in [
         (
             "echo 0123456789abcdef0123456789abcdef >/etc/machine-id",
@@ -86,10 +86,15 @@ fn what_else_a_clone_would_get_is_told_and_decides_nothing() {
             file("/etc/cloud/cloud.cfg.d/9.cfg"),
         ),
     ] {
-        assert_eq!(notes(&guest, script), [(name.to_owned(), remedy.to_owned(), place)], "{script}");
+        assert_eq!(
+            check_image_notes(&guest, script),
+            [(name.to_owned(), remedy.to_owned(), place)],
+            "{script}"
+        );
     }
     let text =
-        String::from_utf8(after(&guest, "echo x >/etc/machine-id", &["check", "--image"]).stdout).unwrap();
+        String::from_utf8(run_after_script(&guest, "echo x >/etc/machine-id", &["check", "--image"]).stdout)
+            .unwrap();
     assert!(
         text.starts_with("An image of this guest would carry nothing of ours along; see the notes"),
         "{text}"
@@ -99,32 +104,32 @@ fn what_else_a_clone_would_get_is_told_and_decides_nothing() {
 
 /// KP-8.7.
 #[test]
-fn keys_of_the_builders_and_a_missing_component() {
-    if !available(&TOOLS) {
+fn check_image_notes_foreign_keys_and_old_component() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "builder");
-    let other = Key::new(&guest.folder, "other");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "builder");
+    let other = TestKey::new(&guest.folder, "other");
     let keys = format!("# mine\n{}\nfrom=\"192.0.2.1\" {}\n", key.line, other.line);
     std::fs::write(guest.key_file(), keys).unwrap();
-    guest.component("3.0.1041");
-    let seen = notes(&guest, "");
+    guest.write_component_info("3.0.1041");
+    let seen = check_image_notes(&guest, "");
     let names: Vec<&str> = seen.iter().map(|(name, ..)| name.as_str()).collect();
     assert_eq!(names, ["component", "keys"], "{seen:?}");
 
     // What is ours is no other's, and it alone decides.
-    guest.component("3.0.1042");
-    guest.apply(&attach("my-test", &other, "yes"));
-    let output = after(&guest, "", &["check", "--image", "--json"]);
+    guest.write_component_info("3.0.1042");
+    guest.apply(&attach_command("my-test", &other, "yes"));
+    let output = run_after_script(&guest, "", &["check", "--image", "--json"]);
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let checks = report["checks"].as_array().unwrap();
     let keys = checks.iter().find(|check| check["name"] == "keys").unwrap();
     assert!(keys["message"].as_str().unwrap().ends_with("every clone, ours aside: 1"), "{keys}");
-    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+    assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0));
     assert_eq!(
-        after(&guest, "", &["check", "--image"]).status.code(),
+        run_after_script(&guest, "", &["check", "--image"]).status.code(),
         Some(0),
         "undo leaves nothing of ours"
     );

@@ -10,15 +10,15 @@ use std::process::{Command, Output};
 
 use base64ct::{Base64, Encoding};
 use serde_json::Value;
-use support::{Guest, Key, attach, available, detach};
+use support::{TestGuest, TestKey, attach_command, detach_command, has_tools};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// In KiB: half of the unit's MemoryMax. It counts the process's own memory, not its program's.
-const LIMIT: &str = "65536";
+const MEMORY_LIMIT_KIB: &str = "65536";
 
 /// 180,000 lines, a tenth of them keys that sshd would read.
-fn large() -> String {
+fn generate_large_key_file() -> String {
     let mut text = String::with_capacity(15_500_000);
     for number in 0..18_000_u32 {
         let mut blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
@@ -33,38 +33,40 @@ fn large() -> String {
 }
 
 /// The agent with half of the unit's memory.
-fn small(guest: &Guest, words: &[&str], input: &str) -> Output {
+fn run_with_memory_limit(guest: &TestGuest, words: &[&str], input: &str) -> Output {
     let file = guest.path("input.log");
     fs::write(&file, input).unwrap();
-    let agent = guest.command(words);
+    let agent = guest.agent_command(words);
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("ulimit -d {LIMIT}; exec \"$@\""), "sh"]).arg(agent.get_program());
+    command
+        .args(["-c", &format!("ulimit -d {MEMORY_LIMIT_KIB}; exec \"$@\""), "sh"])
+        .arg(agent.get_program());
     command.args(agent.get_args()).stdin(fs::File::open(&file).unwrap()).output().unwrap()
 }
 
-fn applied(guest: &Guest, command: &Value) -> Value {
-    let output = small(guest, &["apply", "-"], &command.to_string());
+fn apply_with_memory_limit(guest: &TestGuest, command: &Value) -> Value {
+    let output = run_with_memory_limit(guest, &["apply", "-"], &command.to_string());
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
 }
 
 #[test]
-fn attach_detach_and_undo_of_a_large_file_take_half_of_the_units_memory() {
-    if !available(&TOOLS) {
+fn large_key_file_fits_half_of_unit_memory_limit() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "me");
-    let theirs = large();
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "me");
+    let theirs = generate_large_key_file();
     fs::write(guest.key_file(), &theirs).unwrap();
     let is_theirs = || fs::read_to_string(guest.key_file()).unwrap() == theirs;
-    let bound = applied(&guest, &attach("k", &key, "no"));
+    let bound = apply_with_memory_limit(&guest, &attach_command("k", &key, "no"));
     assert_eq!(bound["status"], "succeeded", "{bound}");
-    assert!(guest.sshd.lets_in(&key) && !is_theirs());
-    let detached = applied(&guest, &detach("k"));
+    assert!(guest.sshd.accepts_key(&key) && !is_theirs());
+    let detached = apply_with_memory_limit(&guest, &detach_command("k"));
     assert_eq!(detached["status"], "succeeded", "{detached}");
     assert!(is_theirs());
-    assert_eq!(applied(&guest, &attach("k", &key, "yes"))["status"], "succeeded");
-    let undone = small(&guest, &["undo"], "");
+    assert_eq!(apply_with_memory_limit(&guest, &attach_command("k", &key, "yes"))["status"], "succeeded");
+    let undone = run_with_memory_limit(&guest, &["undo"], "");
     assert_eq!(undone.status.code(), Some(0), "{}", String::from_utf8_lossy(&undone.stderr));
     assert!(is_theirs());
     let diff = String::from_utf8(undone.stdout).unwrap();

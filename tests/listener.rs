@@ -10,13 +10,13 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use support::{Form, Guest, Key, attach, available};
+use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools};
 
 /// What these tests run.
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "setpriv"];
 
 /// `apply` by an agent that may not look into other processes.
-fn apply(guest: &Guest, command: &Value) -> Value {
+fn apply_without_ptrace(guest: &TestGuest, command: &Value) -> Value {
     let mut child = Command::new("setpriv")
         .args(["--bounding-set=-sys_ptrace", env!("CARGO_BIN_EXE_keypair-agent"), "apply", "-"])
         .arg("--config")
@@ -32,7 +32,7 @@ fn apply(guest: &Guest, command: &Value) -> Value {
         .unwrap_or_else(|_| panic!("no result: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-fn is_blind(guest: &Guest) -> bool {
+fn is_exe_unreadable_without_ptrace(guest: &TestGuest) -> bool {
     let exe = format!("/proc/{}/exe", guest.sshd.pid());
     let seen =
         Command::new("setpriv").args(["--bounding-set=-sys_ptrace", "readlink", &exe]).output().unwrap();
@@ -44,46 +44,47 @@ fn is_blind(guest: &Guest) -> bool {
 
 /// KP-6.2.
 #[test]
-fn the_program_at_its_path_is_asked() {
-    if !available(&TOOLS) {
+fn listener_without_readable_exe_is_queried_by_path() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { copied_binary: true, ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    if !is_blind(&guest) {
+    let guest = TestGuest::with_options(GuestOptions { copied_binary: true, ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
+    if !is_exe_unreadable_without_ptrace(&guest) {
         return;
     }
-    let result = apply(&guest, &attach("my-test", &key, "no"));
+    let result = apply_without_ptrace(&guest, &attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
+    assert!(!guest.sshd.offers_password() && guest.sshd.accepts_key(&key));
     // An upgrade that broke it: that one is asked, and a reload of it fails.
     guest.break_copied_binary();
-    let result = apply(&guest, &attach("my-test", &key, "yes"));
+    let result = apply_without_ptrace(&guest, &attach_command("my-test", &key, "yes"));
     assert_eq!(result["reason"], "SSHD_RELOAD_FAILED", "{result}");
-    assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
+    assert!(!guest.sshd.offers_password() && guest.sshd.accepts_key(&key));
     fs::remove_file(guest.path("sshd9")).unwrap();
 }
 
 /// KP-6.24.
 #[test]
-fn an_address_that_an_edit_takes_away_is_seen() {
-    if !available(&TOOLS) {
+fn removed_listen_address_makes_reload_unsafe() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { main: "ListenAddress ::1\n", ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    if !is_blind(&guest) {
+    let guest =
+        TestGuest::with_options(GuestOptions { main: "ListenAddress ::1\n", ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
+    if !is_exe_unreadable_without_ptrace(&guest) {
         return;
     }
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     for gone in ["ListenAddress ::1\n", "ListenAddress 127.0.0.1\n"] {
         fs::write(guest.path("sshd_config"), main.replace(gone, "")).unwrap();
         let before = guest.snapshot();
-        let result = apply(&guest, &attach("my-test", &key, "no"));
+        let result = apply_without_ptrace(&guest, &attach_command("my-test", &key, "no"));
         assert_eq!(result["reason"], "SSHD_RELOAD_UNSAFE", "{result}");
         assert_eq!(guest.snapshot(), before);
     }
     fs::write(guest.path("sshd_config"), main).unwrap();
-    let result = apply(&guest, &attach("my-test", &key, "no"));
+    let result = apply_without_ptrace(&guest, &attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
 }

@@ -20,60 +20,61 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use lockout_support::case::Case;
-use lockout_support::judge::{self, Finding, Kind, Verdict};
-use matrix_support::guest::can_be_made;
-use matrix_support::lab::Lab;
+use lockout_support::case::FuzzCase;
+use lockout_support::judge::{self, Finding, FindingKind, Verdict};
+use matrix_support::guest::can_create_guests;
+use matrix_support::lab::MatrixEnvironment;
 
 /// What `make test` tries.
-const FEW: u64 = 10;
-const SEED_OF_THE_FEW: u64 = 1;
+const DEFAULT_CASES: u64 = 10;
+const DEFAULT_SEED: u64 = 1;
 
 /// Most of a case's time is spent waiting.
 const WORKERS: usize = 5;
 
 /// So many findings of a kind are made smaller.
-const SHRUNK: usize = 3;
+const MAX_SHRUNK_PER_KIND: usize = 3;
 
-fn number(name: &str) -> Option<u64> {
+fn read_env_number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
 #[derive(Default)]
-struct Report {
+struct FuzzSummary {
     ends: BTreeMap<String, usize>,
     skipped: BTreeMap<String, usize>,
     excuses: BTreeMap<&'static str, usize>,
-    findings: BTreeMap<Kind, Vec<(u64, String)>>,
+    findings: BTreeMap<FindingKind, Vec<(u64, String)>>,
     logins: usize,
 }
 
 /// KP-10.2.
 #[test]
-fn nobody_is_locked_out() {
+fn random_configurations_lock_nobody_out() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: not root: no guest can be made");
         return;
     }
     let tools = ["sshd", "ssh", "ssh-keygen", "unshare", "nsenter", "ip", "chroot", "timeout"];
-    if !support::available(&tools) || !can_be_made() {
+    if !support::has_tools(&tools) || !can_create_guests() {
         return;
     }
-    let lab = Lab::new();
-    let cases = number("KEYPAIR_LOCKOUT_CASES");
+    let lab = MatrixEnvironment::new();
+    let cases = read_env_number("KEYPAIR_LOCKOUT_CASES");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let seed = number("KEYPAIR_LOCKOUT_SEED").unwrap_or(if cases.is_some() { now } else { SEED_OF_THE_FEW });
-    if let Some(only) = number("KEYPAIR_LOCKOUT_CASE") {
-        return one(&lab, seed, only);
+    let seed =
+        read_env_number("KEYPAIR_LOCKOUT_SEED").unwrap_or(if cases.is_some() { now } else { DEFAULT_SEED });
+    if let Some(only) = read_env_number("KEYPAIR_LOCKOUT_CASE") {
+        return run_single_case(&lab, seed, only);
     }
-    let cases = cases.unwrap_or(FEW);
-    let seconds = number("KEYPAIR_LOCKOUT_SECONDS").map(Duration::from_secs);
+    let cases = cases.unwrap_or(DEFAULT_CASES);
+    let seconds = read_env_number("KEYPAIR_LOCKOUT_SECONDS").map(Duration::from_secs);
     eprintln!("seed {seed}, {cases} cases, OpenSSH {}.{}", lab.version.0, lab.version.1);
 
     let next = AtomicU64::new(0);
-    let report = Mutex::new(Report::default());
-    let shrunk: Mutex<BTreeMap<Kind, usize>> = Mutex::default();
+    let report = Mutex::new(FuzzSummary::default());
+    let shrunk: Mutex<BTreeMap<FindingKind, usize>> = Mutex::default();
     let tried = AtomicUsize::new(0);
     let begin = Instant::now();
     std::thread::scope(|scope| {
@@ -84,11 +85,11 @@ fn nobody_is_locked_out() {
                     if number >= cases {
                         break;
                     }
-                    let case = Case::new(&lab, seed, number);
-                    let verdict = judge::run(&lab, &case);
+                    let case = FuzzCase::new(&lab, seed, number);
+                    let verdict = judge::run_fuzz_case(&lab, &case);
                     tried.fetch_add(1, Ordering::Relaxed);
                     for finding in &verdict.findings {
-                        let text = told(&lab, seed, &case, finding, &shrunk);
+                        let text = describe_finding(&lab, seed, &case, finding, &shrunk);
                         eprintln!("{text}");
                     }
                     report.lock().unwrap().add(number, verdict);
@@ -104,8 +105,8 @@ fn nobody_is_locked_out() {
 }
 
 /// One case, with all that was seen.
-fn one(lab: &Lab, seed: u64, only: u64) {
-    let verdict = judge::run(lab, &Case::new(lab, seed, only));
+fn run_single_case(lab: &MatrixEnvironment, seed: u64, only: u64) {
+    let verdict = judge::run_fuzz_case(lab, &FuzzCase::new(lab, seed, only));
     eprintln!("{}", verdict.story);
     if let Some(why) = verdict.skipped {
         eprintln!("not tried: {why}");
@@ -117,20 +118,20 @@ fn one(lab: &Lab, seed: u64, only: u64) {
 }
 
 /// A finding for a person, made smaller where it is among the first of its kind.
-fn told(
-    lab: &Lab,
+fn describe_finding(
+    lab: &MatrixEnvironment,
     seed: u64,
-    case: &Case,
+    case: &FuzzCase,
     finding: &Finding,
-    shrunk: &Mutex<BTreeMap<Kind, usize>>,
+    shrunk: &Mutex<BTreeMap<FindingKind, usize>>,
 ) -> String {
     let is_one_of_the_first = {
         let mut shrunk = shrunk.lock().unwrap();
         let count = shrunk.entry(finding.kind).or_default();
         *count += 1;
-        *count <= SHRUNK
+        *count <= MAX_SHRUNK_PER_KIND
     };
-    let smaller = if is_one_of_the_first { smallest(lab, case, finding.kind) } else { case.clone() };
+    let smaller = if is_one_of_the_first { shrink_case(lab, case, finding.kind) } else { case.clone() };
     format!(
         "\n{:?}: {}\n  case {} of seed {seed}: {smaller}\n  again: KEYPAIR_LOCKOUT_SEED={seed} \
          KEYPAIR_LOCKOUT_CASE={} make fuzz-lockout",
@@ -139,20 +140,20 @@ fn told(
 }
 
 /// Without every piece that the finding does not need.
-fn smallest(lab: &Lab, case: &Case, kind: Kind) -> Case {
+fn shrink_case(lab: &MatrixEnvironment, case: &FuzzCase, kind: FindingKind) -> FuzzCase {
     let mut smallest = case.clone();
     let mut index = smallest.pieces.len();
     while index > 0 {
         index -= 1;
-        let smaller = smallest.without(index);
-        if judge::run(lab, &smaller).findings.iter().any(|finding| finding.kind == kind) {
+        let smaller = smallest.without_piece(index);
+        if judge::run_fuzz_case(lab, &smaller).findings.iter().any(|finding| finding.kind == kind) {
             smallest = smaller;
         }
     }
     smallest
 }
 
-impl Report {
+impl FuzzSummary {
     fn add(&mut self, number: u64, verdict: Verdict) {
         self.logins += verdict.logins;
         if let Some(why) = verdict.skipped {

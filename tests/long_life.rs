@@ -7,88 +7,96 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::daemon::{Daemon, Size, queued};
-use support::metadata::Asked;
+use support::daemon::{Daemon, ProcessUsage, make_channel_command};
+use support::metadata::ServiceRequest;
 use support::{
-    Form, Guest, Key, Metadata, apart, attach, available, detach, set_password_auth, wait_for, with,
+    GuestOptions, MetadataService, TestGuest, TestKey, attach_command, build_isolated_test, detach_command,
+    has_tools, set_password_auth_command, wait_for, with_field,
 };
 
 /// How many commands, in whole rounds; `make test-long-life` says 20,000.
-const COMMANDS: &str = "KEYPAIR_LONG_LIFE";
+const SOAK_COMMANDS_ENV: &str = "KEYPAIR_LONG_LIFE";
 /// The last turn of the first measures. All of them find the state full: it keeps 128 results, and after 180 turns as
 /// many are remembered (a command for another instance or one that is too late is not).
-const FIRST: u64 = 240;
+const FIRST_MEASURED_COMMAND: u64 = 240;
 /// After so many commands the owner begins anew. Measured at the end of a round: what the state holds depends
 /// on where in the round it is.
-const ROUND: u64 = 30;
+const COMMANDS_PER_ROUND: u64 = 30;
 
 /// The life of an owner: he binds, is refused many times, binds another, unbinds. And the reason of the result.
-fn command(turn: u64, key: &Key, other: &Key) -> (Value, Option<&'static str>) {
-    let (command, reason) = match turn % ROUND {
-        0 | 1 => (attach("my-test", key, "no"), None),
-        25 => (with(attach("other", other, "no"), "replace", json!(true)), None),
-        27 | 28 => (detach("other"), None),
-        29 => (set_password_auth("yes"), None),
-        turn => refused(turn, key, other),
+fn build_command(turn: u64, key: &TestKey, other: &TestKey) -> (Value, Option<&'static str>) {
+    let (command, reason) = match turn % COMMANDS_PER_ROUND {
+        0 | 1 => (attach_command("my-test", key, "no"), None),
+        25 => (with_field(attach_command("other", other, "no"), "replace", json!(true)), None),
+        27 | 28 => (detach_command("other"), None),
+        29 => (set_password_auth_command("yes"), None),
+        turn => build_refused_command(turn, key, other),
     };
     let sequence = if reason == Some("STALE_COMMAND") { 1 } else { 10_000_000 + turn };
-    let command = queued(&format!("c-{turn:08}"), sequence, command);
+    let command = make_channel_command(&format!("c-{turn:08}"), sequence, command);
     match reason {
-        Some("WRONG_INSTANCE") => (with(command, "instanceId", json!("i-other")), reason),
+        Some("WRONG_INSTANCE") => (with_field(command, "instanceId", json!("i-other")), reason),
         _ => (command, reason),
     }
 }
 
-fn refused(turn: u64, key: &Key, other: &Key) -> (Value, Option<&'static str>) {
+fn build_refused_command(turn: u64, key: &TestKey, other: &TestKey) -> (Value, Option<&'static str>) {
     let (command, reason) = match turn % 7 {
-        0 => (attach("other", other, "no"), "ALREADY_ATTACHED"),
-        1 => (detach("third"), "NOT_ATTACHED"),
-        2 => (with(attach("my-test", key, "no"), "publicKey", json!("ssh-rsa AAAA")), "INVALID_PUBLIC_KEY"),
-        3 => (set_password_auth("maybe"), "INVALID_PASSWORD_AUTH"),
-        4 => (with(detach("my-test"), "expiresAt", json!("2026-11-01T00:00:00Z")), "EXPIRED"),
-        5 => (detach("my-test"), "STALE_COMMAND"),
-        _ => (detach("my-test"), "WRONG_INSTANCE"),
+        0 => (attach_command("other", other, "no"), "ALREADY_ATTACHED"),
+        1 => (detach_command("third"), "NOT_ATTACHED"),
+        2 => (
+            with_field(attach_command("my-test", key, "no"), "publicKey", json!("ssh-rsa AAAA")),
+            "INVALID_PUBLIC_KEY",
+        ),
+        3 => (set_password_auth_command("maybe"), "INVALID_PASSWORD_AUTH"),
+        4 => (with_field(detach_command("my-test"), "expiresAt", json!("2026-11-01T00:00:00Z")), "EXPIRED"),
+        5 => (detach_command("my-test"), "STALE_COMMAND"),
+        _ => (detach_command("my-test"), "WRONG_INSTANCE"),
     };
     (command, Some(reason))
 }
 
 /// In a network of its own: a warning of each other sshd would make results longer.
 #[test]
-fn nothing_grows() {
-    if !available(&["sshd", "ssh", "ssh-keygen", "unshare", "ip"]) {
+fn daemon_memory_fds_and_state_do_not_grow() {
+    if !has_tools(&["sshd", "ssh", "ssh-keygen", "unshare", "ip"]) {
         return;
     }
     let alone = ["unshare", "--net", "sh", "-ec", "ip link set lo up; exec \"$0\" \"$@\""];
-    let done = apart(&alone, &std::env::current_exe().unwrap(), "a_long_life").status().unwrap();
+    let done =
+        build_isolated_test(&alone, &std::env::current_exe().unwrap(), "soak_process").status().unwrap();
     assert!(done.success());
 }
 
 #[test]
 #[ignore = "a part of the other test, in a network of its own"]
-fn a_long_life() {
-    let commands: u64 = std::env::var(COMMANDS).map_or(330, |text| text.parse().expect(COMMANDS));
-    let commands = commands.next_multiple_of(ROUND);
-    let metadata = Metadata::start();
-    let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let (key, other) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "other"));
+fn soak_process() {
+    let commands: u64 =
+        std::env::var(SOAK_COMMANDS_ENV).map_or(330, |text| text.parse().expect(SOAK_COMMANDS_ENV));
+    let commands = commands.next_multiple_of(COMMANDS_PER_ROUND);
+    let metadata = MetadataService::start();
+    let guest =
+        TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+    let (key, other) = (TestKey::new(&guest.folder, "me"), TestKey::new(&guest.folder, "other"));
     fs::write(guest.key_file(), "# mine\n").unwrap();
     let mut daemon = Daemon::start(&guest);
     let (mut first, mut last) = (Vec::new(), Vec::new());
     for turn in 0..commands {
-        let (command, reason) = command(turn, &key, &other);
+        let (command, reason) = build_command(turn, &key, &other);
         metadata.queue(command);
         let result = metadata.wait_for_result(&format!("c-{turn:08}"));
         assert_eq!(result["reason"], json!(reason), "{result}");
         let done = turn + 1;
-        for (sizes, end) in [(&mut first, FIRST), (&mut last, commands)] {
-            if done <= end && done + 2 * ROUND >= end && done.is_multiple_of(ROUND) {
-                sizes.push(idle(&metadata, &daemon, &guest));
+        for (sizes, end) in [(&mut first, FIRST_MEASURED_COMMAND), (&mut last, commands)] {
+            if done <= end && done + 2 * COMMANDS_PER_ROUND >= end && done.is_multiple_of(COMMANDS_PER_ROUND)
+            {
+                sizes.push(measure_when_idle(&metadata, &daemon, &guest));
             }
         }
     }
-    let (first, last) = (least(first), least(last));
-    println!("after {FIRST}: {first:?}\nafter {commands}: {last:?}");
-    assert!(last.is_no_more_memory_than(&first), "{first:?} {last:?}");
+    let (first, last) = (smallest_by_rss(first), smallest_by_rss(last));
+    println!("after {FIRST_MEASURED_COMMAND}: {first:?}\nafter {commands}: {last:?}");
+    assert!(last.has_memory_within(&first), "{first:?} {last:?}");
     assert_eq!(last.descriptors, first.descriptors);
     assert!(
         last.state_bytes.abs_diff(first.state_bytes) * 100 <= first.state_bytes * 5,
@@ -100,14 +108,14 @@ fn a_long_life() {
 }
 
 /// Pages that are free come and go with each command; what grows also grows where they are fewest.
-fn least(sizes: Vec<Size>) -> Size {
+fn smallest_by_rss(sizes: Vec<ProcessUsage>) -> ProcessUsage {
     sizes.into_iter().min_by_key(|size| size.rss_kib).expect("some measures")
 }
 
 /// Measured while it waits: the last result is delivered, and the next poll under way.
-fn idle(metadata: &Metadata, daemon: &Daemon, guest: &Guest) -> Size {
+fn measure_when_idle(metadata: &MetadataService, daemon: &Daemon, guest: &TestGuest) -> ProcessUsage {
     wait_for("a poll that waits", || {
-        matches!(metadata.asked().last(), Some(Asked::Poll(wait)) if *wait > 0).then_some(())
+        matches!(metadata.requests().last(), Some(ServiceRequest::Poll(wait)) if *wait > 0).then_some(())
     });
-    Size::of(daemon, guest)
+    ProcessUsage::measure(daemon, guest)
 }

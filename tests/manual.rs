@@ -15,35 +15,36 @@ use keypair_agent::config::Config;
 use keypair_agent::policy::outcome::{Reason, WarningReason};
 use serde::de::DeserializeOwned;
 
-const NOWHERE: &str = "/nonexistent/keypair-agent.toml";
+const MISSING_CONFIG: &str = "/nonexistent/keypair-agent.toml";
 
 /// The values of an option that are no files.
-type Words = BTreeSet<String>;
+type WordSet = BTreeSet<String>;
 
-fn words<'a>(words: impl IntoIterator<Item = &'a str>) -> Words {
+fn to_word_set<'a>(words: impl IntoIterator<Item = &'a str>) -> WordSet {
     words.into_iter().map(str::to_owned).collect()
 }
 
-fn repository(path: &str) -> PathBuf {
+fn repository_path(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn text(path: &str) -> String {
-    fs::read_to_string(repository(path)).unwrap()
+fn read_repository_file(path: &str) -> String {
+    fs::read_to_string(repository_path(path)).unwrap()
 }
 
 /// Both of its streams.
-fn agent(arguments: &[&str]) -> String {
+fn run_agent(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_keypair-agent")).args(arguments).output().unwrap();
     String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
 }
 
 /// Whether it takes these arguments: then it goes on to the configuration.
-fn takes(arguments: &[&str]) -> bool {
-    agent(&[arguments, &["--config", NOWHERE]].concat()).contains("the configuration cannot be read")
+fn accepts_arguments(arguments: &[&str]) -> bool {
+    run_agent(&[arguments, &["--config", MISSING_CONFIG]].concat())
+        .contains("the configuration cannot be read")
 }
 
-fn installed(tool: &str) -> bool {
+fn is_installed(tool: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(tool).exists()));
     if !found {
@@ -53,17 +54,17 @@ fn installed(tool: &str) -> bool {
 }
 
 /// A command as `--help` writes it.
-struct Form {
+struct CommandSyntax {
     name: String,
     /// `FILE`, `yes|no`.
     operand: Option<String>,
     /// Its long options but `--help` and `--version`.
-    options: Words,
+    options: WordSet,
 }
 
-impl Form {
+impl CommandSyntax {
     /// Its words with an operand it takes.
-    fn with_operand(&self) -> Vec<&str> {
+    fn example_arguments(&self) -> Vec<&str> {
         let operand = self.operand.as_deref().map(|operand| match operand {
             "FILE" => "-",
             values => values.split('|').next().unwrap(),
@@ -73,17 +74,17 @@ impl Form {
 }
 
 /// Every `--option` in a text.
-fn options_in(text: &str) -> Words {
+fn extract_options(text: &str) -> WordSet {
     let is_part = |c: char| c.is_ascii_lowercase() || c == '-';
     let after = text.match_indices("--").map(|(at, _)| &text[at..]);
     let names = after.map(|rest| &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())]);
     names.filter(|name| name.len() > 2 && !name.starts_with("---")).map(str::to_owned).collect()
 }
 
-fn forms() -> Vec<Form> {
-    let help = agent(&["--help"]);
-    let named = options_in(&help);
-    let mut forms: Vec<Form> = Vec::new();
+fn parse_help() -> Vec<CommandSyntax> {
+    let help = run_agent(&["--help"]);
+    let named = extract_options(&help);
+    let mut forms: Vec<CommandSyntax> = Vec::new();
     for line in help.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with('-'))
     {
         let line = line.split("  ").next().unwrap();
@@ -92,14 +93,17 @@ fn forms() -> Vec<Form> {
         if forms.iter().any(|form| form.name == name) {
             continue;
         }
-        let mut form =
-            Form { name: name.to_owned(), operand: parts.next().map(str::to_owned), options: Words::new() };
-        assert!(takes(&form.with_operand()), "--help names `{name}`");
-        let value = |option: &str| if option == "--config" { Some(NOWHERE) } else { None };
+        let mut form = CommandSyntax {
+            name: name.to_owned(),
+            operand: parts.next().map(str::to_owned),
+            options: WordSet::new(),
+        };
+        assert!(accepts_arguments(&form.example_arguments()), "--help names `{name}`");
+        let value = |option: &str| if option == "--config" { Some(MISSING_CONFIG) } else { None };
         let taken = named.iter().filter(|option| !["--help", "--version"].contains(&option.as_str()));
         let taken = taken.filter(|option| {
             let option = [option.as_str()].into_iter().chain(value(option));
-            takes(&form.with_operand().into_iter().chain(option).collect::<Vec<_>>())
+            accepts_arguments(&form.example_arguments().into_iter().chain(option).collect::<Vec<_>>())
         });
         form.options = taken.cloned().collect();
         forms.push(form);
@@ -109,14 +113,14 @@ fn forms() -> Vec<Form> {
 }
 
 /// All that `--help` and what it names are.
-fn known_options(forms: &[Form]) -> Words {
+fn known_options(forms: &[CommandSyntax]) -> WordSet {
     let own = forms.iter().flat_map(|form| form.options.clone());
     own.chain(["--help".to_owned(), "--version".to_owned()]).collect()
 }
 
 /// A page's words: requests, escapes and quotes taken out.
-fn page(path: &str) -> String {
-    let source = text(path);
+fn read_man_page(path: &str) -> String {
+    let source = read_repository_file(path);
     let lines = source.lines().filter(|line| !line.starts_with(".\\\"")).map(|line| {
         let line = match line.strip_prefix('.').map(|line| line.split_once(' ').unwrap_or((line, ""))) {
             // The fonts of one word alternate: blanks count within quotes alone.
@@ -135,8 +139,8 @@ fn page(path: &str) -> String {
 }
 
 /// The tags of the paragraphs of a section, and their texts.
-fn paragraphs(path: &str, section: &str) -> Vec<(String, String)> {
-    let source = text(path);
+fn parse_man_paragraphs(path: &str, section: &str) -> Vec<(String, String)> {
+    let source = read_repository_file(path);
     let from = source.split(&format!("\n.SH {section}\n")).nth(1).unwrap();
     let section = from.split("\n.SH ").next().unwrap();
     let paragraphs = section.split(".TP\n").skip(1).map(|paragraph| {
@@ -148,19 +152,23 @@ fn paragraphs(path: &str, section: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_page_of_the_commands() {
+fn command_man_page_matches_help() {
     const PAGE: &str = "packaging/man/keypair-agent.8";
-    let forms = forms();
-    let page = page(PAGE);
-    assert_eq!(options_in(&page), known_options(&forms), "{PAGE}: what --help names, and no other option");
+    let forms = parse_help();
+    let page = read_man_page(PAGE);
+    assert_eq!(
+        extract_options(&page),
+        known_options(&forms),
+        "{PAGE}: what --help names, and no other option"
+    );
     let synopsis = page.split("SYNOPSIS").nth(1).unwrap().split("DESCRIPTION").next().unwrap();
-    let explained = paragraphs(PAGE, "COMMANDS");
-    let names: Words = explained.iter().map(|(tag, _)| tag.split(' ').next().unwrap().to_owned()).collect();
+    let explained = parse_man_paragraphs(PAGE, "COMMANDS");
+    let names: WordSet = explained.iter().map(|(tag, _)| tag.split(' ').next().unwrap().to_owned()).collect();
     assert_eq!(names, forms.iter().map(|form| form.name.clone()).collect(), "{PAGE}: COMMANDS");
     let tags: Vec<&str> = explained.iter().map(|(tag, _)| tag.as_str()).collect();
-    for Form { name, operand, options } in &forms {
+    for CommandSyntax { name, operand, options } in &forms {
         let line = synopsis.split("keypair-agent ").find(|form| form.starts_with(name.as_str())).unwrap();
-        assert_eq!(&options_in(line), options, "{PAGE}: SYNOPSIS of {name}");
+        assert_eq!(&extract_options(line), options, "{PAGE}: SYNOPSIS of {name}");
         let own: Vec<&&str> = tags.iter().filter(|tag| tag.split(' ').next() == Some(name)).collect();
         for option in options.iter().filter(|option| *option != "--config") {
             assert!(own.iter().any(|tag| tag.contains(option.as_str())), "{PAGE}: {option} of {name}");
@@ -172,10 +180,11 @@ fn the_page_of_the_commands() {
             );
         }
     }
-    let explained: Words = paragraphs(PAGE, "OPTIONS").iter().flat_map(|(tag, _)| options_in(tag)).collect();
+    let explained: WordSet =
+        parse_man_paragraphs(PAGE, "OPTIONS").iter().flat_map(|(tag, _)| extract_options(tag)).collect();
     assert_eq!(explained, known_options(&forms), "{PAGE}: OPTIONS");
     for short in ["-h", "-V"] {
-        assert!(page.contains(short) && !agent(&[short]).contains("invalid option"), "{short}");
+        assert!(page.contains(short) && !run_agent(&[short]).contains("invalid option"), "{short}");
     }
     for used in ["KEYPAIR_AGENT_LOG", "/etc/keypair-agent/config.toml", "00-keypair-agent.conf"] {
         assert!(page.contains(used), "{PAGE}: {used}");
@@ -183,13 +192,13 @@ fn the_page_of_the_commands() {
 }
 
 /// The keys that the binary knows, by its own complaint; those of `[sshd]` as `sshd.…`.
-fn keys() -> Words {
+fn list_config_keys() -> WordSet {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
-    let mut keys = Words::new();
+    let mut keys = WordSet::new();
     for (table, before) in [("", ""), ("sshd.", "[sshd]\n")] {
         fs::write(&path, format!("{before}no_such_key = 1\n")).unwrap();
-        let complaint = agent(&["status", "--config", path.to_str().unwrap()]);
+        let complaint = run_agent(&["status", "--config", path.to_str().unwrap()]);
         let (_, list) = complaint.split_once("expected").unwrap_or_else(|| panic!("{complaint}"));
         keys.extend(list.split('`').skip(1).step_by(2).map(|key| format!("{table}{key}")));
     }
@@ -199,8 +208,8 @@ fn keys() -> Words {
 }
 
 /// The lines of packaging/config.toml with every key in effect, and each key with its value.
-fn default_configuration() -> (String, BTreeMap<String, String>) {
-    let source = text("packaging/config.toml");
+fn parse_default_configuration() -> (String, BTreeMap<String, String>) {
+    let source = read_repository_file("packaging/config.toml");
     let is_key = |line: &str| {
         line.split_once(" = ").is_some_and(|(key, _)| {
             !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
@@ -225,19 +234,19 @@ fn default_configuration() -> (String, BTreeMap<String, String>) {
 }
 
 /// Without a value unless it is given; the configuration shows an example.
-const WITHOUT_DEFAULT: [&str; 3] = ["instance_id", "trusted_signers", "sshd.pid_file"];
+const KEYS_WITHOUT_DEFAULT: [&str; 3] = ["instance_id", "trusted_signers", "sshd.pid_file"];
 
 #[test]
-fn the_default_configuration_has_every_key_with_its_default() {
-    let (text, values) = default_configuration();
-    assert_eq!(values.keys().cloned().collect::<Words>(), keys());
+fn default_configuration_lists_every_key_and_default() {
+    let (text, values) = parse_default_configuration();
+    assert_eq!(values.keys().cloned().collect::<WordSet>(), list_config_keys());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
     let with = |text: &str| {
         fs::write(&path, text).unwrap();
-        agent(&["apply", "/nonexistent/command.json", "--config", path.to_str().unwrap()])
+        run_agent(&["apply", "/nonexistent/command.json", "--config", path.to_str().unwrap()])
     };
-    let said = with(&fs::read_to_string(repository("packaging/config.toml")).unwrap());
+    let said = with(&fs::read_to_string(repository_path("packaging/config.toml")).unwrap());
     assert!(said.contains("the command cannot be read"), "as it is shipped: {said}");
     let without = |keys: &[&str]| -> String {
         let wanted = |line: &&str| !keys.iter().any(|key| line.starts_with(&format!("{key} = ")));
@@ -246,39 +255,39 @@ fn the_default_configuration_has_every_key_with_its_default() {
     let said = with(&text);
     assert!(said.contains("the command cannot be read"), "every key uncommented: {said}");
     let parse = |text: &str| Config::parse(text, Path::new("packaging/config.toml")).unwrap();
-    let optional = WITHOUT_DEFAULT.map(|key| key.rsplit('.').next().unwrap());
+    let optional = KEYS_WITHOUT_DEFAULT.map(|key| key.rsplit('.').next().unwrap());
     assert_eq!(parse(&without(&optional)), parse(""), "its values are the defaults");
 }
 
 #[test]
-fn the_page_of_the_configuration() {
+fn config_man_page_matches_keys_and_defaults() {
     const PAGE: &str = "packaging/man/keypair-agent.toml.5";
-    let source = text(PAGE);
+    let source = read_repository_file(PAGE);
     let (top, sshd) = source.split_once(".SS [sshd]\n").unwrap();
     let count = top.matches("\n.TP\n").count();
     assert!(sshd.contains(".TP\n.B binary\n"));
-    let (_, values) = default_configuration();
-    let mut explained = Words::new();
-    for (number, (key, meaning)) in paragraphs(PAGE, "KEYS").into_iter().enumerate() {
+    let (_, values) = parse_default_configuration();
+    let mut explained = WordSet::new();
+    for (number, (key, meaning)) in parse_man_paragraphs(PAGE, "KEYS").into_iter().enumerate() {
         let key = if number < count { key } else { format!("sshd.{key}") };
         let (_, default) =
             meaning.split_once("Default:").unwrap_or_else(|| panic!("{PAGE}: {key}: no default"));
         let value = values.get(&key).unwrap_or_else(|| panic!("{PAGE}: {key}: no such key"));
-        let has_none = WITHOUT_DEFAULT.contains(&key.as_str());
+        let has_none = KEYS_WITHOUT_DEFAULT.contains(&key.as_str());
         let wanted = if has_none { "none" } else { value };
         assert!(default.contains(wanted), "{PAGE}: {key}: the default is {wanted}, not{default}");
         explained.insert(key);
     }
-    assert_eq!(explained, keys(), "{PAGE}");
-    assert_eq!(options_in(&page(PAGE)), words(["--config"]), "{PAGE}");
+    assert_eq!(explained, list_config_keys(), "{PAGE}");
+    assert_eq!(extract_options(&read_man_page(PAGE)), to_word_set(["--config"]), "{PAGE}");
 }
 
 #[test]
-fn the_pages_are_clean() {
+fn man_pages_pass_groff_and_mandoc() {
     for path in ["packaging/man/keypair-agent.8", "packaging/man/keypair-agent.toml.5"] {
-        let path = repository(path);
+        let path = repository_path(path);
         for tool in [&["groff", "-man", "-ww", "-Tutf8"][..], &["mandoc", "-Tlint"]] {
-            if installed(tool[0]) {
+            if is_installed(tool[0]) {
                 let output = Command::new(tool[0]).args(&tool[1..]).arg(&path).output().unwrap();
                 let said = if tool[0] == "mandoc" { output.stdout } else { output.stderr };
                 assert_eq!(String::from_utf8_lossy(&said), "", "{tool:?} {}", path.display());
@@ -296,7 +305,7 @@ struct Shell {
 
 impl Shell {
     fn new(name: &'static str) -> Option<Self> {
-        if !installed(name) {
+        if !is_installed(name) {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -305,8 +314,8 @@ impl Shell {
         Some(Self { name, folder })
     }
 
-    fn offers(&self, lines: &[String]) -> Vec<Words> {
-        let completion = repository("packaging/completions");
+    fn list_completions(&self, lines: &[String]) -> Vec<WordSet> {
+        let completion = repository_path("packaging/completions");
         let mut command = Command::new(self.name);
         command.current_dir(self.folder.path());
         match self.name {
@@ -325,7 +334,7 @@ impl Shell {
             "zsh" => {
                 fs::copy(completion.join("zsh/_keypair-agent"), self.folder.path().join("_keypair-agent"))
                     .unwrap();
-                command.arg("-f").arg(repository("tests/manual/capture.zsh")).arg(self.folder.path());
+                command.arg("-f").arg(repository_path("tests/manual/capture.zsh")).arg(self.folder.path());
             }
             "fish" => {
                 let script = r#"source $argv[1]
@@ -347,33 +356,33 @@ impl Shell {
             let offers = line.split('\t').filter(|word| !word.is_empty());
             offers.map(|word| word.trim_end_matches('/').replace('\\', "")).collect()
         });
-        let offered: Vec<Words> = offered.collect();
+        let offered: Vec<WordSet> = offered.collect();
         assert_eq!(offered.len(), lines.len(), "{}: {said}", self.name);
         offered
     }
 }
 
 /// What is offered is what is taken: commands, options and operands, in each place.
-fn completes(shell: &'static str) {
+fn assert_completions_match_help(shell: &'static str) {
     let Some(shell) = Shell::new(shell) else { return };
-    let forms = forms();
-    let names: Words = forms.iter().map(|form| form.name.clone()).collect();
-    let mut asked: Vec<(String, Words)> = vec![
+    let forms = parse_help();
+    let names: WordSet = forms.iter().map(|form| form.name.clone()).collect();
+    let mut asked: Vec<(String, WordSet)> = vec![
         ("keypair-agent ".into(), names.clone()),
         ("keypair-agent --config x ".into(), names.clone()),
         ("keypair-agent --config=x ".into(), names),
-        ("keypair-agent p".into(), words(["plan", "password-auth"])),
-        ("keypair-agent --".into(), words(["--config", "--help", "--version"])),
-        ("keypair-agent --config a".into(), words(["a command.json", "a folder"])),
-        ("keypair-agent status --config a".into(), words(["a command.json", "a folder"])),
-        ("keypair-agent --config=a".into(), words(["a command.json", "a folder"])),
-        ("keypair-agent nonesuch x".into(), words([])),
+        ("keypair-agent p".into(), to_word_set(["plan", "password-auth"])),
+        ("keypair-agent --".into(), to_word_set(["--config", "--help", "--version"])),
+        ("keypair-agent --config a".into(), to_word_set(["a command.json", "a folder"])),
+        ("keypair-agent status --config a".into(), to_word_set(["a command.json", "a folder"])),
+        ("keypair-agent --config=a".into(), to_word_set(["a command.json", "a folder"])),
+        ("keypair-agent nonesuch x".into(), to_word_set([])),
     ];
     for form in &forms {
         let mut options = form.options.clone();
         options.insert("--help".into());
         asked.push((format!("keypair-agent {} --", form.name), options.clone()));
-        asked.push((format!("keypair-agent --config x {} --", form.with_operand().join(" ")), {
+        asked.push((format!("keypair-agent --config x {} --", form.example_arguments().join(" ")), {
             let mut rest = options.clone();
             rest.remove("--config");
             rest
@@ -384,21 +393,21 @@ fn completes(shell: &'static str) {
             asked.push((format!("keypair-agent {} {option} --", form.name), rest));
         }
         let operands = match form.operand.as_deref() {
-            Some("FILE") => words(["a command.json", "a folder"]),
-            Some(values) => words(values.split('|')),
-            None => Words::new(),
+            Some("FILE") => to_word_set(["a command.json", "a folder"]),
+            Some(values) => to_word_set(values.split('|')),
+            None => WordSet::new(),
         };
         let begun = if form.operand.as_deref() == Some("FILE") { "a" } else { "" };
         asked.push((format!("keypair-agent {} {begun}", form.name), operands));
         if form.operand.is_some() {
-            asked.push((format!("keypair-agent {} ", form.with_operand().join(" ")), Words::new()));
+            asked.push((format!("keypair-agent {} ", form.example_arguments().join(" ")), WordSet::new()));
         }
     }
     let lines: Vec<String> = asked.iter().map(|(line, _)| line.clone()).collect();
-    for ((line, wanted), mut offered) in asked.into_iter().zip(shell.offers(&lines)) {
+    for ((line, wanted), mut offered) in asked.into_iter().zip(shell.list_completions(&lines)) {
         offered = offered.iter().map(|word| word.trim_start_matches("--config=").to_owned()).collect();
         // Short options, options where none was begun, and those that stand already are offered by some.
-        let given: Words = line.split([' ', '=']).map(str::to_owned).collect();
+        let given: WordSet = line.split([' ', '=']).map(str::to_owned).collect();
         offered.retain(|word| {
             let is_option = word.starts_with('-');
             !is_option || word.starts_with("--") && line.ends_with("--") && !given.contains(word)
@@ -408,58 +417,59 @@ fn completes(shell: &'static str) {
 }
 
 #[test]
-fn bash_completes() {
-    completes("bash");
+fn bash_completion_matches_help() {
+    assert_completions_match_help("bash");
 }
 
 #[test]
-fn zsh_completes() {
-    completes("zsh");
+fn zsh_completion_matches_help() {
+    assert_completions_match_help("zsh");
 }
 
 #[test]
-fn fish_completes() {
-    completes("fish");
+fn fish_completion_matches_help() {
+    assert_completions_match_help("fish");
 }
 
 #[test]
-fn no_completion_names_an_option_that_is_not_known() {
-    let known = known_options(&forms());
+fn completion_scripts_name_only_known_options() {
+    let known = known_options(&parse_help());
     for path in ["bash/keypair-agent", "zsh/_keypair-agent"] {
-        let text = text(&format!("packaging/completions/{path}"));
-        assert_eq!(options_in(&text), known, "{path}");
+        let text = read_repository_file(&format!("packaging/completions/{path}"));
+        assert_eq!(extract_options(&text), known, "{path}");
     }
-    let fish = text("packaging/completions/fish/keypair-agent.fish");
+    let fish = read_repository_file("packaging/completions/fish/keypair-agent.fish");
     let named = fish.split(" -l ").skip(1).map(|rest| rest.split(' ').next().unwrap());
     assert_eq!(
         named
             .filter(|name| *name != "skip" && *name != "words")
             .map(|name| format!("--{name}"))
-            .collect::<Words>(),
+            .collect::<WordSet>(),
         known
     );
 }
 
 /// The words of an enumeration of the wire, by its own complaint of a word that is none.
-fn words_of<T: DeserializeOwned>() -> Words {
+fn list_enum_words<T: DeserializeOwned>() -> WordSet {
     let complaint = serde_json::from_str::<T>("\"NO_SUCH_WORD\"").err().unwrap().to_string();
-    let words: Words = complaint.split('`').skip(3).step_by(2).map(str::to_owned).collect();
+    let words: WordSet = complaint.split('`').skip(3).step_by(2).map(str::to_owned).collect();
     assert!(words.len() > 10, "{complaint}");
     words
 }
 
-const OPERATING: &str = "docs/operating.md";
+const OPERATING_DOCUMENT: &str = "docs/operating.md";
 
 /// The first cells of the tables below a heading, backquotes taken off. No row of ours may have an empty cell.
-fn first_cells(document: &str, heading: &str) -> Vec<String> {
-    let text = text(document);
+fn read_first_cells(document: &str, heading: &str) -> Vec<String> {
+    let text = read_repository_file(document);
     let (_, section) =
         text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("{document}: {heading}"));
     let section = section.split("\n#").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
-        let is_told = document != OPERATING || cells.len() > 1 && cells.iter().all(|cell| !cell.is_empty());
+        let is_told =
+            document != OPERATING_DOCUMENT || cells.len() > 1 && cells.iter().all(|cell| !cell.is_empty());
         assert!(is_told, "{document}: {row}");
         cells[0].trim_matches('`').to_owned()
     })
@@ -468,65 +478,72 @@ fn first_cells(document: &str, heading: &str) -> Vec<String> {
 
 /// KP-3.32.
 #[test]
-fn every_reason_and_every_warning_is_explained_once() {
-    for (document, reasons, warnings) in
-        [(OPERATING, "## Reasons", "## Warnings"), ("docs/protocol.md", "### Reasons", "### Warnings")]
-    {
-        for (heading, known) in [(reasons, words_of::<Reason>()), (warnings, words_of::<WarningReason>())] {
-            let cells = first_cells(document, heading);
-            assert_eq!(cells.iter().cloned().collect::<Words>(), known, "{document}: {heading}");
+fn reasons_and_warnings_are_documented_once() {
+    for (document, reasons, warnings) in [
+        (OPERATING_DOCUMENT, "## Reasons", "## Warnings"),
+        ("docs/protocol.md", "### Reasons", "### Warnings"),
+    ] {
+        for (heading, known) in
+            [(reasons, list_enum_words::<Reason>()), (warnings, list_enum_words::<WarningReason>())]
+        {
+            let cells = read_first_cells(document, heading);
+            assert_eq!(cells.iter().cloned().collect::<WordSet>(), known, "{document}: {heading}");
             assert_eq!(cells.len(), known.len(), "{document}: {heading}: one of them twice");
         }
     }
 }
 
 #[test]
-fn every_line_of_status_is_explained() {
+fn status_lines_are_documented() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
     let at = folder.path().display();
     fs::write(&path, format!("state_dir = \"{at}/state\"\nrun_dir = \"{at}/run\"\n")).unwrap();
-    let said = agent(&["status", "--config", path.to_str().unwrap()]);
+    let said = run_agent(&["status", "--config", path.to_str().unwrap()]);
     let lines = said.lines().skip(1).take_while(|line| !line.contains("problem:"));
     let labels: Vec<&str> = lines.filter(|line| line.len() > 17).map(|line| line[2..17].trim()).collect();
     assert!(labels.len() >= 7, "{said}");
-    assert_eq!(first_cells(OPERATING, "## Is it well?"), labels, "{OPERATING}");
+    assert_eq!(read_first_cells(OPERATING_DOCUMENT, "## Is it well?"), labels, "{OPERATING_DOCUMENT}");
 }
 
 #[test]
-fn every_kind_of_event_is_explained() {
-    let ids = |text: &str| -> Words {
+fn event_message_ids_are_documented() {
+    let ids = |text: &str| -> WordSet {
         let words = text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 32);
         words.map(str::to_owned).collect()
     };
-    assert_eq!(ids(&text(OPERATING)), ids(&text("src/logging.rs")), "{OPERATING}");
+    assert_eq!(
+        ids(&read_repository_file(OPERATING_DOCUMENT)),
+        ids(&read_repository_file("src/logging.rs")),
+        "{OPERATING_DOCUMENT}"
+    );
 }
 
 /// A heading as the link to it is written.
-fn anchor(heading: &str) -> String {
+fn heading_anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
     heading.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
 }
 
 #[test]
-fn every_link_between_documents_leads_somewhere() {
+fn document_links_resolve() {
     let documents = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned);
-    let more = fs::read_dir(repository("docs")).unwrap().flatten();
+    let more = fs::read_dir(repository_path("docs")).unwrap().flatten();
     let more = more.map(|entry| format!("docs/{}", entry.file_name().to_string_lossy()));
     for document in documents.into_iter().chain(more.filter(|name| name.ends_with(".md"))) {
-        let text = text(&document);
+        let text = read_repository_file(&document);
         let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
         for target in targets.filter(|target| !target.contains("://")) {
             let (file, part) = target.split_once('#').unwrap_or((target, ""));
             let path = match file {
-                "" => repository(&document),
-                file => repository(&document).parent().unwrap().join(file),
+                "" => repository_path(&document),
+                file => repository_path(&document).parent().unwrap().join(file),
             };
             assert!(path.exists(), "{document}: {target}");
             if !part.is_empty() {
                 let there = fs::read_to_string(&path).unwrap();
                 let mut headings = there.lines().filter(|line| line.starts_with('#'));
-                assert!(headings.any(|heading| anchor(heading) == part), "{document}: {target}");
+                assert!(headings.any(|heading| heading_anchor(heading) == part), "{document}: {target}");
             }
         }
     }

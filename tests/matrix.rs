@@ -10,47 +10,48 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use matrix_support::course::{self, Trial};
-use matrix_support::guest::can_be_made;
-use matrix_support::lab::Lab;
-use matrix_support::row::Row;
+use matrix_support::course::{self, MatrixScenario};
+use matrix_support::guest::can_create_guests;
+use matrix_support::lab::MatrixEnvironment;
+use matrix_support::row::MatrixCase;
 
 const TOOLS: [&str; 9] =
     ["sshd", "ssh", "ssh-keygen", "strace", "unshare", "nsenter", "ip", "chroot", "timeout"];
 
 /// So many configurations at least are to be tried.
-const ROWS: usize = 300;
+const MIN_CONFIGURATIONS: usize = 300;
 
 /// Most of a trial's time is spent waiting.
 const WORKERS: usize = 6;
 
 /// KP-3.35, KP-10.11, KP-10.13.
 #[test]
-fn every_configuration() {
+fn matrix_predictions_match_real_logins() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!(
             "SKIPPED: not root: no guest can be made, and shadow(5) (passwords, expiry) cannot be seen"
         );
         return;
     }
-    if !support::available(&TOOLS) || !can_be_made() {
+    if !support::has_tools(&TOOLS) || !can_create_guests() {
         return;
     }
-    let lab = Lab::new();
-    let all = Row::all(course::rows());
-    assert!(all.len() >= ROWS, "only {} configurations", all.len());
+    let lab = MatrixEnvironment::new();
+    let all = MatrixCase::load_all(course::case_directory());
+    assert!(all.len() >= MIN_CONFIGURATIONS, "only {} configurations", all.len());
     let only = std::env::var("KEYPAIR_MATRIX_ROW").unwrap_or_default();
-    let rows: Vec<&Row> = all.iter().filter(|row| row.is_for(&lab) && row.name.contains(&only)).collect();
+    let rows: Vec<&MatrixCase> =
+        all.iter().filter(|row| row.applies_to(&lab) && row.name.contains(&only)).collect();
 
     let next = AtomicUsize::new(0);
     let trials = AtomicUsize::new(0);
-    let failures: Mutex<Vec<(String, Trial, String)>> = Mutex::default();
+    let failures: Mutex<Vec<(String, MatrixScenario, String)>> = Mutex::default();
     let begin = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (tried, faults) = course::run(&lab, row);
+                    let (tried, faults) = course::run_case(&lab, row);
                     trials.fetch_add(tried, Ordering::Relaxed);
                     let named = faults.into_iter().map(|(trial, fault)| (row.name.clone(), trial, fault));
                     failures.lock().unwrap().extend(named);

@@ -10,88 +10,106 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use simulated::action::{Action, Budget};
-use simulated::control_plane::{ControlPlane, Order};
+use simulated::action::{Budget, SimAction};
+use simulated::control_plane::{ControlPlane, SimOrder};
 use simulated::disk::Disk;
-use simulated::edit::{Edit, Keys};
-use simulated::keys::{self, Pair};
-use simulated::place::{Trial, Who};
-use simulated::property::Property as Invariant;
-use simulated::world::{EXPIRY, Setting, World};
+use simulated::edit::{KeyFileMove, UserEdit};
+use simulated::keys::{self, PlatformKeyPair};
+use simulated::place::{AccountState, TrialMode};
+use simulated::property::Invariant;
+use simulated::world::{EXPIRY_SECONDS, Simulation, SimulationSetup};
 
 /// How a guest begins, and what is asked of it.
 #[derive(Clone)]
-struct Beginning {
+struct InitialState {
     main: &'static str,
     keys: Option<String>,
-    orders: [Order; 4],
+    orders: [SimOrder; 4],
     /// How a private sshd can be asked.
-    trial: Trial,
+    trial: TrialMode,
 }
 
 /// A bounded space: where it begins, and what may come in between.
 #[derive(Clone)]
-struct Space {
+struct StateSpace {
     name: &'static str,
-    beginnings: Vec<Beginning>,
+    beginnings: Vec<InitialState>,
     expires: bool,
     budget: Budget,
-    setting: Setting,
+    setting: SimulationSetup,
     /// Words that some result has to say.
     meets: Vec<&'static str>,
 }
 
-impl Model for Space {
-    type State = World;
-    type Action = Action;
+impl Model for StateSpace {
+    type State = Simulation;
+    type Action = SimAction;
 
-    fn init_states(&self) -> Vec<World> {
-        let begin = |Beginning { main, keys, orders, trial }: &Beginning| {
+    fn init_states(&self) -> Vec<Simulation> {
+        let begin = |InitialState { main, keys, orders, trial }: &InitialState| {
             let control_plane = ControlPlane {
                 orders: orders.to_vec(),
-                first_expires_at: self.expires.then_some(EXPIRY),
+                first_expires_at: self.expires.then_some(EXPIRY_SECONDS),
                 instance: 0,
                 results: Default::default(),
             };
             let mut disk = Disk::new(main, keys.as_deref());
             disk.place.trial = *trial;
-            World::new(disk, control_plane, self.budget)
+            Simulation::new(disk, control_plane, self.budget)
         };
         self.beginnings.iter().map(begin).collect()
     }
 
-    fn actions(&self, state: &World, actions: &mut Vec<Action>) {
-        actions.extend(state.actions(&self.setting));
+    fn actions(&self, state: &Simulation, actions: &mut Vec<SimAction>) {
+        actions.extend(state.possible_actions(&self.setting));
     }
 
-    fn next_state(&self, last: &World, action: Action) -> Option<World> {
-        Some(last.after(&action))
+    fn next_state(&self, last: &Simulation, action: SimAction) -> Option<Simulation> {
+        Some(last.successor(&action))
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        let held = HOLDS.iter().zip(Invariant::ALL);
+        let held = INVARIANT_CONDITIONS.iter().zip(Invariant::ALL);
         let held = held.map(|(condition, invariant)| Property::always(invariant.name(), *condition));
-        let met = MET.iter().zip(&self.meets).map(|(condition, what)| Property::sometimes(what, *condition));
+        let met = REACHABILITY_CONDITIONS
+            .iter()
+            .zip(&self.meets)
+            .map(|(condition, what)| Property::sometimes(what, *condition));
         held.chain(met).collect()
     }
 }
 
-type Condition = fn(&Space, &World) -> bool;
+type Condition = fn(&StateSpace, &Simulation) -> bool;
 
 /// Conditions are plain functions: one for each place in the list of invariants.
-const HOLDS: [Condition; 10] = [
-    holds::<0>, holds::<1>, holds::<2>, holds::<3>, holds::<4>, holds::<5>, holds::<6>, holds::<7>,
-    holds::<8>, holds::<9>,
+const INVARIANT_CONDITIONS: [Condition; 10] = [
+    invariant_holds::<0>,
+    invariant_holds::<1>,
+    invariant_holds::<2>,
+    invariant_holds::<3>,
+    invariant_holds::<4>,
+    invariant_holds::<5>,
+    invariant_holds::<6>,
+    invariant_holds::<7>,
+    invariant_holds::<8>,
+    invariant_holds::<9>,
 ];
 
 /// And for each in the list of what a space has to meet.
-const MET: [Condition; 6] = [meets::<0>, meets::<1>, meets::<2>, meets::<3>, meets::<4>, meets::<5>];
+const REACHABILITY_CONDITIONS: [Condition; 6] = [
+    result_contains_word::<0>,
+    result_contains_word::<1>,
+    result_contains_word::<2>,
+    result_contains_word::<3>,
+    result_contains_word::<4>,
+    result_contains_word::<5>,
+];
 
-fn holds<const N: usize>(_: &Space, world: &World) -> bool {
+fn invariant_holds<const N: usize>(_: &StateSpace, world: &Simulation) -> bool {
     world.machine.violation.as_ref().is_none_or(|violation| violation.property != Invariant::ALL[N])
 }
 
-fn meets<const N: usize>(space: &Space, world: &World) -> bool {
+fn result_contains_word<const N: usize>(space: &StateSpace, world: &Simulation) -> bool {
     space.meets.get(N).is_some_and(|word| {
         let word = format!("\"{word}\"");
         world.known.seen.values().any(|result| result.contains(&word))
@@ -99,7 +117,7 @@ fn meets<const N: usize>(space: &Space, world: &World) -> bool {
 }
 
 /// Explores all of a space. What is told is not captured: it is told on every run.
-fn explore(space: Space) {
+fn explore_state_space(space: StateSpace) {
     let begun = Instant::now();
     let name = space.name;
     let checker =
@@ -139,36 +157,36 @@ const WITHOUT_INCLUDE: &str = "# mine\nUsePAM yes\nPermitRootLogin yes\nPassword
 /// One where no key lets in.
 const WITHOUT_KEYS: &str = "UsePAM yes\nPermitRootLogin yes\nPubkeyAuthentication no\n";
 
-fn attach(pair: Pair, passwords: bool) -> Order {
-    Order::Attach { pair, passwords, replace: false }
+fn attach_order(pair: PlatformKeyPair, passwords: bool) -> SimOrder {
+    SimOrder::Attach { pair, passwords, replace: false }
 }
 
-fn replace(pair: Pair, passwords: bool) -> Order {
-    Order::Attach { pair, passwords, replace: true }
+fn replace_order(pair: PlatformKeyPair, passwords: bool) -> SimOrder {
+    SimOrder::Attach { pair, passwords, replace: true }
 }
 
 /// Four commands each, so that between them every row of KP-4's table is met.
-fn sequences() -> [[Order; 4]; 4] {
-    use Order::{Detach, SetPasswordAuth};
-    use Pair::{K, KWithAnotherKey, L};
+fn order_sequences() -> [[SimOrder; 4]; 4] {
+    use PlatformKeyPair::{K, KWithAnotherKey, L};
+    use SimOrder::{Detach, SetPasswordAuth};
     [
-        [attach(K, false), attach(L, false), replace(L, true), Detach(L)],
-        [attach(K, true), attach(K, false), SetPasswordAuth(true), Detach(K)],
-        [Detach(K), SetPasswordAuth(false), attach(K, false), Detach(L)],
-        [attach(K, false), replace(KWithAnotherKey, false), Detach(K), SetPasswordAuth(false)],
+        [attach_order(K, false), attach_order(L, false), replace_order(L, true), Detach(L)],
+        [attach_order(K, true), attach_order(K, false), SetPasswordAuth(true), Detach(K)],
+        [Detach(K), SetPasswordAuth(false), attach_order(K, false), Detach(L)],
+        [attach_order(K, false), replace_order(KWithAnotherKey, false), Detach(K), SetPasswordAuth(false)],
     ]
 }
 
 /// Each on a guest or two: with and without an Include, keys of the user's, a block that an image brought, an sshd that takes
 /// no keys.
-fn beginnings() -> Vec<Beginning> {
-    let [first, second, third, fourth] = sequences();
-    let block = Pair::K.block();
-    let from = |main, keys: Option<&str>, orders| Beginning {
+fn list_initial_states() -> Vec<InitialState> {
+    let [first, second, third, fourth] = order_sequences();
+    let block = PlatformKeyPair::K.block();
+    let from = |main, keys: Option<&str>, orders| InitialState {
         main,
         keys: keys.map(str::to_owned),
         orders,
-        trial: Trial::Told,
+        trial: TrialMode::Available,
     };
     vec![
         from(WITH_INCLUDE, None, first),
@@ -181,33 +199,33 @@ fn beginnings() -> Vec<Beginning> {
     ]
 }
 
-const EDITS: [Edit; 7] = [
-    Edit::AddsKey,
-    Edit::RefusesKeys,
-    Edit::RemovesBlock,
-    Edit::RemovesAllKeys,
-    Edit::SetsPasswords(true),
-    Edit::SetsPasswords(false),
-    Edit::RemovesSetting,
+const EDITS: [UserEdit; 7] = [
+    UserEdit::AddKey,
+    UserEdit::DisablePubkey,
+    UserEdit::RemoveBlock,
+    UserEdit::RemoveAllKeys,
+    UserEdit::SetPasswordAuth(true),
+    UserEdit::SetPasswordAuth(false),
+    UserEdit::RemoveSetting,
 ];
 
 /// Explores a space from each of its beginnings; by the larger bound, with more of everything.
-fn explore_within(
+fn explore_default_states(
     name: &'static str,
     budget: Budget,
-    edits: &[Edit],
+    edits: &[UserEdit],
     from: &[usize],
     meets: &[&'static str],
 ) {
-    explore_from(name, budget, edits, &beginnings(), from, meets);
+    explore_selected_states(name, budget, edits, &list_initial_states(), from, meets);
 }
 
 /// The same from others.
-fn explore_from(
+fn explore_selected_states(
     name: &'static str,
     budget: Budget,
-    edits: &[Edit],
-    all: &[Beginning],
+    edits: &[UserEdit],
+    all: &[InitialState],
     from: &[usize],
     meets: &[&'static str],
 ) {
@@ -220,16 +238,16 @@ fn explore_from(
         disturbances: budget.disturbances + more * u8::from(budget.disturbances > 0),
         ..budget
     };
-    let setting = Setting { edits: edits.to_vec() };
+    let setting = SimulationSetup { edits: edits.to_vec() };
     let meets = meets.to_vec();
-    explore(Space { name, beginnings, expires: budget.delays > 0, budget, setting, meets });
+    explore_state_space(StateSpace { name, beginnings, expires: budget.delays > 0, budget, setting, meets });
 }
 
 /// KP-7.3, KP-7.5.
 #[test]
-fn interruptions() {
+fn invariants_hold_with_four_crashes() {
     let budget = Budget { crashes: 4, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "four crashes",
         budget,
         &[],
@@ -246,10 +264,10 @@ fn interruptions() {
 }
 
 #[test]
-fn deliveries() {
+fn invariants_hold_with_disturbed_deliveries() {
     let budget =
         Budget { crashes: 2, repeats: 1, reorders: 1, lost: 1, disturbances: 2, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "two crashes; deliveries lost, repeated, reordered",
         budget,
         &[],
@@ -260,9 +278,9 @@ fn deliveries() {
 
 /// KP-4.9, KP-7.3.
 #[test]
-fn failures() {
+fn invariants_hold_with_failed_step() {
     let budget = Budget { crashes: 1, failures: 1, stops: 1, disturbances: 2, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "a crash; a step that fails, SIGTERM",
         budget,
         &[],
@@ -273,9 +291,9 @@ fn failures() {
 
 /// KP-5.9.
 #[test]
-fn edits() {
+fn invariants_hold_with_user_edit() {
     let budget = Budget { crashes: 1, edits: 1, disturbances: 1, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "a crash; the user edits a file",
         budget,
         &EDITS,
@@ -285,10 +303,10 @@ fn edits() {
 }
 
 #[test]
-fn two_edits() {
-    let edits = [Edit::AddsKey, Edit::RemovesBlock, Edit::SetsPasswords(true)];
+fn invariants_hold_with_two_user_edits() {
+    let edits = [UserEdit::AddKey, UserEdit::RemoveBlock, UserEdit::SetPasswordAuth(true)];
     let budget = Budget { edits: 2, disturbances: 2, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "a crash; the user edits twice",
         budget,
         &edits,
@@ -298,10 +316,10 @@ fn two_edits() {
 }
 
 #[test]
-fn misspelt() {
+fn invariants_hold_with_invalid_sshd_keyword() {
     let budget = Budget { crashes: 1, edits: 2, disturbances: 2, ..Budget::default() };
-    let edits = [Edit::Misspells, Edit::Corrects];
-    explore_within(
+    let edits = [UserEdit::BreakConfig, UserEdit::RepairConfig];
+    explore_default_states(
         "a crash; a line that sshd does not know",
         budget,
         &edits,
@@ -312,10 +330,10 @@ fn misspelt() {
 
 /// KP-2.4, KP-3.28, KP-3.29, KP-4.3, KP-7.10.
 #[test]
-fn instances() {
+fn invariants_hold_with_clone_and_component_change() {
     let budget =
         Budget { components: 2, clones: 1, delays: 1, repeats: 1, disturbances: 2, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "a crash; component, clone, clock, a stray command",
         budget,
         &[],
@@ -331,23 +349,32 @@ fn instances() {
 }
 
 #[test]
-fn console() {
+fn invariants_hold_with_console_undo() {
     let budget = Budget { undos: 1, repeats: 1, edits: 1, disturbances: 2, ..Budget::default() };
-    explore_within("a crash; undo at the console", budget, &[Edit::RemovesSetting], &[0, 5], &["succeeded"]);
+    explore_default_states(
+        "a crash; undo at the console",
+        budget,
+        &[UserEdit::RemoveSetting],
+        &[0, 5],
+        &["succeeded"],
+    );
 }
 
 /// A private sshd cannot be shown the planned key file, cannot be asked at all, or refuses for a reason of its own.
 /// KP-10.6.
 #[test]
-fn trials() {
-    let edits = [Edit::OpensHome, Edit::Asks(Trial::Told)];
+fn invariants_hold_with_failing_key_trial() {
+    let edits = [UserEdit::LoosenHomeMode, UserEdit::SetTrialMode(TrialMode::Available)];
     let budget = Budget { edits: 1, disturbances: 1, ..Budget::default() };
-    let all: Vec<Beginning> = [Trial::Told, Trial::NotShown, Trial::NotTaken]
-        .into_iter()
-        .flat_map(|trial| beginnings().into_iter().map(move |beginning| Beginning { trial, ..beginning }))
-        .collect();
+    let all: Vec<InitialState> =
+        [TrialMode::Available, TrialMode::WithoutPlannedFiles, TrialMode::Unavailable]
+            .into_iter()
+            .flat_map(|trial| {
+                list_initial_states().into_iter().map(move |beginning| InitialState { trial, ..beginning })
+            })
+            .collect();
     let beginnings = all.len() / 3;
-    explore_from(
+    explore_selected_states(
         "a crash; what a private sshd says",
         budget,
         &edits,
@@ -359,18 +386,18 @@ fn trials() {
 
 /// The home moves; the user is another one, or gone.
 #[test]
-fn places() {
+fn invariants_hold_with_moved_home_or_user() {
     let edits = [
-        Edit::Moves(Keys::Moved),
-        Edit::Moves(Keys::Copied),
-        Edit::Moves(Keys::Left),
-        Edit::Becomes(Who::Renamed),
-        Edit::Becomes(Who::Heir),
-        Edit::Becomes(Who::Anew),
-        Edit::Becomes(Who::Nobody),
+        UserEdit::MoveHome(KeyFileMove::Moved),
+        UserEdit::MoveHome(KeyFileMove::Copied),
+        UserEdit::MoveHome(KeyFileMove::Left),
+        UserEdit::ReplaceAccount(AccountState::Renamed),
+        UserEdit::ReplaceAccount(AccountState::Successor),
+        UserEdit::ReplaceAccount(AccountState::Recreated),
+        UserEdit::ReplaceAccount(AccountState::Deleted),
     ];
     let budget = Budget { edits: 1, disturbances: 1, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "a crash; the home moves, the user is another",
         budget,
         &edits,
@@ -381,10 +408,10 @@ fn places() {
 
 /// The home's volume goes and comes, and the home may move meanwhile.
 #[test]
-fn volumes() {
-    let edits = [Edit::SwitchesVolume, Edit::Moves(Keys::Copied)];
+fn invariants_hold_with_unmounted_home() {
+    let edits = [UserEdit::ToggleVolume, UserEdit::MoveHome(KeyFileMove::Copied)];
     let budget = Budget { edits: 2, disturbances: 2, ..Budget::default() };
-    explore_within(
+    explore_default_states(
         "a crash; the home is not mounted",
         budget,
         &edits,
@@ -395,7 +422,7 @@ fn volumes() {
 
 /// Everything that may come in between, one of it, beside a crash; by the larger bound, beside two.
 #[test]
-fn everything() {
+fn invariants_hold_with_every_disturbance() {
     let budget = Budget {
         crashes: 1,
         failures: 1,
@@ -410,6 +437,6 @@ fn everything() {
         delays: 1,
         disturbances: 1,
     };
-    let edits = [Edit::AddsKey, Edit::RefusesKeys, Edit::RemovesBlock];
-    explore_within("crashes; everything", budget, &edits, &[0], &["succeeded"]);
+    let edits = [UserEdit::AddKey, UserEdit::DisablePubkey, UserEdit::RemoveBlock];
+    explore_default_states("crashes; everything", budget, &edits, &[0], &["succeeded"]);
 }

@@ -9,57 +9,57 @@ mod support;
 use std::fs;
 use std::process::Output;
 
-use matrix_support::land::{Land, OWN_FILE, SECOND_USER, land};
+use matrix_support::land::{GuestFixture, OWN_FILE, SECOND_USER, with_guest};
 use serde_json::{Value, json};
-use support::detach;
+use support::detach_command;
 
 #[test]
-fn a_home_that_is_a_link_and_later_the_links_target() {
+fn home_symlink_replaced_by_target_keeps_managed_block() {
     let setup = "umount /root; rm -rf /root; mkdir -m 700 /var/roothome; ln -s var/roothome /root; \
                  mkdir -m 700 /root/.ssh; echo '# mine' >/root/.ssh/authorized_keys";
-    land("root", setup, "", |land| {
-        land.done(&land.attach("no"));
-        assert!(land.lets_in("root"));
-        land.sh("sed -i 's,:/root:,:/var/roothome:,' /etc/passwd");
-        land.done(&land.attach("no"));
-        assert_eq!(land.blocks("/var/roothome/.ssh/authorized_keys"), 1);
-        assert!(land.lets_in("root"));
-        let check = LandCheck::of(&land.agent(&["check", "--json"], ""));
-        assert!(check.says("holds the key pair k"), "{check:?}");
-        land.done(&detach("k"));
-        assert_eq!(land.text("/var/roothome/.ssh/authorized_keys"), "# mine\n");
+    with_guest("root", setup, "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        assert!(land.accepts_bound_key("root"));
+        land.run_script("sed -i 's,:/root:,:/var/roothome:,' /etc/passwd");
+        land.apply_ok(&land.attach_command("no"));
+        assert_eq!(land.count_blocks("/var/roothome/.ssh/authorized_keys"), 1);
+        assert!(land.accepts_bound_key("root"));
+        let check = CheckOutput::from_output(&land.run_agent(&["check", "--json"], ""));
+        assert!(check.contains("holds the key pair k"), "{check:?}");
+        land.apply_ok(&detach_command("k"));
+        assert_eq!(land.read_text("/var/roothome/.ssh/authorized_keys"), "# mine\n");
     });
     let setup = format!("mv /home /var/home; ln -s var/home /home; {OWN_FILE}");
-    land("u", &setup, "", |land| {
-        land.done(&land.attach("no"));
-        land.sh("sed -i 's,:/home/u:,:/var/home/u:,' /etc/passwd");
+    with_guest("u", &setup, "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        land.run_script("sed -i 's,:/home/u:,:/var/home/u:,' /etc/passwd");
         // The check compares files, not texts, and so does the drift.
-        let check = LandCheck::of(&land.agent(&["check", "--json"], ""));
-        assert!(check.says("holds the key pair k"), "{check:?}");
-        land.done(&land.attach("no"));
-        assert_eq!(land.blocks("/var/home/u/.ssh/authorized_keys"), 1);
-        assert!(land.lets_in("u"));
-        land.undone();
-        assert_eq!(land.text("/var/home/u/.ssh/authorized_keys"), "");
+        let check = CheckOutput::from_output(&land.run_agent(&["check", "--json"], ""));
+        assert!(check.contains("holds the key pair k"), "{check:?}");
+        land.apply_ok(&land.attach_command("no"));
+        assert_eq!(land.count_blocks("/var/home/u/.ssh/authorized_keys"), 1);
+        assert!(land.accepts_bound_key("u"));
+        land.assert_undo();
+        assert_eq!(land.read_text("/var/home/u/.ssh/authorized_keys"), "");
     });
 }
 
 #[derive(Debug)]
-struct LandCheck(String);
+struct CheckOutput(String);
 
-impl LandCheck {
-    fn of(output: &Output) -> Self {
-        Self(Land::said(output))
+impl CheckOutput {
+    fn from_output(output: &Output) -> Self {
+        Self(GuestFixture::combine_output(output))
     }
 
-    fn says(&self, words: &str) -> bool {
+    fn contains(&self, words: &str) -> bool {
         self.0.contains(words)
     }
 }
 
 /// Whatever path sshd's configuration names, and whoever owns the link.
 #[test]
-fn below_the_home_no_link_is_followed_however_the_path_is_spelt() {
+fn key_path_through_link_is_refused() {
     let planted = "install -d -m 700 /root/.ssh; echo '# root' >/root/.ssh/authorized_keys; ";
     let link = "ln -s /root/.ssh /home/u/.ssh; ";
     for (setup, path) in [
@@ -76,61 +76,61 @@ fn below_the_home_no_link_is_followed_however_the_path_is_spelt() {
         // A directory of his own beside the home: he can rename root's links in it.
         ("mkdir -p /x/u; chown u: /x/u; ln -s /root/.ssh /x/u/s".to_owned(), "/x/%u/s/authorized_keys"),
     ] {
-        land("u", &format!("{planted}{setup}"), &format!("AuthorizedKeysFile {path}\n"), |land| {
+        with_guest("u", &format!("{planted}{setup}"), &format!("AuthorizedKeysFile {path}\n"), |land| {
             for password_auth in ["yes", "no"] {
-                land.refused(&land.attach(password_auth), "UNSAFE_PATH", "");
+                land.assert_refused(&land.attach_command(password_auth), "UNSAFE_PATH", "");
             }
-            assert_eq!(land.text("/root/.ssh/authorized_keys"), "# root\n", "{setup}");
+            assert_eq!(land.read_text("/root/.ssh/authorized_keys"), "# root\n", "{setup}");
             assert_eq!(
-                land.text("/x/root/keys") + &land.text("/x/v/keys"),
+                land.read_text("/x/root/keys") + &land.read_text("/x/v/keys"),
                 if path == "/x/%u/keys" { "# x\n" } else { "" }
             );
-            assert!(!land.lets_in("root"), "{setup}");
+            assert!(!land.accepts_bound_key("root"), "{setup}");
         });
     }
 }
 
 #[test]
-fn the_home_moves_and_the_key_goes_with_it() {
+fn commands_follow_moved_home() {
     for move_it in
         ["mkdir /data; usermod -m -d /data/u u", "mkdir /data; cp -a /home/u /data/u; usermod -d /data/u u"]
     {
-        land("u", OWN_FILE, "", |land| {
-            land.done(&land.attach("yes"));
-            land.sh(move_it);
-            assert!(land.lets_in("u"));
-            let result = land.done(&detach("k"));
+        with_guest("u", OWN_FILE, "", |land| {
+            land.apply_ok(&land.attach_command("yes"));
+            land.run_script(move_it);
+            assert!(land.accepts_bound_key("u"));
+            let result = land.apply_ok(&detach_command("k"));
             assert_eq!(result["changed"], true, "{result}");
-            assert!(!land.lets_in("u"));
-            let left =
-                land.blocks("/data/u/.ssh/authorized_keys") + land.blocks("/home/u/.ssh/authorized_keys");
+            assert!(!land.accepts_bound_key("u"));
+            let left = land.count_blocks("/data/u/.ssh/authorized_keys")
+                + land.count_blocks("/home/u/.ssh/authorized_keys");
             assert_eq!(left, 0);
 
-            land.sh("usermod -d /home/u u; mkdir -p /home/u; chown u: /home/u");
-            land.sh(OWN_FILE);
-            land.done(&land.attach("no"));
-            land.sh("mkdir /data2; mv /home/u /data2/u; usermod -d /data2/u u");
-            land.done(&land.attach("no"));
-            assert_eq!(land.blocks("/data2/u/.ssh/authorized_keys"), 1);
-            assert!(land.lets_in("u"));
-            land.sh("mv /data2 /data3; usermod -d /data3/u u");
-            land.undone();
-            assert_eq!(land.blocks("/data3/u/.ssh/authorized_keys"), 0);
-            assert!(!land.lets_in("u"));
+            land.run_script("usermod -d /home/u u; mkdir -p /home/u; chown u: /home/u");
+            land.run_script(OWN_FILE);
+            land.apply_ok(&land.attach_command("no"));
+            land.run_script("mkdir /data2; mv /home/u /data2/u; usermod -d /data2/u u");
+            land.apply_ok(&land.attach_command("no"));
+            assert_eq!(land.count_blocks("/data2/u/.ssh/authorized_keys"), 1);
+            assert!(land.accepts_bound_key("u"));
+            land.run_script("mv /data2 /data3; usermod -d /data3/u u");
+            land.assert_undo();
+            assert_eq!(land.count_blocks("/data3/u/.ssh/authorized_keys"), 0);
+            assert!(!land.accepts_bound_key("u"));
         });
     }
 }
 
 /// KP-5.7.
 #[test]
-fn the_keys_move_with_authorized_keys_file() {
-    let move_it = |land: &Land<'_>, to: &str, line: &str| {
-        land.sh(&format!(
+fn commands_follow_changed_authorized_keys_file() {
+    let move_it = |land: &GuestFixture<'_>, to: &str, line: &str| {
+        land.run_script(&format!(
             "mkdir -p $(dirname {to}); mv /home/u/.ssh/authorized_keys {to}; chown u: {to}; chmod 644 {to}; \
              echo 'AuthorizedKeysFile {line}' >>/etc/ssh/sshd_config"
         ));
-        land.reload();
-        assert!(land.lets_in("u"));
+        land.reload_sshd();
+        assert!(land.accepts_bound_key("u"));
     };
     for (to, line) in [
         ("/etc/ssh/keys/u", "/etc/ssh/keys/%u"),
@@ -138,130 +138,138 @@ fn the_keys_move_with_authorized_keys_file() {
         ("/etc/ssh/keys/all", "/etc/ssh/keys/all .ssh/authorized_keys"),
         ("/etc/ssh/keys/all", "/etc/ssh/keys/all"),
     ] {
-        land("u", OWN_FILE, "", |land| {
-            land.done(&land.attach("yes"));
+        with_guest("u", OWN_FILE, "", |land| {
+            land.apply_ok(&land.attach_command("yes"));
             move_it(land, to, line);
-            let result = land.done(&detach("k"));
+            let result = land.apply_ok(&detach_command("k"));
             assert_eq!(result["changed"], true, "{result}");
-            assert!(!land.lets_in("u"), "{line}");
-            assert_eq!(land.blocks(to), 0);
+            assert!(!land.accepts_bound_key("u"), "{line}");
+            assert_eq!(land.count_blocks(to), 0);
         });
-        land("u", OWN_FILE, "", |land| {
-            land.done(&land.attach("no"));
+        with_guest("u", OWN_FILE, "", |land| {
+            land.apply_ok(&land.attach_command("no"));
             move_it(land, to, line);
-            land.undone();
-            assert!(!land.lets_in("u"), "{line}");
-            assert_eq!(land.blocks(to), 0);
+            land.assert_undo();
+            assert!(!land.accepts_bound_key("u"), "{line}");
+            assert_eq!(land.count_blocks(to), 0);
         });
     }
 }
 
 /// The file that sshd reads now cannot be reached safely and holds the block: that is a failure that says where.
 #[test]
-fn where_the_block_still_is_when_it_cannot_be_taken_out() {
-    land("u", OWN_FILE, "", |land| {
-        land.done(&land.attach("yes"));
-        land.sh(
+fn unremovable_block_is_named_in_refusal() {
+    with_guest("u", OWN_FILE, "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        land.run_script(
             "mkdir /keys; mv /home/u/.ssh/authorized_keys /keys/u; chown u: /keys/u; ln -s u /keys/l-u; \
              echo 'AuthorizedKeysFile /keys/l-%u' >>/etc/ssh/sshd_config",
         );
-        land.reload();
-        assert!(land.lets_in("u"));
-        land.refused(&detach("k"), "UNSAFE_PATH", "/keys/l-u");
-        let output = land.agent(&["undo"], "");
-        assert!(output.status.code() == Some(1) && Land::said(&output).contains("/keys/l-u"), "{output:?}");
-        assert!(land.lets_in("u"));
-        land.sh("rm /keys/l-u; mv /keys/u /keys/l-u");
-        land.done(&detach("k"));
-        assert!(!land.lets_in("u"));
+        land.reload_sshd();
+        assert!(land.accepts_bound_key("u"));
+        land.assert_refused(&detach_command("k"), "UNSAFE_PATH", "/keys/l-u");
+        let output = land.run_agent(&["undo"], "");
+        assert!(
+            output.status.code() == Some(1) && GuestFixture::combine_output(&output).contains("/keys/l-u"),
+            "{output:?}"
+        );
+        assert!(land.accepts_bound_key("u"));
+        land.run_script("rm /keys/l-u; mv /keys/u /keys/l-u");
+        land.apply_ok(&detach_command("k"));
+        assert!(!land.accepts_bound_key("u"));
     });
     // One that leads to the file itself, and one that is somebody else's business, stop nothing.
-    land("u", OWN_FILE, "AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys2 /fifo\n", |land| {
-        land.sh("ln -s authorized_keys /home/u/.ssh/authorized_keys2; mkfifo /fifo");
-        land.done(&land.attach("yes"));
-        land.done(&detach("k"));
-        assert_eq!(land.text("/home/u/.ssh/authorized_keys"), "");
-    });
+    with_guest(
+        "u",
+        OWN_FILE,
+        "AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys2 /fifo\n",
+        |land| {
+            land.run_script("ln -s authorized_keys /home/u/.ssh/authorized_keys2; mkfifo /fifo");
+            land.apply_ok(&land.attach_command("yes"));
+            land.apply_ok(&detach_command("k"));
+            assert_eq!(land.read_text("/home/u/.ssh/authorized_keys"), "");
+        },
+    );
 }
 
 /// KP-5.7.
 #[test]
-fn a_block_that_is_nowhere_is_said_to_be_nowhere() {
-    land("u", OWN_FILE, "", |land| {
+fn detach_of_missing_block_reports_not_found() {
+    with_guest("u", OWN_FILE, "", |land| {
         for (gone, place) in [
             (": >/home/u/.ssh/authorized_keys", "/home/u/.ssh/authorized_keys"),
             ("mv /home/u/.ssh /home/u/old", "/home/u/.ssh/authorized_keys"),
             ("rm -rf /home/u", "/home/u/.ssh/authorized_keys"),
         ] {
-            land.done(&land.attach("yes"));
-            land.sh(gone);
-            let result = land.done(&detach("k"));
+            land.apply_ok(&land.attach_command("yes"));
+            land.run_script(gone);
+            let result = land.apply_ok(&detach_command("k"));
             let message = result["message"].as_str().unwrap();
             assert!(message.contains("no block of it was found in") && message.contains(place), "{result}");
             assert_eq!(result["changed"], false);
-            assert!(land.state()["binding"].is_null());
+            assert!(land.read_state()["binding"].is_null());
         }
     });
 }
 
 /// KP-5.7.
 #[test]
-fn a_volume_that_is_not_mounted() {
+fn unmounted_home_volume_refuses_commands() {
     let setup = format!(
         "mkdir -p /vol; mount -t tmpfs -o mode=755 v /vol; mv /home/u /vol/u; mkdir /home/u; \
          mount --bind /vol/u /home/u; {OWN_FILE}"
     );
-    land("u", &setup, "", |land| {
-        land.done(&land.attach("no"));
-        assert_eq!(land.state()["binding"]["mount"], "/home/u");
+    with_guest("u", &setup, "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        assert_eq!(land.read_state()["binding"]["mount"], "/home/u");
         for unmount in ["umount /home/u; chown u: /home/u", "rmdir /home/u"] {
-            land.sh(unmount);
-            let before = land.text("/var/lib/keypair-agent/state.json");
-            for command in [detach("k"), land.attach("no"), land.attach("yes")] {
-                land.refused(&command, "IO_ERROR", "/home/u, on which that file was, is not mounted");
+            land.run_script(unmount);
+            let before = land.read_text("/var/lib/keypair-agent/state.json");
+            for command in [detach_command("k"), land.attach_command("no"), land.attach_command("yes")] {
+                land.assert_refused(&command, "IO_ERROR", "/home/u, on which that file was, is not mounted");
             }
-            let output = land.agent(&["undo"], "");
+            let output = land.run_agent(&["undo"], "");
             assert_eq!(output.status.code(), Some(1), "{output:?}");
-            assert!(Land::said(&output).contains("is not mounted"), "{output:?}");
-            assert!(!land.state()["binding"].is_null(), "{before}");
+            assert!(GuestFixture::combine_output(&output).contains("is not mounted"), "{output:?}");
+            assert!(!land.read_state()["binding"].is_null(), "{before}");
         }
-        land.sh("mkdir /home/u; mount --bind /vol/u /home/u");
-        assert!(land.lets_in("u"));
-        land.done(&land.attach("no"));
-        assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 1);
-        land.done(&detach("k"));
-        assert!(!land.lets_in("u"));
+        land.run_script("mkdir /home/u; mount --bind /vol/u /home/u");
+        assert!(land.accepts_bound_key("u"));
+        land.apply_ok(&land.attach_command("no"));
+        assert_eq!(land.count_blocks("/home/u/.ssh/authorized_keys"), 1);
+        land.apply_ok(&detach_command("k"));
+        assert!(!land.accepts_bound_key("u"));
     });
     // A mount of something else above it hides the volume too.
-    land("u", &setup, "", |land| {
-        land.done(&land.attach("yes"));
-        land.sh("mount -t tmpfs h /home; mkdir /home/u; chown u: /home/u");
-        land.refused(&detach("k"), "IO_ERROR", "/home/u, on which");
-        land.sh("umount /home");
+    with_guest("u", &setup, "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        land.run_script("mount -t tmpfs h /home; mkdir /home/u; chown u: /home/u");
+        land.assert_refused(&detach_command("k"), "IO_ERROR", "/home/u, on which");
+        land.run_script("umount /home");
         // Where the block is found, nothing has to be mounted.
-        land.sh("mkdir /data; cp -a /home/u /data/u; usermod -d /data/u u; umount /home/u");
-        land.done(&detach("k"));
-        assert_eq!(land.blocks("/data/u/.ssh/authorized_keys"), 0);
+        land.run_script("mkdir /data; cp -a /home/u /data/u; usermod -d /data/u u; umount /home/u");
+        land.apply_ok(&detach_command("k"));
+        assert_eq!(land.count_blocks("/data/u/.ssh/authorized_keys"), 0);
     });
     // What is mounted on itself, as systemd's ReadWritePaths are, is no volume; a state of 3.1.0 knows none.
-    land("u", &format!("mount --bind /home /home; {OWN_FILE}"), "", |land| {
-        land.done(&land.attach("yes"));
-        assert_eq!(land.state()["binding"]["mount"], "/");
-        land.make_the_state_older();
-        land.sh("umount /home; rm /home/u/.ssh/authorized_keys");
-        land.done(&detach("k"));
+    with_guest("u", &format!("mount --bind /home /home; {OWN_FILE}"), "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        assert_eq!(land.read_state()["binding"]["mount"], "/");
+        land.downgrade_state();
+        land.run_script("umount /home; rm /home/u/.ssh/authorized_keys");
+        land.apply_ok(&detach_command("k"));
     });
 }
 
 /// The volume goes while a command is in flight: nothing else waits for it, and the key does not stay.
 /// KP-7.11.
 #[test]
-fn a_volume_that_is_not_mounted_when_a_command_is_taken_back() {
+fn rollback_with_unmounted_home_is_deferred() {
     let setup = format!(
         "mkdir -p /vol; mount -t tmpfs -o mode=755 v /vol; mv /home/u /vol/u; mkdir /home/u; \
          mount --bind /vol/u /home/u; {OWN_FILE}"
     );
-    land("u", &setup, "", |land| {
+    with_guest("u", &setup, "", |land| {
         let killed = [
             "strace",
             "-f",
@@ -273,87 +281,99 @@ fn a_volume_that_is_not_mounted_when_a_command_is_taken_back() {
             "-e",
             "inject=kill:signal=SIGKILL:when=1",
         ];
-        land.guest.agent(&killed, &["apply", "-"], &land.attach("no").to_string());
-        assert!(land.state()["intent"].is_object() && land.lets_in("u"), "it was not killed");
-        land.sh("umount /home/u; chown u: /home/u");
+        land.guest.run_agent(&killed, &["apply", "-"], &land.attach_command("no").to_string());
+        assert!(land.read_state()["intent"].is_object() && land.accepts_bound_key("u"), "it was not killed");
+        land.run_script("umount /home/u; chown u: /home/u");
         for password_auth in ["yes", "no", "yes"] {
-            let command = support::set_password_auth(password_auth);
+            let command = support::set_password_auth_command(password_auth);
             let result = land.apply(&command);
             // Without a key `no` would lock him out, for that reason alone.
             let expected = if password_auth == "no" { json!("LOCKOUT_GUARD") } else { Value::Null };
             assert_eq!(result["reason"], expected, "{result}");
-            assert!(land.state()["intent"].is_null() && land.state()["owed"].is_array(), "{result}");
+            assert!(
+                land.read_state()["intent"].is_null() && land.read_state()["owed"].is_array(),
+                "{result}"
+            );
         }
-        let result = land.done(&support::set_password_auth("yes"));
+        let result = land.apply_ok(&support::set_password_auth_command("yes"));
         let says = "not taken back yet in /home/u/.ssh/authorized_keys, since /home/u";
         assert!(result["message"].as_str().unwrap().contains(says), "{result}");
-        land.refused(&detach("k"), "IO_ERROR", says);
-        let status = land.agent(&["status"], "");
-        assert!(status.status.code() == Some(1) && Land::said(&status).contains(says), "{status:?}");
-        let output = land.agent(&["undo"], "");
-        assert!(output.status.code() == Some(1) && Land::said(&output).contains(says), "{output:?}");
-        land.sh("mount --bind /vol/u /home/u");
-        assert!(land.lets_in("u"));
-        let result = land.done(&detach("k"));
+        land.assert_refused(&detach_command("k"), "IO_ERROR", says);
+        let status = land.run_agent(&["status"], "");
+        assert!(
+            status.status.code() == Some(1) && GuestFixture::combine_output(&status).contains(says),
+            "{status:?}"
+        );
+        let output = land.run_agent(&["undo"], "");
+        assert!(
+            output.status.code() == Some(1) && GuestFixture::combine_output(&output).contains(says),
+            "{output:?}"
+        );
+        land.run_script("mount --bind /vol/u /home/u");
+        assert!(land.accepts_bound_key("u"));
+        let result = land.apply_ok(&detach_command("k"));
         assert_eq!(result["changed"], false, "{result}");
-        assert!(!land.lets_in("u") && land.state()["owed"].is_null());
-        assert_eq!(land.text("/home/u/.ssh/authorized_keys"), "");
+        assert!(!land.accepts_bound_key("u") && land.read_state()["owed"].is_null());
+        assert_eq!(land.read_text("/home/u/.ssh/authorized_keys"), "");
         // What is bound meanwhile is not taken out.
-        land.guest.agent(&killed, &["apply", "-"], &land.attach("no").to_string());
-        land.sh("umount /home/u; chown u: /home/u");
-        land.done(&land.attach("yes"));
-        land.sh("mount --bind /vol/u /home/u");
-        land.done(&land.attach("yes"));
-        assert!(land.lets_in("u") && land.state()["owed"].is_null());
+        land.guest.run_agent(&killed, &["apply", "-"], &land.attach_command("no").to_string());
+        land.run_script("umount /home/u; chown u: /home/u");
+        land.apply_ok(&land.attach_command("yes"));
+        land.run_script("mount --bind /vol/u /home/u");
+        land.apply_ok(&land.attach_command("yes"));
+        assert!(land.accepts_bound_key("u") && land.read_state()["owed"].is_null());
     });
 }
 
 /// KP-3.36, KP-5.8.
 #[test]
-fn a_user_who_is_gone() {
+fn deleted_user_block_is_removed() {
     for is_old in [false, true] {
         for (remove, stands) in [("userdel u", true), ("userdel -r u 2>/dev/null || true", false)] {
-            land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+            with_guest("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
                 let path = "/home/u/.ssh/authorized_keys";
-                land.done(&land.attach("yes"));
+                land.apply_ok(&land.attach_command("yes"));
                 if is_old {
-                    land.make_the_state_older();
+                    land.downgrade_state();
                 }
-                land.sh(remove);
-                assert_eq!(land.blocks(path), usize::from(stands));
-                let status = Land::said(&land.agent(&["status"], ""));
+                land.run_script(remove);
+                assert_eq!(land.count_blocks(path), usize::from(stands));
+                let status = GuestFixture::combine_output(&land.run_agent(&["status"], ""));
                 assert!(status.contains("user u"), "{status}");
-                let result = land.done(&detach("k"));
+                let result = land.apply_ok(&detach_command("k"));
                 assert!(
                     result["message"].as_str().unwrap().contains("user u, for whom it was bound"),
                     "{result}"
                 );
                 assert_eq!(result["changed"], stands, "{result}");
-                assert_eq!(land.blocks(path), 0);
-                let state = land.state();
+                assert_eq!(land.count_blocks(path), 0);
+                let state = land.read_state();
                 assert!(
                     state["binding"].is_null() && state.to_string().contains("user u, for whom"),
                     "{state}"
                 );
             });
-            land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+            with_guest("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
                 let path = "/home/u/.ssh/authorized_keys";
-                land.done(&land.attach("yes"));
+                land.apply_ok(&land.attach_command("yes"));
                 if is_old {
-                    land.make_the_state_older();
+                    land.downgrade_state();
                 }
-                land.sh(remove);
-                land.target("v");
-                let result = land.done(&land.attach("no"));
+                land.run_script(remove);
+                land.set_target_user("v");
+                let result = land.apply_ok(&land.attach_command("no"));
                 assert!(
                     result["message"].as_str().unwrap().contains("user u, for whom it was bound"),
                     "{result}"
                 );
-                assert!(land.lets_in("v"));
-                assert_eq!((land.blocks(path), land.state()["binding"]["user"].as_str()), (0, Some("v")));
-                land.sh("userdel v");
-                land.undone();
-                assert_eq!(land.blocks("/home/v/.ssh/authorized_keys"), 0);
+                assert!(land.accepts_bound_key("v"));
+                assert_eq!(
+                    (land.count_blocks(path), land.read_state()["binding"]["user"].as_str()),
+                    (0, Some("v"))
+                );
+                land.run_script("userdel v");
+                land.assert_undo();
+                assert_eq!(land.count_blocks("/home/v/.ssh/authorized_keys"), 0);
             });
         }
     }
@@ -361,25 +381,25 @@ fn a_user_who_is_gone() {
 
 /// KP-5.8.
 #[test]
-fn a_user_who_has_another_name_or_another_uid() {
+fn renamed_user_or_changed_uid_is_followed() {
     for change in ["usermod -l w u", "usermod -l w -m -d /home/w u", "usermod -u 4400 u"] {
         for command in ["detach", "undo", "attach"] {
-            land("u", OWN_FILE, "", |land| {
-                land.done(&land.attach("no"));
-                land.sh(change);
+            with_guest("u", OWN_FILE, "", |land| {
+                land.apply_ok(&land.attach_command("no"));
+                land.run_script(change);
                 let name = if change.contains(" w") { "w" } else { "u" };
-                assert!(land.lets_in(name), "{change}");
+                assert!(land.accepts_bound_key(name), "{change}");
                 match command {
-                    "detach" => drop(land.done(&detach("k"))),
-                    "undo" => land.undone(),
+                    "detach" => drop(land.apply_ok(&detach_command("k"))),
+                    "undo" => land.assert_undo(),
                     _ => {
-                        land.target(name);
-                        land.done(&land.attach("no"));
+                        land.set_target_user(name);
+                        land.apply_ok(&land.attach_command("no"));
                         let home = if change.contains("/home/w") { "w" } else { "u" };
-                        assert_eq!(land.blocks(&format!("/home/{home}/.ssh/authorized_keys")), 1);
+                        assert_eq!(land.count_blocks(&format!("/home/{home}/.ssh/authorized_keys")), 1);
                     }
                 }
-                assert_eq!(land.lets_in(name), command == "attach", "{change}, {command}");
+                assert_eq!(land.accepts_bound_key(name), command == "attach", "{change}, {command}");
             });
         }
     }
@@ -387,52 +407,52 @@ fn a_user_who_has_another_name_or_another_uid() {
 
 /// His files are the old account's, whose uid the state knows.
 #[test]
-fn a_user_who_was_made_anew_with_another_uid() {
-    land("u", OWN_FILE, "", |land| {
-        land.done(&land.attach("yes"));
-        land.sh("userdel u; useradd -M -u 4400 -d /home/new -s /bin/sh u");
-        let result = land.done(&detach("k"));
+fn recreated_user_with_new_uid_loses_old_block() {
+    with_guest("u", OWN_FILE, "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        land.run_script("userdel u; useradd -M -u 4400 -d /home/new -s /bin/sh u");
+        let result = land.apply_ok(&detach_command("k"));
         assert_eq!(result["changed"], true, "{result}");
-        assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 0);
+        assert_eq!(land.count_blocks("/home/u/.ssh/authorized_keys"), 0);
     });
 }
 
 /// The old home is somebody else's by now: nothing of his is touched, and the key goes from where sshd reads.
 /// KP-5.8.
 #[test]
-fn an_old_home_that_is_somebody_elses() {
-    land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
-        land.done(&land.attach("yes"));
-        land.sh(
+fn old_home_owned_by_other_user_is_untouched() {
+    with_guest("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        land.run_script(
             "mkdir /data; usermod -m -d /data/u u; mkdir -p /home/u/.ssh; echo '# his' >/home/u/.ssh/authorized_keys; \
              chown -R v: /home/u",
         );
-        land.done(&detach("k"));
-        assert!(!land.lets_in("u"));
-        assert_eq!(land.text("/home/u/.ssh/authorized_keys"), "# his\n");
+        land.apply_ok(&detach_command("k"));
+        assert!(!land.accepts_bound_key("u"));
+        assert_eq!(land.read_text("/home/u/.ssh/authorized_keys"), "# his\n");
     });
 }
 
 #[test]
-fn another_target_user_between_two_commands() {
-    land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
-        land.done(&land.attach("yes"));
-        land.target("v");
-        land.done(&land.attach("yes"));
-        assert!(land.lets_in("v") && !land.lets_in("u"));
-        land.target("u");
-        land.done(&detach("k"));
-        assert!(!land.lets_in("v") && !land.lets_in("u"));
+fn changed_target_user_moves_key() {
+    with_guest("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        land.set_target_user("v");
+        land.apply_ok(&land.attach_command("yes"));
+        assert!(land.accepts_bound_key("v") && !land.accepts_bound_key("u"));
+        land.set_target_user("u");
+        land.apply_ok(&detach_command("k"));
+        assert!(!land.accepts_bound_key("v") && !land.accepts_bound_key("u"));
     });
 }
 
 /// The part of an intent that put the block where it stands in this file, which was empty before.
-fn file_intent(land: &Land<'_>, user: &str, uid: Option<u32>) -> Value {
+fn build_file_intent(land: &GuestFixture<'_>, user: &str, uid: Option<u32>) -> Value {
     use base64ct::{Base64, Encoding};
     use keypair_agent::policy::types::ContentHash;
     let path = format!("/home/{user}/.ssh/authorized_keys");
-    let content = land.text(&path);
-    let key = land.state()["binding"]["publicKey"].clone();
+    let content = land.read_text(&path);
+    let key = land.read_state()["binding"]["publicKey"].clone();
     let mut kind = json!({ "user": user, "known": [key] });
     if let Some(uid) = uid {
         kind["uid"] = json!(uid);
@@ -441,62 +461,65 @@ fn file_intent(land: &Land<'_>, user: &str, uid: Option<u32>) -> Value {
         "path": path,
         "kind": { "authorizedKeys": kind },
         "change": { "block": { "removed": [], "inserted": Base64::encode_string(content.as_bytes()) } },
-        "hashBefore": ContentHash::of(b""),
-        "hashAfter": ContentHash::of(content.as_bytes()),
+        "hashBefore": ContentHash::from_content(b""),
+        "hashAfter": ContentHash::from_content(content.as_bytes()),
         "createsDirectory": null,
     })
 }
 
 /// What is left of a command that was killed: both users' files hold its block.
-fn interrupted<'a>(land: &Land<'a>, uid: Option<u32>) {
-    land.sh("install -d -o 4300 -g 4300 -m 700 /home/v/.ssh; install -o 4300 -g 4300 -m 600 /dev/null /home/v/.ssh/authorized_keys");
-    let outline = land.done(&land.attach("yes"));
-    land.sh("cat /home/u/.ssh/authorized_keys >/home/v/.ssh/authorized_keys");
-    let mut state = land.state();
+fn write_interrupted_state<'a>(land: &GuestFixture<'a>, uid: Option<u32>) {
+    land.run_script("install -d -o 4300 -g 4300 -m 700 /home/v/.ssh; install -o 4300 -g 4300 -m 600 /dev/null /home/v/.ssh/authorized_keys");
+    let outline = land.apply_ok(&land.attach_command("yes"));
+    land.run_script("cat /home/u/.ssh/authorized_keys >/home/v/.ssh/authorized_keys");
+    let mut state = land.read_state();
     let id = outline["commandId"].clone();
     state["intent"] = json!({
         "command": { "id": id, "origin": "console", "outline": outline },
-        "keyFiles": [file_intent(land, "u", uid), file_intent(land, "v", Some(4300))],
+        "keyFiles": [build_file_intent(land, "u", uid), build_file_intent(land, "v", Some(4300))],
         "sshdFiles": [],
     });
     state["binding"] = Value::Null;
-    fs::write(land.guest.at("/var/lib/keypair-agent/state.json"), state.to_string()).unwrap();
+    fs::write(land.guest.host_path("/var/lib/keypair-agent/state.json"), state.to_string()).unwrap();
 }
 
 /// KP-7.7.
 #[test]
-fn a_file_that_cannot_be_restored_stops_no_other() {
-    land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
-        interrupted(land, Some(4242));
-        land.sh("chmod o+w /home/v/.ssh");
-        land.refused(&detach("k"), "IO_ERROR", "/home/v/.ssh");
+fn failed_restore_does_not_stop_other_files() {
+    with_guest("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+        write_interrupted_state(land, Some(4242));
+        land.run_script("chmod o+w /home/v/.ssh");
+        land.assert_refused(&detach_command("k"), "IO_ERROR", "/home/v/.ssh");
         assert_eq!(
-            (land.text("/home/u/.ssh/authorized_keys").as_str(), land.blocks("/home/v/.ssh/authorized_keys")),
+            (
+                land.read_text("/home/u/.ssh/authorized_keys").as_str(),
+                land.count_blocks("/home/v/.ssh/authorized_keys")
+            ),
             ("", 1)
         );
-        land.sh("chmod o-w /home/v/.ssh");
-        land.done(&detach("k"));
-        assert_eq!(land.text("/home/v/.ssh/authorized_keys"), "");
-        assert!(land.state()["intent"].is_null());
+        land.run_script("chmod o-w /home/v/.ssh");
+        land.apply_ok(&detach_command("k"));
+        assert_eq!(land.read_text("/home/v/.ssh/authorized_keys"), "");
+        assert!(land.read_state()["intent"].is_null());
     });
 }
 
 #[test]
-fn what_was_done_for_a_user_who_is_gone_is_taken_back() {
+fn rollback_for_deleted_user_removes_block() {
     for (uid, remove, stands) in [
         (Some(4242), "userdel u", true),
         (None, "userdel u", true),
         (Some(4242), "userdel -r u 2>/dev/null || true", false),
     ] {
-        land("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
-            interrupted(land, uid);
-            land.target("v");
-            land.sh(remove);
-            assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), usize::from(stands));
-            land.done(&detach("k"));
-            assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 0);
-            assert_eq!(land.text("/home/v/.ssh/authorized_keys"), "");
-            assert!(land.state()["intent"].is_null());
+        with_guest("u", &format!("{SECOND_USER}{OWN_FILE}"), "", |land| {
+            write_interrupted_state(land, uid);
+            land.set_target_user("v");
+            land.run_script(remove);
+            assert_eq!(land.count_blocks("/home/u/.ssh/authorized_keys"), usize::from(stands));
+            land.apply_ok(&detach_command("k"));
+            assert_eq!(land.count_blocks("/home/u/.ssh/authorized_keys"), 0);
+            assert_eq!(land.read_text("/home/v/.ssh/authorized_keys"), "");
+            assert!(land.read_state()["intent"].is_null());
         });
     }
 }
@@ -504,25 +527,25 @@ fn what_was_done_for_a_user_who_is_gone_is_taken_back() {
 /// A second name of the file, a directory in its place, a home that is `/`, a slash too many.
 /// KP-5.2, KP-5.12.
 #[test]
-fn odd_places() {
-    land("u", OWN_FILE, "", |land| {
-        land.done(&land.attach("no"));
-        land.sh("sed -i 's,:/home/u:,://home/./u//:,' /etc/passwd");
-        let result = land.done(&land.attach("no"));
-        assert_eq!(land.blocks("/home/u/.ssh/authorized_keys"), 1, "{result}");
-        land.sh("ln /home/u/.ssh/authorized_keys /home/u/other");
-        land.refused(&detach("k"), "UNSAFE_PATH", "a block of ours still stands in");
-        land.sh("rm /home/u/other; mv /home/u/.ssh/authorized_keys /home/u/old; mkdir /home/u/.ssh/authorized_keys");
-        land.refused(&detach("k"), "UNSAFE_PATH", "a directory");
-        land.sh("rmdir /home/u/.ssh/authorized_keys; mv /home/u/old /home/u/.ssh/authorized_keys");
-        land.done(&detach("k"));
-        assert!(!land.lets_in("u"));
+fn odd_home_and_key_file_paths_are_handled() {
+    with_guest("u", OWN_FILE, "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        land.run_script("sed -i 's,:/home/u:,://home/./u//:,' /etc/passwd");
+        let result = land.apply_ok(&land.attach_command("no"));
+        assert_eq!(land.count_blocks("/home/u/.ssh/authorized_keys"), 1, "{result}");
+        land.run_script("ln /home/u/.ssh/authorized_keys /home/u/other");
+        land.assert_refused(&detach_command("k"), "UNSAFE_PATH", "a block of ours still stands in");
+        land.run_script("rm /home/u/other; mv /home/u/.ssh/authorized_keys /home/u/old; mkdir /home/u/.ssh/authorized_keys");
+        land.assert_refused(&detach_command("k"), "UNSAFE_PATH", "a directory");
+        land.run_script("rmdir /home/u/.ssh/authorized_keys; mv /home/u/old /home/u/.ssh/authorized_keys");
+        land.apply_ok(&detach_command("k"));
+        assert!(!land.accepts_bound_key("u"));
     });
-    land("root", "sed -i 's,:/root:,:/:,' /etc/passwd", "", |land| {
-        land.done(&land.attach("no"));
-        assert!(land.lets_in("root"));
-        land.done(&detach("k"));
-        assert!(!land.lets_in("root"));
-        land.undone();
+    with_guest("root", "sed -i 's,:/root:,:/:,' /etc/passwd", "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        assert!(land.accepts_bound_key("root"));
+        land.apply_ok(&detach_command("k"));
+        assert!(!land.accepts_bound_key("root"));
+        land.assert_undo();
     });
 }

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use support::scene::apart;
-use support::{Form, Guest, Key, attach, available};
+use support::scene::run_in_namespaces;
+use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools};
 
 /// What these tests run.
 const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "mount", "ip", "getent"];
 
 /// A module under the name of one that every glibc brings and nobody uses: nss(5). It reads files as libnss-extrausers does.
-const MODULE: &str = r#"
+const NSS_MODULE_SOURCE: &str = r#"
 #define _GNU_SOURCE
 #include <errno.h>
 #include <nss.h>
@@ -39,16 +39,16 @@ enum nss_status _nss_hesiod_getspnam_r(const char *name, struct spwd *entry, cha
 }
 "#;
 
-fn done(command: &mut Command) {
+fn run_successfully(command: &mut Command) {
     assert!(command.status().unwrap().success(), "{command:?}");
 }
 
-fn bind(from: &Path, to: &Path) {
-    done(Command::new("mount").arg("--bind").arg(from).arg(to));
+fn bind_mount(from: &Path, to: &Path) {
+    run_successfully(Command::new("mount").arg("--bind").arg(from).arg(to));
 }
 
 /// The file of the module that stands aside.
-fn module() -> Option<PathBuf> {
+fn find_nss_module() -> Option<PathBuf> {
     let compiles = Command::new("gcc").arg("--version").output().is_ok_and(|said| said.status.success());
     let directories = ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64"];
     let found = directories.map(|directory| Path::new(directory).join("libnss_hesiod.so.2"));
@@ -60,19 +60,19 @@ fn module() -> Option<PathBuf> {
 }
 
 /// A guest with an account of that name service alone, to whom sshd's PAM applies.
-fn guest_of(module: &Path) -> Guest {
-    let guest = Guest::of(Form {
+fn create_guest_with_nss_module(module: &Path) -> TestGuest {
+    let guest = TestGuest::with_options(GuestOptions {
         agent: "target_user = \"carol\"",
         arguments: &["-o", "UsePAM=yes", "-o", "AuthorizedKeysFile=.ssh/authorized_keys"],
-        ..Form::default()
+        ..GuestOptions::default()
     });
     let home = guest.path("home");
     fs::create_dir(&home).unwrap();
     std::os::unix::fs::chown(&home, Some(61_234), Some(0)).unwrap();
     let passwd = format!("carol:x:61234:0::{}:/bin/sh\n", home.display());
     fs::write(guest.path("nss-passwd"), passwd).unwrap();
-    fs::write(guest.path("module.c"), MODULE).unwrap();
-    done(
+    fs::write(guest.path("module.c"), NSS_MODULE_SOURCE).unwrap();
+    run_successfully(
         Command::new("gcc")
             .args(["-shared", "-fPIC", "-O1", "-o"])
             .arg(guest.path("module.so"))
@@ -81,25 +81,30 @@ fn guest_of(module: &Path) -> Guest {
     );
     let switch = "passwd: files hesiod\nshadow: files hesiod\ngroup: files\nhosts: files\n";
     fs::write(guest.path("nsswitch.conf"), switch).unwrap();
-    bind(&guest.path("module.so"), &fs::canonicalize(module).unwrap());
-    bind(&guest.path("nsswitch.conf"), Path::new("/etc/nsswitch.conf"));
+    bind_mount(&guest.path("module.so"), &fs::canonicalize(module).unwrap());
+    bind_mount(&guest.path("nsswitch.conf"), Path::new("/etc/nsswitch.conf"));
     guest
 }
 
 /// KP-6.20.
 #[test]
-fn an_account_of_another_source() {
-    if !available(&TOOLS) {
+fn shadow_entry_from_nss_module_is_checked() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let Some(module) = module() else { return };
-    apart(move || {
-        let mut guest = guest_of(&module);
+    let Some(module) = find_nss_module() else { return };
+    run_in_namespaces(move || {
+        let mut guest = create_guest_with_nss_module(&module);
         // It reads nsswitch.conf once.
-        guest.sshd.boot_with(&["-o", "UsePAM=yes", "-o", "AuthorizedKeysFile=.ssh/authorized_keys"]);
-        let key = Key::new(&guest.folder, "k");
+        guest.sshd.start_listener_with_args(&[
+            "-o",
+            "UsePAM=yes",
+            "-o",
+            "AuthorizedKeysFile=.ssh/authorized_keys",
+        ]);
+        let key = TestKey::new(&guest.folder, "k");
         let shadow = |line: &str| fs::write(guest.path("nss-shadow"), line).unwrap();
-        let apply = || -> Value { guest.apply(&attach("k", &key, "no")) };
+        let apply = || -> Value { guest.apply(&attach_command("k", &key, "no")) };
         for (line, rule) in [
             ("carol:$6$a$b:19000:0:99999:7::1:\n", "Expired account"),
             ("carol:$6$a$b:19000:0:99999:7::0:\n", "Expired account"),
@@ -120,8 +125,8 @@ fn an_account_of_another_source() {
         assert_eq!(result["status"], "succeeded", "{result}");
         // A source that does not answer: the account is not taken for one that lets in.
         fs::remove_file(guest.path("nss-shadow")).unwrap();
-        done(Command::new("mkfifo").arg(guest.path("nss-shadow")));
-        let result = guest.apply(&attach("k", &key, "yes"));
+        run_successfully(Command::new("mkfifo").arg(guest.path("nss-shadow")));
+        let result = guest.apply(&attach_command("k", &key, "yes"));
         assert_eq!(result["status"], "succeeded", "{result}");
         let result = apply();
         assert_eq!(result["reason"], "LOCKOUT_GUARD", "{result}");

@@ -14,26 +14,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
-use support::scene::apart;
+use support::scene::run_in_namespaces;
 use support::sshd::free_port;
-use support::{Form, Guest, Key, attach, available, set_password_auth, wait_for};
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, has_tools, set_password_auth_command, wait_for,
+};
 
 /// What these tests run.
 const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "mount", "ip", "unshare"];
 
 /// What the manager says of a unit that somebody masked and unmasked while it ran.
-const INACTIVE: &str =
+const INACTIVE_UNIT: &str =
     "LoadState=loaded\nActiveState=inactive\nMainPID=0\nCanReload=yes\nUnitFileState=enabled";
 
 /// A manager in place of systemd, and what it was asked.
-struct Manager {
-    guest: Guest,
-    key: Key,
+struct FakeSystemd {
+    guest: TestGuest,
+    key: TestKey,
 }
 
-impl Manager {
+impl FakeSystemd {
     /// Of a guest whose sshd runs, without a pid file of the configuration's.
-    fn of(form: Form<'_>) -> Self {
+    fn new(form: GuestOptions<'_>) -> Self {
         for directory in ["/run", "/usr/local/sbin"] {
             assert!(
                 Command::new("mount")
@@ -47,10 +49,10 @@ impl Manager {
             fs::create_dir_all(directory).unwrap();
         }
         fs::write("/run/dbus/system_bus_socket", "").unwrap();
-        script("systemctl", SYSTEMCTL);
-        script("busctl", BUSCTL);
-        script("systemd-run", "echo systemd-run \"$@\" >>/run/calls; exit 1");
-        let guest = Guest::of(form);
+        install_script("systemctl", SYSTEMCTL_SCRIPT);
+        install_script("busctl", BUSCTL_SCRIPT);
+        install_script("systemd-run", "echo systemd-run \"$@\" >>/run/calls; exit 1");
+        let guest = TestGuest::with_options(form);
         let text = fs::read_to_string(&guest.config).unwrap();
         fs::write(
             &guest.config,
@@ -63,19 +65,19 @@ impl Manager {
         let words = ["/usr/sbin/sshd", "-D", "-e", "-f", &main].map(|word| format!("\"{word}\"")).join(" ");
         let line = format!("a(sasbttttuii) 1 \"/usr/sbin/sshd\" 5 {words} false 0 0 0 0 0 0 0");
         fs::write("/run/words", format!("{line}\nas 0\na(sb) 0\nas 0\n")).unwrap();
-        let key = Key::new(&guest.folder, "k");
+        let key = TestKey::new(&guest.folder, "k");
         let manager = Self { guest, key };
-        manager.says(INACTIVE);
+        manager.set_unit_state(INACTIVE_UNIT);
         manager
     }
 
     /// The state of ssh.service.
-    fn says(&self, state: &str) {
+    fn set_unit_state(&self, state: &str) {
         fs::write("/run/unit", format!("Id=ssh.service\n{state}\n")).unwrap();
     }
 
     /// That it is active with the guest's sshd as its main process, but for these.
-    fn says_active(&self, but: &[(&str, &str)]) {
+    fn set_unit_active(&self, but: &[(&str, &str)]) {
         let pid = self.guest.sshd.pid().to_string();
         let mut lines = vec![
             ("LoadState", "loaded"),
@@ -88,13 +90,13 @@ impl Manager {
             lines.retain(|(other, _)| other != name);
             lines.push((name, value));
         }
-        self.says(
+        self.set_unit_state(
             &lines.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("\n"),
         );
     }
 
     /// What it was told to do, but for questions.
-    fn jobs(&self) -> Vec<String> {
+    fn take_jobs(&self) -> Vec<String> {
         let calls = fs::read_to_string("/run/calls").unwrap_or_default();
         let _ = fs::remove_file("/run/calls");
         let is_job = |line: &&str| !line.starts_with("show") && !line.contains("reset-failed");
@@ -102,31 +104,31 @@ impl Manager {
     }
 
     fn apply(&self, password_auth: &str) -> Value {
-        self.guest.apply(&attach("k", &self.key, password_auth))
+        self.guest.apply(&attach_command("k", &self.key, password_auth))
     }
 
     /// The command did what it says, and the one behind it, too.
-    fn works(&self, expected_jobs: &[&str]) {
+    fn assert_apply_succeeds(&self, expected_jobs: &[&str]) {
         for password_auth in ["no", "yes"] {
             let result = self.apply(password_auth);
             assert_eq!(result["status"], "succeeded", "{result}");
-            assert_eq!(all_warnings(&result), Vec::<&str>::new(), "{result}");
+            assert_eq!(warning_reasons(&result), Vec::<&str>::new(), "{result}");
             assert!(result["proof"]["notTaken"].is_null() && !result["proof"].is_null(), "{result}");
             assert_eq!(self.guest.sshd.offers_password(), password_auth == "yes", "{result}");
-            assert!(self.guest.sshd.lets_in(&self.key));
-            assert_eq!(self.jobs(), expected_jobs, "{result}");
+            assert!(self.guest.sshd.accepts_key(&self.key));
+            assert_eq!(self.take_jobs(), expected_jobs, "{result}");
         }
     }
 }
 
-fn script(name: &str, text: &str) {
+fn install_script(name: &str, text: &str) {
     let (plain, program) = (format!("/run/{name}.text"), format!("/usr/local/sbin/{name}"));
     fs::write(&plain, format!("#!/bin/sh\n{text}\n")).unwrap();
     assert!(Command::new("install").args(["-m755", &plain, &program]).status().unwrap().success());
 }
 
 /// Says what stands in /run/unit and /run/sockets, reloads by a signal, and is away as often as /run/away says.
-const SYSTEMCTL: &str = r#"
+const SYSTEMCTL_SCRIPT: &str = r#"
 echo "$*" >>/run/calls
 left=$(cat /run/away 2>/dev/null || echo 0)
 if [ "$left" -gt 0 ]; then
@@ -144,7 +146,7 @@ show*ssh.service*) cat /run/unit ;;
 esac
 exit 0"#;
 
-const BUSCTL: &str = r#"
+const BUSCTL_SCRIPT: &str = r#"
 left=$(cat /run/away 2>/dev/null || echo 0)
 if [ "$left" -gt 0 ]; then
   echo $((left - 1)) >/run/away
@@ -153,12 +155,12 @@ if [ "$left" -gt 0 ]; then
 fi
 cat /run/words"#;
 
-fn all_warnings(result: &Value) -> Vec<&str> {
+fn warning_reasons(result: &Value) -> Vec<&str> {
     result["warnings"].as_array().unwrap().iter().map(|it| it["reason"].as_str().unwrap()).collect()
 }
 
 /// Whether another sshd than the guest's is named.
-fn warns_of_second(result: &Value, pid: u32) -> bool {
+fn warns_of_second_sshd(result: &Value, pid: u32) -> bool {
     let named = format!("pid {pid},");
     let warnings = result["warnings"].as_array().unwrap();
     warnings
@@ -168,12 +170,12 @@ fn warns_of_second(result: &Value, pid: u32) -> bool {
 
 /// KP-6.22.
 #[test]
-fn a_pid_file_that_leads_nowhere() {
-    if !available(&TOOLS) {
+fn stale_pid_file_still_finds_listener() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
     let file = guest.path("sshd.pid");
     for (content, password_auth) in
@@ -183,11 +185,11 @@ fn a_pid_file_that_leads_nowhere() {
             Some(content) => fs::write(&file, content).unwrap(),
             None => fs::remove_file(&file).unwrap(),
         }
-        let result = guest.apply(&attach("k", &key, password_auth));
+        let result = guest.apply(&attach_command("k", &key, password_auth));
         assert_eq!(result["status"], "succeeded", "{content:?} {result}");
         assert!(result["proof"]["notTaken"].is_null(), "{result}");
         assert_eq!(guest.sshd.offers_password(), password_auth == "yes", "{content:?}");
-        assert!(guest.sshd.lets_in(&key));
+        assert!(guest.sshd.accepts_key(&key));
     }
     assert!(sleeper.try_wait().unwrap().is_none());
     sleeper.kill().unwrap();
@@ -197,101 +199,101 @@ fn a_pid_file_that_leads_nowhere() {
 /// The main file names a port; an sshd that was started by it on another one is not meant.
 /// KP-6.1, KP-6.26.
 #[test]
-fn of_two_by_one_main_file_the_one_on_its_port() {
-    if !available(&TOOLS) {
+fn second_sshd_with_same_config_is_told_apart_by_port() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let port = free_port().to_string();
     let pid_file = format!("PidFile={}", guest.path("second.pid").display());
     let address = format!("ListenAddress=127.0.0.1:{port}");
     let words = ["-D", "-p", &port, "-o", &pid_file, "-o", &address, "-f"];
     let second =
-        Second::start(&guest, Command::new("/usr/sbin/sshd").args(words).arg(guest.path("sshd_config")));
+        SecondSshd::start(&guest, Command::new("/usr/sbin/sshd").args(words).arg(guest.path("sshd_config")));
     fs::remove_file(guest.path("sshd.pid")).unwrap();
-    let result = guest.apply(&attach("k", &key, "no"));
+    let result = guest.apply(&attach_command("k", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert!(warns_of_second(&result, second.0.id()), "{result}");
-    assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
+    assert!(warns_of_second_sshd(&result, second.0.id()), "{result}");
+    assert!(!guest.sshd.offers_password() && guest.sshd.accepts_key(&key));
 }
 
 /// KP-6.22.
 #[test]
-fn a_unit_that_says_something_else() {
-    if !available(&TOOLS) {
+fn inactive_or_foreign_unit_is_bypassed() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let manager = Manager::of(Form::default());
+    run_in_namespaces(|| {
+        let manager = FakeSystemd::new(GuestOptions::default());
         for state in [
-            INACTIVE,
+            INACTIVE_UNIT,
             "LoadState=loaded\nActiveState=failed\nMainPID=0\nCanReload=yes",
             "LoadState=not-found\nActiveState=inactive\nMainPID=0",
             "LoadState=masked\nActiveState=inactive\nMainPID=0\nUnitFileState=masked",
             // Its main process is a supervisor's.
             "LoadState=loaded\nActiveState=active\nMainPID=1\nCanReload=yes",
         ] {
-            manager.says(state);
-            manager.works(&[]);
+            manager.set_unit_state(state);
+            manager.assert_apply_succeeds(&[]);
         }
         // Its own start fails again and again, since the port is taken.
-        manager.says("LoadState=loaded\nActiveState=activating\nMainPID=0\nCanReload=yes");
-        manager.works(&[]);
+        manager.set_unit_state("LoadState=loaded\nActiveState=activating\nMainPID=0\nCanReload=yes");
+        manager.assert_apply_succeeds(&[]);
     });
 }
 
 /// KP-6.22.
 #[test]
-fn a_unit_that_cannot_reload_its_process() {
-    if !available(&TOOLS) {
+fn unreloadable_unit_falls_back_to_sighup() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let manager = Manager::of(Form::default());
+    run_in_namespaces(|| {
+        let manager = FakeSystemd::new(GuestOptions::default());
         let reload = "--job-mode=ignore-dependencies reload ssh.service";
-        manager.says_active(&[]);
-        manager.works(&[reload]);
-        manager.says_active(&[("LoadState", "masked"), ("UnitFileState", "masked")]);
-        manager.works(&[]);
-        manager.says_active(&[("CanReload", "no")]);
-        manager.works(&[]);
-        manager.says_active(&[]);
+        manager.set_unit_active(&[]);
+        manager.assert_apply_succeeds(&[reload]);
+        manager.set_unit_active(&[("LoadState", "masked"), ("UnitFileState", "masked")]);
+        manager.assert_apply_succeeds(&[]);
+        manager.set_unit_active(&[("CanReload", "no")]);
+        manager.assert_apply_succeeds(&[]);
+        manager.set_unit_active(&[]);
         fs::write("/run/canceled", "").unwrap();
-        manager.works(&[reload]);
+        manager.assert_apply_succeeds(&[reload]);
     });
 }
 
 /// One that dies of the reload comes back by its own command line; its masked unit is not started.
 /// KP-6.22.
 #[test]
-fn a_masked_unit_is_never_started() {
-    if !available(&TOOLS) {
+fn masked_unit_is_never_started() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let manager = Manager::of(Form { copied_binary: true, ..Form::default() });
-        manager.says_active(&[("LoadState", "masked"), ("UnitFileState", "masked")]);
+    run_in_namespaces(|| {
+        let manager = FakeSystemd::new(GuestOptions { copied_binary: true, ..GuestOptions::default() });
+        manager.set_unit_active(&[("LoadState", "masked"), ("UnitFileState", "masked")]);
         manager.guest.break_copied_binary();
         let result = manager.apply("no");
         assert_eq!(result["reason"], "SSHD_RELOAD_FAILED", "{result}");
-        let jobs = manager.jobs();
+        let jobs = manager.take_jobs();
         assert!(jobs.iter().all(|job| job.starts_with("systemd-run ")), "{jobs:?}");
         assert!(manager.guest.sshd.offers_password());
-        manager.says("LoadState=masked\nActiveState=inactive\nMainPID=0\nUnitFileState=masked");
-        manager.works(&[]);
+        manager.set_unit_state("LoadState=masked\nActiveState=inactive\nMainPID=0\nUnitFileState=masked");
+        manager.assert_apply_succeeds(&[]);
     });
 }
 
 /// KP-6.23.
 #[test]
-fn a_bus_that_is_away_for_a_moment() {
-    if !available(&TOOLS) {
+fn unavailable_dbus_is_retried() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let manager = Manager::of(Form::default());
-        manager.says_active(&[]);
+    run_in_namespaces(|| {
+        let manager = FakeSystemd::new(GuestOptions::default());
+        manager.set_unit_active(&[]);
         for (away, password_auth) in [(1, "no"), (5, "yes"), (12, "no")] {
             fs::write("/run/away", away.to_string()).unwrap();
             let result = manager.apply(password_auth);
@@ -301,7 +303,7 @@ fn a_bus_that_is_away_for_a_moment() {
         // One that does not come back is named, and nothing is done.
         fs::write("/run/away", "1000000").unwrap();
         let before = manager.guest.snapshot();
-        let result = manager.guest.apply(&set_password_auth("no"));
+        let result = manager.guest.apply(&set_password_auth_command("no"));
         assert_eq!(result["reason"], "IO_ERROR", "{result}");
         assert_eq!(manager.guest.snapshot(), before);
     });
@@ -310,31 +312,31 @@ fn a_bus_that_is_away_for_a_moment() {
 /// A container's sshd in our network is none of this system's; one beside ours is.
 /// KP-6.26.
 #[test]
-fn second_sshds() {
-    if !available(&TOOLS) {
+fn second_sshd_is_warned_about_unless_in_container() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     for (words, is_one) in
         [(&["unshare", "--pid", "--fork", "--kill-child"] as &[&str], false), (&["env"], true)]
     {
-        let second = second_sshd(&guest, words);
+        let second = start_second_sshd(&guest, words);
         let id = second.0.id();
         let child = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
         let pid = child.trim().parse().unwrap_or(id);
-        let result = guest.apply(&attach("k", &key, if is_one { "no" } else { "yes" }));
+        let result = guest.apply(&attach_command("k", &key, if is_one { "no" } else { "yes" }));
         assert_eq!(result["status"], "succeeded", "{result}");
-        assert_eq!(warns_of_second(&result, pid), is_one, "{words:?}: {result}");
+        assert_eq!(warns_of_second_sshd(&result, pid), is_one, "{words:?}: {result}");
     }
 }
 
 /// A second sshd, or who started it; it ends with the test.
-struct Second(Child);
+struct SecondSshd(Child);
 
-impl Second {
+impl SecondSshd {
     /// Once it has written `second.pid` in the guest's folder.
-    fn start(guest: &Guest, command: &mut Command) -> Self {
+    fn start(guest: &TestGuest, command: &mut Command) -> Self {
         let pid_file = guest.path("second.pid");
         let _ = fs::remove_file(&pid_file);
         let second = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
@@ -343,41 +345,41 @@ impl Second {
     }
 }
 
-impl Drop for Second {
+impl Drop for SecondSshd {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn second_sshd(guest: &Guest, words: &[&str]) -> Second {
+fn start_second_sshd(guest: &TestGuest, words: &[&str]) -> SecondSshd {
     let config = guest.path("second_config");
     let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let text = text.replace(&format!("Port {}", guest.sshd.port), &format!("Port {}", free_port()));
     fs::write(&config, text.replace("sshd.pid", "second.pid")).unwrap();
     let mut command = Command::new(words[0]);
-    Second::start(guest, command.args(&words[1..]).args(["/usr/sbin/sshd", "-D", "-f"]).arg(config))
+    SecondSshd::start(guest, command.args(&words[1..]).args(["/usr/sbin/sshd", "-D", "-f"]).arg(config))
 }
 
 /// A socket unit with `Accept=yes`: each connection has an sshd of its own, and there is no listener.
 /// KP-6.23, KP-6.26.
 #[test]
-fn an_sshd_for_each_connection() {
-    if !available(&TOOLS) {
+fn per_connection_sshd_needs_no_reload() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let manager = Manager::of(Form::default());
-        let mut inetd = Inetd::in_place_of(&manager.guest);
+    run_in_namespaces(|| {
+        let manager = FakeSystemd::new(GuestOptions::default());
+        let mut inetd = Inetd::replace_listener(&manager.guest);
         fs::write("/run/sockets", "Id=ssh.socket\nLoadState=loaded\nActiveState=active\nAccept=yes\n")
             .unwrap();
-        manager.works(&[]);
+        manager.assert_apply_succeeds(&[]);
         inetd.stop();
         // Nothing listens any more.
         fs::write("/run/sockets", "Id=ssh.socket\nLoadState=loaded\nActiveState=inactive\nAccept=yes\n")
             .unwrap();
         let result = manager.apply("no");
-        assert_eq!(all_warnings(&result), ["SSHD_NOT_RUNNING"], "{result}");
+        assert_eq!(warning_reasons(&result), ["SSHD_NOT_RUNNING"], "{result}");
         assert_eq!(result["proof"]["notTaken"], "sshd is not running", "{result}");
     });
 }
@@ -391,7 +393,7 @@ struct Inetd {
 
 impl Inetd {
     /// Of the guest's sshd, which ends.
-    fn in_place_of(guest: &Guest) -> Self {
+    fn replace_listener(guest: &TestGuest) -> Self {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(guest.sshd.pid()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         let port = guest.sshd.port;

@@ -7,60 +7,67 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::daemon::{Daemon, queued};
-use support::scene::apart;
-use support::{Form, Guest, Key, Metadata, attach, available, set_password_auth, wait_for, warnings, with};
+use support::daemon::{Daemon, make_channel_command};
+use support::scene::run_in_namespaces;
+use support::{
+    GuestOptions, MetadataService, TestGuest, TestKey, attach_command, has_tools, set_password_auth_command,
+    wait_for, warning_reasons, with_field,
+};
 
 const TOOLS: [&str; 5] = ["sshd", "ssh", "ssh-keygen", "ip", "mount"];
 
 /// Of the sshd that comes up later: it reads no key file, whatever its configuration says.
-const DEAF: [&str; 2] = ["-o", "AuthorizedKeysFile=/nonexistent"];
+const NO_KEY_FILE_OPTIONS: [&str; 2] = ["-o", "AuthorizedKeysFile=/nonexistent"];
 
 /// A guest that is booting: no sshd runs yet.
-struct Boot {
-    metadata: Metadata,
-    guest: Guest,
-    key: Key,
+struct BootingGuest {
+    metadata: MetadataService,
+    guest: TestGuest,
+    key: TestKey,
 }
 
-impl Boot {
+impl BootingGuest {
     fn new(main: &str) -> Self {
-        let metadata = Metadata::start();
-        let mut guest = Guest::of(Form { main, metadata: Some(&metadata), ..Form::default() });
-        guest.sshd.shut_down();
-        let key = Key::new(&guest.folder, "me");
+        let metadata = MetadataService::start();
+        let mut guest = TestGuest::with_options(GuestOptions {
+            main,
+            metadata: Some(&metadata),
+            ..GuestOptions::default()
+        });
+        guest.sshd.stop_and_remove_pid_file();
+        let key = TestKey::new(&guest.folder, "me");
         Self { metadata, guest, key }
     }
 
     /// Carries out what was queued; the daemon goes on.
-    fn carry_out(&self, id: &str, sequence: u64, command: Value) -> (Daemon, Value) {
-        self.metadata.queue(queued(id, sequence, command));
+    fn start_daemon_with_command(&self, id: &str, sequence: u64, command: Value) -> (Daemon, Value) {
+        self.metadata.queue(make_channel_command(id, sequence, command));
         let daemon = Daemon::start(&self.guest);
         let result = self.metadata.wait_for_result(id);
         assert_eq!(result["status"], "succeeded", "{result}");
         (daemon, result)
     }
 
-    fn state(&self) -> Value {
+    fn read_state(&self) -> Value {
         serde_json::from_slice(&fs::read(self.guest.path("state/state.json")).unwrap()).unwrap()
     }
 
-    fn wait_until_settled(&self) {
-        wait_for("the proof", || self.state()["owedProof"].is_null().then_some(()));
+    fn wait_until_owed_probe_settled(&self) {
+        wait_for("the proof", || self.read_state()["owedProof"].is_null().then_some(()));
     }
 
     /// What the control plane was told last that is wrong.
-    fn announced(&self) -> String {
-        self.metadata.announced().last().map(|said| said["warnings"].to_string()).unwrap_or_default()
+    fn last_announced_warnings(&self) -> String {
+        self.metadata.agent_reports().last().map(|said| said["warnings"].to_string()).unwrap_or_default()
     }
 
     /// A contradiction is told to the control plane, and `status` is not healthy by it.
-    fn assert_told(&self, says: &str) {
+    fn assert_contradiction_reported(&self, says: &str) {
         let told = wait_for("a second report", || {
-            Some(self.announced()).filter(|said| said.contains("PROOF_CONTRADICTED"))
+            Some(self.last_announced_warnings()).filter(|said| said.contains("PROOF_CONTRADICTED"))
         });
         assert!(told.contains("c-1") && told.contains(says), "{told}");
-        let output = self.guest.agent(&["status", "--json"]);
+        let output = self.guest.run_agent(&["status", "--json"]);
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(1), "{status}");
         assert_eq!(status["problems"].as_array().unwrap().len(), 1, "{status}");
@@ -69,158 +76,165 @@ impl Boot {
 }
 
 /// `test` in a network and with mounts of its own, where it can run at all.
-fn in_a_boot(test: fn()) {
-    if available(&TOOLS) {
-        apart(test);
+fn run_isolated(test: fn()) {
+    if has_tools(&TOOLS) {
+        run_in_namespaces(test);
     }
 }
 
 /// KP-10.16.
 #[test]
-fn the_first_sshd_is_asked() {
-    in_a_boot(|| {
+fn owed_probe_runs_against_first_sshd() {
+    run_isolated(|| {
         for restarts in [false, true] {
-            let mut boot = Boot::new("");
-            let (daemon, result) = boot.carry_out("c-1", 1, attach("my-test", &boot.key, "no"));
-            assert_eq!(warnings(&result), ["SSHD_NOT_RUNNING"], "{result}");
+            let mut boot = BootingGuest::new("");
+            let (daemon, result) =
+                boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "no"));
+            assert_eq!(warning_reasons(&result), ["SSHD_NOT_RUNNING"], "{result}");
             assert_eq!(result["proof"]["key"], "notTaken", "{result}");
-            assert_eq!(boot.state()["owedProof"]["commandId"], "c-1", "{}", boot.state());
+            assert_eq!(boot.read_state()["owedProof"]["commandId"], "c-1", "{}", boot.read_state());
             let daemon = if restarts {
                 daemon.kill();
-                boot.guest.sshd.boot();
+                boot.guest.sshd.start_listener_again();
                 Daemon::start(&boot.guest)
             } else {
-                boot.guest.sshd.boot();
+                boot.guest.sshd.start_listener_again();
                 daemon
             };
-            boot.wait_until_settled();
+            boot.wait_until_owed_probe_settled();
             assert!(daemon.log().contains("the running sshd does what was asked"), "{}", daemon.log());
-            assert!(boot.guest.sshd.lets_in(&boot.key) && !boot.guest.sshd.offers_password());
-            assert_eq!(boot.announced(), "[]");
-            assert_eq!(boot.state()["contradiction"], Value::Null);
+            assert!(boot.guest.sshd.accepts_key(&boot.key) && !boot.guest.sshd.offers_password());
+            assert_eq!(boot.last_announced_warnings(), "[]");
+            assert_eq!(boot.read_state()["contradiction"], Value::Null);
         }
     });
 }
 
 /// KP-10.16.
 #[test]
-fn a_refused_key_brings_back_the_setting_that_stood_before() {
-    in_a_boot(|| {
+fn refused_key_restores_previous_password_setting() {
+    run_isolated(|| {
         for interrupted in [false, true] {
-            let mut boot = Boot::new("");
-            let (daemon, _) = boot.carry_out("c-1", 1, attach("my-test", &boot.key, "no"));
+            let mut boot = BootingGuest::new("");
+            let (daemon, _) =
+                boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "no"));
             assert!(boot.guest.drop_in().exists());
             daemon.kill();
             if interrupted {
                 // Killed right after it had said to itself that it restores.
-                let mut state = boot.state();
+                let mut state = boot.read_state();
                 state["owedProof"]["restoring"] = json!("sshd refuses the key");
                 fs::write(boot.guest.path("state/state.json"), state.to_string()).unwrap();
             }
-            boot.guest.sshd.boot_with(&DEAF);
-            assert!(!boot.guest.sshd.offers_password() && !boot.guest.sshd.lets_in(&boot.key));
+            boot.guest.sshd.start_listener_with_args(&NO_KEY_FILE_OPTIONS);
+            assert!(!boot.guest.sshd.offers_password() && !boot.guest.sshd.accepts_key(&boot.key));
             let _daemon = Daemon::start(&boot.guest);
-            boot.wait_until_settled();
-            assert!(boot.guest.sshd.offers_password(), "{}", boot.state());
+            boot.wait_until_owed_probe_settled();
+            assert!(boot.guest.sshd.offers_password(), "{}", boot.read_state());
             assert!(!boot.guest.drop_in().exists());
-            boot.assert_told("password login is on");
-            let state = boot.state();
+            boot.assert_contradiction_reported("password login is on");
+            let state = boot.read_state();
             assert_eq!((&state["passWordAuth"], &state["intent"]), (&Value::Null, &Value::Null), "{state}");
             assert_eq!(state["binding"]["keyName"], "my-test", "{state}");
             // A command that is proved makes it well again.
-            boot.guest.sshd.boot();
-            boot.metadata.queue(queued("c-2", 2, attach("my-test", &boot.key, "no")));
+            boot.guest.sshd.start_listener_again();
+            boot.metadata.queue(make_channel_command("c-2", 2, attach_command("my-test", &boot.key, "no")));
             let result = boot.metadata.wait_for_result("c-2");
             assert_eq!(
                 (&result["status"], &result["proof"]["key"]),
                 (&json!("succeeded"), &json!("accepted"))
             );
-            assert_eq!(boot.state()["contradiction"], Value::Null);
+            assert_eq!(boot.read_state()["contradiction"], Value::Null);
         }
     });
 }
 
 /// KP-10.16.
 #[test]
-fn never_a_wider_setting_than_before() {
-    in_a_boot(|| {
+fn refused_key_never_widens_password_setting() {
+    run_isolated(|| {
         // The image said no; somebody said yes after the command.
-        let mut boot = Boot::new("PasswordAuthentication no\nKbdInteractiveAuthentication no\n");
-        let (_daemon, _) = boot.carry_out("c-1", 1, attach("my-test", &boot.key, "no"));
+        let mut boot = BootingGuest::new("PasswordAuthentication no\nKbdInteractiveAuthentication no\n");
+        let (_daemon, _) =
+            boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "no"));
         fs::write(boot.guest.path("sshd_config.d/50-cloud-init.conf"), "PasswordAuthentication yes\n")
             .unwrap();
-        boot.guest.sshd.boot_with(&DEAF);
-        boot.wait_until_settled();
-        assert!(!boot.guest.sshd.offers_password(), "{}", boot.state());
+        boot.guest.sshd.start_listener_with_args(&NO_KEY_FILE_OPTIONS);
+        boot.wait_until_owed_probe_settled();
+        assert!(!boot.guest.sshd.offers_password(), "{}", boot.read_state());
         assert!(boot.guest.drop_in().exists());
-        boot.assert_told("no password setting was changed");
+        boot.assert_contradiction_reported("no password setting was changed");
     });
 }
 
 #[test]
-fn two_commands_before_the_first_sshd() {
-    in_a_boot(|| {
+fn refused_key_after_two_commands_restores_first_setting() {
+    run_isolated(|| {
         // What stood before both comes back; a setting of ours that stood before, too.
         for (first, stands) in [("no", ""), ("yes", "PasswordAuthentication yes")] {
-            let mut boot = Boot::new("");
-            let other = Key::new(&boot.guest.folder, "other");
-            let (daemon, _) = boot.carry_out("c-0", 1, attach("my-test", &boot.key, first));
+            let mut boot = BootingGuest::new("");
+            let other = TestKey::new(&boot.guest.folder, "other");
+            let (daemon, _) =
+                boot.start_daemon_with_command("c-0", 1, attach_command("my-test", &boot.key, first));
             drop(daemon);
-            let second = with(attach("other", &other, "no"), "replace", json!(true));
-            let (_daemon, _) = boot.carry_out("c-1", 2, second);
-            boot.guest.sshd.boot_with(&DEAF);
-            boot.wait_until_settled();
-            assert!(boot.guest.sshd.offers_password(), "{first}: {}", boot.state());
+            let second = with_field(attach_command("other", &other, "no"), "replace", json!(true));
+            let (_daemon, _) = boot.start_daemon_with_command("c-1", 2, second);
+            boot.guest.sshd.start_listener_with_args(&NO_KEY_FILE_OPTIONS);
+            boot.wait_until_owed_probe_settled();
+            assert!(boot.guest.sshd.offers_password(), "{first}: {}", boot.read_state());
             let drop_in = fs::read_to_string(boot.guest.drop_in()).unwrap_or_default();
             assert_eq!(drop_in.lines().last().unwrap_or_default(), stands, "{first}");
-            boot.assert_told("password login is on");
+            boot.assert_contradiction_reported("password login is on");
         }
     });
 }
 
 #[test]
-fn with_passwords_on_there_is_nothing_to_restore() {
-    in_a_boot(|| {
-        let mut boot = Boot::new("PasswordAuthentication no\nKbdInteractiveAuthentication no\n");
-        let (_daemon, _) = boot.carry_out("c-1", 1, attach("my-test", &boot.key, "yes"));
-        boot.guest.sshd.boot_with(&DEAF);
-        boot.wait_until_settled();
-        assert!(boot.guest.sshd.offers_password(), "{}", boot.state());
-        boot.assert_told("no password setting was changed");
+fn refused_key_with_passwords_on_restores_nothing() {
+    run_isolated(|| {
+        let mut boot = BootingGuest::new("PasswordAuthentication no\nKbdInteractiveAuthentication no\n");
+        let (_daemon, _) =
+            boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "yes"));
+        boot.guest.sshd.start_listener_with_args(&NO_KEY_FILE_OPTIONS);
+        boot.wait_until_owed_probe_settled();
+        assert!(boot.guest.sshd.offers_password(), "{}", boot.read_state());
+        boot.assert_contradiction_reported("no password setting was changed");
     });
 }
 
 #[test]
-fn what_takes_no_answer_restores_nothing() {
-    in_a_boot(|| {
+fn unanswered_probe_restores_nothing() {
+    run_isolated(|| {
         // Nobody is told by key, and nobody listens at the end of the connection.
-        let mut boot = Boot::new("");
-        let (daemon, _) = boot.carry_out("c-1", 1, attach("my-test", &boot.key, "no"));
-        boot.guest.sshd.boot_with(&["-o", "MaxStartups=1:100:1", "-o", "LoginGraceTime=0"]);
+        let mut boot = BootingGuest::new("");
+        let (daemon, _) =
+            boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "no"));
+        boot.guest.sshd.start_listener_with_args(&["-o", "MaxStartups=1:100:1", "-o", "LoginGraceTime=0"]);
         let _occupied = std::net::TcpStream::connect(("127.0.0.1", boot.guest.sshd.port)).unwrap();
-        boot.wait_until_settled();
+        boot.wait_until_owed_probe_settled();
         assert!(daemon.log().contains("was not asked in the end"), "{}", daemon.log());
-        assert_eq!(boot.state()["contradiction"], Value::Null);
+        assert_eq!(boot.read_state()["contradiction"], Value::Null);
         assert!(boot.guest.drop_in().exists());
     });
 }
 
 #[test]
-fn a_command_in_between_settles_what_was_owed() {
-    in_a_boot(|| {
-        let mut boot = Boot::new("");
-        let (daemon, _) = boot.carry_out("c-1", 1, attach("my-test", &boot.key, "no"));
+fn later_command_settles_owed_probe() {
+    run_isolated(|| {
+        let mut boot = BootingGuest::new("");
+        let (daemon, _) =
+            boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "no"));
         daemon.kill();
-        boot.guest.sshd.boot();
-        let result = boot.guest.apply(&set_password_auth("yes"));
+        boot.guest.sshd.start_listener_again();
+        let result = boot.guest.apply(&set_password_auth_command("yes"));
         assert_eq!(result["status"], "succeeded", "{result}");
-        assert_eq!(boot.state()["owedProof"], Value::Null, "{}", boot.state());
+        assert_eq!(boot.read_state()["owedProof"], Value::Null, "{}", boot.read_state());
         assert!(boot.guest.sshd.offers_password());
     });
 }
 
 /// A systemd of two scripts, whose socket unit is in the state that a file says.
-fn pretend_systemd(guest: &Guest) {
+fn install_fake_systemd(guest: &TestGuest) {
     let dir = guest.folder.path().display().to_string();
     let done = |script: &str| {
         let status = std::process::Command::new("sh").args(["-ec", script]).status().unwrap();
@@ -246,18 +260,18 @@ fn pretend_systemd(guest: &Guest) {
 
 /// KP-6.26.
 #[test]
-fn a_warning_that_nothing_listens_means_just_that() {
-    if !available(&["systemctl", "busctl"]) {
+fn sshd_not_running_warning_requires_no_listener() {
+    if !has_tools(&["systemctl", "busctl"]) {
         return;
     }
-    in_a_boot(|| {
-        let boot = Boot::new("");
-        pretend_systemd(&boot.guest);
+    run_isolated(|| {
+        let boot = BootingGuest::new("");
+        install_fake_systemd(&boot.guest);
         let warns = |socket: &str| {
             fs::write(boot.guest.path("socket"), socket).unwrap();
-            let result = boot.guest.apply(&set_password_auth("yes"));
+            let result = boot.guest.apply(&set_password_auth_command("yes"));
             assert_eq!(result["status"], "succeeded", "{result}");
-            warnings(&result).contains(&"SSHD_NOT_RUNNING")
+            warning_reasons(&result).contains(&"SSHD_NOT_RUNNING")
         };
         assert!(warns("Id=ssh.socket\nActiveState=inactive\nAccept=no\nJob=0\n"));
         assert!(!warns("Id=ssh.socket\nActiveState=active\nAccept=no\n"));

@@ -12,18 +12,21 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use support::{Form, Guest, Key, attach, available, set_password_auth, wait_for, warnings};
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, has_tools, set_password_auth_command, wait_for,
+    warning_reasons,
+};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// Has sshd read its files, and waits until it offers passwords, or does not.
-fn hup_until(guest: &Guest, offers: bool) {
+fn reload_until_password_offered(guest: &TestGuest, offers: bool) {
     kill(Pid::from_raw(guest.sshd.pid() as i32), Signal::SIGHUP).unwrap();
     wait_for("sshd to do what its files say", || (guest.sshd.offers_password() == offers).then_some(()));
 }
 
 /// What sshd's files come to for root.
-fn says(guest: &Guest) -> String {
+fn query_password_auth(guest: &TestGuest) -> String {
     let mut sshd = Command::new("/usr/sbin/sshd");
     let output = sshd.arg("-T").arg("-f").arg(guest.path("sshd_config")).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -33,7 +36,7 @@ fn says(guest: &Guest) -> String {
 
 /// As cloud-init writes `ssh_pwauth` where the main file includes no drop-ins: every line of it about this keyword gets
 /// the value, or a new one is put at the end (cloudinit/ssh_util.py, update_ssh_config_lines).
-fn edit_in_place(guest: &Guest, value: &str) {
+fn edit_as_cloud_init(guest: &TestGuest, value: &str) {
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let mut is_found = false;
     let mut lines: Vec<String> = Vec::new();
@@ -51,7 +54,7 @@ fn edit_in_place(guest: &Guest, value: &str) {
     fs::write(guest.path("sshd_config"), lines.join("\n") + "\n").unwrap();
 }
 
-fn succeeded(guest: &Guest, command: &Value, changed: bool) -> Value {
+fn apply_successfully(guest: &TestGuest, command: &Value, changed: bool) -> Value {
     let result = guest.apply(command);
     assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(changed)), "{result}");
     result
@@ -59,8 +62,8 @@ fn succeeded(guest: &Guest, command: &Value, changed: bool) -> Value {
 
 /// KP-6.17.
 #[test]
-fn what_sshd_does_already_is_made_ours() {
-    if !available(&TOOLS) {
+fn already_effective_setting_is_written_anyway() {
+    if !has_tools(&TOOLS) {
         return;
     }
     let off = "PasswordAuthentication no\nKbdInteractiveAuthentication no\n";
@@ -69,39 +72,43 @@ fn what_sshd_does_already_is_made_ours() {
         for without_drop_ins in [false, true] {
             for sets_alone in [false, true] {
                 let at = format!("{main:?} {asked} {without_drop_ins} {sets_alone}");
-                let guest = Guest::of(Form { main, without_drop_ins, ..Form::default() });
-                let key = Key::new(&guest.folder, "k");
+                let guest = TestGuest::with_options(GuestOptions {
+                    main,
+                    without_drop_ins,
+                    ..GuestOptions::default()
+                });
+                let key = TestKey::new(&guest.folder, "k");
                 let before = guest.snapshot();
                 let command = match sets_alone {
                     true => {
                         fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
-                        set_password_auth(asked)
+                        set_password_auth_command(asked)
                     }
-                    false => attach("my-test", &key, asked),
+                    false => attach_command("my-test", &key, asked),
                 };
-                succeeded(&guest, &command, true);
+                apply_successfully(&guest, &command, true);
                 assert_eq!(guest.drop_in().exists(), !without_drop_ins, "{at}");
                 let stands = guest.snapshot();
-                succeeded(&guest, &command, false);
+                apply_successfully(&guest, &command, false);
                 assert_eq!(guest.snapshot(), stands, "{at}: a repeated command changes nothing");
                 // Whoever comes later loses.
                 match without_drop_ins {
-                    true => edit_in_place(&guest, later),
+                    true => edit_as_cloud_init(&guest, later),
                     false => fs::write(
                         guest.path("sshd_config.d/50-cloud-init.conf"),
                         format!("PasswordAuthentication {later}\n"),
                     )
                     .unwrap(),
                 }
-                hup_until(&guest, asked == "yes");
-                assert_eq!(says(&guest), format!("passwordauthentication {asked}"), "{at}");
-                succeeded(&guest, &command, false);
+                reload_until_password_offered(&guest, asked == "yes");
+                assert_eq!(query_password_auth(&guest), format!("passwordauthentication {asked}"), "{at}");
+                apply_successfully(&guest, &command, false);
                 // Without the later lines `undo` gives every byte back.
                 match without_drop_ins {
-                    true => edit_in_place(&guest, if main.is_empty() { later } else { asked }),
+                    true => edit_as_cloud_init(&guest, if main.is_empty() { later } else { asked }),
                     false => fs::remove_file(guest.path("sshd_config.d/50-cloud-init.conf")).unwrap(),
                 }
-                assert!(guest.agent(&["undo"]).status.success(), "{at}");
+                assert!(guest.run_agent(&["undo"]).status.success(), "{at}");
                 let main_file = |files: &[(std::path::PathBuf, String, u32, u32)]| {
                     files.iter().find(|file| file.0.ends_with("sshd_config")).unwrap().1.clone()
                 };
@@ -115,53 +122,53 @@ fn what_sshd_does_already_is_made_ours() {
 }
 
 #[test]
-fn a_line_ahead_of_ours_that_says_the_same_is_no_reason_to_stay_behind_it() {
-    if !available(&TOOLS) {
+fn setting_behind_equal_line_is_moved_ahead() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    succeeded(&guest, &attach("my-test", &key, "no"), true);
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
+    apply_successfully(&guest, &attach_command("my-test", &key, "no"), true);
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("PasswordAuthentication no\n{main}")).unwrap();
-    succeeded(&guest, &attach("my-test", &key, "no"), true);
-    succeeded(&guest, &attach("my-test", &key, "no"), false);
-    edit_in_place(&guest, "yes");
-    hup_until(&guest, false);
-    assert_eq!(says(&guest), "passwordauthentication no");
+    apply_successfully(&guest, &attach_command("my-test", &key, "no"), true);
+    apply_successfully(&guest, &attach_command("my-test", &key, "no"), false);
+    edit_as_cloud_init(&guest, "yes");
+    reload_until_password_offered(&guest, false);
+    assert_eq!(query_password_auth(&guest), "passwordauthentication no");
 }
 
 #[test]
-fn a_block_of_the_version_before_gets_its_present_form() {
-    if !available(&TOOLS) {
+fn managed_block_of_previous_version_is_upgraded() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { without_drop_ins: true, ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    succeeded(&guest, &attach("my-test", &key, "no"), true);
+    let guest = TestGuest::with_options(GuestOptions { without_drop_ins: true, ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
+    apply_successfully(&guest, &attach_command("my-test", &key, "no"), true);
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), main.replace("Authentication= ", "Authentication ")).unwrap();
-    let status: Value = serde_json::from_slice(&guest.agent(&["status", "--json"]).stdout).unwrap();
+    let status: Value = serde_json::from_slice(&guest.run_agent(&["status", "--json"]).stdout).unwrap();
     assert!(!status["problems"].to_string().contains("changed by somebody"), "it is no drift: {status}");
-    succeeded(&guest, &attach("my-test", &key, "no"), true);
+    apply_successfully(&guest, &attach_command("my-test", &key, "no"), true);
     assert_eq!(
         fs::read_to_string(guest.path("sshd_config")).unwrap().matches("Authentication= no").count(),
         2
     );
-    succeeded(&guest, &attach("my-test", &key, "no"), false);
+    apply_successfully(&guest, &attach_command("my-test", &key, "no"), false);
 }
 
 /// KP-6.17.
 #[test]
-fn where_ours_cannot_be_written_what_sshd_does_is_enough() {
-    if !available(&TOOLS) || !available(&["chattr"]) {
+fn unwritable_setting_is_accepted_if_effective() {
+    if !has_tools(&TOOLS) || !has_tools(&["chattr"]) {
         return;
     }
     let off = "PasswordAuthentication no\nKbdInteractiveAuthentication no\n";
-    type Spoil = fn(&Guest);
-    let link: Spoil = |guest| symlink("/dev/null", guest.drop_in()).unwrap();
+    type MakeUnwritable = fn(&TestGuest);
+    let link: MakeUnwritable = |guest| symlink("/dev/null", guest.drop_in()).unwrap();
     // An edit that waits: a reload would end sshd, or leave it where nobody asks.
-    let pending: Spoil = |guest| {
+    let pending: MakeUnwritable = |guest| {
         let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
         let port = format!("Port {}\n", guest.sshd.port);
         fs::write(guest.path("sshd_config"), main.replace(&port, "Port 9\n")).unwrap();
@@ -169,24 +176,24 @@ fn where_ours_cannot_be_written_what_sshd_does_is_enough() {
     for (main, asked, spoil, name) in
         [(off, "no", link, "link"), ("", "yes", link, "link"), ("", "yes", pending, "pending")]
     {
-        let guest = Guest::of(Form { main, ..Form::default() });
-        let key = Key::new(&guest.folder, "k");
+        let guest = TestGuest::with_options(GuestOptions { main, ..GuestOptions::default() });
+        let key = TestKey::new(&guest.folder, "k");
         fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
         spoil(&guest);
         let before = guest.snapshot();
-        for command in [set_password_auth(asked), set_password_auth(asked)] {
-            let result = succeeded(&guest, &command, false);
-            assert_eq!(warnings(&result), ["SETTING_NOT_OWNED"], "{name} {asked} {result}");
+        for command in [set_password_auth_command(asked), set_password_auth_command(asked)] {
+            let result = apply_successfully(&guest, &command, false);
+            assert_eq!(warning_reasons(&result), ["SETTING_NOT_OWNED"], "{name} {asked} {result}");
             assert_eq!(guest.snapshot(), before, "{name} {asked}");
         }
-        let result = guest.apply(&attach("my-test", &key, asked));
+        let result = guest.apply(&attach_command("my-test", &key, asked));
         assert_eq!(result["status"], "succeeded", "{name} {asked} {result}");
-        assert!(warnings(&result).contains(&"SETTING_NOT_OWNED"), "{name} {asked} {result}");
-        assert!(guest.sshd.lets_in(&key), "{name} {asked}");
+        assert!(warning_reasons(&result).contains(&"SETTING_NOT_OWNED"), "{name} {asked} {result}");
+        assert!(guest.sshd.accepts_key(&key), "{name} {asked}");
         // Where sshd does not do it already, that is a failure as ever.
         let other = if asked == "no" { "yes" } else { "no" };
         let (stands, offers) = (guest.snapshot(), guest.sshd.offers_password());
-        let result = guest.apply(&set_password_auth(other));
+        let result = guest.apply(&set_password_auth_command(other));
         assert_eq!(result["status"], "failed", "{name} {other} {result}");
         assert_eq!((guest.snapshot(), guest.sshd.offers_password()), (stands, offers), "{name} {other}");
     }
@@ -194,8 +201,8 @@ fn where_ours_cannot_be_written_what_sshd_does_is_enough() {
 
 /// A guest whose sshd runs this shell script ahead of each question that the agent asks it by -t or -T; `$n` counts
 /// them and `$dir` is the drop-in directory.
-fn with_someone_at_work(script: &str) -> Guest {
-    let guest = Guest::of(Form { copied_binary: true, ..Form::default() });
+fn create_guest_with_query_hook(script: &str) -> TestGuest {
+    let guest = TestGuest::with_options(GuestOptions { copied_binary: true, ..GuestOptions::default() });
     let folder = guest.folder.path().display();
     guest.replace_copied_binary(&format!(
         "#!/bin/sh\ncase $1 in -[tT])\n  dir={folder}/sshd_config.d\n  n=$(($(cat {folder}/count 2>/dev/null || echo 0) + 1))\n  \
@@ -206,8 +213,8 @@ fn with_someone_at_work(script: &str) -> Guest {
 
 /// KP-6.9, KP-6.18.
 #[test]
-fn what_changes_under_a_plan_gets_a_new_one() {
-    if !available(&TOOLS) {
+fn plan_is_redone_when_config_changes() {
+    if !has_tools(&TOOLS) {
         return;
     }
     // Once, at each question of a command in turn, until there is none left; a file that wins over ours, and a harmless one.
@@ -219,15 +226,16 @@ fn what_changes_under_a_plan_gets_a_new_one() {
             if !wins && at % 4 != 0 {
                 continue;
             }
-            let guest =
-                with_someone_at_work(&format!("[ $n != {at} ] || printf '{line}\\n' >$dir/60-late.conf"));
-            let key = Key::new(&guest.folder, "k");
-            let result = guest.apply(&attach("my-test", &key, "no"));
+            let guest = create_guest_with_query_hook(&format!(
+                "[ $n != {at} ] || printf '{line}\\n' >$dir/60-late.conf"
+            ));
+            let key = TestKey::new(&guest.folder, "k");
+            let result = guest.apply(&attach_command("my-test", &key, "no"));
             is_met |= guest.path("sshd_config.d/60-late.conf").exists();
             match result["reason"].as_str() {
                 None => {
                     assert!(
-                        !guest.sshd.offers_password() && guest.sshd.lets_in(&key),
+                        !guest.sshd.offers_password() && guest.sshd.accepts_key(&key),
                         "{at} {line}: {result}"
                     );
                 }
@@ -251,14 +259,14 @@ fn what_changes_under_a_plan_gets_a_new_one() {
 
 /// KP-6.18.
 #[test]
-fn what_never_rests_is_a_failure_of_its_own() {
-    if !available(&TOOLS) {
+fn config_changing_twice_is_io_error() {
+    if !has_tools(&TOOLS) {
         return;
     }
     for line in ["X11Forwarding no", "Match all\\n  PasswordAuthentication yes"] {
-        let guest = with_someone_at_work(&format!("printf '# %s\\n{line}\\n' $n >$dir/60-late.conf"));
-        let key = Key::new(&guest.folder, "k");
-        let result = guest.apply(&attach("my-test", &key, "no"));
+        let guest = create_guest_with_query_hook(&format!("printf '# %s\\n{line}\\n' $n >$dir/60-late.conf"));
+        let key = TestKey::new(&guest.folder, "k");
+        let result = guest.apply(&attach_command("my-test", &key, "no"));
         assert_eq!(result["reason"], "IO_ERROR", "{result}");
         let message = result["message"].as_str().unwrap();
         assert!(message.contains("60-late.conf") && message.contains("twice"), "{message}");

@@ -9,12 +9,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use support::{Form, Guest, Key, attach, available};
+use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "patch"];
 
 /// A file with the diff of it applied by patch(1).
-fn patched(diff: &str, file: &Path) -> String {
+fn apply_diff(diff: &str, file: &Path) -> String {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("copy");
     fs::write(&copy, fs::read(file).unwrap_or_default()).unwrap();
@@ -31,7 +31,7 @@ fn patched(diff: &str, file: &Path) -> String {
 }
 
 /// Without the comment that names time and command.
-fn settled(text: &str) -> String {
+fn strip_timestamp_comment(text: &str) -> String {
     text.lines()
         .filter(|line| !line.contains("written by keypair-agent at"))
         .map(|line| format!("{line}\n"))
@@ -40,74 +40,78 @@ fn settled(text: &str) -> String {
 
 /// KP-8.3, KP-8.4, KP-8.8.
 #[test]
-fn what_is_shown_is_done_and_undone() {
-    if !available(&TOOLS) {
+fn plan_diff_matches_apply_and_undo_restores() {
+    if !has_tools(&TOOLS) {
         return;
     }
     for without_drop_ins in [false, true] {
-        let guest = Guest::of(Form { without_drop_ins, ..Form::default() });
-        let key = Key::new(&guest.folder, "k");
+        let guest = TestGuest::with_options(GuestOptions { without_drop_ins, ..GuestOptions::default() });
+        let key = TestKey::new(&guest.folder, "k");
         let mine = "\u{feff}# mine\r\nssh-rsa broken\n\nno newline at the end";
         fs::write(guest.key_file(), mine).unwrap();
         let setting = if without_drop_ins { guest.path("sshd_config") } else { guest.drop_in() };
-        let command = attach("my-test", &key, "no").to_string();
+        let command = attach_command("my-test", &key, "no").to_string();
 
         let before = guest.snapshot();
-        let plan = guest.agent_with_input(&["plan", "-"], &command);
+        let plan = guest.run_agent_with_input(&["plan", "-"], &command);
         assert_eq!(plan.status.code(), Some(0), "{plan:?}");
         assert_eq!(guest.snapshot(), before);
         assert!(!guest.path("state").exists(), "plan writes nothing");
         let diff = String::from_utf8(plan.stdout).unwrap();
         assert!(diff.contains("# then: SIGHUP to sshd, pid "), "{diff}");
-        let expected = [patched(&diff, &guest.key_file()), settled(&patched(&diff, &setting))];
+        let expected =
+            [apply_diff(&diff, &guest.key_file()), strip_timestamp_comment(&apply_diff(&diff, &setting))];
 
-        guest.apply(&attach("my-test", &key, "no"));
+        guest.apply(&attach_command("my-test", &key, "no"));
         let read = |path: &Path| fs::read_to_string(path).unwrap();
-        assert_eq!([read(&guest.key_file()), settled(&read(&setting))], expected);
-        assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+        assert_eq!([read(&guest.key_file()), strip_timestamp_comment(&read(&setting))], expected);
+        assert!(guest.sshd.accepts_key(&key) && !guest.sshd.offers_password());
 
-        let undo = guest.agent(&["undo"]);
+        let undo = guest.run_agent(&["undo"]);
         assert_eq!(undo.status.code(), Some(0));
         let between = if without_drop_ins { "= " } else { " " };
         let gone = format!("-PasswordAuthentication{between}no\n");
         assert!(String::from_utf8_lossy(&undo.stdout).contains(&gone), "{undo:?}");
         let after: Vec<_> = guest.snapshot();
         assert_eq!(after, before);
-        assert!(guest.sshd.offers_password() && !guest.sshd.lets_in(&key));
+        assert!(guest.sshd.offers_password() && !guest.sshd.accepts_key(&key));
     }
 }
 
 /// KP-8.4.
 #[test]
 fn undo_needs_no_readable_state() {
-    if !available(&TOOLS) {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.key_file(), "# mine\n").unwrap();
     let before = guest.snapshot();
-    guest.apply(&attach("my-test", &key, "no"));
+    guest.apply(&attach_command("my-test", &key, "no"));
     for garbled in ["{ garbled", "{\"version\": 99}", ""] {
         fs::write(guest.path("state/state.json"), garbled).unwrap();
-        assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+        assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0));
         assert_eq!(guest.snapshot(), before);
-        assert_eq!(guest.apply(&attach("my-test", &key, "no"))["status"], "succeeded");
+        assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["status"], "succeeded");
     }
-    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
-    let nothing = guest.agent(&["undo"]);
+    assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0));
+    let nothing = guest.run_agent(&["undo"]);
     assert_eq!(String::from_utf8_lossy(&nothing.stdout), "# nothing of ours was found\n");
 }
 
 /// KP-8.3.
 #[test]
-fn a_refusal_is_shown_as_its_result() {
-    if !available(&TOOLS) {
+fn plan_of_refused_command_prints_result() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { main: "AuthenticationMethods publickey,publickey\n", ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    let plan = guest.agent_with_input(&["plan", "-"], &attach("my-test", &key, "no").to_string());
+    let guest = TestGuest::with_options(GuestOptions {
+        main: "AuthenticationMethods publickey,publickey\n",
+        ..GuestOptions::default()
+    });
+    let key = TestKey::new(&guest.folder, "k");
+    let plan = guest.run_agent_with_input(&["plan", "-"], &attach_command("my-test", &key, "no").to_string());
     assert_eq!(plan.status.code(), Some(1));
     let result: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
     assert_eq!(result["reason"], "LOCKOUT_GUARD");

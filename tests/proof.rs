@@ -5,14 +5,20 @@
 mod support;
 
 use serde_json::json;
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, detach_command, has_tools, set_password_auth_command,
+};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// A guest whose sshd was started with `option`, while the agent's `sshd -T` is told by `lie` (sed) otherwise, and a private
 /// sshd runs without it: the program was replaced since.
-fn deceived(option: &str, lie: &str) -> Guest {
-    let guest = Guest::of(Form { arguments: &["-o", option], copied_binary: true, ..Form::default() });
+fn create_guest_with_lying_sshd(option: &str, lie: &str) -> TestGuest {
+    let guest = TestGuest::with_options(GuestOptions {
+        arguments: &["-o", option],
+        copied_binary: true,
+        ..GuestOptions::default()
+    });
     let lie = lie.replace("KEYS", &format!("{}/%u", guest.path("keys").display()));
     guest.replace_copied_binary(&format!(
         "#!/bin/sh\nset -e\n\
@@ -26,23 +32,27 @@ fn deceived(option: &str, lie: &str) -> Guest {
 
 /// KP-6.22, KP-10.13, KP-10.15.
 #[test]
-fn what_the_running_sshd_says() {
-    if !available(&TOOLS) {
+fn live_probe_is_reported_in_result() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let address = format!("127.0.0.1:{}", guest.sshd.port);
     let proof = |key: &str, methods: &[&str], why: Option<&str>| json!({ "key": key, "methods": methods, "address": address, "notTaken": why });
     let no_key = Some("the command has no key to ask about");
     for (command, expected) in [
-        (attach("k", &key, "no"), proof("accepted", &["publickey"], None)),
-        (attach("k", &key, "no"), json!(null)),
+        (attach_command("k", &key, "no"), proof("accepted", &["publickey"], None)),
+        (attach_command("k", &key, "no"), json!(null)),
         (
-            set_password_auth("yes"),
-            proof("notTaken", &guest.sshd.offers().iter().map(String::as_str).collect::<Vec<_>>(), no_key),
+            set_password_auth_command("yes"),
+            proof(
+                "notTaken",
+                &guest.sshd.offered_methods().iter().map(String::as_str).collect::<Vec<_>>(),
+                no_key,
+            ),
         ),
-        (detach("k"), json!(null)),
+        (detach_command("k"), json!(null)),
     ] {
         let result = guest.apply(&command);
         assert_eq!(result["proof"], expected, "{command} {result}");
@@ -51,20 +61,20 @@ fn what_the_running_sshd_says() {
 
 /// KP-10.15.
 #[test]
-fn nobody_is_asked_where_nobody_shall_be() {
-    if !available(&TOOLS) {
+fn live_probe_disabled_by_config_is_skipped() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { agent: "proof = false", ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    let result = guest.apply(&attach("k", &key, "no"));
+    let guest = TestGuest::with_options(GuestOptions { agent: "proof = false", ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
+    let result = guest.apply(&attach_command("k", &key, "no"));
     assert_eq!((&result["status"], &result["proof"]), (&json!("succeeded"), &json!(null)), "{result}");
 }
 
 /// KP-4.9, KP-10.14.
 #[test]
-fn a_contradiction_takes_everything_back() {
-    if !available(&TOOLS) {
+fn live_probe_contradiction_rolls_back() {
+    if !has_tools(&TOOLS) {
         return;
     }
     for (option, lie, key_proof, methods) in [
@@ -90,10 +100,10 @@ fn a_contradiction_takes_everything_back() {
             Some(false),
         ),
     ] {
-        let guest = deceived(option, lie);
-        let key = Key::new(&guest.folder, "k");
-        let (before, offered) = (guest.snapshot(), guest.sshd.offers());
-        let result = guest.apply(&attach("k", &key, "no"));
+        let guest = create_guest_with_lying_sshd(option, lie);
+        let key = TestKey::new(&guest.folder, "k");
+        let (before, offered) = (guest.snapshot(), guest.sshd.offered_methods());
+        let result = guest.apply(&attach_command("k", &key, "no"));
         assert_eq!(
             (&result["code"], &result["reason"]),
             (&json!("INTERNAL"), &json!("PROOF_CONTRADICTED")),
@@ -108,6 +118,6 @@ fn a_contradiction_takes_everything_back() {
             (&json!(false), true),
             "{option} {result}"
         );
-        assert_eq!(guest.sshd.offers(), offered, "{option}");
+        assert_eq!(guest.sshd.offered_methods(), offered, "{option}");
     }
 }

@@ -8,20 +8,23 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth, warnings, with};
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, detach_command, has_tools, set_password_auth_command,
+    warning_reasons, with_field,
+};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// Applies a command that must be refused for `reason`, and leave everything as it was.
-fn refused(guest: &Guest, command: &Value, reason: &str) -> Value {
-    let offers = guest.sshd.offers();
-    let result = refused_without_sshd(guest, command, reason);
-    assert_eq!(guest.sshd.offers(), offers, "{reason}");
+fn assert_refused(guest: &TestGuest, command: &Value, reason: &str) -> Value {
+    let offers = guest.sshd.offered_methods();
+    let result = assert_refused_without_sshd(guest, command, reason);
+    assert_eq!(guest.sshd.offered_methods(), offers, "{reason}");
     result
 }
 
 /// The same where no sshd runs.
-fn refused_without_sshd(guest: &Guest, command: &Value, reason: &str) -> Value {
+fn assert_refused_without_sshd(guest: &TestGuest, command: &Value, reason: &str) -> Value {
     let before = guest.snapshot();
     let result = guest.apply(command);
     assert_eq!(
@@ -36,39 +39,42 @@ fn refused_without_sshd(guest: &Guest, command: &Value, reason: &str) -> Value {
 
 /// KP-1.1, KP-3.20, KP-3.23, KP-3.25, KP-3.29, KP-3.32.
 #[test]
-fn faults_of_the_command_itself() {
-    if !available(&TOOLS) {
+fn malformed_commands_are_refused() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    let weak = Key::of_type(&guest.folder, "weak", &["-t", "rsa", "-b", "1024"]);
-    let good = attach("my-test", &key, "no");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
+    let weak = TestKey::of_type(&guest.folder, "weak", &["-t", "rsa", "-b", "1024"]);
+    let good = attach_command("my-test", &key, "no");
     let before = guest.snapshot();
     for (command, reason) in [
-        (with(good.clone(), "action", json!("reboot")), "MALFORMED_COMMAND"),
-        (with(good.clone(), "action", Value::Null), "MALFORMED_COMMAND"),
-        (with(good.clone(), "sequence", json!(0)), "MALFORMED_COMMAND"),
-        (with(good.clone(), "sequence", json!("7")), "MALFORMED_COMMAND"),
-        (with(good.clone(), "expiresAt", json!("soon")), "MALFORMED_COMMAND"),
-        (with(good.clone(), "replace", json!("yes")), "MALFORMED_COMMAND"),
-        (with(good.clone(), "keyName", json!(7)), "MALFORMED_COMMAND"),
-        (with(good.clone(), "keyName", json!("a b")), "INVALID_KEY_NAME"),
-        (with(good.clone(), "keyName", Value::Null), "INVALID_KEY_NAME"),
-        (with(good.clone(), "publicKey", Value::Null), "INVALID_PUBLIC_KEY"),
-        (with(good.clone(), "publicKey", json!(format!("no-pty {}", key.line))), "INVALID_PUBLIC_KEY"),
-        (with(good.clone(), "publicKey", json!(format!("{0}\n{0}", key.line))), "INVALID_PUBLIC_KEY"),
-        (with(good.clone(), "publicKey", json!(weak.line)), "WEAK_PUBLIC_KEY"),
-        (with(good.clone(), "passWordAuth", json!("maybe")), "INVALID_PASSWORD_AUTH"),
-        (with(good.clone(), "passWordAuth", Value::Null), "INVALID_PASSWORD_AUTH"),
-        (with(good.clone(), "passwordAuth", json!("yes")), "INVALID_PASSWORD_AUTH"),
-        (with(with(good.clone(), "keyName", json!("")), "publicKey", json!("")), "INVALID_KEY_NAME"),
-        (with(good.clone(), "expiresAt", json!("2026-01-01T00:00:00Z")), "EXPIRED"),
+        (with_field(good.clone(), "action", json!("reboot")), "MALFORMED_COMMAND"),
+        (with_field(good.clone(), "action", Value::Null), "MALFORMED_COMMAND"),
+        (with_field(good.clone(), "sequence", json!(0)), "MALFORMED_COMMAND"),
+        (with_field(good.clone(), "sequence", json!("7")), "MALFORMED_COMMAND"),
+        (with_field(good.clone(), "expiresAt", json!("soon")), "MALFORMED_COMMAND"),
+        (with_field(good.clone(), "replace", json!("yes")), "MALFORMED_COMMAND"),
+        (with_field(good.clone(), "keyName", json!(7)), "MALFORMED_COMMAND"),
+        (with_field(good.clone(), "keyName", json!("a b")), "INVALID_KEY_NAME"),
+        (with_field(good.clone(), "keyName", Value::Null), "INVALID_KEY_NAME"),
+        (with_field(good.clone(), "publicKey", Value::Null), "INVALID_PUBLIC_KEY"),
+        (with_field(good.clone(), "publicKey", json!(format!("no-pty {}", key.line))), "INVALID_PUBLIC_KEY"),
+        (with_field(good.clone(), "publicKey", json!(format!("{0}\n{0}", key.line))), "INVALID_PUBLIC_KEY"),
+        (with_field(good.clone(), "publicKey", json!(weak.line)), "WEAK_PUBLIC_KEY"),
+        (with_field(good.clone(), "passWordAuth", json!("maybe")), "INVALID_PASSWORD_AUTH"),
+        (with_field(good.clone(), "passWordAuth", Value::Null), "INVALID_PASSWORD_AUTH"),
+        (with_field(good.clone(), "passwordAuth", json!("yes")), "INVALID_PASSWORD_AUTH"),
+        (
+            with_field(with_field(good.clone(), "keyName", json!("")), "publicKey", json!("")),
+            "INVALID_KEY_NAME",
+        ),
+        (with_field(good.clone(), "expiresAt", json!("2026-01-01T00:00:00Z")), "EXPIRED"),
     ] {
         let result = guest.apply(&command);
         assert_eq!(result["reason"], reason, "{command} {result}");
     }
-    let broken = guest.agent_with_input(&["apply", "-"], "{ \"action\": \"attach\"");
+    let broken = guest.run_agent_with_input(&["apply", "-"], "{ \"action\": \"attach\"");
     assert_eq!(broken.status.code(), Some(1));
     let result: Value = serde_json::from_slice(&broken.stdout).unwrap();
     assert_eq!(
@@ -76,7 +82,7 @@ fn faults_of_the_command_itself() {
         (&json!("INVALID_ARGUMENT"), &json!("MALFORMED_COMMAND"))
     );
     let twice = good.to_string().replacen('{', "{\"keyName\":\"x\",", 1);
-    let output = guest.agent_with_input(&["apply", "-"], &twice);
+    let output = guest.run_agent_with_input(&["apply", "-"], &twice);
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["reason"], "MALFORMED_COMMAND", "a repeated key");
     assert_eq!(guest.snapshot(), before);
@@ -84,43 +90,55 @@ fn faults_of_the_command_itself() {
 
 /// KP-2.4, KP-3.27, KP-4.7.
 #[test]
-fn component_and_sequence() {
-    if !available(&TOOLS) {
+fn old_component_and_stale_sequence_are_refused() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    let good = attach("my-test", &key, "no");
-    guest.component("{\"version\": \"3.0.1041.ffffff\"}");
-    let result = refused(&guest, &good, "COMPONENT_TOO_OLD");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
+    let good = attach_command("my-test", &key, "no");
+    guest.write_component_info("{\"version\": \"3.0.1041.ffffff\"}");
+    let result = assert_refused(&guest, &good, "COMPONENT_TOO_OLD");
     assert_eq!(result["componentVersion"], "3.0.1041.ffffff");
     for unreadable in ["", "version = new\n", "\u{0}"] {
-        guest.component(unreadable);
-        refused(&guest, &good, "COMPONENT_VERSION_UNREADABLE");
+        guest.write_component_info(unreadable);
+        assert_refused(&guest, &good, "COMPONENT_VERSION_UNREADABLE");
     }
     fs::remove_file(guest.path("componentInfo.cfg")).unwrap();
-    refused(&guest, &good, "COMPONENT_VERSION_UNREADABLE");
-    guest.component("\u{feff}[agent]\r\nVersion: \"3.0.1042.d89c570\"\r\n");
-    let seven = with(with(good.clone(), "sequence", json!(7)), "commandId", json!("seven"));
-    let said = || guest.agent_with_input(&["apply", "-"], &seven.to_string()).stdout;
+    assert_refused(&guest, &good, "COMPONENT_VERSION_UNREADABLE");
+    guest.write_component_info("\u{feff}[agent]\r\nVersion: \"3.0.1042.d89c570\"\r\n");
+    let seven = with_field(with_field(good.clone(), "sequence", json!(7)), "commandId", json!("seven"));
+    let said = || guest.run_agent_with_input(&["apply", "-"], &seven.to_string()).stdout;
     let first = said();
     assert!(String::from_utf8_lossy(&first).contains("\"succeeded\""));
-    refused(&guest, &with(with(good, "sequence", json!(7)), "commandId", json!("other")), "STALE_COMMAND");
+    assert_refused(
+        &guest,
+        &with_field(with_field(good, "sequence", json!(7)), "commandId", json!("other")),
+        "STALE_COMMAND",
+    );
     assert_eq!(said(), first, "byte for byte");
 }
 
 /// KP-3.28, KP-4.2, KP-4.3, KP-4.4, KP-4.8.
 #[test]
-fn what_the_table_refuses() {
-    if !available(&TOOLS) {
+fn binding_conflicts_are_refused() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { agent: "instance_id = \"i-eumm0000d6\"", ..Form::default() });
-    let (key, other) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "l"));
-    let unbound = guest.apply(&detach("my-test"));
+    let guest = TestGuest::with_options(GuestOptions {
+        agent: "instance_id = \"i-eumm0000d6\"",
+        ..GuestOptions::default()
+    });
+    let (key, other) = (TestKey::new(&guest.folder, "k"), TestKey::new(&guest.folder, "l"));
+    let unbound = guest.apply(&detach_command("my-test"));
     assert_eq!((&unbound["status"], &unbound["changed"]), (&json!("succeeded"), &json!(false)));
-    refused(&guest, &with(attach("my-test", &key, "no"), "instanceId", json!("i-other")), "WRONG_INSTANCE");
-    let result = guest.apply(&with(attach("my-test", &key, "yes"), "instanceId", json!("i-eumm0000d6")));
+    assert_refused(
+        &guest,
+        &with_field(attach_command("my-test", &key, "no"), "instanceId", json!("i-other")),
+        "WRONG_INSTANCE",
+    );
+    let result =
+        guest.apply(&with_field(attach_command("my-test", &key, "yes"), "instanceId", json!("i-eumm0000d6")));
     assert_eq!(
         (&result["status"], &result["instanceId"]),
         (&json!("succeeded"), &json!("i-eumm0000d6")),
@@ -130,34 +148,34 @@ fn what_the_table_refuses() {
         guest.sshd.offers_password() && guest.drop_in().exists(),
         "yes was in effect, and is ours besides: who writes later loses"
     );
-    let result = refused(&guest, &attach("my-test", &other, "yes"), "ALREADY_ATTACHED");
+    let result = assert_refused(&guest, &attach_command("my-test", &other, "yes"), "ALREADY_ATTACHED");
     assert_eq!(result["message"], "Already attached key pair. instance id i-eumm0000d6");
-    refused(&guest, &attach("another", &key, "yes"), "ALREADY_ATTACHED");
-    refused(&guest, &detach("another"), "NOT_ATTACHED");
+    assert_refused(&guest, &attach_command("another", &key, "yes"), "ALREADY_ATTACHED");
+    assert_refused(&guest, &detach_command("another"), "NOT_ATTACHED");
 
-    let replaced = guest.apply(&with(attach("another", &other, "no"), "replace", json!(true)));
+    let replaced = guest.apply(&with_field(attach_command("another", &other, "no"), "replace", json!(true)));
     assert_eq!(
         (&replaced["status"], &replaced["changed"]),
         (&json!("succeeded"), &json!(true)),
         "{replaced}"
     );
-    assert!(guest.sshd.lets_in(&other) && !guest.sshd.lets_in(&key));
+    assert!(guest.sshd.accepts_key(&other) && !guest.sshd.accepts_key(&key));
     assert_eq!(fs::read_to_string(guest.key_file()).unwrap().matches("BEGIN keypair-agent").count(), 1);
 
     // The state is lost, the block stands: its key pair counts as bound, inherited.
     fs::write(guest.path("state/state.json"), "{ garbled").unwrap();
-    refused(&guest, &attach("my-test", &key, "no"), "IO_ERROR");
+    assert_refused(&guest, &attach_command("my-test", &key, "no"), "IO_ERROR");
     fs::remove_file(guest.path("state/state.json")).unwrap();
-    refused(&guest, &detach("my-test"), "NOT_ATTACHED");
-    let inherited = guest.apply(&attach("my-test", &key, "no"));
+    assert_refused(&guest, &detach_command("my-test"), "NOT_ATTACHED");
+    let inherited = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!(inherited["warnings"][0]["reason"], "INHERITED_KEY_REPLACED", "{inherited}");
-    assert!(guest.sshd.lets_in(&key) && !guest.sshd.lets_in(&other));
+    assert!(guest.sshd.accepts_key(&key) && !guest.sshd.accepts_key(&other));
 }
 
 /// KP-4.12, KP-6.19, KP-10.6, KP-10.7.
 #[test]
-fn the_lockout_guard() {
-    if !available(&TOOLS) {
+fn lockout_guard_refuses_unusable_key() {
+    if !has_tools(&TOOLS) {
         return;
     }
     for (main, rule) in [
@@ -169,15 +187,15 @@ fn the_lockout_guard() {
         ("Match User root\n PermitRootLogin no\n", "PermitRootLogin"),
         ("Match User root\n PermitRootLogin forced-commands-only\n", "PermitRootLogin"),
     ] {
-        let guest = Guest::of(Form { main, ..Form::default() });
-        let key = Key::new(&guest.folder, "k");
-        let result = refused(&guest, &attach("my-test", &key, "no"), "LOCKOUT_GUARD");
+        let guest = TestGuest::with_options(GuestOptions { main, ..GuestOptions::default() });
+        let key = TestKey::new(&guest.folder, "k");
+        let result = assert_refused(&guest, &attach_command("my-test", &key, "no"), "LOCKOUT_GUARD");
         let message = result["message"].as_str().unwrap();
         assert!(message.contains(rule) && message.contains("sshd_config"), "{message}");
         assert!(!guest.key_file().exists());
-        let allowed = guest.apply(&attach("my-test", &key, "yes"));
+        let allowed = guest.apply(&attach_command("my-test", &key, "yes"));
         if allowed["status"] == "succeeded" {
-            assert!(warnings(&allowed).contains(&"KEY_NOT_USABLE"), "{allowed}");
+            assert!(warning_reasons(&allowed).contains(&"KEY_NOT_USABLE"), "{allowed}");
         } else {
             // No password alone satisfies these methods, so "yes" cannot be had either.
             assert_eq!(
@@ -186,69 +204,69 @@ fn the_lockout_guard() {
             );
         }
     }
-    let guest = Guest::new();
-    refused(&guest, &set_password_auth("no"), "LOCKOUT_GUARD");
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    assert_refused(&guest, &set_password_auth_command("no"), "LOCKOUT_GUARD");
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.key_file(), format!("command=\"x\" {}\n", key.line)).unwrap();
-    refused(&guest, &set_password_auth("no"), "LOCKOUT_GUARD");
+    assert_refused(&guest, &set_password_auth_command("no"), "LOCKOUT_GUARD");
     fs::write(guest.key_file(), format!("{}\n", key.line)).unwrap();
-    assert_eq!(guest.apply(&set_password_auth("no"))["status"], "succeeded");
-    assert!(!guest.sshd.offers_password() && guest.sshd.lets_in(&key));
+    assert_eq!(guest.apply(&set_password_auth_command("no"))["status"], "succeeded");
+    assert!(!guest.sshd.offers_password() && guest.sshd.accepts_key(&key));
 }
 
 /// KP-5.12.
 #[test]
-fn modes_that_sshd_would_not_accept() {
+fn unsafe_key_file_modes_are_refused() {
     use std::os::unix::fs::PermissionsExt;
-    if !available(&TOOLS) {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     let mode =
         |path: &str, mode| fs::set_permissions(guest.path(path), fs::Permissions::from_mode(mode)).unwrap();
     fs::write(guest.key_file(), "# mine\n").unwrap();
     mode("keys/root", 0o666);
-    refused(&guest, &attach("my-test", &key, "no"), "LOCKOUT_GUARD");
+    assert_refused(&guest, &attach_command("my-test", &key, "no"), "LOCKOUT_GUARD");
     fs::remove_file(guest.key_file()).unwrap();
     mode("keys", 0o777);
-    refused(&guest, &attach("my-test", &key, "yes"), "UNSAFE_PATH");
+    assert_refused(&guest, &attach_command("my-test", &key, "yes"), "UNSAFE_PATH");
     mode("keys", 0o755);
     std::os::unix::fs::symlink("/etc/motd", guest.key_file()).unwrap();
-    refused(&guest, &attach("my-test", &key, "yes"), "UNSAFE_PATH");
+    assert_refused(&guest, &attach_command("my-test", &key, "yes"), "UNSAFE_PATH");
     fs::remove_file(guest.key_file()).unwrap();
     fs::write(guest.key_file(), "").unwrap();
     fs::hard_link(guest.key_file(), guest.path("keys/other")).unwrap();
-    refused(&guest, &attach("my-test", &key, "yes"), "UNSAFE_PATH");
+    assert_refused(&guest, &attach_command("my-test", &key, "yes"), "UNSAFE_PATH");
 }
 
 /// KP-5.1, KP-6.3, KP-6.10, KP-6.24.
 #[test]
-fn sshd_is_not_as_it_should_be() {
-    if !available(&TOOLS) {
+fn invalid_or_missing_sshd_is_refused() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let mut guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
-    let good = attach("my-test", &key, "no");
+    let mut guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
+    let good = attach_command("my-test", &key, "no");
     let main = guest.path("sshd_config");
     let stock = fs::read_to_string(&main).unwrap();
     let set = |text: String| fs::write(&main, text).unwrap();
 
     set(stock.replace("PidFile", "Nonsense"));
-    let result = refused(&guest, &good, "SSHD_CONFIG_ALREADY_INVALID");
+    let result = assert_refused(&guest, &good, "SSHD_CONFIG_ALREADY_INVALID");
     assert!(result["message"].as_str().unwrap().contains("line 5"), "{result}");
     set(format!("{stock}AuthenticationMethods publickey,password\n"));
-    refused(&guest, &good, "SSHD_CONFIG_REJECTED");
+    assert_refused(&guest, &good, "SSHD_CONFIG_REJECTED");
     set(stock.replace(
         &format!("AuthorizedKeysFile {}/keys/%u", guest.folder.path().display()),
         "AuthorizedKeysFile /etc/ssh/all",
     ));
-    refused(&guest, &good, "AUTHORIZED_KEYS_UNSUPPORTED");
+    assert_refused(&guest, &good, "AUTHORIZED_KEYS_UNSUPPORTED");
     set(stock.replace("ListenAddress 127.0.0.1", "ListenAddress 203.0.113.9"));
-    refused(&guest, &good, "SSHD_RELOAD_UNSAFE");
+    assert_refused(&guest, &good, "SSHD_RELOAD_UNSAFE");
     set(stock.replace(&format!("Port {}", guest.sshd.port), &format!("Port {}", support::sshd::free_port())));
-    refused(&guest, &good, "SSHD_RELOAD_UNSAFE");
+    assert_refused(&guest, &good, "SSHD_RELOAD_UNSAFE");
     set(stock);
 
     let config = fs::read_to_string(&guest.config).unwrap();
@@ -256,72 +274,79 @@ fn sshd_is_not_as_it_should_be() {
     let nobody =
         config.replace("[sshd]", "[sshd]\nbinary = \"/nonexistent/sshd\"").replace("sshd.pid", "no.pid");
     fs::write(&guest.config, nobody).unwrap();
-    guest.sshd.shut_down();
-    refused_without_sshd(&guest, &good, "SSHD_NOT_FOUND");
-    guest.sshd.boot();
+    guest.sshd.stop_and_remove_pid_file();
+    assert_refused_without_sshd(&guest, &good, "SSHD_NOT_FOUND");
+    guest.sshd.start_listener_again();
     fs::write(&guest.config, config.replace("sshd_config\"", "other_config\"")).unwrap();
-    refused(&guest, &good, "SSHD_NOT_FOUND");
+    assert_refused(&guest, &good, "SSHD_NOT_FOUND");
     fs::write(guest.path("other_config"), "Port 22\n").unwrap();
-    refused(&guest, &good, "SSHD_NOT_FOUND");
+    assert_refused(&guest, &good, "SSHD_NOT_FOUND");
     fs::remove_file(guest.path("other_config")).unwrap();
     fs::write(&guest.config, format!("target_user = \"nobody-here\"\n{config}")).unwrap();
-    refused(&guest, &good, "USER_NOT_FOUND");
+    assert_refused(&guest, &good, "USER_NOT_FOUND");
     fs::write(&guest.config, config).unwrap();
     assert_eq!(guest.apply(&good)["status"], "succeeded");
 }
 
 /// KP-6.7.
 #[test]
-fn what_wins_over_us_is_named() {
-    if !available(&TOOLS) {
+fn overriding_setting_is_named_in_message() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let mut guest = Guest::of(Form { arguments: &["-o", "PasswordAuthentication=yes"], ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
-    let result = refused(&guest, &attach("my-test", &key, "no"), "PASSWORD_AUTH_NOT_EFFECTIVE");
+    let mut guest = TestGuest::with_options(GuestOptions {
+        arguments: &["-o", "PasswordAuthentication=yes"],
+        ..GuestOptions::default()
+    });
+    let key = TestKey::new(&guest.folder, "k");
+    let result =
+        assert_refused(&guest, &attach_command("my-test", &key, "no"), "PASSWORD_AUTH_NOT_EFFECTIVE");
     assert!(result["message"].as_str().unwrap().contains("PasswordAuthentication=yes"), "{result}");
     assert!(guest.sshd.is_alive());
 
-    let guest =
-        Guest::of(Form { main: "Match User root\n  PasswordAuthentication yes\n", ..Form::default() });
-    let result = refused(&guest, &attach("my-test", &key, "no"), "PASSWORD_AUTH_NOT_EFFECTIVE");
+    let guest = TestGuest::with_options(GuestOptions {
+        main: "Match User root\n  PasswordAuthentication yes\n",
+        ..GuestOptions::default()
+    });
+    let result =
+        assert_refused(&guest, &attach_command("my-test", &key, "no"), "PASSWORD_AUTH_NOT_EFFECTIVE");
     let message = result["message"].as_str().unwrap();
     assert!(message.contains("sshd_config line 10"), "{message}");
 }
 
 /// KP-4.9, KP-6.25.
 #[test]
-fn a_reload_that_kills_the_listener() {
-    if !available(&TOOLS) {
+fn reload_killing_listener_is_rolled_back() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { copied_binary: true, ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::with_options(GuestOptions { copied_binary: true, ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
     guest.break_copied_binary();
-    let result = refused(&guest, &attach("my-test", &key, "no"), "SSHD_RELOAD_FAILED");
+    let result = assert_refused(&guest, &attach_command("my-test", &key, "no"), "SSHD_RELOAD_FAILED");
     assert_eq!(result["code"], "INTERNAL");
 }
 
 /// KP-4.11.
 #[test]
-fn a_disk_that_does_not_take_it() {
-    if !available(&TOOLS) {
+fn unwritable_state_dir_is_io_error() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.path("state"), "in the way").unwrap();
-    refused(&guest, &attach("my-test", &key, "no"), "IO_ERROR");
+    assert_refused(&guest, &attach_command("my-test", &key, "no"), "IO_ERROR");
 }
 
 /// KP-7.9.
 #[test]
-fn an_immutable_file() {
-    if !available(&TOOLS) || !available(&["chattr"]) {
+fn immutable_key_file_is_io_error() {
+    if !has_tools(&TOOLS) || !has_tools(&["chattr"]) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.key_file(), "# mine\n").unwrap();
     let flag = |flag: &str| {
         Command::new("chattr")
@@ -336,7 +361,7 @@ fn an_immutable_file() {
         eprintln!("SKIPPED: this file system has no immutable flag");
         return;
     }
-    let result = refused(&guest, &attach("my-test", &key, "no"), "IO_ERROR");
+    let result = assert_refused(&guest, &attach_command("my-test", &key, "no"), "IO_ERROR");
     assert!(result["message"].as_str().unwrap().contains("keys/root"), "{result}");
     assert!(flag("-i"));
 }

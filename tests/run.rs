@@ -10,28 +10,35 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::daemon::{Daemon, queued};
-use support::metadata::Asked;
-use support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, wait_for};
+use support::daemon::{Daemon, make_channel_command};
+use support::metadata::ServiceRequest;
+use support::{
+    GuestOptions, MetadataService, TestGuest, TestKey, attach_command, detach_command, has_tools,
+    set_password_auth_command, wait_for,
+};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// A guest whose daemon stays in a long poll for longer than any test waits.
-fn guest(metadata: &Metadata) -> Guest {
-    Guest::of(Form { metadata: Some(metadata), agent: "long_poll_seconds = 600", ..Form::default() })
+fn create_guest(metadata: &MetadataService) -> TestGuest {
+    TestGuest::with_options(GuestOptions {
+        metadata: Some(metadata),
+        agent: "long_poll_seconds = 600",
+        ..GuestOptions::default()
+    })
 }
 
-fn long_polls(metadata: &Metadata) -> usize {
-    metadata.asked().iter().filter(|asked| **asked == Asked::Poll(600)).count()
+fn count_long_polls(metadata: &MetadataService) -> usize {
+    metadata.requests().iter().filter(|asked| **asked == ServiceRequest::Poll(600)).count()
 }
 
 /// Idle: `READY=1` was sent, and a long poll waits.
-fn wait_until_idle(metadata: &Metadata) {
-    wait_for("a long poll", || (long_polls(metadata) > 0).then_some(()));
+fn wait_until_idle(metadata: &MetadataService) {
+    wait_for("a long poll", || (count_long_polls(metadata) > 0).then_some(()));
 }
 
-fn status(guest: &Guest) -> (Value, Option<i32>) {
-    let output = guest.agent(&["status", "--json"]);
+fn read_status(guest: &TestGuest) -> (Value, Option<i32>) {
+    let output = guest.run_agent(&["status", "--json"]);
     (serde_json::from_slice(&output.stdout).unwrap(), output.status.code())
 }
 
@@ -41,14 +48,14 @@ fn problems(status: &Value) -> String {
 
 /// KP-3.34, KP-4.1, KP-4.4.
 #[test]
-fn what_is_queued_takes_effect_and_is_reported() {
-    if !available(&TOOLS) {
+fn queued_commands_take_effect_and_are_reported() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    metadata.queue(queued("c-1", 1, attach("my-test", &key, "no")));
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    let key = TestKey::new(&guest.folder, "me");
+    metadata.queue(make_channel_command("c-1", 1, attach_command("my-test", &key, "no")));
     let daemon = Daemon::start(&guest);
 
     let result = metadata.wait_for_result("c-1");
@@ -58,42 +65,45 @@ fn what_is_queued_takes_effect_and_is_reported() {
         (&json!("c-1"), &json!("i-test"), &json!("attach"))
     );
     assert_eq!(result["fingerprint"]["sha256"], key.fingerprint("sha256"));
-    assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+    assert!(guest.sshd.accepts_key(&key) && !guest.sshd.offers_password());
 
-    metadata.queue(queued("c-2", 2, set_password_auth("yes")));
+    metadata.queue(make_channel_command("c-2", 2, set_password_auth_command("yes")));
     let result = metadata.wait_for_result("c-2");
     assert_eq!(
         (&result["status"], &result["passWordAuth"]),
         (&json!("succeeded"), &json!("yes")),
         "{result}"
     );
-    assert!(guest.sshd.lets_in(&key) && guest.sshd.offers_password());
+    assert!(guest.sshd.accepts_key(&key) && guest.sshd.offers_password());
 
-    metadata.queue(queued("c-3", 3, detach("my-test")));
+    metadata.queue(make_channel_command("c-3", 3, detach_command("my-test")));
     let result = metadata.wait_for_result("c-3");
     assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
-    assert!(!guest.sshd.lets_in(&key) && guest.sshd.offers_password());
+    assert!(!guest.sshd.accepts_key(&key) && guest.sshd.offers_password());
 
     // Each once, in order, and no key text anywhere.
     let stored: Vec<_> = metadata.results().into_iter().map(|(id, _)| id).collect();
     assert_eq!(stored, ["c-1", "c-2", "c-3"]);
     let blob = key.line.split(' ').nth(1).unwrap();
-    assert!(!daemon.log().contains(blob) && !metadata.attempts().iter().any(|(_, text)| text.contains(blob)));
+    assert!(
+        !daemon.log().contains(blob)
+            && !metadata.result_attempts().iter().any(|(_, text)| text.contains(blob))
+    );
 }
 
 #[test]
-fn several_queued_commands_are_done_in_order_before_anything_waits() {
-    if !available(&TOOLS) {
+fn queued_commands_run_in_order_before_long_poll() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let (key, other) = (Key::new(&guest.folder, "me"), Key::new(&guest.folder, "other"));
-    metadata.queue(queued("c-1", 1, attach("one", &key, "no")));
-    metadata.queue(queued("c-2", 2, attach("two", &other, "no")));
-    metadata.queue(queued("c-3", 3, detach("one")));
-    metadata.queue(queued("c-4", 4, attach("two", &other, "no")));
-    metadata.queue(queued("c-5", 4, detach("two")));
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    let (key, other) = (TestKey::new(&guest.folder, "me"), TestKey::new(&guest.folder, "other"));
+    metadata.queue(make_channel_command("c-1", 1, attach_command("one", &key, "no")));
+    metadata.queue(make_channel_command("c-2", 2, attach_command("two", &other, "no")));
+    metadata.queue(make_channel_command("c-3", 3, detach_command("one")));
+    metadata.queue(make_channel_command("c-4", 4, attach_command("two", &other, "no")));
+    metadata.queue(make_channel_command("c-5", 4, detach_command("two")));
     let _daemon = Daemon::start(&guest);
     metadata.wait_for_polls(6);
 
@@ -103,31 +113,36 @@ fn several_queued_commands_are_done_in_order_before_anything_waits() {
         .map(|(_, text)| serde_json::from_str::<Value>(text).unwrap()["reason"].clone())
         .collect();
     assert_eq!(Value::from(reasons), json!([null, "ALREADY_ATTACHED", null, null, "STALE_COMMAND"]));
-    assert!(guest.sshd.lets_in(&other) && !guest.sshd.lets_in(&key));
+    assert!(guest.sshd.accepts_key(&other) && !guest.sshd.accepts_key(&key));
     // The id first; a result before the next command. No poll waits until the agent is ready: with the first empty
     // answer, or 5 s after its start, which a busy machine may need for these five.
-    let asked: Vec<Asked> = metadata.asked().into_iter().filter(|asked| *asked != Asked::Agent).collect();
-    let order: Vec<Asked> = asked
+    let asked: Vec<ServiceRequest> =
+        metadata.requests().into_iter().filter(|asked| *asked != ServiceRequest::AgentReport).collect();
+    let order: Vec<ServiceRequest> = asked
         .iter()
-        .map(|asked| if let Asked::Poll(_) = asked { Asked::Poll(0) } else { asked.clone() })
+        .map(
+            |asked| if let ServiceRequest::Poll(_) = asked { ServiceRequest::Poll(0) } else { asked.clone() },
+        )
         .collect();
-    let each = ["c-1", "c-2", "c-3", "c-4", "c-5"].map(|id| [Asked::Poll(0), Asked::Result(id.to_owned())]);
-    let expected = [&[Asked::Instance][..], each.as_flattened(), &[Asked::Poll(0)]].concat();
+    let each = ["c-1", "c-2", "c-3", "c-4", "c-5"]
+        .map(|id| [ServiceRequest::Poll(0), ServiceRequest::Result(id.to_owned())]);
+    let expected =
+        [&[ServiceRequest::InstanceId][..], each.as_flattened(), &[ServiceRequest::Poll(0)]].concat();
     assert_eq!(order[..expected.len()], expected, "{asked:?}");
-    assert_eq!(asked[1], Asked::Poll(0));
+    assert_eq!(asked[1], ServiceRequest::Poll(0));
 }
 
 /// KP-3.37.
 #[test]
-fn what_runs_here_is_told_at_start_and_after_a_change() {
-    if !available(&TOOLS) {
+fn agent_report_is_sent_at_start_and_after_change() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    let key = TestKey::new(&guest.folder, "me");
     let _daemon = Daemon::start(&guest);
-    let first = wait_for("the first announcement", || metadata.announced().first().cloned());
+    let first = wait_for("the first announcement", || metadata.agent_reports().first().cloned());
     let mut names: Vec<&String> = first.as_object().unwrap().keys().collect();
     names.sort();
     let mut expected = vec![
@@ -168,10 +183,10 @@ fn what_runs_here_is_told_at_start_and_after_a_change() {
     assert_eq!(first["hostKeys"], json!([{ "type": "ssh-ed25519", "sha256": print }]));
 
     wait_until_idle(&metadata);
-    metadata.queue(queued("c-1", 7, attach("my-test", &key, "no")));
+    metadata.queue(make_channel_command("c-1", 7, attach_command("my-test", &key, "no")));
     metadata.wait_for_result("c-1");
     // While the next long poll waits, not only when it ends.
-    let second = wait_for("an announcement after the change", || metadata.announced().get(1).cloned());
+    let second = wait_for("an announcement after the change", || metadata.agent_reports().get(1).cloned());
     assert_eq!(
         second["binding"],
         json!({ "keyName": "my-test", "inherited": false,
@@ -186,27 +201,27 @@ fn what_runs_here_is_told_at_start_and_after_a_change() {
     assert!(!second.to_string().contains(key.line.split(' ').nth(1).unwrap()));
 
     // A command that changes nothing is not worth one: the third is that of the detach behind it.
-    metadata.queue(queued("c-2", 8, attach("my-test", &key, "no")));
+    metadata.queue(make_channel_command("c-2", 8, attach_command("my-test", &key, "no")));
     metadata.wait_for_result("c-2");
-    metadata.queue(queued("c-3", 9, detach("my-test")));
+    metadata.queue(make_channel_command("c-3", 9, detach_command("my-test")));
     metadata.wait_for_result("c-3");
-    let third = wait_for("an announcement after the detach", || metadata.announced().get(2).cloned());
+    let third = wait_for("an announcement after the detach", || metadata.agent_reports().get(2).cloned());
     assert_eq!((&third["binding"], &third["highestSequence"]), (&json!(null), &json!(9)));
 }
 
 /// KP-2.1, KP-2.4.
 #[test]
-fn the_component_is_looked_at_afresh_for_every_command() {
-    if !available(&TOOLS) {
+fn component_version_is_read_for_every_command() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    guest.component("3.0.1041");
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    let key = TestKey::new(&guest.folder, "me");
+    guest.write_component_info("3.0.1041");
     let before = guest.snapshot();
     let mut daemon = Daemon::start(&guest);
-    metadata.queue(queued("c-1", 1, attach("my-test", &key, "no")));
+    metadata.queue(make_channel_command("c-1", 1, attach_command("my-test", &key, "no")));
     let result = metadata.wait_for_result("c-1");
     assert_eq!(
         (&result["code"], &result["reason"], &result["componentVersion"]),
@@ -216,90 +231,90 @@ fn the_component_is_looked_at_afresh_for_every_command() {
     assert_eq!(guest.snapshot(), before);
     assert!(guest.sshd.offers_password());
     wait_until_idle(&metadata);
-    let (report, code) = status(&guest);
+    let (report, code) = read_status(&guest);
     assert_eq!((code, &report["healthy"]), (Some(1), &json!(false)), "{report}");
     assert!(problems(&report).contains("3.0.1042"), "{report}");
 
     fs::remove_file(guest.path("componentInfo.cfg")).unwrap();
-    metadata.queue(queued("c-2", 2, attach("my-test", &key, "no")));
+    metadata.queue(make_channel_command("c-2", 2, attach_command("my-test", &key, "no")));
     assert_eq!(metadata.wait_for_result("c-2")["reason"], "COMPONENT_VERSION_UNREADABLE");
-    assert_eq!(status(&guest).1, Some(1));
+    assert_eq!(read_status(&guest).1, Some(1));
 
-    guest.component("{\"version\": \"3.0.1042.d89c570\"}");
-    metadata.queue(queued("c-3", 3, attach("my-test", &key, "no")));
+    guest.write_component_info("{\"version\": \"3.0.1042.d89c570\"}");
+    metadata.queue(make_channel_command("c-3", 3, attach_command("my-test", &key, "no")));
     let result = metadata.wait_for_result("c-3");
     assert_eq!(
         (&result["status"], &result["componentVersion"]),
         (&json!("succeeded"), &json!("3.0.1042.d89c570"))
     );
-    assert!(guest.sshd.lets_in(&key) && daemon.is_alive());
+    assert!(guest.sshd.accepts_key(&key) && daemon.is_alive());
 }
 
 /// KP-8.12.
 #[test]
-fn a_second_run_fails_at_once_saying_who_runs() {
-    if !available(&TOOLS) {
+fn second_run_fails_and_names_running_pid() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
     let mut daemon = Daemon::start(&guest);
     wait_until_idle(&metadata);
-    let asked = metadata.asked().len();
-    let second = guest.agent(&["run"]);
+    let asked = metadata.requests().len();
+    let second = guest.run_agent(&["run"]);
     assert_eq!(second.status.code(), Some(1));
     let words = String::from_utf8(second.stderr).unwrap();
     assert!(words.contains(&daemon.pid().to_string()), "{words}");
-    assert_eq!(metadata.asked().len(), asked, "a second run asked the service");
+    assert_eq!(metadata.requests().len(), asked, "a second run asked the service");
     assert!(daemon.is_alive());
     // Killed, it stands in nobody's way.
     daemon.kill();
-    let polls = long_polls(&metadata);
+    let polls = count_long_polls(&metadata);
     let next = Daemon::start(&guest);
-    wait_for("the next daemon's long poll", || (long_polls(&metadata) > polls).then_some(()));
+    wait_for("the next daemon's long poll", || (count_long_polls(&metadata) > polls).then_some(()));
     assert_eq!(next.terminate().code(), Some(0));
 }
 
 /// KP-8.13.
 #[test]
-fn sighup_is_ignored_and_sigterm_ends_it() {
-    if !available(&TOOLS) {
+fn sighup_is_ignored_and_sigterm_stops_daemon() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
     let mut daemon = Daemon::start(&guest);
     wait_until_idle(&metadata);
-    let asked = metadata.asked().len();
+    let asked = metadata.requests().len();
     daemon.signal(Signal::SIGHUP);
-    metadata.queue(queued("c-1", 1, set_password_auth("yes")));
+    metadata.queue(make_channel_command("c-1", 1, set_password_auth_command("yes")));
     assert_eq!(metadata.wait_for_result("c-1")["status"], "succeeded");
     assert!(daemon.is_alive());
     // It began nothing anew: no instance id was asked for again.
-    assert!(!metadata.asked()[asked..].contains(&Asked::Instance));
-    wait_for("the next long poll", || (long_polls(&metadata) > 1).then_some(()));
+    assert!(!metadata.requests()[asked..].contains(&ServiceRequest::InstanceId));
+    wait_for("the next long poll", || (count_long_polls(&metadata) > 1).then_some(()));
     assert_eq!(daemon.terminate().code(), Some(0));
-    assert_eq!(status(&guest).1, Some(1));
+    assert_eq!(read_status(&guest).1, Some(1));
 }
 
 /// KP-8.5.
 #[test]
-fn status_tells_health_and_what_keeps_it_from_it() {
-    if !available(&TOOLS) {
+fn status_reports_health_and_problems() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    let (report, code) = status(&guest);
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    let key = TestKey::new(&guest.folder, "me");
+    let (report, code) = read_status(&guest);
     assert_eq!((code, &report["run"]), (Some(1), &json!(null)), "{report}");
     assert!(problems(&report).contains("not running"), "{report}");
 
     let daemon = Daemon::start(&guest);
-    metadata.queue(queued("c-1", 7, attach("my-test", &key, "no")));
+    metadata.queue(make_channel_command("c-1", 7, attach_command("my-test", &key, "no")));
     metadata.wait_for_result("c-1");
     wait_until_idle(&metadata);
-    let (report, code) = status(&guest);
+    let (report, code) = read_status(&guest);
     assert_eq!(
         (code, &report["healthy"], &report["problems"]),
         (Some(0), &json!(true), &json!([])),
@@ -312,7 +327,7 @@ fn status_tells_health_and_what_keeps_it_from_it() {
         (&json!("my-test"), &json!(key.fingerprint("sha256")), &json!("no"))
     );
     assert_eq!((&report["componentVersion"], &report["undelivered"]), (&json!("3.0.1042"), &json!(null)));
-    let output = guest.agent(&["status"]);
+    let output = guest.run_agent(&["status"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
     for word in ["healthy", "my-test", &key.fingerprint("sha256"), "3.0.1042", &metadata.url(), "i-test"] {
@@ -322,38 +337,38 @@ fn status_tells_health_and_what_keeps_it_from_it() {
 
     // Someone changes our line; someone puts his own beside it.
     let good = fs::read(guest.key_file()).unwrap();
-    let own = Key::new(&guest.folder, "own");
+    let own = TestKey::new(&guest.folder, "own");
     fs::write(guest.key_file(), [good.as_slice(), own.line.as_bytes(), b"\n"].concat()).unwrap();
-    assert_eq!(status(&guest).1, Some(0), "a line beside the block is nobody's business");
+    assert_eq!(read_status(&guest).1, Some(0), "a line beside the block is nobody's business");
     let text = String::from_utf8(good.clone()).unwrap();
     let blob = key.line.split(' ').nth(1).unwrap();
     fs::write(guest.key_file(), text.replace(blob, own.line.split(' ').nth(1).unwrap())).unwrap();
-    let (report, code) = status(&guest);
+    let (report, code) = read_status(&guest);
     assert_eq!(code, Some(1));
     assert!(problems(&report).contains(guest.key_file().to_str().unwrap()), "{report}");
     fs::write(guest.key_file(), &good).unwrap();
-    assert_eq!(status(&guest).1, Some(0));
+    assert_eq!(read_status(&guest).1, Some(0));
     let drop_in = fs::read(guest.drop_in()).unwrap();
     fs::write(guest.drop_in(), "PasswordAuthentication yes\n").unwrap();
-    let (report, code) = status(&guest);
+    let (report, code) = read_status(&guest);
     assert_eq!(code, Some(1));
     assert!(problems(&report).contains("00-keypair-agent.conf"), "{report}");
     fs::write(guest.drop_in(), &drop_in).unwrap();
-    assert_eq!(status(&guest).1, Some(0));
+    assert_eq!(read_status(&guest).1, Some(0));
 
     // A result that nobody takes.
     metadata.refuse_results(true);
-    metadata.queue(queued("c-2", 8, detach("my-test")));
-    wait_for("a refused result", || metadata.attempts().iter().find(|(id, _)| id == "c-2").cloned());
+    metadata.queue(make_channel_command("c-2", 8, detach_command("my-test")));
+    wait_for("a refused result", || metadata.result_attempts().iter().find(|(id, _)| id == "c-2").cloned());
     let (report, code) = wait_for("the refusal to be told", || {
-        Some(status(&guest)).filter(|(report, _)| report["channel"]["state"] == "failing")
+        Some(read_status(&guest)).filter(|(report, _)| report["channel"]["state"] == "failing")
     });
     assert_eq!((code, &report["undelivered"]), (Some(1), &json!("c-2")), "{report}");
     assert!(problems(&report).contains("503"), "{report}");
     metadata.refuse_results(false);
     metadata.wait_for_result("c-2");
-    wait_for("health", || (status(&guest).1 == Some(0)).then_some(()));
+    wait_for("health", || (read_status(&guest).1 == Some(0)).then_some(()));
     daemon.kill();
-    let (report, code) = status(&guest);
+    let (report, code) = read_status(&guest);
     assert_eq!((code, &report["run"]), (Some(1), &json!(null)), "{report}");
 }

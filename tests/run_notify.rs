@@ -4,43 +4,44 @@
 
 mod support;
 
-use support::daemon::{Daemon, Manager, queued};
-use support::metadata::{Asked, Fault};
-use support::{Form, Guest, Key, Metadata, attach, available, wait_for};
+use support::daemon::{Daemon, NotifySocket, make_channel_command};
+use support::metadata::{PollFault, ServiceRequest};
+use support::{GuestOptions, MetadataService, TestGuest, TestKey, attach_command, has_tools, wait_for};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-fn guest(metadata: &Metadata) -> Guest {
-    Guest::of(Form { metadata: Some(metadata), ..Form::default() })
+fn create_guest(metadata: &MetadataService) -> TestGuest {
+    TestGuest::with_options(GuestOptions { metadata: Some(metadata), ..GuestOptions::default() })
 }
 
 /// KP-3.17, KP-8.15.
 #[test]
-fn ready_comes_after_what_was_queued_and_status_says_how_things_are() {
-    if !available(&TOOLS) {
+fn ready_is_sent_after_queued_commands() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let key = Key::new(&guest.folder, "me");
-    let mut manager = Manager::listen(&guest);
-    metadata.queue(queued("c-1", 1, attach("my-test", &key, "no")));
-    let daemon = Daemon::start_with(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
-    manager.wait_for("READY=1", |line| line == "READY=1");
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    let key = TestKey::new(&guest.folder, "me");
+    let mut manager = NotifySocket::listen(&guest);
+    metadata.queue(make_channel_command("c-1", 1, attach_command("my-test", &key, "no")));
+    let daemon = Daemon::start_with_env(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
+    manager.wait_for_message("READY=1", |line| line == "READY=1");
     // What was queued is in effect before sshd would open.
     assert_eq!(metadata.result("c-1").expect("a result before READY=1")["status"], "succeeded");
-    let status = manager.wait_for("the status", |line| {
+    let status = manager.wait_for_message("the status", |line| {
         line.starts_with("STATUS=") && line.contains("my-test") && line.contains("password login off")
     });
     assert!(status.contains("3.0.1042") && status.contains("waiting for commands"), "{status}");
 
-    metadata.fault(Some(Fault::Raw(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n".to_vec())));
-    let status = manager.wait_for("the failure", |line| line.starts_with("STATUS=") && line.contains("500"));
+    metadata.set_fault(Some(PollFault::Raw(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n".to_vec())));
+    let status =
+        manager.wait_for_message("the failure", |line| line.starts_with("STATUS=") && line.contains("500"));
     assert!(status.contains("my-test") && status.contains("failing"), "{status}");
 
     assert_eq!(daemon.terminate().code(), Some(0));
-    manager.wait_for("STOPPING=1", |line| line == "STOPPING=1");
-    let said = manager.said();
+    manager.wait_for_message("STOPPING=1", |line| line == "STOPPING=1");
+    let said = manager.messages();
     assert_eq!(said.iter().filter(|line| *line == "READY=1").count(), 1, "{said:?}");
     assert!(!said.iter().any(|line| line == "WATCHDOG=1"), "{said:?}");
     let known = ["READY=1", "STOPPING=1"];
@@ -50,22 +51,23 @@ fn ready_comes_after_what_was_queued_and_status_says_how_things_are() {
 }
 
 #[test]
-fn status_follows_what_is_done_at_the_console() {
-    if !available(&TOOLS) {
+fn notify_status_follows_console_changes() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let form = Form { metadata: Some(&metadata), agent: "long_poll_seconds = 1", ..Form::default() };
-    let guest = Guest::of(form);
-    let key = Key::new(&guest.folder, "me");
-    let mut manager = Manager::listen(&guest);
-    let daemon = Daemon::start_with(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
-    manager.wait_for("READY=1", |line| line == "READY=1");
-    guest.apply(&attach("my-test", &key, "no"));
-    manager.wait_for("the binding", |line| line.starts_with("STATUS=key pair my-test bound"));
-    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+    let metadata = MetadataService::start();
+    let form =
+        GuestOptions { metadata: Some(&metadata), agent: "long_poll_seconds = 1", ..GuestOptions::default() };
+    let guest = TestGuest::with_options(form);
+    let key = TestKey::new(&guest.folder, "me");
+    let mut manager = NotifySocket::listen(&guest);
+    let daemon = Daemon::start_with_env(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
+    manager.wait_for_message("READY=1", |line| line == "READY=1");
+    guest.apply(&attach_command("my-test", &key, "no"));
+    manager.wait_for_message("the binding", |line| line.starts_with("STATUS=key pair my-test bound"));
+    assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0));
     wait_for("its end", || {
-        let last = manager.said().iter().rfind(|line| line.starts_with("STATUS="))?;
+        let last = manager.messages().iter().rfind(|line| line.starts_with("STATUS="))?;
         last.starts_with("STATUS=no key pair bound, password login as configured").then_some(())
     });
     assert_eq!(daemon.terminate().code(), Some(0));
@@ -73,43 +75,44 @@ fn status_follows_what_is_done_at_the_console() {
 
 /// KP-3.17, KP-3.18.
 #[test]
-fn ready_comes_although_the_service_hangs_and_polls_do_not_wait_until_then() {
-    if !available(&TOOLS) {
+fn ready_is_sent_while_service_hangs() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    metadata.fault(Some(Fault::Hang));
-    let mut manager = Manager::listen(&guest);
-    let mut daemon = Daemon::start_with(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
-    wait_for("the first poll", || metadata.asked().contains(&Asked::Poll(0)).then_some(()));
-    manager.wait_for("READY=1", |line| line == "READY=1");
-    let polls: Vec<Asked> =
-        metadata.asked().into_iter().filter(|asked| matches!(asked, Asked::Poll(_))).collect();
-    assert!(!polls.is_empty() && polls.iter().all(|poll| *poll == Asked::Poll(0)), "{polls:?}");
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    metadata.set_fault(Some(PollFault::Hang));
+    let mut manager = NotifySocket::listen(&guest);
+    let mut daemon = Daemon::start_with_env(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
+    wait_for("the first poll", || metadata.requests().contains(&ServiceRequest::Poll(0)).then_some(()));
+    manager.wait_for_message("READY=1", |line| line == "READY=1");
+    let polls: Vec<ServiceRequest> =
+        metadata.requests().into_iter().filter(|asked| matches!(asked, ServiceRequest::Poll(_))).collect();
+    assert!(!polls.is_empty() && polls.iter().all(|poll| *poll == ServiceRequest::Poll(0)), "{polls:?}");
     assert!(daemon.is_alive());
     // With the hanging poll in flight.
     assert_eq!(daemon.terminate().code(), Some(0));
 }
 
 #[test]
-fn the_watchdog_is_fed_in_a_long_poll() {
-    if !available(&TOOLS) {
+fn watchdog_is_fed_during_long_poll() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let metadata = Metadata::start();
-    let guest = guest(&metadata);
-    let mut manager = Manager::listen(&guest);
+    let metadata = MetadataService::start();
+    let guest = create_guest(&metadata);
+    let mut manager = NotifySocket::listen(&guest);
     let socket = manager.path.to_str().unwrap().to_owned();
-    let daemon = Daemon::start_with(&guest, &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", "400000")]);
+    let daemon = Daemon::start_with_env(&guest, &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", "400000")]);
     wait_for("a long poll", || {
         // As systemd does: whoever tells a socket that nobody reads waits for it.
-        manager.said();
-        metadata.asked().contains(&Asked::Poll(60)).then_some(())
+        manager.messages();
+        metadata.requests().contains(&ServiceRequest::Poll(60)).then_some(())
     });
-    let fed = |manager: &mut Manager| manager.said().iter().filter(|line| *line == "WATCHDOG=1").count();
+    let fed =
+        |manager: &mut NotifySocket| manager.messages().iter().filter(|line| *line == "WATCHDOG=1").count();
     let before = fed(&mut manager);
     wait_for("three more", || (fed(&mut manager) >= before + 3).then_some(()));
-    assert_eq!(metadata.asked().iter().filter(|asked| **asked == Asked::Poll(60)).count(), 1);
+    assert_eq!(metadata.requests().iter().filter(|asked| **asked == ServiceRequest::Poll(60)).count(), 1);
     assert_eq!(daemon.terminate().code(), Some(0));
 }

@@ -11,20 +11,20 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{FileFailurePersistence, RngSeed};
 
-use simulated::action::{Action, Budget};
-use simulated::control_plane::{ControlPlane, Order};
+use simulated::action::{Budget, SimAction};
+use simulated::control_plane::{ControlPlane, SimOrder};
 use simulated::disk::Disk;
-use simulated::edit::Edit;
+use simulated::edit::UserEdit;
 use simulated::is_large;
-use simulated::keys::{self, Pair};
-use simulated::world::{EXPIRY, Setting, World};
+use simulated::keys::{self, PlatformKeyPair};
+use simulated::world::{EXPIRY_SECONDS, Simulation, SimulationSetup};
 
 /// How many ways are tried; by the larger bound the second number, and others each time.
 const CASES: [u32; 2] = [200, 8_000];
 
 /// The same ways each time, so that who changed something is told of what he changed; in the long run others, whose seed
 /// is said, and taken again where `KEYPAIR_MODEL_SEED` says it.
-fn seed() -> u64 {
+fn choose_seed() -> u64 {
     if !is_large() {
         return 6;
     }
@@ -37,13 +37,13 @@ fn seed() -> u64 {
 /// Steps of one way: more than any way has.
 const STEPS: usize = 150;
 
-fn order() -> impl Strategy<Value = Order> {
-    let pair = || select(vec![Pair::K, Pair::L, Pair::KWithAnotherKey]);
+fn order() -> impl Strategy<Value = SimOrder> {
+    let pair = || select(vec![PlatformKeyPair::K, PlatformKeyPair::L, PlatformKeyPair::KWithAnotherKey]);
     prop_oneof![
         4 => (pair(), any::<bool>(), any::<bool>())
-            .prop_map(|(pair, passwords, replace)| Order::Attach { pair, passwords, replace }),
-        2 => pair().prop_map(Order::Detach),
-        1 => any::<bool>().prop_map(Order::SetPasswordAuth),
+            .prop_map(|(pair, passwords, replace)| SimOrder::Attach { pair, passwords, replace }),
+        2 => pair().prop_map(SimOrder::Detach),
+        1 => any::<bool>().prop_map(SimOrder::SetPasswordAuth),
     ]
 }
 
@@ -57,7 +57,7 @@ fn main_file() -> impl Strategy<Value = &'static str> {
 }
 
 fn key_file() -> impl Strategy<Value = Option<String>> {
-    let block = Pair::K.block();
+    let block = PlatformKeyPair::K.block();
     select(vec![
         None,
         Some(keys::USERS_KEY.to_owned()),
@@ -69,13 +69,13 @@ fn key_file() -> impl Strategy<Value = Option<String>> {
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: CASES[usize::from(is_large())],
-        rng_seed: RngSeed::Fixed(seed()),
+        rng_seed: RngSeed::Fixed(choose_seed()),
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn long_ways(
+    fn invariants_hold_in_random_sequences(
         main in main_file(),
         keys in key_file(),
         orders in proptest::collection::vec(order(), 10..=20),
@@ -85,7 +85,7 @@ proptest! {
     ) {
         let control_plane = ControlPlane {
             orders,
-            first_expires_at: expires.then_some(EXPIRY),
+            first_expires_at: expires.then_some(EXPIRY_SECONDS),
             instance: 0,
             results: Default::default(),
         };
@@ -103,45 +103,45 @@ proptest! {
             delays: 1,
             disturbances: 25,
         };
-        let setting = Setting {
+        let setting = SimulationSetup {
             edits: vec![
-                Edit::AddsKey,
-                Edit::RemovesBlock,
-                Edit::RemovesAllKeys,
-                Edit::SetsPasswords(true),
-                Edit::SetsPasswords(false),
-                Edit::RemovesSetting,
-                Edit::RefusesKeys,
-                Edit::Misspells,
-                Edit::Corrects,
+                UserEdit::AddKey,
+                UserEdit::RemoveBlock,
+                UserEdit::RemoveAllKeys,
+                UserEdit::SetPasswordAuth(true),
+                UserEdit::SetPasswordAuth(false),
+                UserEdit::RemoveSetting,
+                UserEdit::DisablePubkey,
+                UserEdit::BreakConfig,
+                UserEdit::RepairConfig,
             ],
         };
-        let mut world = World::new(Disk::new(main, keys.as_deref()), control_plane, budget);
-        let mut way: Vec<Action> = Vec::new();
+        let mut world = Simulation::new(Disk::new(main, keys.as_deref()), control_plane, budget);
+        let mut way: Vec<SimAction> = Vec::new();
         for (luck, index) in choices {
-            let Some(progress) = world.progress() else { break };
+            let Some(progress) = world.next_action() else { break };
             let action = match luck {
                 0..6 => progress,
-                _ => index.get(&world.actions(&setting)).clone(),
+                _ => index.get(&world.possible_actions(&setting)).clone(),
             };
-            world = world.after(&action);
+            world = world.successor(&action);
             way.push(action);
             if let Some(violation) = &world.machine.violation {
-                prop_assert!(false, "{}: {}\n{}", violation.property.name(), violation.what, told(&way));
+                prop_assert!(false, "{}: {}\n{}", violation.property.name(), violation.what, format_actions(&way));
             }
         }
         // No more faults: what is left is answered.
-        while let Some(progress) = world.progress() {
-            prop_assert!(way.len() < 3 * STEPS, "it comes to no end\n{}", told(&way));
-            world = world.after(&progress);
+        while let Some(progress) = world.next_action() {
+            prop_assert!(way.len() < 3 * STEPS, "it comes to no end\n{}", format_actions(&way));
+            world = world.successor(&progress);
             way.push(progress);
             if let Some(violation) = &world.machine.violation {
-                prop_assert!(false, "{}: {}\n{}", violation.property.name(), violation.what, told(&way));
+                prop_assert!(false, "{}: {}\n{}", violation.property.name(), violation.what, format_actions(&way));
             }
         }
     }
 }
 
-fn told(way: &[Action]) -> String {
+fn format_actions(way: &[SimAction]) -> String {
     way.iter().enumerate().map(|(number, action)| format!("  {:3}. {action}\n", number + 1)).collect()
 }

@@ -12,20 +12,22 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::daemon::{Daemon, Manager, queued};
-use support::dead::{Mount, NameService, has_fuse};
-use support::scene::apart;
-use support::{Form, Guest, Key, Metadata, attach, available, detach, wait_for};
+use support::daemon::{Daemon, NotifySocket, make_channel_command};
+use support::dead::{FaultyNssModule, HungFuseMount, has_fuse};
+use support::scene::run_in_namespaces;
+use support::{
+    GuestOptions, MetadataService, TestGuest, TestKey, attach_command, detach_command, has_tools, wait_for,
+};
 
 const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "unshare", "mount", "ip"];
 
-const FILES_FIRST: &str = "passwd: files hesiod\ngroup: files hesiod\nshadow: files\n";
+const NSSWITCH_FILES_FIRST: &str = "passwd: files hesiod\ngroup: files hesiod\nshadow: files\n";
 
 /// The agent, which must end: a process that hangs is waited for for a minute and a half.
-fn ends(guest: &Guest, words: &[&str], input: &str) -> Output {
+fn run_to_end(guest: &TestGuest, words: &[&str], input: &str) -> Output {
     let input_file = guest.path("input");
     fs::write(&input_file, input).unwrap();
-    let mut command = guest.command(words);
+    let mut command = guest.agent_command(words);
     command.stdin(fs::File::open(&input_file).unwrap());
     command.stdout(fs::File::create(guest.path("out")).unwrap());
     command.stderr(fs::File::create(guest.path("err")).unwrap());
@@ -35,17 +37,17 @@ fn ends(guest: &Guest, words: &[&str], input: &str) -> Output {
     Output { status, stdout, stderr }
 }
 
-fn said(output: &Output) -> String {
+fn combined_output(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-fn applied(guest: &Guest, command: &Value) -> Value {
-    let output = ends(guest, &["apply", "-"], &command.to_string());
+fn apply_to_end(guest: &TestGuest, command: &Value) -> Value {
+    let output = run_to_end(guest, &["apply", "-"], &command.to_string());
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
 }
 
 /// The scouts of this guest's agent that are there.
-fn scouts() -> usize {
+fn count_scouts() -> usize {
     let agent = fs::canonicalize(env!("CARGO_BIN_EXE_keypair-agent")).unwrap();
     let own = fs::read_link("/proc/thread-self/ns/mnt").unwrap();
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -59,7 +61,7 @@ fn scouts() -> usize {
 }
 
 /// Another account with a password, whose key file is `keys/other`.
-fn add_another_account(guest: &Guest) {
+fn add_another_account(guest: &TestGuest) {
     for (name, line) in [
         ("passwd", "other:x:4242:4242::/nonexistent:/bin/sh\n"),
         ("shadow", "other:$6$salt$hash:19000:0:99999:7:::\n"),
@@ -72,14 +74,14 @@ fn add_another_account(guest: &Guest) {
 }
 
 /// In a scene of its own, with a name service that obeys and a key file that holds `# mine`.
-fn with_name_service(test: impl FnOnce(&Guest, &NameService, &Key) + Send) {
-    if !available(&TOOLS) {
+fn run_with_name_service(test: impl FnOnce(&TestGuest, &FaultyNssModule, &TestKey) + Send) {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let guest = Guest::new();
-        let Some(names) = NameService::new(&guest.folder, FILES_FIRST) else { return };
-        let key = Key::new(&guest.folder, "me");
+    run_in_namespaces(|| {
+        let guest = TestGuest::new();
+        let Some(names) = FaultyNssModule::new(&guest.folder, NSSWITCH_FILES_FIRST) else { return };
+        let key = TestKey::new(&guest.folder, "me");
         fs::write(guest.key_file(), "# mine\n").unwrap();
         test(&guest, &names, &key);
     });
@@ -88,41 +90,44 @@ fn with_name_service(test: impl FnOnce(&Guest, &NameService, &Key) + Send) {
 /// `group: files slow`: everything that needs no groups works, and the rest is refused by name.
 /// KP-8.14.
 #[test]
-fn a_name_service_that_hangs() {
-    with_name_service(|guest, names, key| {
-        names.does("slow");
-        let bound = applied(guest, &attach("k", key, "no"));
+fn hanging_name_service_fails_only_group_lookups() {
+    run_with_name_service(|guest, names, key| {
+        names.enable_fault("slow");
+        let bound = apply_to_end(guest, &attach_command("k", key, "no"));
         assert_eq!(bound["status"], "succeeded", "a slow one is waited for: {bound}");
-        names.does_not("slow");
-        names.does("hang");
-        let refused = applied(guest, &attach("k", key, "yes"));
+        names.disable_fault("slow");
+        names.enable_fault("hang");
+        let refused = apply_to_end(guest, &attach_command("k", key, "yes"));
         assert_eq!(refused["reason"], "IO_ERROR", "{refused}");
         let message = refused["message"].as_str().unwrap();
         assert!(message.contains("the name service did not answer"), "{refused}");
-        let status = ends(guest, &["status"], "");
+        let status = run_to_end(guest, &["status"], "");
         assert_eq!(status.status.code(), Some(1), "{status:?}");
-        assert!(said(&status).contains("the name service did not answer"), "{status:?}");
+        assert!(combined_output(&status).contains("the name service did not answer"), "{status:?}");
         for words in [&["check"][..], &["plan", "-"]] {
-            let output = ends(guest, words, &attach("k", key, "yes").to_string());
-            assert!(said(&output).contains("the name service did not answer"), "{words:?}: {output:?}");
+            let output = run_to_end(guest, words, &attach_command("k", key, "yes").to_string());
+            assert!(
+                combined_output(&output).contains("the name service did not answer"),
+                "{words:?}: {output:?}"
+            );
             assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
         }
-        let undone = ends(guest, &["undo"], "");
+        let undone = run_to_end(guest, &["undo"], "");
         assert_eq!(undone.status.code(), Some(0), "{undone:?}");
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
         assert!(!guest.drop_in().exists());
-        names.does_not("hang");
-        assert!(!guest.sshd.lets_in(key) && guest.sshd.offers_password());
-        wait_for("the end of all scouts", || (scouts() == 0).then_some(()));
+        names.disable_fault("hang");
+        assert!(!guest.sshd.accepts_key(key) && guest.sshd.offers_password());
+        wait_for("the end of all scouts", || (count_scouts() == 0).then_some(()));
     });
 }
 
 #[test]
-fn a_detach_needs_no_groups() {
-    with_name_service(|guest, names, key| {
-        assert_eq!(applied(guest, &attach("k", key, "yes"))["status"], "succeeded");
-        names.does("hang");
-        let detached = applied(guest, &detach("k"));
+fn detach_needs_no_group_lookup() {
+    run_with_name_service(|guest, names, key| {
+        assert_eq!(apply_to_end(guest, &attach_command("k", key, "yes"))["status"], "succeeded");
+        names.enable_fault("hang");
+        let detached = apply_to_end(guest, &detach_command("k"));
         assert_eq!(detached["status"], "succeeded", "{detached}");
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
     });
@@ -131,29 +136,30 @@ fn a_detach_needs_no_groups() {
 /// A source that ends the process that asks it, and one that hangs: the next command is carried out.
 /// KP-8.14.
 #[test]
-fn a_hostile_name_service_stops_no_queue() {
-    if !available(&TOOLS) {
+fn hostile_name_service_does_not_block_queue() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let metadata = Metadata::start();
-        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-        let Some(names) = NameService::new(&guest.folder, FILES_FIRST) else { return };
-        let key = Key::new(&guest.folder, "me");
+    run_in_namespaces(|| {
+        let metadata = MetadataService::start();
+        let guest =
+            TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+        let Some(names) = FaultyNssModule::new(&guest.folder, NSSWITCH_FILES_FIRST) else { return };
+        let key = TestKey::new(&guest.folder, "me");
         let mut daemon = Daemon::start(&guest);
         for (sequence, what) in [(1, "abort"), (2, "hang")] {
-            names.does(what);
+            names.enable_fault(what);
             let id = format!("c-{sequence}");
-            metadata.queue(queued(&id, sequence, attach("k", &key, "yes")));
+            metadata.queue(make_channel_command(&id, sequence, attach_command("k", &key, "yes")));
             let result = wait_for("the result", || metadata.result(&id));
             assert_eq!(result["reason"], "IO_ERROR", "{what}: {result}");
             assert!(daemon.is_alive(), "{what}");
-            names.does_not(what);
+            names.disable_fault(what);
         }
-        metadata.queue(queued("c-3", 3, attach("k", &key, "yes")));
+        metadata.queue(make_channel_command("c-3", 3, attach_command("k", &key, "yes")));
         let result = wait_for("the result", || metadata.result("c-3"));
         assert_eq!(result["status"], "succeeded", "{result}");
-        assert!(guest.sshd.lets_in(&key));
+        assert!(guest.sshd.accepts_key(&key));
         assert_eq!(daemon.terminate().code(), Some(0));
     });
 }
@@ -161,27 +167,28 @@ fn a_hostile_name_service_stops_no_queue() {
 /// Whose key file it is decides whether the command is refused; one child at most hangs there, and nothing waits for it.
 /// KP-8.14.
 #[test]
-fn a_mount_whose_server_is_away() {
-    if !available(&TOOLS) || !has_fuse() {
+fn dead_mount_of_key_file_is_refused_without_blocking() {
+    if !has_tools(&TOOLS) || !has_fuse() {
         return;
     }
-    apart(|| {
-        let metadata = Metadata::start();
-        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-        let key = Key::new(&guest.folder, "me");
+    run_in_namespaces(|| {
+        let metadata = MetadataService::start();
+        let guest =
+            TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+        let key = TestKey::new(&guest.folder, "me");
         fs::write(guest.key_file(), "# mine\n").unwrap();
         add_another_account(&guest);
         let dead = guest.path("dead");
         fs::create_dir(&dead).unwrap();
         std::os::unix::fs::symlink(dead.join("authorized_keys"), guest.path("keys/other")).unwrap();
-        let mount = Mount::of_root(&dead);
+        let mount = HungFuseMount::mount_for_all(&dead);
         // Another account's keys: only a warning depends on them.
-        let bound = applied(&guest, &attach("k", &key, "no"));
+        let bound = apply_to_end(&guest, &attach_command("k", &key, "no"));
         assert_eq!(bound["status"], "succeeded", "{bound}");
         let message = bound["message"].as_str().unwrap();
         let silence = format!("the fuse mount at {} did not answer", dead.display());
         assert!(message.contains(&silence), "{bound}");
-        assert!(guest.sshd.lets_in(&key));
+        assert!(guest.sshd.accepts_key(&key));
 
         // His own: refused by name, again and again, and one child hangs.
         fs::rename(guest.key_file(), guest.path("kept")).unwrap();
@@ -189,82 +196,87 @@ fn a_mount_whose_server_is_away() {
         let daemon = Daemon::start(&guest);
         for sequence in 1..=3 {
             let id = format!("c-{sequence}");
-            metadata.queue(queued(&id, sequence, attach("k", &key, "yes")));
+            metadata.queue(make_channel_command(&id, sequence, attach_command("k", &key, "yes")));
             let result = wait_for("the result", || metadata.result(&id));
             assert_eq!(result["reason"], "IO_ERROR", "{result}");
             assert!(result["message"].as_str().unwrap().contains(&silence), "{result}");
         }
         // One hangs of the console's, and one of the daemon's; one that waits for questions ends soon after the result.
-        wait_for("the end of all other scouts", || (scouts() <= 2).then_some(()));
-        let status = ends(&guest, &["status"], "");
+        wait_for("the end of all other scouts", || (count_scouts() <= 2).then_some(()));
+        let status = run_to_end(&guest, &["status"], "");
         assert_eq!(status.status.code(), Some(1), "{status:?}");
-        assert!(said(&status).contains(&silence), "{status:?}");
-        let undone = ends(&guest, &["undo"], "");
-        assert!(said(&undone).contains(&silence), "{undone:?}");
+        assert!(combined_output(&status).contains(&silence), "{status:?}");
+        let undone = run_to_end(&guest, &["undo"], "");
+        assert!(combined_output(&undone).contains(&silence), "{undone:?}");
         assert!(!guest.drop_in().exists(), "what can be reached is taken back");
         assert_eq!(daemon.terminate().code(), Some(0));
 
         drop(mount);
-        wait_for("the end of all scouts", || (scouts() == 0).then_some(()));
+        wait_for("the end of all scouts", || (count_scouts() == 0).then_some(()));
         fs::rename(guest.path("kept"), guest.key_file()).unwrap();
-        assert_eq!(applied(&guest, &attach("k", &key, "yes"))["status"], "succeeded");
+        assert_eq!(apply_to_end(&guest, &attach_command("k", &key, "yes"))["status"], "succeeded");
     });
 }
 
 /// He cannot make root wait: the kernel keeps root out of his mount, and it is passed over.
 #[test]
-fn an_ordinary_users_mount_holds_nobody_up() {
-    if !available(&TOOLS) || !has_fuse() {
+fn unprivileged_fuse_mount_does_not_block_agent() {
+    if !has_tools(&TOOLS) || !has_fuse() {
         return;
     }
-    apart(|| {
-        let guest = Guest::new();
-        let key = Key::new(&guest.folder, "me");
+    run_in_namespaces(|| {
+        let guest = TestGuest::new();
+        let key = TestKey::new(&guest.folder, "me");
         fs::write(guest.key_file(), "# mine\n").unwrap();
         add_another_account(&guest);
         let dead = guest.path("dead");
         fs::create_dir(&dead).unwrap();
         std::os::unix::fs::symlink(dead.join("authorized_keys"), guest.path("keys/other")).unwrap();
-        let _mount = Mount::of_user(&dead, 4242);
-        let bound = applied(&guest, &attach("k", &key, "no"));
+        let _mount = HungFuseMount::mount_for_user(&dead, 4242);
+        let bound = apply_to_end(&guest, &attach_command("k", &key, "no"));
         assert_eq!(bound["status"], "succeeded", "{bound}");
         assert!(!bound["message"].as_str().unwrap().contains("did not answer"), "{bound}");
-        assert_eq!(scouts(), 0);
+        assert_eq!(count_scouts(), 0);
     });
 }
 
 /// A command that is in flight for more than a minute; also where `run` itself hangs.
 /// KP-8.15.
 #[test]
-fn status_names_what_is_in_flight_for_too_long() {
-    if !available(&TOOLS) {
+fn status_names_command_in_flight_too_long() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    apart(|| {
-        let metadata = Metadata::start();
-        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-        let Some(names) = NameService::new(&guest.folder, FILES_FIRST) else { return };
-        let key = Key::new(&guest.folder, "me");
+    run_in_namespaces(|| {
+        let metadata = MetadataService::start();
+        let guest =
+            TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+        let Some(names) = FaultyNssModule::new(&guest.folder, NSSWITCH_FILES_FIRST) else { return };
+        let key = TestKey::new(&guest.folder, "me");
         let daemon = Daemon::start(&guest);
-        names.does("hang");
-        metadata.queue(queued("c-1", 1, attach("k", &key, "yes")));
+        names.enable_fault("hang");
+        metadata.queue(make_channel_command("c-1", 1, attach_command("k", &key, "yes")));
         let file = guest.path("run/channel.json");
         let mut seen: Value = wait_for("a command in flight", || {
             let seen: Value = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
             (seen["inFlight"]["commandId"] == "c-1").then_some(seen)
         });
         daemon.signal(Signal::SIGSTOP);
-        names.does_not("hang");
+        names.disable_fault("hang");
         let problem = "command c-1 is in flight since";
-        let young = ends(&guest, &["status"], "");
-        assert!(!said(&young).contains(problem), "{young:?}");
+        let young = run_to_end(&guest, &["status"], "");
+        assert!(!combined_output(&young).contains(problem), "{young:?}");
         seen["inFlight"]["sinceBoot"] = json!(seen["inFlight"]["sinceBoot"].as_u64().unwrap() - 61);
         seen["inFlight"]["step"] = json!("some step");
         fs::write(&file, seen.to_string()).unwrap();
-        let status = ends(&guest, &["status"], "");
+        let status = run_to_end(&guest, &["status"], "");
         assert_eq!(status.status.code(), Some(1), "{status:?}");
-        assert!(said(&status).contains(problem) && said(&status).contains("step: some step"), "{status:?}");
-        let status = ends(&guest, &["status", "--json"], "");
+        assert!(
+            combined_output(&status).contains(problem)
+                && combined_output(&status).contains("step: some step"),
+            "{status:?}"
+        );
+        let status = run_to_end(&guest, &["status", "--json"], "");
         let report: Value = serde_json::from_slice(&status.stdout).unwrap();
         assert_eq!(report["channel"]["inFlight"]["commandId"], "c-1", "{report}");
         daemon.signal(Signal::SIGCONT);
@@ -280,24 +292,28 @@ fn status_names_what_is_in_flight_for_too_long() {
 /// has to rely.
 /// KP-8.15.
 #[test]
-fn a_step_that_never_ends_feeds_no_watchdog() {
-    if !available(&TOOLS) || !has_fuse() {
+fn hanging_step_stops_watchdog_pings() {
+    if !has_tools(&TOOLS) || !has_fuse() {
         return;
     }
-    apart(|| {
-        let metadata = Metadata::start();
-        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-        let key = Key::new(&guest.folder, "me");
-        let mut manager = Manager::listen(&guest);
+    run_in_namespaces(|| {
+        let metadata = MetadataService::start();
+        let guest =
+            TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+        let key = TestKey::new(&guest.folder, "me");
+        let mut manager = NotifySocket::listen(&guest);
         let socket = manager.path.to_str().unwrap().to_owned();
-        let daemon = Daemon::start_with(&guest, &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", "1000000")]);
-        let fed = |manager: &mut Manager| manager.said().iter().filter(|line| *line == "WATCHDOG=1").count();
+        let daemon =
+            Daemon::start_with_env(&guest, &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", "1000000")]);
+        let fed = |manager: &mut NotifySocket| {
+            manager.messages().iter().filter(|line| *line == "WATCHDOG=1").count()
+        };
         wait_for("an idle one to be fed", || (fed(&mut manager) > 2).then_some(()));
         wait_for("its state", || guest.path("state/state.json").exists().then_some(()));
-        let mount = Mount::of_root(&guest.path("state"));
-        metadata.queue(queued("c-1", 1, attach("k", &key, "yes")));
+        let mount = HungFuseMount::mount_for_all(&guest.path("state"));
+        metadata.queue(make_channel_command("c-1", 1, attach_command("k", &key, "yes")));
         wait_for("the end of its meals", || {
-            manager.said();
+            manager.messages();
             daemon.log().contains("the watchdog is not fed any more").then_some(())
         });
         let before = fed(&mut manager);

@@ -8,15 +8,15 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use support::{Folder, Key, attach, detach, set_password_auth, wait_for};
+use support::{TestDir, TestKey, attach_command, detach_command, set_password_auth_command, wait_for};
 
 /// A guest that systemd boots, thrown away with its folder.
-struct Guest {
+struct BootedGuest {
     nspawn: Child,
     leader: String,
 }
 
-impl Guest {
+impl BootedGuest {
     fn boot(root: &str, agent: &str) -> Self {
         let mut nspawn = Command::new("systemd-nspawn")
             .args(["--quiet", "--register=no", "--keep-unit", "--private-network", "--volatile=overlay"])
@@ -42,35 +42,35 @@ impl Guest {
         guest
     }
 
-    fn entered(&self, namespaces: &str) -> Command {
+    fn nsenter_command(&self, namespaces: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.leader, namespaces, "--"]).stdin(Stdio::null());
         command
     }
 
     fn run(&self, words: &[&str]) -> Output {
-        self.entered("-a").args(words).output().unwrap()
+        self.nsenter_command("-a").args(words).output().unwrap()
     }
 
-    fn shell(&self, script: &str) {
+    fn run_shell(&self, script: &str) {
         let output = self.run(&["sh", "-ec", script]);
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn says(&self, words: &[&str]) -> String {
+    fn run_and_read_stdout(&self, words: &[&str]) -> String {
         String::from_utf8_lossy(&self.run(words).stdout).trim().to_owned()
     }
 
-    fn client(&self, options: &[&str]) -> Output {
-        let mut command = self.entered("-n");
+    fn run_ssh_client(&self, options: &[&str]) -> Output {
+        let mut command = self.nsenter_command("-n");
         command.args(["ssh", "-v", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]);
         command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         command.args(options).args(["root@127.0.0.1", "true"]).output().unwrap()
     }
 
-    fn offers(&self) -> Vec<String> {
+    fn offered_methods(&self) -> Vec<String> {
         wait_for("an offer", || {
-            let output = self.client(&["-o", "PreferredAuthentications=none"]);
+            let output = self.run_ssh_client(&["-o", "PreferredAuthentications=none"]);
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             let (_, methods) = text.split_once("Authentications that can continue: ")?;
             Some(methods.lines().next()?.trim().split(',').map(str::to_owned).collect())
@@ -84,7 +84,7 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+impl Drop for BootedGuest {
     fn drop(&mut self) {
         // The guest ends with its first process, and systemd-nspawn with the guest.
         let leader: i32 = self.leader.parse().unwrap();
@@ -95,40 +95,41 @@ impl Drop for Guest {
 
 /// KP-6.23.
 #[test]
-fn many_commands_in_a_row() {
+fn socket_activated_sshd_takes_many_commands() {
     let Some(root) = std::env::var_os("KEYPAIR_MATRIX_ROOT") else {
         eprintln!("SKIPPED: a socket unit needs a guest that systemd boots: make test-sshd");
         return;
     };
     let agent = std::env::var_os("KEYPAIR_MATRIX_AGENT")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_keypair-agent")), PathBuf::from);
-    let guest = Guest::boot(&root.to_string_lossy(), &agent.to_string_lossy());
-    let folder = Folder::new();
-    let (key, other) = (Key::new(&folder, "k"), Key::new(&folder, "l"));
-    guest.shell(
+    let guest = BootedGuest::boot(&root.to_string_lossy(), &agent.to_string_lossy());
+    let folder = TestDir::new();
+    let (key, other) = (TestKey::new(&folder, "k"), TestKey::new(&folder, "l"));
+    guest.run_shell(
         "ssh-keygen -A; mkdir -p /usr/local/share/jcloud/agent/core
          echo 3.0.1042 >/usr/local/share/jcloud/agent/core/componentInfo.cfg
          systemctl disable --quiet --now ssh.service; systemctl start ssh.socket",
     );
-    let per_connection = guest.says(&["systemctl", "show", "-P", "Accept", "ssh.socket"]) == "yes";
-    let before = guest.offers();
+    let per_connection =
+        guest.run_and_read_stdout(&["systemctl", "show", "-P", "Accept", "ssh.socket"]) == "yes";
+    let before = guest.offered_methods();
     assert!(before.iter().any(|method| method == "password"), "{before:?}");
-    let service = guest.says(&["systemctl", "is-active", "ssh.service"]);
+    let service = guest.run_and_read_stdout(&["systemctl", "is-active", "ssh.service"]);
     assert_eq!(service == "active", !per_connection, "the first connection starts it: {service}");
 
     let commands = [
-        attach("my-test", &key, "no"),
-        set_password_auth("yes"),
-        set_password_auth("no"),
-        support::with(attach("other", &other, "no"), "replace", json!(true)),
-        set_password_auth("yes"),
-        attach("other", &other, "no"),
-        detach("other"),
+        attach_command("my-test", &key, "no"),
+        set_password_auth_command("yes"),
+        set_password_auth_command("no"),
+        support::with_field(attach_command("other", &other, "no"), "replace", json!(true)),
+        set_password_auth_command("yes"),
+        attach_command("other", &other, "no"),
+        detach_command("other"),
     ];
     for command in &commands {
         let result = guest.apply(command);
         assert_eq!(result["status"], "succeeded", "{command}: {result}");
-        let offers = guest.offers();
+        let offers = guest.offered_methods();
         let takes = offers.iter().any(|method| method == "password");
         assert_eq!(result["effective"]["passwordAuthentication"], takes, "{command}: {result} {offers:?}");
         let detaches = command["action"] == "detach";
@@ -144,13 +145,17 @@ fn many_commands_in_a_row() {
             (false, false) if takes => &["ROOT_PASSWORD_PROHIBITED"],
             (false, false) => &[],
         };
-        assert_eq!(support::warnings(&result), expected, "{command}: {result}");
-        assert_eq!(guest.says(&["systemctl", "is-active", "ssh.socket"]), "active", "{command}");
+        assert_eq!(support::warning_reasons(&result), expected, "{command}: {result}");
+        assert_eq!(
+            guest.run_and_read_stdout(&["systemctl", "is-active", "ssh.socket"]),
+            "active",
+            "{command}"
+        );
         if command["publicKey"] == json!(other.line) {
-            let login = guest.client(&["-i", &other.private.to_string_lossy()]);
+            let login = guest.run_ssh_client(&["-i", &other.private.to_string_lossy()]);
             assert!(login.status.success(), "{command}: {}", String::from_utf8_lossy(&login.stderr));
         }
     }
     assert_eq!(guest.run(&["keypair-agent", "undo"]).status.code(), Some(0));
-    assert_eq!(guest.offers(), before);
+    assert_eq!(guest.offered_methods(), before);
 }

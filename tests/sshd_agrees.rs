@@ -11,10 +11,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keypair_agent::guest::accounts;
-use keypair_agent::policy::effective::Effective;
-use keypair_agent::policy::observation::{ConfigTree, Connection, Included};
+use keypair_agent::policy::effective::EffectiveConfig;
+use keypair_agent::policy::observation::{ConfigTree, Connection, IncludedFiles};
 use keypair_agent::policy::sshd_config::{
-    Counts, KNOWN, Keyword, Names, Place, Reading, directives, placement,
+    KNOWN_KEYWORDS, KbdNames, Keyword, Multiplicity, ParsedConfig, Place, choose_placement, read_directives,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -24,14 +24,14 @@ use proptest::test_runner::{FileFailurePersistence, TestRunner};
 const CASES: u32 = 2_000;
 
 /// Another sshd can be asked than the installed one.
-const SSHD_VARIABLE: &str = "KEYPAIR_TEST_SSHD";
+const SSHD_ENV: &str = "KEYPAIR_TEST_SSHD";
 
-fn sshd() -> PathBuf {
-    std::env::var_os(SSHD_VARIABLE).map_or_else(|| PathBuf::from("/usr/sbin/sshd"), PathBuf::from)
+fn sshd_path() -> PathBuf {
+    std::env::var_os(SSHD_ENV).map_or_else(|| PathBuf::from("/usr/sbin/sshd"), PathBuf::from)
 }
 
 /// Six users and addresses, one of them of an account that does not exist.
-fn connections() -> Vec<(Connection, Vec<String>)> {
+fn sample_connections() -> Vec<(Connection, Vec<String>)> {
     [
         ("root", "192.0.2.1", "192.0.2.2", 22),
         ("root", "127.0.0.1", "127.0.0.1", 22),
@@ -49,67 +49,70 @@ fn connections() -> Vec<(Connection, Vec<String>)> {
             laddr: laddr.parse().unwrap(),
             lport,
         };
-        (connection, accounts::account(user).unwrap().map(|account| account.groups).unwrap_or_default())
+        (
+            connection,
+            accounts::lookup_account(user).unwrap().map(|account| account.groups).unwrap_or_default(),
+        )
     })
     .to_vec()
 }
 
 /// A folder with a main file, a drop-in directory and a host key.
-struct Folder(tempfile::TempDir);
+struct ConfigDir(tempfile::TempDir);
 
-impl Folder {
+impl ConfigDir {
     fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         let mut keygen = Command::new("ssh-keygen");
-        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.at("host_key"));
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.path("host_key"));
         assert!(keygen.status().unwrap().success());
         folder
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn write(&self, files: &BTreeMap<PathBuf, String>) {
-        let _ = fs::remove_dir_all(self.at("d"));
-        fs::create_dir(self.at("d")).unwrap();
+    fn write_files(&self, files: &BTreeMap<PathBuf, String>) {
+        let _ = fs::remove_dir_all(self.path("d"));
+        fs::create_dir(self.path("d")).unwrap();
         for (file, text) in files {
             fs::write(file, text).unwrap();
         }
     }
 
     /// What sshd says of it; its own words where it refuses it.
-    fn asked(&self, options: &[String], who: &Connection) -> Result<Effective, String> {
+    fn query_sshd(&self, options: &[String], who: &Connection) -> Result<EffectiveConfig, String> {
         let Connection { user, host, addr, laddr, lport } = who;
-        let output = Command::new(sshd())
+        let output = Command::new(sshd_path())
             .arg("-T")
-            .args(["-f".as_ref(), self.at("main").as_os_str()])
-            .args(["-h".as_ref(), self.at("host_key").as_os_str()])
+            .args(["-f".as_ref(), self.path("main").as_os_str()])
+            .args(["-h".as_ref(), self.path("host_key").as_os_str()])
             .args(options)
             .args(["-C", &format!("user={user},host={host},addr={addr},laddr={laddr},lport={lport}")])
             .output()
             .unwrap();
         match output.status.success() {
-            true => Ok(Effective::parse(&String::from_utf8_lossy(&output.stdout))),
+            true => Ok(EffectiveConfig::parse(&String::from_utf8_lossy(&output.stdout))),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
     }
 
     /// The tree as it stands on the disk.
-    fn tree(&self) -> ConfigTree {
-        let mut tree = ConfigTree { main: self.at("main"), ..ConfigTree::default() };
+    fn read_config_tree(&self) -> ConfigTree {
+        let mut tree = ConfigTree { main: self.path("main"), ..ConfigTree::default() };
         let mut open = vec![tree.main.clone()];
         while let Some(file) = open.pop() {
             let Ok(content) = fs::read(&file) else { continue };
             if tree.files.insert(file.clone(), content).is_some() {
                 continue;
             }
-            for directive in directives(&ConfigTree { main: file.clone(), ..tree.clone() }) {
+            for directive in read_directives(&ConfigTree { main: file.clone(), ..tree.clone() }) {
                 if directive.keyword != "include" || directive.file != file {
                     continue;
                 }
-                let included: Vec<Included> =
-                    directive.arguments.iter().map(|argument| include(argument)).collect();
+                let included: Vec<IncludedFiles> =
+                    directive.arguments.iter().map(|argument| resolve_include(argument)).collect();
                 open.extend(included.iter().flat_map(|included| included.files.clone()));
                 tree.includes.insert((file.clone(), directive.line), included);
             }
@@ -118,7 +121,7 @@ impl Folder {
     }
 }
 
-fn include(argument: &str) -> Included {
+fn resolve_include(argument: &str) -> IncludedFiles {
     let pattern = Path::new("/etc/ssh").join(argument);
     // glob(3) never finds a leading dot by a wildcard.
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
@@ -126,18 +129,20 @@ fn include(argument: &str) -> Included {
     let mut files: Vec<PathBuf> = found.filter_map(Result::ok).collect();
     files.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     let directory_exists = pattern.parent().is_some_and(Path::is_dir);
-    Included { pattern, directory_exists, files }
+    IncludedFiles { pattern, directory_exists, files }
 }
 
 /// The name under which `sshd -T` prints a keyword; `None` where this sshd does not know it.
-fn printed(keyword: &Keyword, defaults: &Effective) -> Option<String> {
-    let names = std::iter::once(&keyword.name).chain(keyword.also).map(|name| name.to_ascii_lowercase());
+fn printed_name(keyword: &Keyword, defaults: &EffectiveConfig) -> Option<String> {
+    let names = std::iter::once(&keyword.name).chain(keyword.aliases).map(|name| name.to_ascii_lowercase());
     // Lists are printed only where they are not empty.
-    names.into_iter().find(|name| keyword.counts == Counts::Every || defaults.knows(name))
+    names
+        .into_iter()
+        .find(|name| keyword.multiplicity == Multiplicity::Cumulative || defaults.has_keyword(name))
 }
 
 /// Words of sshd, so that two ways to write one value are the same.
-fn words(words: &[&str]) -> Vec<String> {
+fn normalize_words(words: &[&str]) -> Vec<String> {
     words
         .iter()
         .map(|word| match word.to_ascii_lowercase().as_str() {
@@ -149,7 +154,7 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 /// Values of each keyword, as people write them.
-fn values(keyword: &str) -> Vec<&'static str> {
+fn sample_values(keyword: &str) -> Vec<&'static str> {
     match keyword {
         "AllowGroups" | "DenyGroups" => vec!["root", "wheel staff", "*", "\"nogroup\" d*"],
         "AllowUsers" | "DenyUsers" => {
@@ -173,23 +178,23 @@ fn values(keyword: &str) -> Vec<&'static str> {
 
 /// What one sshd knows, from which configurations are made.
 #[derive(Clone)]
-struct Language {
+struct ConfigGenerator {
     keywords: Vec<&'static Keyword>,
     two_names: bool,
 }
 
-impl Language {
+impl ConfigGenerator {
     /// One setting as a line, in any of its forms.
-    fn setting(&self, in_match: bool) -> impl Strategy<Value = String> + use<> {
+    fn setting_line(&self, in_match: bool) -> impl Strategy<Value = String> + use<> {
         let names: Vec<(&'static str, &'static str)> = self
             .keywords
             .iter()
-            .filter(|keyword| keyword.in_match || !in_match)
+            .filter(|keyword| keyword.allowed_in_match || !in_match)
             // The ones we set, more often than the others.
             .flat_map(|keyword| {
                 let often = if keyword.name.ends_with("Authentication") { 4 } else { 1 };
                 std::iter::repeat_n((keyword.name, keyword.name), often)
-                    .chain(keyword.also.iter().map(|also| (keyword.name, *also)))
+                    .chain(keyword.aliases.iter().map(|also| (keyword.name, *also)))
             })
             // Before 8.7 the older names may not stand in a Match.
             .filter(|(keyword, name)| {
@@ -199,7 +204,7 @@ impl Language {
         let plain = self.two_names;
         let line = select(names).prop_flat_map(|(keyword, name)| {
             let spelled = vec![name.to_owned(), name.to_ascii_lowercase(), name.to_ascii_uppercase()];
-            (select(spelled), select(values(keyword)), Just(keyword))
+            (select(spelled), select(sample_values(keyword)), Just(keyword))
         });
         let separator = select(vec![" ", "\t", "=", " = ", "= ", "  "]);
         let end = select(vec!["\n", " \n", "\r\n", "\t#\n", "\n\n"]);
@@ -212,7 +217,7 @@ impl Language {
         )
     }
 
-    fn include(&self, folder: &Path) -> impl Strategy<Value = String> + use<> {
+    fn include_line(&self, folder: &Path) -> impl Strategy<Value = String> + use<> {
         let folder = folder.display().to_string();
         select(vec!["d/*.conf", "d/[0-9]*", "d/?b*", "d/absent d/a.conf", "d/c/*"]).prop_map(move |names| {
             let patterns: Vec<String> = names.split(' ').map(|name| format!("\"{folder}/{name}\"")).collect();
@@ -221,7 +226,7 @@ impl Language {
     }
 
     /// Global lines, then `Match` blocks.
-    fn content(&self, folder: &Path) -> BoxedStrategy<String> {
+    fn config_text(&self, folder: &Path) -> BoxedStrategy<String> {
         let criteria = select(vec![
             "all",
             "User root",
@@ -245,8 +250,8 @@ impl Language {
         let other = select(vec!["\n", "# PasswordAuthentication no\n", " \t\n", "X11Forwarding no\n"]);
         let line = |in_match: bool| {
             prop_oneof![
-                6 => self.setting(in_match),
-                1 => self.include(folder),
+                6 => self.setting_line(in_match),
+                1 => self.include_line(folder),
                 1 => other.clone().prop_map(str::to_owned),
             ]
         };
@@ -257,9 +262,9 @@ impl Language {
         (globals, blocks).prop_map(|(lines, blocks)| lines.concat() + &blocks.concat()).boxed()
     }
 
-    fn options(&self) -> impl Strategy<Value = Vec<String>> + use<> {
+    fn cmdline_options(&self) -> impl Strategy<Value = Vec<String>> + use<> {
         let setting = select(self.keywords.clone()).prop_flat_map(|keyword| {
-            select(values(keyword.name)).prop_map(move |value| {
+            select(sample_values(keyword.name)).prop_map(move |value| {
                 vec!["-o".to_owned(), format!("{}={}", keyword.name, value.replace('"', ""))]
             })
         });
@@ -268,22 +273,22 @@ impl Language {
 }
 
 #[test]
-fn the_reader_says_what_sshd_says() {
-    if !sshd().exists() {
-        eprintln!("SKIPPED: {} is not there", sshd().display());
+fn config_parser_agrees_with_sshd() {
+    if !sshd_path().exists() {
+        eprintln!("SKIPPED: {} is not there", sshd_path().display());
         return;
     }
-    let folder = Folder::new();
-    folder.write(&[(folder.at("main"), String::new())].into());
-    let connections = connections();
-    let defaults = folder.asked(&[], &connections[0].0).unwrap();
-    let known = KNOWN.iter().filter(|keyword| printed(keyword, &defaults).is_some()).collect();
-    let language = Language { keywords: known, two_names: defaults.has_challenge_response() };
+    let folder = ConfigDir::new();
+    folder.write_files(&[(folder.path("main"), String::new())].into());
+    let connections = sample_connections();
+    let defaults = folder.query_sshd(&[], &connections[0].0).unwrap();
+    let known = KNOWN_KEYWORDS.iter().filter(|keyword| printed_name(keyword, &defaults).is_some()).collect();
+    let language = ConfigGenerator { keywords: known, two_names: defaults.has_challenge_response() };
     let answered = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| run(&language, &defaults, &connections, CASES.div_ceil(threads), &answered));
+            scope.spawn(|| run_cases(&language, &defaults, &connections, CASES.div_ceil(threads), &answered));
         }
     });
     let answered = answered.load(Ordering::Relaxed);
@@ -291,58 +296,58 @@ fn the_reader_says_what_sshd_says() {
     assert!(answered > CASES as usize / 2, "sshd took only {answered} of the configurations");
 }
 
-fn run(
-    language: &Language,
-    defaults: &Effective,
+fn run_cases(
+    language: &ConfigGenerator,
+    defaults: &EffectiveConfig,
     connections: &[(Connection, Vec<String>)],
     cases: u32,
     answered: &AtomicUsize,
 ) {
-    let folder = Folder::new();
+    let folder = ConfigDir::new();
     let names = select(vec!["+a.conf", "a.conf", "0b.conf", "00-keypair-agent.conf", ".c.conf"]);
-    let drop_ins = prop::collection::btree_map(names, language.content(folder.0.path()), 0..3);
+    let drop_ins = prop::collection::btree_map(names, language.config_text(folder.0.path()), 0..3);
     let config = ProptestConfig {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..ProptestConfig::default()
     };
-    let all = (language.content(folder.0.path()), drop_ins, language.options());
-    let run = TestRunner::new(config).run(&all, |(main, drop_ins, options)| {
+    let all = (language.config_text(folder.0.path()), drop_ins, language.cmdline_options());
+    let run = TestRunner::new(config).run(&all, |(main, drop_ins, cmdline_options)| {
         // A command of a file goes with the account that runs it.
         let main = format!("{main}\n");
         let needed = "AuthorizedKeysCommandUser nobody\n".to_owned();
         let files: BTreeMap<PathBuf, String> = drop_ins
             .into_iter()
-            .map(|(name, text)| (folder.at("d").join(name), text))
-            .chain([(folder.at("main"), needed + &main)])
+            .map(|(name, text)| (folder.path("d").join(name), text))
+            .chain([(folder.path("main"), needed + &main)])
             .collect();
-        folder.write(&files);
-        let tree = folder.tree();
-        let names = if language.two_names { Names::Two } else { Names::One };
-        let reading = Reading::new(&tree, &options, names);
+        folder.write_files(&files);
+        let tree = folder.read_config_tree();
+        let names = if language.two_names { KbdNames::Two } else { KbdNames::One };
+        let reading = ParsedConfig::new(&tree, &cmdline_options, names);
         for (index, (who, groups)) in connections.iter().enumerate() {
-            let Ok(said) = folder.asked(&options, who) else { return Ok(()) };
+            let Ok(said) = folder.query_sshd(&cmdline_options, who) else { return Ok(()) };
             if index == 0 {
                 answered.fetch_add(1, Ordering::Relaxed);
-                ours_decides(&folder, &tree, &options, who, &said, &files)?;
-                folder.write(&files);
+                check_placed_setting_wins(&folder, &tree, &cmdline_options, who, &said, &files)?;
+                folder.write_files(&files);
             }
             for keyword in &language.keywords {
-                let Some(name) = printed(keyword, defaults) else { continue };
-                let decision = reading.decision(keyword.name, who, Some(groups));
+                let Some(name) = printed_name(keyword, defaults) else { continue };
+                let decision = reading.resolve_value(keyword.name, who, Some(groups));
                 let expected = match &decision.value {
                     Some(value) => value.join(" "),
                     None => defaults.words(&name).join(" "),
                 };
                 let expected: Vec<&str> = expected.split_ascii_whitespace().collect();
                 prop_assert_eq!(
-                    words(&said.words(&name)),
-                    words(&expected),
+                    normalize_words(&said.words(&name)),
+                    normalize_words(&expected),
                     "{} for {:?}, by {:?}, options {:?}, in {:#?}",
                     keyword.name,
                     who,
                     decision.by,
-                    options,
+                    cmdline_options,
                     files
                 );
             }
@@ -355,17 +360,17 @@ fn run(
 }
 
 /// Put where the placement says, ours decides for all but those whom a Match block or an option picks.
-fn ours_decides(
-    folder: &Folder,
+fn check_placed_setting_wins(
+    folder: &ConfigDir,
     tree: &ConfigTree,
     options: &[String],
     who: &Connection,
-    said: &Effective,
+    said: &EffectiveConfig,
     files: &BTreeMap<PathBuf, String>,
 ) -> Result<(), TestCaseError> {
     let sets = |d: &keypair_agent::policy::sshd_config::Directive| d.keyword == "passwordauthentication";
-    let picked = directives(tree).iter().any(|d| sets(d) && !d.is_global());
-    let Ok(placement) = placement(tree, true) else { return Ok(()) };
+    let picked = read_directives(tree).iter().any(|d| sets(d) && !d.is_global());
+    let Ok(placement) = choose_placement(tree, true) else { return Ok(()) };
     if picked || options.iter().any(|option| option.starts_with("PasswordAuthentication")) {
         return Ok(());
     }
@@ -376,7 +381,7 @@ fn ours_decides(
         Place::TopBlock(file) => fs::write(file, ours + &fs::read_to_string(file)?)?,
     }
     // It may ask for a method that is off now.
-    if let Ok(said) = folder.asked(options, who) {
+    if let Ok(said) = folder.query_sshd(options, who) {
         prop_assert_eq!(said.value("passwordauthentication"), other, "{:?} in {:#?}", placement, files);
     }
     Ok(())

@@ -10,66 +10,76 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use keypair_agent::guest::sshd::{self, SshdSettings, host_keys, may_run, observe};
-use keypair_agent::policy::observation::{Answer, Connection, Reload, Sshd};
+use keypair_agent::guest::sshd::{
+    self, SshdSettings, inspect_sshd, is_sshd_possibly_running, read_public_host_keys,
+};
+use keypair_agent::policy::observation::{Connection, ReloadMethod, Sshd, SshdAnswer};
 use keypair_agent::policy::outcome::{Reason, Refusal};
-use keypair_agent::policy::public_key::fingerprint_of;
-use keypair_agent::policy::sshd_config::{Place, placement};
+use keypair_agent::policy::public_key::compute_fingerprint;
+use keypair_agent::policy::sshd_config::{Place, choose_placement};
 use private_sshd::{PrivateSshd, SSHD};
 
-fn passwords(answers: &[Answer]) -> Vec<bool> {
+fn password_settings(answers: &[SshdAnswer]) -> Vec<bool> {
     answers.iter().map(|answer| answer.effective.password_authentication()).collect()
 }
 
-fn connections(seen: &Sshd) -> Vec<Connection> {
+fn queried_connections(seen: &Sshd) -> Vec<Connection> {
     seen.answers.iter().map(|answer| answer.connection.clone()).collect()
 }
 
-fn try_ahead(settings: &SshdSettings, seen: &Sshd, ahead: &str) -> Result<Vec<Answer>, Refusal> {
-    sshd::try_ahead(settings, seen, ahead, &connections(seen))
+fn query_with_prepended(
+    settings: &SshdSettings,
+    seen: &Sshd,
+    ahead: &str,
+) -> Result<Vec<SshdAnswer>, Refusal> {
+    sshd::query_with_prepended(settings, seen, ahead, &queried_connections(seen))
 }
 
-fn ask_live(settings: &SshdSettings, seen: &Sshd) -> Result<Vec<Answer>, Refusal> {
-    sshd::ask_live(settings, seen, &connections(seen))
+fn query_live_config(settings: &SshdSettings, seen: &Sshd) -> Result<Vec<SshdAnswer>, Refusal> {
+    sshd::query_live_config(settings, seen, &queried_connections(seen))
 }
 
-fn refusal(settings: &SshdSettings) -> Refusal {
-    observe(settings, "root").unwrap_err()
+fn expect_refusal(settings: &SshdSettings) -> Refusal {
+    inspect_sshd(settings, "root").unwrap_err()
 }
 
 /// KP-6.2.
 #[test]
-fn the_listeners_options_are_repeated() {
+fn listener_options_are_repeated_in_queries() {
     needs_sshd!();
-    let sshd = PrivateSshd::daemon("PasswordAuthentication no", &["-o", "PasswordAuthentication=yes", "-4"]);
+    let sshd =
+        PrivateSshd::start_daemon("PasswordAuthentication no", &["-o", "PasswordAuthentication=yes", "-4"]);
     let settings = sshd.settings();
-    let seen = observe(&settings, "root").unwrap();
+    let seen = inspect_sshd(&settings, "root").unwrap();
     assert_eq!(seen.options, ["-o", "PasswordAuthentication=yes", "-4"]);
     assert!(seen.running && seen.main_is_writable);
-    assert_eq!(passwords(&seen.answers), [true, true]);
-    let Reload::Pid { pid, arguments } = &seen.reload else { panic!("{:?}", seen.reload) };
+    assert_eq!(password_settings(&seen.answers), [true, true]);
+    let ReloadMethod::Pid { pid, arguments } = &seen.reload else { panic!("{:?}", seen.reload) };
     assert_eq!(Some(*pid), sshd.pid());
     assert_eq!(arguments[0], SSHD);
     assert_eq!(seen.config.main, sshd.config());
     assert_eq!(seen.config.files[&sshd.config()], fs::read(sshd.config()).unwrap());
     // What the command line decides, no file turns off.
-    assert_eq!(passwords(&try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap()), [true, true]);
-    assert_eq!(passwords(&ask_live(&settings, &seen).unwrap()), [true, true]);
+    assert_eq!(
+        password_settings(&query_with_prepended(&settings, &seen, "PasswordAuthentication no").unwrap()),
+        [true, true]
+    );
+    assert_eq!(password_settings(&query_live_config(&settings, &seen).unwrap()), [true, true]);
 }
 
 /// KP-6.6.
 #[test]
-fn for_each_port_and_family() {
+fn query_covers_each_port_and_address_family() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
+    let mut sshd = PrivateSshd::new_stopped("");
     let second = private_sshd::free_port();
-    sshd.configure(&format!("Port {second}\nListenAddress ::1"));
+    sshd.write_config(&format!("Port {second}\nListenAddress ::1"));
     sshd.start(Path::new(SSHD), &["-D"]);
-    let seen = observe(&sshd.settings(), "root").unwrap();
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
     let asked: Vec<String> = seen
         .answers
         .iter()
-        .map(|Answer { connection: c, .. }| {
+        .map(|SshdAnswer { connection: c, .. }| {
             format!("{} {} {} {} {}", c.user, c.host, c.addr, c.laddr, c.lport)
         })
         .collect();
@@ -83,40 +93,44 @@ fn for_each_port_and_family() {
 }
 
 #[test]
-fn match_blocks_and_named_addresses() {
+fn query_address_avoids_addresses_named_in_rules() {
     needs_sshd!();
-    let sshd = PrivateSshd::files(
+    let sshd = PrivateSshd::new_stopped(
         "AllowUsers root@192.0.2.1 root@*\nPasswordAuthentication no\nMatch User root Address 2001:db8::/32,*\n \
          PasswordAuthentication yes\nMatch LocalPort 1\n X11Forwarding no",
     );
     let settings = sshd.settings();
-    let seen = observe(&settings, "root").unwrap();
+    let seen = inspect_sshd(&settings, "root").unwrap();
     assert!(!seen.running);
-    assert!(matches!(&seen.reload, Reload::None(text) if text.contains("there is no")), "{:?}", seen.reload);
-    assert_eq!(passwords(&seen.answers), [true, true]);
+    assert!(
+        matches!(&seen.reload, ReloadMethod::None(text) if text.contains("there is no")),
+        "{:?}",
+        seen.reload
+    );
+    assert_eq!(password_settings(&seen.answers), [true, true]);
     assert_eq!(seen.answers[0].connection.addr.to_string(), "198.51.100.1");
     assert_eq!(seen.answers[1].connection.addr.to_string(), "3fff::1");
     // A block decides over what stands ahead of it.
-    let tried = try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap();
-    assert_eq!(passwords(&tried), [true, true]);
-    assert_eq!(passwords(&observe(&settings, "nobody").unwrap().answers), [false, false]);
+    let tried = query_with_prepended(&settings, &seen, "PasswordAuthentication no").unwrap();
+    assert_eq!(password_settings(&tried), [true, true]);
+    assert_eq!(password_settings(&inspect_sshd(&settings, "nobody").unwrap().answers), [false, false]);
 }
 
 /// KP-6.9.
 #[test]
-fn a_setting_is_tried_without_a_write() {
+fn new_setting_is_tested_without_writing() {
     needs_sshd!();
-    let sshd = PrivateSshd::daemon("AuthenticationMethods publickey,password password", &[]);
+    let sshd = PrivateSshd::start_daemon("AuthenticationMethods publickey,password password", &[]);
     let settings = sshd.settings();
-    let seen = observe(&settings, "root").unwrap();
+    let seen = inspect_sshd(&settings, "root").unwrap();
     let before = sshd.snapshot();
-    let tried = try_ahead(&settings, &seen, "KbdInteractiveAuthentication no").unwrap();
-    assert_eq!(passwords(&tried), [true, true]);
+    let tried = query_with_prepended(&settings, &seen, "KbdInteractiveAuthentication no").unwrap();
+    assert_eq!(password_settings(&tried), [true, true]);
     assert_eq!(tried[0].connection, seen.answers[0].connection);
-    let refused = try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap_err();
+    let refused = query_with_prepended(&settings, &seen, "PasswordAuthentication no").unwrap_err();
     assert_eq!(refused.reason, Reason::SshdConfigRejected);
     assert!(refused.message.contains("AuthenticationMethods"), "{}", refused.message);
-    let refused = try_ahead(&settings, &seen, "NoSuchOption yes").unwrap_err();
+    let refused = query_with_prepended(&settings, &seen, "NoSuchOption yes").unwrap_err();
     assert_eq!(refused.reason, Reason::SshdConfigRejected);
     assert!(
         refused.message.contains("the new setting: line 1: Bad configuration option"),
@@ -127,227 +141,240 @@ fn a_setting_is_tried_without_a_write() {
 }
 
 #[test]
-fn a_large_setting_goes_through_standard_input() {
+fn large_setting_is_passed_by_stdin() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("");
-    let seen = observe(&sshd.settings(), "root").unwrap();
+    let sshd = PrivateSshd::new_stopped("");
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
     let ahead = format!("{}PasswordAuthentication no", "# a comment of some length\n".repeat(8000));
-    assert_eq!(passwords(&try_ahead(&sshd.settings(), &seen, &ahead).unwrap()), [false, false]);
+    assert_eq!(
+        password_settings(&query_with_prepended(&sshd.settings(), &seen, &ahead).unwrap()),
+        [false, false]
+    );
 }
 
 /// OpenSSH before 8.2 has no Include, and 8.2 passes over each `Match` behind it: a stand-in that refuses it, and asks the real
 /// one for the rest.
 #[test]
-fn no_question_includes_the_main_file() {
+fn query_never_includes_main_file() {
     needs_sshd!();
-    let sshd =
-        PrivateSshd::files("PasswordAuthentication yes\nMatch User nobody\n PasswordAuthentication yes");
+    let sshd = PrivateSshd::new_stopped(
+        "PasswordAuthentication yes\nMatch User nobody\n PasswordAuthentication yes",
+    );
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in *-f\\ /dev/stdin*) ;; *) exec {SSHD} \"$@\" ;; esac\ntext=$(cat)\n\
          case $text in *Include*) echo '/dev/stdin: line 2: Bad configuration option: Include' >&2; exit 255 ;; \
          esac\nprintf '%s\\n' \"$text\" | exec {SSHD} \"$@\"\n"
     );
-    fs::write(sshd.at("script"), script).unwrap();
+    fs::write(sshd.path("script"), script).unwrap();
     let installed =
-        Command::new("install").arg("-m755").args([sshd.at("script"), sshd.at("old-sshd")]).status();
+        Command::new("install").arg("-m755").args([sshd.path("script"), sshd.path("old-sshd")]).status();
     assert!(installed.unwrap().success());
     let mut settings = sshd.settings();
-    settings.binary = sshd.at("old-sshd");
-    let seen = observe(&settings, "root").unwrap();
-    assert_eq!(passwords(&try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap()), [false, false]);
-    let nobody = observe(&settings, "nobody").unwrap();
-    assert_eq!(passwords(&try_ahead(&settings, &nobody, "PasswordAuthentication no").unwrap()), [true, true]);
-    let refused = try_ahead(&settings, &seen, "NoSuchOption yes").unwrap_err();
+    settings.binary = sshd.path("old-sshd");
+    let seen = inspect_sshd(&settings, "root").unwrap();
+    assert_eq!(
+        password_settings(&query_with_prepended(&settings, &seen, "PasswordAuthentication no").unwrap()),
+        [false, false]
+    );
+    let nobody = inspect_sshd(&settings, "nobody").unwrap();
+    assert_eq!(
+        password_settings(&query_with_prepended(&settings, &nobody, "PasswordAuthentication no").unwrap()),
+        [true, true]
+    );
+    let refused = query_with_prepended(&settings, &seen, "NoSuchOption yes").unwrap_err();
     assert_eq!(refused.reason, Reason::SshdConfigRejected);
 }
 
 #[test]
-fn a_path_that_include_would_expand() {
+fn main_file_path_with_glob_characters_works() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("PasswordAuthentication yes");
+    let sshd = PrivateSshd::new_stopped("PasswordAuthentication yes");
     for name in ["a[b]c", "a*c", "a?", "a \"b\" c", "a\\c"] {
         let mut settings = sshd.settings();
-        settings.config = sshd.at(name);
+        settings.config = sshd.path(name);
         fs::copy(sshd.config(), &settings.config).unwrap();
-        let seen = observe(&settings, "root").unwrap();
-        let tried = try_ahead(&settings, &seen, "PasswordAuthentication no").unwrap();
-        assert_eq!(passwords(&tried), [false, false], "{name}");
+        let seen = inspect_sshd(&settings, "root").unwrap();
+        let tried = query_with_prepended(&settings, &seen, "PasswordAuthentication no").unwrap();
+        assert_eq!(password_settings(&tried), [false, false], "{name}");
     }
 }
 
 #[test]
-fn the_main_file_is_asked_about_byte_for_byte() {
+fn main_file_is_passed_byte_for_byte() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("");
+    let sshd = PrivateSshd::new_stopped("");
     let mut text = fs::read(sshd.config()).unwrap();
     text.extend(b"Banner /tmp/\xff\xfe\n# \xff\nMatch User nobody\n PasswordAuthentication yes\n");
     fs::write(sshd.config(), &text).unwrap();
-    let seen = observe(&sshd.settings(), "root").unwrap();
-    let tried = try_ahead(&sshd.settings(), &seen, "PasswordAuthentication no").unwrap();
-    assert_eq!(passwords(&tried), [false, false]);
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
+    let tried = query_with_prepended(&sshd.settings(), &seen, "PasswordAuthentication no").unwrap();
+    assert_eq!(password_settings(&tried), [false, false]);
     assert_eq!(tried[0].effective.value("banner"), seen.answers[0].effective.value("banner"));
     // A line of the main file's is named as that, even where the new setting alone makes it wrong.
-    sshd.configure("Match User bob\n X11Forwarding no");
-    let seen = observe(&sshd.settings(), "root").unwrap();
-    let refused = try_ahead(&sshd.settings(), &seen, "PasswordAuthentication no\nMatch User x").unwrap_err();
+    sshd.write_config("Match User bob\n X11Forwarding no");
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
+    let refused =
+        query_with_prepended(&sshd.settings(), &seen, "PasswordAuthentication no\nMatch User x").unwrap_err();
     let line = format!("{} line 1", sshd.config().display());
     assert!(refused.message.contains(&line), "{}", refused.message);
 }
 
 /// KP-6.9, KP-6.10.
 #[test]
-fn a_configuration_that_is_invalid_already() {
+fn invalid_configuration_is_refused() {
     needs_sshd!();
-    let sshd = PrivateSshd::daemon("", &[]);
-    let seen = observe(&sshd.settings(), "root").unwrap();
-    sshd.configure("Nonsense yes");
-    let refused = refusal(&sshd.settings());
+    let sshd = PrivateSshd::start_daemon("", &[]);
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
+    sshd.write_config("Nonsense yes");
+    let refused = expect_refusal(&sshd.settings());
     assert_eq!(refused.reason, Reason::SshdConfigAlreadyInvalid);
     assert!(refused.message.contains(&*sshd.config().to_string_lossy()), "{}", refused.message);
     assert!(refused.message.contains("line 6"), "{}", refused.message);
-    assert_eq!(ask_live(&sshd.settings(), &seen).unwrap_err().reason, Reason::SshdConfigRejected);
+    assert_eq!(query_live_config(&sshd.settings(), &seen).unwrap_err().reason, Reason::SshdConfigRejected);
 }
 
 /// KP-6.4.
 #[test]
-fn no_host_key_yet() {
+fn query_works_without_host_key() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("PasswordAuthentication no");
-    fs::remove_file(sshd.at("host_key")).unwrap();
-    let seen = observe(&sshd.settings(), "root").unwrap();
-    assert_eq!(passwords(&seen.answers), [false, false]);
-    assert_eq!(seen.answers[0].effective.values("hostkey"), [sshd.at("host_key").to_string_lossy()]);
+    let sshd = PrivateSshd::new_stopped("PasswordAuthentication no");
+    fs::remove_file(sshd.path("host_key")).unwrap();
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
+    assert_eq!(password_settings(&seen.answers), [false, false]);
+    assert_eq!(seen.answers[0].effective.values("hostkey"), [sshd.path("host_key").to_string_lossy()]);
     assert_eq!(
-        passwords(&try_ahead(&sshd.settings(), &seen, "PasswordAuthentication yes").unwrap()),
+        password_settings(
+            &query_with_prepended(&sshd.settings(), &seen, "PasswordAuthentication yes").unwrap()
+        ),
         [true, true]
     );
-    assert!(!sshd.at("run").exists());
+    assert!(!sshd.path("run").exists());
 }
 
 /// OpenSSH 10.5 prints keywords as sshd_config(5) spells them.
 /// KP-6.6.
 #[test]
-fn keywords_in_another_case() {
+fn keyword_case_in_sshd_output_is_ignored() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("PasswordAuthentication no");
-    fs::remove_file(sshd.at("host_key")).unwrap();
+    let sshd = PrivateSshd::new_stopped("PasswordAuthentication no");
+    fs::remove_file(sshd.path("host_key")).unwrap();
     let script = format!(
         "#!/bin/sh\ncase $1 in -T) {SSHD} \"$@\" | sed 's/^hostkey /HostKey /; s/^password/Password/' ;; *) exec {SSHD} \"$@\" ;; esac\n"
     );
-    let program = sshd.at("new-sshd");
+    let program = sshd.path("new-sshd");
     sshd.replace_program(&program, &script);
     let mut settings = sshd.settings();
     settings.binary = program;
     // Two looks in a row see the same, although each makes a key of its own.
-    let seen = observe(&settings, "root").unwrap();
-    let again = observe(&settings, "root").unwrap();
+    let seen = inspect_sshd(&settings, "root").unwrap();
+    let again = inspect_sshd(&settings, "root").unwrap();
     assert_eq!(seen.answers, again.answers);
-    assert_eq!(seen.answers[0].effective.values("hostkey"), [sshd.at("host_key").to_string_lossy()]);
+    assert_eq!(seen.answers[0].effective.values("hostkey"), [sshd.path("host_key").to_string_lossy()]);
 }
 
 /// KP-6.2.
 #[test]
-fn the_listeners_own_program_is_asked() {
+fn listener_binary_is_queried() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let copy = sshd.copy_of_program("sshd");
+    let mut sshd = PrivateSshd::new_stopped("");
+    let copy = sshd.copy_program("sshd");
     sshd.start(&copy, &[]);
     let settings = sshd.settings();
-    assert_eq!(observe(&settings, "root").unwrap().binary, copy);
+    assert_eq!(inspect_sshd(&settings, "root").unwrap().binary, copy);
     // It needs no other one.
     let without = SshdSettings { binary: PathBuf::from("/nonexistent/sshd"), ..settings.clone() };
-    assert_eq!(observe(&without, "root").unwrap().binary, copy);
+    assert_eq!(inspect_sshd(&without, "root").unwrap().binary, copy);
     // Replaced by an upgrade: the one at its path. This one says yes, whatever is asked.
     let script = format!(
         "#!/bin/sh\ncase $1 in -T) {SSHD} \"$@\" | sed 's/^passwordauthentication .*/passwordauthentication no/' ;; *) exec {SSHD} \"$@\" ;; esac\n"
     );
-    assert_eq!(passwords(&observe(&settings, "root").unwrap().answers), [true, true]);
+    assert_eq!(password_settings(&inspect_sshd(&settings, "root").unwrap().answers), [true, true]);
     sshd.replace_program(&copy, &script);
-    let seen = observe(&settings, "root").unwrap();
-    assert_eq!((seen.binary, passwords(&seen.answers)), (copy.clone(), vec![false, false]));
+    let seen = inspect_sshd(&settings, "root").unwrap();
+    assert_eq!((seen.binary, password_settings(&seen.answers)), (copy.clone(), vec![false, false]));
     // Gone: nobody can be asked in its place.
     fs::remove_file(&copy).unwrap();
-    let refused = refusal(&settings);
+    let refused = expect_refusal(&settings);
     assert_eq!(refused.reason, Reason::SshdNotFound);
     assert!(refused.message.contains(&*copy.to_string_lossy()), "{}", refused.message);
-    assert_eq!(may_run(&settings), Ok(true));
+    assert_eq!(is_sshd_possibly_running(&settings), Ok(true));
 }
 
 /// KP-6.3.
 #[test]
-fn a_listener_that_is_another_program_than_it_says() {
+fn listener_with_swapped_binary_is_refused() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let (copy, other) = (sshd.copy_of_program("sshd"), sshd.copy_of_program("sshd-other"));
+    let mut sshd = PrivateSshd::new_stopped("");
+    let (copy, other) = (sshd.copy_program("sshd"), sshd.copy_program("sshd-other"));
     sshd.start(&copy, &[]);
     // Moved away, and another one put in its place by hand.
-    fs::rename(&copy, sshd.at("sshd-old")).unwrap();
+    fs::rename(&copy, sshd.path("sshd-old")).unwrap();
     fs::rename(other, &copy).unwrap();
-    let refused = refusal(&sshd.settings());
+    let refused = expect_refusal(&sshd.settings());
     assert_eq!(refused.reason, Reason::SshdNotFound);
-    let (named, runs) = (copy.display().to_string(), sshd.at("sshd-old").display().to_string());
+    let (named, runs) = (copy.display().to_string(), sshd.path("sshd-old").display().to_string());
     assert!(refused.message.contains(&named) && refused.message.contains(&runs), "{}", refused.message);
 }
 
 /// An sshd that was built for another place: the distribution's is installed beside it.
 #[test]
-fn a_listener_that_was_built_with_another_main_file() {
+fn listener_built_with_other_main_file_is_refused() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let built_for = sshd.built_for_own_directory();
-    sshd.start_without_main(&built_for.program);
+    let mut sshd = PrivateSshd::new_stopped("");
+    let built_for = sshd.copy_with_own_sysconfdir();
+    sshd.start_with_default_config(&built_for.program);
     let settings = SshdSettings { config: PathBuf::from("/etc/ssh/sshd_config"), ..sshd.settings() };
     if settings.config.exists() {
-        let refused = refusal(&settings);
+        let refused = expect_refusal(&settings);
         assert_eq!(refused.reason, Reason::SshdNotFound);
         for named in [&built_for.program, &built_for.config, &settings.binary, &settings.config] {
             assert!(refused.message.contains(&*named.to_string_lossy()), "{}: {named:?}", refused.message);
         }
-        assert_eq!(may_run(&settings), Ok(false), "it reads nothing of ours");
+        assert_eq!(is_sshd_possibly_running(&settings), Ok(false), "it reads nothing of ours");
     }
     // Where its main file is named, it is asked, and a relative Include starts at its own directory.
     let settings = SshdSettings { config: built_for.config.clone(), ..settings };
-    let seen = observe(&settings, "root").unwrap();
+    let seen = inspect_sshd(&settings, "root").unwrap();
     assert_eq!((&seen.binary, seen.running), (&built_for.program, true));
     let drop_in = built_for.config.with_file_name("d").join("a.conf");
     assert_eq!(seen.config.files.keys().collect::<Vec<_>>(), [&drop_in, &built_for.config]);
-    assert_eq!(passwords(&seen.answers), [false, false]);
+    assert_eq!(password_settings(&seen.answers), [false, false]);
     sshd.stop();
 }
 
 /// OpenSSH 8.2 and 8.3: a relative Include leads nowhere, and the first file that is included opens port 22 besides. The
 /// stand-in has their version.
 #[test]
-fn what_old_releases_do_with_include() {
+fn relative_include_follows_openssh_version() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("");
+    let sshd = PrivateSshd::new_stopped("");
     let version = |version: &str| {
-        let program = sshd.at(version);
+        let program = sshd.path(version);
         let script = format!(
             "#!/bin/sh\ncase $1 in -V) echo 'unknown option -- V' >&2; echo '{version}, OpenSSL' >&2; exit 1 ;; esac\nexec {SSHD} \"$@\"\n"
         );
         sshd.replace_program(&program, &script);
         SshdSettings { binary: program, ..sshd.settings() }
     };
-    fs::create_dir(sshd.at("d")).unwrap();
-    let file = |seen: &Sshd| placement(&seen.config, true).unwrap().place;
+    fs::create_dir(sshd.path("d")).unwrap();
+    let file = |seen: &Sshd| choose_placement(&seen.config, true).unwrap().place;
     let top = Place::TopBlock(sshd.config());
-    let drop_in = Place::DropIn(sshd.at("d/00-keypair-agent.conf"));
+    let drop_in = Place::DropIn(sshd.path("d/00-keypair-agent.conf"));
     let text = fs::read_to_string(sshd.config()).unwrap();
-    let absolute = format!("Include {}/*.conf\n{text}", sshd.at("d").display());
+    let absolute = format!("Include {}/*.conf\n{text}", sshd.path("d").display());
     for (version_of, expected) in
         [("OpenSSH_8.2p1", &top), ("OpenSSH_8.3p1", &top), ("OpenSSH_8.4p1", &drop_in)]
     {
         let settings = version(version_of);
         fs::write(sshd.config(), &absolute).unwrap();
-        assert_eq!(file(&observe(&settings, "root").unwrap()), *expected, "{version_of}");
+        assert_eq!(file(&inspect_sshd(&settings, "root").unwrap()), *expected, "{version_of}");
         // A file that is included already changes nothing any more.
-        fs::write(sshd.at("d/50-a.conf"), "X11Forwarding no\n").unwrap();
-        assert_eq!(file(&observe(&settings, "root").unwrap()), drop_in, "{version_of}");
-        fs::remove_file(sshd.at("d/50-a.conf")).unwrap();
+        fs::write(sshd.path("d/50-a.conf"), "X11Forwarding no\n").unwrap();
+        assert_eq!(file(&inspect_sshd(&settings, "root").unwrap()), drop_in, "{version_of}");
+        fs::remove_file(sshd.path("d/50-a.conf")).unwrap();
         // The directory is the one of this machine's own sshd; nothing is written there.
         fs::write(sshd.config(), format!("Include sshd_config.d/*.conf\n{text}")).unwrap();
-        let seen = observe(&settings, "root").unwrap();
+        let seen = inspect_sshd(&settings, "root").unwrap();
         let leads_somewhere = seen.config.includes[&(sshd.config(), 1)].len();
         assert_eq!(leads_somewhere, usize::from(version_of == "OpenSSH_8.4p1"), "{version_of}");
     }
@@ -356,9 +383,9 @@ fn what_old_releases_do_with_include() {
 /// Who is no listener, whatever the pid file and its title say.
 /// KP-6.1.
 #[test]
-fn titles_prove_nothing() {
+fn process_title_does_not_make_a_listener() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("");
+    let sshd = PrivateSshd::new_stopped("");
     let not_taken = |command: &mut Command| {
         let mut child = command.spawn().unwrap();
         fs::write(sshd.pid_file(), child.id().to_string()).unwrap();
@@ -366,11 +393,11 @@ fn titles_prove_nothing() {
         private_sshd::wait_until("its title", || {
             fs::read_to_string(&cmdline).is_ok_and(|line| line.starts_with("sshd: "))
         });
-        let seen = observe(&sshd.settings(), "root");
+        let seen = inspect_sshd(&sshd.settings(), "root");
         child.kill().unwrap();
         child.wait().unwrap();
         match seen.map(|seen| (seen.running, seen.reload)) {
-            Ok((false, Reload::None(why))) => why,
+            Ok((false, ReloadMethod::None(why))) => why,
             other => panic!("{other:?}"),
         }
     };
@@ -386,13 +413,13 @@ fn titles_prove_nothing() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_binary_or_config_is_named() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("");
+    let sshd = PrivateSshd::new_stopped("");
     let with = |change: &dyn Fn(&mut SshdSettings)| {
         let mut settings = sshd.settings();
         change(&mut settings);
-        let refused = refusal(&settings);
+        let refused = expect_refusal(&settings);
         assert_eq!(refused.reason, Reason::SshdNotFound, "{}", refused.message);
         refused.message
     };
@@ -404,34 +431,34 @@ fn what_is_missing_is_named() {
 
 /// KP-6.3.
 #[test]
-fn another_main_file_than_the_configured_one() {
+fn listener_with_other_main_file_is_refused() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let other = sshd.at("other_config");
+    let mut sshd = PrivateSshd::new_stopped("");
+    let other = sshd.path("other_config");
     fs::copy(sshd.config(), &other).unwrap();
     sshd.start_on(Path::new(SSHD), &other, &[]);
-    let refused = refusal(&sshd.settings());
+    let refused = expect_refusal(&sshd.settings());
     assert_eq!(refused.reason, Reason::SshdNotFound);
     assert!(
         refused.message.contains("other_config") && refused.message.contains("sshd_config"),
         "{}",
         refused.message
     );
-    assert_eq!(may_run(&sshd.settings()), Ok(false), "it reads nothing of ours");
+    assert_eq!(is_sshd_possibly_running(&sshd.settings()), Ok(false), "it reads nothing of ours");
     // The same file by another name is the same file.
     let mut settings = sshd.settings();
-    settings.config = sshd.at("link");
+    settings.config = sshd.path("link");
     std::os::unix::fs::symlink(&other, &settings.config).unwrap();
-    assert!(observe(&settings, "root").unwrap().running);
+    assert!(inspect_sshd(&settings, "root").unwrap().running);
     // It may have read ours before that went.
-    settings.config = sshd.at("gone");
-    assert_eq!(may_run(&settings), Ok(true));
+    settings.config = sshd.path("gone");
+    assert_eq!(is_sshd_possibly_running(&settings), Ok(true));
 }
 
 #[test]
-fn a_main_file_that_this_sshd_does_not_read_by_itself() {
+fn listener_without_config_option_is_refused() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
+    let mut sshd = PrivateSshd::new_stopped("");
     let config = sshd.config();
     let text = fs::read_to_string(&config).unwrap();
     let options: Vec<String> =
@@ -439,10 +466,10 @@ fn a_main_file_that_this_sshd_does_not_read_by_itself() {
     let mut arguments: Vec<&str> = options.iter().map(String::as_str).collect();
     arguments.push("-oBanner=none");
     // Without -f it reads the one it was built with.
-    let started = Command::new(SSHD).args(&arguments).current_dir(sshd.at("")).status();
+    let started = Command::new(SSHD).args(&arguments).current_dir(sshd.path("")).status();
     assert!(started.unwrap().success());
     private_sshd::wait_until("pid file", || sshd.pid().is_some());
-    let refused = refusal(&sshd.settings());
+    let refused = expect_refusal(&sshd.settings());
     assert_eq!(refused.reason, Reason::SshdNotFound);
     assert!(refused.message.contains("/etc/ssh/sshd_config"), "{}", refused.message);
     sshd.stop();
@@ -450,24 +477,24 @@ fn a_main_file_that_this_sshd_does_not_read_by_itself() {
 
 /// KP-6.3.
 #[test]
-fn a_relative_main_file() {
+fn listener_with_relative_config_path_is_refused() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
+    let mut sshd = PrivateSshd::new_stopped("");
     sshd.start_on(Path::new(SSHD), Path::new("sshd_config"), &["-D"]);
-    let refused = refusal(&sshd.settings());
+    let refused = expect_refusal(&sshd.settings());
     assert_eq!(refused.reason, Reason::SshdNotFound);
     assert!(refused.message.contains("relative '-f sshd_config'"), "{}", refused.message);
 }
 
 /// KP-6.1.
 #[test]
-fn pid_files_that_lead_to_no_listener() {
+fn pid_file_without_listener_is_reported() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
+    let mut sshd = PrivateSshd::new_stopped("");
     let none = |text: &str| {
         fs::write(sshd.pid_file(), text).unwrap();
-        match observe(&sshd.settings(), "root").map(|seen| (seen.running, seen.reload)) {
-            Ok((false, Reload::None(why))) => why,
+        match inspect_sshd(&sshd.settings(), "root").map(|seen| (seen.running, seen.reload)) {
+            Ok((false, ReloadMethod::None(why))) => why,
             other => panic!("{other:?}"),
         }
     };
@@ -480,45 +507,48 @@ fn pid_files_that_lead_to_no_listener() {
     assert!(none("4194304").contains("does not run"));
     for garbage in ["", "sshd", "-1", "0"] {
         fs::write(sshd.pid_file(), garbage).unwrap();
-        let refused = refusal(&sshd.settings());
+        let refused = expect_refusal(&sshd.settings());
         assert_eq!(refused.reason, Reason::SshdNotFound);
         assert!(refused.message.contains("holds no pid"), "{}", refused.message);
-        assert_eq!(may_run(&sshd.settings()), Ok(true));
+        assert_eq!(is_sshd_possibly_running(&sshd.settings()), Ok(true));
     }
     fs::remove_file(sshd.pid_file()).unwrap();
     sshd.start(Path::new(SSHD), &[]);
     let pid = sshd.pid().unwrap().to_string();
     // The listener is there, and nobody says where: it runs by our main file.
     fs::remove_file(sshd.pid_file()).unwrap();
-    let seen = observe(&sshd.settings(), "root");
+    let seen = inspect_sshd(&sshd.settings(), "root");
     fs::write(sshd.pid_file(), &pid).unwrap();
     let seen = seen.unwrap();
     assert!(seen.running, "{seen:?}");
-    assert!(matches!(&seen.reload, Reload::Pid { pid: told, .. } if told.to_string() == pid), "{seen:?}");
+    assert!(
+        matches!(&seen.reload, ReloadMethod::Pid { pid: told, .. } if told.to_string() == pid),
+        "{seen:?}"
+    );
     // One that runs by another main file, on the port of ours.
     sshd.stop();
     let _ = fs::remove_file(sshd.pid_file());
-    let other = sshd.at("other_config");
+    let other = sshd.path("other_config");
     fs::copy(sshd.config(), &other).unwrap();
     sshd.start_on(Path::new(SSHD), &other, &[]);
     let pid = sshd.pid().unwrap().to_string();
     fs::remove_file(sshd.pid_file()).unwrap();
-    let refused = refusal(&sshd.settings());
-    let unseen = may_run(&sshd.settings());
+    let refused = expect_refusal(&sshd.settings());
+    let unseen = is_sshd_possibly_running(&sshd.settings());
     fs::write(sshd.pid_file(), &pid).unwrap();
     assert_eq!((refused.reason, unseen), (Reason::SshdNotFound, Ok(true)));
     assert!(refused.message.contains(&pid) && refused.message.contains("'pid_file'"), "{}", refused.message);
 }
 
 #[test]
-fn host_keys_are_told_by_fingerprint() {
+fn host_keys_are_listed_by_fingerprint() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("HostKey /nonexistent/key");
-    let seen = observe(&sshd.settings(), "root").unwrap();
-    let keys = host_keys(&seen);
-    let shown = Command::new("ssh-keygen").arg("-lf").arg(sshd.at("host_key.pub")).output().unwrap();
+    let sshd = PrivateSshd::new_stopped("HostKey /nonexistent/key");
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
+    let keys = read_public_host_keys(&seen);
+    let shown = Command::new("ssh-keygen").arg("-lf").arg(sshd.path("host_key.pub")).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert_eq!(keys.len(), 1);
     assert_eq!(keys[0].key_type, "ssh-ed25519");
-    assert_eq!(Some(fingerprint_of(&keys[0].blob).sha256.as_str()), shown.split(' ').nth(1));
+    assert_eq!(Some(compute_fingerprint(&keys[0].blob).sha256.as_str()), shown.split(' ').nth(1));
 }

@@ -17,38 +17,43 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use keypair_agent::guest::service::{bring_back, reload, reload_is_safe};
-use keypair_agent::guest::sockets::listening;
-use keypair_agent::guest::sshd::observe;
-use keypair_agent::policy::observation::{Reload, Sshd};
+use keypair_agent::guest::service::{check_reload_safe, ensure_sshd_running, reload_sshd};
+use keypair_agent::guest::sockets::list_listening_sockets;
+use keypair_agent::guest::sshd::inspect_sshd;
+use keypair_agent::policy::observation::{ReloadMethod, Sshd};
 use keypair_agent::policy::outcome::{Reason, Refusal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use private_sshd::{ANSWERS_AND_DIES, PrivateSshd, SSHD, free_port, wait_until};
+use private_sshd::{DYING_SSHD_SCRIPT, PrivateSshd, SSHD, free_port, wait_until};
 
-fn seen(sshd: &PrivateSshd) -> Sshd {
-    let seen = observe(&sshd.settings(), "root").unwrap();
-    assert!(matches!(seen.reload, Reload::Pid { .. }), "{:?}", seen.reload);
+fn observe_running_sshd(sshd: &PrivateSshd) -> Sshd {
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
+    assert!(matches!(seen.reload, ReloadMethod::Pid { .. }), "{:?}", seen.reload);
     seen
 }
 
-fn inodes(port: u16) -> Vec<u64> {
-    listening(None).unwrap().iter().filter(|s| s.address.port() == port).map(|s| s.inode).collect()
+fn listening_inodes(port: u16) -> Vec<u64> {
+    list_listening_sockets(None)
+        .unwrap()
+        .iter()
+        .filter(|s| s.address.port() == port)
+        .map(|s| s.inode)
+        .collect()
 }
 
-fn answers(port: u16) -> bool {
-    answers_at("127.0.0.1", port)
+fn is_ssh_answering(port: u16) -> bool {
+    is_ssh_answering_at("127.0.0.1", port)
 }
 
-fn answers_at(host: &str, port: u16) -> bool {
+fn is_ssh_answering_at(host: &str, port: u16) -> bool {
     let mut banner = [0; 4];
     let Ok(mut stream) = TcpStream::connect((host, port)) else { return false };
     stream.read_exact(&mut banner).is_ok() && &banner == b"SSH-"
 }
 
 /// On which addresses something listens at a port.
-fn addresses(port: u16) -> Vec<String> {
-    let sockets = listening(None).unwrap();
+fn listening_addresses(port: u16) -> Vec<String> {
+    let sockets = list_listening_sockets(None).unwrap();
     let mut found: Vec<String> = sockets
         .iter()
         .filter(|socket| socket.address.port() == port)
@@ -58,46 +63,46 @@ fn addresses(port: u16) -> Vec<String> {
     found
 }
 
-fn is_gone(pid: i32) -> bool {
+fn is_process_gone(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.is_empty() || stat.contains(") Z ")
 }
 
 /// KP-6.25.
 #[test]
-fn a_reload_is_seen() {
+fn reload_replaces_listening_sockets() {
     needs_sshd!();
     for arguments in [&[] as &[&str], &["-D", "-o", "PasswordAuthentication=yes"]] {
-        let sshd = PrivateSshd::daemon("", arguments);
+        let sshd = PrivateSshd::start_daemon("", arguments);
         let settings = sshd.settings();
-        let seen = seen(&sshd);
-        let (pid, before) = (sshd.pid(), inodes(sshd.port));
+        let seen = observe_running_sshd(&sshd);
+        let (pid, before) = (sshd.pid(), listening_inodes(sshd.port));
         for _ in 0..3 {
-            reload_is_safe(&settings, &seen).unwrap();
-            reload(&settings, &seen).unwrap();
+            check_reload_safe(&settings, &seen).unwrap();
+            reload_sshd(&settings, &seen).unwrap();
         }
         assert_eq!(sshd.pid(), pid);
-        assert!(inodes(sshd.port).iter().all(|inode| !before.contains(inode)));
-        assert!(answers(sshd.port));
+        assert!(listening_inodes(sshd.port).iter().all(|inode| !before.contains(inode)));
+        assert!(is_ssh_answering(sshd.port));
         // Alive: nothing to do.
-        let now = inodes(sshd.port);
-        bring_back(&settings, &seen).unwrap();
-        assert_eq!(inodes(sshd.port), now);
+        let now = listening_inodes(sshd.port);
+        ensure_sshd_running(&settings, &seen).unwrap();
+        assert_eq!(listening_inodes(sshd.port), now);
     }
 }
 
 /// KP-6.24.
 #[test]
-fn pending_edits_that_would_end_or_move_it() {
+fn reload_with_pending_address_change_is_unsafe() {
     needs_sshd!();
-    let sshd = PrivateSshd::daemon("", &[]);
+    let sshd = PrivateSshd::start_daemon("", &[]);
     let settings = sshd.settings();
-    let seen = seen(&sshd);
-    let before = inodes(sshd.port);
+    let seen = observe_running_sshd(&sshd);
+    let before = listening_inodes(sshd.port);
     let original = fs::read_to_string(sshd.config()).unwrap();
     let unsafe_with = |text: String, named: &str| {
         fs::write(sshd.config(), text).unwrap();
-        let Refusal { reason, message } = reload_is_safe(&settings, &seen).unwrap_err();
+        let Refusal { reason, message } = check_reload_safe(&settings, &seen).unwrap_err();
         assert_eq!(reason, Reason::SshdReloadUnsafe);
         assert!(message.contains(named), "{message}");
     };
@@ -111,90 +116,90 @@ fn pending_edits_that_would_end_or_move_it() {
     unsafe_with(format!("{original}Port {taken}\n"), &format!("port {taken}"));
     // One address that can be bound is enough.
     fs::write(sshd.config(), format!("{original}ListenAddress 203.0.113.9\n")).unwrap();
-    reload_is_safe(&settings, &seen).unwrap();
-    assert_eq!(inodes(sshd.port), before);
-    reload(&settings, &seen).unwrap();
-    assert!(answers(sshd.port));
+    check_reload_safe(&settings, &seen).unwrap();
+    assert_eq!(listening_inodes(sshd.port), before);
+    reload_sshd(&settings, &seen).unwrap();
+    assert!(is_ssh_answering(sshd.port));
 }
 
 /// KP-6.22.
 #[test]
-fn nobody_to_tell() {
+fn reload_without_listener_does_nothing() {
     needs_sshd!();
-    let sshd = PrivateSshd::files("");
-    let seen = observe(&sshd.settings(), "root").unwrap();
-    assert!(matches!(seen.reload, Reload::None(_)));
-    assert_eq!(reload_is_safe(&sshd.settings(), &seen), Ok(()));
-    assert_eq!(reload(&sshd.settings(), &seen), Ok(()));
-    assert_eq!(bring_back(&sshd.settings(), &seen), Ok(()));
+    let sshd = PrivateSshd::new_stopped("");
+    let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
+    assert!(matches!(seen.reload, ReloadMethod::None(_)));
+    assert_eq!(check_reload_safe(&sshd.settings(), &seen), Ok(()));
+    assert_eq!(reload_sshd(&sshd.settings(), &seen), Ok(()));
+    assert_eq!(ensure_sshd_running(&sshd.settings(), &seen), Ok(()));
     assert!(sshd.pid().is_none());
 }
 
 #[test]
-fn one_that_started_since_is_told() {
+fn sshd_started_after_observation_is_reloaded() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
+    let mut sshd = PrivateSshd::new_stopped("");
     let settings = sshd.settings();
-    let seen = observe(&settings, "root").unwrap();
-    assert!(matches!(seen.reload, Reload::None(_)));
+    let seen = inspect_sshd(&settings, "root").unwrap();
+    assert!(matches!(seen.reload, ReloadMethod::None(_)));
     sshd.start(Path::new(SSHD), &[]);
-    let before = inodes(sshd.port);
+    let before = listening_inodes(sshd.port);
     let original = fs::read_to_string(sshd.config()).unwrap();
     fs::write(sshd.config(), original.clone() + "Port 1\n").unwrap();
-    assert_eq!(reload_is_safe(&settings, &seen).unwrap_err().reason, Reason::SshdReloadUnsafe);
+    assert_eq!(check_reload_safe(&settings, &seen).unwrap_err().reason, Reason::SshdReloadUnsafe);
     fs::write(sshd.config(), original).unwrap();
-    reload_is_safe(&settings, &seen).unwrap();
-    reload(&settings, &seen).unwrap();
-    assert!(inodes(sshd.port).iter().all(|inode| !before.contains(inode)));
-    assert!(answers(sshd.port));
+    check_reload_safe(&settings, &seen).unwrap();
+    reload_sshd(&settings, &seen).unwrap();
+    assert!(listening_inodes(sshd.port).iter().all(|inode| !before.contains(inode)));
+    assert!(is_ssh_answering(sshd.port));
 }
 
 /// KP-6.25.
 #[test]
-fn a_listener_that_dies_of_its_edit_comes_back() {
+fn listener_killed_by_edit_is_restarted() {
     needs_sshd!();
     for arguments in
         [&["-o", "AllowUsers=root nobody"] as &[&str], &["-D", "-e", "-o", "AllowUsers=root nobody"]]
     {
-        let mut sshd = PrivateSshd::daemon("", arguments);
+        let mut sshd = PrivateSshd::start_daemon("", arguments);
         let settings = sshd.settings();
-        let seen = seen(&sshd);
+        let seen = observe_running_sshd(&sshd);
         let pid = sshd.pid().unwrap();
         let original = fs::read_to_string(sshd.config()).unwrap();
         // Bound to nothing that is there: the listener ends.
         fs::write(sshd.config(), original.replace("127.0.0.1", "203.0.113.9")).unwrap();
-        let failed = reload(&settings, &seen).unwrap_err();
+        let failed = reload_sshd(&settings, &seen).unwrap_err();
         assert!(failed.message.contains(&format!("pid {pid}")), "{failed}");
-        assert!(is_gone(pid));
+        assert!(is_process_gone(pid));
         fs::write(sshd.config(), &original).unwrap();
-        bring_back(&settings, &seen).unwrap();
-        assert!(answers(sshd.port));
-        let anew = observe(&settings, "root").unwrap();
+        ensure_sshd_running(&settings, &seen).unwrap();
+        assert!(is_ssh_answering(sshd.port));
+        let anew = inspect_sshd(&settings, "root").unwrap();
         assert_ne!(sshd.pid(), Some(pid));
         assert_eq!(anew.options, seen.options);
         let session = fs::read_to_string(format!("/proc/{}/stat", sshd.pid().unwrap())).unwrap();
         let own = session.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().parse::<i32>().unwrap();
         let ours = nix::unistd::getsid(None).unwrap().as_raw();
         assert_ne!(own, ours);
-        reload(&settings, &anew).unwrap();
+        reload_sshd(&settings, &anew).unwrap();
         // The observation of before still finds it, by its pid file.
-        reload(&settings, &seen).unwrap();
+        reload_sshd(&settings, &seen).unwrap();
         sshd.stop();
     }
 }
 
 /// KP-6.24.
 #[test]
-fn each_address_must_still_be_wanted() {
+fn reload_losing_listen_address_is_unsafe() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("ListenAddress ::1");
+    let mut sshd = PrivateSshd::new_stopped("ListenAddress ::1");
     let second = free_port();
-    sshd.configure(&format!("ListenAddress ::1\nListenAddress 127.0.0.1:{second}"));
+    sshd.write_config(&format!("ListenAddress ::1\nListenAddress 127.0.0.1:{second}"));
     sshd.start(Path::new(SSHD), &[]);
     let settings = sshd.settings();
-    let seen = seen(&sshd);
-    reload_is_safe(&settings, &seen).unwrap();
-    let before = inodes(sshd.port);
+    let seen = observe_running_sshd(&sshd);
+    check_reload_safe(&settings, &seen).unwrap();
+    let before = listening_inodes(sshd.port);
     let original = fs::read_to_string(sshd.config()).unwrap();
     for (pending, lost) in [
         (original.replace("ListenAddress ::1\n", ""), format!("[::1]:{}", sshd.port)),
@@ -202,37 +207,37 @@ fn each_address_must_still_be_wanted() {
         (original.replace("ListenAddress 127.0.0.1\n", ""), format!("127.0.0.1:{}", sshd.port)),
     ] {
         fs::write(sshd.config(), &pending).unwrap();
-        let refused = reload_is_safe(&settings, &seen).unwrap_err();
+        let refused = check_reload_safe(&settings, &seen).unwrap_err();
         assert_eq!(refused.reason, Reason::SshdReloadUnsafe, "{pending}");
         assert!(refused.message.contains(&lost), "{pending}: {}", refused.message);
     }
-    assert_eq!(inodes(sshd.port), before, "nobody was told");
+    assert_eq!(listening_inodes(sshd.port), before, "nobody was told");
     fs::write(sshd.config(), original).unwrap();
-    reload_is_safe(&settings, &seen).unwrap();
+    check_reload_safe(&settings, &seen).unwrap();
 }
 
 /// One that could not be bound from the start is not missed afterwards.
 #[test]
-fn an_address_that_cannot_be_bound_stays_away() {
+fn unbindable_address_does_not_block_reload() {
     needs_sshd!();
-    let sshd = PrivateSshd::daemon("ListenAddress 203.0.113.9", &[]);
+    let sshd = PrivateSshd::start_daemon("ListenAddress 203.0.113.9", &[]);
     let settings = sshd.settings();
-    let seen = seen(&sshd);
+    let seen = observe_running_sshd(&sshd);
     for _ in 0..2 {
-        reload_is_safe(&settings, &seen).unwrap();
-        reload(&settings, &seen).unwrap();
+        check_reload_safe(&settings, &seen).unwrap();
+        reload_sshd(&settings, &seen).unwrap();
     }
-    assert!(answers(sshd.port));
+    assert!(is_ssh_answering(sshd.port));
 }
 
 /// Takes an address as soon as it is free, and writes a file then; until it is told to give it back.
-struct Taker {
+struct PortSquatter {
     give_back: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Taker {
-    fn of(address: SocketAddr, taken: PathBuf) -> Self {
+impl PortSquatter {
+    fn start(address: SocketAddr, taken: PathBuf) -> Self {
         let give_back = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&give_back);
         let thread = std::thread::spawn(move || {
@@ -250,7 +255,7 @@ impl Taker {
         Self { give_back, thread: Some(thread) }
     }
 
-    fn end(&mut self) {
+    fn stop(&mut self) {
         self.give_back.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
     }
@@ -258,54 +263,54 @@ impl Taker {
 
 /// KP-6.25.
 #[test]
-fn an_address_that_another_process_takes_meanwhile_is_a_failure() {
+fn address_taken_during_reload_is_failure() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("ListenAddress ::1");
-    let copy = sshd.copy_of_program("sshd");
+    let mut sshd = PrivateSshd::new_stopped("ListenAddress ::1");
+    let copy = sshd.copy_program("sshd");
     sshd.start(&copy, &[]);
     // Between its old sockets and its new ones there is time enough for another process.
     let slow = format!(
         "#!/bin/sh\ncase $1 in -[tT]) ;; *) until [ -e {} ]; do sleep 0.01; done ;; esac\nexec {SSHD} \"$@\"\n",
-        sshd.at("taken").display()
+        sshd.path("taken").display()
     );
     sshd.replace_program(&copy, &slow);
     let settings = sshd.settings();
-    let seen = seen(&sshd);
-    let mut taker = Taker::of(SocketAddr::from(([127, 0, 0, 1], sshd.port)), sshd.at("taken"));
-    let failed = reload(&settings, &seen);
+    let seen = observe_running_sshd(&sshd);
+    let mut taker = PortSquatter::start(SocketAddr::from(([127, 0, 0, 1], sshd.port)), sshd.path("taken"));
+    let failed = reload_sshd(&settings, &seen);
     let failed = Refusal::from(failed.unwrap_err());
-    taker.end();
+    taker.stop();
     assert_eq!(failed.reason, Reason::SshdReloadFailed);
     assert!(failed.message.contains(&format!("127.0.0.1:{}", sshd.port)), "{}", failed.message);
-    assert!(answers_at("::1", sshd.port), "the listener lives");
+    assert!(is_ssh_answering_at("::1", sshd.port), "the listener lives");
     // What lives is left alone; the reload of its restored files brings the address back.
-    bring_back(&settings, &seen).unwrap();
-    assert_eq!(addresses(sshd.port), ["::1"]);
-    reload_is_safe(&settings, &seen).unwrap();
-    reload(&settings, &seen).unwrap();
-    assert_eq!(addresses(sshd.port), ["127.0.0.1", "::1"]);
+    ensure_sshd_running(&settings, &seen).unwrap();
+    assert_eq!(listening_addresses(sshd.port), ["::1"]);
+    check_reload_safe(&settings, &seen).unwrap();
+    reload_sshd(&settings, &seen).unwrap();
+    assert_eq!(listening_addresses(sshd.port), ["127.0.0.1", "::1"]);
 }
 
 /// Since OpenSSH 9.8. The stand-in says what such an sshd says; `sshd -t` is content with either.
 /// KP-6.24.
 #[test]
-fn programs_that_serve_connections_must_be_there() {
+fn missing_sshd_session_makes_reload_unsafe() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let copy = sshd.copy_of_program("sshd");
+    let mut sshd = PrivateSshd::new_stopped("");
+    let copy = sshd.copy_program("sshd");
     sshd.start(&copy, &[]);
     let settings = sshd.settings();
-    let (session, auth) = (sshd.at("sshd-session"), sshd.at("sshd-auth"));
+    let (session, auth) = (sshd.path("sshd-session"), sshd.path("sshd-auth"));
     let script = format!(
         "#!/bin/sh\ncase $1 in -T) echo 'SshdSessionPath {}'; echo 'sshdauthpath {}' ;; esac\nexec {SSHD} \"$@\"\n",
         session.display(),
         auth.display()
     );
     sshd.replace_program(&copy, &script);
-    let seen = seen(&sshd);
-    let before = inodes(sshd.port);
+    let seen = observe_running_sshd(&sshd);
+    let before = listening_inodes(sshd.port);
     let unsafe_because = |named: &Path| {
-        let refused = reload_is_safe(&settings, &seen).unwrap_err();
+        let refused = check_reload_safe(&settings, &seen).unwrap_err();
         assert_eq!(refused.reason, Reason::SshdReloadUnsafe);
         assert!(refused.message.contains(&*named.to_string_lossy()), "{}", refused.message);
     };
@@ -315,53 +320,53 @@ fn programs_that_serve_connections_must_be_there() {
     sshd.replace_program(&session, "#!/bin/sh\n");
     unsafe_because(&auth);
     sshd.replace_program(&auth, "#!/bin/sh\n");
-    reload_is_safe(&settings, &seen).unwrap();
-    assert_eq!(inodes(sshd.port), before);
+    check_reload_safe(&settings, &seen).unwrap();
+    assert_eq!(listening_inodes(sshd.port), before);
 }
 
 #[test]
-fn a_listener_whose_program_breaks_comes_back_by_the_configured_one() {
+fn listener_with_broken_binary_restarts_configured_one() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let copy = sshd.copy_of_program("sshd");
+    let mut sshd = PrivateSshd::new_stopped("");
+    let copy = sshd.copy_program("sshd");
     sshd.start(&copy, &[]);
-    sshd.replace_program(&copy, ANSWERS_AND_DIES);
+    sshd.replace_program(&copy, DYING_SSHD_SCRIPT);
     let settings = sshd.settings();
-    let seen = seen(&sshd);
+    let seen = observe_running_sshd(&sshd);
     assert_eq!(seen.binary, copy);
-    reload_is_safe(&settings, &seen).unwrap();
-    let failed = Refusal::from(reload(&settings, &seen).unwrap_err());
+    check_reload_safe(&settings, &seen).unwrap();
+    let failed = Refusal::from(reload_sshd(&settings, &seen).unwrap_err());
     assert_eq!(failed.reason, Reason::SshdReloadFailed);
-    bring_back(&settings, &seen).unwrap();
-    assert!(answers(sshd.port));
+    ensure_sshd_running(&settings, &seen).unwrap();
+    assert!(is_ssh_answering(sshd.port));
     let exe = fs::read_link(format!("/proc/{}/exe", sshd.pid().unwrap())).unwrap();
     assert_eq!(exe, fs::canonicalize(SSHD).unwrap());
 }
 
 #[test]
-fn a_listener_that_cannot_come_back_is_said() {
+fn unrestartable_listener_is_reported() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::daemon("", &[]);
-    let seen = seen(&sshd);
+    let mut sshd = PrivateSshd::start_daemon("", &[]);
+    let seen = observe_running_sshd(&sshd);
     sshd.stop();
-    sshd.configure("Nonsense yes");
-    let refused = bring_back(&sshd.settings(), &seen).unwrap_err();
+    sshd.write_config("Nonsense yes");
+    let refused = ensure_sshd_running(&sshd.settings(), &seen).unwrap_err();
     assert_eq!(refused.reason, Reason::SshdReloadFailed);
     assert!(refused.message.contains("line 6: Bad configuration option"), "{}", refused.message);
 }
 
 #[test]
-fn a_pid_that_became_another_process_gets_no_signal() {
+fn reused_pid_gets_no_signal() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::daemon("", &[]);
-    let mut seen = seen(&sshd);
+    let mut sshd = PrivateSshd::start_daemon("", &[]);
+    let mut seen = observe_running_sshd(&sshd);
     sshd.stop();
     let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
     let pid = i32::try_from(sleeper.id()).unwrap();
-    seen.reload = Reload::Pid { pid, arguments: vec![SSHD.into()] };
+    seen.reload = ReloadMethod::Pid { pid, arguments: vec![SSHD.into()] };
     fs::write(sshd.pid_file(), pid.to_string()).unwrap();
-    assert_eq!(reload_is_safe(&sshd.settings(), &seen).unwrap_err().reason, Reason::SshdReloadUnsafe);
-    assert!(reload(&sshd.settings(), &seen).is_err());
+    assert_eq!(check_reload_safe(&sshd.settings(), &seen).unwrap_err().reason, Reason::SshdReloadUnsafe);
+    assert!(reload_sshd(&sshd.settings(), &seen).is_err());
     // SIGHUP would have ended it.
     assert!(sleeper.try_wait().unwrap().is_none());
     sleeper.kill().unwrap();
@@ -370,32 +375,32 @@ fn a_pid_that_became_another_process_gets_no_signal() {
 
 /// KP-6.25.
 #[test]
-fn a_listener_that_does_not_move_is_a_failure() {
+fn unresponsive_listener_fails_reload() {
     needs_sshd!();
-    let sshd = PrivateSshd::daemon("", &[]);
+    let sshd = PrivateSshd::start_daemon("", &[]);
     let settings = sshd.settings();
-    let seen = seen(&sshd);
+    let seen = observe_running_sshd(&sshd);
     let pid = Pid::from_raw(sshd.pid().unwrap());
     kill(pid, Signal::SIGSTOP).unwrap();
-    let failed = reload(&settings, &seen);
+    let failed = reload_sshd(&settings, &seen);
     kill(pid, Signal::SIGCONT).unwrap();
     let failed = failed.unwrap_err();
     assert!(failed.message.contains("still has its old sockets"), "{failed}");
-    bring_back(&settings, &seen).unwrap();
-    wait_until("it answers again", || answers(sshd.port));
+    ensure_sshd_running(&settings, &seen).unwrap();
+    wait_until("it answers again", || is_ssh_answering(sshd.port));
 }
 
 #[test]
-fn a_program_under_another_name() {
+fn sshd_under_other_name_needs_configured_binary() {
     needs_sshd!();
-    let mut sshd = PrivateSshd::files("");
-    let copy = sshd.copy_of_program("secure-shell");
+    let mut sshd = PrivateSshd::new_stopped("");
+    let copy = sshd.copy_program("secure-shell");
     sshd.start(&copy, &[]);
     let mut settings = sshd.settings();
     // By its name it is no sshd; as the configured program it is.
-    assert!(!observe(&settings, "root").is_ok_and(|seen| seen.running));
+    assert!(!inspect_sshd(&settings, "root").is_ok_and(|seen| seen.running));
     settings.binary = copy;
-    let seen = observe(&settings, "root").unwrap();
+    let seen = inspect_sshd(&settings, "root").unwrap();
     assert!(seen.running);
-    reload(&settings, &seen).unwrap();
+    reload_sshd(&settings, &seen).unwrap();
 }

@@ -10,33 +10,36 @@ use std::fs;
 use std::io::Write as _;
 use std::process::{Output, Stdio};
 
-use matrix_support::client::With;
+use matrix_support::client::Credential;
 use matrix_support::lab::PASSWORD_HASH;
-use matrix_support::land::{Land, OWN_FILE, SECOND_USER, land, land_with};
+use matrix_support::land::{GuestFixture, OWN_FILE, SECOND_USER, with_guest, with_guest_config};
 use serde_json::{Value, json};
-use support::{Guest, Key, attach, available, detach, set_password_auth, strace, warnings, with};
+use support::{
+    TestGuest, TestKey, attach_command, detach_command, has_tools, set_password_auth_command, strace,
+    warning_reasons, with_field,
+};
 
 /// One that nobody has the other half of.
 const SECURITY_KEY: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfxAAAABHNzaDo=";
 
 /// What lets the user `u` in, by logins: the first key, the second one, the password.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-struct WaysIn {
+struct LoginMethods {
     key: bool,
     second: bool,
     password: bool,
 }
 
-const FIRST_KEY: WaysIn = WaysIn { key: true, second: false, password: false };
-const SECOND_KEY: WaysIn = WaysIn { key: false, second: true, password: false };
-const PASSWORD: WaysIn = WaysIn { key: false, second: false, password: true };
+const FIRST_KEY_ONLY: LoginMethods = LoginMethods { key: true, second: false, password: false };
+const SECOND_KEY_ONLY: LoginMethods = LoginMethods { key: false, second: true, password: false };
+const PASSWORD_ONLY: LoginMethods = LoginMethods { key: false, second: false, password: true };
 
-impl WaysIn {
-    fn of(land: &Land<'_>) -> Self {
+impl LoginMethods {
+    fn try_logins(land: &GuestFixture<'_>) -> Self {
         Self {
-            key: land.lets_in("u"),
-            second: land.takes("u", &land.lab.second),
-            password: land.takes_password("u"),
+            key: land.accepts_bound_key("u"),
+            second: land.accepts_key("u", &land.lab.second),
+            password: land.accepts_password("u"),
         }
     }
 
@@ -46,7 +49,7 @@ impl WaysIn {
 }
 
 /// The second user, with a password.
-fn with_second_user() -> String {
+fn second_user_setup() -> String {
     format!("{SECOND_USER}usermod -p '{PASSWORD_HASH}' v; {OWN_FILE}")
 }
 
@@ -55,11 +58,16 @@ fn message(result: &Value) -> &str {
 }
 
 /// A command that is refused, by which nothing changes: no byte, no way in.
-fn refused_without_a_trace(land: &Land<'_>, command: &Value, reason: &str, says: &str) -> Value {
-    let (before, ways) = (land.snapshot(), WaysIn::of(land));
-    let result = land.refused(command, reason, says);
-    assert_eq!(before.difference(&land.snapshot()), None, "{result}");
-    assert_eq!(WaysIn::of(land), ways, "{result}");
+fn assert_refused_without_change(
+    land: &GuestFixture<'_>,
+    command: &Value,
+    reason: &str,
+    says: &str,
+) -> Value {
+    let (before, ways) = (land.snapshot(), LoginMethods::try_logins(land));
+    let result = land.assert_refused(command, reason, says);
+    assert_eq!(before.describe_changes(&land.snapshot()), None, "{result}");
+    assert_eq!(LoginMethods::try_logins(land), ways, "{result}");
     assert_eq!(result["changed"], false, "{result}");
     result
 }
@@ -68,7 +76,7 @@ fn refused_without_a_trace(land: &Land<'_>, command: &Value, reason: &str, says:
 
 /// KP-4.6.
 #[test]
-fn passwords_come_back_whatever_became_of_the_key_and_its_user() {
+fn password_auth_yes_works_despite_broken_key_or_user() {
     for (broken, user_is_left) in [
         ("rm -rf /home/u", true),
         ("mv /home/u/.ssh /home/u/old; ln -s /root/.ssh /home/u/.ssh", true),
@@ -81,14 +89,16 @@ fn passwords_come_back_whatever_became_of_the_key_and_its_user() {
         ("userdel u", false),
         ("userdel -r u 2>/dev/null || true; echo 'AuthorizedKeysFile none' >>/etc/ssh/sshd_config", false),
     ] {
-        land("u", &with_second_user(), "", |land| {
-            let result = land.done(&land.attach("no"));
-            assert_eq!(warnings(&result), ["PASSWORD_ONLY_ACCOUNTS"], "{result}");
-            assert!(land.lets_in("u") && !land.takes_password("u") && !land.takes_password("v"));
-            land.sh(broken);
-            let output = land.agent(&["password-auth", "yes"], "");
+        with_guest("u", &second_user_setup(), "", |land| {
+            let result = land.apply_ok(&land.attach_command("no"));
+            assert_eq!(warning_reasons(&result), ["PASSWORD_ONLY_ACCOUNTS"], "{result}");
+            assert!(
+                land.accepts_bound_key("u") && !land.accepts_password("u") && !land.accepts_password("v")
+            );
+            land.run_script(broken);
+            let output = land.run_agent(&["password-auth", "yes"], "");
             assert_eq!(output.status.code(), Some(0), "{broken}: {output:?}");
-            let result = Land::result(&output);
+            let result = GuestFixture::parse_result(&output);
             assert_eq!(result["status"], "succeeded", "{broken}: {result}");
             assert_eq!(
                 (
@@ -99,8 +109,8 @@ fn passwords_come_back_whatever_became_of_the_key_and_its_user() {
                 (&json!(null), &json!(null), &json!(true)),
                 "{broken}: {result}"
             );
-            assert!(land.takes_password("v"), "{broken}");
-            assert_eq!(land.takes_password("u"), user_is_left, "{broken}");
+            assert!(land.accepts_password("v"), "{broken}");
+            assert_eq!(land.accepts_password("u"), user_is_left, "{broken}");
         });
     }
 }
@@ -108,7 +118,7 @@ fn passwords_come_back_whatever_became_of_the_key_and_its_user() {
 // Row H.
 
 /// An edit of sshd's files that the listener has not read, what the second key's attach comes to, and whether that lets in.
-const PENDING: [(&str, Option<&str>); 7] = [
+const PENDING_EDITS: [(&str, Option<&str>); 7] = [
     ("install -d /etc/ssh/keys; echo 'AuthorizedKeysFile /etc/ssh/keys/%u' >>/etc/ssh/sshd_config", None),
     ("echo 'AuthorizedKeysFile .ssh/other' >>/etc/ssh/sshd_config", None),
     ("echo 'AllowUsers v' >>/etc/ssh/sshd_config", Some("LOCKOUT_GUARD")),
@@ -132,7 +142,7 @@ const PENDING: [(&str, Option<&str>); 7] = [
 /// that no edit of sshd's files is a reason to tell it.
 /// KP-6.22.
 #[test]
-fn a_listener_that_is_not_asked_reads_its_files_all_the_same() {
+fn unprobed_listener_is_still_reloaded() {
     let moved = "echo 'AuthorizedKeysFile .ssh/other' >>/etc/ssh/sshd_config";
     for (lines, edit, agent) in [
         ("ListenAddress 10.99.0.1\n", "", ""),
@@ -140,19 +150,21 @@ fn a_listener_that_is_not_asked_reads_its_files_all_the_same() {
         ("", "; echo 'AllowUsers u@10.0.0.0/8' >>/etc/ssh/sshd_config", ""),
     ] {
         for password_auth in ["no", "yes"] {
-            land("u", OWN_FILE, lines, |land| {
+            with_guest("u", OWN_FILE, lines, |land| {
                 let config = format!("target_user = \"u\"\n{agent}");
                 land.guest.write("/etc/keypair-agent/config.toml", &config).unwrap();
-                land.done(&land.attach("no"));
-                assert_eq!(WaysIn::of(land), FIRST_KEY);
+                land.apply_ok(&land.attach_command("no"));
+                assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
                 let password = password_auth == "yes";
                 if password {
-                    land.sh("sed -i 's/Authentication no/Authentication yes/' /etc/ssh/sshd_config.d/*");
+                    land.run_script(
+                        "sed -i 's/Authentication no/Authentication yes/' /etc/ssh/sshd_config.d/*",
+                    );
                 }
-                land.sh(&format!("{moved}{edit}"));
-                let result = land.done(&land.replace(password_auth));
-                let ways = WaysIn { password, ..SECOND_KEY };
-                assert_eq!(WaysIn::of(land), ways, "{lines}{edit}{agent}: {result}");
+                land.run_script(&format!("{moved}{edit}"));
+                let result = land.apply_ok(&land.replace_command(password_auth));
+                let ways = LoginMethods { password, ..SECOND_KEY_ONLY };
+                assert_eq!(LoginMethods::try_logins(land), ways, "{lines}{edit}{agent}: {result}");
             });
         }
     }
@@ -160,23 +172,23 @@ fn a_listener_that_is_not_asked_reads_its_files_all_the_same() {
 
 /// KP-10.1.
 #[test]
-fn an_edit_that_the_listener_has_not_read_locks_nobody_out() {
-    for (edit, reason) in PENDING {
+fn pending_sshd_edit_locks_nobody_out() {
+    for (edit, reason) in PENDING_EDITS {
         for is_bound in [true, false] {
-            land("u", OWN_FILE, "", |land| {
+            with_guest("u", OWN_FILE, "", |land| {
                 if is_bound {
-                    land.done(&land.attach("no"));
+                    land.apply_ok(&land.attach_command("no"));
                 }
-                let before = WaysIn::of(land);
-                assert_eq!(before, if is_bound { FIRST_KEY } else { PASSWORD });
-                land.sh(&edit.replace("@SECOND_KEY@", &land.lab.second.line));
-                let result = land.apply(&land.replace("no"));
+                let before = LoginMethods::try_logins(land);
+                assert_eq!(before, if is_bound { FIRST_KEY_ONLY } else { PASSWORD_ONLY });
+                land.run_script(&edit.replace("@SECOND_KEY@", &land.lab.second.line));
+                let result = land.apply(&land.replace_command("no"));
                 let at = format!("{edit}, bound: {is_bound}: {result}");
                 assert_eq!(result["reason"].as_str(), reason, "{at}");
-                let ways = WaysIn::of(land);
+                let ways = LoginMethods::try_logins(land);
                 match reason {
                     None => {
-                        assert_eq!(ways, SECOND_KEY, "{at}");
+                        assert_eq!(ways, SECOND_KEY_ONLY, "{at}");
                         assert_eq!(result["trial"]["key"], "accepted", "{at}");
                     }
                     Some(_) => {
@@ -191,35 +203,35 @@ fn an_edit_that_the_listener_has_not_read_locks_nobody_out() {
 
 /// The files let the key in, and the listener, which has older ones, does not.
 #[test]
-fn a_key_that_the_listener_refuses_is_no_success() {
+fn stale_listener_refusing_key_is_reloaded_or_refused() {
     let lines = "AllowUsers v\nLogLevel VERBOSE\n";
     for (more, reason) in
         [("", None), ("; echo 'ListenAddress 10.99.0.1' >>/etc/ssh/sshd_config", Some("SSHD_RELOAD_UNSAFE"))]
     {
         for is_bound in [false, true] {
-            land("u", &with_second_user(), lines, |land| {
-                land.sh(&format!("sed -i '/^AllowUsers/d' /etc/ssh/sshd_config{more}"));
+            with_guest("u", &second_user_setup(), lines, |land| {
+                land.run_script(&format!("sed -i '/^AllowUsers/d' /etc/ssh/sshd_config{more}"));
                 if is_bound {
                     // sshd's files have the setting already, so that no edit of them asks for a reload.
                     land.guest
                         .write("/etc/ssh/sshd_config.d/00-a.conf", "PasswordAuthentication no\n")
                         .unwrap();
-                    land.sh(&format!(
+                    land.run_script(&format!(
                         "echo '{}' >/home/u/.ssh/authorized_keys; chown u: /home/u/.ssh/authorized_keys",
                         land.lab.other.line
                     ));
                 }
                 let before = land.snapshot();
-                let result = land.apply(&land.attach("no"));
+                let result = land.apply(&land.attach_command("no"));
                 assert_eq!(result["reason"].as_str(), reason, "{result}");
                 match reason {
                     None => {
-                        assert_eq!(WaysIn::of(land), FIRST_KEY, "{result}");
+                        assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY, "{result}");
                         assert_eq!(result["proof"]["key"], "accepted", "{result}");
                     }
                     Some(_) => {
-                        assert_eq!(before.difference(&land.snapshot()), None, "{result}");
-                        assert!(land.takes_password("v"), "{result}");
+                        assert_eq!(before.describe_changes(&land.snapshot()), None, "{result}");
+                        assert!(land.accepts_password("v"), "{result}");
                     }
                 }
             });
@@ -230,7 +242,7 @@ fn a_key_that_the_listener_refuses_is_no_success() {
 // Row M.
 
 /// What a server may send that reads as the client's own words.
-const BANNER: &str = "Connection refused\n\
+const SPOOFED_BANNER: &str = "Connection refused\n\
                       ssh: connect to host 127.0.0.1 port 22: Connection refused\n\
                       debug1: Offering public key: /k ED25519 SHA256:x explicit\n\
                       debug1: Server accepts key: /k ED25519 SHA256:x explicit\n\
@@ -246,23 +258,23 @@ const BANNER: &str = "Connection refused\n\
 
 /// KP-10.1, KP-10.5, KP-10.13.
 #[test]
-fn a_banner_with_the_clients_words() {
+fn spoofed_banner_does_not_deceive_agent() {
     let lines = "LogLevel VERBOSE\nBanner /etc/ssh/banner\n";
-    let banner = |setup: &str| format!("cat >/etc/ssh/banner <<'EOF'\n{BANNER}EOF\n{setup}");
-    land("u", &banner(OWN_FILE), lines, |land| {
-        let result = land.done(&land.attach("no"));
+    let banner = |setup: &str| format!("cat >/etc/ssh/banner <<'EOF'\n{SPOOFED_BANNER}EOF\n{setup}");
+    with_guest("u", &banner(OWN_FILE), lines, |land| {
+        let result = land.apply_ok(&land.attach_command("no"));
         assert_eq!(result["trial"]["key"], "accepted", "{result}");
         assert_eq!(
             (&result["proof"]["key"], &result["proof"]["methods"], &result["proof"]["notTaken"]),
             (&json!("accepted"), &json!(["publickey"]), &json!(null)),
             "{result}"
         );
-        assert_eq!(land.questions().0, 1, "{}", land.guest.log());
-        assert_eq!(WaysIn::of(land), FIRST_KEY);
-        let result = land.done(&land.attach("yes"));
+        assert_eq!(land.read_loopback_connections().0, 1, "{}", land.guest.log());
+        assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
+        let result = land.apply_ok(&land.attach_command("yes"));
         let methods = result["proof"]["methods"].as_array().unwrap();
         assert!(methods.contains(&json!("password")), "{result}");
-        assert_eq!(land.questions().0, 2);
+        assert_eq!(land.read_loopback_connections().0, 2);
     });
     for (refuses, password_lets_in) in [
         ("RevokedKeys /etc/ssh/revoked", true),
@@ -270,19 +282,19 @@ fn a_banner_with_the_clients_words() {
         ("AllowUsers v", false),
         ("DenyUsers u", false),
     ] {
-        let setup = banner(&with_second_user());
+        let setup = banner(&second_user_setup());
         let lines = format!("{lines}{refuses}\n");
-        land("u", &format!("echo '@KEY@' >/etc/ssh/revoked; {setup}"), &lines, |land| {
-            assert_eq!(land.takes_password("u"), password_lets_in, "{refuses}");
-            let result = refused_without_a_trace(land, &land.attach("no"), "LOCKOUT_GUARD", "");
+        with_guest("u", &format!("echo '@KEY@' >/etc/ssh/revoked; {setup}"), &lines, |land| {
+            assert_eq!(land.accepts_password("u"), password_lets_in, "{refuses}");
+            let result = assert_refused_without_change(land, &land.attach_command("no"), "LOCKOUT_GUARD", "");
             assert_eq!(result["trial"]["key"], "refused", "{refuses}: {result}");
-            assert_eq!(land.questions().0, 0, "{refuses}: the running sshd was asked");
-            assert!(land.takes_password("v"), "{refuses}");
-            let result = land.done(&land.attach("yes"));
-            assert!(warnings(&result).contains(&"KEY_NOT_USABLE"), "{refuses}: {result}");
+            assert_eq!(land.read_loopback_connections().0, 0, "{refuses}: the running sshd was asked");
+            assert!(land.accepts_password("v"), "{refuses}");
+            let result = land.apply_ok(&land.attach_command("yes"));
+            assert!(warning_reasons(&result).contains(&"KEY_NOT_USABLE"), "{refuses}: {result}");
             assert_ne!(result["proof"]["key"], "accepted", "{refuses}: {result}");
-            assert!(land.questions().0 <= 1, "{refuses}: {}", land.guest.log());
-            assert!(!land.lets_in("u"), "{refuses}");
+            assert!(land.read_loopback_connections().0 <= 1, "{refuses}: {}", land.guest.log());
+            assert!(!land.accepts_bound_key("u"), "{refuses}");
         });
     }
 }
@@ -290,14 +302,14 @@ fn a_banner_with_the_clients_words() {
 /// The listener contradicts, and the banner says otherwise: two connections, no more.
 /// KP-10.13.
 #[test]
-fn two_connections_at_most() {
-    let setup = format!("cat >/etc/ssh/banner <<'EOF'\n{BANNER}EOF\n{OWN_FILE}");
-    land("u", &setup, "LogLevel VERBOSE\nBanner /etc/ssh/banner\nDenyUsers u\n", |land| {
+fn live_probe_makes_two_connections_at_most() {
+    let setup = format!("cat >/etc/ssh/banner <<'EOF'\n{SPOOFED_BANNER}EOF\n{OWN_FILE}");
+    with_guest("u", &setup, "LogLevel VERBOSE\nBanner /etc/ssh/banner\nDenyUsers u\n", |land| {
         land.guest.write("/etc/ssh/sshd_config.d/00-a.conf", "PasswordAuthentication no\n").unwrap();
-        land.sh("sed -i '/^DenyUsers/d' /etc/ssh/sshd_config");
-        land.done(&land.attach("no"));
-        assert!(matches!(land.questions().0, 1 | 2), "{}", land.guest.log());
-        assert_eq!(WaysIn::of(land), FIRST_KEY);
+        land.run_script("sed -i '/^DenyUsers/d' /etc/ssh/sshd_config");
+        land.apply_ok(&land.attach_command("no"));
+        assert!(matches!(land.read_loopback_connections().0, 1 | 2), "{}", land.guest.log());
+        assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
     });
 }
 
@@ -308,43 +320,43 @@ const MARKING_SHELL: &str = "printf '#!/bin/sh\\ntouch /tmp/mark\\nexec /bin/sh 
 
 /// KP-10.9.
 #[test]
-fn an_account_without_a_password_gets_no_session() {
+fn account_without_password_gets_no_session() {
     let lines = "LogLevel VERBOSE\nPermitEmptyPasswords yes\n";
     let bare = "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM no\nKbdInteractiveAuthentication no\n";
     let setup = format!("{MARKING_SHELL}{OWN_FILE}");
-    land_with("u", &setup, &format!("{bare}{lines}"), |land| {
+    with_guest_config("u", &setup, &format!("{bare}{lines}"), |land| {
         let no_session = |at: &str| {
-            let (_, log) = land.questions();
+            let (_, log) = land.read_loopback_connections();
             assert!(!log.contains("Starting session"), "{at}: {log}");
             assert!(!log.contains("session opened"), "{at}: {log}");
-            assert!(!land.guest.at("/tmp/mark").exists(), "{at}");
+            assert!(!land.guest.host_path("/tmp/mark").exists(), "{at}");
         };
-        let result = land.done(&land.attach("yes"));
+        let result = land.apply_ok(&land.attach_command("yes"));
         assert_eq!(result["proof"]["key"], "notTaken", "{result}");
         assert!(result["proof"]["notTaken"].as_str().unwrap().contains("PermitEmptyPasswords"), "{result}");
         assert_eq!(result["trial"]["key"], "accepted", "{result}");
         no_session("yes");
-        let result = land.done(&land.attach("no"));
+        let result = land.apply_ok(&land.attach_command("no"));
         assert_eq!(result["trial"]["key"], "accepted", "{result}");
         no_session("no");
-        assert!(land.lets_in("u"));
-        assert!(!land.login_with("u", With::Nothing, &[]).let_in, "let in by `none`");
+        assert!(land.accepts_bound_key("u"));
+        assert!(!land.login_with("u", Credential::None, &[]).let_in, "let in by `none`");
         // The mark shows a session where there is one.
-        assert!(land.guest.at("/tmp/mark").exists());
-        fs::remove_file(land.guest.at("/tmp/mark")).unwrap();
-        land.done(&set_password_auth("yes"));
-        assert!(land.login_with("u", With::Nothing, &[]).let_in, "not let in by `none`");
+        assert!(land.guest.host_path("/tmp/mark").exists());
+        fs::remove_file(land.guest.host_path("/tmp/mark")).unwrap();
+        land.apply_ok(&set_password_auth_command("yes"));
+        assert!(land.login_with("u", Credential::None, &[]).let_in, "not let in by `none`");
     });
     // The key is refused, and `none` would have been taken: the trial asks about the key.
-    land_with(
+    with_guest_config(
         "u",
         &format!("echo '@KEY@' >/etc/ssh/revoked; {setup}"),
         &format!("{bare}{lines}RevokedKeys /etc/ssh/revoked\n"),
         |land| {
-            let result = land.refused(&land.attach("no"), "LOCKOUT_GUARD", "RevokedKeys");
+            let result = land.assert_refused(&land.attach_command("no"), "LOCKOUT_GUARD", "RevokedKeys");
             assert_eq!(result["trial"]["key"], "refused", "{result}");
-            assert!(!land.guest.at("/tmp/mark").exists());
-            assert!(land.login_with("u", With::Nothing, &[]).let_in);
+            assert!(!land.guest.host_path("/tmp/mark").exists());
+            assert!(land.login_with("u", Credential::None, &[]).let_in);
         },
     );
 }
@@ -353,7 +365,7 @@ fn an_account_without_a_password_gets_no_session() {
 
 /// KP-10.2, KP-10.5.
 #[test]
-fn key_lines_are_read_as_sshd_reads_them() {
+fn key_line_parsing_matches_real_logins() {
     let lines: &[&str] = &[
         "command=\"/bin/false \\\\\" x\" @KEY@\n",
         "command=\"/bin/false \\\\\" x\" @KEY@\n@KEY@\n",
@@ -373,27 +385,31 @@ fn key_lines_are_read_as_sshd_reads_them() {
         " \t@KEY@\n",
         "@KEY@\r\n",
     ];
-    land("u", OWN_FILE, "", |land| {
+    with_guest("u", OWN_FILE, "", |land| {
         for text in lines {
             let file = text.replace("@KEY@", &land.key().line);
             land.guest.write("/home/u/.ssh/authorized_keys", &file).unwrap();
-            let key_lets_in = land.lets_in("u");
-            assert!(land.takes_password("u"));
-            let result = land.apply(&set_password_auth("no"));
+            let key_lets_in = land.accepts_bound_key("u");
+            assert!(land.accepts_password("u"));
+            let result = land.apply(&set_password_auth_command("no"));
             let at = format!("{text:?}, which lets in: {key_lets_in}: {result}");
             match key_lets_in {
                 true => assert_eq!(result["status"], "succeeded", "{at}"),
                 false => assert_eq!(result["reason"], "LOCKOUT_GUARD", "{at}"),
             }
-            assert_eq!(WaysIn::of(land), if key_lets_in { FIRST_KEY } else { PASSWORD }, "{at}");
-            assert_eq!(land.text("/home/u/.ssh/authorized_keys"), file, "{at}");
-            land.done(&set_password_auth("yes"));
+            assert_eq!(
+                LoginMethods::try_logins(land),
+                if key_lets_in { FIRST_KEY_ONLY } else { PASSWORD_ONLY },
+                "{at}"
+            );
+            assert_eq!(land.read_text("/home/u/.ssh/authorized_keys"), file, "{at}");
+            land.apply_ok(&set_password_auth_command("yes"));
             // The attached key stands ahead of what there is.
-            let result = land.done(&land.attach("no"));
-            assert_eq!(WaysIn::of(land), FIRST_KEY, "{at}, then {result}");
-            land.done(&detach("k"));
-            assert_eq!(land.text("/home/u/.ssh/authorized_keys"), file, "{at}");
-            land.done(&set_password_auth("yes"));
+            let result = land.apply_ok(&land.attach_command("no"));
+            assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY, "{at}, then {result}");
+            land.apply_ok(&detach_command("k"));
+            assert_eq!(land.read_text("/home/u/.ssh/authorized_keys"), file, "{at}");
+            land.apply_ok(&set_password_auth_command("yes"));
         }
     });
 }
@@ -402,29 +418,30 @@ fn key_lines_are_read_as_sshd_reads_them() {
 
 /// KP-10.8.
 #[test]
-fn a_security_key_is_bound_with_yes_alone() {
-    land("u", OWN_FILE, "", |land| {
-        let security_key = Key { private: "/nonexistent".into(), line: SECURITY_KEY.to_owned() };
-        let command =
-            |password_auth: &str| with(attach("sk", &security_key, password_auth), "replace", json!(true));
-        let result = refused_without_a_trace(land, &command("no"), "LOCKOUT_GUARD", "`yes`");
+fn security_key_needs_password_auth_yes() {
+    with_guest("u", OWN_FILE, "", |land| {
+        let security_key = TestKey { private: "/nonexistent".into(), line: SECURITY_KEY.to_owned() };
+        let command = |password_auth: &str| {
+            with_field(attach_command("sk", &security_key, password_auth), "replace", json!(true))
+        };
+        let result = assert_refused_without_change(land, &command("no"), "LOCKOUT_GUARD", "`yes`");
         assert!(message(&result).contains("security key"), "{result}");
-        assert!(land.takes_password("u"));
-        let result = land.done(&command("yes"));
+        assert!(land.accepts_password("u"));
+        let result = land.apply_ok(&command("yes"));
         assert_eq!(result["changed"], true, "{result}");
-        assert!(land.text("/home/u/.ssh/authorized_keys").contains(SECURITY_KEY), "{result}");
-        assert!(land.takes_password("u"));
+        assert!(land.read_text("/home/u/.ssh/authorized_keys").contains(SECURITY_KEY), "{result}");
+        assert!(land.accepts_password("u"));
         // It is no reason to turn passwords off later, and no heir of a key that is the only way in.
-        refused_without_a_trace(land, &set_password_auth("no"), "LOCKOUT_GUARD", "`yes`");
-        land.done(&with(land.attach("no"), "replace", json!(true)));
-        refused_without_a_trace(land, &command("no"), "LOCKOUT_GUARD", "`yes`");
-        land.sh("usermod -p '!' u");
-        refused_without_a_trace(land, &command("yes"), "LOCKOUT_GUARD", "");
-        assert_eq!(WaysIn::of(land), FIRST_KEY);
+        assert_refused_without_change(land, &set_password_auth_command("no"), "LOCKOUT_GUARD", "`yes`");
+        land.apply_ok(&with_field(land.attach_command("no"), "replace", json!(true)));
+        assert_refused_without_change(land, &command("no"), "LOCKOUT_GUARD", "`yes`");
+        land.run_script("usermod -p '!' u");
+        assert_refused_without_change(land, &command("yes"), "LOCKOUT_GUARD", "");
+        assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
         // A password that is left allows it.
-        land.sh(&format!("usermod -p '{PASSWORD_HASH}' u"));
-        land.done(&command("yes"));
-        assert_eq!(WaysIn::of(land), PASSWORD);
+        land.run_script(&format!("usermod -p '{PASSWORD_HASH}' u"));
+        land.apply_ok(&command("yes"));
+        assert_eq!(LoginMethods::try_logins(land), PASSWORD_ONLY);
     });
 }
 
@@ -432,35 +449,38 @@ fn a_security_key_is_bound_with_yes_alone() {
 
 /// KP-3.31, KP-4.2, KP-8.6.
 #[test]
-fn what_a_refusal_and_a_check_say() {
-    land("u", OWN_FILE, "", |land| {
-        land.done(&land.attach("yes"));
-        let second =
-            |instance: &str| with(attach("l", &land.lab.second, "yes"), "instanceId", json!(instance));
-        let result = land.refused(&second("i-of-the-command"), "ALREADY_ATTACHED", "");
+fn refusal_and_check_messages_name_cause_and_remedy() {
+    with_guest("u", OWN_FILE, "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        let second = |instance: &str| {
+            with_field(attach_command("l", &land.lab.second, "yes"), "instanceId", json!(instance))
+        };
+        let result = land.assert_refused(&second("i-of-the-command"), "ALREADY_ATTACHED", "");
         assert_eq!(message(&result), "Already attached key pair. instance id i-of-the-command", "{result}");
         assert_eq!(result["instanceId"], "i-of-the-command");
-        assert_eq!(WaysIn::of(land), WaysIn { key: true, second: false, password: true });
+        assert_eq!(LoginMethods::try_logins(land), LoginMethods { key: true, second: false, password: true });
 
         let check = |says: [&str; 2]| {
-            let output = land.agent(&["check", "--json"], "");
+            let output = land.run_agent(&["check", "--json"], "");
             assert_eq!(output.status.code(), Some(1), "{output:?}");
-            let said = Land::said(&output);
+            let said = GuestFixture::combine_output(&output);
             assert!(says.iter().all(|words| said.contains(words)), "{says:?}: {said}");
         };
-        land.target("nobody-here");
+        land.set_target_user("nobody-here");
         check([
             "\"there is no user nobody-here\"",
             "\"remedy\":\"set target_user to an account of this guest, or create it\"",
         ]);
-        land.target("u");
-        land.sh("mv /etc/ssh/sshd_config /etc/ssh/gone");
+        land.set_target_user("u");
+        land.run_script("mv /etc/ssh/sshd_config /etc/ssh/gone");
         check([
             "\"there is no sshd configuration /etc/ssh/sshd_config\"",
             "\"remedy\":\"install the OpenSSH server, or name the file",
         ]);
-        land.sh("mv /etc/ssh/gone /etc/ssh/sshd_config; kill $(cat /run/sshd.pid); rm /usr/sbin/sshd");
-        support::wait_for("sshd to end", || (!land.guest.at("/run/sshd.pid").exists()).then_some(()));
+        land.run_script(
+            "mv /etc/ssh/gone /etc/ssh/sshd_config; kill $(cat /run/sshd.pid); rm /usr/sbin/sshd",
+        );
+        support::wait_for("sshd to end", || (!land.guest.host_path("/run/sshd.pid").exists()).then_some(()));
         check([
             "\"there is no sshd at /usr/sbin/sshd\"",
             "\"remedy\":\"install the OpenSSH server, or name its program",
@@ -471,16 +491,16 @@ fn what_a_refusal_and_a_check_say() {
 // Replace with `yes` over the only way in.
 
 /// The agent under strace(1), by which it may be killed; its output.
-fn traced(land: &Land<'_>, command: &Value, options: &[&str]) -> (Output, String) {
+fn apply_under_strace(land: &GuestFixture<'_>, command: &Value, options: &[&str]) -> (Output, String) {
     let log = land.lab.folder.path().join("strace.log");
     let mut words = vec!["strace", "-f", "-qq", "-o", log.to_str().unwrap()];
     words.extend(options);
-    let output = land.guest.agent(&words, &["apply", "-"], &command.to_string());
+    let output = land.guest.run_agent(&words, &["apply", "-"], &command.to_string());
     (output, fs::read_to_string(&log).unwrap())
 }
 
 /// The calls by which the world changes, of the thread that makes most of them, each with its number among its kind.
-fn changes(log: &str) -> Vec<(String, usize)> {
+fn parse_mutating_calls(log: &str) -> Vec<(String, usize)> {
     let calls: Vec<(&str, &str)> = log
         .lines()
         .filter(|line| !line.contains("resumed>"))
@@ -504,104 +524,120 @@ fn changes(log: &str) -> Vec<(String, usize)> {
 /// Whenever it is killed, somebody gets in: with the old key or the password. sshd refuses the new key, which `yes` allows.
 /// KP-4.10.
 #[test]
-fn no_moment_without_a_way_in() {
-    if !available(&["strace"]) {
+fn replace_killed_at_any_point_keeps_a_login() {
+    if !has_tools(&["strace"]) {
         return;
     }
-    land("u", OWN_FILE, "RevokedKeys /etc/ssh/revoked\n", |land| {
+    with_guest("u", OWN_FILE, "RevokedKeys /etc/ssh/revoked\n", |land| {
         land.guest.write("/etc/ssh/revoked", &format!("{}\n", land.lab.second.line)).unwrap();
-        let begin = |land: &Land<'_>| {
-            land.done(&with(land.attach("no"), "replace", json!(true)));
-            assert_eq!(WaysIn::of(land), FIRST_KEY);
+        let begin = |land: &GuestFixture<'_>| {
+            land.apply_ok(&with_field(land.attach_command("no"), "replace", json!(true)));
+            assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
         };
-        let command = land.replace("yes");
+        let command = land.replace_command("yes");
         begin(land);
-        let (output, log) = traced(land, &command, &["-e", "trace=renameat,renameat2,kill"]);
-        assert_eq!(Land::result(&output)["status"], "succeeded", "{output:?}");
-        assert_eq!(WaysIn::of(land), PASSWORD);
-        let points = changes(&log);
+        let (output, log) = apply_under_strace(land, &command, &["-e", "trace=renameat,renameat2,kill"]);
+        assert_eq!(GuestFixture::parse_result(&output)["status"], "succeeded", "{output:?}");
+        assert_eq!(LoginMethods::try_logins(land), PASSWORD_ONLY);
+        let points = parse_mutating_calls(&log);
         assert!(points.len() >= 4 && points.iter().any(|(call, _)| call == "kill"), "{points:?}: {log}");
         let mut seen = Vec::new();
         for (call, nth) in points {
             begin(land);
             let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
-            let (output, _) = traced(land, &command, &["-e", &format!("trace={call}"), "-e", &inject]);
+            let (output, _) =
+                apply_under_strace(land, &command, &["-e", &format!("trace={call}"), "-e", &inject]);
             assert!(output.stdout.is_empty(), "{call} {nth}: not killed: {output:?}");
-            let ways = WaysIn::of(land);
+            let ways = LoginMethods::try_logins(land);
             assert!(ways.any(), "{call} {nth}: nobody gets in");
             seen.push(ways);
         }
         // It was stopped on both sides of the reload.
-        assert!(seen.contains(&FIRST_KEY), "{seen:?}");
-        assert!(seen.contains(&WaysIn { password: true, ..FIRST_KEY }), "{seen:?}");
+        assert!(seen.contains(&FIRST_KEY_ONLY), "{seen:?}");
+        assert!(seen.contains(&LoginMethods { password: true, ..FIRST_KEY_ONLY }), "{seen:?}");
     });
 }
 
 /// sshd's file, the reload, the key file; with `no` the other way about.
 /// KP-4.10.
 #[test]
-fn the_order_of_the_steps() {
-    if !available(&["strace", "sshd", "ssh", "ssh-keygen"]) {
+fn key_setting_and_reload_run_in_safe_order() {
+    if !has_tools(&["strace", "sshd", "ssh", "ssh-keygen"]) {
         return;
     }
-    let guest = Guest::new();
-    let (first, second) = (Key::new(&guest.folder, "first"), Key::new(&guest.folder, "second"));
+    let guest = TestGuest::new();
+    let (first, second) = (TestKey::new(&guest.folder, "first"), TestKey::new(&guest.folder, "second"));
     let order = |command: &Value| -> Vec<&str> {
-        let calls = strace::calls_of_apply(&guest, command);
-        let name = |call: &strace::Call| match call {
-            strace::Call::Signal => Some("reload"),
-            strace::Call::Rename(_, to) if *to == guest.drop_in() => Some("setting"),
-            strace::Call::Rename(_, to) if *to == guest.key_file() => Some("key"),
+        let calls = strace::trace_apply(&guest, command);
+        let name = |call: &strace::DiskCall| match call {
+            strace::DiskCall::Signal => Some("reload"),
+            strace::DiskCall::Rename(_, to) if *to == guest.drop_in() => Some("setting"),
+            strace::DiskCall::Rename(_, to) if *to == guest.key_file() => Some("key"),
             _ => None,
         };
         calls.iter().filter_map(name).collect()
     };
-    assert_eq!(order(&attach("a", &first, "no")), ["key", "setting", "reload"]);
+    assert_eq!(order(&attach_command("a", &first, "no")), ["key", "setting", "reload"]);
     assert_eq!(
-        order(&with(attach("b", &second, "yes"), "replace", json!(true))),
+        order(&with_field(attach_command("b", &second, "yes"), "replace", json!(true))),
         ["setting", "reload", "key"]
     );
-    assert!(guest.sshd.lets_in(&second) && !guest.sshd.lets_in(&first) && guest.sshd.offers_password());
-    assert_eq!(order(&with(attach("a", &first, "no"), "replace", json!(true))), ["key", "setting", "reload"]);
-    assert!(guest.sshd.lets_in(&first) && !guest.sshd.lets_in(&second) && !guest.sshd.offers_password());
+    assert!(
+        guest.sshd.accepts_key(&second) && !guest.sshd.accepts_key(&first) && guest.sshd.offers_password()
+    );
+    assert_eq!(
+        order(&with_field(attach_command("a", &first, "no"), "replace", json!(true))),
+        ["key", "setting", "reload"]
+    );
+    assert!(
+        guest.sshd.accepts_key(&first) && !guest.sshd.accepts_key(&second) && !guest.sshd.offers_password()
+    );
 }
 
 /// KP-4.12, KP-10.6.
 #[test]
-fn what_fails_leaves_the_only_way_in() {
+fn failed_replace_keeps_only_login() {
     // The trial refuses the new key, and no password is left.
     let setup = format!("usermod -p '!' u; {OWN_FILE}");
     for password_auth in ["yes", "no"] {
-        land("u", &setup, "RevokedKeys /etc/ssh/revoked\nLogLevel VERBOSE\n", |land| {
+        with_guest("u", &setup, "RevokedKeys /etc/ssh/revoked\nLogLevel VERBOSE\n", |land| {
             land.guest.write("/etc/ssh/revoked", &format!("{}\n", land.lab.second.line)).unwrap();
-            land.done(&land.attach("no"));
-            let result =
-                refused_without_a_trace(land, &land.replace(password_auth), "LOCKOUT_GUARD", "RevokedKeys");
+            land.apply_ok(&land.attach_command("no"));
+            let result = assert_refused_without_change(
+                land,
+                &land.replace_command(password_auth),
+                "LOCKOUT_GUARD",
+                "RevokedKeys",
+            );
             assert_eq!(result["trial"]["key"], "refused", "{result}");
-            assert_eq!(WaysIn::of(land), FIRST_KEY);
+            assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
         });
     }
     // The new key lets in, and takes the place of the old one at once.
-    land("u", &setup, "", |land| {
-        land.done(&land.attach("no"));
-        let result = land.done(&land.replace("yes"));
+    with_guest("u", &setup, "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        let result = land.apply_ok(&land.replace_command("yes"));
         assert_eq!(result["trial"]["key"], "accepted", "{result}");
-        assert_eq!(WaysIn::of(land), SECOND_KEY);
+        assert_eq!(LoginMethods::try_logins(land), SECOND_KEY_ONLY);
     });
     // sshd does not live through its reload.
-    land("u", OWN_FILE, "", |land| {
-        land.done(&land.attach("no"));
-        land.guest.break_sshds_program().unwrap();
-        let result = land.refused(&land.replace("yes"), "SSHD_RELOAD_FAILED", "");
-        assert_eq!((WaysIn::of(land), &result["changed"]), (FIRST_KEY, &json!(false)), "{result}");
+    with_guest("u", OWN_FILE, "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        land.guest.break_sshd_binary().unwrap();
+        let result = land.assert_refused(&land.replace_command("yes"), "SSHD_RELOAD_FAILED", "");
+        assert_eq!(
+            (LoginMethods::try_logins(land), &result["changed"]),
+            (FIRST_KEY_ONLY, &json!(false)),
+            "{result}"
+        );
     });
 }
 
 // Where no namespace can be made.
 
 /// The agent without the right to make namespaces, as in an unprivileged container.
-fn without_namespaces(land: &Land<'_>, words: &[&str], input: &str) -> Output {
-    let mut command = land.guest.command("setpriv");
+fn run_without_namespaces(land: &GuestFixture<'_>, words: &[&str], input: &str) -> Output {
+    let mut command = land.guest.guest_command("setpriv");
     command.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]).args(words);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -609,45 +645,49 @@ fn without_namespaces(land: &Land<'_>, words: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn apply_without_namespaces(land: &Land<'_>, command: &Value) -> Value {
-    let probe = without_namespaces(land, &["unshare", "--net", "true"], "");
+fn apply_without_namespaces(land: &GuestFixture<'_>, command: &Value) -> Value {
+    let probe = run_without_namespaces(land, &["unshare", "--net", "true"], "");
     assert!(!probe.status.success(), "namespaces can be made all the same");
-    Land::result(&without_namespaces(land, &["/usr/bin/keypair-agent", "apply", "-"], &command.to_string()))
+    GuestFixture::parse_result(&run_without_namespaces(
+        land,
+        &["/usr/bin/keypair-agent", "apply", "-"],
+        &command.to_string(),
+    ))
 }
 
 /// KP-10.3.
 #[test]
-fn without_namespaces_a_pipe_serves() {
-    if !available(&["setpriv"]) {
+fn trial_without_namespaces_uses_pipe() {
+    if !has_tools(&["setpriv"]) {
         return;
     }
-    land("u", OWN_FILE, "", |land| {
-        let result = apply_without_namespaces(land, &land.attach("no"));
+    with_guest("u", OWN_FILE, "", |land| {
+        let result = apply_without_namespaces(land, &land.attach_command("no"));
         assert_eq!(result["status"], "succeeded", "{result}");
         assert_eq!(
             (&result["trial"]["key"], &result["trial"]["file"]),
             (&json!("accepted"), &json!("/home/u/.ssh/authorized_keys")),
             "{result}"
         );
-        assert_eq!(WaysIn::of(land), FIRST_KEY);
+        assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
         // The new key cannot be shown to sshd before the old one is gone.
         for password_auth in ["no", "yes"] {
             if password_auth == "yes" {
-                land.sh("usermod -p '!' u");
+                land.run_script("usermod -p '!' u");
             }
             let before = land.snapshot();
-            let result = apply_without_namespaces(land, &land.replace(password_auth));
+            let result = apply_without_namespaces(land, &land.replace_command(password_auth));
             assert_eq!(result["reason"], "LOCKOUT_GUARD", "{result}");
             assert!(message(&result).contains("before the old one is taken away"), "{result}");
-            assert_eq!(before.difference(&land.snapshot()), None);
-            assert_eq!(WaysIn::of(land), FIRST_KEY, "{result}");
+            assert_eq!(before.describe_changes(&land.snapshot()), None);
+            assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY, "{result}");
         }
         // The same key again changes no key file.
-        let result = apply_without_namespaces(land, &land.attach("no"));
+        let result = apply_without_namespaces(land, &land.attach_command("no"));
         assert_eq!(result["status"], "succeeded", "{result}");
         // With namespaces it is done.
-        land.done(&land.replace("no"));
-        assert_eq!(WaysIn::of(land), SECOND_KEY);
+        land.apply_ok(&land.replace_command("no"));
+        assert_eq!(LoginMethods::try_logins(land), SECOND_KEY_ONLY);
     });
     for (lines, says) in [
         ("AllowUsers u@10.0.0.0/8\n", "depends on addresses"),
@@ -655,13 +695,13 @@ fn without_namespaces_a_pipe_serves() {
         ("RevokedKeys /etc/ssh/revoked\n", "RevokedKeys"),
         ("DenyUsers v\nPubkeyAcceptedKeyTypes rsa-sha2-512\n", ""),
     ] {
-        land("u", &format!("echo '@KEY@' >/etc/ssh/revoked; {OWN_FILE}"), lines, |land| {
+        with_guest("u", &format!("echo '@KEY@' >/etc/ssh/revoked; {OWN_FILE}"), lines, |land| {
             let before = land.snapshot();
-            let result = apply_without_namespaces(land, &land.attach("no"));
+            let result = apply_without_namespaces(land, &land.attach_command("no"));
             assert_eq!(result["reason"], "LOCKOUT_GUARD", "{lines}: {result}");
             assert!(message(&result).contains(says), "{lines}: {result}");
-            assert_eq!(before.difference(&land.snapshot()), None, "{lines}");
-            assert_eq!(WaysIn::of(land), PASSWORD, "{lines}");
+            assert_eq!(before.describe_changes(&land.snapshot()), None, "{lines}");
+            assert_eq!(LoginMethods::try_logins(land), PASSWORD_ONLY, "{lines}");
         });
     }
 }
@@ -670,26 +710,27 @@ fn without_namespaces_a_pipe_serves() {
 
 /// KP-10.15.
 #[test]
-fn an_sshd_that_listens_on_another_address_alone() {
+fn trial_works_for_sshd_without_loopback_address() {
     for lines in ["ListenAddress 10.99.0.1\n", "ListenAddress 10.99.0.1\nListenAddress 10.1.2.3\n"] {
-        land("u", OWN_FILE, lines, |land| {
-            assert_eq!(WaysIn::of(land), PASSWORD);
-            let result = land.done(&land.attach("no"));
+        with_guest("u", OWN_FILE, lines, |land| {
+            assert_eq!(LoginMethods::try_logins(land), PASSWORD_ONLY);
+            let result = land.apply_ok(&land.attach_command("no"));
             assert_eq!(result["trial"]["key"], "accepted", "{result}");
             assert!(result["proof"]["notTaken"].as_str().unwrap().contains("127.0.0.1"), "{result}");
-            assert_eq!(WaysIn::of(land), FIRST_KEY);
-            land.done(&land.replace("no"));
-            assert_eq!(WaysIn::of(land), SECOND_KEY);
+            assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
+            land.apply_ok(&land.replace_command("no"));
+            assert_eq!(LoginMethods::try_logins(land), SECOND_KEY_ONLY);
         });
         for refuses in [
             "RevokedKeys /etc/ssh/revoked\n",
             "AuthorizedKeysFile .ssh/authorized_keys\nPubkeyAuthentication no\n",
         ] {
             let setup = format!("echo '@KEY@' >/etc/ssh/revoked; {OWN_FILE}");
-            land("u", &setup, &format!("{lines}{refuses}"), |land| {
-                let result = refused_without_a_trace(land, &land.attach("no"), "LOCKOUT_GUARD", "");
+            with_guest("u", &setup, &format!("{lines}{refuses}"), |land| {
+                let result =
+                    assert_refused_without_change(land, &land.attach_command("no"), "LOCKOUT_GUARD", "");
                 assert_eq!(result["trial"]["key"], "refused", "{result}");
-                assert_eq!(WaysIn::of(land), PASSWORD);
+                assert_eq!(LoginMethods::try_logins(land), PASSWORD_ONLY);
             });
         }
     }
@@ -697,43 +738,50 @@ fn an_sshd_that_listens_on_another_address_alone() {
 
 /// KP-10.6.
 #[test]
-fn without_a_client_nothing_depends_on_the_key() {
-    land("u", OWN_FILE, "", |land| {
-        land.done(&land.attach("yes"));
-        land.sh("rm /usr/bin/ssh");
-        for command in [land.attach("no"), land.replace("no"), set_password_auth("no")] {
-            let result = refused_without_a_trace(land, &command, "LOCKOUT_GUARD", "no ssh client");
+fn missing_ssh_client_forbids_relying_on_key() {
+    with_guest("u", OWN_FILE, "", |land| {
+        land.apply_ok(&land.attach_command("yes"));
+        land.run_script("rm /usr/bin/ssh");
+        for command in
+            [land.attach_command("no"), land.replace_command("no"), set_password_auth_command("no")]
+        {
+            let result = assert_refused_without_change(land, &command, "LOCKOUT_GUARD", "no ssh client");
             assert!(message(&result).contains("openssh-client"), "{result}");
         }
         // Passwords are on, so nothing depends on the new key.
-        land.done(&land.replace("yes"));
-        assert_eq!(WaysIn::of(land), WaysIn { key: false, second: true, password: true });
+        land.apply_ok(&land.replace_command("yes"));
+        assert_eq!(LoginMethods::try_logins(land), LoginMethods { key: false, second: true, password: true });
     });
-    land("u", &format!("usermod -p '!' u; {OWN_FILE}"), "", |land| {
-        land.done(&land.attach("no"));
-        land.sh("rm /usr/bin/ssh");
+    with_guest("u", &format!("usermod -p '!' u; {OWN_FILE}"), "", |land| {
+        land.apply_ok(&land.attach_command("no"));
+        land.run_script("rm /usr/bin/ssh");
         for password_auth in ["yes", "no"] {
-            refused_without_a_trace(land, &land.replace(password_auth), "LOCKOUT_GUARD", "openssh-client");
+            assert_refused_without_change(
+                land,
+                &land.replace_command(password_auth),
+                "LOCKOUT_GUARD",
+                "openssh-client",
+            );
         }
-        assert_eq!(WaysIn::of(land), FIRST_KEY);
+        assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
     });
 }
 
 /// The key exchange that the agent asks for first is missing.
 #[test]
-fn no_key_exchange_but_a_post_quantum_one() {
+fn trial_works_with_post_quantum_kex_only() {
     const KEX: &str = "KexAlgorithms=sntrup761x25519-sha512@openssh.com";
     let lines = "KexAlgorithms sntrup761x25519-sha512@openssh.com\nLogLevel VERBOSE\n";
     for refuses in ["", "RevokedKeys /etc/ssh/revoked\n"] {
-        land(
+        with_guest(
             "u",
             &format!("echo '@KEY@' >/etc/ssh/revoked; {OWN_FILE}"),
             &format!("{lines}{refuses}"),
             |land| {
-                let key = || land.login_with("u", With::Key(&land.key().private), &["-o", KEX]).let_in;
-                let password = || land.login_with("u", With::Password, &["-o", KEX]).let_in;
+                let key = || land.login_with("u", Credential::Key(&land.key().private), &["-o", KEX]).let_in;
+                let password = || land.login_with("u", Credential::Password, &["-o", KEX]).let_in;
                 assert!(!key() && password());
-                let result = land.apply(&land.attach("no"));
+                let result = land.apply(&land.attach_command("no"));
                 assert_eq!(
                     result["trial"]["key"],
                     if refuses.is_empty() { "accepted" } else { "refused" },

@@ -5,12 +5,15 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::daemon::{Daemon, queued};
-use support::metadata::Metadata;
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth, with};
+use support::daemon::{Daemon, make_channel_command};
+use support::metadata::MetadataService;
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, detach_command, has_tools, set_password_auth_command,
+    with_field,
+};
 
 /// A result without what differs between twins: times, and the folder each lives in.
-fn alike(result: &Value, guest: &Guest) -> Value {
+fn normalize_result(result: &Value, guest: &TestGuest) -> Value {
     let folder = guest.folder.path().display().to_string();
     let mut result: Value = serde_json::from_str(&result.to_string().replace(&folder, "FOLDER")).unwrap();
     for field in ["finishedAt", "durationMs"] {
@@ -28,42 +31,46 @@ fn alike(result: &Value, guest: &Guest) -> Value {
 
 /// KP-3.22, KP-8.1.
 #[test]
-fn twins_answer_alike() {
-    if !available(&["sshd", "ssh", "ssh-keygen"]) {
+fn run_and_apply_results_match() {
+    if !has_tools(&["sshd", "ssh", "ssh-keygen"]) {
         return;
     }
-    let metadata = Metadata::start();
-    let by_channel = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
-    let by_hand = Guest::of(Form { agent: "instance_id = \"i-test\"", ..Form::default() });
-    let (key, other) = (Key::new(&by_hand.folder, "k"), Key::new(&by_hand.folder, "l"));
-    let weak = Key::of_type(&by_hand.folder, "weak", &["-t", "rsa", "-b", "1024"]);
+    let metadata = MetadataService::start();
+    let by_channel =
+        TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
+    let by_hand = TestGuest::with_options(GuestOptions {
+        agent: "instance_id = \"i-test\"",
+        ..GuestOptions::default()
+    });
+    let (key, other) = (TestKey::new(&by_hand.folder, "k"), TestKey::new(&by_hand.folder, "l"));
+    let weak = TestKey::of_type(&by_hand.folder, "weak", &["-t", "rsa", "-b", "1024"]);
     let commands = [
-        set_password_auth("no"),
-        attach("my-test", &key, "no"),
-        attach("my-test", &key, "yes"),
-        attach("other", &other, "no"),
-        with(attach("other", &other, "no"), "replace", json!(true)),
-        with(attach("other", &other, "no"), "instanceId", json!("i-elsewhere")),
-        with(attach("other", &other, "no"), "expiresAt", json!("2026-01-01T00:00:00Z")),
-        attach("other", &weak, "no"),
-        with(attach("other", &other, "no"), "keyName", json!("a b")),
-        set_password_auth("maybe"),
-        detach("my-test"),
-        detach("other"),
-        detach("other"),
+        set_password_auth_command("no"),
+        attach_command("my-test", &key, "no"),
+        attach_command("my-test", &key, "yes"),
+        attach_command("other", &other, "no"),
+        with_field(attach_command("other", &other, "no"), "replace", json!(true)),
+        with_field(attach_command("other", &other, "no"), "instanceId", json!("i-elsewhere")),
+        with_field(attach_command("other", &other, "no"), "expiresAt", json!("2026-01-01T00:00:00Z")),
+        attach_command("other", &weak, "no"),
+        with_field(attach_command("other", &other, "no"), "keyName", json!("a b")),
+        set_password_auth_command("maybe"),
+        detach_command("my-test"),
+        detach_command("other"),
+        detach_command("other"),
     ];
     let _daemon = Daemon::start(&by_channel);
     for (sequence, command) in (1..).zip(commands) {
         let id = format!("c-{sequence}");
         let named = command.get("instanceId").cloned();
-        let mut command = queued(&id, sequence, command);
+        let mut command = make_channel_command(&id, sequence, command);
         if let Some(named) = named {
             command["instanceId"] = named;
         }
         metadata.queue(command.clone());
         let sent = metadata.wait_for_result(&id);
         let printed = by_hand.apply(&command);
-        assert_eq!(alike(&sent, &by_channel), alike(&printed, &by_hand), "{command}");
-        assert_eq!(by_channel.sshd.offers(), by_hand.sshd.offers());
+        assert_eq!(normalize_result(&sent, &by_channel), normalize_result(&printed, &by_hand), "{command}");
+        assert_eq!(by_channel.sshd.offered_methods(), by_hand.sshd.offered_methods());
     }
 }

@@ -8,49 +8,49 @@ use std::fs;
 use std::process::{Command, Output};
 
 use serde_json::json;
-use support::{Guest, Key, attach, available, set_password_auth};
+use support::{TestGuest, TestKey, attach_command, has_tools, set_password_auth_command};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
 /// A guest with a key bound and passwords off.
-fn bound() -> (Guest, Key) {
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "me");
-    let result = guest.apply(&attach("my-test", &key, "no"));
+fn create_bound_guest() -> (TestGuest, TestKey) {
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "me");
+    let result = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+    assert!(guest.sshd.accepts_key(&key) && !guest.sshd.offers_password());
     (guest, key)
 }
 
-fn said(output: &Output) -> String {
+fn combined_output(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 #[track_caller]
-fn the_key_stays(guest: &Guest, key: &Key, output: &Output) {
+fn assert_key_stays(guest: &TestGuest, key: &TestKey, output: &Output) {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let text = said(output);
+    let text = combined_output(output);
     assert!(text.contains("the key stays, since it may be the only way in; mend the above"), "{text}");
-    assert!(guest.sshd.lets_in(key), "{text}");
+    assert!(guest.sshd.accepts_key(key), "{text}");
 }
 
 #[track_caller]
-fn all_is_back(guest: &Guest, key: &Key) {
-    let output = guest.agent(&["undo"]);
+fn assert_undo_completes(guest: &TestGuest, key: &TestKey) {
+    let output = guest.run_agent(&["undo"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(!guest.sshd.lets_in(key) && guest.sshd.offers_password(), "{output:?}");
-    let again = guest.agent(&["undo"]);
+    assert!(!guest.sshd.accepts_key(key) && guest.sshd.offers_password(), "{output:?}");
+    let again = guest.run_agent(&["undo"]);
     assert_eq!(String::from_utf8(again.stdout).unwrap(), "# nothing of ours was found\n");
 }
 
 /// KP-8.4.
 #[test]
-fn a_setting_that_cannot_be_taken_out() {
-    if !available(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
+fn undo_with_read_only_drop_in_keeps_key() {
+    if !has_tools(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
         return;
     }
-    let (guest, key) = bound();
-    let undo = guest.command(&["undo"]);
+    let (guest, key) = create_bound_guest();
+    let undo = guest.agent_command(&["undo"]);
     let output = Command::new("unshare")
         .args(["--mount", "sh", "-ec"])
         .arg("mount --bind \"$0\" \"$0\"; mount -o remount,bind,ro \"$0\"; exec \"$@\"")
@@ -59,63 +59,63 @@ fn a_setting_that_cannot_be_taken_out() {
         .args(undo.get_args())
         .output()
         .unwrap();
-    assert!(said(&output).contains("Read-only file system"), "{output:?}");
-    the_key_stays(&guest, &key, &output);
-    all_is_back(&guest, &key);
+    assert!(combined_output(&output).contains("Read-only file system"), "{output:?}");
+    assert_key_stays(&guest, &key, &output);
+    assert_undo_completes(&guest, &key);
 }
 
 /// KP-8.4.
 #[test]
-fn an_sshd_that_cannot_be_told() {
-    if !available(&TOOLS) {
+fn undo_with_failed_reload_keeps_key() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let (guest, key) = bound();
+    let (guest, key) = create_bound_guest();
     let config = guest.path("sshd_config");
     let sound = fs::read_to_string(&config).unwrap();
     fs::write(&config, format!("{sound}Bogus yes\n")).unwrap();
     // The setting goes, and sshd does not know yet: also at the second try, which finds no setting.
     for _ in 0..2 {
-        let output = guest.agent(&["undo"]);
-        assert!(said(&output).contains("Bad configuration option: Bogus"), "{output:?}");
-        the_key_stays(&guest, &key, &output);
+        let output = guest.run_agent(&["undo"]);
+        assert!(combined_output(&output).contains("Bad configuration option: Bogus"), "{output:?}");
+        assert_key_stays(&guest, &key, &output);
         assert!(!guest.drop_in().exists() && !guest.sshd.offers_password());
     }
     fs::write(&config, sound).unwrap();
-    all_is_back(&guest, &key);
+    assert_undo_completes(&guest, &key);
 }
 
 /// Somebody took the drop-in away, and sshd was not told: it still runs by it.
 #[test]
-fn a_setting_that_was_taken_out_by_hand() {
-    if !available(&TOOLS) {
+fn undo_after_drop_in_removed_by_hand_reloads_sshd() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let (guest, key) = bound();
+    let (guest, key) = create_bound_guest();
     fs::remove_file(guest.drop_in()).unwrap();
     assert!(!guest.sshd.offers_password());
-    all_is_back(&guest, &key);
+    assert_undo_completes(&guest, &key);
 }
 
 /// With no key bound there is still a reload owed.
 #[test]
-fn an_sshd_that_cannot_be_told_of_a_setting_alone() {
-    if !available(&TOOLS) {
+fn undo_without_bound_key_retries_failed_reload() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let own = Key::new(&guest.folder, "own");
+    let guest = TestGuest::new();
+    let own = TestKey::new(&guest.folder, "own");
     fs::write(guest.key_file(), format!("{}\n", own.line)).unwrap();
-    assert_eq!(guest.apply(&set_password_auth("no"))["status"], json!("succeeded"));
+    assert_eq!(guest.apply(&set_password_auth_command("no"))["status"], json!("succeeded"));
     // Through a drop-in that goes again: no file that stands is younger than sshd's last look. Nor is the state readable.
     fs::write(guest.path("state/state.json"), "garbled").unwrap();
     let broken = guest.path("sshd_config.d/99-broken.conf");
     fs::write(&broken, "Bogus yes\n").unwrap();
     for _ in 0..2 {
-        assert_eq!(guest.agent(&["undo"]).status.code(), Some(1));
+        assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(1));
     }
     fs::remove_file(broken).unwrap();
     assert!(!guest.sshd.offers_password());
-    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
-    assert!(guest.sshd.offers_password() && guest.sshd.lets_in(&own));
+    assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0));
+    assert!(guest.sshd.offers_password() && guest.sshd.accepts_key(&own));
 }

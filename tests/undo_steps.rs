@@ -14,12 +14,14 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 use serde_json::Value;
-use support::strace::{self, Point};
-use support::{Form, Guest, Key, attach, available, detach, set_password_auth};
+use support::strace::{self, SyscallPoint};
+use support::{
+    GuestOptions, TestGuest, TestKey, attach_command, detach_command, has_tools, set_password_auth_command,
+};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
 
-fn flag(flag: &str, path: &Path) -> bool {
+fn set_file_flag(flag: &str, path: &Path) -> bool {
     let done = Command::new("chattr").arg(flag).arg(path).stderr(Stdio::null()).status();
     done.is_ok_and(|status| status.success())
 }
@@ -99,18 +101,18 @@ const OBSTACLES: [Obstacle; 10] = [
     Obstacle {
         name: "an immutable file",
         reason: "IO_ERROR",
-        put: |path| fs::write(path, "PasswordAuthentication yes\n").is_ok() && flag("+i", path),
+        put: |path| fs::write(path, "PasswordAuthentication yes\n").is_ok() && set_file_flag("+i", path),
         mend: |path| {
-            flag("-i", path);
+            set_file_flag("-i", path);
             remove(path);
         },
     },
     Obstacle {
         name: "an immutable directory",
         reason: "IO_ERROR",
-        put: |path| flag("+i", path.parent().unwrap()),
+        put: |path| set_file_flag("+i", path.parent().unwrap()),
         mend: |path| {
-            flag("-i", path.parent().unwrap());
+            set_file_flag("-i", path.parent().unwrap());
             let _ = fs::remove_file(path);
         },
     },
@@ -118,12 +120,12 @@ const OBSTACLES: [Obstacle; 10] = [
 
 /// KP-7.9.
 #[test]
-fn what_cannot_be_written_is_refused_before_anything_is_touched() {
-    if !available(&TOOLS) {
+fn unwritable_drop_in_is_refused_before_any_change() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.path("sshd_config.d/50-image.conf"), "X11Forwarding no\n").unwrap();
     let drop_in = guest.drop_in();
     for Obstacle { name, reason, put, mend } in OBSTACLES {
@@ -134,7 +136,7 @@ fn what_cannot_be_written_is_refused_before_anything_is_touched() {
         }
         let before = guest.snapshot();
         for asked in ["no", "no"] {
-            let result = guest.apply(&attach("my-test", &key, asked));
+            let result = guest.apply(&attach_command("my-test", &key, asked));
             assert_eq!(
                 (&result["status"], &result["changed"]),
                 (&"failed".into(), &false.into()),
@@ -151,20 +153,20 @@ fn what_cannot_be_written_is_refused_before_anything_is_touched() {
             );
             assert!(!guest.key_file().exists(), "{name}: the key file was touched");
             assert_eq!(guest.snapshot(), before, "{name}");
-            assert!(!guest.sshd.lets_in(&key), "{name}");
+            assert!(!guest.sshd.accepts_key(&key), "{name}");
         }
         mend(&drop_in);
     }
-    let result = guest.apply(&attach("my-test", &key, "no"));
+    let result = guest.apply(&attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert!(guest.sshd.lets_in(&key) && !guest.sshd.offers_password());
+    assert!(guest.sshd.accepts_key(&key) && !guest.sshd.offers_password());
 }
 
 /// As the service sees it where its unit makes a directory read-only.
-fn with_read_only(guest: &Guest, directory: &str, command: &Value) -> Output {
+fn apply_with_read_only_dir(guest: &TestGuest, directory: &str, command: &Value) -> Output {
     let input = guest.path("command.json");
     fs::write(&input, command.to_string()).unwrap();
-    let apply = guest.command(&["apply", input.to_str().unwrap()]);
+    let apply = guest.agent_command(&["apply", input.to_str().unwrap()]);
     Command::new("unshare")
         .args(["--mount", "sh", "-ec"])
         .arg("mount --bind \"$0\" \"$0\"; mount -o remount,bind,ro \"$0\"; exec \"$@\"")
@@ -176,117 +178,117 @@ fn with_read_only(guest: &Guest, directory: &str, command: &Value) -> Output {
 }
 
 #[test]
-fn a_directory_that_is_read_only() {
-    if !available(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
+fn read_only_directory_is_io_error() {
+    if !has_tools(&[&TOOLS[..], &["unshare", "mount"]].concat()) {
         return;
     }
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "k");
     for directory in ["sshd_config.d", "keys"] {
         let before = guest.snapshot();
-        let output = with_read_only(&guest, directory, &attach("my-test", &key, "no"));
+        let output = apply_with_read_only_dir(&guest, directory, &attach_command("my-test", &key, "no"));
         let result: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&result["reason"], &result["changed"]), (&"IO_ERROR".into(), &false.into()), "{result}");
         assert!(message(&result).contains("Read-only file system"), "{result}");
         fs::remove_file(guest.path("command.json")).unwrap();
         assert_eq!(guest.snapshot(), before, "{directory}");
     }
-    assert_eq!(guest.apply(&attach("my-test", &key, "no"))["status"], "succeeded");
+    assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["status"], "succeeded");
 }
 
 /// A guest whose owner has a line in his key file, and an attach that is killed there.
-fn killed(nth: &Point) -> (Guest, Key) {
-    let guest = Guest::new();
-    let key = Key::new(&guest.folder, "me");
+fn create_guest_with_killed_attach(nth: &SyscallPoint) -> (TestGuest, TestKey) {
+    let guest = TestGuest::new();
+    let key = TestKey::new(&guest.folder, "me");
     fs::write(guest.key_file(), "# mine\n").unwrap();
-    assert_eq!(guest.apply(&detach("nothing"))["status"], "succeeded");
-    strace::killed(&guest, &attach("my-test", &key, "no"), nth);
-    assert!(guest.sshd.lets_in(&key), "it was not killed where it should have been");
+    assert_eq!(guest.apply(&detach_command("nothing"))["status"], "succeeded");
+    strace::kill_apply_at(&guest, &attach_command("my-test", &key, "no"), nth);
+    assert!(guest.sshd.accepts_key(&key), "it was not killed where it should have been");
     (guest, key)
 }
 
 /// The key is in place, and the drop-in would be next.
-fn before_the_drop_in() -> Point {
-    Point { call: "renameat2".to_owned(), nth: 1, words: "the drop-in".to_owned() }
+fn drop_in_rename_point() -> SyscallPoint {
+    SyscallPoint { call: "renameat2".to_owned(), nth: 1, words: "the drop-in".to_owned() }
 }
 
 /// Both files are written, and sshd is not told yet.
-fn before_the_reload() -> Point {
-    Point { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() }
+fn reload_point() -> SyscallPoint {
+    SyscallPoint { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() }
 }
 
-fn intent(guest: &Guest) -> Value {
+fn read_intent(guest: &TestGuest) -> Value {
     let state: Value = serde_json::from_slice(&fs::read(guest.path("state/state.json")).unwrap()).unwrap();
     state["intent"].clone()
 }
 
 /// KP-7.7.
 #[test]
-fn what_somebody_put_in_the_drop_ins_place_keeps_no_key() {
-    if !available(&TOOLS) {
+fn obstacle_in_drop_in_place_does_not_keep_key() {
+    if !has_tools(&TOOLS) {
         return;
     }
     let puts: [fn(&Path); 2] =
         [|path| symlink("/dev/null", path).unwrap(), |path| fs::create_dir(path).unwrap()];
-    for (point, put) in [before_the_drop_in, before_the_reload].into_iter().zip(puts) {
-        let (guest, key) = killed(&point());
+    for (point, put) in [drop_in_rename_point, reload_point].into_iter().zip(puts) {
+        let (guest, key) = create_guest_with_killed_attach(&point());
         let _ = fs::remove_file(guest.drop_in());
         put(&guest.drop_in());
-        let result = guest.apply(&detach("my-test"));
+        let result = guest.apply(&detach_command("my-test"));
         assert_eq!(result["status"], "succeeded", "{result}");
-        assert!(!guest.sshd.lets_in(&key), "{result}");
+        assert!(!guest.sshd.accepts_key(&key), "{result}");
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
-        assert_eq!(intent(&guest), Value::Null);
+        assert_eq!(read_intent(&guest), Value::Null);
         assert!(guest.sshd.offers_password());
         // It is still in the way of what has to be written there, and of that alone.
-        assert_eq!(guest.apply(&attach("my-test", &key, "no"))["reason"], "UNSAFE_PATH");
-        let undone = guest.agent(&["undo"]);
+        assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["reason"], "UNSAFE_PATH");
+        let undone = guest.run_agent(&["undo"]);
         assert!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
     }
 }
 
 /// KP-7.7.
 #[test]
-fn a_setting_that_cannot_be_restored_keeps_the_key_while_passwords_are_off() {
-    if !available(&TOOLS) {
+fn unrestorable_drop_in_keeps_key_while_passwords_off() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let (guest, key) = killed(&before_the_reload());
-    if !flag("+i", &guest.drop_in()) {
+    let (guest, key) = create_guest_with_killed_attach(&reload_point());
+    if !set_file_flag("+i", &guest.drop_in()) {
         eprintln!("SKIPPED: this file system has no immutable flag");
         return;
     }
     for _ in 0..2 {
-        let result = guest.apply(&set_password_auth("yes"));
+        let result = guest.apply(&set_password_auth_command("yes"));
         assert_eq!(result["reason"], "IO_ERROR", "{result}");
         for file in [guest.drop_in(), guest.key_file()] {
             assert!(message(&result).contains(file.to_str().unwrap()), "{result}");
         }
         assert!(message(&result).contains("only way in"), "{result}");
-        assert!(guest.sshd.lets_in(&key), "{result}");
+        assert!(guest.sshd.accepts_key(&key), "{result}");
     }
     // By another line passwords are on all the same: nothing depends on the key.
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("PasswordAuthentication yes\n{main}")).unwrap();
-    let result = guest.apply(&set_password_auth("yes"));
+    let result = guest.apply(&set_password_auth_command("yes"));
     assert!(
         result["status"] == "failed" && message(&result).contains(guest.drop_in().to_str().unwrap()),
         "{result}"
     );
-    assert!(!guest.sshd.lets_in(&key) && guest.sshd.offers_password(), "{result}");
-    assert!(flag("-i", &guest.drop_in()));
-    let result = guest.apply(&detach("my-test"));
+    assert!(!guest.sshd.accepts_key(&key) && guest.sshd.offers_password(), "{result}");
+    assert!(set_file_flag("-i", &guest.drop_in()));
+    let result = guest.apply(&detach_command("my-test"));
     assert_eq!(result["status"], "succeeded", "{result}");
-    assert_eq!((intent(&guest), guest.drop_in().exists()), (Value::Null, false));
+    assert_eq!((read_intent(&guest), guest.drop_in().exists()), (Value::Null, false));
 }
 
 #[test]
-fn undo_takes_out_every_key_that_it_can() {
-    if !available(&TOOLS) {
+fn undo_removes_every_removable_key() {
+    if !has_tools(&TOOLS) {
         return;
     }
-    let guest = Guest::of(Form { main: "", ..Form::default() });
-    let key = Key::new(&guest.folder, "k");
+    let guest = TestGuest::with_options(GuestOptions { main: "", ..GuestOptions::default() });
+    let key = TestKey::new(&guest.folder, "k");
     let folder = guest.folder.path().display();
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let both = format!("AuthorizedKeysFile {folder}/keys/%u {folder}/keys2/%u");
@@ -295,16 +297,16 @@ fn undo_takes_out_every_key_that_it_can() {
         main.replace(&format!("AuthorizedKeysFile {folder}/keys/%u"), &both),
     )
     .unwrap();
-    assert_eq!(guest.apply(&attach("my-test", &key, "yes"))["status"], "succeeded");
+    assert_eq!(guest.apply(&attach_command("my-test", &key, "yes"))["status"], "succeeded");
     // A copy of the block, in a directory that everybody can write.
     fs::create_dir(guest.path("keys2")).unwrap();
     fs::copy(guest.key_file(), guest.path("keys2/root")).unwrap();
     fs::set_permissions(guest.path("keys2"), fs::Permissions::from_mode(0o777)).unwrap();
-    let output = guest.agent(&["undo"]);
+    let output = guest.run_agent(&["undo"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("keys2"), "{output:?}");
     assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "");
     fs::set_permissions(guest.path("keys2"), fs::Permissions::from_mode(0o755)).unwrap();
-    assert_eq!(guest.agent(&["undo"]).status.code(), Some(0));
+    assert_eq!(guest.run_agent(&["undo"]).status.code(), Some(0));
     assert_eq!(fs::read_to_string(guest.path("keys2/root")).unwrap(), "");
 }

@@ -24,11 +24,11 @@ impl AccessKeys {
     /// # Errors
     /// A file that cannot be read or understood; one without a key; an id that is none, or is given twice; an empty secret.
     pub fn load(path: &Path) -> Result<Self, TomlFileError> {
-        Self::of(&TomlFile::read("--access-keys", path)?)
+        Self::from_toml(&TomlFile::read("--access-keys", path)?)
     }
 
-    fn of(file: &TomlFile) -> Result<Self, TomlFileError> {
-        let form: FileForm = file.parse()?;
+    fn from_toml(file: &TomlFile) -> Result<Self, TomlFileError> {
+        let form: AccessKeysFile = file.parse()?;
         let mut keys = HashMap::new();
         for AccessKeyForm { id, secret } in form.access_keys {
             let (start, id) = (id.span().start, id.into_inner());
@@ -36,19 +36,21 @@ impl AccessKeys {
             let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b',' | b'=');
             if id.is_empty() || !id.bytes().all(allowed) {
                 let message = "an access key's id is printable ASCII without blanks, '/', ',' and '='";
-                return Err(file.fault(start, message));
+                return Err(file.error_at_offset(start, message));
             }
             if secret.get_ref().is_empty() {
                 let message = format!("the secret of access key '{id}' is empty");
-                return Err(file.fault(secret.span().start, message));
+                return Err(file.error_at_offset(secret.span().start, message));
             }
             if keys.insert(id.clone(), secret.into_inner()).is_some() {
-                return Err(file.fault(start, format!("access key '{id}' is given twice; ids are unique")));
+                return Err(
+                    file.error_at_offset(start, format!("access key '{id}' is given twice; ids are unique"))
+                );
             }
         }
         if keys.is_empty() {
             let message = "there is no access key: write [[access_key]] with id and secret";
-            return Err(file.fault(0, message));
+            return Err(file.error_at_offset(0, message));
         }
         Ok(Self(keys))
     }
@@ -61,7 +63,7 @@ impl AccessKeys {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileForm {
+struct AccessKeysFile {
     #[serde(rename = "access_key", default)]
     access_keys: Vec<AccessKeyForm>,
 }
@@ -79,11 +81,11 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<AccessKeys, String> {
-        AccessKeys::of(&TomlFile::of(Path::new("keys.toml"), text)).map_err(|error| error.to_string())
+        AccessKeys::from_toml(&TomlFile::new(Path::new("keys.toml"), text)).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn keys_by_id() {
+    fn access_keys_are_found_by_id() {
         let keys = parse("[[access_key]]\nid = 'a'\nsecret = 's'\n[[access_key]]\nid = 'b'\nsecret = 't'\n")
             .unwrap();
         assert_eq!((keys.secret("a"), keys.secret("b"), keys.secret("c")), (Some("s"), Some("t"), None));
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_file_and_line_and_no_secret() {
+    fn access_key_file_error_names_line_and_hides_secret() {
         let cases = [
             ("", 1, "no access key"),
             ("[[access_key]]\nid = 'a'\n", 1, "secret"),

@@ -13,12 +13,12 @@ use crate::store::StoreUrl;
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub verb: Verb,
+    pub verb: CliCommand,
 }
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum CliCommand {
     /// Serve the platform's API and the metadata service until SIGTERM.
     Serve(ServeArgs),
     /// Run many agents in one process against a metadata service, until SIGTERM or SIGINT; a line of JSON a second says what they do.

@@ -7,7 +7,7 @@ use keypair_agent::policy::types::Invalid;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::ledger::Stamp;
+use crate::ledger::CommandIdentity;
 
 /// The id of a request to the platform's API.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -15,8 +15,8 @@ pub struct RequestId(String);
 
 impl RequestId {
     /// A new one.
-    pub fn fresh() -> Self {
-        Self(fresh())
+    pub fn generate() -> Self {
+        Self(generate_id())
     }
 
     /// Its text.
@@ -43,7 +43,7 @@ impl fmt::Display for RequestId {
 }
 
 /// A new identifier.
-pub fn fresh() -> String {
+pub fn generate_id() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
@@ -51,6 +51,6 @@ pub fn fresh() -> String {
 ///
 /// # Errors
 /// None in practice: what [`fresh`] makes is a valid id.
-pub fn fresh_stamp() -> Result<Stamp, Invalid> {
-    Ok(Stamp { id: fresh().parse()?, now: clock::now() })
+pub fn new_command_identity() -> Result<CommandIdentity, Invalid> {
+    Ok(CommandIdentity { id: generate_id().parse()?, now: clock::now_millis() })
 }

@@ -87,7 +87,7 @@ pub struct Instance {
 
 impl Instance {
     /// A running Linux instance in cn-north-1.
-    fn plain(id: InstanceId) -> Self {
+    fn with_defaults(id: InstanceId) -> Self {
         Self {
             hostname: id.as_str().to_owned(),
             id,
@@ -133,8 +133,9 @@ impl Inventory {
     pub fn load(ids: &[String], file: Option<&Path>) -> Result<Self, InventoryError> {
         let mut inventory = Self::default();
         for text in ids {
-            let id = path_safe(text).map_err(|error| InventoryError::Flag(format!("'{text}': {error}")))?;
-            inventory.add(Instance::plain(id)).map_err(InventoryError::Flag)?;
+            let id = parse_path_safe_id(text)
+                .map_err(|error| InventoryError::Flag(format!("'{text}': {error}")))?;
+            inventory.add(Instance::with_defaults(id)).map_err(InventoryError::Flag)?;
         }
         if let Some(path) = file {
             let file = TomlFile::read("--instances", path).map_err(InventoryError::File)?;
@@ -144,11 +145,12 @@ impl Inventory {
     }
 
     fn add_file(&mut self, file: &TomlFile) -> Result<(), TomlFileError> {
-        let form: FileForm = file.parse()?;
+        let form: InventoryFile = file.parse()?;
         for entry in form.instances {
             let start = entry.id.span().start;
-            let id = path_safe(entry.id.get_ref())
-                .map_err(|error| file.fault(start, format!("id '{}': {error}", entry.id.get_ref())))?;
+            let id = parse_path_safe_id(entry.id.get_ref()).map_err(|error| {
+                file.error_at_offset(start, format!("id '{}': {error}", entry.id.get_ref()))
+            })?;
             let instance = Instance {
                 hostname: entry.hostname.unwrap_or_else(|| id.as_str().to_owned()),
                 id,
@@ -157,7 +159,7 @@ impl Inventory {
                 status: entry.status,
                 address: entry.address,
             };
-            self.add(instance).map_err(|message| file.fault(start, message))?;
+            self.add(instance).map_err(|message| file.error_at_offset(start, message))?;
         }
         Ok(())
     }
@@ -183,7 +185,7 @@ impl Inventory {
     }
 
     /// The instance whose address is the caller's, or the only one there is (KP-9.1).
-    pub fn of_caller(&self, caller: IpAddr) -> Option<&Instance> {
+    pub fn find_by_caller(&self, caller: IpAddr) -> Option<&Instance> {
         let caller = caller.to_canonical();
         let by_address = self.instances.values().find(|instance| instance.address == Some(caller));
         by_address.or_else(|| match self.instances.len() {
@@ -199,7 +201,7 @@ impl Inventory {
 }
 
 /// An instance id that may be a segment of a path, as it is in the metadata service's.
-fn path_safe(text: &str) -> Result<InstanceId, Invalid> {
+fn parse_path_safe_id(text: &str) -> Result<InstanceId, Invalid> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if !text.bytes().all(allowed) || text == "." || text == ".." {
         return Err(Invalid(
@@ -211,7 +213,7 @@ fn path_safe(text: &str) -> Result<InstanceId, Invalid> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileForm {
+struct InventoryFile {
     #[serde(rename = "instance", default)]
     instances: Vec<InstanceForm>,
 }
@@ -235,16 +237,16 @@ struct InstanceForm {
 mod tests {
     use super::*;
 
-    fn from_file(text: &str) -> Result<Inventory, String> {
+    fn inventory_from_toml(text: &str) -> Result<Inventory, String> {
         let mut inventory = Inventory::default();
         inventory
-            .add_file(&TomlFile::of(Path::new("fleet.toml"), text))
+            .add_file(&TomlFile::new(Path::new("fleet.toml"), text))
             .map_err(|error| error.to_string())?;
         Ok(inventory)
     }
 
     #[test]
-    fn a_flag_is_a_running_linux_instance_in_cn_north_1() {
+    fn instance_flag_defaults_to_running_linux_in_cn_north_1() {
         let inventory = Inventory::load(&["i-1".into()], None).unwrap();
         let instance = inventory.get("i-1").unwrap();
         assert_eq!(instance.region.to_string(), "cn-north-1");
@@ -253,8 +255,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_everything() {
-        let inventory = from_file(
+    fn instances_file_sets_every_field() {
+        let inventory = inventory_from_toml(
             "[[instance]]\nid = 'i-1'\nregion = 'cn-east-2'\nos_type = 'windows'\nstatus = 'error'\n\
              hostname = 'web'\naddress = '10.0.0.3'\n[[instance]]\nid = 'i-2'\n",
         )
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_file_and_line() {
+    fn instances_file_error_names_file_and_line() {
         let cases = [
             ("[[instance]]\nid = 'i-1'\nregio = 'x'\n", "fleet.toml:3: ", "regio"),
             ("[[instance]]\nid = 'i-1'\nos_type = 'bsd'\n", "fleet.toml:3: ", "bsd"),
@@ -285,27 +287,28 @@ mod tests {
             ("nonsense", "fleet.toml:1: ", ""),
         ];
         for (text, place, what) in cases {
-            let error = from_file(text).unwrap_err();
+            let error = inventory_from_toml(text).unwrap_err();
             assert!(error.starts_with(place) && error.contains(what), "{text:?}: {error}");
         }
     }
 
     #[test]
-    fn flags_are_held_to_the_same_rules() {
+    fn instance_flag_invalid_or_duplicate_is_refused() {
         for bad in [vec!["".to_owned()], vec!["..".into()], vec!["i-1".into(), "i-1".into()]] {
             assert!(matches!(Inventory::load(&bad, None), Err(InventoryError::Flag(_))), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_caller_is_told_by_address_or_by_being_alone() {
+    fn caller_is_found_by_address_or_as_only_instance() {
         let caller: IpAddr = "10.0.0.3".parse().unwrap();
         let two =
-            from_file("[[instance]]\nid = 'a'\naddress = '10.0.0.3'\n[[instance]]\nid = 'b'\n").unwrap();
-        assert_eq!(two.of_caller(caller).unwrap().id.as_str(), "a");
-        assert_eq!(two.of_caller("::ffff:10.0.0.3".parse().unwrap()).unwrap().id.as_str(), "a");
-        assert!(two.of_caller("10.0.0.4".parse().unwrap()).is_none());
+            inventory_from_toml("[[instance]]\nid = 'a'\naddress = '10.0.0.3'\n[[instance]]\nid = 'b'\n")
+                .unwrap();
+        assert_eq!(two.find_by_caller(caller).unwrap().id.as_str(), "a");
+        assert_eq!(two.find_by_caller("::ffff:10.0.0.3".parse().unwrap()).unwrap().id.as_str(), "a");
+        assert!(two.find_by_caller("10.0.0.4".parse().unwrap()).is_none());
         let one = Inventory::load(&["i-1".into()], None).unwrap();
-        assert_eq!(one.of_caller(caller).unwrap().id.as_str(), "i-1");
+        assert_eq!(one.find_by_caller(caller).unwrap().id.as_str(), "i-1");
     }
 }

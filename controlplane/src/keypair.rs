@@ -77,7 +77,7 @@ impl GeneratedKey {
     ///
     /// # Errors
     /// None in practice: each step takes what the one before it makes.
-    pub fn fresh() -> Result<Self, Invalid> {
+    pub fn generate() -> Result<Self, Invalid> {
         let failed = |what: &dyn fmt::Display| Invalid(format!("a key pair cannot be made: {what}"));
         let secret = SecretKey::random(&mut OsRng);
         let public =

@@ -8,16 +8,16 @@
 use std::collections::VecDeque;
 
 use keypair_agent::policy::command::{Action, ActionName, Command};
-use keypair_agent::policy::outcome::{Outcome, Reason, Status};
+use keypair_agent::policy::outcome::{CommandResult, Reason, Status};
 use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, PasswordAuth, Sequence};
 
 use crate::keypair::StoredKeyPair;
 
 /// How many answered commands are kept to recognise a result that comes again; the agent keeps as many.
-pub const ANSWERED_KEPT: usize = 128;
+pub const MAX_ANSWERED_COMMANDS: usize = 128;
 
 /// How long a command is kept after `BAD_SIGNATURE`, from when it was handed out first, in milliseconds.
-pub const KEPT_FOR: u64 = 60 * 60 * 1000;
+pub const BAD_SIGNATURE_REDELIVERY_MILLIS: u64 = 60 * 60 * 1000;
 
 /// A key pair that is bound to an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,16 +30,16 @@ pub struct Binding {
 
 /// The result of a command, with the bytes it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct ReceivedResult {
     /// What it says.
-    pub outcome: Outcome,
+    pub outcome: CommandResult,
     /// How it was said: the same bytes again are the same result.
     pub bytes: Vec<u8>,
 }
 
 /// A command and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct QueueEntry {
     /// The command as it is handed out.
     pub command: Command,
     /// Its place in the order.
@@ -49,12 +49,12 @@ pub struct Entry {
     /// When it was handed out first, in milliseconds since 1970.
     pub handed_out: Option<u64>,
     /// The guest's answer, once there is one.
-    pub answer: Option<Answer>,
+    pub answer: Option<ReceivedResult>,
 }
 
 /// What a new command is stamped with.
 #[derive(Debug, Clone)]
-pub struct Stamp {
+pub struct CommandIdentity {
     /// Its id.
     pub id: CommandId,
     /// The time, in milliseconds since 1970.
@@ -63,40 +63,40 @@ pub struct Stamp {
 
 /// What has to be done so that a request is met.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
+pub enum QueueDecision {
     /// The same was asked before and is not answered yet: that command.
-    Waiting(CommandId),
+    AlreadyQueued(CommandId),
     /// This is to be queued.
-    Queue(Box<Entry>),
+    Enqueue(Box<QueueEntry>),
 }
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NotNow {
+pub enum QueueError {
     /// A key pair is bound that does not give way.
-    Bound,
+    AlreadyBound,
     /// No sequence is left: the clock or a store stands beyond 2^53 milliseconds.
-    NoSequence(Invalid),
+    SequenceExhausted(Invalid),
 }
 
 /// What became of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub enum StoreResultOutcome {
     /// It is stored.
-    Stored(Settlement),
+    Stored(CompletedCommand),
     /// It is not, and its command is handed out again: what was refused may have been a forged copy.
-    Kept,
+    Redelivered,
     /// It was already, byte for byte.
-    Again,
+    Duplicate,
     /// Another one is.
     Conflict,
     /// There is no such command here.
-    Unknown,
+    UnknownCommand,
 }
 
 /// The command whose result is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settlement {
+pub struct CompletedCommand {
     /// What was to be done.
     pub action: ActionName,
     /// Its place in the order, which tells when it was queued.
@@ -105,7 +105,7 @@ pub struct Settlement {
 
 /// What the guest confirmed last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Confirmed {
+pub struct ConfirmedBinding {
     /// What is bound by that.
     pub binding: Option<Binding>,
     /// The command it comes from; `None` before the first.
@@ -115,27 +115,27 @@ pub struct Confirmed {
 /// One instance's binding and commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
-    confirmed: Confirmed,
+    confirmed: ConfirmedBinding,
     /// In sequence order; the answered ones are dropped once there are many.
-    entries: VecDeque<Entry>,
+    entries: VecDeque<QueueEntry>,
     highest: u64,
 }
 
 impl Ledger {
     /// A ledger as a store kept it. Of the answered commands those are enough that somebody asks for: the rules are about
     /// the unanswered ones, which must be in sequence order.
-    pub fn kept(confirmed: Confirmed, entries: VecDeque<Entry>, highest: u64) -> Self {
+    pub fn from_parts(confirmed: ConfirmedBinding, entries: VecDeque<QueueEntry>, highest: u64) -> Self {
         Self { confirmed, entries, highest }
     }
 
     /// What the guest confirmed last.
-    pub fn confirmed(&self) -> &Confirmed {
+    pub fn confirmed(&self) -> &ConfirmedBinding {
         &self.confirmed
     }
 
     /// What is bound, every unanswered command taken as done.
     pub fn binding(&self) -> Option<&Binding> {
-        self.unanswered().fold(self.confirmed.binding.as_ref(), after)
+        self.unanswered().fold(self.confirmed.binding.as_ref(), binding_after)
     }
 
     /// The oldest command without a result.
@@ -144,7 +144,7 @@ impl Ledger {
     }
 
     /// The command of that id.
-    pub fn entry(&self, id: &CommandId) -> Option<&Entry> {
+    pub fn entry(&self, id: &CommandId) -> Option<&QueueEntry> {
         self.entries.iter().find(|entry| entry.command.id == *id)
     }
 
@@ -152,23 +152,23 @@ impl Ledger {
     /// deleted on the platform; then the command replaces it.
     ///
     /// # Errors
-    /// [`NotNow::Bound`] where another attach came first, queued or done.
+    /// [`QueueError::Bound`] where another attach came first, queued or done.
     pub fn attach(
         &self,
         instance: &InstanceId,
         wanted: &Binding,
         is_live: impl Fn(&StoredKeyPair) -> bool,
-        stamp: Stamp,
-    ) -> Result<Next, NotNow> {
+        stamp: CommandIdentity,
+    ) -> Result<QueueDecision, QueueError> {
         let replace = match self.binding() {
             None => false,
             // The last one that is about a binding: a reset of the password may have been queued since.
-            Some(bound) => match self.unanswered().filter(|entry| binds(entry)).last() {
-                Some(last) if last.binding.as_ref().is_some_and(|queued| same(queued, wanted)) => {
-                    return Ok(Next::Waiting(last.command.id.clone()));
+            Some(bound) => match self.unanswered().filter(|entry| changes_binding(entry)).last() {
+                Some(last) if last.binding.as_ref().is_some_and(|queued| is_same_attach(queued, wanted)) => {
+                    return Ok(QueueDecision::AlreadyQueued(last.command.id.clone()));
                 }
                 _ if !is_live(&bound.key_pair) => true,
-                _ => return Err(NotNow::Bound),
+                _ => return Err(QueueError::AlreadyBound),
             },
         };
         let action = Action::Attach {
@@ -176,43 +176,56 @@ impl Ledger {
             password_auth: wanted.password_auth,
             replace,
         };
-        self.queued(instance, action, Some(wanted.clone()), stamp)
+        self.prepare_entry(instance, action, Some(wanted.clone()), stamp)
     }
 
     /// What it takes to unbind the key pair of that name. With nothing bound the guest is asked all the same:
     /// it answers that there was nothing, and where this side forgot a binding it is gone afterwards.
     ///
     /// # Errors
-    /// [`NotNow::Bound`] where a key pair of another name is bound.
-    pub fn detach(&self, instance: &InstanceId, name: &KeyName, stamp: Stamp) -> Result<Next, NotNow> {
+    /// [`QueueError::Bound`] where a key pair of another name is bound.
+    pub fn detach(
+        &self,
+        instance: &InstanceId,
+        name: &KeyName,
+        stamp: CommandIdentity,
+    ) -> Result<QueueDecision, QueueError> {
         let action = Action::Detach { key_name: Some(name.clone()) };
         match (self.binding(), self.unanswered().last()) {
-            (Some(bound), _) if bound.key_pair.key_pair.key_name != *name => Err(NotNow::Bound),
-            (None, Some(last)) if last.command.action == action => Ok(Next::Waiting(last.command.id.clone())),
-            _ => self.queued(instance, action, None, stamp),
+            (Some(bound), _) if bound.key_pair.key_pair.key_name != *name => Err(QueueError::AlreadyBound),
+            (None, Some(last)) if last.command.action == action => {
+                Ok(QueueDecision::AlreadyQueued(last.command.id.clone()))
+            }
+            _ => self.prepare_entry(instance, action, None, stamp),
         }
     }
 
     /// What it takes to turn password login on: what a reset of the password asks for.
     ///
     /// # Errors
-    /// [`NotNow::NoSequence`].
-    pub fn allow_passwords(&self, instance: &InstanceId, stamp: Stamp) -> Result<Next, NotNow> {
+    /// [`QueueError::SequenceExhausted`].
+    pub fn allow_passwords(
+        &self,
+        instance: &InstanceId,
+        stamp: CommandIdentity,
+    ) -> Result<QueueDecision, QueueError> {
         let action = Action::SetPasswordAuth { password_auth: PasswordAuth::Yes };
         match self.unanswered().last() {
-            Some(last) if last.command.action == action => Ok(Next::Waiting(last.command.id.clone())),
-            _ => self.queued(instance, action, None, stamp),
+            Some(last) if last.command.action == action => {
+                Ok(QueueDecision::AlreadyQueued(last.command.id.clone()))
+            }
+            _ => self.prepare_entry(instance, action, None, stamp),
         }
     }
 
     /// Appends what one of the calls above said is to be queued.
-    pub fn push(&mut self, entry: Entry) {
+    pub fn push(&mut self, entry: QueueEntry) {
         self.highest = self.highest.max(entry.sequence.into());
         self.entries.push_back(entry);
     }
 
     /// Notes that the oldest command without a result is handed out; that command, where it is for the first time.
-    pub fn hand_out(&mut self, now: u64) -> Option<&Command> {
+    pub fn mark_handed_out(&mut self, now: u64) -> Option<&Command> {
         let entry = self.entries.iter_mut().find(|entry| entry.answer.is_none())?;
         if entry.handed_out.is_some() {
             return None;
@@ -223,53 +236,59 @@ impl Ledger {
 
     /// Whether a result closes nothing yet: after `BAD_SIGNATURE` a command stays for an hour from when it was handed out
     /// first. Who forges a copy of it must not close the real one.
-    pub fn keeps(&self, outcome: &Outcome, now: u64) -> bool {
-        let is_recent = |entry: &Entry| entry.handed_out.is_none_or(|at| now < at.saturating_add(KEPT_FOR));
+    pub fn must_redeliver(&self, outcome: &CommandResult, now: u64) -> bool {
+        let is_recent = |entry: &QueueEntry| {
+            entry.handed_out.is_none_or(|at| now < at.saturating_add(BAD_SIGNATURE_REDELIVERY_MILLIS))
+        };
         outcome.reason == Some(Reason::BadSignature)
             && self.entry(&outcome.command_id).is_some_and(|entry| entry.answer.is_none() && is_recent(entry))
     }
 
     /// Takes the result of a command, unless it [keeps](Self::keeps) that.
-    pub fn settle_at(&mut self, answer: Answer, now: u64) -> Settled {
-        if self.keeps(&answer.outcome, now) { Settled::Kept } else { self.settle(answer) }
+    pub fn store_result_at(&mut self, answer: ReceivedResult, now: u64) -> StoreResultOutcome {
+        if self.must_redeliver(&answer.outcome, now) {
+            StoreResultOutcome::Redelivered
+        } else {
+            self.store_result(answer)
+        }
     }
 
     /// Takes the result of a command.
-    pub fn settle(&mut self, answer: Answer) -> Settled {
+    pub fn store_result(&mut self, answer: ReceivedResult) -> StoreResultOutcome {
         let id = &answer.outcome.command_id;
         let Some(entry) = self.entries.iter_mut().find(|entry| entry.command.id == *id) else {
-            return Settled::Unknown;
+            return StoreResultOutcome::UnknownCommand;
         };
         match &entry.answer {
-            Some(stored) if stored.bytes == answer.bytes => return Settled::Again,
-            Some(_) => return Settled::Conflict,
+            Some(stored) if stored.bytes == answer.bytes => return StoreResultOutcome::Duplicate,
+            Some(_) => return StoreResultOutcome::Conflict,
             None => {}
         }
-        let settlement = Settlement { action: entry.command.action.name(), sequence: entry.sequence };
+        let settlement = CompletedCommand { action: entry.command.action.name(), sequence: entry.sequence };
         let succeeded = answer.outcome.status == Status::Succeeded;
         entry.answer = Some(answer);
         // A guest acts in sequence order, so a late word on an older command says nothing about now.
         if succeeded && self.confirmed.by.is_none_or(|sequence| sequence < entry.sequence) {
-            let binding = after(self.confirmed.binding.as_ref(), entry).cloned();
-            self.confirmed = Confirmed { binding, by: Some(entry.sequence) };
+            let binding = binding_after(self.confirmed.binding.as_ref(), entry).cloned();
+            self.confirmed = ConfirmedBinding { binding, by: Some(entry.sequence) };
         }
         self.drop_oldest_answered();
-        Settled::Stored(settlement)
+        StoreResultOutcome::Stored(settlement)
     }
 
-    fn unanswered(&self) -> impl Iterator<Item = &Entry> {
+    fn unanswered(&self) -> impl Iterator<Item = &QueueEntry> {
         self.entries.iter().filter(|entry| entry.answer.is_none())
     }
 
-    fn queued(
+    fn prepare_entry(
         &self,
         instance: &InstanceId,
         action: Action,
         binding: Option<Binding>,
-        stamp: Stamp,
-    ) -> Result<Next, NotNow> {
-        let sequence =
-            Sequence::try_from(stamp.now.max(self.highest.saturating_add(1))).map_err(NotNow::NoSequence)?;
+        stamp: CommandIdentity,
+    ) -> Result<QueueDecision, QueueError> {
+        let sequence = Sequence::try_from(stamp.now.max(self.highest.saturating_add(1)))
+            .map_err(QueueError::SequenceExhausted)?;
         let command = Command {
             id: stamp.id,
             sequence: Some(sequence),
@@ -277,12 +296,18 @@ impl Ledger {
             action,
             expires_at: None,
         };
-        Ok(Next::Queue(Box::new(Entry { command, sequence, binding, handed_out: None, answer: None })))
+        Ok(QueueDecision::Enqueue(Box::new(QueueEntry {
+            command,
+            sequence,
+            binding,
+            handed_out: None,
+            answer: None,
+        })))
     }
 
     fn drop_oldest_answered(&mut self) {
         let answered = self.entries.iter().filter(|entry| entry.answer.is_some()).count();
-        if answered > ANSWERED_KEPT
+        if answered > MAX_ANSWERED_COMMANDS
             && let Some(oldest) = self.entries.iter().position(|entry| entry.answer.is_some())
         {
             self.entries.remove(oldest);
@@ -291,7 +316,7 @@ impl Ledger {
 }
 
 /// Whether a command changes what is bound.
-fn binds(entry: &Entry) -> bool {
+fn changes_binding(entry: &QueueEntry) -> bool {
     match entry.command.action {
         Action::Attach { .. } | Action::Detach { .. } => true,
         Action::SetPasswordAuth { .. } => false,
@@ -299,12 +324,12 @@ fn binds(entry: &Entry) -> bool {
 }
 
 /// Whether two attaches ask the same.
-fn same(one: &Binding, other: &Binding) -> bool {
+fn is_same_attach(one: &Binding, other: &Binding) -> bool {
     one.key_pair.id == other.key_pair.id && one.password_auth == other.password_auth
 }
 
 /// What is bound after a command, taken as done.
-fn after<'a>(bound: Option<&'a Binding>, entry: &'a Entry) -> Option<&'a Binding> {
+fn binding_after<'a>(bound: Option<&'a Binding>, entry: &'a QueueEntry) -> Option<&'a Binding> {
     match &entry.command.action {
         Action::Attach { .. } => entry.binding.as_ref(),
         Action::Detach { key_name } => {

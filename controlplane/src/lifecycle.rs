@@ -5,23 +5,23 @@ use time::{Duration, OffsetDateTime};
 use crate::inventory::{Instance, Status};
 
 /// How long an instance is `starting` or `rebooting`.
-const BOOT: Duration = Duration::seconds(2);
+const BOOT_DURATION: Duration = Duration::seconds(2);
 
 /// A state an instance was brought into, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
+pub struct InstanceState {
     /// The state.
     pub status: Status,
     /// Since when.
     pub since: OffsetDateTime,
 }
 
-impl State {
+impl InstanceState {
     /// The state by now: a boot ends by itself.
-    pub fn by(&self, now: OffsetDateTime) -> Status {
+    pub fn status_at(&self, now: OffsetDateTime) -> Status {
         match &self.status {
             Status::Other(word)
-                if matches!(word.as_str(), STARTING | REBOOTING) && now - self.since >= BOOT =>
+                if matches!(word.as_str(), STARTING | REBOOTING) && now - self.since >= BOOT_DURATION =>
             {
                 Status::Running
             }
@@ -31,8 +31,8 @@ impl State {
 }
 
 /// The state that an instance is in by now, where this is the last one it was brought into.
-pub fn status_by(instance: &Instance, last: Option<&State>, now: OffsetDateTime) -> Status {
-    last.map_or_else(|| instance.status.clone(), |state| state.by(now))
+pub fn current_status(instance: &Instance, last: Option<&InstanceState>, now: OffsetDateTime) -> Status {
+    last.map_or_else(|| instance.status.clone(), |state| state.status_at(now))
 }
 
 const STARTING: &str = "starting";
@@ -40,7 +40,7 @@ const REBOOTING: &str = "rebooting";
 
 /// What can be done with an instance, as the platform's API names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
+pub enum InstanceAction {
     /// `startInstance`, of a stopped one.
     Start,
     /// `stopInstance`, of a running one.
@@ -49,9 +49,9 @@ pub enum Verb {
     Reboot,
 }
 
-impl Verb {
+impl InstanceAction {
     /// The state it leads to; `None` where it cannot be done in this one.
-    pub fn from(self, status: &Status) -> Option<Status> {
+    pub fn next_status(self, status: &Status) -> Option<Status> {
         match (self, status) {
             (Self::Start, Status::Stopped) => Some(Status::Other(STARTING.to_owned())),
             (Self::Stop, Status::Running) => Some(Status::Stopped),
@@ -66,27 +66,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_boot_ends_by_itself() {
+    fn starting_instance_becomes_running_after_boot_duration() {
         let since = OffsetDateTime::UNIX_EPOCH;
-        let starting = Verb::Start.from(&Status::Stopped).map(|status| State { status, since });
-        let by =
-            |seconds| starting.as_ref().map(|state| state.by(since + Duration::seconds(seconds)).to_string());
+        let starting =
+            InstanceAction::Start.next_status(&Status::Stopped).map(|status| InstanceState { status, since });
+        let by = |seconds| {
+            starting.as_ref().map(|state| state.status_at(since + Duration::seconds(seconds)).to_string())
+        };
         assert_eq!((by(1).as_deref(), by(2).as_deref()), (Some("starting"), Some("running")));
-        let stopped = State { status: Status::Stopped, since };
-        assert_eq!(stopped.by(since + Duration::days(1)), Status::Stopped);
-        let error = State { status: Status::Other("error".into()), since };
-        assert_eq!(error.by(since + Duration::days(1)), error.status);
+        let stopped = InstanceState { status: Status::Stopped, since };
+        assert_eq!(stopped.status_at(since + Duration::days(1)), Status::Stopped);
+        let error = InstanceState { status: Status::Other("error".into()), since };
+        assert_eq!(error.status_at(since + Duration::days(1)), error.status);
     }
 
     #[test]
-    fn what_can_be_done_in_which_state() {
+    fn instance_action_depends_on_status() {
         let error = Status::Other("error".into());
         for (verb, running, stopped) in [
-            (Verb::Start, None, Some("starting")),
-            (Verb::Stop, Some("stopped"), None),
-            (Verb::Reboot, Some("rebooting"), None),
+            (InstanceAction::Start, None, Some("starting")),
+            (InstanceAction::Stop, Some("stopped"), None),
+            (InstanceAction::Reboot, Some("rebooting"), None),
         ] {
-            let to = |status: &Status| verb.from(status).map(|status| status.to_string());
+            let to = |status: &Status| verb.next_status(status).map(|status| status.to_string());
             assert_eq!(to(&Status::Running).as_deref(), running);
             assert_eq!(to(&Status::Stopped).as_deref(), stopped);
             assert_eq!(to(&error), None);

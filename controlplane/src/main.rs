@@ -3,18 +3,18 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use keypair_controlplane::args::{Cli, Verb};
+use keypair_controlplane::args::{Cli, CliCommand};
 use keypair_controlplane::{fleet, serve};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match &cli.verb {
-        Verb::Serve(args) => {
+        CliCommand::Serve(args) => {
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
             serve::run(args).map_err(|error| (error.to_string(), error.exit_status()))
         }
         // Without a log: what ten thousand agents have to say is counted.
-        Verb::Fleet(args) => fleet::run(args).map_err(|error| (error.to_string(), error.exit_status())),
+        CliCommand::Fleet(args) => fleet::run(args).map_err(|error| (error.to_string(), error.exit_status())),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

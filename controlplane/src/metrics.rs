@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use keypair_agent::policy::command::ActionName;
-use keypair_agent::policy::outcome::Outcome;
+use keypair_agent::policy::outcome::CommandResult;
 use keypair_agent::policy::types::Sequence;
 use prometheus::core::Collector;
 use prometheus::{
@@ -16,7 +16,7 @@ use serde_json::Value;
 use tracing::error;
 
 use crate::clock;
-use crate::ledger::Settlement;
+use crate::ledger::CompletedCommand;
 
 /// What a poll was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,10 +38,11 @@ impl PollAnswer {
 }
 
 /// All actions.
-const ACTIONS: [ActionName; 3] = [ActionName::Attach, ActionName::Detach, ActionName::SetPasswordAuth];
+const ALL_ACTIONS: [ActionName; 3] = [ActionName::Attach, ActionName::Detach, ActionName::SetPasswordAuth];
 
 /// From what a person does not notice up to an hour, in seconds.
-const BUCKETS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
+const DURATION_BUCKETS_SECONDS: [f64; 12] =
+    [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
 
 /// The numbers of one server, from its start on.
 pub struct Metrics {
@@ -62,8 +63,9 @@ impl Metrics {
     /// None in practice: the names are well formed, and each is given once.
     pub fn new() -> Result<Self, Error> {
         let registry = Registry::new();
-        let counters =
-            |name, help, labels: &[&str]| kept(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let counters = |name, help, labels: &[&str]| {
+            register_collector(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
         let polls = counters(
             "keypair_polls_total",
             "Polls for a command that were answered: with a command, with nothing, because the service ended, or with a \
@@ -88,20 +90,20 @@ impl Metrics {
         )?;
         let waiting_polls =
             IntGauge::new("keypair_waiting_polls", "Long polls that wait for a command here now.");
-        let waiting_polls = kept(&registry, waiting_polls)?;
+        let waiting_polls = register_collector(&registry, waiting_polls)?;
         let reports = IntCounter::new("keypair_reports_total", "Reports of agents that this server stored.");
-        let reports = kept(&registry, reports)?;
+        let reports = register_collector(&registry, reports)?;
         let seconds = HistogramOpts::new(
             "keypair_command_seconds",
             "Time from the queueing of a command, by whichever server, until this server stored its result.",
         );
-        let seconds = HistogramVec::new(seconds.buckets(BUCKETS.to_vec()), &["action"]);
-        let command_seconds = kept(&registry, seconds)?;
+        let seconds = HistogramVec::new(seconds.buckets(DURATION_BUCKETS_SECONDS.to_vec()), &["action"]);
+        let command_seconds = register_collector(&registry, seconds)?;
 
         for answer in PollAnswer::ALL {
-            polls.get_metric_with_label_values(&[word(answer)])?;
+            polls.get_metric_with_label_values(&[label_value(answer)])?;
         }
-        for action in ACTIONS.map(word) {
+        for action in ALL_ACTIONS.map(label_value) {
             queued.get_metric_with_label_values(&[&action])?;
             handed_out.get_metric_with_label_values(&[&action])?;
             command_seconds.get_metric_with_label_values(&[&action])?;
@@ -113,45 +115,48 @@ impl Metrics {
     ///
     /// # Errors
     /// None in practice: there is no number without a value.
-    pub fn text(&self) -> Result<String, Error> {
+    pub fn encode_text(&self) -> Result<String, Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
     /// A poll begins to wait, and does so until what is returned is dropped.
     #[must_use]
-    pub fn poll_waits(&self) -> WaitingPoll {
+    pub fn track_waiting_poll(&self) -> WaitingPoll {
         self.waiting_polls.inc();
         WaitingPoll(self.waiting_polls.clone())
     }
 
     /// A poll was answered.
-    pub fn poll_answered(&self, answer: PollAnswer) {
-        count(&self.polls, &[word(answer)], 1);
+    pub fn count_poll(&self, answer: PollAnswer) {
+        add_to_counter(&self.polls, &[label_value(answer)], 1);
     }
 
     /// So many commands were queued.
-    pub fn queued(&self, action: ActionName, commands: usize) {
-        count(&self.queued, &[word(action)], u64::try_from(commands).unwrap_or(u64::MAX));
+    pub fn count_queued(&self, action: ActionName, commands: usize) {
+        add_to_counter(&self.queued, &[label_value(action)], u64::try_from(commands).unwrap_or(u64::MAX));
     }
 
     /// A command was handed out.
-    pub fn handed_out(&self, action: ActionName) {
-        count(&self.handed_out, &[word(action)], 1);
+    pub fn count_handed_out(&self, action: ActionName) {
+        add_to_counter(&self.handed_out, &[label_value(action)], 1);
     }
 
     /// A result was stored. What was to be done is the ledger's word, and not the guest's.
-    pub fn settled(&self, settlement: Settlement, outcome: &Outcome) {
-        let action = word(settlement.action);
+    pub fn observe_result(&self, settlement: CompletedCommand, outcome: &CommandResult) {
+        let action = label_value(settlement.action);
         match self.command_seconds.get_metric_with_label_values(&[&action]) {
-            Ok(seconds) => seconds.observe(since(settlement.sequence, clock::now()).as_secs_f64()),
+            Ok(seconds) => {
+                seconds.observe(elapsed_since_queued(settlement.sequence, clock::now_millis()).as_secs_f64())
+            }
             Err(error) => error!("{error}"),
         }
-        let labels = [action, word(outcome.status), word(outcome.code), word(outcome.reason)];
-        count(&self.results, &labels, 1);
+        let labels =
+            [action, label_value(outcome.status), label_value(outcome.code), label_value(outcome.reason)];
+        add_to_counter(&self.results, &labels, 1);
     }
 
     /// An agent's report was stored.
-    pub fn reported(&self) {
+    pub fn count_report(&self) {
         self.reports.inc();
     }
 }
@@ -167,14 +172,17 @@ impl Drop for WaitingPoll {
 }
 
 /// Puts a number among those that are shown.
-fn kept<C: Collector + Clone + 'static>(registry: &Registry, made: Result<C, Error>) -> Result<C, Error> {
+fn register_collector<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    made: Result<C, Error>,
+) -> Result<C, Error> {
     let number = made?;
     registry.register(Box::new(number.clone()))?;
     Ok(number)
 }
 
 /// Counts on, by labels in the order of their names. Too few or too many would be the one error.
-fn count(counters: &IntCounterVec, labels: &[String], more: u64) {
+fn add_to_counter(counters: &IntCounterVec, labels: &[String], more: u64) {
     match counters.get_metric_with_label_values(labels) {
         Ok(counter) => counter.inc_by(more),
         Err(error) => error!("{error}"),
@@ -182,7 +190,7 @@ fn count(counters: &IntCounterVec, labels: &[String], more: u64) {
 }
 
 /// A word as the wire spells it; of nothing none.
-fn word(of: impl Serialize) -> String {
+fn label_value(of: impl Serialize) -> String {
     match serde_json::to_value(of) {
         Ok(Value::String(word)) => word,
         _ => String::new(),
@@ -191,7 +199,7 @@ fn word(of: impl Serialize) -> String {
 
 /// How long ago a command was queued: its sequence is the time of that, in milliseconds since 1970. None where the clock
 /// went back, or another server's is ahead.
-fn since(sequence: Sequence, now: u64) -> Duration {
+fn elapsed_since_queued(sequence: Sequence, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(sequence.into()))
 }
 
@@ -201,21 +209,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_runs_backwards_gives_nothing() {
+    fn elapsed_time_is_zero_when_clock_goes_back() {
         for (queued, milliseconds) in [(999_500, 500), (1_000_000, 0), (1_000_001, 0), ((1 << 53) - 1, 0)] {
             assert_eq!(
-                since(Sequence::try_from(queued).unwrap(), 1_000_000),
+                elapsed_since_queued(Sequence::try_from(queued).unwrap(), 1_000_000),
                 Duration::from_millis(milliseconds)
             );
         }
     }
 
     #[test]
-    fn a_poll_that_waits_is_counted_out_however_it_ends() {
+    fn waiting_poll_gauge_drops_when_guard_is_dropped() {
         let metrics = Metrics::new().unwrap();
-        let (one, two) = (metrics.poll_waits(), metrics.poll_waits());
-        assert!(metrics.text().unwrap().contains("\nkeypair_waiting_polls 2\n"));
+        let (one, two) = (metrics.track_waiting_poll(), metrics.track_waiting_poll());
+        assert!(metrics.encode_text().unwrap().contains("\nkeypair_waiting_polls 2\n"));
         drop((one, two));
-        assert!(metrics.text().unwrap().contains("\nkeypair_waiting_polls 0\n"));
+        assert!(metrics.encode_text().unwrap().contains("\nkeypair_waiting_polls 0\n"));
     }
 }

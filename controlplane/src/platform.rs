@@ -3,23 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keypair_agent::policy::outcome::{self, Outcome};
+use keypair_agent::policy::outcome::{self, CommandResult};
 use keypair_agent::policy::types::InstanceId;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use crate::access_keys::AccessKeys;
 use crate::inventory::{Instance, Inventory, Status};
-use crate::ledger::{Answer, Settled};
+use crate::ledger::{ReceivedResult, StoreResultOutcome};
 use crate::lifecycle;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::signing::SigningKey;
-use crate::store::{Order, Placed, Refused, Store, StoreError};
+use crate::store::{Order, OrderError, QueuedCommand, Store, StoreError};
 
 /// What both faces share; cheap to clone.
 #[derive(Clone)]
-pub struct Platform {
+pub struct AppState {
     /// Key pairs, bindings, commands and results.
     pub store: Arc<dyn Store>,
     /// The instances there are.
@@ -36,26 +36,29 @@ pub struct Platform {
     pub shutdown: Shutdown,
 }
 
-impl Platform {
+impl AppState {
     /// The state that an instance is in now.
     ///
     /// # Errors
     /// Where the store fails.
     pub async fn status(&self, instance: &Instance) -> Result<Status, StoreError> {
         let state = self.store.state(&instance.id).await?;
-        Ok(lifecycle::status_by(instance, state.as_ref(), OffsetDateTime::now_utc()))
+        Ok(lifecycle::current_status(instance, state.as_ref(), OffsetDateTime::now_utc()))
     }
 
     /// [`Store::place`], counted.
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn place(&self, order: &Order) -> Result<Result<Vec<Placed>, Refused>, StoreError> {
+    pub async fn queue_order(
+        &self,
+        order: &Order,
+    ) -> Result<Result<Vec<QueuedCommand>, OrderError>, StoreError> {
         let (platform, order) = (self.clone(), order.clone());
-        whole(async move {
-            let placed = platform.store.place(&order).await?;
+        spawn_to_completion(async move {
+            let placed = platform.store.queue_order(&order).await?;
             let fresh = placed.iter().flatten().filter(|placed| placed.fresh).count();
-            platform.metrics.queued(order.verb.action(), fresh);
+            platform.metrics.count_queued(order.verb.action(), fresh);
             Ok(placed)
         })
         .await
@@ -65,20 +68,24 @@ impl Platform {
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn settle(&self, instance: &InstanceId, answer: Answer) -> Result<Settled, StoreError> {
+    pub async fn store_result(
+        &self,
+        instance: &InstanceId,
+        answer: ReceivedResult,
+    ) -> Result<StoreResultOutcome, StoreError> {
         let (platform, instance, outcome) = (self.clone(), instance.clone(), answer.outcome.clone());
-        whole(async move {
-            let settled = platform.store.settle(&instance, answer).await?;
+        spawn_to_completion(async move {
+            let settled = platform.store.store_result(&instance, answer).await?;
             match settled {
-                Settled::Stored(settlement) => {
-                    platform.metrics.settled(settlement, &outcome);
-                    log(&instance, &outcome);
+                StoreResultOutcome::Stored(settlement) => {
+                    platform.metrics.observe_result(settlement, &outcome);
+                    log_result(&instance, &outcome);
                 }
-                Settled::Kept => {
+                StoreResultOutcome::Redelivered => {
                     let command = &outcome.command_id;
                     warn!(%instance, %command, message = ?outcome.message, "refused for its signature: handed out again");
                 }
-                Settled::Again | Settled::Conflict | Settled::Unknown => {}
+                StoreResultOutcome::Duplicate | StoreResultOutcome::Conflict | StoreResultOutcome::UnknownCommand => {}
             }
             Ok(settled)
         })
@@ -87,7 +94,7 @@ impl Platform {
 }
 
 /// Says what became of a command. What a guest says is quoted, so that it cannot forge a line of the log.
-fn log(instance: &InstanceId, outcome: &Outcome) {
+fn log_result(instance: &InstanceId, outcome: &CommandResult) {
     let command = &outcome.command_id;
     match outcome.status {
         outcome::Status::Succeeded => info!(%instance, %command, changed = outcome.changed, "succeeded"),
@@ -103,7 +110,7 @@ fn log(instance: &InstanceId, outcome: &Outcome) {
 }
 
 /// Does a piece of work to its end: what is stored is counted and logged also where its caller has hung up.
-async fn whole<T: Send + 'static>(
+async fn spawn_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::spawn(work).await.unwrap_or_else(|error| Err(StoreError::Uncertain(error.to_string())))

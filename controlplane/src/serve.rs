@@ -14,15 +14,15 @@ use crate::access_keys::AccessKeys;
 use crate::args::ServeArgs;
 use crate::inventory::{Inventory, InventoryError};
 use crate::metrics::Metrics;
-use crate::platform::Platform;
-use crate::shutdown::{EndSignals, Shutdown};
+use crate::platform::AppState;
+use crate::shutdown::{Shutdown, TerminationSignals};
 use crate::signing::{SigningKey, SigningKeyError};
 use crate::store::{StoreError, StoreUrl};
 use crate::toml_file::TomlFileError;
 use crate::{api, descriptors, face, metadata};
 
 /// How long a connection may take to end once the service does.
-const GRACE: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why the service does not run.
 #[derive(Debug)]
@@ -92,39 +92,43 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
         args.access_keys.as_deref().map(AccessKeys::load).transpose().map_err(ServeError::AccessKeys)?;
     let signing_key =
         args.signing_key.as_deref().map(SigningKey::load).transpose().map_err(ServeError::SigningKey)?;
-    descriptors::raise_limit()
+    descriptors::raise_nofile_limit()
         .map_err(|cause| ServeError::System("cannot raise the limit of descriptors", cause))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|cause| ServeError::System("cannot start the runtime", cause))?;
-    let ended =
-        runtime.block_on(serve(args, inventory, access_keys.map(Arc::new), signing_key.map(Arc::new)));
+    let ended = runtime.block_on(serve_until_signal(
+        args,
+        inventory,
+        access_keys.map(Arc::new),
+        signing_key.map(Arc::new),
+    ));
     // What has not ended by now is not waited for.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(
+async fn serve_until_signal(
     args: &ServeArgs,
     inventory: Inventory,
     access_keys: Option<Arc<AccessKeys>>,
     signing_key: Option<Arc<SigningKey>>,
 ) -> Result<(), ServeError> {
     let mut signals =
-        EndSignals::catch().map_err(|cause| ServeError::System("cannot catch signals", cause))?;
+        TerminationSignals::register().map_err(|cause| ServeError::System("cannot catch signals", cause))?;
     let metrics = Metrics::new().map_err(ServeError::Metrics)?;
     let store = args.store.open().await.map_err(|error| ServeError::Store(args.store.clone(), error))?;
-    let (api_listener, api_address) = listen("--api", args.api).await?;
-    let (metadata_listener, metadata_address) = listen("--metadata", args.metadata).await?;
+    let (api_listener, api_address) = bind_listener("--api", args.api).await?;
+    let (metadata_listener, metadata_address) = bind_listener("--metadata", args.metadata).await?;
     if inventory.iter().next().is_none() {
         warn!("there is no instance: nothing can be bound (--instance, --instances)");
     }
-    announce(&first_line(api_address, metadata_address, &inventory))
+    print_startup_line(&format_startup_line(api_address, metadata_address, &inventory))
         .map_err(|cause| ServeError::System("cannot write to the standard output", cause))?;
 
     let (trigger, shutdown) = Shutdown::channel();
-    let platform = Platform {
+    let platform = AppState {
         store,
         inventory: Arc::new(inventory),
         attach_wait: Duration::from_secs(args.attach_wait),
@@ -133,9 +137,11 @@ async fn serve(
         metrics: Arc::new(metrics),
         shutdown: shutdown.clone(),
     };
-    let api = tokio::spawn(face::serve(api_listener, api::router(platform.clone()), shutdown.clone()));
-    let metadata = tokio::spawn(face::serve(metadata_listener, metadata::router(platform), shutdown));
-    signals.received().await;
+    let api =
+        tokio::spawn(face::serve_connections(api_listener, api::router(platform.clone()), shutdown.clone()));
+    let metadata =
+        tokio::spawn(face::serve_connections(metadata_listener, metadata::router(platform), shutdown));
+    signals.recv().await;
     info!("ending");
     trigger.fire();
     let ends = async {
@@ -143,13 +149,16 @@ async fn serve(
         let _ = api.await;
         let _ = metadata.await;
     };
-    if tokio::time::timeout(GRACE, ends).await.is_err() {
+    if tokio::time::timeout(SHUTDOWN_GRACE_PERIOD, ends).await.is_err() {
         info!("some connections are cut");
     }
     Ok(())
 }
 
-async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+async fn bind_listener(
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), ServeError> {
     let failed = |cause| ServeError::Listen { flag, address, cause };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
@@ -157,7 +166,7 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener,
 }
 
 /// The line that says where everything is (KP-9.1).
-fn first_line(api: SocketAddr, metadata: SocketAddr, inventory: &Inventory) -> String {
+fn format_startup_line(api: SocketAddr, metadata: SocketAddr, inventory: &Inventory) -> String {
     let bases: Map<String, Value> = inventory
         .iter()
         .map(|instance| {
@@ -169,7 +178,7 @@ fn first_line(api: SocketAddr, metadata: SocketAddr, inventory: &Inventory) -> S
     json!({ "api": format!("http://{api}"), "metadata": bases }).to_string()
 }
 
-fn announce(line: &str) -> std::io::Result<()> {
+fn print_startup_line(line: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{line}")?;
     stdout.flush()

@@ -7,22 +7,22 @@ use tokio::sync::watch;
 
 /// The signals that tell a process to end: SIGTERM and SIGINT.
 #[derive(Debug)]
-pub struct EndSignals {
+pub struct TerminationSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl EndSignals {
+impl TerminationSignals {
     /// Catches them from now on.
     ///
     /// # Errors
     /// Where the system refuses.
-    pub fn catch() -> io::Result<Self> {
+    pub fn register() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// Returns with the next one.
-    pub async fn received(&mut self) {
+    pub async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -53,7 +53,7 @@ impl Shutdown {
     }
 
     /// Returns once the end has come; at once where it already has.
-    pub async fn begun(&self) {
+    pub async fn triggered(&self) {
         let mut receiver = self.0.clone();
         // An error means that the trigger is gone, and the service with it.
         let _ = receiver.wait_for(|ended| *ended).await;

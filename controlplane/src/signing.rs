@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use base64ct::{Base64, Encoding};
 use keypair_agent::policy::command::Command;
-use keypair_agent::policy::signature::NAMESPACE;
+use keypair_agent::policy::signature::SIGNATURE_NAMESPACE;
 use serde_json::json;
 use ssh_encoding::Decode;
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey};
@@ -14,7 +14,7 @@ use time::{Duration, OffsetDateTime};
 
 /// How long a signed command is to be obeyed. It is counted from its handing out, so that one that waits does not
 /// expire; and long, since the guest's clock decides.
-const OBEYED_FOR: Duration = Duration::hours(1);
+const SIGNED_COMMAND_VALIDITY: Duration = Duration::hours(1);
 
 /// The key that commands are signed with.
 pub struct SigningKey(PrivateKey);
@@ -23,32 +23,34 @@ pub struct SigningKey(PrivateKey);
 #[derive(Debug)]
 pub struct SigningKeyError {
     path: PathBuf,
-    why: Why,
+    why: SigningKeyProblem,
 }
 
 #[derive(Debug)]
-enum Why {
+enum SigningKeyProblem {
     Unreadable(io::Error),
-    NoKey,
+    NotPrivateKey,
     Encrypted,
-    OtherKind(String),
+    UnsupportedAlgorithm(String),
 }
 
 impl fmt::Display for SigningKeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.why {
-            Why::Unreadable(error) => write!(f, "--signing-key {path}: it cannot be read: {error}"),
-            Why::NoKey => write!(
+            SigningKeyProblem::Unreadable(error) => {
+                write!(f, "--signing-key {path}: it cannot be read: {error}")
+            }
+            SigningKeyProblem::NotPrivateKey => write!(
                 f,
                 "--signing-key {path}: this is no OpenSSH private key; make one with ssh-keygen -t ed25519 -N '' -f FILE"
             ),
-            Why::Encrypted => write!(
+            SigningKeyProblem::Encrypted => write!(
                 f,
                 "--signing-key {path}: the key has a passphrase, and nobody is here to say it; ssh-keygen -p -N '' -f FILE \
                  takes it off"
             ),
-            Why::OtherKind(kind) => write!(
+            SigningKeyProblem::UnsupportedAlgorithm(kind) => write!(
                 f,
                 "--signing-key {path}: a key of the kind {kind} does not sign commands; Ed25519 and ECDSA keys do"
             ),
@@ -66,15 +68,15 @@ impl fmt::Debug for SigningKey {
 
 /// A command was not signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotSigned(String);
+pub struct SigningError(String);
 
-impl fmt::Display for NotSigned {
+impl fmt::Display for SigningError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "a command cannot be signed: {}", self.0)
     }
 }
 
-impl std::error::Error for NotSigned {}
+impl std::error::Error for SigningError {}
 
 impl SigningKey {
     /// Reads an OpenSSH private key without a passphrase.
@@ -84,19 +86,19 @@ impl SigningKey {
     pub fn load(path: &Path) -> Result<Self, SigningKeyError> {
         let fault = |why| SigningKeyError { path: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => fault(Why::NoKey),
-            _ => fault(Why::Unreadable(error)),
+            io::ErrorKind::InvalidData => fault(SigningKeyProblem::NotPrivateKey),
+            _ => fault(SigningKeyProblem::Unreadable(error)),
         })?;
         let key = PrivateKey::from_openssh(&text)
             .ok()
-            .or_else(|| PrivateKey::from_bytes(&with_whole_scalar(&text)?).ok())
-            .ok_or_else(|| fault(Why::NoKey))?;
+            .or_else(|| PrivateKey::from_bytes(&pad_ecdsa_scalar(&text)?).ok())
+            .ok_or_else(|| fault(SigningKeyProblem::NotPrivateKey))?;
         if key.is_encrypted() {
-            return Err(fault(Why::Encrypted));
+            return Err(fault(SigningKeyProblem::Encrypted));
         }
         match key.algorithm() {
             Algorithm::Ed25519 | Algorithm::Ecdsa { .. } => Ok(Self(key)),
-            other => Err(fault(Why::OtherKind(other.to_string()))),
+            other => Err(fault(SigningKeyProblem::UnsupportedAlgorithm(other.to_string()))),
         }
     }
 
@@ -104,13 +106,15 @@ impl SigningKey {
     /// in `expiresAt` alone.
     ///
     /// # Errors
-    /// [`NotSigned`], which a key that was loaded does not cause.
-    pub fn seal(&self, command: &Command, now: OffsetDateTime) -> Result<String, NotSigned> {
-        let expires_at = (now + OBEYED_FOR).replace_nanosecond(0).unwrap_or(now + OBEYED_FOR);
+    /// [`SigningError`], which a key that was loaded does not cause.
+    pub fn sign_command(&self, command: &Command, now: OffsetDateTime) -> Result<String, SigningError> {
+        let expires_at =
+            (now + SIGNED_COMMAND_VALIDITY).replace_nanosecond(0).unwrap_or(now + SIGNED_COMMAND_VALIDITY);
         let command = Command { expires_at: Some(expires_at), ..command.clone() };
-        let failed = |why: &dyn fmt::Display| NotSigned(why.to_string());
+        let failed = |why: &dyn fmt::Display| SigningError(why.to_string());
         let payload = serde_json::to_vec(&command).map_err(|error| failed(&error))?;
-        let signature = self.0.sign(NAMESPACE, HashAlg::Sha512, &payload).map_err(|error| failed(&error))?;
+        let signature =
+            self.0.sign(SIGNATURE_NAMESPACE, HashAlg::Sha512, &payload).map_err(|error| failed(&error))?;
         let signature = signature.to_pem(LineEnding::LF).map_err(|error| failed(&error))?;
         Ok(json!({ "payload": Base64::encode_string(&payload), "signature": signature }).to_string())
     }
@@ -118,7 +122,7 @@ impl SigningKey {
 
 /// A private ECDSA key whose scalar begins with zeros, as the crate reads it: OpenSSH leaves those out (PROTOCOL.key), so
 /// that every fourth P-521 key is too short for it. `None` where it is another key, or has a passphrase.
-fn with_whole_scalar(text: &str) -> Option<Vec<u8>> {
+fn pad_ecdsa_scalar(text: &str) -> Option<Vec<u8>> {
     const MAGIC: &[u8] = b"openssh-key-v1\0";
     let lines = text.lines().filter(|line| !line.starts_with("-----"));
     let blob = Base64::decode_vec(&lines.collect::<String>()).ok()?;
@@ -144,23 +148,23 @@ fn with_whole_scalar(text: &str) -> Option<Vec<u8>> {
     let zeros = vec![0u8; size.checked_sub(scalar.len())?];
     let mut private = check.to_be_bytes().to_vec();
     for part in [kind, curve, point, [zeros, scalar].concat(), comment] {
-        put(&mut private, &part)?;
+        write_ssh_string(&mut private, &part)?;
     }
     // Up to a whole block: 1, 2, 3, …
     let missing = private.len().next_multiple_of(8) - private.len();
     private.extend((1u8..).take(missing));
     let mut whole = MAGIC.to_vec();
     for part in [cipher, kdf, options] {
-        put(&mut whole, &part)?;
+        write_ssh_string(&mut whole, &part)?;
     }
     whole.extend(count.to_be_bytes());
-    put(&mut whole, &public)?;
-    put(&mut whole, &private)?;
+    write_ssh_string(&mut whole, &public)?;
+    write_ssh_string(&mut whole, &private)?;
     Some(whole)
 }
 
 /// Appends a string of RFC 4251.
-fn put(to: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
+fn write_ssh_string(to: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
     to.extend(u32::try_from(bytes.len()).ok()?.to_be_bytes());
     to.extend(bytes);
     Some(())

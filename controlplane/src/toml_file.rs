@@ -19,7 +19,7 @@ pub enum TomlFileError {
         cause: io::Error,
     },
     /// It says something that cannot be.
-    Content {
+    InvalidContent {
         /// The file.
         path: PathBuf,
         /// The line in it, from 1.
@@ -35,7 +35,7 @@ impl fmt::Display for TomlFileError {
             Self::Unreadable { flag, path, cause } => {
                 write!(f, "{flag}: {} is not readable: {cause}", path.display())
             }
-            Self::Content { path, line, message } => write!(f, "{}:{line}: {message}", path.display()),
+            Self::InvalidContent { path, line, message } => write!(f, "{}:{line}: {message}", path.display()),
         }
     }
 }
@@ -56,11 +56,11 @@ impl TomlFile {
     /// [`TomlFileError::Unreadable`].
     pub fn read(flag: &'static str, path: &Path) -> Result<Self, TomlFileError> {
         let unreadable = |cause| TomlFileError::Unreadable { flag, path: path.to_owned(), cause };
-        Ok(Self::of(path, std::fs::read_to_string(path).map_err(unreadable)?))
+        Ok(Self::new(path, std::fs::read_to_string(path).map_err(unreadable)?))
     }
 
     /// A file of this text.
-    pub fn of(path: &Path, text: impl Into<String>) -> Self {
+    pub fn new(path: &Path, text: impl Into<String>) -> Self {
         Self { path: path.to_owned(), text: text.into() }
     }
 
@@ -70,13 +70,13 @@ impl TomlFile {
     /// The first fault of its syntax, or what is missing, unknown or of the wrong type. Values are not repeated.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, TomlFileError> {
         toml::from_str(&self.text).map_err(|error| {
-            self.fault(error.span().map_or(0, |span| span.start), error.message().trim().to_owned())
+            self.error_at_offset(error.span().map_or(0, |span| span.start), error.message().trim().to_owned())
         })
     }
 
     /// A fault of what stands at this byte.
-    pub fn fault(&self, offset: usize, message: impl Into<String>) -> TomlFileError {
-        TomlFileError::Content {
+    pub fn error_at_offset(&self, offset: usize, message: impl Into<String>) -> TomlFileError {
+        TomlFileError::InvalidContent {
             path: self.path.clone(),
             line: self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1,
             message: message.into(),

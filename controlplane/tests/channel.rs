@@ -6,9 +6,9 @@ mod support;
 use std::io::Read;
 
 use serde_json::json;
-use support::{REGION, Server, outcome, received, send};
+use support::{REGION, Server, read_response, result_json, send_request};
 
-fn two_instances() -> Server {
+fn start_with_two_instances() -> Server {
     let server = Server::start(&["--attach-wait", "0", "--instance", "i-1", "--instance", "i-2"]);
     for (name, number) in [("k", 1), ("l", 2)] {
         server.import(name, number).result();
@@ -18,8 +18,8 @@ fn two_instances() -> Server {
 
 /// KP-3.6.
 #[test]
-fn a_poll_that_does_not_wait_answers_at_once() {
-    let server = two_instances();
+fn poll_without_wait_answers_at_once() {
+    let server = start_with_two_instances();
     for path in ["/keypair/command", "/keypair/command?wait=0"] {
         let response = server.guest("i-1").get(path);
         assert_eq!((response.status, response.body.as_str()), (204, ""));
@@ -29,12 +29,12 @@ fn a_poll_that_does_not_wait_answers_at_once() {
 }
 
 #[test]
-fn a_waiting_poll_is_woken_and_only_its_own() {
-    let server = two_instances();
+fn long_poll_is_woken_only_for_its_instance() {
+    let server = start_with_two_instances();
     let (one, two) = (server.guest("i-1"), server.guest("i-2"));
     // Both wait longer than the client has patience for: only a command ends them in time.
-    let mut waiting = send(&one.host, "GET", "/i-1/metadata/latest/keypair/command?wait=300", "");
-    let mut other = send(&two.host, "GET", "/i-2/metadata/latest/keypair/command?wait=300", "");
+    let mut waiting = send_request(&one.host, "GET", "/i-1/metadata/latest/keypair/command?wait=300", "");
+    let mut other = send_request(&two.host, "GET", "/i-2/metadata/latest/keypair/command?wait=300", "");
     server.attach("k", &["i-1"], "no").result();
     let mut text = String::new();
     waiting.read_to_string(&mut text).unwrap();
@@ -46,11 +46,11 @@ fn a_waiting_poll_is_woken_and_only_its_own() {
 
 /// KP-3.6.
 #[test]
-fn a_command_is_handed_out_until_its_result_is_stored() {
-    let server = two_instances();
+fn command_is_handed_out_until_result_is_stored() {
+    let server = start_with_two_instances();
     let guest = server.guest("i-1");
     // A client that went away swallows nothing.
-    drop(send(&guest.host, "GET", "/i-1/metadata/latest/keypair/command?wait=300", ""));
+    drop(send_request(&guest.host, "GET", "/i-1/metadata/latest/keypair/command?wait=300", ""));
     server.attach("k", &["i-1"], "no").result();
     let command = guest.poll(0);
     assert_eq!(guest.poll(0), command);
@@ -59,14 +59,14 @@ fn a_command_is_handed_out_until_its_result_is_stored() {
     let expected =
         ["action", "commandId", "instanceId", "keyName", "passWordAuth", "publicKey", "replace", "sequence"];
     assert_eq!(fields, expected);
-    guest.answer(&command, "succeeded");
+    guest.put_result(&command, "succeeded");
     assert_eq!(guest.get("/keypair/command").status, 204);
 }
 
 /// KP-3.6.
 #[test]
-fn commands_come_in_order_and_sequences_rise() {
-    let server = two_instances();
+fn commands_arrive_in_order_with_rising_sequences() {
+    let server = start_with_two_instances();
     let guest = server.guest("i-1");
     server.attach("k", &["i-1"], "no").result();
     server.detach("k", &["i-1"]).result();
@@ -79,7 +79,7 @@ fn commands_come_in_order_and_sequences_rise() {
         assert!(sequence > highest && sequence < 1 << 53);
         highest = sequence;
         seen.push((command["action"].clone(), command["keyName"].clone()));
-        assert_eq!(guest.answer(&command, "succeeded").status, 204);
+        assert_eq!(guest.put_result(&command, "succeeded").status, 204);
     }
     let expected = [("attach", "k"), ("detach", "k"), ("attach", "l")];
     assert_eq!(seen, expected.map(|(action, name)| (json!(action), json!(name))));
@@ -88,60 +88,60 @@ fn commands_come_in_order_and_sequences_rise() {
 
 /// KP-3.6.
 #[test]
-fn results_are_stored_once() {
-    let server = two_instances();
+fn result_repeated_is_204_and_changed_is_409() {
+    let server = start_with_two_instances();
     let guest = server.guest("i-1");
     server.attach("k", &["i-1"], "no").result();
     let command = guest.poll(0);
     let id = command["commandId"].as_str().unwrap();
     let path = format!("/keypair/results/{id}");
-    let good = outcome(id, "i-1", "succeeded").to_string();
+    let good = result_json(id, "i-1", "succeeded").to_string();
     // No result at all, no object, another command's, too long.
-    let mut long = outcome(id, "i-1", "succeeded");
+    let mut long = result_json(id, "i-1", "succeeded");
     long["message"] = json!("x".repeat(70_000));
-    for bad in ["", "{}", "null", &outcome("else", "i-1", "succeeded").to_string(), &long.to_string()] {
+    for bad in ["", "{}", "null", &result_json("else", "i-1", "succeeded").to_string(), &long.to_string()] {
         assert_eq!(guest.put(&path, bad).status, 400, "{:.80}", bad);
     }
     assert_eq!(guest.poll(0), command, "none of them was taken");
     assert_eq!(guest.put(&path, &good).status, 204);
     assert_eq!(guest.put(&path, &good).status, 204, "the same again");
-    assert_eq!(guest.put(&path, &outcome(id, "i-1", "failed").to_string()).status, 409);
+    assert_eq!(guest.put(&path, &result_json(id, "i-1", "failed").to_string()).status, 409);
     for unknown in ["nobody", "not%20an%20id"] {
-        let result = outcome("nobody", "i-1", "succeeded").to_string();
+        let result = result_json("nobody", "i-1", "succeeded").to_string();
         assert_eq!(guest.put(&format!("/keypair/results/{unknown}"), &result).status, 404);
     }
     assert_eq!(server.guest("i-2").put(&path, &good).status, 404, "another instance's command");
 }
 
 #[test]
-fn a_result_may_come_from_a_guest_that_takes_itself_for_another() {
-    let server = two_instances();
+fn result_with_foreign_instance_id_is_accepted() {
+    let server = start_with_two_instances();
     let guest = server.guest("i-1");
     server.attach("k", &["i-1"], "no").result();
     let id = guest.poll(0)["commandId"].as_str().unwrap().to_owned();
-    let result = outcome(&id, "i-elsewhere", "failed").to_string();
+    let result = result_json(&id, "i-elsewhere", "failed").to_string();
     assert_eq!(guest.put(&format!("/keypair/results/{id}"), &result).status, 204);
     assert_eq!(guest.get("/keypair/command").status, 204);
 }
 
 #[test]
-fn instances_are_kept_apart() {
-    let server = two_instances();
+fn commands_and_results_are_separate_per_instance() {
+    let server = start_with_two_instances();
     let (one, two) = (server.guest("i-1"), server.guest("i-2"));
     server.attach("k", &["i-1", "i-2"], "no").result();
     let (first, second) = (one.poll(0), two.poll(0));
     assert_eq!((&first["instanceId"], &second["instanceId"]), (&json!("i-1"), &json!("i-2")));
     assert_ne!(first["commandId"], second["commandId"]);
-    assert_eq!(one.answer(&second, "succeeded").status, 404);
-    one.answer(&first, "failed");
+    assert_eq!(one.put_result(&second, "succeeded").status, 404);
+    one.put_result(&first, "failed");
     assert_eq!(two.poll(0), second);
-    let list = server.call("GET", &format!("{REGION}/keypairs"), "").result();
+    let list = server.call_api("GET", &format!("{REGION}/keypairs"), "").result();
     assert_eq!(list["keypairs"][0]["instanceIds"], json!(["i-2"]));
 }
 
 #[test]
-fn the_agent_may_say_what_it_is() {
-    let server = two_instances();
+fn agent_report_must_be_json_object() {
+    let server = start_with_two_instances();
     let guest = server.guest("i-1");
     for body in [r#"{"agentVersion":"3.1.0","binding":null}"#, "{}"] {
         assert_eq!(guest.put("/keypair/agent", body).status, 204);
@@ -153,16 +153,17 @@ fn the_agent_may_say_what_it_is() {
 }
 
 #[test]
-fn waiting_calls_end_with_the_service() {
+fn waiting_calls_end_when_server_stops() {
     let server = Server::start(&["--attach-wait", "300", "--instance", "i-1", "--instance", "i-2"]);
     server.import("k", 1).result();
-    let poll = send(&server.guest("i-2").host, "GET", "/i-2/metadata/latest/keypair/command?wait=300", "");
+    let poll =
+        send_request(&server.guest("i-2").host, "GET", "/i-2/metadata/latest/keypair/command?wait=300", "");
     let body = r#"{"instanceIds":["i-1"],"passWordAuth":"no"}"#;
-    let attach = send(&server.api, "POST", &format!("{REGION}/keypairs/k:attach"), body);
+    let attach = send_request(&server.api, "POST", &format!("{REGION}/keypairs/k:attach"), body);
     // Once its command is out, the attach waits; the poll was sent before it.
     server.guest("i-1").poll(60);
-    let (status, _) = server.end("TERM");
+    let (status, _) = server.stop_with_signal("TERM");
     assert!(status.success());
-    received(poll).unwrap().assert_away();
-    received(attach).unwrap().assert_bound(&[], &["i-1"]);
+    read_response(poll).unwrap().assert_retry_after();
+    read_response(attach).unwrap().assert_bound(&[], &["i-1"]);
 }

@@ -13,72 +13,74 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use fleet::{Fleet, instances, inventory};
-use support::{Server, binary, file};
+use fleet::{FleetProcess, known_instance_ids, write_inventory_file};
+use support::{Server, controlplane_command, write_temp_file};
 
-const AGENTS: u64 = 60;
-const PATIENCE: Duration = Duration::from_secs(60);
+const FLEET_AGENTS: u64 = 60;
+const FLEET_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A control plane that knows the fleet's instances.
-fn server() -> Server {
-    let server = Server::start(&["--instances", &inventory(AGENTS), "--attach-wait", "60"]);
-    let instances = instances(&server);
-    assert_eq!((instances.len() as u64, instances[0]), (AGENTS, "i-fleet-000000"));
+fn start_server() -> Server {
+    let server = Server::start(&["--instances", &write_inventory_file(FLEET_AGENTS), "--attach-wait", "60"]);
+    let instances = known_instance_ids(&server);
+    assert_eq!((instances.len() as u64, instances[0]), (FLEET_AGENTS, "i-fleet-000000"));
     server
 }
 
 /// Waits until what the fleet has said so far is so.
-fn await_that(fleet: &Fleet, what: &str, is_so: impl Fn(&[fleet::Second]) -> bool) {
+fn wait_until(fleet: &FleetProcess, what: &str, is_so: impl Fn(&[fleet::SecondSample]) -> bool) {
     let begun = Instant::now();
-    while !is_so(&fleet.since(0)) {
-        assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", fleet.since(0));
+    while !is_so(&fleet.samples_since(0)) {
+        assert!(begun.elapsed() < FLEET_TIMEOUT, "{what}: {:?}", fleet.samples_since(0));
         sleep(Duration::from_millis(50));
     }
 }
 
 #[test]
-fn a_command_for_all_reaches_all_and_is_reported_by_all() {
-    let server = server();
-    let fleet = Fleet::start(AGENTS, &[server.metadata()], 1);
-    fleet.await_all(PATIENCE);
+fn fleet_attach_reaches_and_is_reported_by_every_agent() {
+    let server = start_server();
+    let fleet = FleetProcess::start(FLEET_AGENTS, &[server.metadata_address()], 1);
+    fleet.wait_until_all_polling(FLEET_TIMEOUT);
     server.import("my-test", 7);
-    let instances = instances(&server);
+    let instances = known_instance_ids(&server);
     server.attach("my-test", &instances, "no").assert_bound(&instances, &[]);
-    await_that(&fleet, "all have reported", |seconds| {
-        seconds.iter().map(|second| second.reported.len() as u64).sum::<u64>() == AGENTS
+    wait_until(&fleet, "all have reported", |seconds| {
+        seconds.iter().map(|second| second.reported.len() as u64).sum::<u64>() == FLEET_AGENTS
     });
-    await_that(&fleet, "all wait again", |seconds| seconds.last().is_some_and(|last| last.waiting == AGENTS));
-    let seconds = fleet.since(0);
-    assert_eq!(seconds.iter().map(|second| second.received.len() as u64).sum::<u64>(), AGENTS);
+    wait_until(&fleet, "all wait again", |seconds| {
+        seconds.last().is_some_and(|last| last.waiting == FLEET_AGENTS)
+    });
+    let seconds = fleet.samples_since(0);
+    assert_eq!(seconds.iter().map(|second| second.received.len() as u64).sum::<u64>(), FLEET_AGENTS);
     assert_eq!(seconds.iter().map(|second| second.failures() + second.first_tries).sum::<u64>(), 0);
-    let metrics = server.call("GET", "/metrics", "").body;
+    let metrics = server.call_api("GET", "/metrics", "").body;
     let stored = r#"keypair_results_total{action="attach",code="OK",reason="",status="succeeded"} 60"#;
     assert!(metrics.contains(stored) && metrics.contains("keypair_waiting_polls 60"), "{metrics}");
 }
 
 #[test]
-fn agents_that_lose_their_service_try_again_and_are_counted() {
-    let server = server();
-    let (api, metadata) = (server.api.clone(), server.metadata());
-    let fleet = Fleet::start(AGENTS, std::slice::from_ref(&metadata), 0);
-    fleet.await_all(PATIENCE);
-    server.end("KILL");
-    await_that(&fleet, "all are cut", |seconds| {
-        seconds.iter().map(|second| second.failures()).sum::<u64>() >= AGENTS
+fn fleet_retries_after_server_loss_are_counted() {
+    let server = start_server();
+    let (api, metadata) = (server.api.clone(), server.metadata_address());
+    let fleet = FleetProcess::start(FLEET_AGENTS, std::slice::from_ref(&metadata), 0);
+    fleet.wait_until_all_polling(FLEET_TIMEOUT);
+    server.stop_with_signal("KILL");
+    wait_until(&fleet, "all are cut", |seconds| {
+        seconds.iter().map(|second| second.failures()).sum::<u64>() >= FLEET_AGENTS
     });
     // As many as there are, once each: some find nobody, and their second try is not a first one.
-    await_that(&fleet, "all have tried again", |seconds| {
-        seconds.iter().map(|second| second.first_tries).sum::<u64>() == AGENTS
+    wait_until(&fleet, "all have tried again", |seconds| {
+        seconds.iter().map(|second| second.first_tries).sum::<u64>() == FLEET_AGENTS
     });
-    let inventory = file("[[instance]]\nid = \"i-other\"\n");
-    let _server = Server::start_at(&api, &metadata, &["--instances", &inventory]);
-    await_that(&fleet, "this one does not know them", |seconds| {
+    let inventory = write_temp_file("[[instance]]\nid = \"i-other\"\n");
+    let _server = Server::start_on(&api, &metadata, &["--instances", &inventory]);
+    wait_until(&fleet, "this one does not know them", |seconds| {
         seconds.iter().any(|second| second.failed.contains_key("404"))
     });
 }
 
 #[test]
-fn what_cannot_be_is_said() {
+fn fleet_invalid_flags_or_limits_exit_with_error() {
     let run = |command: &str| {
         let program = env!("CARGO_BIN_EXE_keypair-controlplane");
         let output = Command::new("sh").args(["-c", command, "sh", program]).output().unwrap();
@@ -93,8 +95,8 @@ fn what_cannot_be_is_said() {
 }
 
 #[test]
-fn told_to_end_it_ends_whether_its_agents_have_begun_or_not() {
-    let mut child = binary()
+fn fleet_stops_on_sigterm_before_agents_start() {
+    let mut child = controlplane_command()
         .args(["fleet", "--agents", "5", "--ramp", "600", "--metadata", "127.0.0.1:1"])
         .stdout(Stdio::piped())
         .spawn()

@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::postgres::Postgres;
-use support::{REGION, Server, file, folder, http, outcome, try_http};
+use support::{REGION, Server, create_temp_dir, http, result_json, try_http, write_temp_file};
 
 /// Only a test that fails waits for it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(120);
 
-fn fleet(size: usize) -> String {
-    file(&(0..size).map(|number| format!("[[instance]]\nid = 'i-{number}'\n")).collect::<String>())
+fn write_instances_file(size: usize) -> String {
+    write_temp_file(&(0..size).map(|number| format!("[[instance]]\nid = 'i-{number}'\n")).collect::<String>())
 }
 
 /// Where one server is reached now; another one after a restart.
 #[derive(Clone)]
-struct Place {
+struct ServerAddress {
     api: String,
     metadata: String,
 }
 
-impl Place {
-    fn of(server: &Server) -> Self {
+impl ServerAddress {
+    fn from_server(server: &Server) -> Self {
         let base = server.bases["i-0"].as_str().unwrap().strip_prefix("http://").unwrap();
         Self { api: server.api.clone(), metadata: base.split_once('/').unwrap().0.to_owned() }
     }
@@ -36,7 +36,7 @@ impl Place {
 
 /// What owners and guests saw, against which the store is held.
 #[derive(Default)]
-struct Witness {
+struct Observations {
     /// The requests that were accepted.
     accepted: Mutex<Vec<String>>,
     /// Whose each command was.
@@ -49,15 +49,15 @@ struct Witness {
     faults: Mutex<Vec<String>>,
 }
 
-impl Witness {
-    fn fault(&self, what: String) {
+impl Observations {
+    fn record_fault(&self, what: String) {
         self.faults.lock().unwrap().push(what);
     }
 
     /// One poll of a guest and its answer; `false` where there was nothing, or the server died.
-    fn guest(&self, place: &Place, instance: &str, wait: u64) -> bool {
+    fn poll_and_answer(&self, place: &ServerAddress, instance: &str, wait: u64) -> bool {
         let base = format!("/{instance}/metadata/latest/keypair");
-        if !self.deliver(place, instance) {
+        if !self.deliver_result(place, instance) {
             return false;
         }
         let Ok(response) = try_http(&place.metadata, "GET", &format!("{base}/command?wait={wait}"), "")
@@ -72,18 +72,18 @@ impl Witness {
         let owner =
             self.handed_out.lock().unwrap().entry(id.clone()).or_insert_with(|| instance.to_owned()).clone();
         if command["instanceId"] != instance || owner != instance {
-            self.fault(format!("{id} of {owner} was handed out to {instance}"));
+            self.record_fault(format!("{id} of {owner} was handed out to {instance}"));
         }
         if self.reported.lock().unwrap().contains(&id) {
-            self.fault(format!("{id} was handed out after its result"));
+            self.record_fault(format!("{id} was handed out after its result"));
         }
-        let result = outcome(&id, instance, "succeeded").to_string();
+        let result = result_json(&id, instance, "succeeded").to_string();
         self.outboxes.lock().unwrap().insert(instance.to_owned(), (id, result));
-        self.deliver(place, instance)
+        self.deliver_result(place, instance)
     }
 
     /// Whether nothing is left to deliver.
-    fn deliver(&self, place: &Place, instance: &str) -> bool {
+    fn deliver_result(&self, place: &ServerAddress, instance: &str) -> bool {
         let Some((id, result)) = self.outboxes.lock().unwrap().get(instance).cloned() else { return true };
         let path = format!("/{instance}/metadata/latest/keypair/results/{id}");
         match try_http(&place.metadata, "PUT", &path, &result) {
@@ -92,14 +92,14 @@ impl Witness {
                 self.outboxes.lock().unwrap().remove(instance);
                 return true;
             }
-            Ok(other) if other.status != 503 => self.fault(format!("the result of {id}: {other:?}")),
+            Ok(other) if other.status != 503 => self.record_fault(format!("the result of {id}: {other:?}")),
             _ => {}
         }
         false
     }
 
     /// What an attach or detach of an owner was answered; `None` where the server died.
-    fn owner(&self, place: &Place, instance: &str, verb: &str) -> Option<Value> {
+    fn request_as_owner(&self, place: &ServerAddress, instance: &str, verb: &str) -> Option<Value> {
         let body = json!({ "instanceIds": [instance], "passWordAuth": "no" }).to_string();
         let response = try_http(&place.api, "POST", &format!("{REGION}/keypairs/k:{verb}"), &body).ok()?;
         let envelope = response.json();
@@ -108,15 +108,15 @@ impl Witness {
             200 => self.accepted.lock().unwrap().push(envelope["requestId"].as_str().unwrap().to_owned()),
             // What it was asked before a kill counts as asked: attached, or detached already. 500: the store is going.
             _ if taken => {}
-            _ => self.fault(format!("{verb} of {instance}: {envelope}")),
+            _ => self.record_fault(format!("{verb} of {instance}: {envelope}")),
         }
         Some(envelope)
     }
 
     /// Every guest answers all there is; then each accepted request must have succeeded.
-    fn hold(&self, place: &Place, instances: usize) {
+    fn assert_all_delivered(&self, place: &ServerAddress, instances: usize) {
         for number in 0..instances {
-            while self.guest(place, &format!("i-{number}"), 0) {}
+            while self.poll_and_answer(place, &format!("i-{number}"), 0) {}
         }
         let faults = self.faults.lock().unwrap();
         assert!(faults.is_empty(), "{faults:#?}");
@@ -134,14 +134,14 @@ impl Witness {
 }
 
 /// A server killed `kills` times in the middle of its work, and started anew on the same store.
-fn killed_again_and_again(store: &str, kills: usize) {
+fn kill_and_restart_repeatedly(store: &str, kills: usize) {
     const INSTANCES: usize = 12;
-    let fleet = fleet(INSTANCES);
+    let fleet = write_instances_file(INSTANCES);
     let flags = ["--attach-wait", "0", "--store", store, "--instances", &fleet];
-    let witness = Witness::default();
+    let witness = Observations::default();
     for round in 0..kills {
         let server = Server::start(&flags);
-        let place = Place::of(&server);
+        let place = ServerAddress::from_server(&server);
         if round == 0 {
             server.import("k", 1).result();
         }
@@ -154,9 +154,9 @@ fn killed_again_and_again(store: &str, kills: usize) {
                     for number in (part..INSTANCES).step_by(4).cycle() {
                         let instance = format!("i-{number}");
                         for verb in ["attach", "detach"] {
-                            witness.owner(place, &instance, verb);
+                            witness.request_as_owner(place, &instance, verb);
                             work.fetch_add(1, Ordering::Relaxed);
-                            witness.guest(place, &instance, 0);
+                            witness.poll_and_answer(place, &instance, 0);
                         }
                         if over.load(Ordering::Relaxed) {
                             return;
@@ -165,18 +165,18 @@ fn killed_again_and_again(store: &str, kills: usize) {
                 });
             }
             // Killed by how far the work got, not by the clock: another place in each round.
-            let patience = Instant::now() + PATIENCE;
+            let patience = Instant::now() + PROGRESS_TIMEOUT;
             while work.load(Ordering::Relaxed) < 4 + round * 3 {
                 assert!(Instant::now() < patience, "no work is done");
                 std::thread::yield_now();
             }
-            server.signal("KILL");
+            server.send_signal("KILL");
             over.store(true, Ordering::Relaxed);
         });
-        server.end("KILL");
+        server.stop_with_signal("KILL");
     }
     let server = Server::start(&flags);
-    witness.hold(&Place::of(&server), INSTANCES);
+    witness.assert_all_delivered(&ServerAddress::from_server(&server), INSTANCES);
     let accepted = witness.accepted.lock().unwrap().len();
     println!(
         "{kills} kills, {accepted} accepted requests, {} results",
@@ -187,35 +187,35 @@ fn killed_again_and_again(store: &str, kills: usize) {
 
 /// KP-9.11.
 #[test]
-fn alone_on_a_file() {
-    let file = folder("killed").join("store.db");
-    killed_again_and_again(&format!("sqlite:{}", file.display()), 20);
+fn sqlite_server_killed_repeatedly_loses_no_command() {
+    let file = create_temp_dir("killed").join("store.db");
+    kill_and_restart_repeatedly(&format!("sqlite:{}", file.display()), 20);
 }
 
 #[test]
-fn alone_on_a_database() {
+fn postgres_server_killed_repeatedly_loses_no_command() {
     let Some(postgres) = Postgres::start() else { return };
-    killed_again_and_again(&postgres.url(), 20);
+    kill_and_restart_repeatedly(&postgres.url(), 20);
 }
 
 /// KP-9.11.
 #[test]
-fn three_on_one_database_and_one_is_killed_under_load() {
+fn servers_sharing_postgres_survive_kill_under_load() {
     /// Attaches and detaches a second, all owners together.
     const RATE: usize = 250;
     const INSTANCES: usize = 100;
     const ROUNDS: usize = 10;
     let Some(postgres) = Postgres::start() else { return };
-    let (url, fleet) = (postgres.url(), fleet(INSTANCES));
+    let (url, fleet) = (postgres.url(), write_instances_file(INSTANCES));
     let flags = ["--attach-wait", "60", "--store", &url, "--instances", &fleet];
     let mut servers: Vec<Server> = (0..3).map(|_| Server::start(&flags)).collect();
     servers[0].import("k", 1).result();
-    let places = RwLock::new(servers.iter().map(Place::of).collect::<Vec<_>>());
+    let places = RwLock::new(servers.iter().map(ServerAddress::from_server).collect::<Vec<_>>());
     let at = |number: usize| {
         let places = places.read().unwrap();
         places[number % places.len()].clone()
     };
-    let (witness, over, calls) = (Witness::default(), AtomicBool::new(false), AtomicUsize::new(0));
+    let (witness, over, calls) = (Observations::default(), AtomicBool::new(false), AtomicUsize::new(0));
     let begun = Instant::now();
     std::thread::scope(|scope| {
         // Every guest holds its long poll at one server, and goes to the next when that one dies.
@@ -223,7 +223,7 @@ fn three_on_one_database_and_one_is_killed_under_load() {
             let (witness, over, at) = (&witness, &over, &at);
             scope.spawn(move || {
                 for turn in number.. {
-                    witness.guest(&at(turn), &format!("i-{number}"), 1);
+                    witness.poll_and_answer(&at(turn), &format!("i-{number}"), 1);
                     if over.load(Ordering::Relaxed) {
                         return;
                     }
@@ -242,7 +242,7 @@ fn three_on_one_database_and_one_is_killed_under_load() {
                         let instance = format!("i-{number}");
                         // Where a server dies under a call, the same is asked of another one.
                         let mut turn = number + round;
-                        while witness.owner(&at(turn), &instance, verb).is_none() {
+                        while witness.request_as_owner(&at(turn), &instance, verb).is_none() {
                             turn += 1;
                         }
                         calls.fetch_add(1, Ordering::Relaxed);
@@ -252,15 +252,15 @@ fn three_on_one_database_and_one_is_killed_under_load() {
             })
             .collect();
         let half = INSTANCES * ROUNDS / 2;
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + PROGRESS_TIMEOUT;
         while calls.load(Ordering::Relaxed) < half {
             assert!(Instant::now() < patience, "{} of {half} calls", calls.load(Ordering::Relaxed));
             std::thread::sleep(Duration::from_millis(5));
         }
         let dead = servers.remove(1);
-        dead.signal("KILL");
+        dead.send_signal("KILL");
         places.write().unwrap().remove(1);
-        dead.end("KILL");
+        dead.stop_with_signal("KILL");
         for owner in owners {
             owner.join().unwrap();
         }
@@ -272,22 +272,22 @@ fn three_on_one_database_and_one_is_killed_under_load() {
         "{calls} attaches and detaches in {seconds:.1} s, {:.0} a second",
         f64::from(u32::try_from(calls).unwrap()) / seconds
     );
-    witness.hold(&at(0), INSTANCES);
+    witness.assert_all_delivered(&at(0), INSTANCES);
     assert!(witness.accepted.lock().unwrap().len() > INSTANCES * ROUNDS * 9 / 10);
 }
 
 #[test]
-fn any_server_wakes_the_poll_at_any_other() {
+fn long_poll_is_woken_by_order_at_other_server() {
     let Some(postgres) = Postgres::start() else { return };
     let url = postgres.url();
     // Shorter than the silence after which a server looks for itself.
     let flags = ["--attach-wait", "20", "--store", &url, "--instance", "i-0"];
     let (one, other) = (Server::start(&flags), Server::start(&flags));
     one.import("k", 1).result();
-    let guest = other.guest("i-0").answer_next("succeeded");
+    let guest = other.guest("i-0").spawn_answer_next("succeeded");
     // Unless it is told, the poll gets nothing, and the attach nobody.
     one.attach("k", &["i-0"], "no").assert_bound(&["i-0"], &[]);
     assert_eq!(guest.join().unwrap()["keyName"], "k");
-    let listed = other.call("GET", &format!("{REGION}/keypairs"), "").result();
+    let listed = other.call_api("GET", &format!("{REGION}/keypairs"), "").result();
     assert_eq!(listed["keypairs"][0]["instanceIds"], json!(["i-0"]));
 }

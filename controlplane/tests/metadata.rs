@@ -5,12 +5,12 @@ mod support;
 
 use base64ct::{Base64, Encoding};
 use serde_json::json;
-use support::{Server, file, http, key};
+use support::{Server, http, public_key_line, write_temp_file};
 
 /// KP-1.3.
 #[test]
-fn the_documented_tree() {
-    let fleet = file("[[instance]]\nid = 'i-1'\nhostname = 'web-1'\n");
+fn metadata_tree_matches_documentation() {
+    let fleet = write_temp_file("[[instance]]\nid = 'i-1'\nhostname = 'web-1'\n");
     let server = Server::start(&["--attach-wait", "0", "--instances", &fleet]);
     let guest = server.guest("i-1");
     let root = json!([
@@ -46,14 +46,14 @@ fn the_documented_tree() {
     server.attach("k", &["i-1"], "no").result();
     assert_eq!(guest.get("/attributes/").json(), json!(["hostname", "ssh-keys"]));
     let encoded = guest.get("/attributes/ssh-keys").json();
-    assert_eq!(Base64::decode_vec(encoded.as_str().unwrap()).unwrap(), key(1).into_bytes());
-    guest.answer(&guest.poll(0), "failed");
+    assert_eq!(Base64::decode_vec(encoded.as_str().unwrap()).unwrap(), public_key_line(1).into_bytes());
+    guest.put_result(&guest.poll(0), "failed");
     assert_eq!(guest.get("/attributes/ssh-keys").status, 404);
 }
 
 /// KP-9.1.
 #[test]
-fn the_only_instance_is_the_callers() {
+fn metadata_without_id_serves_only_instance() {
     let server = Server::start(&["--instance", "i-1"]);
     let host = server.guest("i-1").host;
     for (path, value) in
@@ -72,8 +72,8 @@ fn the_only_instance_is_the_callers() {
 
 /// KP-9.1.
 #[test]
-fn among_several_the_address_decides() {
-    let fleet = file(
+fn metadata_without_id_is_chosen_by_caller_address() {
+    let fleet = write_temp_file(
         "[[instance]]\nid = 'i-1'\naddress = '192.0.2.7'\n[[instance]]\nid = 'i-2'\naddress = '127.0.0.1'\n",
     );
     let server = Server::start(&["--instances", &fleet]);

@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::text_format::Scrape;
-use support::{REGION, Server, file, folder, http, outcome, send};
+use support::{REGION, Server, create_temp_dir, http, result_json, send_request, write_temp_file};
 
-const POLL: &str = "/i-1/metadata/latest/keypair/command?wait=300";
+const LONG_POLL_PATH: &str = "/i-1/metadata/latest/keypair/command?wait=300";
 
-fn one_instance() -> Server {
+fn start_with_one_instance() -> Server {
     let server = Server::start(&["--attach-wait", "0", "--instance", "i-1"]);
     server.import("k", 1).result();
     server
 }
 
 #[track_caller]
-fn scrape(server: &Server) -> Scrape {
-    let response = server.call("GET", "/metrics", "");
+fn scrape_metrics(server: &Server) -> Scrape {
+    let response = server.call_api("GET", "/metrics", "");
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4"));
     Scrape::parse(&response.body).unwrap()
@@ -28,7 +28,7 @@ fn scrape(server: &Server) -> Scrape {
 
 /// Holds some numbers to what they are.
 #[track_caller]
-fn assert_counted(scrape: &Scrape, expected: &[(&str, f64)]) {
+fn assert_series_values(scrape: &Scrape, expected: &[(&str, f64)]) {
     for (series, value) in expected {
         assert_eq!(scrape.value(series), Some(*value), "{series}");
     }
@@ -36,19 +36,23 @@ fn assert_counted(scrape: &Scrape, expected: &[(&str, f64)]) {
 
 /// Waits until a number is this.
 #[track_caller]
-fn await_number(server: &Server, series: &str, value: f64) {
+fn wait_for_series_value(server: &Server, series: &str, value: f64) {
     let start = Instant::now();
-    while scrape(server).value(series) != Some(value) {
-        assert!(start.elapsed() < Duration::from_secs(60), "{series} is not {value}: {:?}", scrape(server));
+    while scrape_metrics(server).value(series) != Some(value) {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{series} is not {value}: {:?}",
+            scrape_metrics(server)
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// KP-9.13.
 #[test]
-fn before_anything_every_number_with_few_labels_is_there() {
+fn metrics_with_few_labels_start_at_zero() {
     let server = Server::start(&["--instance", "i-1"]);
-    let scrape = scrape(&server);
+    let scrape = scrape_metrics(&server);
     let mut expected = vec!["keypair_waiting_polls".to_owned(), "keypair_reports_total".to_owned()];
     for answer in ["command", "nothing", "ended", "failed"] {
         expected.push(format!("keypair_polls_total{{answer=\"{answer}\"}}"));
@@ -69,36 +73,36 @@ fn before_anything_every_number_with_few_labels_is_there() {
 }
 
 #[test]
-fn it_is_got_and_nothing_else() {
-    let server = one_instance();
+fn metrics_endpoint_allows_only_get_and_head() {
+    let server = start_with_one_instance();
     let mut head = String::new();
-    send(&server.api, "HEAD", "/metrics", "").read_to_string(&mut head).unwrap();
+    send_request(&server.api, "HEAD", "/metrics", "").read_to_string(&mut head).unwrap();
     let is_head = head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n");
     assert!(is_head && head.contains("content-type: text/plain; version=0.0.4\r\n"), "{head}");
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
-        let response = server.call(method, "/metrics", "");
+        let response = server.call_api(method, "/metrics", "");
         response.assert_error(405, "METHOD_NOT_ALLOWED", "this path does not know this method");
         assert_eq!(response.header("allow"), Some("GET,HEAD"), "{method}");
     }
     for path in ["/metrics/", "/metrics/more", "/v1/metrics", "/metrics:attach"] {
-        server.call("GET", path, "").assert_error(404, "NOT_FOUND", "no such path here");
+        server.call_api("GET", path, "").assert_error(404, "NOT_FOUND", "no such path here");
     }
 }
 
 /// KP-9.9.
 #[test]
-fn who_scrapes_does_not_sign() {
-    let keys = file("[[access_key]]\nid = 'AK'\nsecret = 'hidden'\n");
+fn metrics_endpoint_needs_no_signature() {
+    let keys = write_temp_file("[[access_key]]\nid = 'AK'\nsecret = 'hidden'\n");
     let server = Server::start(&["--instance", "i-1", "--access-keys", &keys]);
-    assert_counted(&scrape(&server), &[("keypair_waiting_polls", 0.0)]);
+    assert_series_values(&scrape_metrics(&server), &[("keypair_waiting_polls", 0.0)]);
     let lack = "lack of header authorization[gw]";
-    server.call("GET", &format!("{REGION}/keypairs"), "").assert_error(401, "ACCESS_ERROR", lack);
+    server.call_api("GET", &format!("{REGION}/keypairs"), "").assert_error(401, "ACCESS_ERROR", lack);
 }
 
 /// KP-9.13.
 #[test]
-fn guests_see_none_of_it() {
-    let server = one_instance();
+fn metrics_are_not_served_to_guests() {
+    let server = start_with_one_instance();
     let host = server.guest("i-1").host;
     for path in ["/metrics", "/i-1/metrics", "/metadata/latest/metrics", "/i-1/metadata/latest/metrics"] {
         assert_eq!(http(&host, "GET", path, "").status, 404, "{path}");
@@ -107,27 +111,27 @@ fn guests_see_none_of_it() {
 
 #[test]
 fn polls_are_counted_while_they_wait_and_once_they_are_answered() {
-    let server = one_instance();
+    let server = start_with_one_instance();
     let guest = server.guest("i-1");
     let waiting = "keypair_waiting_polls";
-    let first = send(&guest.host, "GET", POLL, "");
-    await_number(&server, waiting, 1.0);
-    let second = send(&guest.host, "GET", POLL, "");
-    await_number(&server, waiting, 2.0);
+    let first = send_request(&guest.host, "GET", LONG_POLL_PATH, "");
+    wait_for_series_value(&server, waiting, 1.0);
+    let second = send_request(&guest.host, "GET", LONG_POLL_PATH, "");
+    wait_for_series_value(&server, waiting, 2.0);
     // Who hangs up waits no longer, and was answered nothing.
     drop((first, second));
-    await_number(&server, waiting, 0.0);
+    wait_for_series_value(&server, waiting, 0.0);
     assert_eq!(guest.get("/keypair/command?wait=1").status, 204);
     assert_eq!(guest.get("/keypair/command").status, 204);
     // Neither of these asks for a command of an instance.
     assert_eq!(guest.get("/keypair/command?wait=soon").status, 400);
     assert_eq!(http(&guest.host, "GET", "/i-2/metadata/latest/keypair/command", "").status, 404);
-    let third = send(&guest.host, "GET", POLL, "");
-    await_number(&server, waiting, 1.0);
+    let third = send_request(&guest.host, "GET", LONG_POLL_PATH, "");
+    wait_for_series_value(&server, waiting, 1.0);
     server.attach("k", &["i-1"], "no").result();
-    assert_eq!(support::received(third).unwrap().status, 200);
-    assert_counted(
-        &scrape(&server),
+    assert_eq!(support::read_response(third).unwrap().status, 200);
+    assert_series_values(
+        &scrape_metrics(&server),
         &[
             (waiting, 0.0),
             (r#"keypair_polls_total{answer="command"}"#, 1.0),
@@ -139,8 +143,8 @@ fn polls_are_counted_while_they_wait_and_once_they_are_answered() {
 }
 
 #[test]
-fn a_command_is_counted_from_its_queueing_to_its_result() {
-    let server = one_instance();
+fn command_duration_is_measured_from_queueing_to_result() {
+    let server = start_with_one_instance();
     let guest = server.guest("i-1");
     server.attach("k", &["i-1"], "no").result();
     server.attach("k", &["i-1"], "no").result();
@@ -149,11 +153,11 @@ fn a_command_is_counted_from_its_queueing_to_its_result() {
     // It is no sooner than this that the result is stored.
     std::thread::sleep(Duration::from_millis(60));
     for _ in 0..2 {
-        assert_eq!(guest.answer(&command, "succeeded").status, 204);
+        assert_eq!(guest.put_result(&command, "succeeded").status, 204);
     }
-    assert_eq!(guest.answer(&command, "failed").status, 409);
-    let counted = scrape(&server);
-    assert_counted(
+    assert_eq!(guest.put_result(&command, "failed").status, 409);
+    let counted = scrape_metrics(&server);
+    assert_series_values(
         &counted,
         &[
             (r#"keypair_commands_queued_total{action="attach"}"#, 1.0),
@@ -171,17 +175,17 @@ fn a_command_is_counted_from_its_queueing_to_its_result() {
 
 /// KP-9.13.
 #[test]
-fn results_are_told_apart_by_words_and_by_nothing_that_a_guest_makes_up() {
-    let server = one_instance();
+fn result_labels_never_contain_guest_text() {
+    let server = start_with_one_instance();
     let guest = server.guest("i-1");
     server.detach("k", &["i-1"]).result();
     let path = format!("{REGION}/instances/i-1:modifyInstancePassword");
-    server.call("POST", &path, r#"{"password":"Correct-horse1"}"#).result();
+    server.call_api("POST", &path, r#"{"password":"Correct-horse1"}"#).result();
     // This guest says of both that they were an attach.
-    assert_eq!(guest.answer(&guest.poll(0), "failed").status, 204);
+    assert_eq!(guest.put_result(&guest.poll(0), "failed").status, 204);
     let reset = guest.poll(0);
     let id = reset["commandId"].as_str().unwrap();
-    let mut made_up = outcome(id, "i-nobody", "failed");
+    let mut made_up = result_json(id, "i-nobody", "failed");
     made_up["reason"] = json!("MADE_UP");
     assert_eq!(guest.put(&format!("/keypair/results/{id}"), &made_up.to_string()).status, 400);
     made_up["reason"] = json!("IO_ERROR");
@@ -191,8 +195,8 @@ fn results_are_told_apart_by_words_and_by_nothing_that_a_guest_makes_up() {
         assert_eq!(guest.put("/keypair/agent", body).status, 204);
     }
     assert_eq!(guest.put("/keypair/agent", "[]").status, 400);
-    assert_counted(
-        &scrape(&server),
+    assert_series_values(
+        &scrape_metrics(&server),
         &[
             (r#"keypair_commands_queued_total{action="detach"}"#, 1.0),
             (r#"keypair_commands_queued_total{action="setPasswordAuth"}"#, 1.0),
@@ -207,25 +211,25 @@ fn results_are_told_apart_by_words_and_by_nothing_that_a_guest_makes_up() {
             ("keypair_reports_total", 2.0),
         ],
     );
-    let text = server.call("GET", "/metrics", "").body;
+    let text = server.call_api("GET", "/metrics", "").body;
     for word in ["i-1", "i-nobody", "made-up", "MADE_UP", "root", id, "action=\"attach\",code"] {
         assert!(!text.contains(word), "{word} is in:\n{text}");
     }
 }
 
 #[test]
-fn a_command_that_another_server_queued_is_timed_too() {
-    let store = format!("sqlite:{}", folder("metrics").join("store.db").display());
+fn command_queued_by_other_server_is_timed() {
+    let store = format!("sqlite:{}", create_temp_dir("metrics").join("store.db").display());
     let start = || Server::start(&["--attach-wait", "0", "--instance", "i-1", "--store", &store]);
     let first = start();
     first.import("k", 1).result();
     first.attach("k", &["i-1"], "no").result();
-    first.end("TERM");
+    first.stop_with_signal("TERM");
     let second = start();
     let guest = second.guest("i-1");
-    assert_eq!(guest.answer(&guest.poll(0), "succeeded").status, 204);
-    let counted = scrape(&second);
-    assert_counted(
+    assert_eq!(guest.put_result(&guest.poll(0), "succeeded").status, 204);
+    let counted = scrape_metrics(&second);
+    assert_series_values(
         &counted,
         &[
             (r#"keypair_commands_queued_total{action="attach"}"#, 0.0),
@@ -237,7 +241,7 @@ fn a_command_that_another_server_queued_is_timed_too() {
 }
 
 #[test]
-fn the_reader_of_these_tests_takes_nothing_else() {
+fn scrape_parser_rejects_malformed_text() {
     let good = "# HELP a_total Of a.\n# TYPE a_total counter\na_total{b=\"c\\\"\",d=\"\"} 1\na_total{b=\"e\",d=\"\"} 2\n\
                 # HELP h_s Of h.\n# TYPE h_s histogram\nh_s_bucket{le=\"1\"} 1\nh_s_bucket{le=\"+Inf\"} 2\nh_s_sum 3.5\nh_s_count 2\n";
     assert_eq!(Scrape::parse(good).unwrap().value(r#"a_total{b="e",d=""}"#), Some(2.0));

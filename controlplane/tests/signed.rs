@@ -9,27 +9,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use keypair_agent::policy::allowed_signers::AllowedSigners;
-use keypair_agent::policy::command::{Origin, Received, parse};
-use keypair_agent::policy::local_time::Zone;
-use keypair_agent::policy::signature::Verdict;
+use keypair_agent::policy::command::{Origin, ReceivedCommand, parse_command};
+use keypair_agent::policy::local_time::LocalTimeZone;
+use keypair_agent::policy::signature::SignatureCheck;
 use ssh_key::PrivateKey;
-use support::{Server, binary};
+use support::{Server, controlplane_command};
 use time::{Duration, OffsetDateTime};
 
 /// A folder of keys that goes with the test.
-struct Keys(PathBuf);
+struct KeyDir(PathBuf);
 
-impl Keys {
+impl KeyDir {
     /// `None`, said aloud, without ssh-keygen.
     fn new(name: &str) -> Option<Self> {
         if Command::new("ssh-keygen").arg("-?").output().is_err() {
             eprintln!("SKIPPED: ssh-keygen is not installed");
             return None;
         }
-        Some(Self(support::folder(name)))
+        Some(Self(support::create_temp_dir(name)))
     }
 
-    fn make(&self, name: &str, words: &[&str]) -> String {
+    fn generate_key(&self, name: &str, words: &[&str]) -> String {
         let path = self.0.join(name);
         let made =
             Command::new("ssh-keygen").args(["-q", "-C", "platform", "-f"]).arg(&path).args(words).status();
@@ -37,70 +37,73 @@ impl Keys {
         path.to_str().unwrap().to_owned()
     }
 
-    fn write(&self, name: &str, content: &str) -> PathBuf {
+    fn write_file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.0.join(name);
         fs::write(&path, content).unwrap();
         path
     }
 }
 
-impl Drop for Keys {
+impl Drop for KeyDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
 /// What the agent reads of the next command.
-fn received(server: &Server) -> Received {
+fn receive_command(server: &Server) -> ReceivedCommand {
     let response = server.guest("i-1").get("/keypair/command?wait=60");
     assert_eq!(response.status, 200);
-    parse(response.body.as_bytes(), Origin::Channel, &"none".parse().unwrap()).unwrap()
+    parse_command(response.body.as_bytes(), Origin::Channel, &"none".parse().unwrap()).unwrap()
 }
 
 /// Every fourth P-521 key of OpenSSH's has a shorter scalar than its curve.
 #[test]
-fn a_key_with_a_short_scalar_signs_too() {
-    let Some(keys) = Keys::new("short") else { return };
-    let mut made =
-        (0..100).map(|number| keys.make(&format!("key{number}"), &["-t", "ecdsa", "-b", "521", "-N", ""]));
+fn signing_key_with_short_ecdsa_scalar_is_accepted() {
+    let Some(keys) = KeyDir::new("short") else { return };
+    let mut made = (0..100)
+        .map(|number| keys.generate_key(&format!("key{number}"), &["-t", "ecdsa", "-b", "521", "-N", ""]));
     let is_short = |key: &String| PrivateKey::from_openssh(fs::read_to_string(key).unwrap()).is_err();
     let key = made.find(is_short).unwrap();
-    assert_taken(&keys, &key);
+    assert_command_verifies(&keys, &key);
 }
 
 /// KP-9.10.
 #[test]
-fn ssh_keygen_and_the_agent_take_what_is_handed_out() {
-    let Some(keys) = Keys::new("signing") else { return };
+fn signed_command_verifies_with_ssh_keygen_and_agent() {
+    let Some(keys) = KeyDir::new("signing") else { return };
     for words in [
         &["-t", "ed25519"][..],
         &["-t", "ecdsa"],
         &["-t", "ecdsa", "-b", "384"],
         &["-t", "ecdsa", "-b", "521"],
     ] {
-        let key = keys.make(&words.concat(), &[words, &["-N", ""]].concat());
-        assert_taken(&keys, &key);
+        let key = keys.generate_key(&words.concat(), &[words, &["-N", ""]].concat());
+        assert_command_verifies(&keys, &key);
     }
 }
 
 /// A control plane with this key, whose command OpenSSH and the agent take.
 #[track_caller]
-fn assert_taken(keys: &Keys, key: &str) {
+fn assert_command_verifies(keys: &KeyDir, key: &str) {
     let signers = format!("platform {}", fs::read_to_string(format!("{key}.pub")).unwrap());
     let server = Server::start(&["--instance", "i-1", "--attach-wait", "0", "--signing-key", key]);
     server.import("k", 1).result();
     server.attach("k", &["i-1"], "no").result();
 
-    let first = received(&server);
+    let first = receive_command(&server);
     let envelope = first.envelope.clone().unwrap();
     let command = first.command.unwrap();
     let now = OffsetDateTime::now_utc();
     let expires_in = command.expires_at.unwrap() - now;
     assert!(expires_in > Duration::minutes(30) && expires_in <= Duration::hours(1), "{expires_in}");
 
-    let trusted = AllowedSigners::parse(signers.as_bytes(), Path::new("signers"), &Zone::of(None)).unwrap();
-    assert_eq!(envelope.judge(&trusted, Some(now)), Verdict::Good, "{key}");
-    let (file, signature) = (keys.write("signers", &signers), keys.write("signature", &envelope.signature));
+    let trusted =
+        AllowedSigners::parse(signers.as_bytes(), Path::new("signers"), &LocalTimeZone::from_localtime(None))
+            .unwrap();
+    assert_eq!(envelope.verify_signature(&trusted, Some(now)), SignatureCheck::Valid, "{key}");
+    let (file, signature) =
+        (keys.write_file("signers", &signers), keys.write_file("signature", &envelope.signature));
     let mut verify = Command::new("ssh-keygen")
         .args(["-q", "-Y", "verify", "-I", "platform", "-n", "keypair-agent", "-f"])
         .arg(file)
@@ -114,18 +117,18 @@ fn assert_taken(keys: &Keys, key: &str) {
     assert!(verify.wait().unwrap().success(), "{key}");
 
     // Handed out again it is the same command, but for when it expires.
-    let mut again = received(&server).command.unwrap();
+    let mut again = receive_command(&server).command.unwrap();
     assert!(again.expires_at >= command.expires_at);
     again.expires_at = command.expires_at;
     assert_eq!(again, command);
 }
 
 #[test]
-fn keys_that_do_not_sign_are_refused_with_what_helps() {
-    let Some(keys) = Keys::new("refused") else { return };
-    let locked = keys.make("locked", &["-t", "ed25519", "-N", "a passphrase"]);
-    let rsa = keys.make("rsa", &["-t", "rsa", "-b", "2048", "-N", ""]);
-    let pem = keys.make("pem", &["-t", "ecdsa", "-m", "PEM", "-N", ""]);
+fn signing_key_unusable_is_refused_with_remedy() {
+    let Some(keys) = KeyDir::new("refused") else { return };
+    let locked = keys.generate_key("locked", &["-t", "ed25519", "-N", "a passphrase"]);
+    let rsa = keys.generate_key("rsa", &["-t", "rsa", "-b", "2048", "-N", ""]);
+    let pem = keys.generate_key("pem", &["-t", "ecdsa", "-m", "PEM", "-N", ""]);
     let missing = keys.0.join("missing").to_str().unwrap().to_owned();
     for (path, said) in [
         (&locked, "ssh-keygen -p -N ''"),
@@ -134,7 +137,7 @@ fn keys_that_do_not_sign_are_refused_with_what_helps() {
         (&format!("{rsa}.pub"), "no OpenSSH private key"),
         (&missing, "cannot be read: No such file"),
     ] {
-        let output = binary().args(["serve", "--signing-key", path]).output().unwrap();
+        let output = controlplane_command().args(["serve", "--signing-key", path]).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.contains(path.as_str()) && error.contains(said), "{error}");

@@ -6,12 +6,13 @@ mod support;
 use std::net::TcpListener;
 
 use serde_json::json;
-use support::{Server, binary, file, http};
+use support::{Server, controlplane_command, http, write_temp_file};
 
 /// KP-9.1.
 #[test]
-fn the_first_line_says_where_everything_is() {
-    let server = Server::start(&["--instance", "i-b", "--instances", &file("[[instance]]\nid = 'i-a'\n")]);
+fn startup_line_lists_api_and_metadata_urls() {
+    let server =
+        Server::start(&["--instance", "i-b", "--instances", &write_temp_file("[[instance]]\nid = 'i-a'\n")]);
     let bases = server.bases.as_object().unwrap();
     assert_eq!(bases.keys().collect::<Vec<_>>(), ["i-a", "i-b"]);
     for (id, base) in bases {
@@ -25,17 +26,17 @@ fn the_first_line_says_where_everything_is() {
 
 /// KP-9.1.
 #[test]
-fn both_signals_end_it() {
+fn sigterm_and_sigint_stop_server() {
     for signal in ["TERM", "INT"] {
-        let (status, _) = Server::start(&["--instance", "i-1"]).end(signal);
+        let (status, _) = Server::start(&["--instance", "i-1"]).stop_with_signal(signal);
         assert_eq!(status.code(), Some(0), "{signal}");
     }
 }
 
 #[test]
-fn errors_of_usage_and_configuration_exit_2_and_say_what_and_where() {
-    let bad = file("[[instance]]\nid = 'i-1'\nstate = 'running'\n");
-    let twice = file("[[instance]]\nid = 'i-1'\n");
+fn usage_and_config_errors_exit_2_and_name_cause() {
+    let bad = write_temp_file("[[instance]]\nid = 'i-1'\nstate = 'running'\n");
+    let twice = write_temp_file("[[instance]]\nid = 'i-1'\n");
     for (args, said) in [
         (vec![], "Usage"),
         (vec!["serve", "--store", "mysql:x"], "a store is memory:, sqlite:PATH or postgres:"),
@@ -48,7 +49,7 @@ fn errors_of_usage_and_configuration_exit_2_and_say_what_and_where() {
         (vec!["serve", "--instances", &bad], ".toml:3: "),
         (vec!["serve", "--instance", "i-1", "--instances", &twice], ".toml:2: "),
     ] {
-        let output = binary().args(&args).output().unwrap();
+        let output = controlplane_command().args(&args).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
         assert!(error.contains(said), "{args:?}: {error}");
@@ -57,17 +58,20 @@ fn errors_of_usage_and_configuration_exit_2_and_say_what_and_where() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_said() {
+fn listen_address_in_use_exits_1_and_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let output = binary().args(["serve", "--metadata", "127.0.0.1:0", "--api", &address]).output().unwrap();
+    let output = controlplane_command()
+        .args(["serve", "--metadata", "127.0.0.1:0", "--api", &address])
+        .output()
+        .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains(&address) && error.contains("--api"), "{error}");
 }
 
 #[test]
-fn the_version_is_the_agents() {
-    let output = binary().arg("--version").output().unwrap();
+fn version_equals_agent_version() {
+    let output = controlplane_command().arg("--version").output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "keypair-controlplane 3.1.0\n");
 }

@@ -11,29 +11,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::postgres::Postgres;
-use support::{REGION, Server, binary, folder};
+use support::{REGION, Server, controlplane_command, create_temp_dir};
 
 /// KP-9.3, KP-9.11.
 #[test]
-fn a_store_that_is_gone_is_an_internal_error() {
+fn store_unreachable_is_internal_error() {
     let Some(postgres) = Postgres::start() else { return };
     let server = Server::start(&["--instance", "i-1", "--store", &postgres.url()]);
     server.import("k", 1).result();
     drop(postgres);
-    for response in [server.import("l", 2), server.call("GET", &format!("{REGION}/keypairs"), "")] {
+    for response in [server.import("l", 2), server.call_api("GET", &format!("{REGION}/keypairs"), "")] {
         response.assert_error(500, "INTERNAL", "Internal server error");
     }
     let response = server.guest("i-1").get("/keypair/command?wait=0");
     assert_eq!((response.status, response.body.as_str()), (503, "the store is not available\n"));
-    response.assert_away();
-    let numbers = server.call("GET", "/metrics", "").body;
+    response.assert_retry_after();
+    let numbers = server.call_api("GET", "/metrics", "").body;
     assert!(numbers.contains("\nkeypair_polls_total{answer=\"failed\"} 1\n"), "{numbers}");
-    let (status, log) = server.end("TERM");
+    let (status, log) = server.stop_with_signal("TERM");
     assert!(status.success() && log.contains("the store failed: "), "{log}");
 }
 
 /// Passes everything on to the database, until it is told to cut the line at a COMMIT.
-fn cutter(socket: PathBuf) -> (u16, Arc<AtomicBool>) {
+fn start_commit_cutter(socket: PathBuf) -> (u16, Arc<AtomicBool>) {
     let (listener, cut) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicBool::new(false)));
     let (port, armed) = (listener.local_addr().unwrap().port(), cut.clone());
     std::thread::spawn(move || {
@@ -45,13 +45,13 @@ fn cutter(socket: PathBuf) -> (u16, Arc<AtomicBool>) {
                 let _ = to.shutdown(Shutdown::Both);
             });
             let armed = armed.clone();
-            std::thread::spawn(move || pass_on(client, database, &armed));
+            std::thread::spawn(move || forward_until_commit(client, database, &armed));
         }
     });
     (port, cut)
 }
 
-fn pass_on(mut client: TcpStream, mut database: UnixStream, cut: &AtomicBool) {
+fn forward_until_commit(mut client: TcpStream, mut database: UnixStream, cut: &AtomicBool) {
     let mut buffer = [0; 64 * 1024];
     while let Ok(length @ 1..) = client.read(&mut buffer) {
         let is_commit = buffer[..length].windows(6).any(|text| text == b"COMMIT");
@@ -65,9 +65,9 @@ fn pass_on(mut client: TcpStream, mut database: UnixStream, cut: &AtomicBool) {
 
 /// KP-9.3.
 #[test]
-fn a_commit_without_an_answer_is_an_unknown_error() {
+fn commit_without_reply_is_unknown_error() {
     let Some(postgres) = Postgres::start() else { return };
-    let (port, cut) = cutter(postgres.socket());
+    let (port, cut) = start_commit_cutter(postgres.socket());
     let url = format!("postgres://keypair@127.0.0.1:{port}/postgres");
     let server = Server::start(&["--instance", "i-1", "--attach-wait", "0", "--store", &url]);
     server.import("k", 1).result();
@@ -78,13 +78,13 @@ fn a_commit_without_an_answer_is_an_unknown_error() {
     server.attach("k", &["i-1"], "no").assert_bound(&[], &["i-1"]);
     let guest = server.guest("i-1");
     let command = guest.poll(0);
-    assert_eq!(guest.answer(&command, "succeeded").status, 204);
+    assert_eq!(guest.put_result(&command, "succeeded").status, 204);
     assert_eq!(guest.get("/keypair/command").status, 204);
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_is_said_without_its_password() {
-    let here = folder("not-a-store");
+fn store_open_error_hides_password() {
+    let here = create_temp_dir("not-a-store");
     let garbage = here.join("garbage.db");
     std::fs::write(&garbage, "this is no database".repeat(100)).unwrap();
     let cases = [
@@ -94,7 +94,8 @@ fn a_store_that_cannot_be_opened_is_said_without_its_password() {
         ("postgres://me:hidden@127.0.0.1:1/db?x=1".to_owned(), "refused"),
     ];
     for (url, said) in cases {
-        let output = binary().args(["serve", "--instance", "i-1", "--store", &url]).output().unwrap();
+        let output =
+            controlplane_command().args(["serve", "--instance", "i-1", "--store", &url]).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{url}: {error}");
         assert!(

@@ -6,25 +6,27 @@ mod support;
 use std::sync::Arc;
 
 use keypair_agent::policy::command::{ActionName, KeyPair};
-use keypair_agent::policy::outcome::{Outcome, Reason};
+use keypair_agent::policy::outcome::{CommandResult, Reason};
 use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::policy::types::{CommandId, InstanceId, PasswordAuth};
 use keypair_controlplane::clock;
 use keypair_controlplane::ids::{self, RequestId};
 use keypair_controlplane::inventory::Status;
 use keypair_controlplane::keypair::{Region, StoredKeyPair};
-use keypair_controlplane::ledger::{Answer, KEPT_FOR, Settled, Settlement};
-use keypair_controlplane::lifecycle::State;
-use keypair_controlplane::store::{Order, OrderVerb, Placed, Refused, Store, StoreUrl};
+use keypair_controlplane::ledger::{
+    BAD_SIGNATURE_REDELIVERY_MILLIS, CompletedCommand, ReceivedResult, StoreResultOutcome,
+};
+use keypair_controlplane::lifecycle::InstanceState;
+use keypair_controlplane::store::{Order, OrderError, OrderKind, QueuedCommand, Store, StoreUrl};
 use support::postgres::Postgres;
-use support::{folder, key, outcome};
+use support::{create_temp_dir, public_key_line, result_json};
 use time::{Duration, OffsetDateTime};
 
 /// A store of each kind that this machine has, and what has to outlive it.
-async fn stores(name: &str) -> (Vec<(StoreUrl, Arc<dyn Store>)>, Option<Postgres>) {
+async fn open_all_stores(name: &str) -> (Vec<(StoreUrl, Arc<dyn Store>)>, Option<Postgres>) {
     let postgres = Postgres::start();
     // A path that needs to be escaped in a URL.
-    let file = folder(name).join("a store?100%.db");
+    let file = create_temp_dir(name).join("a store?100%.db");
     let mut urls = vec![StoreUrl::Memory, StoreUrl::Sqlite(file)];
     urls.extend(postgres.as_ref().map(|postgres| postgres.url().parse().unwrap()));
     let mut stores = Vec::new();
@@ -35,81 +37,85 @@ async fn stores(name: &str) -> (Vec<(StoreUrl, Arc<dyn Store>)>, Option<Postgres
     (stores, postgres)
 }
 
-fn key_pair(name: &str, number: u8) -> StoredKeyPair {
+fn make_key_pair(name: &str, number: u8) -> StoredKeyPair {
     StoredKeyPair {
-        id: ids::fresh(),
+        id: ids::generate_id(),
         region: Region::default(),
         key_pair: KeyPair {
             key_name: name.parse().unwrap(),
-            public_key: PublicKey::parse(&key(number)).unwrap(),
+            public_key: PublicKey::parse(&public_key_line(number)).unwrap(),
         },
         create_time: OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(1_234_567),
     }
 }
 
-fn id(text: &str) -> InstanceId {
+fn instance_id(text: &str) -> InstanceId {
     text.parse().unwrap()
 }
 
-fn order(verb: OrderVerb, instances: &[&str]) -> Order {
-    let instances = instances.iter().map(|text| id(text)).collect();
-    Order { request: RequestId::fresh(), region: Region::default(), verb, instances }
+fn make_order(verb: OrderKind, instances: &[&str]) -> Order {
+    let instances = instances.iter().map(|text| instance_id(text)).collect();
+    Order { request: RequestId::generate(), region: Region::default(), verb, instances }
 }
 
-fn attach(name: &str, instances: &[&str]) -> Order {
-    order(OrderVerb::Attach(name.parse().unwrap(), PasswordAuth::No), instances)
+fn attach_order(name: &str, instances: &[&str]) -> Order {
+    make_order(OrderKind::Attach(name.parse().unwrap(), PasswordAuth::No), instances)
 }
 
-fn answer(command: &CommandId, instance: &InstanceId, status: &str) -> Answer {
-    let bytes = outcome(command.as_str(), instance.as_str(), status).to_string().into_bytes();
-    let outcome: Outcome = serde_json::from_slice(&bytes).unwrap();
-    Answer { outcome, bytes }
+fn make_result(command: &CommandId, instance: &InstanceId, status: &str) -> ReceivedResult {
+    let bytes = result_json(command.as_str(), instance.as_str(), status).to_string().into_bytes();
+    let outcome: CommandResult = serde_json::from_slice(&bytes).unwrap();
+    ReceivedResult { outcome, bytes }
 }
 
 #[tokio::test]
-async fn a_name_is_used_once_at_a_time() {
-    let (stores, _postgres) = stores("names").await;
+async fn key_name_is_unique_until_deleted() {
+    let (stores, _postgres) = open_all_stores("names").await;
     for (url, store) in stores {
         let (region, name) = (Region::default(), "k".parse().unwrap());
-        let first = key_pair("k", 1);
-        assert!(store.import(first.clone()).await.unwrap(), "{url}");
-        assert!(!store.import(key_pair("k", 2)).await.unwrap(), "{url}");
-        assert_eq!(store.list(&region).await.unwrap()[0].key_pair, first, "{url}");
-        assert!(store.delete(&region, &name).await.unwrap(), "{url}");
-        assert!(!store.delete(&region, &name).await.unwrap(), "{url}");
-        assert_eq!(store.key_pair(&region, &name).await.unwrap(), None, "{url}");
-        assert_eq!(store.place(&attach("k", &["i-1"])).await.unwrap(), Err(Refused::NoKeyPair), "{url}");
-        assert!(store.import(key_pair("k", 2)).await.unwrap(), "{url}");
-        let elsewhere = StoredKeyPair { region: "cn-east-2".parse().unwrap(), ..key_pair("k", 3) };
-        assert!(store.import(elsewhere).await.unwrap(), "{url}");
-        assert_eq!(store.list(&region).await.unwrap().len(), 1, "{url}");
+        let first = make_key_pair("k", 1);
+        assert!(store.insert_key_pair(first.clone()).await.unwrap(), "{url}");
+        assert!(!store.insert_key_pair(make_key_pair("k", 2)).await.unwrap(), "{url}");
+        assert_eq!(store.list_key_pairs(&region).await.unwrap()[0].key_pair, first, "{url}");
+        assert!(store.delete_key_pair(&region, &name).await.unwrap(), "{url}");
+        assert!(!store.delete_key_pair(&region, &name).await.unwrap(), "{url}");
+        assert_eq!(store.find_key_pair(&region, &name).await.unwrap(), None, "{url}");
+        assert_eq!(
+            store.queue_order(&attach_order("k", &["i-1"])).await.unwrap(),
+            Err(OrderError::KeyPairNotFound),
+            "{url}"
+        );
+        assert!(store.insert_key_pair(make_key_pair("k", 2)).await.unwrap(), "{url}");
+        let elsewhere = StoredKeyPair { region: "cn-east-2".parse().unwrap(), ..make_key_pair("k", 3) };
+        assert!(store.insert_key_pair(elsewhere).await.unwrap(), "{url}");
+        assert_eq!(store.list_key_pairs(&region).await.unwrap().len(), 1, "{url}");
     }
 }
 
 #[tokio::test]
-async fn an_order_is_placed_whole_or_not_at_all() {
-    let (stores, _postgres) = stores("orders").await;
+async fn order_is_queued_for_all_instances_or_none() {
+    let (stores, _postgres) = open_all_stores("orders").await;
     for (url, store) in stores {
-        let (one, two) = (id("i-1"), id("i-2"));
-        store.import(key_pair("k", 1)).await.unwrap();
-        store.import(key_pair("l", 2)).await.unwrap();
-        store.place(&attach("k", &["i-2"])).await.unwrap().unwrap();
-        let mut changes = store.changes(&one);
-        let refused = store.place(&attach("l", &["i-1", "i-2"])).await.unwrap();
-        assert_eq!(refused, Err(Refused::Bound(two)), "{url}");
-        assert_eq!(store.next(&one).await.unwrap(), None, "{url}");
+        let (one, two) = (instance_id("i-1"), instance_id("i-2"));
+        store.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
+        store.insert_key_pair(make_key_pair("l", 2)).await.unwrap();
+        store.queue_order(&attach_order("k", &["i-2"])).await.unwrap().unwrap();
+        let mut changes = store.watch_changes(&one);
+        let refused = store.queue_order(&attach_order("l", &["i-1", "i-2"])).await.unwrap();
+        assert_eq!(refused, Err(OrderError::AlreadyBound(two)), "{url}");
+        assert_eq!(store.next_command(&one).await.unwrap(), None, "{url}");
         assert!(!changes.has_changed().unwrap(), "{url}");
         // The same order again is the command that waits, and a new one beside it.
-        let again = attach("k", &["i-1", "i-2"]);
-        let placed = store.place(&again).await.unwrap().unwrap();
+        let again = attach_order("k", &["i-1", "i-2"]);
+        let placed = store.queue_order(&again).await.unwrap().unwrap();
         assert_eq!(placed.iter().map(|placed| placed.fresh).collect::<Vec<_>>(), [true, false], "{url}");
         changes.changed().await.unwrap();
-        let fates = store.fates(&again.request).await.unwrap();
+        let fates = store.command_statuses(&again.request).await.unwrap();
         let found: Vec<_> = fates.iter().map(|fate| (&fate.instance, &fate.command.id)).collect();
         let asked: Vec<_> = placed.iter().map(|placed| (&placed.instance, &placed.command)).collect();
         assert_eq!(found, asked, "{url}");
-        assert!(store.fates(&RequestId::fresh()).await.unwrap().is_empty(), "{url}");
-        let listed = store.list(&Region::default()).await.unwrap();
+        assert!(store.command_statuses(&RequestId::generate()).await.unwrap().is_empty(), "{url}");
+        let listed = store.list_key_pairs(&Region::default()).await.unwrap();
         assert_eq!((listed[0].instances.len(), listed[1].instances.len()), (2, 0), "{url}");
     }
 }
@@ -117,241 +123,260 @@ async fn an_order_is_placed_whole_or_not_at_all() {
 /// A forged copy of a command does not close the real one.
 /// KP-9.12.
 #[tokio::test]
-async fn a_bad_signature_closes_a_command_an_hour_after_it_was_handed_out() {
-    let (stores, _postgres) = stores("signatures").await;
+async fn bad_signature_closes_command_hour_after_hand_out() {
+    let (stores, _postgres) = open_all_stores("signatures").await;
     for (url, store) in stores {
-        let one = id("i-1");
-        store.import(key_pair("k", 1)).await.unwrap();
-        let order = attach("k", &["i-1"]);
-        let placed = store.place(&order).await.unwrap().unwrap();
+        let one = instance_id("i-1");
+        store.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
+        let order = attach_order("k", &["i-1"]);
+        let placed = store.queue_order(&order).await.unwrap().unwrap();
         let bad = || {
-            let mut outcome = answer(&placed[0].command, &one, "failed").outcome;
+            let mut outcome = make_result(&placed[0].command, &one, "failed").outcome;
             outcome.reason = Some(Reason::BadSignature);
-            Answer { bytes: serde_json::to_vec(&outcome).unwrap(), outcome }
+            ReceivedResult { bytes: serde_json::to_vec(&outcome).unwrap(), outcome }
         };
-        let now = clock::now();
+        let now = clock::now_millis();
         // Never handed out; then an hour ago but for ten minutes, which the second time does not change.
-        assert_eq!(store.settle(&one, bad()).await.unwrap(), Settled::Kept, "{url}");
-        let first = store.hand_out(&one, now - KEPT_FOR + 10 * 60 * 1000).await.unwrap().unwrap();
+        assert_eq!(store.store_result(&one, bad()).await.unwrap(), StoreResultOutcome::Redelivered, "{url}");
+        let first = store
+            .hand_out(&one, now - BAD_SIGNATURE_REDELIVERY_MILLIS + 10 * 60 * 1000)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(first.id, placed[0].command, "{url}");
-        store.hand_out(&one, now - 2 * KEPT_FOR).await.unwrap();
-        assert_eq!(store.settle(&one, bad()).await.unwrap(), Settled::Kept, "{url}");
-        assert_eq!(store.next(&one).await.unwrap(), Some(first), "{url}");
+        store.hand_out(&one, now - 2 * BAD_SIGNATURE_REDELIVERY_MILLIS).await.unwrap();
+        assert_eq!(store.store_result(&one, bad()).await.unwrap(), StoreResultOutcome::Redelivered, "{url}");
+        assert_eq!(store.next_command(&one).await.unwrap(), Some(first), "{url}");
         assert_eq!(store.outcome(&one, &placed[0].command).await.unwrap(), None, "{url}");
-        assert!(store.fates(&order.request).await.unwrap()[0].outcome.is_none(), "{url}");
+        assert!(store.command_statuses(&order.request).await.unwrap()[0].outcome.is_none(), "{url}");
         // Any other result counts.
-        let said = answer(&placed[0].command, &one, "succeeded");
-        assert!(is_stored(&store.settle(&one, said).await.unwrap()), "{url}");
-        assert_eq!(store.settle(&one, bad()).await.unwrap(), Settled::Conflict, "{url}");
+        let said = make_result(&placed[0].command, &one, "succeeded");
+        assert!(is_stored(&store.store_result(&one, said).await.unwrap()), "{url}");
+        assert_eq!(store.store_result(&one, bad()).await.unwrap(), StoreResultOutcome::Conflict, "{url}");
         // One that was handed out over an hour ago is closed with that reason.
-        let two = id("i-2");
-        let placed = store.place(&attach("k", &["i-2"])).await.unwrap().unwrap();
-        store.hand_out(&two, now - KEPT_FOR - 1).await.unwrap();
-        let mut outcome = answer(&placed[0].command, &two, "failed").outcome;
+        let two = instance_id("i-2");
+        let placed = store.queue_order(&attach_order("k", &["i-2"])).await.unwrap().unwrap();
+        store.hand_out(&two, now - BAD_SIGNATURE_REDELIVERY_MILLIS - 1).await.unwrap();
+        let mut outcome = make_result(&placed[0].command, &two, "failed").outcome;
         outcome.reason = Some(Reason::BadSignature);
-        let said = Answer { bytes: serde_json::to_vec(&outcome).unwrap(), outcome };
-        assert!(is_stored(&store.settle(&two, said).await.unwrap()), "{url}");
+        let said = ReceivedResult { bytes: serde_json::to_vec(&outcome).unwrap(), outcome };
+        assert!(is_stored(&store.store_result(&two, said).await.unwrap()), "{url}");
         let closed = store.outcome(&two, &placed[0].command).await.unwrap();
         assert_eq!(closed.and_then(|outcome| outcome.reason), Some(Reason::BadSignature), "{url}");
-        assert_eq!(store.next(&two).await.unwrap(), None, "{url}");
+        assert_eq!(store.next_command(&two).await.unwrap(), None, "{url}");
     }
 }
 
 #[tokio::test]
-async fn a_result_is_stored_once_and_the_oldest_go() {
-    let (stores, _postgres) = stores("results").await;
+async fn result_is_stored_once_and_oldest_are_dropped() {
+    let (stores, _postgres) = open_all_stores("results").await;
     for (url, store) in stores {
-        let one = id("i-1");
-        store.import(key_pair("k", 1)).await.unwrap();
+        let one = instance_id("i-1");
+        store.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
         let mut answered: Vec<(RequestId, CommandId)> = Vec::new();
         let mut sequence = 0;
         for turn in 0..130 {
             let verb = match turn % 2 {
-                0 => OrderVerb::Attach("k".parse().unwrap(), PasswordAuth::No),
-                _ => OrderVerb::Detach("k".parse().unwrap()),
+                0 => OrderKind::Attach("k".parse().unwrap(), PasswordAuth::No),
+                _ => OrderKind::Detach("k".parse().unwrap()),
             };
-            let order = order(verb, &["i-1"]);
-            let placed: Vec<Placed> = store.place(&order).await.unwrap().unwrap();
-            let command = store.next(&one).await.unwrap().unwrap();
+            let order = make_order(verb, &["i-1"]);
+            let placed: Vec<QueuedCommand> = store.queue_order(&order).await.unwrap().unwrap();
+            let command = store.next_command(&one).await.unwrap().unwrap();
             assert_eq!(command.id, placed[0].command, "{url}");
             let now = u64::from(command.sequence.unwrap());
             assert!(now > sequence, "{url}");
             sequence = now;
-            let mut changes = store.changes(&one);
-            let said = answer(&command.id, &one, "succeeded");
+            let mut changes = store.watch_changes(&one);
+            let said = make_result(&command.id, &one, "succeeded");
             let settlement =
-                Settlement { action: command.action.name(), sequence: command.sequence.unwrap() };
-            assert_eq!(store.settle(&one, said.clone()).await.unwrap(), Settled::Stored(settlement), "{url}");
+                CompletedCommand { action: command.action.name(), sequence: command.sequence.unwrap() };
+            assert_eq!(
+                store.store_result(&one, said.clone()).await.unwrap(),
+                StoreResultOutcome::Stored(settlement),
+                "{url}"
+            );
             changes.changed().await.unwrap();
-            assert_eq!(store.settle(&one, said).await.unwrap(), Settled::Again, "{url}");
-            let other = answer(&command.id, &one, "failed");
-            assert_eq!(store.settle(&one, other.clone()).await.unwrap(), Settled::Conflict, "{url}");
-            assert_eq!(store.settle(&id("i-2"), other).await.unwrap(), Settled::Unknown, "{url}");
-            assert_eq!(store.next(&one).await.unwrap(), None, "{url}");
+            assert_eq!(store.store_result(&one, said).await.unwrap(), StoreResultOutcome::Duplicate, "{url}");
+            let other = make_result(&command.id, &one, "failed");
+            assert_eq!(
+                store.store_result(&one, other.clone()).await.unwrap(),
+                StoreResultOutcome::Conflict,
+                "{url}"
+            );
+            assert_eq!(
+                store.store_result(&instance_id("i-2"), other).await.unwrap(),
+                StoreResultOutcome::UnknownCommand,
+                "{url}"
+            );
+            assert_eq!(store.next_command(&one).await.unwrap(), None, "{url}");
             answered.push((order.request, command.id));
         }
         // Of 130 the last 128 are known.
-        assert!(store.knows(&one, &answered[2].1).await.unwrap(), "{url}");
+        assert!(store.has_command(&one, &answered[2].1).await.unwrap(), "{url}");
         let (request, command) = answered.swap_remove(1);
-        assert!(!store.knows(&one, &command).await.unwrap(), "{url}");
-        assert!(store.fates(&request).await.unwrap().is_empty(), "{url}");
+        assert!(!store.has_command(&one, &command).await.unwrap(), "{url}");
+        assert!(store.command_statuses(&request).await.unwrap().is_empty(), "{url}");
         assert_eq!(store.outcome(&one, &command).await.unwrap(), None, "{url}");
     }
 }
 
 #[tokio::test]
-async fn reports_states_and_signatures_are_kept() {
-    let (stores, _postgres) = stores("rest").await;
+async fn reports_states_and_signatures_are_stored() {
+    let (stores, _postgres) = open_all_stores("rest").await;
     let now = OffsetDateTime::now_utc().replace_nanosecond(7_000_000).unwrap();
     for (url, store) in stores {
-        let one = id("i-1");
+        let one = instance_id("i-1");
         assert_eq!(store.report(&one).await.unwrap(), None, "{url}");
-        store.keep_report(&one, b"old".to_vec()).await.unwrap();
-        store.keep_report(&one, b"new".to_vec()).await.unwrap();
+        store.store_report(&one, b"old".to_vec()).await.unwrap();
+        store.store_report(&one, b"new".to_vec()).await.unwrap();
         assert_eq!(store.report(&one).await.unwrap(), Some(b"new".to_vec()), "{url}");
         let mut before = None;
         for status in [Status::Stopped, Status::Other("starting".into())] {
             assert_eq!(store.state(&one).await.unwrap(), before, "{url}");
-            let state = State { status, since: now };
+            let state = InstanceState { status, since: now };
             assert!(store.change_state(&one, before.as_ref(), &state).await.unwrap(), "{url}");
             // Who saw what was before comes too late.
             assert!(!store.change_state(&one, before.as_ref(), &state).await.unwrap(), "{url}");
             before = Some(state);
         }
-        assert!(store.is_first("ab", now + Duration::hours(1)).await.unwrap(), "{url}");
-        assert!(!store.is_first("ab", now + Duration::hours(1)).await.unwrap(), "{url}");
+        assert!(store.record_signature("ab", now + Duration::hours(1)).await.unwrap(), "{url}");
+        assert!(!store.record_signature("ab", now + Duration::hours(1)).await.unwrap(), "{url}");
     }
 }
 
 /// More instances than two statements are about, in another order than they are sorted.
-fn crowd(from: usize, to: usize) -> Vec<InstanceId> {
-    (from..to).rev().map(|number| id(&format!("i-crowd-{number}"))).collect()
+fn many_instance_ids(from: usize, to: usize) -> Vec<InstanceId> {
+    (from..to).rev().map(|number| instance_id(&format!("i-crowd-{number}"))).collect()
 }
 
-fn fresh(placed: &[Placed]) -> usize {
+fn count_new(placed: &[QueuedCommand]) -> usize {
     placed.iter().filter(|placed| placed.fresh).count()
 }
 
 #[tokio::test]
-async fn an_order_over_a_crowd_is_placed_whole_or_not_at_all() {
-    let (stores, _postgres) = stores("crowd").await;
+async fn order_over_1200_instances_is_queued_for_all_or_none() {
+    let (stores, _postgres) = open_all_stores("crowd").await;
     for (url, store) in stores {
-        store.import(key_pair("k", 1)).await.unwrap();
-        store.import(key_pair("l", 2)).await.unwrap();
-        let all = Order { instances: crowd(0, 1200), ..attach("l", &[]) };
+        store.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
+        store.insert_key_pair(make_key_pair("l", 2)).await.unwrap();
+        let all = Order { instances: many_instance_ids(0, 1200), ..attach_order("l", &[]) };
         // The last in its order and the last in the sorted one.
         for taken in ["i-crowd-0", "i-crowd-999"] {
-            let first = store.place(&attach("k", &[taken])).await.unwrap().unwrap();
-            let refused = store.place(&all).await.unwrap();
-            assert_eq!(refused, Err(Refused::Bound(id(taken))), "{url}");
-            assert!(store.fates(&all.request).await.unwrap().is_empty(), "{url}");
+            let first = store.queue_order(&attach_order("k", &[taken])).await.unwrap().unwrap();
+            let refused = store.queue_order(&all).await.unwrap();
+            assert_eq!(refused, Err(OrderError::AlreadyBound(instance_id(taken))), "{url}");
+            assert!(store.command_statuses(&all.request).await.unwrap().is_empty(), "{url}");
             for instance in ["i-crowd-1199", "i-crowd-1", "i-crowd-500"] {
-                assert_eq!(store.next(&id(instance)).await.unwrap(), None, "{url}");
+                assert_eq!(store.next_command(&instance_id(instance)).await.unwrap(), None, "{url}");
             }
-            let failed = answer(&first[0].command, &id(taken), "failed");
-            assert!(is_stored(&store.settle(&id(taken), failed).await.unwrap()), "{url}");
+            let failed = make_result(&first[0].command, &instance_id(taken), "failed");
+            assert!(is_stored(&store.store_result(&instance_id(taken), failed).await.unwrap()), "{url}");
         }
         // Some were asked before, and wait.
-        let some = Order { instances: crowd(100, 700), ..attach("l", &[]) };
-        assert_eq!(fresh(&store.place(&some).await.unwrap().unwrap()), 600, "{url}");
-        let placed = store.place(&all).await.unwrap().unwrap();
-        assert_eq!(fresh(&placed), 600, "{url}");
+        let some = Order { instances: many_instance_ids(100, 700), ..attach_order("l", &[]) };
+        assert_eq!(count_new(&store.queue_order(&some).await.unwrap().unwrap()), 600, "{url}");
+        let placed = store.queue_order(&all).await.unwrap().unwrap();
+        assert_eq!(count_new(&placed), 600, "{url}");
         assert!(placed.iter().all(|one| one.fresh != some.instances.contains(&one.instance)), "{url}");
-        let again = Order { request: RequestId::fresh(), ..all.clone() };
-        assert_eq!(fresh(&store.place(&again).await.unwrap().unwrap()), 0, "{url}");
+        let again = Order { request: RequestId::generate(), ..all.clone() };
+        assert_eq!(count_new(&store.queue_order(&again).await.unwrap().unwrap()), 0, "{url}");
         // In the order of the order, each with its own command.
         let placed: Vec<_> = placed.into_iter().map(|one| (one.instance, one.command)).collect();
         assert!(placed.iter().map(|(instance, _)| instance).eq(&all.instances), "{url}");
         for request in [&all.request, &again.request] {
-            let fates = store.fates(request).await.unwrap();
+            let fates = store.command_statuses(request).await.unwrap();
             let fates: Vec<_> = fates.into_iter().map(|fate| (fate.instance, fate.command.id)).collect();
             assert_eq!(fates, placed, "{url}");
         }
         // Another key pair's turn comes once the first one is gone from the platform.
-        let other = Order { instances: crowd(0, 1200), ..attach("k", &[]) };
-        assert!(store.place(&other).await.unwrap().is_err(), "{url}");
-        store.delete(&Region::default(), &"l".parse().unwrap()).await.unwrap();
-        assert_eq!(fresh(&store.place(&other).await.unwrap().unwrap()), 1200, "{url}");
-        let listed = store.list(&Region::default()).await.unwrap();
+        let other = Order { instances: many_instance_ids(0, 1200), ..attach_order("k", &[]) };
+        assert!(store.queue_order(&other).await.unwrap().is_err(), "{url}");
+        store.delete_key_pair(&Region::default(), &"l".parse().unwrap()).await.unwrap();
+        assert_eq!(count_new(&store.queue_order(&other).await.unwrap().unwrap()), 1200, "{url}");
+        let listed = store.list_key_pairs(&Region::default()).await.unwrap();
         assert_eq!(listed[0].instances.len(), 1200, "{url}");
     }
 }
 
 #[tokio::test]
-async fn a_burst_of_polls_and_results_is_answered() {
-    let (stores, _postgres) = stores("burst").await;
+async fn polls_and_results_of_1200_instances_are_answered() {
+    let (stores, _postgres) = open_all_stores("burst").await;
     for (url, store) in stores {
-        store.import(key_pair("k", 1)).await.unwrap();
-        let polls: Vec<_> = crowd(0, 1200)
+        store.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
+        let polls: Vec<_> = many_instance_ids(0, 1200)
             .into_iter()
             .map(|instance| {
-                let (store, nobody) = (store.clone(), id("i-crowd"));
-                let mut changes = store.changes(&instance);
+                let (store, nobody) = (store.clone(), instance_id("i-crowd"));
+                let mut changes = store.watch_changes(&instance);
                 tokio::spawn(async move {
                     changes.changed().await.unwrap();
-                    let command = store.next(&instance).await.unwrap().unwrap();
+                    let command = store.next_command(&instance).await.unwrap().unwrap();
                     assert_eq!(command.instance_id.as_deref(), Some(instance.as_str()));
                     let (good, bad) = (
-                        answer(&command.id, &instance, "succeeded"),
-                        answer(&command.id, &instance, "failed"),
+                        make_result(&command.id, &instance, "succeeded"),
+                        make_result(&command.id, &instance, "failed"),
                     );
                     // At once, as when an agent gives up and tries again: one is the first.
                     let (one, two, other) = tokio::join!(
-                        store.settle(&instance, good.clone()),
-                        store.settle(&instance, good),
-                        store.settle(&nobody, bad)
+                        store.store_result(&instance, good.clone()),
+                        store.store_result(&instance, good),
+                        store.store_result(&nobody, bad)
                     );
                     let mut settled = [one.unwrap(), two.unwrap()];
-                    settled.sort_by_key(|settled| *settled == Settled::Again);
+                    settled.sort_by_key(|settled| *settled == StoreResultOutcome::Duplicate);
                     assert!(is_stored(&settled[0]), "{settled:?}");
-                    assert_eq!((&settled[1], other.unwrap()), (&Settled::Again, Settled::Unknown));
+                    assert_eq!(
+                        (&settled[1], other.unwrap()),
+                        (&StoreResultOutcome::Duplicate, StoreResultOutcome::UnknownCommand)
+                    );
                     let outcome = store.outcome(&instance, &command.id).await.unwrap();
-                    assert!(outcome.is_some() && store.next(&instance).await.unwrap().is_none());
+                    assert!(outcome.is_some() && store.next_command(&instance).await.unwrap().is_none());
                 })
             })
             .collect();
-        let all = Order { instances: crowd(0, 1200), ..attach("k", &[]) };
-        store.place(&all).await.unwrap().unwrap();
+        let all = Order { instances: many_instance_ids(0, 1200), ..attach_order("k", &[]) };
+        store.queue_order(&all).await.unwrap().unwrap();
         for poll in polls {
             poll.await.unwrap();
         }
-        let fates = store.fates(&all.request).await.unwrap();
+        let fates = store.command_statuses(&all.request).await.unwrap();
         assert_eq!(fates.iter().filter(|fate| fate.outcome.is_some()).count(), 1200, "{url}");
-        assert_eq!(store.list(&Region::default()).await.unwrap()[0].instances.len(), 1200, "{url}");
+        assert_eq!(store.list_key_pairs(&Region::default()).await.unwrap()[0].instances.len(), 1200, "{url}");
     }
 }
 
-fn is_stored(settled: &Settled) -> bool {
-    matches!(settled, Settled::Stored(_))
+fn is_stored(settled: &StoreResultOutcome) -> bool {
+    matches!(settled, StoreResultOutcome::Stored(_))
 }
 
 #[tokio::test]
-async fn orders_of_two_servers_over_the_same_crowd_come_one_after_the_other() {
+async fn orders_of_two_servers_on_same_instances_serialize() {
     let Some(postgres) = Postgres::start() else { return };
     let url: StoreUrl = postgres.url().parse().unwrap();
     let (one, other) = (url.open().await.unwrap(), url.open().await.unwrap());
-    one.import(key_pair("k", 1)).await.unwrap();
+    one.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
     // Of the other server's orders alone.
-    let mut changes = one.changes(&id("i-crowd-1500"));
+    let mut changes = one.watch_changes(&instance_id("i-crowd-1500"));
     for round in 0..3 {
         // New ones and old ones, from other ends and in chunks that begin elsewhere.
-        let instances = crowd(0, 1200 + round * 100);
-        let mut turned = crowd(300, 1900);
+        let instances = many_instance_ids(0, 1200 + round * 100);
+        let mut turned = many_instance_ids(300, 1900);
         turned.reverse();
-        let verb = [OrderVerb::AllowPasswords, OrderVerb::Detach("k".parse().unwrap())][round % 2].clone();
+        let verb = [OrderKind::AllowPasswords, OrderKind::Detach("k".parse().unwrap())][round % 2].clone();
         let (first, second) = (
-            Order { instances, ..order(verb.clone(), &[]) },
-            Order { instances: turned, ..order(verb, &[]) },
+            Order { instances, ..make_order(verb.clone(), &[]) },
+            Order { instances: turned, ..make_order(verb, &[]) },
         );
-        let (done, done_too) = tokio::join!(one.place(&first), other.place(&second));
+        let (done, done_too) = tokio::join!(one.queue_order(&first), other.queue_order(&second));
         let (done, done_too) = (done.unwrap().unwrap(), done_too.unwrap().unwrap());
         // Who comes second finds what the first one asked.
-        assert_eq!(fresh(&done) + fresh(&done_too), 1900, "round {round}");
+        assert_eq!(count_new(&done) + count_new(&done_too), 1900, "round {round}");
         for placed in done.iter().rev().take(50) {
-            let said = answer(&placed.command, &placed.instance, "succeeded");
+            let said = make_result(&placed.command, &placed.instance, "succeeded");
             let (here, there) = tokio::join!(
-                one.settle(&placed.instance, said.clone()),
-                other.settle(&placed.instance, said)
+                one.store_result(&placed.instance, said.clone()),
+                other.store_result(&placed.instance, said)
             );
             let (here, there) = (here.unwrap(), there.unwrap());
             assert!(is_stored(&here) != is_stored(&there), "{here:?} {there:?}");
@@ -361,17 +386,17 @@ async fn orders_of_two_servers_over_the_same_crowd_come_one_after_the_other() {
 }
 
 /// What an observer sees of a store, but for ids and times.
-async fn seen(store: &dyn Store) -> String {
+async fn snapshot_store(store: &dyn Store) -> String {
     let mut seen = String::new();
-    for listed in store.list(&Region::default()).await.unwrap() {
+    for listed in store.list_key_pairs(&Region::default()).await.unwrap() {
         seen += &format!(
             "{} {:?} {:?}\n",
             listed.key_pair.key_pair.key_name, listed.key_pair.create_time, listed.instances
         );
     }
     for instance in ["i-1", "i-2", "i-3"] {
-        let next = store.next(&id(instance)).await.unwrap();
-        let binding = store.binding(&id(instance)).await.unwrap();
+        let next = store.next_command(&instance_id(instance)).await.unwrap();
+        let binding = store.binding(&instance_id(instance)).await.unwrap();
         let binding = binding.map(|bound| (bound.key_pair.key_pair, bound.password_auth));
         seen += &format!("{instance} {:?} {binding:?}\n", next.map(|command| command.action));
     }
@@ -379,10 +404,10 @@ async fn seen(store: &dyn Store) -> String {
 }
 
 /// Deterministic dice: the same walk each time.
-struct Dice(u64);
+struct SeededRng(u64);
 
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
+impl SeededRng {
+    fn next_below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % bound
     }
@@ -390,46 +415,57 @@ impl Dice {
 
 /// KP-9.11.
 #[tokio::test]
-async fn all_stores_walk_the_same_way() {
-    let (stores, _postgres) = stores("walk").await;
-    let mut dice = Dice(20_261_128);
+async fn store_kinds_agree_on_random_operations() {
+    let (stores, _postgres) = open_all_stores("walk").await;
+    let mut dice = SeededRng(20_261_128);
     for turn in 0..400 {
-        let (name, instances) =
-            (["k", "l"][dice.below(2)], [&["i-1"][..], &["i-2", "i-3"], &["i-3", "i-1"]][dice.below(3)]);
-        let (what, number, status) = (dice.below(8), dice.below(200), ["succeeded", "failed"][dice.below(2)]);
-        let password = [PasswordAuth::Yes, PasswordAuth::No][dice.below(2)];
+        let (name, instances) = (
+            ["k", "l"][dice.next_below(2)],
+            [&["i-1"][..], &["i-2", "i-3"], &["i-3", "i-1"]][dice.next_below(3)],
+        );
+        let (what, number, status) =
+            (dice.next_below(8), dice.next_below(200), ["succeeded", "failed"][dice.next_below(2)]);
+        let password = [PasswordAuth::Yes, PasswordAuth::No][dice.next_below(2)];
         let mut words = Vec::new();
         for (_, store) in &stores {
             let word = match what {
-                0 => format!("{:?}", store.import(key_pair(name, u8::try_from(number).unwrap())).await),
-                1 => format!("{:?}", store.delete(&Region::default(), &name.parse().unwrap()).await),
+                0 => format!(
+                    "{:?}",
+                    store.insert_key_pair(make_key_pair(name, u8::try_from(number).unwrap())).await
+                ),
+                1 => format!("{:?}", store.delete_key_pair(&Region::default(), &name.parse().unwrap()).await),
                 2..5 => {
                     let verb = match what {
-                        2 => OrderVerb::Detach(name.parse().unwrap()),
-                        3 => OrderVerb::Attach(name.parse().unwrap(), password),
-                        _ => OrderVerb::AllowPasswords,
+                        2 => OrderKind::Detach(name.parse().unwrap()),
+                        3 => OrderKind::Attach(name.parse().unwrap(), password),
+                        _ => OrderKind::AllowPasswords,
                     };
-                    let placed = store.place(&order(verb, instances)).await.unwrap();
+                    let placed = store.queue_order(&make_order(verb, instances)).await.unwrap();
                     format!(
                         "{:?}",
                         placed.map(|placed| placed.iter().map(|one| one.fresh).collect::<Vec<_>>())
                     )
                 }
                 _ => {
-                    let instance = id(instances[0]);
-                    match store.next(&instance).await.unwrap() {
+                    let instance = instance_id(instances[0]);
+                    match store.next_command(&instance).await.unwrap() {
                         None => "nothing".to_owned(),
                         Some(command) => {
-                            match store.settle(&instance, answer(&command.id, &instance, status)).await {
+                            match store
+                                .store_result(&instance, make_result(&command.id, &instance, status))
+                                .await
+                            {
                                 // They queue one after the other: their sequences differ.
-                                Ok(Settled::Stored(settlement)) => format!("stored {:?}", settlement.action),
+                                Ok(StoreResultOutcome::Stored(settlement)) => {
+                                    format!("stored {:?}", settlement.action)
+                                }
                                 other => format!("{other:?}"),
                             }
                         }
                     }
                 }
             };
-            words.push(word + "\n" + &seen(store.as_ref()).await);
+            words.push(word + "\n" + &snapshot_store(store.as_ref()).await);
         }
         for ((url, _), word) in stores.iter().zip(&words) {
             assert_eq!(word, &words[0], "turn {turn}, {url}");
@@ -439,23 +475,26 @@ async fn all_stores_walk_the_same_way() {
 
 /// KP-9.11.
 #[tokio::test]
-async fn what_was_kept_is_there_after_a_restart() {
-    let (stores, _postgres) = stores("restart").await;
+async fn stored_data_survives_restart() {
+    let (stores, _postgres) = open_all_stores("restart").await;
     for (url, store) in stores {
         if url == StoreUrl::Memory {
             continue;
         }
-        store.import(key_pair("k", 1)).await.unwrap();
-        let placed = attach("k", &["i-1", "i-2"]);
-        store.place(&placed).await.unwrap().unwrap();
-        let command = store.next(&id("i-1")).await.unwrap().unwrap();
-        store.settle(&id("i-1"), answer(&command.id, &id("i-1"), "succeeded")).await.unwrap();
-        store.keep_report(&id("i-1"), b"{}".to_vec()).await.unwrap();
-        let state = State { status: Status::Stopped, since: OffsetDateTime::UNIX_EPOCH };
-        assert!(store.change_state(&id("i-1"), None, &state).await.unwrap(), "{url}");
+        store.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
+        let placed = attach_order("k", &["i-1", "i-2"]);
+        store.queue_order(&placed).await.unwrap().unwrap();
+        let command = store.next_command(&instance_id("i-1")).await.unwrap().unwrap();
+        store
+            .store_result(&instance_id("i-1"), make_result(&command.id, &instance_id("i-1"), "succeeded"))
+            .await
+            .unwrap();
+        store.store_report(&instance_id("i-1"), b"{}".to_vec()).await.unwrap();
+        let state = InstanceState { status: Status::Stopped, since: OffsetDateTime::UNIX_EPOCH };
+        assert!(store.change_state(&instance_id("i-1"), None, &state).await.unwrap(), "{url}");
         let later = OffsetDateTime::now_utc() + Duration::hours(1);
-        assert!(store.is_first("ab", later).await.unwrap(), "{url}");
-        let before = seen(store.as_ref()).await;
+        assert!(store.record_signature("ab", later).await.unwrap(), "{url}");
+        let before = snapshot_store(store.as_ref()).await;
         if let StoreUrl::Sqlite(_) = url {
             // A second process would not see the first one's changes as they happen.
             let error = url.open().await.err().unwrap().to_string();
@@ -469,11 +508,11 @@ async fn what_was_kept_is_there_after_a_restart() {
                 Err(error) => assert!(error.to_string().contains("another process"), "{error}"),
             }
         };
-        assert_eq!(seen(store.as_ref()).await, before, "{url}");
-        assert_eq!(store.report(&id("i-1")).await.unwrap(), Some(b"{}".to_vec()), "{url}");
-        assert_eq!(store.state(&id("i-1")).await.unwrap(), Some(state), "{url}");
-        assert!(!store.is_first("ab", later).await.unwrap(), "{url}");
-        let fates = store.fates(&placed.request).await.unwrap();
+        assert_eq!(snapshot_store(store.as_ref()).await, before, "{url}");
+        assert_eq!(store.report(&instance_id("i-1")).await.unwrap(), Some(b"{}".to_vec()), "{url}");
+        assert_eq!(store.state(&instance_id("i-1")).await.unwrap(), Some(state), "{url}");
+        assert!(!store.record_signature("ab", later).await.unwrap(), "{url}");
+        let fates = store.command_statuses(&placed.request).await.unwrap();
         assert_eq!(fates[0].command.action.name(), ActionName::Attach, "{url}");
         assert_eq!((fates[0].outcome.is_some(), fates[1].outcome.is_some()), (true, false), "{url}");
     }

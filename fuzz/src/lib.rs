@@ -9,13 +9,13 @@ mod wire;
 
 pub use files::{authorized_keys, component, state};
 pub use sshd::{sshd_answer, sshd_config};
-pub use wire::{command, envelope, http, is_genuine};
+pub use wire::{command, envelope, http, is_valid_envelope};
 
 /// A target: what it is called, and what it does.
-pub type Target = (&'static str, fn(&[u8]));
+pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [FuzzTarget; 8] = [
     ("command", command),
     ("envelope", envelope),
     ("component", component),
@@ -27,10 +27,11 @@ pub const TARGETS: [Target; 8] = [
 ];
 
 /// A key to bind.
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUyBWDs8q6c7Ekkf3PN6Aq1BLsvk8tO3nYyTpUKq4wE";
+const TEST_KEY_LINE: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUyBWDs8q6c7Ekkf3PN6Aq1BLsvk8tO3nYyTpUKq4wE";
 
 /// What is said to people and put into the journal: short, and no byte in it that moves a cursor or begins a line.
-fn is_fit_to_print(text: &str) {
+fn assert_printable(text: &str) {
     assert!(text.len() < 2_000, "{} bytes: {text:.200}", text.len());
     assert!(!text.contains(char::is_control), "{text:?}");
 }

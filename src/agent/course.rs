@@ -11,62 +11,62 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::Transactions;
-use super::report::{Manager, Report, Trouble};
+use super::CommandEngine;
+use super::report::{ChannelFault, ServiceManager, StatusReporter};
 use super::worker::Worker;
-use crate::channel::backoff::{Backoff, HELD, Hint, uniform, whole_seconds};
-use crate::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
-use crate::policy::outcome::short_form;
+use crate::channel::backoff::{Backoff, LONG_POLL_THRESHOLD, RetryClass, uniform_duration, uniform_seconds};
+use crate::channel::{Channel, ChannelError, ChannelErrorKind, Delivery, Polled, StoreResponse};
+use crate::policy::outcome::shorten_result;
 use crate::policy::types::{CommandId, InstanceId};
-use crate::transaction::owed::Settled;
-use crate::transaction::perform::{Answered, Performed};
+use crate::transaction::owed::OwedProofOutcome;
+use crate::transaction::perform::{CompletedCommand, Execution};
 use crate::transaction::state::StoredResult;
 
 mod tell;
 
 /// How far apart polls start where no command comes and nothing fails.
-const SPACING: Duration = Duration::from_secs(2);
+const MIN_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long a poll goes unanswered before it is taken that no command stands behind the last one.
-const QUIET: Duration = Duration::from_millis(500);
+const ANNOUNCE_DELAY: Duration = Duration::from_millis(500);
 
 /// When a connect that never left the host is tried again, until `READY=1`.
 const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Over what time a fleet tells anew what runs there, after an outage: to a service that may have forgotten it, and to one
 /// that answered all along, if only that it could not.
-const NEWS_SPREAD: Duration = Duration::from_secs(60);
-const LATE_NEWS_SPREAD: Duration = Duration::from_secs(300);
+const ANNOUNCE_SPREAD: Duration = Duration::from_secs(60);
+const ANNOUNCE_SPREAD_AFTER_OVERLOAD: Duration = Duration::from_secs(300);
 
 /// How long the metadata address has to refuse, or to answer as another service, until there is none for certain; and how
 /// long there has to be no way to it: a link may take that long to come up.
-const NOBODY: Duration = Duration::from_secs(1);
-const NO_WAY: Duration = Duration::from_secs(2);
+const SERVICE_ABSENT_AFTER: Duration = Duration::from_secs(1);
+const ROUTE_ABSENT_AFTER: Duration = Duration::from_secs(2);
 
 /// How many polls are short while sshd is yet to start: half a minute's.
-const SHORT_POLLS: u8 = 15;
+const MAX_SHORT_POLLS: u8 = 15;
 
 /// The one try to deliver the last result when stopping.
-const LAST_TRY: Duration = Duration::from_secs(2);
+const FINAL_DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many results with a final answer are remembered: as many as the state holds.
-const SETTLED_MAX: usize = 128;
+const MAX_DELIVERED_IDS: usize = 128;
 
 /// What the course needs, shared with who attends it.
-pub(super) struct Course<C, T, M> {
+pub(super) struct PollLoop<C, T, M> {
     channel: C,
     worker: Worker<T>,
-    report: Report<M>,
+    report: StatusReporter<M>,
     long_poll: Duration,
     random: fn() -> u64,
     stop: Arc<AtomicBool>,
 }
 
-impl<C: Channel, T: Transactions, M: Manager> Course<C, T, M> {
+impl<C: Channel, T: CommandEngine, M: ServiceManager> PollLoop<C, T, M> {
     pub(super) fn new(
         channel: C,
         transactions: T,
-        report: Report<M>,
+        report: StatusReporter<M>,
         long_poll: Duration,
         random: fn() -> u64,
     ) -> Self {
@@ -74,12 +74,12 @@ impl<C: Channel, T: Transactions, M: Manager> Course<C, T, M> {
         Self { channel, worker: Worker::new(transactions), report, long_poll, random, stop }
     }
 
-    pub(super) fn report(&self) -> &Report<M> {
+    pub(super) fn reporter(&self) -> &StatusReporter<M> {
         &self.report
     }
 
     /// Told to a command in flight.
-    pub(super) fn stop(&self) -> &AtomicBool {
+    pub(super) fn stop_flag(&self) -> &AtomicBool {
         &self.stop
     }
 
@@ -96,7 +96,7 @@ impl<C: Channel, T: Transactions, M: Manager> Course<C, T, M> {
     /// All of it.
     pub(super) async fn run(&self) {
         // The end of it is `Stopped`, and there is nothing to add to that.
-        let _ = Walk::new(self).run().await;
+        let _ = LoopState::new(self).run().await;
     }
 }
 
@@ -104,17 +104,17 @@ impl<C: Channel, T: Transactions, M: Manager> Course<C, T, M> {
 struct Stopped;
 
 /// A result on its way.
-struct Due {
+struct PendingResult {
     id: CommandId,
     result: String,
     recorded: bool,
 }
 
-type Announcing<'a> = Pin<Box<dyn Future<Output = Result<(), ChannelError>> + 'a>>;
+type AnnounceFuture<'a> = Pin<Box<dyn Future<Output = Result<(), ChannelError>> + 'a>>;
 
 /// What changes along the course.
-struct Walk<'a, C, T, M> {
-    course: &'a Course<C, T, M>,
+struct LoopState<'a, C, T, M> {
+    course: &'a PollLoop<C, T, M>,
     backoff: Backoff,
     next_poll: Instant,
     /// Whether this service holds long polls: what then happens to ours happens to everyone's.
@@ -125,7 +125,7 @@ struct Walk<'a, C, T, M> {
     in_step: bool,
     /// Commands whose result got a final answer from this process.
     settled: VecDeque<CommandId>,
-    announce: Announce<'a>,
+    announce: Announcer<'a>,
     /// Since when there has been no service for certain.
     absent_since: Option<Instant>,
     /// Whether the running sshd is to be asked as soon as there is one: then polls are short.
@@ -137,20 +137,20 @@ struct Walk<'a, C, T, M> {
 }
 
 /// `PUT keypair/agent`. It goes on beside whatever the course waits for, so that nothing waits for it.
-struct Announce<'a> {
+struct Announcer<'a> {
     due: bool,
-    flying: Option<Announcing<'a>>,
+    flying: Option<AnnounceFuture<'a>>,
     backoff: Backoff,
     not_before: Instant,
     /// Until when others go first.
     spread_until: Instant,
-    failure: Option<Kind>,
+    failure: Option<ChannelErrorKind>,
 }
 
-impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
-    fn new(course: &'a Course<C, T, M>) -> Self {
+impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M> {
+    fn new(course: &'a PollLoop<C, T, M>) -> Self {
         let now = Instant::now();
-        let announce = Announce {
+        let announce = Announcer {
             due: true,
             flying: None,
             backoff: Backoff::default(),
@@ -176,55 +176,61 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
 
     async fn run(&mut self) -> Result<(), Stopped> {
         let course = self.course;
-        course.report.begins(None);
-        let recovered = self.write(T::recover).await;
-        course.report.ends();
-        recovered?.unwrap_or_else(|why| tell::trouble("recovery is not done", &why));
-        self.summarize().await;
-        let instance = self.instance().await;
-        let mut adopted = self.adopt(&instance, true).await?;
-        let mut due = match self.beside(course.worker.read(T::undelivered)).await.and_then(|state| state) {
-            Ok(due) => {
-                due.map(|StoredResult { command_id, result }| Due { id: command_id, result, recorded: true })
-            }
+        course.report.set_in_flight(None);
+        let recovered = self.run_engine_call(T::recover).await;
+        course.report.clear_in_flight();
+        recovered?.unwrap_or_else(|why| tell::log_failure("recovery is not done", &why));
+        self.refresh_summary().await;
+        let instance = self.resolve_instance_id().await;
+        let mut adopted = self.try_adopt_instance_id(&instance, true).await?;
+        let mut due = match self
+            .await_with_announce(course.worker.run_read_only(T::undelivered_result))
+            .await
+            .and_then(|state| state)
+        {
+            Ok(due) => due.map(|StoredResult { command_id, result }| PendingResult {
+                id: command_id,
+                result,
+                recorded: true,
+            }),
             Err(why) => {
-                tell::trouble("whether a result is undelivered is not known", &why);
+                tell::log_failure("whether a result is undelivered is not known", &why);
                 None
             }
         };
         loop {
             if let Some(mut due) = due.take() {
-                self.deliver(&mut due).await?;
+                self.deliver_result(&mut due).await?;
             }
-            self.beside(sleep_until(self.next_poll)).await;
+            self.await_with_announce(sleep_until(self.next_poll)).await;
             if !adopted {
-                adopted = self.adopt(&instance, false).await?;
+                adopted = self.try_adopt_instance_id(&instance, false).await?;
             }
-            self.settle_proof().await?;
-            due = self.poll().await?;
+            self.retry_owed_proof().await?;
+            due = self.poll_for_command().await?;
         }
     }
 
     /// The proof that a command at the boot could not take. Not before sshd may start, which waits until we are ready.
-    async fn settle_proof(&mut self) -> Result<(), Stopped> {
+    async fn retry_owed_proof(&mut self) -> Result<(), Stopped> {
         self.owes_proof = false;
         if !self.course.report.is_ready() {
             return Ok(());
         }
-        match self.write(T::settle_proof).await? {
-            Ok(Settled::Nothing | Settled::Taken) => self.proof_trouble = None,
-            Ok(Settled::Waits) => {
-                self.owes_proof = self.short_polls < SHORT_POLLS;
+        match self.run_engine_call(T::check_owed_proof).await? {
+            Ok(OwedProofOutcome::NoneOwed | OwedProofOutcome::Confirmed) => self.proof_trouble = None,
+            Ok(OwedProofOutcome::StillOwed) => {
+                self.owes_proof = self.short_polls < MAX_SHORT_POLLS;
                 self.short_polls += u8::from(self.owes_proof);
             }
-            Ok(Settled::Contradicted) => {
+            Ok(OwedProofOutcome::Contradicted) => {
                 self.announce.due = true;
                 self.announce.spread_until = Instant::now();
-                self.summarize().await;
+                self.refresh_summary().await;
             }
             Err(why) => {
                 if self.proof_trouble.as_ref() != Some(&why) {
-                    tell::trouble("the proof that is owed is not taken", &why);
+                    tell::log_failure("the proof that is owed is not taken", &why);
                 }
                 self.proof_trouble = Some(why);
             }
@@ -233,39 +239,44 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     }
 
     /// Who we are; asked until it is answered.
-    async fn instance(&mut self) -> InstanceId {
+    async fn resolve_instance_id(&mut self) -> InstanceId {
         let course = self.course;
-        if let Ok(Some(id)) = course.worker.read(|transactions| transactions.configured_instance_id()).await {
+        if let Ok(Some(id)) =
+            course.worker.run_read_only(|transactions| transactions.configured_instance_id()).await
+        {
             return id;
         }
         loop {
-            match course.channel.instance_id().await {
+            match course.channel.fetch_instance_id().await {
                 Ok(id) => {
-                    tell::instance(&id);
-                    let outage = course.report.works();
-                    self.went_well(outage);
+                    tell::log_instance_id(&id);
+                    let outage = course.report.record_channel_success();
+                    self.handle_success(outage);
                     return id;
                 }
                 Err(error) => {
-                    self.end_hold(&error).await;
-                    let pause = self.pause(&error, None);
-                    course.report.failed(Trouble::Call("asking for the instance id", error));
+                    self.signal_ready_if_no_service(&error).await;
+                    let pause = self.choose_retry_delay(&error, None);
+                    course.report.record_channel_failure(ChannelFault::CallFailed(
+                        "asking for the instance id",
+                        error,
+                    ));
                     sleep(pause).await;
                 }
             }
         }
     }
 
-    async fn adopt(&mut self, id: &InstanceId, first: bool) -> Result<bool, Stopped> {
+    async fn try_adopt_instance_id(&mut self, id: &InstanceId, first: bool) -> Result<bool, Stopped> {
         let id = id.clone();
-        match self.write(move |transactions| transactions.adopt(&id)).await? {
+        match self.run_engine_call(move |transactions| transactions.adopt_instance_id(&id)).await? {
             Ok(()) => {
-                self.summarize().await;
+                self.refresh_summary().await;
                 Ok(true)
             }
             Err(why) => {
                 if first {
-                    tell::trouble("the instance id is not taken", &why);
+                    tell::log_failure("the instance id is not taken", &why);
                 }
                 Ok(false)
             }
@@ -273,47 +284,50 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     }
 
     /// One poll and what follows from it: the result that is now due.
-    async fn poll(&mut self) -> Result<Option<Due>, Stopped> {
+    async fn poll_for_command(&mut self) -> Result<Option<PendingResult>, Stopped> {
         let course = self.course;
         let begun = Instant::now();
-        let wait = self.wait();
-        let mut next = pin!(course.channel.next(wait));
-        let polled = match timeout(QUIET, self.beside(next.as_mut())).await {
+        let wait = self.choose_poll_wait();
+        let mut next = pin!(course.channel.poll_command(wait));
+        let polled = match timeout(ANNOUNCE_DELAY, self.await_with_announce(next.as_mut())).await {
             Ok(polled) => polled,
             Err(_) => {
                 // A long poll may wait for minutes, and the news is of now. Before it is quiet the next command
                 // would have to wait until sshd is asked for the document.
                 if course.report.is_ready() {
-                    self.announce_if_due();
+                    self.start_announce_if_due();
                 }
-                self.beside(next).await
+                self.await_with_announce(next).await
             }
         };
         let held = if wait.is_zero() { Duration::ZERO } else { begun.elapsed() };
         match polled {
             Ok(Polled::Command(delivery)) => {
-                self.holds |= held > HELD;
-                return self.command(delivery).await;
+                self.holds |= held > LONG_POLL_THRESHOLD;
+                return self.handle_command(delivery).await;
             }
-            Ok(Polled::Nothing) => {
-                self.learn_whether_it_holds(wait, held);
-                course.report.ready();
-                let outage = course.report.polled();
-                self.went_well(outage);
-                self.next_poll = begun + SPACING;
-                self.announce_if_due();
+            Ok(Polled::NoCommand) => {
+                self.update_long_poll_support(wait, held);
+                course.report.notify_ready();
+                let outage = course.report.record_poll_success();
+                self.handle_success(outage);
+                self.next_poll = begun + MIN_POLL_INTERVAL;
+                self.start_announce_if_due();
                 // Somebody at the console may have changed what is bound meanwhile.
-                self.summarize().await;
+                self.refresh_summary().await;
             }
             Ok(Polled::NoQueue(pause)) => {
-                course.report.ready();
-                self.poll_failed(Trouble::NoQueue, pause.map_or(Hint::None, Hint::RetryAfter));
-                self.announce_if_due();
+                course.report.notify_ready();
+                self.handle_poll_failure(
+                    ChannelFault::NoQueue,
+                    pause.map_or(RetryClass::Ordinary, RetryClass::RetryAfter),
+                );
+                self.start_announce_if_due();
             }
             Err(error) => {
-                self.end_hold(&error).await;
-                self.next_poll = Instant::now() + self.pause(&error, Some(held));
-                course.report.poll_failed(Trouble::Call("asking for a command", error));
+                self.signal_ready_if_no_service(&error).await;
+                self.next_poll = Instant::now() + self.choose_retry_delay(&error, Some(held));
+                course.report.record_poll_failure(ChannelFault::CallFailed("asking for a command", error));
             }
         }
         Ok(None)
@@ -321,45 +335,48 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
 
     /// How long the next poll may be held. A part of the time by chance where a crowd begins its long polls at once, since
     /// they would all end, and begin anew, at once for ever.
-    fn wait(&mut self) -> Duration {
+    fn choose_poll_wait(&mut self) -> Duration {
         let course = self.course;
         if !course.report.is_ready() || self.owes_proof {
             return Duration::ZERO;
         }
         if std::mem::take(&mut self.in_step) {
-            return Duration::from_secs(whole_seconds(course.long_poll, (course.random)()));
+            return Duration::from_secs(uniform_seconds(course.long_poll, (course.random)()));
         }
         course.long_poll
     }
 
     /// A poll that was to wait so long ended without a command after that.
-    fn learn_whether_it_holds(&mut self, wait: Duration, held: Duration) {
-        if wait > HELD {
-            let holds = held > HELD;
+    fn update_long_poll_support(&mut self, wait: Duration, held: Duration) {
+        if wait > LONG_POLL_THRESHOLD {
+            let holds = held > LONG_POLL_THRESHOLD;
             // With the first one: others may have been started when we were.
             self.in_step |= holds && !self.holds;
             self.holds = holds;
         }
     }
 
-    async fn command(&mut self, delivery: Delivery) -> Result<Option<Due>, Stopped> {
+    async fn handle_command(&mut self, delivery: Delivery) -> Result<Option<PendingResult>, Stopped> {
         let course = self.course;
-        let read = tell::read(&delivery);
+        let read = tell::parse_for_log(&delivery);
         let again = read.as_ref().is_some_and(|received| self.settled.contains(&received.id));
         if let (Some(received), false) = (&read, again) {
-            tell::received(received);
+            tell::log_received(received);
         }
         let stop = course.stop.clone();
-        let call = move |transactions: &mut T| transactions.perform(&delivery.bytes, &stop);
-        course.report.begins(read.as_ref().map(|received| received.id.clone()));
-        let performed = self.beside(course.worker.write(call)).await.unwrap_or_else(Performed::Unanswered);
-        course.report.ends();
-        let Answered { id, result, recorded, changed, is_new, repeated, .. } = match performed {
-            Performed::Answered(answered) => answered,
-            Performed::Unanswered(why) => {
-                self.unless_stopped(())?;
-                self.poll_failed(Trouble::Unanswerable(why), Hint::None);
-                self.announce_if_due();
+        let call = move |transactions: &mut T| transactions.execute_command(&delivery.bytes, &stop);
+        course.report.set_in_flight(read.as_ref().map(|received| received.id.clone()));
+        let performed = self
+            .await_with_announce(course.worker.run_mutating(call))
+            .await
+            .unwrap_or_else(Execution::NotExecuted);
+        course.report.clear_in_flight();
+        let CompletedCommand { id, result, recorded, changed, is_new, repeated, .. } = match performed {
+            Execution::Completed(answered) => answered,
+            Execution::NotExecuted(why) => {
+                self.check_stopped(())?;
+                self.handle_poll_failure(ChannelFault::Unanswerable(why), RetryClass::Ordinary);
+                self.start_announce_if_due();
                 return Ok(None);
             }
         };
@@ -369,110 +386,120 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
             self.announce.due = true;
             self.announce.spread_until = Instant::now();
         }
-        let mut due = Due { id, result, recorded };
+        let mut due = PendingResult { id, result, recorded };
         if course.stop.load(Ordering::SeqCst) {
-            tell::outcome(&due.id, &due.result, repeated);
-            self.last_try(&due).await;
+            tell::log_outcome(&due.id, &due.result, repeated);
+            self.try_final_delivery(&due).await;
             return Err(Stopped);
         }
         if again {
             // Its result once more, whatever comes of it; then a pause.
-            let sent = self.hand_over(&mut due).await?;
+            let sent = self.send_result(&mut due).await?;
             tracing::debug!("the result of {} was sent again: {sent:?}", due.id);
-            self.poll_failed(Trouble::HandedOutAgain(due.id), Hint::None);
+            self.handle_poll_failure(ChannelFault::Redelivered(due.id), RetryClass::Ordinary);
             return Ok(None);
         }
-        tell::outcome(&due.id, &due.result, repeated);
-        let outage = course.report.polled();
-        self.went_well(outage);
+        tell::log_outcome(&due.id, &due.result, repeated);
+        let outage = course.report.record_poll_success();
+        self.handle_success(outage);
         self.in_step |= self.holds;
         self.next_poll = Instant::now();
         Ok(Some(due))
     }
 
     /// Delivers a result until it gets a final answer.
-    async fn deliver(&mut self, due: &mut Due) -> Result<(), Stopped> {
+    async fn deliver_result(&mut self, due: &mut PendingResult) -> Result<(), Stopped> {
         let course = self.course;
         loop {
-            match self.hand_over(due).await? {
+            match self.send_result(due).await? {
                 Ok(stored) => {
-                    let outage = course.report.works();
-                    self.went_well(outage);
-                    self.settle(due, stored).await?;
-                    self.summarize().await;
+                    let outage = course.report.record_channel_success();
+                    self.handle_success(outage);
+                    self.finish_delivery(due, stored).await?;
+                    self.refresh_summary().await;
                     return Ok(());
                 }
                 Err(error) => {
-                    let pause = self.pause(&error, None);
-                    course.report.failed(Trouble::Call("delivering a result", error));
-                    self.beside(sleep(pause)).await;
+                    let pause = self.choose_retry_delay(&error, None);
+                    course
+                        .report
+                        .record_channel_failure(ChannelFault::CallFailed("delivering a result", error));
+                    self.await_with_announce(sleep(pause)).await;
                 }
             }
         }
     }
 
     /// Sends a result; where the service refuses its form, the short one in its place.
-    async fn hand_over(&mut self, due: &mut Due) -> Result<Result<Stored, ChannelError>, Stopped> {
+    async fn send_result(
+        &mut self,
+        due: &mut PendingResult,
+    ) -> Result<Result<StoreResponse, ChannelError>, Stopped> {
         let channel = &self.course.channel;
-        let sent = self.beside(channel.store(&due.id, &due.result)).await;
+        let sent = self.await_with_announce(channel.store_result(&due.id, &due.result)).await;
         let status = match sent {
-            Ok(stored @ Stored::Refused(status)) if is_refused_form(stored) => status,
+            Ok(stored @ StoreResponse::Refused(status)) if is_format_refusal(stored) => status,
             sent => return Ok(sent),
         };
-        let Some(short) = short_form(&due.result, status) else { return Ok(Ok(Stored::Refused(status))) };
-        tell::shortened(&due.id, status);
+        let Some(short) = shorten_result(&due.result, status) else {
+            return Ok(Ok(StoreResponse::Refused(status)));
+        };
+        tell::log_shortened_result(&due.id, status);
         due.result.clone_from(&short);
         let id = due.id.clone();
-        self.write(move |transactions| transactions.replace_result(&id, &short))
+        self.run_engine_call(move |transactions| transactions.replace_result(&id, &short))
             .await?
-            .unwrap_or_else(|why| tell::trouble("the short result is not kept", &why));
-        Ok(self.beside(channel.store(&due.id, &due.result)).await)
+            .unwrap_or_else(|why| tell::log_failure("the short result is not kept", &why));
+        Ok(self.await_with_announce(channel.store_result(&due.id, &due.result)).await)
     }
 
     /// The result that a stop leaves behind gets one quick try; the next start does the rest.
-    async fn last_try(&mut self, due: &Due) {
-        let store = self.course.channel.store(&due.id, &due.result);
-        let sent = timeout(LAST_TRY, store).await;
+    async fn try_final_delivery(&mut self, due: &PendingResult) {
+        let store = self.course.channel.store_result(&due.id, &due.result);
+        let sent = timeout(FINAL_DELIVERY_TIMEOUT, store).await;
         if let Ok(Ok(stored)) = sent
-            && !is_refused_form(stored)
+            && !is_format_refusal(stored)
         {
-            let _ = self.settle(due, stored).await;
+            let _ = self.finish_delivery(due, stored).await;
         }
     }
 
-    async fn settle(&mut self, due: &Due, stored: Stored) -> Result<(), Stopped> {
-        tell::stored(&due.id, stored);
-        if self.settled.len() == SETTLED_MAX {
+    async fn finish_delivery(&mut self, due: &PendingResult, stored: StoreResponse) -> Result<(), Stopped> {
+        tell::log_delivery(&due.id, stored);
+        if self.settled.len() == MAX_DELIVERED_IDS {
             self.settled.pop_front();
         }
         self.settled.push_back(due.id.clone());
         if due.recorded {
             let id = due.id.clone();
-            self.write(move |transactions| transactions.delivered(&id))
+            self.run_engine_call(move |transactions| transactions.mark_delivered(&id))
                 .await?
-                .unwrap_or_else(|why| tell::trouble("that a result was delivered is not kept", &why));
+                .unwrap_or_else(|why| tell::log_failure("that a result was delivered is not kept", &why));
         }
         Ok(())
     }
 
-    fn poll_failed(&mut self, trouble: Trouble, hint: Hint) {
-        self.next_poll = Instant::now() + self.backoff.failure(hint, (self.course.random)());
-        self.course.report.poll_failed(trouble);
+    fn handle_poll_failure(&mut self, trouble: ChannelFault, hint: RetryClass) {
+        self.next_poll = Instant::now() + self.backoff.record_failure(hint, (self.course.random)());
+        self.course.report.record_poll_failure(trouble);
     }
 
     /// Ends the hold of sshd before its time where there is no metadata service for certain, and has not been for a while.
-    async fn end_hold(&mut self, error: &ChannelError) {
+    async fn signal_ready_if_no_service(&mut self, error: &ChannelError) {
         let course = self.course;
         if course.report.is_ready() {
             return;
         }
         let certain_after = match error {
-            ChannelError::NoWay(_) => {
-                let awaits =
-                    self.beside(course.worker.read(|transactions| transactions.expects_network())).await;
-                (awaits == Ok(false)).then_some(NO_WAY)
+            ChannelError::Unreachable(_) => {
+                let awaits = self
+                    .await_with_announce(
+                        course.worker.run_read_only(|transactions| transactions.expects_network()),
+                    )
+                    .await;
+                (awaits == Ok(false)).then_some(ROUTE_ABSENT_AFTER)
             }
-            error => error.is_anothers_answer().then_some(NOBODY),
+            error => error.is_from_other_service().then_some(SERVICE_ABSENT_AFTER),
         };
         let Some(certain_after) = certain_after else {
             self.absent_since = None;
@@ -480,66 +507,74 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         };
         if self.absent_since.get_or_insert_with(Instant::now).elapsed() >= certain_after {
             tracing::info!("there is no metadata service here ({error}): sshd is not held any longer");
-            course.report.ready();
+            course.report.notify_ready();
         }
     }
 
     /// How long to stay away after a failed call; of a long poll, that had been held so long.
-    fn pause(&mut self, error: &ChannelError, held: Option<Duration>) -> Duration {
-        if error.never_left_the_host() && !self.course.report.is_ready() {
+    fn choose_retry_delay(&mut self, error: &ChannelError, held: Option<Duration>) -> Duration {
+        if error.is_network_unreachable() && !self.course.report.is_ready() {
             return NO_NETWORK_PAUSE;
         }
         let hint = match held {
-            Some(held) => self.hint_of_poll(error, held),
-            None => hint(error),
+            Some(held) => self.classify_poll_error(error, held),
+            None => to_retry_class(error),
         };
-        self.backoff.failure(hint, (self.course.random)())
+        self.backoff.record_failure(hint, (self.course.random)())
     }
 
     /// What the failure of a poll that was held so long says, and what follows for the next ones.
-    fn hint_of_poll(&mut self, error: &ChannelError, held: Duration) -> Hint {
-        let is_everyones = self.holds || held > HELD;
+    fn classify_poll_error(&mut self, error: &ChannelError, held: Duration) -> RetryClass {
+        let affects_all_agents = self.holds || held > LONG_POLL_THRESHOLD;
         let hint = match error {
-            ChannelError::Status { status: 429 | 500.., retry_after: None } if is_everyones => Hint::Busy,
-            ChannelError::Cut { .. } if held > HELD || self.holds && self.backoff.is_new() => Hint::Cut,
-            // All who wait for its end come back as seldom as this, or it would find a crowd at its door.
-            ChannelError::Cut { .. } | ChannelError::Refused | ChannelError::TimedOut(_)
-                if self.holds && !self.backoff.is_new() =>
-            {
-                Hint::Busy
+            ChannelError::Status { status: 429 | 500.., retry_after: None } if affects_all_agents => {
+                RetryClass::Busy
             }
-            _ => hint(error),
+            ChannelError::Disconnected { .. }
+                if held > LONG_POLL_THRESHOLD || self.holds && self.backoff.has_no_failures() =>
+            {
+                RetryClass::Disconnected
+            }
+            // All who wait for its end come back as seldom as this, or it would find a crowd at its door.
+            ChannelError::Disconnected { .. }
+            | ChannelError::ConnectionRefused
+            | ChannelError::TimedOut(_)
+                if self.holds && !self.backoff.has_no_failures() =>
+            {
+                RetryClass::Busy
+            }
+            _ => to_retry_class(error),
         };
         let answered = matches!(error, ChannelError::Status { .. });
-        self.busy |= answered && is_everyones;
+        self.busy |= answered && affects_all_agents;
         // Who is sent away at once came in his turn, and comes back in it; all others lost theirs together.
-        self.in_step |= self.holds && (!answered || held > HELD);
+        self.in_step |= self.holds && (!answered || held > LONG_POLL_THRESHOLD);
         hint
     }
 
     /// A call ended well, and with it maybe an outage: then what runs here is told anew.
-    fn went_well(&mut self, outage: bool) {
-        self.backoff.success();
+    fn handle_success(&mut self, outage: bool) {
+        self.backoff.record_success();
         let busy = std::mem::take(&mut self.busy);
         if outage && !self.announce.due {
             let spread = match (busy, self.holds) {
-                (true, _) => LATE_NEWS_SPREAD,
-                (false, true) => NEWS_SPREAD,
+                (true, _) => ANNOUNCE_SPREAD_AFTER_OVERLOAD,
+                (false, true) => ANNOUNCE_SPREAD,
                 (false, false) => Duration::ZERO,
             };
             self.announce.due = true;
-            self.announce.spread_until = Instant::now() + uniform(spread, (self.course.random)());
+            self.announce.spread_until = Instant::now() + uniform_duration(spread, (self.course.random)());
         }
     }
 
-    async fn summarize(&mut self) {
+    async fn refresh_summary(&mut self) {
         let course = self.course;
-        if let Ok(summary) = self.beside(course.worker.read(T::summary)).await {
-            course.report.summary(summary);
+        if let Ok(summary) = self.await_with_announce(course.worker.run_read_only(T::summary)).await {
+            course.report.set_summary(summary);
         }
     }
 
-    fn announce_if_due(&mut self) {
+    fn start_announce_if_due(&mut self) {
         let course = self.course;
         let announce = &mut self.announce;
         if !announce.due
@@ -550,7 +585,7 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
         }
         announce.due = false;
         announce.flying = Some(Box::pin(async move {
-            match course.worker.read(T::describe).await {
+            match course.worker.run_read_only(T::build_agent_report).await {
                 Ok(document) => course.channel.announce(&document).await,
                 Err(_) => Ok(()),
             }
@@ -558,28 +593,29 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     }
 
     /// A call that changes something; what comes after it is no longer begun once `stop` is set.
-    async fn write<R: Send + 'static>(
+    async fn run_engine_call<R: Send + 'static>(
         &mut self,
         call: impl FnOnce(&mut T) -> Result<R, String> + Send + 'static,
     ) -> Result<Result<R, String>, Stopped> {
         let course = self.course;
-        let outcome = self.beside(course.worker.write(call)).await.and_then(|outcome| outcome);
-        self.unless_stopped(outcome)
+        let outcome =
+            self.await_with_announce(course.worker.run_mutating(call)).await.and_then(|outcome| outcome);
+        self.check_stopped(outcome)
     }
 
-    fn unless_stopped<R>(&self, value: R) -> Result<R, Stopped> {
+    fn check_stopped<R>(&self, value: R) -> Result<R, Stopped> {
         if self.course.stop.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(value) }
     }
 
     /// Waits for `main`, and lets an announcement go on meanwhile.
-    async fn beside<F: Future>(&mut self, main: F) -> F::Output {
+    async fn await_with_announce<F: Future>(&mut self, main: F) -> F::Output {
         let mut main = pin!(main);
         let random = self.course.random;
         poll_fn(|context| {
             if let Some(flying) = &mut self.announce.flying
                 && let Poll::Ready(announced) = flying.as_mut().poll(context)
             {
-                self.announce.landed(announced, random);
+                self.announce.handle_completion(announced, random);
             }
             main.as_mut().poll(context)
         })
@@ -587,21 +623,22 @@ impl<'a, C: Channel, T: Transactions, M: Manager> Walk<'a, C, T, M> {
     }
 }
 
-impl Announce<'_> {
-    fn landed(&mut self, announced: Result<(), ChannelError>, random: fn() -> u64) {
+impl Announcer<'_> {
+    fn handle_completion(&mut self, announced: Result<(), ChannelError>, random: fn() -> u64) {
         self.flying = None;
         match announced {
             Ok(()) => {
-                self.backoff.success();
+                self.backoff.record_success();
                 self.failure = None;
             }
             Err(error) => {
                 if self.failure.replace(error.kind()) != Some(error.kind()) {
-                    tell::announce_failed(&error);
+                    tell::log_announce_failure(&error);
                 }
                 if !error.is_final() {
                     self.due = true;
-                    self.not_before = Instant::now() + self.backoff.failure(hint(&error), random());
+                    self.not_before =
+                        Instant::now() + self.backoff.record_failure(to_retry_class(&error), random());
                 }
             }
         }
@@ -609,11 +646,11 @@ impl Announce<'_> {
 }
 
 /// Whether it is the form of a result that the service refuses: a short one may be taken.
-fn is_refused_form(stored: Stored) -> bool {
-    matches!(stored, Stored::Refused(400 | 413 | 422))
+fn is_format_refusal(stored: StoreResponse) -> bool {
+    matches!(stored, StoreResponse::Refused(400 | 413 | 422))
 }
 
 /// What a failure says about the pause after it.
-fn hint(error: &ChannelError) -> Hint {
-    error.retry_after().map_or(Hint::None, Hint::RetryAfter)
+fn to_retry_class(error: &ChannelError) -> RetryClass {
+    error.retry_after().map_or(RetryClass::Ordinary, RetryClass::RetryAfter)
 }

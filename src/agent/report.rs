@@ -7,29 +7,29 @@ use std::path::PathBuf;
 use sd_notify::NotifyState;
 
 use crate::channel::ChannelError;
-use crate::channel::state::{ChannelState, InFlight, Phase, since_boot};
-use crate::logging::{Event, now};
+use crate::channel::state::{ChannelPhase, ChannelStatus, InFlight, boottime_seconds};
+use crate::logging::{Event, now_rfc3339};
 use crate::policy::types::CommandId;
 use crate::transaction::pulse;
 
 /// Who started us and waits to hear from us.
-pub(super) trait Manager {
+pub(super) trait ServiceManager {
     /// Tells it something.
-    fn tell(&self, news: &[NotifyState<'_>]);
+    fn notify(&self, news: &[NotifyState<'_>]);
 }
 
 /// Nobody.
-pub(super) struct Nobody;
+pub(super) struct NoopManager;
 
-impl Manager for Nobody {
-    fn tell(&self, _: &[NotifyState<'_>]) {}
+impl ServiceManager for NoopManager {
+    fn notify(&self, _: &[NotifyState<'_>]) {}
 }
 
 /// systemd, where it listens.
 pub(super) struct Systemd;
 
-impl Manager for Systemd {
-    fn tell(&self, news: &[NotifyState<'_>]) {
+impl ServiceManager for Systemd {
+    fn notify(&self, news: &[NotifyState<'_>]) {
         if let Err(error) = sd_notify::notify(news) {
             tracing::debug!("systemd was not told: {error}");
         }
@@ -38,34 +38,34 @@ impl Manager for Systemd {
 
 /// Why the channel counts as failing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum ChannelFault {
     /// A call failed; what it was for.
-    Call(&'static str, ChannelError),
+    CallFailed(&'static str, ChannelError),
     /// `404` where commands should be.
     NoQueue,
     /// What came cannot be answered.
     Unanswerable(String),
     /// What came was answered before, finally.
-    HandedOutAgain(CommandId),
+    Redelivered(CommandId),
 }
 
-impl Trouble {
+impl ChannelFault {
     /// Whether a person who was told of the one needs not be told of the other.
-    fn is_like(&self, other: &Self) -> bool {
+    fn is_same_kind(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Call(_, one), Self::Call(_, other)) => one.kind() == other.kind(),
+            (Self::CallFailed(_, one), Self::CallFailed(_, other)) => one.kind() == other.kind(),
             _ => self == other,
         }
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for ChannelFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Call(what, error) => write!(f, "{what}: {error}"),
+            Self::CallFailed(what, error) => write!(f, "{what}: {error}"),
             Self::NoQueue => f.write_str("the service has no command queue for this instance (404)"),
             Self::Unanswerable(why) => write!(f, "what came cannot be answered: {why}"),
-            Self::HandedOutAgain(id) => {
+            Self::Redelivered(id) => {
                 write!(f, "the service hands out {id} again although it has answered its result")
             }
         }
@@ -73,46 +73,51 @@ impl fmt::Display for Trouble {
 }
 
 /// Keeps what was said last.
-pub(super) struct Report<M> {
+pub(super) struct StatusReporter<M> {
     /// Where `status` finds the channel's state; `None` where nobody asks.
     run_dir: Option<PathBuf>,
     manager: M,
     ready: Cell<bool>,
-    said: RefCell<Said>,
+    said: RefCell<ReportedStatus>,
 }
 
-struct Said {
-    state: ChannelState,
-    trouble: Option<Trouble>,
+struct ReportedStatus {
+    state: ChannelStatus,
+    trouble: Option<ChannelFault>,
     summary: String,
     status: String,
     unwritable: bool,
 }
 
-impl<M: Manager> Report<M> {
+impl<M: ServiceManager> StatusReporter<M> {
     /// Writes the first state.
     pub(super) fn new(run_dir: Option<PathBuf>, manager: M) -> Self {
-        let state = ChannelState {
+        let state = ChannelStatus {
             pid: std::process::id(),
-            started_at: now(),
-            state: Phase::Starting,
+            started_at: now_rfc3339(),
+            state: ChannelPhase::Starting,
             last_poll_at: None,
             last_poll_succeeded: None,
             failure: None,
             failing_since: None,
             in_flight: None,
         };
-        let said =
-            Said { state, trouble: None, summary: String::new(), status: String::new(), unwritable: false };
+        let said = ReportedStatus {
+            state,
+            trouble: None,
+            summary: String::new(),
+            status: String::new(),
+            unwritable: false,
+        };
         let report = Self { run_dir, manager, ready: Cell::new(false), said: RefCell::new(said) };
-        report.say();
+        report.publish();
         report
     }
 
     /// `READY=1`, once.
-    pub(super) fn ready(&self) {
+    pub(super) fn notify_ready(&self) {
         if !self.ready.replace(true) {
-            self.manager.tell(&[NotifyState::Ready]);
+            self.manager.notify(&[NotifyState::Ready]);
         }
     }
 
@@ -122,102 +127,106 @@ impl<M: Manager> Report<M> {
     }
 
     /// `WATCHDOG=1`
-    pub(super) fn watchdog(&self) {
-        self.manager.tell(&[NotifyState::Watchdog]);
+    pub(super) fn notify_watchdog(&self) {
+        self.manager.notify(&[NotifyState::Watchdog]);
     }
 
-    /// `STOPPING=1`
-    pub(super) fn stopping(&self) {
-        self.manager.tell(&[NotifyState::Stopping]);
+    /// `STOPPING_MESSAGE=1`
+    pub(super) fn notify_stopping(&self) {
+        self.manager.notify(&[NotifyState::Stopping]);
     }
 
     /// Something begins to be carried out: this command, or what is left of an earlier one.
-    pub(super) fn begins(&self, command_id: Option<CommandId>) {
-        let in_flight =
-            InFlight { command_id, since: now(), since_boot: since_boot(), step: pulse::seen().1.to_owned() };
+    pub(super) fn set_in_flight(&self, command_id: Option<CommandId>) {
+        let in_flight = InFlight {
+            command_id,
+            since: now_rfc3339(),
+            since_boot: boottime_seconds(),
+            step: pulse::read_progress().1.to_owned(),
+        };
         self.said.borrow_mut().state.in_flight = Some(in_flight);
-        self.say();
+        self.publish();
     }
 
     /// It came to its end.
-    pub(super) fn ends(&self) {
+    pub(super) fn clear_in_flight(&self) {
         self.said.borrow_mut().state.in_flight = None;
-        self.say();
+        self.publish();
     }
 
     /// Which step it is in by now.
-    pub(super) fn follow(&self) {
+    pub(super) fn refresh_step(&self) {
         let mut said = self.said.borrow_mut();
-        let (_, step) = pulse::seen();
+        let (_, step) = pulse::read_progress();
         match &mut said.state.in_flight {
             Some(in_flight) if in_flight.step != step => step.clone_into(&mut in_flight.step),
             _ => return,
         }
         drop(said);
-        self.say();
+        self.publish();
     }
 
     /// What the guest's side looks like, in a few words.
-    pub(super) fn summary(&self, summary: String) {
+    pub(super) fn set_summary(&self, summary: String) {
         self.said.borrow_mut().summary = summary;
-        self.say_status();
+        self.publish_status_line();
     }
 
     /// A poll ended well. Says whether that ends an outage.
-    pub(super) fn polled(&self) -> bool {
-        self.end_of_poll(true);
-        self.works()
+    pub(super) fn record_poll_success(&self) -> bool {
+        self.record_poll_end(true);
+        self.record_channel_success()
     }
 
     /// A call of another kind ended well. Says whether that ends an outage.
-    pub(super) fn works(&self) -> bool {
+    pub(super) fn record_channel_success(&self) -> bool {
         let mut said = self.said.borrow_mut();
         let outage = said.trouble.take().is_some();
-        if outage || said.state.state == Phase::Starting {
-            tracing::info!(MESSAGE_ID = Event::ChannelWorks.id(), "the channel works");
+        if outage || said.state.state == ChannelPhase::Starting {
+            tracing::info!(MESSAGE_ID = Event::ChannelUp.id(), "the channel works");
         }
-        said.state.state = Phase::Polling;
+        said.state.state = ChannelPhase::Polling;
         said.state.failure = None;
         said.state.failing_since = None;
         drop(said);
-        self.say();
+        self.publish();
         outage
     }
 
     /// A poll failed.
-    pub(super) fn poll_failed(&self, trouble: Trouble) {
-        self.end_of_poll(false);
-        self.failed(trouble);
+    pub(super) fn record_poll_failure(&self, trouble: ChannelFault) {
+        self.record_poll_end(false);
+        self.record_channel_failure(trouble);
     }
 
     /// A call of another kind failed.
-    pub(super) fn failed(&self, trouble: Trouble) {
+    pub(super) fn record_channel_failure(&self, trouble: ChannelFault) {
         let mut said = self.said.borrow_mut();
-        if !said.trouble.as_ref().is_some_and(|last| last.is_like(&trouble)) {
+        if !said.trouble.as_ref().is_some_and(|last| last.is_same_kind(&trouble)) {
             let event = match trouble {
-                Trouble::Unanswerable(_) => Event::CommandUnanswerable,
-                _ => Event::ChannelFails,
+                ChannelFault::Unanswerable(_) => Event::CommandUnanswerable,
+                _ => Event::ChannelDown,
             };
             tracing::warn!(MESSAGE_ID = event.id(), "the channel fails: {trouble}");
             said.state.failure = Some(trouble.to_string());
         }
         if said.trouble.is_none() {
-            said.state.failing_since = Some(now());
+            said.state.failing_since = Some(now_rfc3339());
         }
-        said.state.state = Phase::Failing;
+        said.state.state = ChannelPhase::Failing;
         said.trouble = Some(trouble);
         drop(said);
-        self.say();
+        self.publish();
     }
 
-    fn end_of_poll(&self, succeeded: bool) {
+    fn record_poll_end(&self, succeeded: bool) {
         let mut said = self.said.borrow_mut();
-        said.state.last_poll_at = Some(now());
+        said.state.last_poll_at = Some(now_rfc3339());
         said.state.last_poll_succeeded = Some(succeeded);
     }
 
     /// Writes the state for `status`, and tells systemd.
-    fn say(&self) {
+    fn publish(&self) {
         if let Some(run_dir) = &self.run_dir {
             let mut said = self.said.borrow_mut();
             let written = said.state.write(run_dir);
@@ -229,20 +238,20 @@ impl<M: Manager> Report<M> {
             }
             said.unwritable = written.is_err();
         }
-        self.say_status();
+        self.publish_status_line();
     }
 
-    fn say_status(&self) {
+    fn publish_status_line(&self) {
         let mut said = self.said.borrow_mut();
         let channel = match (&said.state.state, &said.state.failure) {
-            (Phase::Starting, _) => "starting".to_owned(),
-            (Phase::Failing, Some(failure)) => format!("channel failing: {failure}"),
+            (ChannelPhase::Starting, _) => "starting".to_owned(),
+            (ChannelPhase::Failing, Some(failure)) => format!("channel failing: {failure}"),
             _ => "waiting for commands".to_owned(),
         };
         let status = if said.summary.is_empty() { channel } else { format!("{}; {channel}", said.summary) };
         if status != said.status {
             // One line: systemd takes a newline for the next assignment.
-            self.manager.tell(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
+            self.manager.notify(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
             said.status = status;
         }
     }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Transactions;
+use super::CommandEngine;
 use crate::transaction::at_rest;
 
 /// Hands calls to the blocking thread.
@@ -14,7 +14,7 @@ pub(super) struct Worker<T> {
     calls: Cell<usize>,
 }
 
-impl<T: Transactions> Worker<T> {
+impl<T: CommandEngine> Worker<T> {
     pub(super) fn new(transactions: T) -> Self {
         Self {
             transactions: Arc::new(Mutex::new(transactions)),
@@ -27,7 +27,7 @@ impl<T: Transactions> Worker<T> {
     ///
     /// # Errors
     /// Where the thread ended within the call.
-    pub(super) async fn read<R: Send + 'static>(
+    pub(super) async fn run_read_only<R: Send + 'static>(
         &self,
         call: impl FnOnce(&mut T) -> R + Send + 'static,
     ) -> Result<R, String> {
@@ -47,12 +47,12 @@ impl<T: Transactions> Worker<T> {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub(super) async fn write<R: Send + 'static>(
+    pub(super) async fn run_mutating<R: Send + 'static>(
         &self,
         call: impl FnOnce(&mut T) -> R + Send + 'static,
     ) -> Result<R, String> {
         self.writing.set(true);
-        let outcome = self.read(call).await;
+        let outcome = self.run_read_only(call).await;
         self.writing.set(false);
         outcome
     }

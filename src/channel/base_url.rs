@@ -144,7 +144,7 @@ mod tests {
 
     /// KP-3.1.
     #[test]
-    fn good_ones() {
+    fn base_url_valid_text_is_parsed_and_normalized() {
         for (text, shown, address) in [
             (
                 "http://169.254.169.254/metadata/latest",
@@ -171,7 +171,7 @@ mod tests {
 
     /// KP-3.1.
     #[test]
-    fn bad_ones_say_why() {
+    fn base_url_invalid_text_is_refused_with_cause() {
         for (text, word) in [
             ("", "http://"),
             ("https://169.254.169.254/", "http://"),

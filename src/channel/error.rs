@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 /// Why an answer cannot be used. Its text is never repeated: it is someone else's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unusable {
+pub enum UnusableResponse {
     /// More than 64 KiB of body.
     TooLarge,
     /// No HTTP/1.1 answer, one whose framing is broken, or one with more of a header than is read.
@@ -23,18 +23,18 @@ pub enum Unusable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelError {
     /// Nobody listens there.
-    Refused,
+    ConnectionRefused,
     /// The host's own rules keep us from going there: `EACCES` from the route (a guard on the metadata
     /// address), `EPERM` from a packet filter.
     Forbidden(Errno),
     /// `ENETUNREACH`, `EHOSTUNREACH`, `EADDRNOTAVAIL`: the network is not up, or has no way there.
-    NoWay(Errno),
+    Unreachable(Errno),
     /// The connection could not be made for another reason.
     Connect(Option<Errno>),
     /// No whole answer within the time of the call.
     TimedOut(Duration),
     /// The connection ended before the whole answer was there.
-    Cut {
+    Disconnected {
         /// How long the call had waited.
         waited: Duration,
     },
@@ -42,59 +42,59 @@ pub enum ChannelError {
     Status {
         /// The status.
         status: u16,
-        /// What the service asked for, bounded by [`super::backoff::RETRY_AFTER_MAX`].
+        /// What the service asked for, bounded by [`super::backoff::MAX_RETRY_AFTER`].
         retry_after: Option<Duration>,
     },
     /// An answer that cannot be used.
-    Unusable(Unusable),
+    Unusable(UnusableResponse),
 }
 
 /// What two failures have in common when a person would call them the same: the loop says a failure when
 /// this changes, not at every try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ChannelErrorKind {
     /// [`ChannelError::Refused`].
-    Refused,
+    ConnectionRefused,
     /// [`ChannelError::Forbidden`].
     Forbidden,
-    /// [`ChannelError::NoWay`].
-    NoWay,
+    /// [`ChannelError::Unreachable`].
+    Unreachable,
     /// [`ChannelError::Connect`].
     Connect(Option<Errno>),
     /// [`ChannelError::TimedOut`].
     TimedOut,
     /// [`ChannelError::Cut`].
-    Cut,
+    Disconnected,
     /// [`ChannelError::Status`], by status.
     Status(u16),
-    /// [`ChannelError::Unusable`].
-    Unusable(Unusable),
+    /// [`ChannelError::UnusableResponse`].
+    Unusable(UnusableResponse),
 }
 
 impl ChannelError {
     /// What a failed connect means.
     pub fn from_connect(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ECONNREFUSED) => Self::Refused,
+            Some(Errno::ECONNREFUSED) => Self::ConnectionRefused,
             Some(errno @ (Errno::EACCES | Errno::EPERM)) => Self::Forbidden(errno),
             Some(errno @ (Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EADDRNOTAVAIL)) => {
-                Self::NoWay(errno)
+                Self::Unreachable(errno)
             }
             errno => Self::Connect(errno),
         }
     }
 
     /// The kind by which changes are told.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ChannelErrorKind {
         match self {
-            Self::Refused => Kind::Refused,
-            Self::Forbidden(_) => Kind::Forbidden,
-            Self::NoWay(_) => Kind::NoWay,
-            Self::Connect(errno) => Kind::Connect(*errno),
-            Self::TimedOut(_) => Kind::TimedOut,
-            Self::Cut { .. } => Kind::Cut,
-            Self::Status { status, .. } => Kind::Status(*status),
-            Self::Unusable(why) => Kind::Unusable(*why),
+            Self::ConnectionRefused => ChannelErrorKind::ConnectionRefused,
+            Self::Forbidden(_) => ChannelErrorKind::Forbidden,
+            Self::Unreachable(_) => ChannelErrorKind::Unreachable,
+            Self::Connect(errno) => ChannelErrorKind::Connect(*errno),
+            Self::TimedOut(_) => ChannelErrorKind::TimedOut,
+            Self::Disconnected { .. } => ChannelErrorKind::Disconnected,
+            Self::Status { status, .. } => ChannelErrorKind::Status(*status),
+            Self::Unusable(why) => ChannelErrorKind::Unusable(*why),
         }
     }
 
@@ -107,16 +107,16 @@ impl ChannelError {
     }
 
     /// Whether the call failed for want of a network here, so that asking again soon troubles no service.
-    pub fn never_left_the_host(&self) -> bool {
-        matches!(self, Self::NoWay(_))
+    pub fn is_network_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
     }
 
     /// Whether somebody answers at the address who is no metadata service of this cloud: a refusal, or a `4xx` that another
     /// cloud's service has for a path or a method that it does not know.
-    pub fn is_anothers_answer(&self) -> bool {
+    pub fn is_from_other_service(&self) -> bool {
         match self {
-            Self::Refused => true,
-            Self::Status { status, retry_after: None } => final_refusal(*status) || *status == 401,
+            Self::ConnectionRefused => true,
+            Self::Status { status, retry_after: None } => is_final_refusal(*status) || *status == 401,
             _ => false,
         }
     }
@@ -124,19 +124,19 @@ impl ChannelError {
     /// Whether the service answered something final that trying again does not cure: a `4xx` that is none of
     /// 401, 408 and 429.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Status { status, .. } if final_refusal(*status))
+        matches!(self, Self::Status { status, .. } if is_final_refusal(*status))
     }
 }
 
 /// Whether a status refuses for good (KP-3.9: 3xx, 401, 408, 429 and 5xx are tried again).
-pub(super) fn final_refusal(status: u16) -> bool {
+pub(super) fn is_final_refusal(status: u16) -> bool {
     (400..500).contains(&status) && !matches!(status, 401 | 408 | 429)
 }
 
 impl fmt::Display for ChannelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused => f.write_str("connection refused: nobody listens there"),
+            Self::ConnectionRefused => f.write_str("connection refused: nobody listens there"),
             Self::Forbidden(Errno::EPERM) => {
                 f.write_str("a packet filter of this host forbids the connection (EPERM)")
             }
@@ -144,31 +144,33 @@ impl fmt::Display for ChannelError {
                 f,
                 "the route forbids it ({errno:?}): this host guards the metadata address, see `ip route` and `ip rule`"
             ),
-            Self::NoWay(Errno::ENETUNREACH) => {
+            Self::Unreachable(Errno::ENETUNREACH) => {
                 f.write_str("network unreachable (ENETUNREACH): no route there, or no link yet")
             }
-            Self::NoWay(Errno::EHOSTUNREACH) => {
+            Self::Unreachable(Errno::EHOSTUNREACH) => {
                 f.write_str("host unreachable (EHOSTUNREACH): nobody on the link answers for the address")
             }
-            Self::NoWay(errno) => write!(f, "no local address to come from ({errno:?})"),
+            Self::Unreachable(errno) => write!(f, "no local address to come from ({errno:?})"),
             Self::Connect(Some(errno)) => write!(f, "cannot connect: {} ({errno:?})", errno.desc()),
             Self::Connect(None) => f.write_str("cannot connect"),
             Self::TimedOut(limit) => write!(f, "timed out: no whole answer within {} s", limit.as_secs()),
-            Self::Cut { waited } => {
+            Self::Disconnected { waited } => {
                 write!(f, "the connection was cut without an answer, after {} s", waited.as_secs())
             }
             Self::Status { status, retry_after: None } => write!(f, "the service answered {status}"),
             Self::Status { status, retry_after: Some(delay) } => {
                 write!(f, "the service answered {status}, asking for a pause of {} s", delay.as_secs())
             }
-            Self::Unusable(Unusable::TooLarge) => f.write_str("unusable answer: over 64 KiB"),
-            Self::Unusable(Unusable::NotHttp) => {
+            Self::Unusable(UnusableResponse::TooLarge) => f.write_str("unusable answer: over 64 KiB"),
+            Self::Unusable(UnusableResponse::NotHttp) => {
                 f.write_str("unusable answer: not HTTP/1.1, broken, or with too large a header")
             }
-            Self::Unusable(Unusable::TooManyInterim) => {
+            Self::Unusable(UnusableResponse::TooManyInterim) => {
                 f.write_str("unusable answer: more than 8 of 1xx in one call")
             }
-            Self::Unusable(Unusable::InstanceId) => f.write_str("unusable answer: not an instance id"),
+            Self::Unusable(UnusableResponse::InstanceId) => {
+                f.write_str("unusable answer: not an instance id")
+            }
         }
     }
 }
@@ -179,14 +181,14 @@ impl std::error::Error for ChannelError {}
 mod tests {
     use super::*;
 
-    fn connect(errno: Errno) -> ChannelError {
+    fn connect_error(errno: Errno) -> ChannelError {
         ChannelError::from_connect(&io::Error::from_raw_os_error(errno as i32))
     }
 
     /// KP-3.19.
     #[test]
-    fn each_failure_has_its_own_words() {
-        let words = |errno| connect(errno).to_string();
+    fn channel_error_messages_name_their_cause() {
+        let words = |errno| connect_error(errno).to_string();
         assert!(words(Errno::ECONNREFUSED).contains("refused"));
         assert!(words(Errno::EACCES).contains("the route forbids it"));
         assert!(words(Errno::EPERM).contains("packet filter"));
@@ -196,24 +198,24 @@ mod tests {
     }
 
     #[test]
-    fn only_a_missing_network_never_left_the_host() {
+    fn network_unreachable_covers_missing_network_only() {
         for errno in [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EADDRNOTAVAIL] {
-            assert!(connect(errno).never_left_the_host(), "{errno}");
+            assert!(connect_error(errno).is_network_unreachable(), "{errno}");
         }
         for errno in [Errno::ECONNREFUSED, Errno::EACCES, Errno::ETIMEDOUT] {
-            assert!(!connect(errno).never_left_the_host(), "{errno}");
+            assert!(!connect_error(errno).is_network_unreachable(), "{errno}");
         }
     }
 
     #[test]
-    fn a_kind_is_stable_where_only_numbers_differ() {
-        let cut = |seconds| ChannelError::Cut { waited: Duration::from_secs(seconds) };
+    fn error_kind_ignores_duration_and_keeps_status() {
+        let cut = |seconds| ChannelError::Disconnected { waited: Duration::from_secs(seconds) };
         assert_eq!(cut(1).kind(), cut(9).kind());
-        assert_ne!(cut(1).kind(), ChannelError::Refused.kind());
+        assert_ne!(cut(1).kind(), ChannelError::ConnectionRefused.kind());
         let status = |status| ChannelError::Status { status, retry_after: None };
         assert_ne!(status(500).kind(), status(503).kind());
-        assert!(status(401).is_anothers_answer() && status(404).is_anothers_answer());
-        assert!(![302, 408, 429, 500, 503].into_iter().any(|code| status(code).is_anothers_answer()));
+        assert!(status(401).is_from_other_service() && status(404).is_from_other_service());
+        assert!(![302, 408, 429, 500, 503].into_iter().any(|code| status(code).is_from_other_service()));
         assert!(status(403).is_final() && status(410).is_final());
         assert!(![302, 401, 408, 429, 500, 503].into_iter().any(|code| status(code).is_final()));
     }

@@ -18,24 +18,24 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::base_url::BaseUrl;
-use super::error::{ChannelError, Unusable, final_refusal};
-use super::retry_after::retry_after;
-use super::stream::Stream;
-use super::{Channel, Delivery, Polled, Stored};
+use super::error::{ChannelError, UnusableResponse, is_final_refusal};
+use super::retry_after::parse_retry_after;
+use super::stream::HyperTcpStream;
+use super::{Channel, Delivery, Polled, StoreResponse};
 use crate::policy::command::Origin;
 use crate::policy::types::{CommandId, InstanceId};
 
 /// The most of a body that is read.
-const BODY_MAX: usize = 64 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// The most of a header that is read; hyper itself takes 100 lines at most.
-const HEAD_MAX: usize = 16 * 1024;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// The most answers of 1xx in a call.
-const INTERIM_MAX: usize = 8;
+const MAX_INTERIM_RESPONSES: usize = 8;
 
 /// The time of a call, beyond what a long poll waits.
-const CALL_LIMIT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The metadata service's channel.
 #[derive(Debug, Clone)]
@@ -45,13 +45,13 @@ pub struct HttpChannel {
 }
 
 /// What came back. A body is kept only where it is the answer.
-struct Answer {
+struct HttpResponse {
     status: StatusCode,
     retry_after: Option<Duration>,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpResponse {
     /// The failure that this status is.
     fn into_error(self) -> ChannelError {
         ChannelError::Status { status: self.status.as_u16(), retry_after: self.retry_after }
@@ -61,7 +61,7 @@ impl Answer {
 impl HttpChannel {
     /// The channel of the service at `base`.
     pub fn new(base: BaseUrl) -> Self {
-        Self { base, call_limit: CALL_LIMIT }
+        Self { base, call_limit: CALL_TIMEOUT }
     }
 
     /// One call: one connection, one clock around all of it, so that an answer that drips is bounded too.
@@ -71,17 +71,17 @@ impl HttpChannel {
         path: &str,
         body: Option<&str>,
         wait: Duration,
-    ) -> Result<Answer, ChannelError> {
+    ) -> Result<HttpResponse, ChannelError> {
         let limit = wait + self.call_limit;
         let begun = Instant::now();
-        let request = self.request(method, path, body)?;
+        let request = self.build_request(method, path, body)?;
         match timeout(limit, self.exchange(request, begun)).await {
             Ok(answer) => answer,
             Err(_) => Err(ChannelError::TimedOut(limit)),
         }
     }
 
-    fn request(
+    fn build_request(
         &self,
         method: Method,
         path: &str,
@@ -99,29 +99,29 @@ impl HttpChannel {
         }
         let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
         // The base URL and the ids are valid by construction, so this does not fail.
-        request.body(body).map_err(|_| ChannelError::Unusable(Unusable::NotHttp))
+        request.body(body).map_err(|_| ChannelError::Unusable(UnusableResponse::NotHttp))
     }
 
     async fn exchange(
         &self,
         mut request: Request<Full<Bytes>>,
         begun: Instant,
-    ) -> Result<Answer, ChannelError> {
+    ) -> Result<HttpResponse, ChannelError> {
         let stream = TcpStream::connect(self.base.address())
             .await
             .map_err(|error| ChannelError::from_connect(&error))?;
-        let failed = |error: hyper::Error| meaning(&error, begun.elapsed());
+        let failed = |error: hyper::Error| classify_error(&error, begun.elapsed());
         let interim = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&interim);
         hyper::ext::on_informational(&mut request, move |_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let flooded = || interim.load(Ordering::Relaxed) > INTERIM_MAX;
-        let too_many = || Err(ChannelError::Unusable(Unusable::TooManyInterim));
+        let flooded = || interim.load(Ordering::Relaxed) > MAX_INTERIM_RESPONSES;
+        let too_many = || Err(ChannelError::Unusable(UnusableResponse::TooManyInterim));
         let (mut sender, connection) = http1::Builder::new()
-            .max_buf_size(HEAD_MAX)
-            .max_header_size(HEAD_MAX)
-            .handshake(Stream::new(stream))
+            .max_buf_size(MAX_HEADER_BYTES)
+            .max_header_size(MAX_HEADER_BYTES)
+            .handshake(HyperTcpStream::new(stream))
             .await
             .map_err(failed)?;
         let answer = async {
@@ -129,7 +129,7 @@ impl HttpChannel {
             if flooded() {
                 return too_many();
             }
-            read(response, begun).await
+            read_response(response, begun).await
         };
         // The connection is polled beside the answer, not against it: it may end first (the service closes
         // behind its last byte) while the answer still waits to be read.
@@ -158,32 +158,35 @@ impl HttpChannel {
 }
 
 /// Reads an answer; the body only where the answer is one, and 64 KiB of it at most.
-async fn read(response: Response<hyper::body::Incoming>, begun: Instant) -> Result<Answer, ChannelError> {
+async fn read_response(
+    response: Response<hyper::body::Incoming>,
+    begun: Instant,
+) -> Result<HttpResponse, ChannelError> {
     let status = response.status();
-    let retry_after = retry_after(response.headers());
+    let retry_after = parse_retry_after(response.headers());
     let mut body = Vec::new();
     if status == StatusCode::OK {
         let mut incoming = response.into_body();
-        if incoming.size_hint().lower() > BODY_MAX as u64 {
-            return Err(ChannelError::Unusable(Unusable::TooLarge));
+        if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
+            return Err(ChannelError::Unusable(UnusableResponse::TooLarge));
         }
         while let Some(frame) = incoming.frame().await {
-            let frame = frame.map_err(|error| meaning(&error, begun.elapsed()))?;
+            let frame = frame.map_err(|error| classify_error(&error, begun.elapsed()))?;
             if let Some(data) = frame.data_ref() {
-                if body.len() + data.len() > BODY_MAX {
-                    return Err(ChannelError::Unusable(Unusable::TooLarge));
+                if body.len() + data.len() > MAX_BODY_BYTES {
+                    return Err(ChannelError::Unusable(UnusableResponse::TooLarge));
                 }
                 body.extend_from_slice(data);
             }
         }
     }
-    Ok(Answer { status, retry_after, body })
+    Ok(HttpResponse { status, retry_after, body })
 }
 
 /// What a failed exchange means. Only the kind of hyper's error is looked at: its text could quote the answer.
-fn meaning(error: &hyper::Error, waited: Duration) -> ChannelError {
+fn classify_error(error: &hyper::Error, waited: Duration) -> ChannelError {
     if error.is_parse() {
-        return ChannelError::Unusable(Unusable::NotHttp);
+        return ChannelError::Unusable(UnusableResponse::NotHttp);
     }
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -191,18 +194,18 @@ fn meaning(error: &hyper::Error, waited: Duration) -> ChannelError {
             return match io.kind() {
                 // Broken chunks, says hyper with these kinds.
                 std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
-                    ChannelError::Unusable(Unusable::NotHttp)
+                    ChannelError::Unusable(UnusableResponse::NotHttp)
                 }
-                _ => ChannelError::Cut { waited },
+                _ => ChannelError::Disconnected { waited },
             };
         }
         source = cause.source();
     }
-    ChannelError::Cut { waited }
+    ChannelError::Disconnected { waited }
 }
 
 /// `i-…`, bare or as a JSON string (KP-3.5).
-fn instance_id(body: &[u8]) -> Option<InstanceId> {
+fn parse_instance_id(body: &[u8]) -> Option<InstanceId> {
     let text = std::str::from_utf8(body).ok()?.trim();
     if text.starts_with('"') {
         serde_json::from_str::<String>(text).ok()?.trim().parse().ok()
@@ -212,33 +215,33 @@ fn instance_id(body: &[u8]) -> Option<InstanceId> {
 }
 
 impl Channel for HttpChannel {
-    async fn instance_id(&self) -> Result<InstanceId, ChannelError> {
+    async fn fetch_instance_id(&self) -> Result<InstanceId, ChannelError> {
         let answer = self.call(Method::GET, "/instance-id", None, Duration::ZERO).await?;
         if answer.status != StatusCode::OK {
             return Err(answer.into_error());
         }
-        instance_id(&answer.body).ok_or(ChannelError::Unusable(Unusable::InstanceId))
+        parse_instance_id(&answer.body).ok_or(ChannelError::Unusable(UnusableResponse::InstanceId))
     }
 
-    async fn next(&self, wait: Duration) -> Result<Polled, ChannelError> {
+    async fn poll_command(&self, wait: Duration) -> Result<Polled, ChannelError> {
         let path = format!("/keypair/command?wait={}", wait.as_secs());
         let answer = self.call(Method::GET, &path, None, wait).await?;
         match answer.status {
             StatusCode::OK => Ok(Polled::Command(Delivery { bytes: answer.body, origin: Origin::Channel })),
-            StatusCode::NO_CONTENT => Ok(Polled::Nothing),
+            StatusCode::NO_CONTENT => Ok(Polled::NoCommand),
             StatusCode::NOT_FOUND => Ok(Polled::NoQueue(answer.retry_after)),
             _ => Err(answer.into_error()),
         }
     }
 
-    async fn store(&self, id: &CommandId, result: &str) -> Result<Stored, ChannelError> {
+    async fn store_result(&self, id: &CommandId, result: &str) -> Result<StoreResponse, ChannelError> {
         let path = format!("/keypair/results/{id}");
         let answer = self.call(Method::PUT, &path, Some(result), Duration::ZERO).await?;
         match answer.status {
-            status if status.is_success() => Ok(Stored::Accepted),
-            StatusCode::NOT_FOUND => Ok(Stored::Unknown),
-            StatusCode::CONFLICT => Ok(Stored::Conflict),
-            status if final_refusal(status.as_u16()) => Ok(Stored::Refused(status.as_u16())),
+            status if status.is_success() => Ok(StoreResponse::Accepted),
+            StatusCode::NOT_FOUND => Ok(StoreResponse::Unknown),
+            StatusCode::CONFLICT => Ok(StoreResponse::Conflict),
+            status if is_final_refusal(status.as_u16()) => Ok(StoreResponse::Refused(status.as_u16())),
             _ => Err(answer.into_error()),
         }
     }

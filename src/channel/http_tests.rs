@@ -14,31 +14,31 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What the fake service does, step by step, once it has read the request.
 #[derive(Clone)]
 enum Step {
-    Say(Vec<u8>),
+    WriteBytes(Vec<u8>),
     Sleep(Duration),
     Hang,
 }
 
-use Step::{Hang, Say, Sleep};
+use Step::{Hang, Sleep, WriteBytes};
 
-fn say(text: &str) -> Step {
-    Say(text.as_bytes().to_vec())
+fn write_text(text: &str) -> Step {
+    WriteBytes(text.as_bytes().to_vec())
 }
 
-fn ok(body: &str) -> Step {
-    say(&format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+fn ok_response(body: &str) -> Step {
+    write_text(&format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
 }
 
-fn status(line: &str) -> Step {
-    say(&format!("HTTP/1.1 {line}\r\ncontent-length: 0\r\n\r\n"))
+fn status_response(line: &str) -> Step {
+    write_text(&format!("HTTP/1.1 {line}\r\ncontent-length: 0\r\n\r\n"))
 }
 
-struct Service {
+struct FakeService {
     channel: HttpChannel,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
-impl Service {
+impl FakeService {
     async fn new(steps: Vec<Step>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -53,7 +53,7 @@ impl Service {
                     seen.lock().unwrap().push(request);
                     for step in steps {
                         let written = match step {
-                            Say(bytes) => stream.write_all(&bytes).await,
+                            WriteBytes(bytes) => stream.write_all(&bytes).await,
                             Sleep(time) => {
                                 tokio::time::sleep(time).await;
                                 Ok(())
@@ -71,18 +71,18 @@ impl Service {
         Self { channel: HttpChannel { base, call_limit: 10 * SECOND }, requests }
     }
 
-    async fn impatient(steps: Vec<Step>) -> Self {
+    async fn with_short_timeout(steps: Vec<Step>) -> Self {
         let mut service = Self::new(steps).await;
         service.channel.call_limit = Duration::from_millis(300);
         service
     }
 
-    async fn next(&self) -> Result<Polled, ChannelError> {
-        self.channel.next(Duration::ZERO).await
+    async fn poll_once(&self) -> Result<Polled, ChannelError> {
+        self.channel.poll_command(Duration::ZERO).await
     }
 
-    async fn store(&self) -> Result<Stored, ChannelError> {
-        self.channel.store(&"c-1".parse().unwrap(), r#"{"commandId":"c-1"}"#).await
+    async fn store_sample_result(&self) -> Result<StoreResponse, ChannelError> {
+        self.channel.store_result(&"c-1".parse().unwrap(), r#"{"commandId":"c-1"}"#).await
     }
 }
 
@@ -105,7 +105,7 @@ async fn read_request(stream: &mut TcpStream) -> String {
     }
 }
 
-fn delivered(polled: Result<Polled, ChannelError>) -> Vec<u8> {
+fn command_bytes(polled: Result<Polled, ChannelError>) -> Vec<u8> {
     match polled {
         Ok(Polled::Command(delivery)) => delivery.bytes,
         other => panic!("{other:?}"),
@@ -114,11 +114,11 @@ fn delivered(polled: Result<Polled, ChannelError>) -> Vec<u8> {
 
 /// KP-3.1.
 #[tokio::test]
-async fn what_goes_over_the_wire() {
-    let service = Service::new(vec![ok(r#"{"commandId":"x"}"#)]).await;
-    let polled = service.channel.next(60 * SECOND).await;
-    assert_eq!(delivered(polled), br#"{"commandId":"x"}"#);
-    assert_eq!(service.store().await, Ok(Stored::Accepted));
+async fn requests_on_the_wire_match_protocol() {
+    let service = FakeService::new(vec![ok_response(r#"{"commandId":"x"}"#)]).await;
+    let polled = service.channel.poll_command(60 * SECOND).await;
+    assert_eq!(command_bytes(polled), br#"{"commandId":"x"}"#);
+    assert_eq!(service.store_sample_result().await, Ok(StoreResponse::Accepted));
     assert_eq!(service.channel.announce("{}").await, Ok(()));
     let requests = service.requests.lock().unwrap();
     let poll = &requests[0];
@@ -133,91 +133,103 @@ async fn what_goes_over_the_wire() {
 
 /// KP-3.5.
 #[tokio::test]
-async fn instance_ids() {
+async fn instance_id_is_read_bare_or_as_json_string() {
     for body in ["i-eumm0000d6", "\"i-eumm0000d6\"", " i-eumm0000d6\r\n", "\n\"i-eumm0000d6\"\n"] {
-        let id = Service::new(vec![ok(body)]).await.channel.instance_id().await.unwrap();
+        let id = FakeService::new(vec![ok_response(body)]).await.channel.fetch_instance_id().await.unwrap();
         assert_eq!(id.as_str(), "i-eumm0000d6", "{body:?}");
     }
     for body in ["", " ", "\"\"", "\"i-1", "i 1", "[\"i-1\"]x y", "<html>no such page</html> ", "\u{e4}"] {
-        let id = Service::new(vec![ok(body)]).await.channel.instance_id().await;
-        assert_eq!(id, Err(ChannelError::Unusable(Unusable::InstanceId)), "{body:?}");
+        let id = FakeService::new(vec![ok_response(body)]).await.channel.fetch_instance_id().await;
+        assert_eq!(id, Err(ChannelError::Unusable(UnusableResponse::InstanceId)), "{body:?}");
     }
-    let id = Service::new(vec![status("404 Not Found")]).await.channel.instance_id().await;
+    let id = FakeService::new(vec![status_response("404 Not Found")]).await.channel.fetch_instance_id().await;
     assert_eq!(id, Err(ChannelError::Status { status: 404, retry_after: None }));
 }
 
 /// KP-3.7.
 #[tokio::test]
-async fn nothing_and_no_queue() {
+async fn poll_status_204_and_404_give_no_command() {
     assert_eq!(
-        Service::new(vec![say("HTTP/1.1 204 No Content\r\n\r\n")]).await.next().await,
-        Ok(Polled::Nothing)
+        FakeService::new(vec![write_text("HTTP/1.1 204 No Content\r\n\r\n")]).await.poll_once().await,
+        Ok(Polled::NoCommand)
     );
-    assert_eq!(Service::new(vec![status("404 Not Found")]).await.next().await, Ok(Polled::NoQueue(None)));
-    let later = say("HTTP/1.1 404 Not Found\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n");
-    assert_eq!(Service::new(vec![later]).await.next().await, Ok(Polled::NoQueue(Some(7 * SECOND))));
-    assert_eq!(delivered(Service::new(vec![ok("")]).await.next().await), b"");
+    assert_eq!(
+        FakeService::new(vec![status_response("404 Not Found")]).await.poll_once().await,
+        Ok(Polled::NoQueue(None))
+    );
+    let later = write_text("HTTP/1.1 404 Not Found\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(FakeService::new(vec![later]).await.poll_once().await, Ok(Polled::NoQueue(Some(7 * SECOND))));
+    assert_eq!(command_bytes(FakeService::new(vec![ok_response("")]).await.poll_once().await), b"");
 }
 
 #[tokio::test]
-async fn a_204_with_a_body_is_a_204() {
+async fn status_204_with_body_gives_no_command() {
     let with_body = "HTTP/1.1 204 No Content\r\ncontent-length: 9\r\n\r\nsurprise!";
     for steps in [
-        vec![say(with_body)],
-        vec![say(with_body), Hang],
-        vec![Say(format!("{with_body}HTTP/1.1 200 OK\r\n\r\n").into())],
+        vec![write_text(with_body)],
+        vec![write_text(with_body), Hang],
+        vec![WriteBytes(format!("{with_body}HTTP/1.1 200 OK\r\n\r\n").into())],
     ] {
-        assert_eq!(Service::new(steps).await.next().await, Ok(Polled::Nothing));
+        assert_eq!(FakeService::new(steps).await.poll_once().await, Ok(Polled::NoCommand));
     }
 }
 
 /// KP-3.2.
 #[tokio::test]
-async fn a_redirect_is_not_followed() {
-    let elsewhere = Service::new(vec![ok("{}")]).await;
+async fn redirect_is_not_followed() {
+    let elsewhere = FakeService::new(vec![ok_response("{}")]).await;
     let base = &elsewhere.channel.base;
-    let redirect =
-        say(&format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {base}\r\ncontent-length: 0\r\n\r\n"));
-    let service = Service::new(vec![redirect]).await;
+    let redirect = write_text(&format!(
+        "HTTP/1.1 307 Temporary Redirect\r\nlocation: {base}\r\ncontent-length: 0\r\n\r\n"
+    ));
+    let service = FakeService::new(vec![redirect]).await;
     let expected = ChannelError::Status { status: 307, retry_after: None };
-    assert_eq!(service.next().await, Err(expected.clone()));
-    assert_eq!(service.store().await, Err(expected.clone()));
+    assert_eq!(service.poll_once().await, Err(expected.clone()));
+    assert_eq!(service.store_sample_result().await, Err(expected.clone()));
     assert!(!expected.is_final());
     assert!(elsewhere.requests.lock().unwrap().is_empty());
 }
 
 /// KP-3.9.
 #[tokio::test]
-async fn what_is_final_for_a_result() {
+async fn result_status_decides_final_or_retry() {
     for (line, expected) in [
-        ("200 OK", Stored::Accepted),
-        ("201 Created", Stored::Accepted),
-        ("204 No Content", Stored::Accepted),
-        ("404 Not Found", Stored::Unknown),
-        ("409 Conflict", Stored::Conflict),
-        ("400 Bad Request", Stored::Refused(400)),
-        ("403 Forbidden", Stored::Refused(403)),
-        ("413 Too Large", Stored::Refused(413)),
+        ("200 OK", StoreResponse::Accepted),
+        ("201 Created", StoreResponse::Accepted),
+        ("204 No Content", StoreResponse::Accepted),
+        ("404 Not Found", StoreResponse::Unknown),
+        ("409 Conflict", StoreResponse::Conflict),
+        ("400 Bad Request", StoreResponse::Refused(400)),
+        ("403 Forbidden", StoreResponse::Refused(403)),
+        ("413 Too Large", StoreResponse::Refused(413)),
     ] {
-        assert_eq!(Service::new(vec![status(line)]).await.store().await, Ok(expected), "{line}");
+        assert_eq!(
+            FakeService::new(vec![status_response(line)]).await.store_sample_result().await,
+            Ok(expected),
+            "{line}"
+        );
     }
     for code in [302, 401, 408, 429, 500, 502, 503, 599] {
-        let stored = Service::new(vec![status(&format!("{code} So"))]).await.store().await;
+        let stored =
+            FakeService::new(vec![status_response(&format!("{code} So"))]).await.store_sample_result().await;
         assert_eq!(stored, Err(ChannelError::Status { status: code, retry_after: None }));
     }
 }
 
 #[tokio::test]
-async fn a_pause_asked_for_is_told() {
-    let service =
-        Service::new(vec![say("HTTP/1.1 503 Busy\r\nretry-after: 7\r\ncontent-length: 4\r\n\r\nbusy")]).await;
-    assert_eq!(service.next().await.unwrap_err().retry_after(), Some(7 * SECOND));
-    assert_eq!(service.store().await.unwrap_err().retry_after(), Some(7 * SECOND));
+async fn retry_after_of_error_status_is_reported() {
+    let service = FakeService::new(vec![write_text(
+        "HTTP/1.1 503 Busy\r\nretry-after: 7\r\ncontent-length: 4\r\n\r\nbusy",
+    )])
+    .await;
+    assert_eq!(service.poll_once().await.unwrap_err().retry_after(), Some(7 * SECOND));
+    assert_eq!(service.store_sample_result().await.unwrap_err().retry_after(), Some(7 * SECOND));
 }
 
 #[tokio::test]
-async fn announcing_to_someone_who_does_not_want_to_know() {
-    let announce = async |line| Service::new(vec![status(line)]).await.channel.announce("{}").await;
+async fn announce_accepts_404_and_reports_other_errors() {
+    let announce =
+        async |line| FakeService::new(vec![status_response(line)]).await.channel.announce("{}").await;
     assert_eq!(announce("404 Not Found").await, Ok(()));
     assert!(announce("405 Method Not Allowed").await.unwrap_err().is_final());
     assert!(!announce("500 Oops").await.unwrap_err().is_final());
@@ -225,59 +237,70 @@ async fn announcing_to_someone_who_does_not_want_to_know() {
 
 /// KP-3.4.
 #[tokio::test]
-async fn sixty_four_kib_and_no_more() {
-    let limit = "x".repeat(BODY_MAX);
-    assert_eq!(delivered(Service::new(vec![ok(&limit)]).await.next().await).len(), BODY_MAX);
-    let too_large = Err(ChannelError::Unusable(Unusable::TooLarge));
-    assert_eq!(Service::new(vec![ok(&format!("{limit}x"))]).await.next().await, too_large);
+async fn body_over_64_kib_is_refused() {
+    let limit = "x".repeat(MAX_BODY_BYTES);
+    assert_eq!(
+        command_bytes(FakeService::new(vec![ok_response(&limit)]).await.poll_once().await).len(),
+        MAX_BODY_BYTES
+    );
+    let too_large = Err(ChannelError::Unusable(UnusableResponse::TooLarge));
+    assert_eq!(FakeService::new(vec![ok_response(&format!("{limit}x"))]).await.poll_once().await, too_large);
     // Announced, so not even the beginning is waited for.
-    let announced = say("HTTP/1.1 200 OK\r\ncontent-length: 10485760\r\n\r\n");
-    assert_eq!(Service::new(vec![announced, Hang]).await.next().await, too_large);
+    let announced = write_text("HTTP/1.1 200 OK\r\ncontent-length: 10485760\r\n\r\n");
+    assert_eq!(FakeService::new(vec![announced, Hang]).await.poll_once().await, too_large);
     // Not announced: by chunks, and by the end of the connection.
     let chunk = format!("1000\r\n{}\r\n", "x".repeat(4096)).repeat(2560);
-    let chunked = say(&format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"));
-    assert_eq!(Service::new(vec![chunked]).await.next().await, too_large);
-    let endless = Say([b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b'x'; 10 << 20]].concat());
-    assert_eq!(Service::new(vec![endless]).await.next().await, too_large);
+    let chunked =
+        write_text(&format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"));
+    assert_eq!(FakeService::new(vec![chunked]).await.poll_once().await, too_large);
+    let endless = WriteBytes([b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b'x'; 10 << 20]].concat());
+    assert_eq!(FakeService::new(vec![endless]).await.poll_once().await, too_large);
 }
 
 #[tokio::test]
-async fn ways_to_send_a_body() {
+async fn body_is_read_in_every_framing() {
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{\"\r\n3;a=b\r\na\":\r\n2\r\n1}\r\n0\r\nx: y\r\n\r\n";
-    assert_eq!(delivered(Service::new(vec![say(chunked)]).await.next().await), br#"{"a":1}"#);
-    let until_the_end = Service::new(vec![say("HTTP/1.0 200 OK\r\n\r\n{}")]).await;
-    assert_eq!(delivered(until_the_end.next().await), b"{}");
+    assert_eq!(
+        command_bytes(FakeService::new(vec![write_text(chunked)]).await.poll_once().await),
+        br#"{"a":1}"#
+    );
+    let until_the_end = FakeService::new(vec![write_text("HTTP/1.0 200 OK\r\n\r\n{}")]).await;
+    assert_eq!(command_bytes(until_the_end.poll_once().await), b"{}");
     // In pieces, and the connection closed right behind the last byte.
     let bytes = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
-    let pieces = bytes.bytes().flat_map(|byte| [Say(vec![byte]), Sleep(Duration::from_millis(1))]).collect();
-    assert_eq!(delivered(Service::new(pieces).await.next().await), b"{}");
+    let pieces =
+        bytes.bytes().flat_map(|byte| [WriteBytes(vec![byte]), Sleep(Duration::from_millis(1))]).collect();
+    assert_eq!(command_bytes(FakeService::new(pieces).await.poll_once().await), b"{}");
     // An answer before the request was asked for its body.
-    let informed = say("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n");
-    assert_eq!(Service::new(vec![informed]).await.next().await, Ok(Polled::Nothing));
+    let informed =
+        write_text("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n");
+    assert_eq!(FakeService::new(vec![informed]).await.poll_once().await, Ok(Polled::NoCommand));
 }
 
 /// KP-3.4.
 #[tokio::test]
-async fn eight_interim_answers_and_no_more() {
+async fn interim_responses_over_eight_are_refused() {
     let hint = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
     let end = "HTTP/1.1 204 No Content\r\n\r\n";
-    let eight = Service::new(vec![say(&format!("{}{end}", hint.repeat(8)))]).await;
-    assert_eq!(eight.next().await, Ok(Polled::Nothing));
-    let too_many = Err(ChannelError::Unusable(Unusable::TooManyInterim));
+    let eight = FakeService::new(vec![write_text(&format!("{}{end}", hint.repeat(8)))]).await;
+    assert_eq!(eight.poll_once().await, Ok(Polled::NoCommand));
+    let too_many = Err(ChannelError::Unusable(UnusableResponse::TooManyInterim));
     // In one piece; one by one and no answer; without an end.
     let one_by_one =
-        (0..9).flat_map(|_| [say(hint), Sleep(Duration::from_millis(5))]).chain([Hang]).collect();
-    for steps in
-        [vec![say(&format!("{}{end}", hint.repeat(9)))], one_by_one, vec![say(&hint.repeat(200_000))]]
-    {
-        assert_eq!(Service::new(steps).await.next().await, too_many);
+        (0..9).flat_map(|_| [write_text(hint), Sleep(Duration::from_millis(5))]).chain([Hang]).collect();
+    for steps in [
+        vec![write_text(&format!("{}{end}", hint.repeat(9)))],
+        one_by_one,
+        vec![write_text(&hint.repeat(200_000))],
+    ] {
+        assert_eq!(FakeService::new(steps).await.poll_once().await, too_many);
     }
 }
 
 /// KP-3.4.
 #[tokio::test]
-async fn answers_that_are_not_http() {
-    let not_http = Err(ChannelError::Unusable(Unusable::NotHttp));
+async fn non_http_response_is_unusable() {
+    let not_http = Err(ChannelError::Unusable(UnusableResponse::NotHttp));
     let flood = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(200));
     let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
     for text in [
@@ -292,22 +315,24 @@ async fn answers_that_are_not_http() {
         &flood,
         &long,
     ] {
-        let polled = Service::new(vec![say(text), Hang]).await.next().await;
+        let polled = FakeService::new(vec![write_text(text), Hang]).await.poll_once().await;
         assert_eq!(polled, not_http, "{:?}", text.get(..40));
     }
 }
 
 #[tokio::test]
-async fn a_cut_says_how_long_it_had_waited() {
+async fn disconnect_reports_time_waited() {
     for steps in [
         vec![],
-        vec![say("HTTP/1.1 200 OK\r\n")],
-        vec![say("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{")],
-        vec![say("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{")],
+        vec![write_text("HTTP/1.1 200 OK\r\n")],
+        vec![write_text("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{")],
+        vec![write_text("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{")],
     ] {
         let steps = [vec![Sleep(Duration::from_millis(100))], steps].concat();
-        match Service::new(steps).await.next().await {
-            Err(ChannelError::Cut { waited }) => assert!(waited >= Duration::from_millis(100), "{waited:?}"),
+        match FakeService::new(steps).await.poll_once().await {
+            Err(ChannelError::Disconnected { waited }) => {
+                assert!(waited >= Duration::from_millis(100), "{waited:?}")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -315,53 +340,61 @@ async fn a_cut_says_how_long_it_had_waited() {
 
 /// KP-3.4.
 #[tokio::test]
-async fn one_clock_bounds_a_whole_call() {
+async fn call_timeout_bounds_whole_call() {
     let drip = |head: &str| {
-        let rest = (0..200).flat_map(|_| [Sleep(Duration::from_millis(50)), say("x")]);
-        [vec![say(head)], rest.collect()].concat()
+        let rest = (0..200).flat_map(|_| [Sleep(Duration::from_millis(50)), write_text("x")]);
+        [vec![write_text(head)], rest.collect()].concat()
     };
     for steps in [
         vec![Hang],
-        vec![say("HTTP/1.1 200 OK\r\n"), Hang],
-        vec![say("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{"), Hang],
+        vec![write_text("HTTP/1.1 200 OK\r\n"), Hang],
+        vec![write_text("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{"), Hang],
         drip("HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\n"),
         drip("HTTP/1.1 200 OK\r\nx: "),
     ] {
         let begun = Instant::now();
-        let service = Service::impatient(steps).await;
-        assert_eq!(service.next().await, Err(ChannelError::TimedOut(Duration::from_millis(300))));
-        assert_eq!(service.store().await, Err(ChannelError::TimedOut(Duration::from_millis(300))));
+        let service = FakeService::with_short_timeout(steps).await;
+        assert_eq!(service.poll_once().await, Err(ChannelError::TimedOut(Duration::from_millis(300))));
+        assert_eq!(
+            service.store_sample_result().await,
+            Err(ChannelError::TimedOut(Duration::from_millis(300)))
+        );
         assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
     }
 }
 
 /// KP-3.4.
 #[tokio::test]
-async fn a_long_poll_may_take_its_wait_and_then_some() {
-    let steps = vec![Sleep(Duration::from_millis(1150)), say("HTTP/1.1 204 No Content\r\n\r\n")];
-    let service = Service::impatient(steps).await;
-    assert_eq!(service.channel.next(SECOND).await, Ok(Polled::Nothing));
+async fn long_poll_wait_extends_call_timeout() {
+    let steps = vec![Sleep(Duration::from_millis(1150)), write_text("HTTP/1.1 204 No Content\r\n\r\n")];
+    let service = FakeService::with_short_timeout(steps).await;
+    assert_eq!(service.channel.poll_command(SECOND).await, Ok(Polled::NoCommand));
 }
 
 #[tokio::test]
-async fn nobody_there() {
+async fn closed_port_is_reported_as_refused() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let channel = HttpChannel::new(format!("http://{closed}").parse().unwrap());
-    assert_eq!(channel.next(Duration::ZERO).await, Err(ChannelError::Refused));
+    assert_eq!(channel.poll_command(Duration::ZERO).await, Err(ChannelError::ConnectionRefused));
 }
 
 #[tokio::test]
-async fn no_error_repeats_what_came() {
+async fn errors_never_quote_response_text() {
     for text in [
         "SECRET\r\n\r\n",
         "HTTP/1.1 500 SECRET\r\nretry-after: SECRET\r\n\r\nSECRET",
         "HTTP/1.1 302 x\r\nlocation: SECRET\r\n\r\n",
     ] {
-        let error = Service::new(vec![say(text)]).await.next().await.unwrap_err();
+        let error = FakeService::new(vec![write_text(text)]).await.poll_once().await.unwrap_err();
         assert!(!format!("{error} {error:?}").contains("SECRET"), "{error:?}");
     }
-    let id = Service::new(vec![ok("not an id SECRET")]).await.channel.instance_id().await.unwrap_err();
+    let id = FakeService::new(vec![ok_response("not an id SECRET")])
+        .await
+        .channel
+        .fetch_instance_id()
+        .await
+        .unwrap_err();
     assert!(!format!("{id} {id:?}").contains("SECRET"));
-    let polled = Service::new(vec![ok("SECRET")]).await.next().await;
+    let polled = FakeService::new(vec![ok_response("SECRET")]).await.poll_once().await;
     assert!(!format!("{polled:?}").contains("SECRET"));
 }

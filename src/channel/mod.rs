@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::policy::command::Origin;
 use crate::policy::types::{CommandId, InstanceId};
 
-pub use error::{ChannelError, Kind, Unusable};
+pub use error::{ChannelError, ChannelErrorKind, UnusableResponse};
 
 /// One command as it was handed over, not yet read.
 #[derive(Clone, PartialEq, Eq)]
@@ -39,14 +39,14 @@ pub enum Polled {
     /// `200`: the oldest command without an accepted result.
     Command(Delivery),
     /// `204`: none within `wait`.
-    Nothing,
+    NoCommand,
     /// `404`: no such queue here; never means detach. And the pause that was asked for.
     NoQueue(Option<Duration>),
 }
 
 /// A final answer to a result; anything else is an error, and the result is sent again (KP-3.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stored {
+pub enum StoreResponse {
     /// `2xx`: stored, now or before.
     Accepted,
     /// `404`: the service does not know the command.
@@ -61,13 +61,13 @@ pub enum Stored {
 #[allow(async_fn_in_trait)] // the loop drives it on one thread: nothing needs to be `Send`
 pub trait Channel {
     /// Asks who this instance is.
-    async fn instance_id(&self) -> Result<InstanceId, ChannelError>;
+    async fn fetch_instance_id(&self) -> Result<InstanceId, ChannelError>;
 
     /// Asks for the next command; the service may take `wait` to answer that there is none.
-    async fn next(&self, wait: Duration) -> Result<Polled, ChannelError>;
+    async fn poll_command(&self, wait: Duration) -> Result<Polled, ChannelError>;
 
     /// Hands over the result of a command: `result` is sent byte for byte.
-    async fn store(&self, id: &CommandId, result: &str) -> Result<Stored, ChannelError>;
+    async fn store_result(&self, id: &CommandId, result: &str) -> Result<StoreResponse, ChannelError>;
 
     /// Says what runs here (KP-3.37). A service that does not want to know is no error.
     async fn announce(&self, document: &str) -> Result<(), ChannelError>;

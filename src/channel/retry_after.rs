@@ -7,26 +7,26 @@ use hyper::header::{DATE, HeaderName, RETRY_AFTER};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
-use super::backoff::RETRY_AFTER_MAX;
+use super::backoff::MAX_RETRY_AFTER;
 
 /// The pause a service asks for, 10 min at most; `None` where it asks for none, or not understandably.
 /// A date is held against the answer's own `Date`, since a guest's clock may be years off at boot; against
 /// the guest's clock only where there is none.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let pause = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than a number holds are still a number, and a large one.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         let until = OffsetDateTime::parse(text, &Rfc2822).ok()?;
-        let now = date(headers, DATE).unwrap_or_else(OffsetDateTime::now_utc);
+        let now = parse_date_header(headers, DATE).unwrap_or_else(OffsetDateTime::now_utc);
         // A date that has passed asks for no pause.
         Duration::try_from(until - now).unwrap_or(Duration::ZERO)
     };
-    Some(pause.min(RETRY_AFTER_MAX))
+    Some(pause.min(MAX_RETRY_AFTER))
 }
 
-fn date(headers: &HeaderMap, name: HeaderName) -> Option<OffsetDateTime> {
+fn parse_date_header(headers: &HeaderMap, name: HeaderName) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(headers.get(name)?.to_str().ok()?, &Rfc2822).ok()
 }
 
@@ -35,40 +35,40 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn of(retry: &str, date: Option<&str>) -> Option<u64> {
+    fn parsed_seconds(retry: &str, date: Option<&str>) -> Option<u64> {
         let mut headers = HeaderMap::new();
         headers.insert(RETRY_AFTER, retry.parse().unwrap());
         if let Some(date) = date {
             headers.insert(DATE, date.parse().unwrap());
         }
-        retry_after(&headers).map(|pause| pause.as_secs())
+        parse_retry_after(&headers).map(|pause| pause.as_secs())
     }
 
     /// KP-3.14.
     #[test]
-    fn seconds() {
-        assert_eq!(of("0", None), Some(0));
-        assert_eq!(of(" 120 ", None), Some(120));
-        assert_eq!(of("601", None), Some(600));
-        assert_eq!(of("99999999999999999999999999", None), Some(600));
+    fn retry_after_seconds_are_parsed_and_capped() {
+        assert_eq!(parsed_seconds("0", None), Some(0));
+        assert_eq!(parsed_seconds(" 120 ", None), Some(120));
+        assert_eq!(parsed_seconds("601", None), Some(600));
+        assert_eq!(parsed_seconds("99999999999999999999999999", None), Some(600));
     }
 
     /// KP-3.14.
     #[test]
-    fn dates() {
+    fn retry_after_date_is_relative_to_date_header() {
         let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(of("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(30));
-        assert_eq!(of("Sun, 06 Nov 1994 08:49:07 GMT", date), Some(0));
-        assert_eq!(of("Mon, 06 Nov 1995 08:49:37 GMT", date), Some(600));
-        assert_eq!(of("Sun, 06 Nov 1994 08:49:37 GMT", None), Some(0));
-        assert_eq!(of("Wed, 01 Jan 2200 00:00:00 GMT", None), Some(600));
+        assert_eq!(parsed_seconds("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(30));
+        assert_eq!(parsed_seconds("Sun, 06 Nov 1994 08:49:07 GMT", date), Some(0));
+        assert_eq!(parsed_seconds("Mon, 06 Nov 1995 08:49:37 GMT", date), Some(600));
+        assert_eq!(parsed_seconds("Sun, 06 Nov 1994 08:49:37 GMT", None), Some(0));
+        assert_eq!(parsed_seconds("Wed, 01 Jan 2200 00:00:00 GMT", None), Some(600));
     }
 
     #[test]
-    fn what_is_neither_asks_for_nothing() {
+    fn retry_after_invalid_text_is_ignored() {
         for text in ["", "-1", "+1", "1.5", "soon", "Sun, 06 Nov"] {
-            assert_eq!(of(text, None), None, "{text:?}");
+            assert_eq!(parsed_seconds(text, None), None, "{text:?}");
         }
-        assert_eq!(retry_after(&HeaderMap::new()), None);
+        assert_eq!(parse_retry_after(&HeaderMap::new()), None);
     }
 }

@@ -14,17 +14,17 @@ use nix::unistd::{Pid, fchown, getegid, geteuid};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::policy::foreign::foreign_path;
-use crate::policy::holders::{has_ids, holders};
+use crate::policy::foreign::sanitize_path;
+use crate::policy::holders::{find_flock_holders, has_ids};
 
-const FILE: &str = "run.lock";
-const NEW_FILE: &str = "run.lock.new";
+const RUN_LOCK_FILE: &str = "run.lock";
+const NEW_RUN_LOCK_FILE: &str = "run.lock.new";
 
 /// How often a lock is tried that somebody has.
-const TRIES: usize = 5;
+const MAX_RUN_LOCK_TRIES: usize = 5;
 
 /// What the directories of questions in the run directory are called.
-const QUESTIONS: [&str; 3] = ["proof-", "trial-", "host-key-"];
+const SCRATCH_DIR_PREFIXES: [&str; 3] = ["proof-", "trial-", "host-key-"];
 
 /// Held as long as this value lives.
 #[derive(Debug)]
@@ -34,13 +34,13 @@ pub struct RunLock {
 
 impl Drop for RunLock {
     fn drop(&mut self) {
-        release(&self.file);
+        release_lock(&self.file);
     }
 }
 
 /// A child that is about to start may have the descriptor too, so it is not left to its closing alone; where this
 /// fails, it is. (The lock of `nix` panics then.)
-fn release(file: &File) {
+fn release_lock(file: &File) {
     let _ = flock(file, FlockOperation::NonBlockingUnlock);
 }
 
@@ -48,7 +48,7 @@ fn release(file: &File) {
 #[derive(Debug)]
 pub enum RunLockError {
     /// Another one runs; its pid, where it could be read.
-    Taken(Option<u32>),
+    Held(Option<u32>),
     /// The file cannot be used.
     Io(String, io::Error),
 }
@@ -56,8 +56,8 @@ pub enum RunLockError {
 impl fmt::Display for RunLockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Taken(Some(pid)) => write!(f, "another `keypair-agent run` is at work, process {pid}"),
-            Self::Taken(None) => f.write_str("another `keypair-agent run` is at work"),
+            Self::Held(Some(pid)) => write!(f, "another `keypair-agent run` is at work, process {pid}"),
+            Self::Held(None) => f.write_str("another `keypair-agent run` is at work"),
             Self::Io(path, error) => write!(f, "{path}: {error}"),
         }
     }
@@ -71,29 +71,29 @@ impl RunLock {
     /// # Errors
     /// [`RunLockError`] where another `run` is alive, or the file cannot be used.
     pub fn acquire(run_dir: &Path) -> Result<Self, RunLockError> {
-        let path = run_dir.join(FILE);
-        let failed = |path: &Path, error| RunLockError::Io(foreign_path(path), error);
-        make_own(run_dir).map_err(|error| failed(run_dir, error))?;
-        for _ in 0..TRIES {
-            let file = open(&path).map_err(|error| failed(&path, error))?;
-            if let Some(lock) = Self::of(file).map_err(|error| failed(&path, error))? {
+        let path = run_dir.join(RUN_LOCK_FILE);
+        let failed = |path: &Path, error| RunLockError::Io(sanitize_path(path), error);
+        secure_run_dir(run_dir).map_err(|error| failed(run_dir, error))?;
+        for _ in 0..MAX_RUN_LOCK_TRIES {
+            let file = open_lock_file(&path).map_err(|error| failed(&path, error))?;
+            if let Some(lock) = Self::try_flock(file).map_err(|error| failed(&path, error))? {
                 return Ok(lock);
             }
             // `status` looks by taking it for a moment (`holder`): such a moment is not another `run`.
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut file = open(&path).map_err(|error| failed(&path, error))?;
-        if one_of_us_holds(&file) {
-            return Err(RunLockError::Taken(pid_in(&mut file)));
+        let mut file = open_lock_file(&path).map_err(|error| failed(&path, error))?;
+        if is_held_by_own_process(&file) {
+            return Err(RunLockError::Held(read_lock_pid(&mut file)));
         }
-        match Self::in_place_of(&file, run_dir).map_err(|error| failed(&path, error))? {
+        match Self::replace_held_file(&file, run_dir).map_err(|error| failed(&path, error))? {
             Some(lock) => Ok(lock),
-            None => Err(RunLockError::Taken(pid_in(&mut file))),
+            None => Err(RunLockError::Held(read_lock_pid(&mut file))),
         }
     }
 
     /// The lock on this file, if nobody has it.
-    fn of(file: File) -> io::Result<Option<Self>> {
+    fn try_flock(file: File) -> io::Result<Option<Self>> {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
@@ -111,13 +111,13 @@ impl RunLock {
 
     /// Somebody else holds the lock of a file that was open to all: another one takes its place. Two who do so at once
     /// shut each other out by the new file, which the first one renames.
-    fn in_place_of(held: &File, run_dir: &Path) -> io::Result<Option<Self>> {
-        let (path, new) = (run_dir.join(FILE), run_dir.join(NEW_FILE));
+    fn replace_held_file(held: &File, run_dir: &Path) -> io::Result<Option<Self>> {
+        let (path, new) = (run_dir.join(RUN_LOCK_FILE), run_dir.join(NEW_RUN_LOCK_FILE));
         let is_own = |file: &Metadata| file.uid() == geteuid().as_raw() && file.mode() & 0o077 == 0;
         if fs::symlink_metadata(&new).is_ok_and(|found| !is_own(&found)) {
             fs::remove_file(&new)?;
         }
-        let Some(lock) = Self::of(open(&new)?)? else { return Ok(None) };
+        let Some(lock) = Self::try_flock(open_lock_file(&new)?)? else { return Ok(None) };
         let (old, now) = (held.metadata()?, fs::symlink_metadata(&path)?);
         if (old.dev(), old.ino()) != (now.dev(), now.ino()) {
             return Ok(None);
@@ -127,7 +127,7 @@ impl RunLock {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+fn open_lock_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)
@@ -135,7 +135,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// The run directory: ours and 0700, also where it was made otherwise. One in which others have directories of theirs
 /// (`/run`) is left as it is: nothing of ours in it depends on its mode.
-fn make_own(run_dir: &Path) -> io::Result<()> {
+fn secure_run_dir(run_dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(run_dir)?;
     let directory = OpenOptions::new()
         .read(true)
@@ -149,7 +149,7 @@ fn make_own(run_dir: &Path) -> io::Result<()> {
         })?;
     let found = directory.metadata()?;
     let is_own = found.uid() == geteuid().as_raw();
-    if is_own && found.mode() & 0o7777 == 0o700 || holds_directories(run_dir)? {
+    if is_own && found.mode() & 0o7777 == 0o700 || has_foreign_directories(run_dir)? {
         return Ok(());
     }
     if !is_own {
@@ -158,11 +158,11 @@ fn make_own(run_dir: &Path) -> io::Result<()> {
     directory.set_permissions(Permissions::from_mode(0o700))
 }
 
-fn holds_directories(run_dir: &Path) -> io::Result<bool> {
+fn has_foreign_directories(run_dir: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(run_dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_ours = QUESTIONS.iter().any(|kind| name.to_string_lossy().starts_with(kind));
+        let is_ours = SCRATCH_DIR_PREFIXES.iter().any(|kind| name.to_string_lossy().starts_with(kind));
         if !is_ours && entry.file_type()?.is_dir() {
             return Ok(true);
         }
@@ -171,14 +171,14 @@ fn holds_directories(run_dir: &Path) -> io::Result<bool> {
 }
 
 /// Whether a process of ours holds a lock on it. Where that cannot be told it does.
-fn one_of_us_holds(file: &File) -> bool {
+fn is_held_by_own_process(file: &File) -> bool {
     let (Ok(found), Ok(locks)) = (file.metadata(), fs::read_to_string("/proc/locks")) else { return true };
     let (major, minor) = (nix::libc::major(found.dev()), nix::libc::minor(found.dev()));
-    holders(&locks, major, minor, found.ino()).into_iter().any(is_ours)
+    find_flock_holders(&locks, major, minor, found.ino()).into_iter().any(is_own_process)
 }
 
 /// Whether it is a process of ours: of root's, but in tests.
-fn is_ours(pid: i32) -> bool {
+fn is_own_process(pid: i32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/status")) {
         Ok(status) => has_ids(&status, geteuid().as_raw(), getegid().as_raw()).unwrap_or(true),
         // Where /proc hides others' processes, a signal still reaches those of the same user alone.
@@ -188,20 +188,23 @@ fn is_ours(pid: i32) -> bool {
 
 /// The pid of the `run` that is alive, for `status`; `Some(None)` where it could not be read. Creates and
 /// changes nothing.
-pub fn holder(run_dir: &Path) -> Option<Option<u32>> {
-    let mut file =
-        OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(run_dir.join(FILE)).ok()?;
+pub fn find_lock_holder(run_dir: &Path) -> Option<Option<u32>> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(run_dir.join(RUN_LOCK_FILE))
+        .ok()?;
     match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => Some(pid_in(&mut file)),
+        Err(Errno::WOULDBLOCK) => Some(read_lock_pid(&mut file)),
         Ok(()) => {
-            release(&file);
+            release_lock(&file);
             None
         }
         Err(_) => None,
     }
 }
 
-fn pid_in(file: &mut File) -> Option<u32> {
+fn read_lock_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.rewind().ok()?;
     file.take(32).read_to_string(&mut text).ok()?;
@@ -214,25 +217,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_one_is_told_who_runs_and_the_end_of_the_first_frees_it() {
+    fn second_lock_is_refused_with_pid_until_first_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("run/keypair-agent");
-        assert_eq!(holder(&run_dir), None);
+        assert_eq!(find_lock_holder(&run_dir), None);
         let first = RunLock::acquire(&run_dir).unwrap();
         let pid = std::process::id();
-        assert_eq!(holder(&run_dir), Some(Some(pid)));
+        assert_eq!(find_lock_holder(&run_dir), Some(Some(pid)));
         let refused = RunLock::acquire(&run_dir).expect_err("taken");
         assert!(refused.to_string().contains(&format!("process {pid}")), "{refused}");
         drop(first);
-        assert_eq!(holder(&run_dir), None);
+        assert_eq!(find_lock_holder(&run_dir), None);
         RunLock::acquire(&run_dir).unwrap();
     }
 
     #[test]
-    fn a_look_by_status_is_not_another_run() {
+    fn shared_lock_of_status_does_not_block_run() {
         let dir = tempfile::tempdir().unwrap();
         drop(RunLock::acquire(dir.path()).unwrap());
-        let look = File::open(dir.path().join(FILE)).unwrap();
+        let look = File::open(dir.path().join(RUN_LOCK_FILE)).unwrap();
         flock(&look, FlockOperation::NonBlockingLockShared).unwrap();
         let thread = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(30));
@@ -243,11 +246,11 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_link_is_not_followed() {
+    fn lock_file_symlink_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let victim = dir.path().join("victim");
         fs::write(&victim, "precious").unwrap();
-        std::os::unix::fs::symlink(&victim, dir.path().join(FILE)).unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join(RUN_LOCK_FILE)).unwrap();
         assert!(matches!(RunLock::acquire(dir.path()), Err(RunLockError::Io(..))));
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
     }

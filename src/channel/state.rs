@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::foreign::foreign_path;
+use crate::policy::foreign::sanitize_path;
 use crate::policy::types::CommandId;
 
-const FILE: &str = "channel.json";
-const NEW_FILE: &str = ".channel.json.new";
+const STATUS_FILE: &str = "channel.json";
+const NEW_STATUS_FILE: &str = ".channel.json.new";
 
 /// How the channel fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Phase {
+pub enum ChannelPhase {
     /// Nothing was asked yet.
     Starting,
     /// The last call succeeded.
@@ -30,13 +30,13 @@ pub enum Phase {
 /// What `status` reads. Whether that `run` is still alive stands elsewhere: [`super::run_lock::holder`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ChannelState {
+pub struct ChannelStatus {
     /// The process of `run`.
     pub pid: u32,
     /// When it started; RFC 3339, UTC, as all times here.
     pub started_at: String,
     /// How the channel fares.
-    pub state: Phase,
+    pub state: ChannelPhase,
     /// When the last poll ended.
     pub last_poll_at: Option<String>,
     /// How it ended; `null` before the first.
@@ -67,19 +67,19 @@ pub struct InFlight {
 impl InFlight {
     /// How long it has been in flight. The clock of the boot decides: the other one may have been set since.
     pub fn age(&self) -> Duration {
-        Duration::from_secs(since_boot().saturating_sub(self.since_boot))
+        Duration::from_secs(boottime_seconds().saturating_sub(self.since_boot))
     }
 }
 
 /// Seconds since the boot, suspended time among them: clock_gettime(2), `CLOCK_BOOTTIME`.
-pub fn since_boot() -> u64 {
+pub fn boottime_seconds() -> u64 {
     u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec).unwrap_or_default()
 }
 
-impl ChannelState {
+impl ChannelStatus {
     /// Where it is, for messages.
-    pub fn path(run_dir: &Path) -> String {
-        foreign_path(&run_dir.join(FILE))
+    pub fn display_path(run_dir: &Path) -> String {
+        sanitize_path(&run_dir.join(STATUS_FILE))
     }
 
     /// Reads what the last `run` wrote.
@@ -87,7 +87,7 @@ impl ChannelState {
     /// # Errors
     /// Where there is no such file, or another one than this; `NotFound` where none ran since the boot.
     pub fn read(run_dir: &Path) -> io::Result<Self> {
-        serde_json::from_slice(&fs::read(run_dir.join(FILE))?).map_err(io::Error::from)
+        serde_json::from_slice(&fs::read(run_dir.join(STATUS_FILE))?).map_err(io::Error::from)
     }
 
     /// Replaces the file, so that `status` sees the old or the new one whole.
@@ -95,7 +95,7 @@ impl ChannelState {
     /// # Errors
     /// Where the directory cannot be written.
     pub fn write(&self, run_dir: &Path) -> io::Result<()> {
-        let new = run_dir.join(NEW_FILE);
+        let new = run_dir.join(NEW_STATUS_FILE);
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -104,7 +104,7 @@ impl ChannelState {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.set_permissions(Permissions::from_mode(0o644))?;
-        fs::rename(&new, run_dir.join(FILE))
+        fs::rename(&new, run_dir.join(STATUS_FILE))
     }
 }
 
@@ -113,11 +113,11 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    fn state() -> ChannelState {
-        ChannelState {
+    fn sample_status() -> ChannelStatus {
+        ChannelStatus {
             pid: 7,
             started_at: "2026-01-01T00:00:00Z".into(),
-            state: Phase::Failing,
+            state: ChannelPhase::Failing,
             last_poll_at: Some("2026-01-01T00:00:01Z".into()),
             last_poll_succeeded: Some(false),
             failure: Some("timed out".into()),
@@ -132,32 +132,32 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_named_as_documented() {
+    fn status_file_round_trips_with_documented_names() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(ChannelState::read(dir.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
-        state().write(dir.path()).unwrap();
-        state().write(dir.path()).unwrap();
-        assert_eq!(ChannelState::read(dir.path()).unwrap(), state());
+        assert_eq!(ChannelStatus::read(dir.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        sample_status().write(dir.path()).unwrap();
+        sample_status().write(dir.path()).unwrap();
+        assert_eq!(ChannelStatus::read(dir.path()).unwrap(), sample_status());
         let json: serde_json::Value =
-            serde_json::from_slice(&fs::read(dir.path().join(FILE)).unwrap()).unwrap();
+            serde_json::from_slice(&fs::read(dir.path().join(STATUS_FILE)).unwrap()).unwrap();
         assert_eq!(json["state"], "failing");
         assert_eq!(json["lastPollSucceeded"], false);
         assert_eq!(json["failingSince"], "2026-01-01T00:00:01Z");
         assert_eq!(json["inFlight"]["commandId"], "c-1");
-        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
+        let mode = fs::metadata(dir.path().join(STATUS_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o644);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_planted_link_is_replaced_not_followed() {
+    fn status_file_symlink_is_replaced_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let victim = dir.path().join("victim");
         fs::write(&victim, "precious").unwrap();
-        for name in [FILE, NEW_FILE] {
+        for name in [STATUS_FILE, NEW_STATUS_FILE] {
             std::os::unix::fs::symlink(&victim, dir.path().join(name)).unwrap();
         }
-        state().write(dir.path()).unwrap();
+        sample_status().write(dir.path()).unwrap();
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
     }
 }

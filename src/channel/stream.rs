@@ -10,18 +10,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// One connection.
-pub(super) struct Stream {
+pub(super) struct HyperTcpStream {
     inner: TcpStream,
 }
 
-impl Stream {
+impl HyperTcpStream {
     /// The stream of a connection.
     pub(super) fn new(inner: TcpStream) -> Self {
         Self { inner }
     }
 }
 
-impl Read for Stream {
+impl Read for HyperTcpStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -36,7 +36,7 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for HyperTcpStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

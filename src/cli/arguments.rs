@@ -9,7 +9,7 @@ use crate::guest::scout;
 use crate::policy::types::PasswordAuth;
 
 /// What `--help` prints.
-pub(super) const USAGE: &str = "\
+pub(super) const USAGE_TEXT: &str = "\
 usage: keypair-agent COMMAND [--config PATH]
 
   run                     the daemon: receive, decide, apply, report
@@ -36,7 +36,7 @@ pub(super) enum Invocation {
     /// `--version`.
     Version,
     /// A command.
-    Word(Arguments),
+    Subcommand(Arguments),
 }
 
 /// A command and where its configuration is.
@@ -45,12 +45,12 @@ pub(super) struct Arguments {
     /// `--config`.
     pub config: Option<PathBuf>,
     /// The command.
-    pub word: Word,
+    pub word: Subcommand,
 }
 
 /// Where a command's bytes come from.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum CommandSource {
     /// `-`.
     StandardInput,
     /// A file.
@@ -59,13 +59,13 @@ pub(super) enum Source {
 
 /// The commands of KP-8.1 to KP-8.8.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum Subcommand {
     /// `run`.
     Run,
     /// `apply FILE`.
-    Apply(Source),
+    Apply(CommandSource),
     /// `plan FILE`.
-    Plan(Source),
+    Plan(CommandSource),
     /// `password-auth yes|no`.
     PasswordAuth(PasswordAuth),
     /// `detach`.
@@ -96,7 +96,9 @@ pub(super) enum Word {
 ///
 /// # Errors
 /// What is wrong with them, in one line.
-pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, lexopt::Error> {
+pub(super) fn parse_arguments(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Invocation, lexopt::Error> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut config = None;
     let mut words: Vec<OsString> = Vec::new();
@@ -115,22 +117,24 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
     let mut words = words.into_iter();
     let name = words.next().ok_or("a command is needed")?.string()?;
     let mut operand = |what: &str| words.next().ok_or(lexopt::Error::from(format!("'{name}' needs {what}")));
-    let source = |word: OsString| if word == "-" { Source::StandardInput } else { Source::File(word.into()) };
+    let source = |word: OsString| {
+        if word == "-" { CommandSource::StandardInput } else { CommandSource::File(word.into()) }
+    };
     let word = match name.as_str() {
-        "run" => Word::Run,
-        "apply" => Word::Apply(source(operand("a FILE, or '-' for standard input")?)),
-        "plan" => Word::Plan(source(operand("a FILE, or '-' for standard input")?)),
-        "password-auth" => Word::PasswordAuth(match operand("'yes' or 'no'")?.string()?.parse() {
+        "run" => Subcommand::Run,
+        "apply" => Subcommand::Apply(source(operand("a FILE, or '-' for standard input")?)),
+        "plan" => Subcommand::Plan(source(operand("a FILE, or '-' for standard input")?)),
+        "password-auth" => Subcommand::PasswordAuth(match operand("'yes' or 'no'")?.string()?.parse() {
             Ok(password_auth) => password_auth,
             Err(_) => return Err("'password-auth' takes 'yes' or 'no'".into()),
         }),
-        "detach" => Word::Detach,
-        "undo" => Word::Undo,
-        "recover" => Word::Recover,
-        "trial-helper" => Word::TrialHelper,
-        scout::WORD => Word::Scout,
-        "status" => Word::Status { json: std::mem::take(&mut json) },
-        "check" => Word::Check { json: std::mem::take(&mut json), image: std::mem::take(&mut image) },
+        "detach" => Subcommand::Detach,
+        "undo" => Subcommand::Undo,
+        "recover" => Subcommand::Recover,
+        "trial-helper" => Subcommand::TrialHelper,
+        scout::SCOUT_SUBCOMMAND => Subcommand::Scout,
+        "status" => Subcommand::Status { json: std::mem::take(&mut json) },
+        "check" => Subcommand::Check { json: std::mem::take(&mut json), image: std::mem::take(&mut image) },
         unknown => return Err(format!("there is no command '{unknown}'").into()),
     };
     if let Some(extra) = words.next() {
@@ -141,7 +145,7 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
             format!("'--{}' is not an option of '{name}'", if json { "json" } else { "image" }).into()
         );
     }
-    Ok(Invocation::Word(Arguments { config, word }))
+    Ok(Invocation::Subcommand(Arguments { config, word }))
 }
 
 #[cfg(test)]
@@ -149,26 +153,32 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
-    fn word(line: &str) -> Result<Word, String> {
-        match parse(line.split_whitespace().map(OsString::from)) {
-            Ok(Invocation::Word(arguments)) => Ok(arguments.word),
+    fn parse_subcommand(line: &str) -> Result<Subcommand, String> {
+        match parse_arguments(line.split_whitespace().map(OsString::from)) {
+            Ok(Invocation::Subcommand(arguments)) => Ok(arguments.word),
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error.to_string()),
         }
     }
 
     #[test]
-    fn commands() {
-        assert_eq!(word("run"), Ok(Word::Run));
-        assert_eq!(word("apply -"), Ok(Word::Apply(Source::StandardInput)));
-        assert_eq!(word("plan --config /c /f"), Ok(Word::Plan(Source::File("/f".into()))));
-        assert_eq!(word("password-auth No"), Ok(Word::PasswordAuth(PasswordAuth::No)));
-        assert_eq!(word("status --json"), Ok(Word::Status { json: true }));
-        assert_eq!(word("--json check --image"), Ok(Word::Check { json: true, image: true }));
+    fn subcommands_are_parsed() {
+        assert_eq!(parse_subcommand("run"), Ok(Subcommand::Run));
+        assert_eq!(parse_subcommand("apply -"), Ok(Subcommand::Apply(CommandSource::StandardInput)));
+        assert_eq!(
+            parse_subcommand("plan --config /c /f"),
+            Ok(Subcommand::Plan(CommandSource::File("/f".into())))
+        );
+        assert_eq!(parse_subcommand("password-auth No"), Ok(Subcommand::PasswordAuth(PasswordAuth::No)));
+        assert_eq!(parse_subcommand("status --json"), Ok(Subcommand::Status { json: true }));
+        assert_eq!(
+            parse_subcommand("--json check --image"),
+            Ok(Subcommand::Check { json: true, image: true })
+        );
     }
 
     #[test]
-    fn wrong_usage() {
+    fn wrong_usage_is_rejected() {
         for wrong in [
             "",
             "attach",
@@ -179,7 +189,7 @@ mod tests {
             "password-auth maybe",
             "run --foo",
         ] {
-            assert!(word(wrong).is_err(), "{wrong}");
+            assert!(parse_subcommand(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use diffy::PatchFormatter;
 
-use crate::policy::content::Content;
-use crate::policy::edit::{Change, FileEdit, FileKind};
-use crate::policy::sshd_config::is_drop_in;
+use crate::policy::content::SharedBytes;
+use crate::policy::edit::{FileChange, FileEdit, FileKind};
+use crate::policy::sshd_config::is_managed_drop_in;
 
 /// The diff of one edit. It shows key text: `plan` and `undo` alone print it.
-pub(super) fn of(edit: &FileEdit) -> Vec<u8> {
+pub(super) fn render_diff(edit: &FileEdit) -> Vec<u8> {
     let before = edit.before.as_deref().unwrap_or_default();
     let after = edit.after.as_deref().unwrap_or_default();
-    let name = |content: &Option<Content>| match content {
+    let name = |content: &Option<SharedBytes>| match content {
         Some(_) => edit.path.to_string_lossy().into_owned(),
         None => "/dev/null".to_owned(),
     };
@@ -20,13 +20,13 @@ pub(super) fn of(edit: &FileEdit) -> Vec<u8> {
     }
     text.extend_from_slice(format!("--- {}\n+++ {}\n", name(&edit.before), name(&edit.after)).as_bytes());
     let mut hunks = Vec::new();
-    let Part { skipped, before, after } = Part::of(before, after);
+    let ChangedRegion { skipped, before, after } = ChangedRegion::between(before, after);
     let patch = diffy::create_patch_bytes(before, after);
     if PatchFormatter::new().write_patch_into(&patch, &mut hunks).is_ok() {
         // The library names the files "original" and "modified"; their real names stand above.
         let from = hunks.windows(3).position(|window| window == b"@@ ").unwrap_or(hunks.len());
         for line in hunks[from..].split_inclusive(|byte| *byte == b'\n') {
-            match std::str::from_utf8(line).ok().and_then(|line| moved(line, skipped)) {
+            match std::str::from_utf8(line).ok().and_then(|line| shift_hunk_header(line, skipped)) {
                 Some(moved) => text.extend_from_slice(moved.as_bytes()),
                 None => text.extend_from_slice(line),
             }
@@ -36,21 +36,21 @@ pub(super) fn of(edit: &FileEdit) -> Vec<u8> {
 }
 
 /// How many lines stand around a change.
-const CONTEXT: usize = 3;
+const CONTEXT_LINES: usize = 3;
 
 /// The part of two files in which they differ, with the lines around it: a key file may have millions.
-struct Part<'f> {
+struct ChangedRegion<'f> {
     /// The number of lines ahead of it.
     skipped: usize,
     before: &'f [u8],
     after: &'f [u8],
 }
 
-impl<'f> Part<'f> {
-    fn of(before: &'f [u8], after: &'f [u8]) -> Self {
+impl<'f> ChangedRegion<'f> {
+    fn between(before: &'f [u8], after: &'f [u8]) -> Self {
         let same = before.iter().zip(after).take_while(|(one, other)| one == other).count();
         let mut from = line_start(&before[..same]);
-        for _ in 0..CONTEXT {
+        for _ in 0..CONTEXT_LINES {
             from = line_start(&before[..from.saturating_sub(1)]);
         }
         let skipped = before[..from].iter().filter(|byte| **byte == b'\n').count();
@@ -61,7 +61,7 @@ impl<'f> Part<'f> {
         // As many whole lines of the end as are to be shown; the rest is left out.
         let end = &before[before.len() - same_end..];
         let starts_line = before.len() == same_end || before[before.len() - same_end - 1] == b'\n';
-        let skip = usize::from(!starts_line) + CONTEXT;
+        let skip = usize::from(!starts_line) + CONTEXT_LINES;
         let ends = end.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
         let left_out = ends.take(skip).nth(skip - 1).map_or(0, |at| end.len() - at);
         Self { skipped, before: &before[..before.len() - left_out], after: &after[..after.len() - left_out] }
@@ -74,7 +74,7 @@ fn line_start(text: &[u8]) -> usize {
 }
 
 /// The header of a hunk, its line numbers that many lines further down.
-fn moved(line: &str, by: usize) -> Option<String> {
+fn shift_hunk_header(line: &str, by: usize) -> Option<String> {
     let (ranges, rest) = line.strip_prefix("@@ -")?.split_once(" @@")?;
     let (before, after) = ranges.split_once(" +")?;
     let range = |range: &str| -> Option<String> {
@@ -87,14 +87,14 @@ fn moved(line: &str, by: usize) -> Option<String> {
 }
 
 /// What of ours an edit is about, in words.
-pub(super) fn what(edit: &FileEdit) -> &'static str {
+pub(super) fn describe_edit(edit: &FileEdit) -> &'static str {
     match (&edit.kind, &edit.change) {
         (FileKind::AuthorizedKeys { .. }, _) => "a key block",
-        (FileKind::SshdConfig, Change::Block(_)) if is_drop_in(&edit.path) => {
+        (FileKind::SshdConfig, FileChange::Block(_)) if is_managed_drop_in(&edit.path) => {
             "a drop-in with the password setting and lines of somebody else's"
         }
-        (FileKind::SshdConfig, Change::Block(_)) => "a block with the password setting",
-        (FileKind::SshdConfig, Change::Whole { .. }) => "a drop-in with the password setting",
+        (FileKind::SshdConfig, FileChange::Block(_)) => "a block with the password setting",
+        (FileKind::SshdConfig, FileChange::Whole { .. }) => "a drop-in with the password setting",
     }
 }
 
@@ -104,37 +104,37 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn hunks(before: &[u8], after: &[u8]) -> String {
+    fn render_hunks(before: &[u8], after: &[u8]) -> String {
         let edit = FileEdit {
             path: "/f".into(),
             kind: FileKind::SshdConfig,
-            change: Change::Whole { before: None, after: None, raw_before: None },
+            change: FileChange::Whole { before: None, after: None, raw_before: None },
             before: Some(before.to_vec().into()),
             after: Some(after.to_vec().into()),
             creates_directory: None,
             mount: None,
         };
-        String::from_utf8(of(&edit)).unwrap()
+        String::from_utf8(render_diff(&edit)).unwrap()
     }
 
     #[test]
-    fn the_lines_around_a_change_far_down() {
+    fn diff_shows_context_around_distant_change() {
         let lines: Vec<String> = (1..=1000).map(|number| format!("{number}\n")).collect();
         let (before, mut after) = (lines.concat(), lines.clone());
         after.splice(499..501, ["new\n".to_owned()]);
         assert_eq!(
-            hunks(before.as_bytes(), after.concat().as_bytes()),
+            render_hunks(before.as_bytes(), after.concat().as_bytes()),
             "--- /f\n+++ /f\n@@ -497,8 +497,7 @@\n 497\n 498\n 499\n-500\n-501\n+new\n 502\n 503\n 504\n"
         );
     }
 
     proptest! {
         #[test]
-        fn it_is_the_diff_of_all(
+        fn diff_applies_to_new_content(
             head in "[ab\n]{0,20}", out in "[abc\n]{0,6}", new in "[abc\n]{0,6}", tail in "[ab\n]{0,20}",
         ) {
             let (before, after) = (format!("{head}{out}{tail}"), format!("{head}{new}{tail}"));
-            let shown = hunks(before.as_bytes(), after.as_bytes());
+            let shown = render_hunks(before.as_bytes(), after.as_bytes());
             let patch = diffy::Patch::from_bytes(shown.as_bytes());
             if before != after {
                 prop_assert_eq!(diffy::apply_bytes(before.as_bytes(), &patch.unwrap()).unwrap(), after.as_bytes());

@@ -16,84 +16,84 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::Config;
-use crate::guest::real::RealGuest;
+use crate::guest::real::LinuxGuest;
 use crate::guest::scout;
-use crate::transaction::{Settings, Transaction};
+use crate::transaction::{Engine, EngineSettings};
 
-use arguments::{Arguments, Invocation, Word};
+use arguments::{Arguments, Invocation, Subcommand};
 
 /// It did what was asked.
-const OK: u8 = 0;
+const EXIT_OK: u8 = 0;
 /// It did not; what it printed says why.
-const FAILED: u8 = 1;
+const EXIT_FAILED: u8 = 1;
 /// The command line or the configuration is wrong.
-const USAGE: u8 = 2;
+const EXIT_USAGE: u8 = 2;
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let invocation = match arguments::parse(std::env::args_os().skip(1)) {
+    let invocation = match arguments::parse_arguments(std::env::args_os().skip(1)) {
         Ok(invocation) => invocation,
         Err(error) => {
-            complain(&format!("{error}\n\n{}", arguments::USAGE));
-            return USAGE.into();
+            print_error(&format!("{error}\n\n{}", arguments::USAGE_TEXT));
+            return EXIT_USAGE.into();
         }
     };
     let Arguments { config, word } = match invocation {
-        Invocation::Help => return print(arguments::USAGE),
+        Invocation::Help => return print(arguments::USAGE_TEXT),
         Invocation::Version => return print(&format!("keypair-agent {}\n", crate::VERSION)),
-        Invocation::Word(arguments) => arguments,
+        Invocation::Subcommand(arguments) => arguments,
     };
-    if word == Word::Scout {
+    if word == Subcommand::Scout {
         // It is sent by a process of ours; that one is gone if its answer cannot be written.
-        let _gone = scout::serve(io::stdin().lock(), io::stdout().lock());
-        return OK.into();
+        let _gone = scout::answer_questions(io::stdin().lock(), io::stdout().lock());
+        return EXIT_OK.into();
     }
     scout::enable();
     let config = match Config::load(config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
-            complain(&error.to_string());
-            if matches!(word, Word::Undo | Word::PasswordAuth(_) | Word::Check { .. }) {
-                complain("to go by the defaults instead, add '--config /dev/null'");
+            print_error(&error.to_string());
+            if matches!(word, Subcommand::Undo | Subcommand::PasswordAuth(_) | Subcommand::Check { .. }) {
+                print_error("to go by the defaults instead, add '--config /dev/null'");
             }
-            return USAGE.into();
+            return EXIT_USAGE.into();
         }
     };
     crate::logging::init();
     let status = match word {
-        Word::Run => run::run(&config),
-        Word::Apply(source) => apply::file(&config, &source),
-        Word::PasswordAuth(password_auth) => apply::password_auth(&config, password_auth),
-        Word::Detach => apply::detach(&config),
-        Word::Plan(source) => plan::plan(&config, &source),
-        Word::Undo => undo::undo(&config),
-        Word::Recover => undo::recover(&config),
-        Word::TrialHelper => trial_helper::serve(&config),
-        Word::Scout => OK,
-        Word::Status { json } => status::status(&config, json),
-        Word::Check { json, image: false } => check::check(&config, json),
-        Word::Check { json, image: true } => image::check(&config, json),
+        Subcommand::Run => run::run(&config),
+        Subcommand::Apply(source) => apply::apply_file(&config, &source),
+        Subcommand::PasswordAuth(password_auth) => apply::run_password_auth(&config, password_auth),
+        Subcommand::Detach => apply::detach(&config),
+        Subcommand::Plan(source) => plan::plan(&config, &source),
+        Subcommand::Undo => undo::undo(&config),
+        Subcommand::Recover => undo::recover(&config),
+        Subcommand::TrialHelper => trial_helper::run_trial_helper(&config),
+        Subcommand::Scout => EXIT_OK,
+        Subcommand::Status { json } => status::status(&config, json),
+        Subcommand::Check { json, image: false } => check::check(&config, json),
+        Subcommand::Check { json, image: true } => image::check_image(&config, json),
     };
-    scout::rest();
+    scout::reset_scouts();
     status.into()
 }
 
 /// The transaction room of this machine.
-fn transaction(config: &Config) -> Transaction<RealGuest> {
-    let settings = Settings {
+fn open_engine(config: &Config) -> Engine<LinuxGuest> {
+    let settings = EngineSettings {
         proof: config.proof,
         target_user: config.target_user.clone(),
         kbd_interactive: config.kbd_interactive,
         instance_id: config.instance_id.clone(),
         trusted_signers: config.trusted_signers.clone(),
     };
-    Transaction::new(RealGuest::new(config), settings)
+    Engine::new(LinuxGuest::new(config), settings)
 }
 
 /// Prints to standard output.
 fn print(text: &str) -> ExitCode {
     print_bytes(text.as_bytes());
-    OK.into()
+    EXIT_OK.into()
 }
 
 /// What was done, and the exit status, are the same where it cannot be told. That is said; a reader that went away knows.
@@ -101,13 +101,13 @@ fn print_bytes(bytes: &[u8]) {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            complain(&format!("cannot write to standard output: {error}"));
+            print_error(&format!("cannot write to standard output: {error}"));
         }
         _ => {}
     }
 }
 
 /// Says something on standard error, and goes on where that is full or closed: `eprintln!` would end the process.
-fn complain(text: &str) {
+fn print_error(text: &str) {
     let _nowhere_to_tell = io::stderr().write_all(format!("keypair-agent: {text}\n").as_bytes());
 }

@@ -6,14 +6,14 @@ use serde::Serialize;
 
 use crate::policy::outcome::Warning;
 
-use super::{FAILED, OK};
+use super::{EXIT_FAILED, EXIT_OK};
 
 /// The width of a check's name.
 const NAME: usize = 23;
 
 /// What `check --json` prints.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct CheckReport {
     /// What it all amounts to, for a person.
     #[serde(skip)]
     pub(super) summary: String,
@@ -45,7 +45,7 @@ pub(super) struct Check {
 
 impl Check {
     /// One that holds.
-    pub(super) fn holds(name: &str, message: impl Into<String>) -> Self {
+    pub(super) fn passed(name: &str, message: impl Into<String>) -> Self {
         let message = message.into();
         Self {
             name: name.to_owned(),
@@ -59,16 +59,16 @@ impl Check {
     }
 
     /// One that does not. What helps stands behind the last semicolon of our messages.
-    pub(super) fn fails(name: &str, message: &str) -> Self {
-        Self { ok: false, ..Self::holds(name, "") }.says(message)
+    pub(super) fn failed(name: &str, message: &str) -> Self {
+        Self { ok: false, ..Self::passed(name, "") }.with_message(message)
     }
 
     /// No precondition, and worth knowing.
     pub(super) fn note(name: &str, message: &str) -> Self {
-        Self { is_note: true, ..Self::holds(name, "") }.says(message)
+        Self { is_note: true, ..Self::passed(name, "") }.with_message(message)
     }
 
-    fn says(mut self, message: &str) -> Self {
+    fn with_message(mut self, message: &str) -> Self {
         let (message, remedy) = match message.rsplit_once("; ") {
             Some((message, remedy)) => (message, Some(remedy.to_owned())),
             None => (message, None),
@@ -79,7 +79,7 @@ impl Check {
     }
 
     /// The same, about a place.
-    pub(super) fn at(mut self, file: Option<&Path>, line: Option<usize>) -> Self {
+    pub(super) fn with_location(mut self, file: Option<&Path>, line: Option<usize>) -> Self {
         self.file = file.map(|file| file.to_string_lossy().into_owned());
         self.line = line;
         self
@@ -89,27 +89,27 @@ impl Check {
 impl From<&Warning> for Check {
     fn from(warning: &Warning) -> Self {
         Self::note(&warning.reason.to_string(), &warning.message)
-            .at(warning.file.as_deref().map(Path::new), warning.line)
+            .with_location(warning.file.as_deref().map(Path::new), warning.line)
     }
 }
 
-impl Report {
+impl CheckReport {
     /// A report of these checks.
     pub(super) fn new(summary: impl Into<String>, checks: Vec<Check>) -> Self {
         Self { summary: summary.into(), accepted: checks.iter().all(|check| check.ok), checks }
     }
 
     /// Prints it; its exit status.
-    pub(super) fn show(&self, json: bool) -> u8 {
+    pub(super) fn print_report(&self, json: bool) -> u8 {
         let text = match json {
             true => format!("{}\n", serde_json::to_string(self).unwrap_or_default()),
-            false => self.text(),
+            false => self.to_text(),
         };
         super::print(&text);
-        if self.accepted { OK } else { FAILED }
+        if self.accepted { EXIT_OK } else { EXIT_FAILED }
     }
 
-    fn text(&self) -> String {
+    fn to_text(&self) -> String {
         let mut text = format!("{}\n\n", self.summary);
         for check in &self.checks {
             let mark = match (check.ok, check.is_note) {

@@ -3,32 +3,32 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::agent::{self, Transactions};
+use crate::agent::{self, CommandEngine};
 use crate::config::Config;
 use crate::guest::Guest;
 use crate::policy::command::Origin;
 use crate::policy::types::{CommandId, InstanceId};
-use crate::transaction::Transaction;
-use crate::transaction::owed::Settled;
-use crate::transaction::perform::Performed;
+use crate::transaction::Engine;
+use crate::transaction::owed::OwedProofOutcome;
+use crate::transaction::perform::Execution;
 use crate::transaction::state::StoredResult;
 
-use super::{OK, apply};
+use super::{EXIT_OK, apply};
 
 /// `run`.
 pub(super) fn run(config: &Config) -> u8 {
-    let settings = agent::Settings {
+    let settings = agent::AgentSettings {
         base_url: config.metadata_url.clone(),
         long_poll: Duration::from_secs(config.long_poll_seconds.into()),
         run_dir: config.run_dir.clone(),
     };
-    match agent::run(settings, super::transaction(config)) {
-        Ok(()) => OK,
-        Err(error) => apply::fail(&error.to_string()),
+    match agent::run(settings, super::open_engine(config)) {
+        Ok(()) => EXIT_OK,
+        Err(error) => apply::print_failure(&error.to_string()),
     }
 }
 
-impl<G: Guest + Send + 'static> Transactions for Transaction<G> {
+impl<G: Guest + Send + 'static> CommandEngine for Engine<G> {
     fn recover(&mut self) -> Result<(), String> {
         Self::recover(self).map_err(|failure| failure.to_string())
     }
@@ -37,36 +37,36 @@ impl<G: Guest + Send + 'static> Transactions for Transaction<G> {
         self.settings().instance_id.clone()
     }
 
-    fn adopt(&mut self, id: &InstanceId) -> Result<(), String> {
-        Self::adopt(self, id).map_err(|failure| failure.to_string())
+    fn adopt_instance_id(&mut self, id: &InstanceId) -> Result<(), String> {
+        Self::adopt_instance_id(self, id).map_err(|failure| failure.to_string())
     }
 
-    fn perform(&mut self, bytes: &[u8], stop: &AtomicBool) -> Performed {
-        Self::perform(self, bytes, Origin::Channel, stop)
+    fn execute_command(&mut self, bytes: &[u8], stop: &AtomicBool) -> Execution {
+        Self::execute_command(self, bytes, Origin::Channel, stop)
     }
 
-    fn undelivered(&mut self) -> Result<Option<StoredResult>, String> {
-        Self::undelivered(self).map_err(|failure| failure.to_string())
+    fn undelivered_result(&mut self) -> Result<Option<StoredResult>, String> {
+        Self::undelivered_result(self).map_err(|failure| failure.to_string())
     }
 
-    fn delivered(&mut self, id: &CommandId) -> Result<(), String> {
-        Self::delivered(self, id).map_err(|failure| failure.to_string())
+    fn mark_delivered(&mut self, id: &CommandId) -> Result<(), String> {
+        Self::mark_delivered(self, id).map_err(|failure| failure.to_string())
     }
 
     fn replace_result(&mut self, id: &CommandId, result: &str) -> Result<(), String> {
         Self::replace_result(self, id, result).map_err(|failure| failure.to_string())
     }
 
-    fn settle_proof(&mut self) -> Result<Settled, String> {
-        Self::settle_proof(self).map_err(|failure| failure.to_string())
+    fn check_owed_proof(&mut self) -> Result<OwedProofOutcome, String> {
+        Self::check_owed_proof(self).map_err(|failure| failure.to_string())
     }
 
     fn expects_network(&mut self) -> bool {
-        self.guest().expects_network()
+        self.guest().is_network_pending()
     }
 
-    fn describe(&mut self) -> String {
-        Self::describe(self)
+    fn build_agent_report(&mut self) -> String {
+        Self::build_agent_report(self)
     }
 
     fn summary(&mut self) -> String {

@@ -5,40 +5,40 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::channel::run_lock;
-use crate::channel::state::{ChannelState, InFlight, Phase};
+use crate::channel::state::{ChannelPhase, ChannelStatus, InFlight};
 use crate::config::Config;
 use crate::guest::Guest;
-use crate::policy::component::REQUIRED;
-use crate::policy::foreign::foreign;
+use crate::policy::component::MIN_COMPONENT_VERSION;
+use crate::policy::foreign::sanitize_text;
 use crate::policy::outcome::EffectiveReport;
 use crate::policy::plan::Binding;
 use crate::policy::public_key::Fingerprint;
-use crate::policy::sshd_config::spelling;
+use crate::policy::sshd_config::canonical_spelling;
 use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequence};
-use crate::transaction::look::{Drift, Unreadable};
+use crate::transaction::look::{Drift, LabelProblem};
 use crate::transaction::state::State;
 
-use super::{FAILED, OK};
+use super::{EXIT_FAILED, EXIT_OK};
 
 /// How long something may be in flight (KP-8.15).
-const LONG: Duration = Duration::from_secs(60);
+const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(60);
 
 /// All that `status` tells.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct StatusReport {
     healthy: bool,
     agent_version: &'static str,
     instance_id: Option<InstanceId>,
-    binding: Option<BindingReport>,
+    binding: Option<BindingStatus>,
     #[serde(rename = "passWordAuth")]
     password_auth: Option<PasswordAuth>,
     effective: Option<EffectiveReport>,
     component_version: Option<String>,
     highest_sequence: Option<Sequence>,
     undelivered: Option<CommandId>,
-    run: Option<Run>,
-    channel: Option<ChannelState>,
+    run: Option<RunningAgent>,
+    channel: Option<ChannelStatus>,
     /// Whether the state can be read: where it cannot, what is bound is not known.
     #[serde(skip)]
     state_is_known: bool,
@@ -50,7 +50,7 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct BindingReport {
+struct BindingStatus {
     key_name: KeyName,
     fingerprint: Fingerprint,
     user: String,
@@ -59,27 +59,27 @@ struct BindingReport {
 }
 
 #[derive(Debug, Serialize)]
-struct Run {
+struct RunningAgent {
     pid: Option<u32>,
 }
 
 /// `status [--json]`.
 pub(super) fn status(config: &Config, json: bool) -> u8 {
-    let report = look(config);
+    let report = collect_status(config);
     match json {
         true => super::print(&format!("{}\n", serde_json::to_string(&report).unwrap_or_default())),
-        false => super::print(&text(config, &report)),
+        false => super::print(&render_status(config, &report)),
     };
-    if report.healthy { OK } else { FAILED }
+    if report.healthy { EXIT_OK } else { EXIT_FAILED }
 }
 
-fn look(config: &Config) -> Report {
-    let transaction = super::transaction(config);
+fn collect_status(config: &Config) -> StatusReport {
+    let transaction = super::open_engine(config);
     let mut problems = Vec::new();
     let mut notes = Vec::new();
-    let component_version = match transaction.component() {
+    let component_version = match transaction.read_component_version() {
         Ok(version) => {
-            problems.extend(version.gate().err().map(|refusal| refusal.message));
+            problems.extend(version.check_minimum_version().err().map(|refusal| refusal.message));
             Some(version.to_string())
         }
         Err(refusal) => {
@@ -88,8 +88,8 @@ fn look(config: &Config) -> Report {
         }
     };
     if let Some(path) = &config.trusted_signers {
-        let signers = transaction.signers(path);
-        let heard = signers.and_then(|signers| transaction.may_sign_now(&signers).map(drop));
+        let signers = transaction.read_allowed_signers(path);
+        let heard = signers.and_then(|signers| transaction.count_valid_signers(&signers).map(drop));
         problems.extend(heard.err().map(|why| format!("no command of the channel is obeyed: {why}")));
     }
     let state = match transaction.load() {
@@ -107,8 +107,8 @@ fn look(config: &Config) -> Report {
             files.join(", ")
         ));
     }
-    problems.extend(state.as_ref().and_then(State::owed_in_words));
-    problems.extend(state.as_ref().and_then(|state| transaction.fate_of_the_bound(state)));
+    problems.extend(state.as_ref().and_then(State::describe_owed_edits));
+    problems.extend(state.as_ref().and_then(|state| transaction.describe_bound_user_change(state)));
     problems.extend(
         state.as_ref().and_then(|state| state.contradiction.as_ref()).map(|said| said.message.clone()),
     );
@@ -118,21 +118,21 @@ fn look(config: &Config) -> Report {
             owed.command_id
         )
     }));
-    let sshd = transaction.guest().sshd(&config.target_user);
+    let sshd = transaction.guest().inspect_sshd(&config.target_user);
     match &sshd {
-        Ok(sshd) => notes.extend(transaction.contrary(sshd).iter().map(|line| {
+        Ok(sshd) => notes.extend(transaction.find_overridden_lines(sshd).iter().map(|line| {
             format!(
                 "{} line {} says '{} {}', which our setting overrides",
                 line.file.display(),
                 line.line,
-                spelling(&line.keyword),
-                foreign(&line.value())
+                canonical_spelling(&line.keyword),
+                sanitize_text(&line.value())
             )
         })),
         Err(refusal) => notes.push(refusal.message.clone()),
     }
     if let (Some(state), Ok(sshd)) = (&state, &sshd) {
-        match transaction.unreadable(state, sshd) {
+        match transaction.find_label_problems(state, sshd) {
             Err(refusal) => {
                 notes.push(format!("whether sshd may read its files by their labels: {}", refusal.message))
             }
@@ -141,19 +141,19 @@ fn look(config: &Config) -> Report {
                 let matters = state.binding.is_some() || state.password_auth == Some(PasswordAuth::No);
                 for one in unreadable {
                     match one {
-                        Unreadable::Now(why) if matters => problems.push(why),
-                        Unreadable::UntilAttached(why) if matters => {
+                        LabelProblem::Denied(why) if matters => problems.push(why),
+                        LabelProblem::DeniedUntilAttach(why) if matters => {
                             problems.push(format!("{why}, or attach the key pair again"))
                         }
-                        Unreadable::Now(why) | Unreadable::UntilAttached(why) | Unreadable::Later(why) => {
-                            notes.push(why)
-                        }
+                        LabelProblem::Denied(why)
+                        | LabelProblem::DeniedUntilAttach(why)
+                        | LabelProblem::DeniedIfEnforcing(why) => notes.push(why),
                     }
                 }
             }
         }
     }
-    match state.as_ref().map(|state| transaction.drift(state)) {
+    match state.as_ref().map(|state| transaction.detect_drift(state)) {
         None => {}
         Some(Err(refusal)) => {
             notes.push(format!("whether ours was changed cannot be told: {}", refusal.message))
@@ -170,21 +170,21 @@ fn look(config: &Config) -> Report {
             }
         })),
     }
-    let run = run_lock::holder(&config.run_dir).map(|pid| Run { pid });
-    let channel = ChannelState::read(&config.run_dir);
+    let run = run_lock::find_lock_holder(&config.run_dir).map(|pid| RunningAgent { pid });
+    let channel = ChannelStatus::read(&config.run_dir);
     if let (Some(_), Err(error)) = (&run, &channel) {
         notes.push(format!(
             "{}: how the channel fares cannot be read: {error}",
-            ChannelState::path(&config.run_dir)
+            ChannelStatus::display_path(&config.run_dir)
         ));
     }
     let channel = channel.ok();
     let in_flight = channel.as_ref().filter(|_| run.is_some()).and_then(|channel| channel.in_flight.as_ref());
-    problems.extend(in_flight.and_then(hanging));
+    problems.extend(in_flight.and_then(describe_hanging));
     match (&run, &channel) {
         (None, _) => problems.push("the agent is not running: systemctl start keypair-agent".to_owned()),
         (Some(_), Some(channel))
-            if channel.last_poll_succeeded == Some(true) && channel.state == Phase::Polling => {}
+            if channel.last_poll_succeeded == Some(true) && channel.state == ChannelPhase::Polling => {}
         (Some(_), channel) => problems.push(format!(
             "the metadata service at {} does not answer as it should: {}",
             config.metadata_url,
@@ -194,20 +194,23 @@ fn look(config: &Config) -> Report {
                 .unwrap_or("no poll has ended yet")
         )),
     }
-    problems.extend(transaction.guest().silences());
-    Report {
+    problems.extend(transaction.guest().unresponsive_resources());
+    StatusReport {
         healthy: problems.is_empty(),
         agent_version: crate::VERSION,
-        instance_id: state.as_ref().and_then(|state| transaction.settings().instance(state)).cloned(),
-        binding: state.as_ref().and_then(|state| state.binding.as_ref()).map(binding),
+        instance_id: state
+            .as_ref()
+            .and_then(|state| transaction.settings().effective_instance_id(state))
+            .cloned(),
+        binding: state.as_ref().and_then(|state| state.binding.as_ref()).map(to_binding_status),
         password_auth: state.as_ref().and_then(|state| state.password_auth),
-        effective: sshd.ok().and_then(|sshd| sshd.answers.first().map(|answer| answer.effective.report())),
+        effective: sshd.ok().and_then(|sshd| sshd.answers.first().map(|answer| answer.effective.to_report())),
         component_version,
         highest_sequence: state
             .as_ref()
             .and_then(|state| state.highest.as_ref())
             .map(|highest| highest.sequence),
-        undelivered: state.as_ref().and_then(undelivered),
+        undelivered: state.as_ref().and_then(undelivered_command_id),
         run,
         channel,
         state_is_known: state.is_some(),
@@ -217,7 +220,7 @@ fn look(config: &Config) -> Report {
 }
 
 /// What is in flight for too long.
-fn hanging(in_flight: &InFlight) -> Option<String> {
+fn describe_hanging(in_flight: &InFlight) -> Option<String> {
     let age = in_flight.age();
     let InFlight { command_id, since, step, .. } = in_flight;
     let what = match command_id {
@@ -225,7 +228,7 @@ fn hanging(in_flight: &InFlight) -> Option<String> {
         None => "the taking back of an interrupted command".to_owned(),
     };
     let step = if step.is_empty() { String::new() } else { format!(" (step: {step})") };
-    (age > LONG).then(|| {
+    (age > IN_FLIGHT_LIMIT).then(|| {
         format!(
             "{what} is in flight since {since}, for {} s{step}: see 'journalctl -u keypair-agent'; 'systemctl restart \
              keypair-agent' takes it back",
@@ -234,12 +237,12 @@ fn hanging(in_flight: &InFlight) -> Option<String> {
     })
 }
 
-fn undelivered(state: &State) -> Option<CommandId> {
+fn undelivered_command_id(state: &State) -> Option<CommandId> {
     state.undelivered.as_ref().map(|stored| stored.command_id.clone())
 }
 
-fn binding(binding: &Binding) -> BindingReport {
-    BindingReport {
+fn to_binding_status(binding: &Binding) -> BindingStatus {
+    BindingStatus {
         key_name: binding.key_pair.key_name.clone(),
         fingerprint: binding.key_pair.public_key.fingerprint(),
         user: binding.user.clone(),
@@ -248,7 +251,7 @@ fn binding(binding: &Binding) -> BindingReport {
     }
 }
 
-fn text(config: &Config, report: &Report) -> String {
+fn render_status(config: &Config, report: &StatusReport) -> String {
     let on = |yes: bool| if yes { "on" } else { "off" };
     const UNKNOWN: &str = "not known: the state cannot be read";
     let bound = match &report.binding {
@@ -289,7 +292,7 @@ fn text(config: &Config, report: &Report) -> String {
     };
     let mut text = format!(
         "keypair-agent {}: {}\n\n  instance       {}\n  bound          {bound}\n  password login {set}\n  sshd says      \
-         {effective}\n  component      {} (at least {REQUIRED} is needed)\n  channel        {channel}\n  undelivered    {}\n",
+         {effective}\n  component      {} (at least {MIN_COMPONENT_VERSION} is needed)\n  channel        {channel}\n  undelivered    {}\n",
         report.agent_version,
         if report.healthy { "healthy" } else { "NOT healthy" },
         report.instance_id.as_ref().map_or("not known yet", InstanceId::as_str),

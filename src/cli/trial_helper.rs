@@ -4,12 +4,16 @@ use crate::config::Config;
 use crate::guest::real::sshd_settings;
 use crate::guest::trial::helper;
 
-use super::{OK, apply};
+use super::{EXIT_OK, apply};
 
 /// `trial-helper`.
-pub(super) fn serve(config: &Config) -> u8 {
-    match helper::serve(&sshd_settings(config), std::io::stdin().lock(), std::io::stdout().lock()) {
-        Ok(()) => OK,
-        Err(error) => apply::fail(&format!("the question could not be answered: {error}")),
+pub(super) fn run_trial_helper(config: &Config) -> u8 {
+    match helper::serve_trial_question(
+        &sshd_settings(config),
+        std::io::stdin().lock(),
+        std::io::stdout().lock(),
+    ) {
+        Ok(()) => EXIT_OK,
+        Err(error) => apply::print_failure(&format!("the question could not be answered: {error}")),
     }
 }

@@ -2,37 +2,37 @@
 
 use crate::config::Config;
 
-use super::{FAILED, OK, apply, diff};
+use super::{EXIT_FAILED, EXIT_OK, apply, diff};
 
 /// `undo`.
 pub(super) fn undo(config: &Config) -> u8 {
-    let undone = match super::transaction(config).undo() {
+    let undone = match super::open_engine(config).uninstall() {
         Ok(undone) => undone,
-        Err(failure) => return apply::fail(&failure.to_string()),
+        Err(failure) => return apply::print_failure(&failure.to_string()),
     };
     for note in &undone.notes {
-        super::complain(&format!("note: {note}"));
+        super::print_error(&format!("note: {note}"));
     }
     for edit in &undone.edits {
-        super::print_bytes(&diff::of(edit));
+        super::print_bytes(&diff::render_diff(edit));
     }
     for failure in &undone.failures {
-        super::complain(&format!("not done: {}", failure.message));
+        super::print_error(&format!("not done: {}", failure.message));
     }
     if undone.failures.is_empty() {
         if undone.edits.is_empty() {
             super::print("# nothing of ours was found\n");
         }
-        OK
+        EXIT_OK
     } else {
-        FAILED
+        EXIT_FAILED
     }
 }
 
 /// `recover`.
 pub(super) fn recover(config: &Config) -> u8 {
-    match super::transaction(config).recover_if_open() {
-        Ok(()) => OK,
-        Err(failure) => apply::fail(&failure.to_string()),
+    match super::open_engine(config).recover_if_open() {
+        Ok(()) => EXIT_OK,
+        Err(failure) => apply::print_failure(&failure.to_string()),
     }
 }

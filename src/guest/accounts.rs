@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::stat;
 
 use super::people;
-use super::scout::{self, Entry};
-use crate::policy::observation::{Account, Fate, Holder};
+use super::scout::{self, PasswdEntry};
+use crate::policy::observation::{Account, KeyFileOwner, UserStatus};
 
-pub(super) const PASSWD: &str = "/etc/passwd";
-pub(super) const PASSWD_LIMIT: usize = 64 * 1024 * 1024;
+pub(super) const PASSWD_FILE: &str = "/etc/passwd";
+pub(super) const MAX_PASSWD_BYTES: usize = 64 * 1024 * 1024;
 
 /// The name service did not answer.
 #[derive(Debug)]
@@ -46,14 +46,14 @@ impl std::error::Error for AccountError {
 ///
 /// # Errors
 /// That the name service does not answer, or fails.
-pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
+pub fn lookup_account(name: &str) -> Result<Option<Account>, AccountError> {
     let failed = |source: io::Error| AccountError { name: name.to_owned(), source };
     if name.contains('\0') {
         return Ok(None);
     }
-    let Some(entry) = scout::entry(name).map_err(failed)? else { return Ok(None) };
-    let groups = scout::groups(name, entry.gid).map_err(failed)?;
-    Ok(Some(with_groups(entry, groups)))
+    let Some(entry) = scout::lookup_user_by_name(name).map_err(failed)? else { return Ok(None) };
+    let groups = scout::lookup_groups(name, entry.gid).map_err(failed)?;
+    Ok(Some(account_from_entry(entry, groups)))
 }
 
 /// The same to take something out, which needs no groups: while the name service does not answer or fails, the entry of passwd(5)
@@ -61,32 +61,33 @@ pub fn account(name: &str) -> Result<Option<Account>, AccountError> {
 ///
 /// # Errors
 /// That neither has it.
-pub fn account_to_clean(name: &str) -> Result<Option<Account>, AccountError> {
-    let failure = match account(name) {
+pub fn lookup_account_for_removal(name: &str) -> Result<Option<Account>, AccountError> {
+    let failure = match lookup_account(name) {
         Err(error) => error,
         answer => return answer,
     };
-    let entry = scout::entry(name).ok().flatten();
-    let account =
-        entry.map(|entry| with_groups(entry, Vec::new())).or_else(|| listed(|person| person.name == name));
+    let entry = scout::lookup_user_by_name(name).ok().flatten();
+    let account = entry
+        .map(|entry| account_from_entry(entry, Vec::new()))
+        .or_else(|| find_in_passwd(|person| person.name == name));
     account.map_or(Err(failure), |account| Ok(Some(account)))
 }
 
 /// The home of root; `None` where there is no such account.
-pub(super) fn home_of_root() -> Option<PathBuf> {
-    match scout::entry_of_uid(0) {
+pub(super) fn root_home() -> Option<PathBuf> {
+    match scout::lookup_user_by_uid(0) {
         Ok(entry) => entry.map(|entry| PathBuf::from(OsString::from_vec(entry.home))),
-        Err(_) => listed(|person| person.uid == 0).map(|root| root.home),
+        Err(_) => find_in_passwd(|person| person.uid == 0).map(|root| root.home),
     }
 }
 
 /// The first account of passwd(5)'s own file that is meant.
-fn listed(is_meant: impl Fn(&Account) -> bool) -> Option<Account> {
-    people::people().ok()?.into_iter().map(|person| person.account).find(is_meant)
+fn find_in_passwd(is_meant: impl Fn(&Account) -> bool) -> Option<Account> {
+    people::list_accounts().ok()?.into_iter().map(|person| person.account).find(is_meant)
 }
 
-fn with_groups(entry: Entry, groups: Vec<String>) -> Account {
-    let Entry { name, uid, gid, home, shell } = entry;
+fn account_from_entry(entry: PasswdEntry, groups: Vec<String>) -> Account {
+    let PasswdEntry { name, uid, gid, home, shell } = entry;
     Account {
         name,
         uid,
@@ -101,23 +102,27 @@ fn with_groups(entry: Entry, groups: Vec<String>) -> Account {
 /// As whom the file at `path` is reached that holds, or held, a block of this user's: see `Guest::holder`.
 ///
 /// # Errors
-/// As for [`account_to_clean`].
-pub fn holder(name: &str, uid: Option<u32>, path: &Path) -> Result<Holder, AccountError> {
-    let answers = |directory: &&Path| scout::reach(directory).is_ok();
+/// As for [`lookup_account_for_removal`].
+pub fn resolve_key_file_owner(
+    name: &str,
+    uid: Option<u32>,
+    path: &Path,
+) -> Result<KeyFileOwner, AccountError> {
+    let answers = |directory: &&Path| scout::check_responsive(directory).is_ok();
     let directory = path.parent().filter(answers).and_then(|directory| stat(directory).ok());
     // One whose uid was changed owns his files by the new one.
-    let is_anothers = |uid: u32| directory.as_ref().is_some_and(|directory| directory.st_uid == uid);
-    if let Some(account) = account_to_clean(name)?
-        .filter(|account| uid.is_none_or(|uid| uid == account.uid || !is_anothers(uid)))
+    let owns_directory = |uid: u32| directory.as_ref().is_some_and(|directory| directory.st_uid == uid);
+    if let Some(account) = lookup_account_for_removal(name)?
+        .filter(|account| uid.is_none_or(|uid| uid == account.uid || !owns_directory(uid)))
     {
-        return Ok(Holder { account, fate: Fate::Present });
+        return Ok(KeyFileOwner { account, fate: UserStatus::Present });
     }
     let failed = |source: io::Error| AccountError { name: name.to_owned(), source };
     if let Some(uid) = uid
-        && let Some(entry) = scout::entry_of_uid(uid).map_err(failed)?
-        && let Some(account) = account_to_clean(&entry.name)?.filter(|account| account.uid == uid)
+        && let Some(entry) = scout::lookup_user_by_uid(uid).map_err(failed)?
+        && let Some(account) = lookup_account_for_removal(&entry.name)?.filter(|account| account.uid == uid)
     {
-        return Ok(Holder { account, fate: Fate::Renamed });
+        return Ok(KeyFileOwner { account, fate: UserStatus::Renamed });
     }
     let (uid, gid) = match (uid, directory) {
         (Some(uid), Some(directory)) if directory.st_uid == uid => (uid, directory.st_gid),
@@ -134,7 +139,7 @@ pub fn holder(name: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Accou
         shell: PathBuf::new(),
         groups: Vec::new(),
     };
-    Ok(Holder { account, fate: Fate::Gone })
+    Ok(KeyFileOwner { account, fate: UserStatus::Gone })
 }
 
 #[cfg(test)]
@@ -143,13 +148,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_is_known_and_nobody_of_that_name_is_not() {
-        let root = account("root").unwrap().unwrap();
+    fn lookup_account_finds_root_and_no_unknown_name() {
+        let root = lookup_account("root").unwrap().unwrap();
         assert_eq!((root.uid, root.gid, root.name.as_str()), (0, 0, "root"));
         assert!(root.home.is_absolute());
         assert_eq!(root.groups.first().map(String::as_str), Some("root"));
         for none in ["no-such-user-here", "", "a\0b", "root\n"] {
-            assert_eq!(account(none).unwrap(), None, "{none:?}");
+            assert_eq!(lookup_account(none).unwrap(), None, "{none:?}");
         }
     }
 }

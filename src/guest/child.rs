@@ -19,26 +19,26 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::pulse;
-use crate::policy::foreign::foreign;
+use crate::policy::foreign::sanitize_text;
 
 /// How long a child may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most that is kept of what a child says on each of its outputs.
-const MAX_OUTPUT: usize = 1024 * 1024;
+const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
 
 /// How often a child is looked after that closed its outputs, or left them to a child of its own.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const CHILD_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a killed child is waited for.
-const END: Duration = Duration::from_secs(1);
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where programs are looked for.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a child that ended by itself left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+pub struct CommandOutput {
     /// Its exit status.
     pub status: i32,
     /// What it said on standard output.
@@ -47,19 +47,19 @@ pub struct Output {
     pub stderr: String,
 }
 
-impl Output {
+impl CommandOutput {
     /// Whether its exit status is 0.
     pub fn succeeded(&self) -> bool {
         self.status == 0
     }
 
-    /// What it said, for a message: as [`Self::all_words`], and cut.
-    pub fn words(&self) -> String {
-        foreign(&self.all_words())
+    /// What it said, for a message: as [`Self::full_diagnostic`], and cut.
+    pub fn diagnostic(&self) -> String {
+        sanitize_text(&self.full_diagnostic())
     }
 
     /// What it said: standard error in one line, else standard output, else its exit status.
-    pub fn all_words(&self) -> String {
+    pub fn full_diagnostic(&self) -> String {
         let said =
             [&self.stderr, &self.stdout].into_iter().map(|text| text.trim()).find(|text| !text.is_empty());
         let Some(said) = said else { return format!("exit status {}", self.status) };
@@ -94,12 +94,12 @@ pub enum ChildError {
         signal: i32,
     },
     /// It said more than is read.
-    TooMuch {
+    OutputTooLarge {
         /// The program.
         path: PathBuf,
     },
     /// One of this program's hangs in the kernel since before, and could not be killed.
-    Hangs {
+    PreviousHung {
         /// The program.
         path: PathBuf,
     },
@@ -120,8 +120,10 @@ impl fmt::Display for ChildError {
                 write!(f, "{} did not end within {} s and was killed", path.display(), limit.as_secs())
             }
             Self::Killed { path, signal } => write!(f, "{} was ended by signal {signal}", path.display()),
-            Self::TooMuch { path } => write!(f, "{} said more than {MAX_OUTPUT} bytes", path.display()),
-            Self::Hangs { path } => write!(
+            Self::OutputTooLarge { path } => {
+                write!(f, "{} said more than {MAX_OUTPUT_BYTES} bytes", path.display())
+            }
+            Self::PreviousHung { path } => write!(
                 f,
                 "an earlier {} hangs and cannot be killed; bring the server of the mount back that it waits for, or \
                  unmount it (umount -f)",
@@ -141,13 +143,17 @@ impl std::error::Error for ChildError {
 }
 
 /// Whether a program of this name would be found.
-pub fn finds(program: &str) -> bool {
+pub fn is_installed(program: &str) -> bool {
     SEARCH_PATH.split(':').any(|directory| Path::new(directory).join(program).is_file())
 }
 
 /// Runs `program` with `arguments` and `input` on its standard input, for 10 s at most.
-pub fn run(program: &Path, arguments: &[impl AsRef<OsStr>], input: &str) -> Result<Output, ChildError> {
-    run_for(program, arguments, input, LIMIT)
+pub fn run(
+    program: &Path,
+    arguments: &[impl AsRef<OsStr>],
+    input: &str,
+) -> Result<CommandOutput, ChildError> {
+    run_with_timeout(program, arguments, input, DEFAULT_TIMEOUT)
 }
 
 /// The same with an input that need not be text.
@@ -155,27 +161,28 @@ pub fn run_bytes(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
     input: &[u8],
-) -> Result<Output, ChildError> {
-    run_bytes_for(program, arguments, input, LIMIT)
+) -> Result<CommandOutput, ChildError> {
+    run_bytes_with_timeout(program, arguments, input, DEFAULT_TIMEOUT)
 }
 
 /// The same with a time limit of its own.
-pub fn run_for(
+pub fn run_with_timeout(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
     input: &str,
     limit: Duration,
-) -> Result<Output, ChildError> {
-    run_bytes_for(program, arguments, input.as_bytes(), limit)
+) -> Result<CommandOutput, ChildError> {
+    run_bytes_with_timeout(program, arguments, input.as_bytes(), limit)
 }
 
-fn run_bytes_for(
+fn run_bytes_with_timeout(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
     input: &[u8],
     limit: Duration,
-) -> Result<Output, ChildError> {
-    let output = Running::start(program, arguments, input)?.output(program, input, limit, || false)?;
+) -> Result<CommandOutput, ChildError> {
+    let output =
+        RunningChild::start(program, arguments, input)?.wait_for_output(program, input, limit, || false)?;
     output.ok_or_else(|| ChildError::TimedOut { path: program.to_owned(), limit })
 }
 
@@ -185,16 +192,16 @@ pub fn run_until(
     arguments: &[impl AsRef<OsStr>],
     limit: Duration,
     is_over: impl FnMut() -> bool,
-) -> Result<Option<Output>, ChildError> {
-    Running::start(program, arguments, &[])?.output(program, &[], limit, is_over)
+) -> Result<Option<CommandOutput>, ChildError> {
+    RunningChild::start(program, arguments, &[])?.wait_for_output(program, &[], limit, is_over)
 }
 
 /// A child with descriptors of its own, that is ended when it is let go.
-pub struct Background {
-    running: Running,
+pub struct BackgroundChild {
+    running: RunningChild,
 }
 
-impl Background {
+impl BackgroundChild {
     /// Starts `program` with these descriptors.
     ///
     /// # Errors
@@ -204,17 +211,17 @@ impl Background {
         arguments: &[impl AsRef<OsStr>],
         [stdin, stdout, stderr]: [Stdio; 3],
     ) -> Result<Self, ChildError> {
-        refuse_another(program)?;
-        let mut command = command(program, arguments);
+        refuse_if_hung(program)?;
+        let mut command = build_command(program, arguments);
         command.stdin(stdin).stdout(stdout).stderr(stderr);
-        let child = command.spawn().map_err(|source| failed(program, "start", source))?;
-        Ok(Self { running: Running { child: Some(child), program: program.to_owned() } })
+        let child = command.spawn().map_err(|source| child_io_error(program, "start", source))?;
+        Ok(Self { running: RunningChild { child: Some(child), program: program.to_owned() } })
     }
 
     /// Whether it ended within this time.
-    pub fn ends_within(&mut self, limit: Duration) -> bool {
+    pub fn wait_for_exit(&mut self, limit: Duration) -> bool {
         let Some(child) = &mut self.running.child else { return true };
-        let ended = ends_within(child, limit);
+        let ended = wait_for_child_exit(child, limit);
         if ended {
             self.running.child = None;
         }
@@ -223,7 +230,7 @@ impl Background {
 }
 
 /// Whether a child ended within this time.
-pub(super) fn ends_within(child: &mut Child, limit: Duration) -> bool {
+pub(super) fn wait_for_child_exit(child: &mut Child, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         match child.try_wait() {
@@ -235,7 +242,7 @@ pub(super) fn ends_within(child: &mut Child, limit: Duration) -> bool {
 }
 
 /// Kills a child with its process group; the child, if it could not be killed.
-pub(super) fn end(mut child: Child) -> Option<Child> {
+pub(super) fn kill_child_group(mut child: Child) -> Option<Child> {
     // Not reaped yet, so the group is still the child's own.
     if matches!(child.try_wait(), Ok(None))
         && let Ok(pid) = i32::try_from(child.id())
@@ -243,31 +250,31 @@ pub(super) fn end(mut child: Child) -> Option<Child> {
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     }
     let _ = child.kill();
-    (!ends_within(&mut child, END)).then_some(child)
+    (!wait_for_child_exit(&mut child, KILL_TIMEOUT)).then_some(child)
 }
 
 /// A child that is spoken with by its standard input and output.
-pub(super) fn partner(program: &Path, arguments: &[impl AsRef<OsStr>]) -> io::Result<Child> {
-    let mut command = command(program, arguments);
+pub(super) fn spawn_with_pipes(program: &Path, arguments: &[impl AsRef<OsStr>]) -> io::Result<Child> {
+    let mut command = build_command(program, arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn()
 }
 
 /// Children that could not be killed, by their program.
-static LEFT: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
+static UNKILLABLE_CHILDREN: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
 
 /// Refuses a program of which a child hangs already: another one would most likely hang beside it.
-fn refuse_another(program: &Path) -> Result<(), ChildError> {
-    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+fn refuse_if_hung(program: &Path) -> Result<(), ChildError> {
+    let mut left = UNKILLABLE_CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
     left.retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
     match left.iter().any(|(hangs, _)| hangs == program) {
-        true => Err(ChildError::Hangs { path: program.to_owned() }),
+        true => Err(ChildError::PreviousHung { path: program.to_owned() }),
         false => Ok(()),
     }
 }
 
 /// A clean environment and a process group of its own.
-fn command(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
+fn build_command(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -279,65 +286,68 @@ fn command(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     command
 }
 
-fn failed(program: &Path, action: &'static str, source: io::Error) -> ChildError {
+fn child_io_error(program: &Path, action: &'static str, source: io::Error) -> ChildError {
     ChildError::Io { path: program.to_owned(), action, source }
 }
 
 /// A child that is killed, with its process group, and reaped if it is let go before it ended.
-struct Running {
+struct RunningChild {
     /// `None` once it ended.
     child: Option<Child>,
     program: PathBuf,
 }
 
 /// How a child ended.
-struct Ended {
+struct ExitedChild {
     status: std::process::ExitStatus,
-    stdout: Captured,
-    stderr: Captured,
+    stdout: CapturedOutput,
+    stderr: CapturedOutput,
 }
 
 /// How the wait for a child ended.
-enum Attended {
-    Ended(Ended),
-    TimeIsOver,
-    MayBeEnded,
+enum WaitOutcome {
+    Exited(ExitedChild),
+    TimedOut,
+    StopRequested,
 }
 
-impl Running {
+impl RunningChild {
     fn start(program: &Path, arguments: &[impl AsRef<OsStr>], input: &[u8]) -> Result<Self, ChildError> {
-        refuse_another(program)?;
-        let mut command = command(program, arguments);
+        refuse_if_hung(program)?;
+        let mut command = build_command(program, arguments);
         command
             .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let child = command.spawn().map_err(|source| failed(program, "start", source))?;
+        let child = command.spawn().map_err(|source| child_io_error(program, "start", source))?;
         Ok(Self { child: Some(child), program: program.to_owned() })
     }
 
     /// What it said until it ended; `None` where `is_over` said that it may be ended.
-    fn output(
+    fn wait_for_output(
         mut self,
         program: &Path,
         input: &[u8],
         limit: Duration,
         is_over: impl FnMut() -> bool,
-    ) -> Result<Option<Output>, ChildError> {
+    ) -> Result<Option<CommandOutput>, ChildError> {
         let deadline = Instant::now() + limit;
-        let attended = self.attend(input, deadline, is_over);
-        pulse::moved();
-        let Ended { status, stdout, stderr } =
-            match attended.map_err(|source| failed(program, "attend to", source))? {
-                Attended::Ended(ended) => ended,
-                Attended::MayBeEnded => return Ok(None),
-                Attended::TimeIsOver => return Err(ChildError::TimedOut { path: program.to_owned(), limit }),
-            };
+        let attended = self.pump_until_exit(input, deadline, is_over);
+        pulse::record_progress();
+        let ExitedChild { status, stdout, stderr } = match attended
+            .map_err(|source| child_io_error(program, "attend to", source))?
+        {
+            WaitOutcome::Exited(ended) => ended,
+            WaitOutcome::StopRequested => return Ok(None),
+            WaitOutcome::TimedOut => return Err(ChildError::TimedOut { path: program.to_owned(), limit }),
+        };
         if stdout.cut {
-            return Err(ChildError::TooMuch { path: program.to_owned() });
+            return Err(ChildError::OutputTooLarge { path: program.to_owned() });
         }
         match status.code() {
-            Some(status) => Ok(Some(Output { status, stdout: stdout.text(), stderr: stderr.text() })),
+            Some(status) => {
+                Ok(Some(CommandOutput { status, stdout: stdout.into_text(), stderr: stderr.into_text() }))
+            }
             None => {
                 let signal = status.signal().unwrap_or_default();
                 Err(ChildError::Killed { path: program.to_owned(), signal })
@@ -346,16 +356,16 @@ impl Running {
     }
 
     /// Feeds and reads the child until it ended.
-    fn attend(
+    fn pump_until_exit(
         &mut self,
         mut input: &[u8],
         deadline: Instant,
         mut is_over: impl FnMut() -> bool,
-    ) -> io::Result<Attended> {
+    ) -> io::Result<WaitOutcome> {
         let Some(child) = &mut self.child else { return Err(io::ErrorKind::NotFound.into()) };
         let mut stdin = child.stdin.take();
-        let mut stdout = Pipe::new(child.stdout.take())?;
-        let mut stderr = Pipe::new(child.stderr.take())?;
+        let mut stdout = OutputPipe::new(child.stdout.take())?;
+        let mut stderr = OutputPipe::new(child.stderr.take())?;
         if let Some(stdin) = &stdin {
             set_nonblocking(stdin.as_fd())?;
         }
@@ -363,30 +373,31 @@ impl Running {
             // A grandchild may keep the outputs open: whether the child lives is asked beside them.
             if let Some(status) = child.try_wait()? {
                 self.child = None;
-                stdout.read()?;
-                stderr.read()?;
-                let ended = Ended { status, stdout: stdout.captured, stderr: stderr.captured };
-                return Ok(Attended::Ended(ended));
+                stdout.read_available()?;
+                stderr.read_available()?;
+                let ended = ExitedChild { status, stdout: stdout.captured, stderr: stderr.captured };
+                return Ok(WaitOutcome::Exited(ended));
             }
             if is_over() {
-                return Ok(Attended::MayBeEnded);
+                return Ok(WaitOutcome::StopRequested);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Attended::TimeIsOver);
+                return Ok(WaitOutcome::TimedOut);
             }
-            wait_for_any(stdin.as_ref(), &stdout, &stderr, left.min(LOOK_AGAIN))?;
-            feed(&mut stdin, &mut input)?;
-            stdout.read()?;
-            stderr.read()?;
+            poll_pipes(stdin.as_ref(), &stdout, &stderr, left.min(CHILD_POLL_INTERVAL))?;
+            write_input(&mut stdin, &mut input)?;
+            stdout.read_available()?;
+            stderr.read_available()?;
         }
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningChild {
     fn drop(&mut self) {
-        if let Some(child) = self.child.take().and_then(end) {
-            LEFT.lock()
+        if let Some(child) = self.child.take().and_then(kill_child_group) {
+            UNKILLABLE_CHILDREN
+                .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push((std::mem::take(&mut self.program), child));
         }
@@ -395,39 +406,39 @@ impl Drop for Running {
 
 /// What was kept of an output.
 #[derive(Default)]
-struct Captured {
+struct CapturedOutput {
     bytes: Vec<u8>,
     cut: bool,
 }
 
-impl Captured {
-    fn text(self) -> String {
+impl CapturedOutput {
+    fn into_text(self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 }
 
 /// An output of the child, until its end.
-struct Pipe<R> {
+struct OutputPipe<R> {
     from: Option<R>,
-    captured: Captured,
+    captured: CapturedOutput,
 }
 
-impl<R: Read + AsFd> Pipe<R> {
+impl<R: Read + AsFd> OutputPipe<R> {
     fn new(from: Option<R>) -> io::Result<Self> {
         if let Some(from) = &from {
             set_nonblocking(from.as_fd())?;
         }
-        Ok(Self { from, captured: Captured::default() })
+        Ok(Self { from, captured: CapturedOutput::default() })
     }
 
     /// Reads what is there; beyond what is kept it is thrown away, so that the child can go on.
-    fn read(&mut self) -> io::Result<()> {
+    fn read_available(&mut self) -> io::Result<()> {
         let mut buffer = [0; 8192];
         while let Some(from) = &mut self.from {
             match from.read(&mut buffer) {
                 Ok(0) => self.from = None,
                 Ok(count) => {
-                    let room = MAX_OUTPUT - self.captured.bytes.len();
+                    let room = MAX_OUTPUT_BYTES - self.captured.bytes.len();
                     self.captured.cut |= count > room;
                     self.captured.bytes.extend_from_slice(&buffer[..count.min(room)]);
                     if self.captured.cut {
@@ -444,7 +455,7 @@ impl<R: Read + AsFd> Pipe<R> {
 }
 
 /// Writes what the child takes of `input`, and closes its standard input behind it.
-fn feed(stdin: &mut Option<ChildStdin>, input: &mut &[u8]) -> io::Result<()> {
+fn write_input(stdin: &mut Option<ChildStdin>, input: &mut &[u8]) -> io::Result<()> {
     while let Some(to) = stdin {
         if input.is_empty() {
             *stdin = None;
@@ -463,10 +474,10 @@ fn feed(stdin: &mut Option<ChildStdin>, input: &mut &[u8]) -> io::Result<()> {
 }
 
 /// Waits until the child takes or says something, or closes an end; `limit` at most.
-fn wait_for_any<A: AsFd, B: AsFd>(
+fn poll_pipes<A: AsFd, B: AsFd>(
     stdin: Option<&ChildStdin>,
-    stdout: &Pipe<A>,
-    stderr: &Pipe<B>,
+    stdout: &OutputPipe<A>,
+    stderr: &OutputPipe<B>,
     limit: Duration,
 ) -> io::Result<()> {
     let mut ends: Vec<PollFd<'_>> = Vec::with_capacity(3);
@@ -495,21 +506,21 @@ fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn sh(script: &str, input: &str, limit: Duration) -> Result<Output, ChildError> {
-        run_for(Path::new("/bin/sh"), &["-c", script], input, limit)
+    fn sh(script: &str, input: &str, limit: Duration) -> Result<CommandOutput, ChildError> {
+        run_with_timeout(Path::new("/bin/sh"), &["-c", script], input, limit)
     }
 
     #[test]
-    fn says_what_it_said() {
-        let output = sh("cat; echo no >&2; exit 3", "hello", LIMIT).unwrap();
-        assert_eq!(output, Output { status: 3, stdout: "hello".into(), stderr: "no\n".into() });
-        assert_eq!(output.words(), "no");
-        assert_eq!(sh("exit 4", "", LIMIT).unwrap().words(), "exit status 4");
+    fn output_has_status_stdout_and_stderr() {
+        let output = sh("cat; echo no >&2; exit 3", "hello", DEFAULT_TIMEOUT).unwrap();
+        assert_eq!(output, CommandOutput { status: 3, stdout: "hello".into(), stderr: "no\n".into() });
+        assert_eq!(output.diagnostic(), "no");
+        assert_eq!(sh("exit 4", "", DEFAULT_TIMEOUT).unwrap().diagnostic(), "exit status 4");
     }
 
     /// KP-6.5.
     #[test]
-    fn has_a_clean_environment() {
+    fn child_environment_is_clean() {
         let output = run(Path::new("env"), &[] as &[&str], "").unwrap();
         let mut names: Vec<&str> = output.stdout.lines().filter_map(|line| line.split('=').next()).collect();
         names.sort_unstable();
@@ -517,16 +528,19 @@ mod tests {
     }
 
     #[test]
-    fn much_goes_in_and_out_at_once() {
+    fn child_large_input_and_output_do_not_deadlock() {
         let much = "0123456789abcdef".repeat(40_000);
-        assert_eq!(sh("cat", &much, LIMIT).unwrap().stdout, much);
-        assert!(sh("exec cat >/dev/null <&-", &much, LIMIT).is_ok());
-        assert!(matches!(sh("yes | head -c 2000000", "", LIMIT), Err(ChildError::TooMuch { .. })));
+        assert_eq!(sh("cat", &much, DEFAULT_TIMEOUT).unwrap().stdout, much);
+        assert!(sh("exec cat >/dev/null <&-", &much, DEFAULT_TIMEOUT).is_ok());
+        assert!(matches!(
+            sh("yes | head -c 2000000", "", DEFAULT_TIMEOUT),
+            Err(ChildError::OutputTooLarge { .. })
+        ));
     }
 
     /// KP-6.5.
     #[test]
-    fn is_killed_with_its_children_when_its_time_is_over() {
+    fn child_timeout_kills_its_process_group() {
         let directory = tempfile::tempdir().unwrap();
         let pid_file = directory.path().join("pid");
         let script = format!("sleep 60 & echo $! > {}; exec >&- 2>&-; wait", pid_file.display());
@@ -540,19 +554,19 @@ mod tests {
     }
 
     #[test]
-    fn a_grandchild_with_its_outputs_does_not_hold_it() {
-        let output = sh("sleep 3 & echo $!", "", LIMIT).unwrap();
+    fn child_exit_does_not_wait_for_grandchild_with_pipes() {
+        let output = sh("sleep 3 & echo $!", "", DEFAULT_TIMEOUT).unwrap();
         let pid: i32 = output.stdout.trim().parse().unwrap();
         let alive = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
         assert!(alive.is_ok());
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn child_error_names_program_and_cause() {
         let missing = run(Path::new("/nonexistent/sshd"), &["-t"], "").unwrap_err();
         assert!(missing.is_missing_program());
         assert!(missing.to_string().starts_with("cannot start /nonexistent/sshd: No such file"), "{missing}");
-        let killed = sh("kill -9 $$", "", LIMIT).unwrap_err();
+        let killed = sh("kill -9 $$", "", DEFAULT_TIMEOUT).unwrap_err();
         assert_eq!(killed.to_string(), "/bin/sh was ended by signal 9");
     }
 }

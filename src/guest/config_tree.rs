@@ -10,65 +10,66 @@ use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern, glob_with};
 
-use super::scout::{self, Silence};
-use crate::policy::observation::{ConfigTree, Included};
+use super::scout::{self, LookupError};
+use crate::policy::observation::{ConfigTree, IncludedFiles};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::{
-    COMMENT, DROP_IN, SSH_DIR, former_include_patterns, include_patterns_in, is_drop_in,
+    COMMENT_PREFIX, DROP_IN_NAME, SSH_DIR, is_managed_drop_in, parse_commented_include_patterns,
+    parse_include_patterns_in,
 };
 
 /// How deep sshd follows Include directives.
-const MAX_DEPTH: usize = 16;
+const MAX_INCLUDE_DEPTH: usize = 16;
 
 /// The most that is read of one file.
-const MAX_FILE: u64 = 1024 * 1024;
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 
 /// How many entries of the main file's directory are looked at.
-const MAX_ENTRIES: usize = 1024;
+const MAX_DIR_ENTRIES: usize = 1024;
 
 /// The device number of `/dev/null`, null(4): major 1, minor 3.
 const NULL_DEVICE: u64 = 0x103;
 
 /// As glob(3) without flags: a wildcard matches neither a `/` nor a leading dot.
-const LIKE_SSHD: MatchOptions =
+const SSHD_GLOB_OPTIONS: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
 /// How an sshd follows Include directives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Rules {
+pub(super) struct IncludeRules {
     /// Where a relative path starts; `None` where it leads nowhere (OpenSSH 8.2).
     pub(super) ssh_dir: Option<PathBuf>,
 }
 
-impl Default for Rules {
+impl Default for IncludeRules {
     fn default() -> Self {
         Self { ssh_dir: Some(PathBuf::from(SSH_DIR)) }
     }
 }
 
 /// A file's device and inode.
-type Identity = (u64, u64);
+type DevIno = (u64, u64);
 
 /// A tree while it is read.
-struct Reader<'r> {
+struct TreeReader<'r> {
     tree: ConfigTree,
-    rules: &'r Rules,
+    rules: &'r IncludeRules,
     /// Under which path each file is in the tree: the one by which sshd reads it first.
-    known: HashMap<Identity, PathBuf>,
+    known: HashMap<DevIno, PathBuf>,
     /// What cannot be read as a file.
     irregular: Vec<PathBuf>,
 }
 
 /// Reads the main file and what it leads to. A file with several names (a directory that is included under two) is in
 /// the tree once, under the name that sshd meets first. A drop-in of ours to which no Include leads is in it, too.
-pub(super) fn read_tree(main: &Path, rules: &Rules) -> Result<ConfigTree, Refusal> {
-    let mut reader = Reader::new(main, rules);
-    if reader.add(main, 0)?.is_none() {
+pub(super) fn read_config_tree(main: &Path, rules: &IncludeRules) -> Result<ConfigTree, Refusal> {
+    let mut reader = TreeReader::new(main, rules);
+    if reader.add_file(main, 0)?.is_none() {
         let text =
             format!("sshd's configuration {} is not a regular file; put it in its place", main.display());
         return Err(Refusal::new(Reason::SshdNotFound, text));
     }
-    reader.add_unread();
+    reader.add_orphaned_drop_ins();
     Ok(reader.tree)
 }
 
@@ -77,13 +78,13 @@ pub(super) fn read_tree(main: &Path, rules: &Rules) -> Result<ConfigTree, Refusa
 ///
 /// # Errors
 /// `UNSAFE_PATH` where our drop-in belongs; `SSHD_CONFIG_ALREADY_INVALID` elsewhere.
-pub(super) fn refuse_endless(main: &Path) -> Result<(), Refusal> {
-    let rules = Rules::default();
-    let mut reader = Reader::new(main, &rules);
-    reader.add(main, 0)?;
-    let endless = reader.irregular.iter().find_map(|file| Some((file, endless_kind(file)?)));
+pub(super) fn refuse_blocking_includes(main: &Path) -> Result<(), Refusal> {
+    let rules = IncludeRules::default();
+    let mut reader = TreeReader::new(main, &rules);
+    reader.add_file(main, 0)?;
+    let endless = reader.irregular.iter().find_map(|file| Some((file, blocking_file_kind(file)?)));
     let Some((file, kind)) = endless else { return Ok(()) };
-    let reason = match is_drop_in(file) {
+    let reason = match is_managed_drop_in(file) {
         true => Reason::UnsafePath,
         false => Reason::SshdConfigAlreadyInvalid,
     };
@@ -97,7 +98,7 @@ pub(super) fn refuse_endless(main: &Path) -> Result<(), Refusal> {
 }
 
 /// What it is that sshd would hang on; `None` for directories, which it passes over, and for the device that is empty.
-fn endless_kind(file: &Path) -> Option<&'static str> {
+fn blocking_file_kind(file: &Path) -> Option<&'static str> {
     let metadata = fs::metadata(file).ok()?;
     let kind = metadata.file_type();
     if kind.is_fifo() {
@@ -111,19 +112,19 @@ fn endless_kind(file: &Path) -> Option<&'static str> {
     }
 }
 
-impl<'r> Reader<'r> {
-    fn new(main: &Path, rules: &'r Rules) -> Self {
+impl<'r> TreeReader<'r> {
+    fn new(main: &Path, rules: &'r IncludeRules) -> Self {
         let tree = ConfigTree { main: main.to_owned(), files: BTreeMap::new(), includes: BTreeMap::new() };
         Self { tree, rules, known: HashMap::new(), irregular: Vec::new() }
     }
 
     /// Adds a file and, below it, what it includes. The path under which the tree has it; `None` where it is none that
     /// can be read as one.
-    fn add(&mut self, file: &Path, depth: usize) -> Result<Option<PathBuf>, Refusal> {
+    fn add_file(&mut self, file: &Path, depth: usize) -> Result<Option<PathBuf>, Refusal> {
         if self.tree.files.contains_key(file) {
             return Ok(Some(file.to_owned()));
         }
-        let Some((identity, content)) = read(file).map_err(|error| {
+        let Some((identity, content)) = read_regular_file(file).map_err(|error| {
             Refusal::new(
                 Reason::IoError,
                 format!("cannot read sshd's configuration {}: {error}", file.display()),
@@ -137,15 +138,15 @@ impl<'r> Reader<'r> {
             return Ok(Some(known.clone()));
         }
         self.known.insert(identity, file.to_owned());
-        let directives = include_patterns_in(self.rules.ssh_dir.as_deref(), &content);
+        let directives = parse_include_patterns_in(self.rules.ssh_dir.as_deref(), &content);
         self.tree.files.insert(file.to_owned(), content);
-        if depth == MAX_DEPTH {
+        if depth == MAX_INCLUDE_DEPTH {
             return Ok(Some(file.to_owned()));
         }
         for (line, patterns) in directives {
             let mut all = Vec::with_capacity(patterns.len());
             for pattern in patterns {
-                all.push(self.follow(pattern, depth)?);
+                all.push(self.expand_include(pattern, depth)?);
             }
             self.tree.includes.insert((file.to_owned(), line), all);
         }
@@ -153,13 +154,13 @@ impl<'r> Reader<'r> {
     }
 
     /// What a pattern of a file at this depth leads to.
-    fn follow(&mut self, pattern: PathBuf, depth: usize) -> Result<Included, Refusal> {
-        let mut included = expand(pattern).map_err(|silence| {
+    fn expand_include(&mut self, pattern: PathBuf, depth: usize) -> Result<IncludedFiles, Refusal> {
+        let mut included = expand_glob(pattern).map_err(|silence| {
             Refusal::new(Reason::IoError, format!("cannot read sshd's configuration: {silence}"))
         })?;
         let mut files = Vec::with_capacity(included.files.len());
         for found in included.files {
-            files.extend(self.add(&found, depth + 1)?);
+            files.extend(self.add_file(&found, depth + 1)?);
         }
         included.files = files;
         Ok(included)
@@ -167,15 +168,15 @@ impl<'r> Reader<'r> {
 
     /// Adds every drop-in of ours that was read once and to which no Include leads any more: it would come back to life
     /// with its Include. What cannot be read as one is none.
-    fn add_unread(&mut self) {
-        for directory in self.former_directories() {
-            let path = directory.join(DROP_IN);
+    fn add_orphaned_drop_ins(&mut self) {
+        for directory in self.candidate_drop_in_dirs() {
+            let path = directory.join(DROP_IN_NAME);
             if self.tree.files.contains_key(&path) {
                 continue;
             }
-            if let Ok(Some((identity, content))) = read(&path)
+            if let Ok(Some((identity, content))) = read_regular_file(&path)
                 && !self.known.contains_key(&identity)
-                && (bears_our_comment(&content) || directory.ends_with("sshd_config.d"))
+                && (has_agent_comment(&content) || directory.ends_with("sshd_config.d"))
             {
                 self.known.insert(identity, path.clone());
                 self.tree.files.insert(path, content);
@@ -185,7 +186,7 @@ impl<'r> Reader<'r> {
 
     /// Where such a drop-in may stand: beside the main file, in each directory there, and where an Include leads to or,
     /// commented out, led to. Only where root alone can change it: elsewhere nothing is touched.
-    fn former_directories(&self) -> BTreeSet<PathBuf> {
+    fn candidate_drop_in_dirs(&self) -> BTreeSet<PathBuf> {
         let main = &self.tree.main;
         let beside = [Some(main.clone()), fs::canonicalize(main).ok()].into_iter().flatten();
         let mut directories: BTreeSet<PathBuf> =
@@ -193,26 +194,26 @@ impl<'r> Reader<'r> {
         let entries: Vec<PathBuf> = directories
             .iter()
             .filter_map(|directory| fs::read_dir(directory).ok())
-            .flat_map(|entries| entries.flatten().take(MAX_ENTRIES).map(|entry| entry.path()))
+            .flat_map(|entries| entries.flatten().take(MAX_DIR_ENTRIES).map(|entry| entry.path()))
             .collect();
         directories.extend(entries);
         let patterns = self.tree.includes.values().flatten().map(|included| included.pattern.clone());
-        let former = self.tree.files.values().flat_map(|content| former_include_patterns(content));
+        let former = self.tree.files.values().flat_map(|content| parse_commented_include_patterns(content));
         directories.extend(patterns.chain(former).filter_map(|pattern| pattern.parent().map(Path::to_owned)));
-        directories.retain(|directory| is_roots_alone(directory));
+        directories.retain(|directory| is_root_only_dir(directory));
         directories
     }
 }
 
 /// Whether a drop-in is one that we wrote: its first lines are comments of ours.
-fn bears_our_comment(content: &[u8]) -> bool {
-    content.split(|byte| *byte == b'\n').any(|line| line.starts_with(COMMENT.as_bytes()))
+fn has_agent_comment(content: &[u8]) -> bool {
+    content.split(|byte| *byte == b'\n').any(|line| line.starts_with(COMMENT_PREFIX.as_bytes()))
 }
 
 /// Whether it is a directory that root alone can change; in tests, that this user alone can.
-fn is_roots_alone(directory: &Path) -> bool {
+fn is_root_only_dir(directory: &Path) -> bool {
     let own = nix::unistd::geteuid().as_raw();
-    scout::reach(directory).is_ok()
+    scout::check_responsive(directory).is_ok()
         && fs::metadata(directory).is_ok_and(|directory| {
             directory.is_dir()
                 && (directory.uid() == 0 || directory.uid() == own)
@@ -224,35 +225,35 @@ fn is_roots_alone(directory: &Path) -> bool {
 ///
 /// # Errors
 /// That a directory on the way does not answer.
-pub(super) fn expand(pattern: PathBuf) -> Result<Included, Silence> {
+pub(super) fn expand_glob(pattern: PathBuf) -> Result<IncludedFiles, LookupError> {
     let directory = pattern.parent().unwrap_or(Path::new("/"));
-    let tame = directory.ancestors().find(|directory| !is_wild(directory));
-    scout::reach(tame.unwrap_or(Path::new("/")))?;
-    scout::expand(pattern)
+    let tame = directory.ancestors().find(|directory| !has_wildcard(directory));
+    scout::check_responsive(tame.unwrap_or(Path::new("/")))?;
+    scout::expand_include(pattern)
 }
 
-fn is_wild(path: &Path) -> bool {
+fn has_wildcard(path: &Path) -> bool {
     path.as_os_str().as_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 
 /// The same by this process itself.
-pub(super) fn expand_here(pattern: PathBuf) -> Included {
+pub(super) fn expand_glob_in_process(pattern: PathBuf) -> IncludedFiles {
     let directory = pattern.parent().unwrap_or(Path::new("/"));
-    let directory_exists = !is_wild(directory) && directory.is_dir();
-    let mut files = if is_wild(&pattern) || pattern.as_os_str().as_bytes().contains(&b'\\') {
-        let translated = translate(&pattern.to_string_lossy());
+    let directory_exists = !has_wildcard(directory) && directory.is_dir();
+    let mut files = if has_wildcard(&pattern) || pattern.as_os_str().as_bytes().contains(&b'\\') {
+        let translated = to_glob_crate_pattern(&pattern.to_string_lossy());
         // What is no pattern for us is none for glob(3) either: an open bracket.
-        glob_with(&translated, LIKE_SSHD).map(|found| found.flatten().collect()).unwrap_or_default()
+        glob_with(&translated, SSHD_GLOB_OPTIONS).map(|found| found.flatten().collect()).unwrap_or_default()
     } else {
         vec![pattern.clone()]
     };
     files.sort_by(|a: &PathBuf, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-    Included { pattern, directory_exists, files }
+    IncludedFiles { pattern, directory_exists, files }
 }
 
 /// A pattern of glob(3) as the `glob` crate writes it: `**` is no recursion, `[^` is `[!`, a backslash takes
 /// the next character as it is.
-fn translate(pattern: &str) -> String {
+fn to_glob_crate_pattern(pattern: &str) -> String {
     let mut translated = String::with_capacity(pattern.len());
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {
@@ -270,8 +271,8 @@ fn translate(pattern: &str) -> String {
 }
 
 /// A regular file's bytes; `None` where there is none, or something else (`sshd -t` judges that).
-fn read(file: &Path) -> io::Result<Option<(Identity, Vec<u8>)>> {
-    scout::reach(file)?;
+fn read_regular_file(file: &Path) -> io::Result<Option<(DevIno, Vec<u8>)>> {
+    scout::check_responsive(file)?;
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
     let opened = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(file);
     let opened = match opened {
@@ -288,9 +289,9 @@ fn read(file: &Path) -> io::Result<Option<(Identity, Vec<u8>)>> {
         return Ok(None);
     }
     let mut content = Vec::new();
-    opened.take(MAX_FILE + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("it is larger than {MAX_FILE} bytes")));
+    opened.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_CONFIG_BYTES {
+        return Err(io::Error::other(format!("it is larger than {MAX_CONFIG_BYTES} bytes")));
     }
     Ok(Some(((metadata.dev(), metadata.ino()), content)))
 }
@@ -303,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follows_includes_as_sshd_does() {
+    fn config_tree_follows_includes_like_sshd() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("d")).unwrap();
@@ -320,14 +321,14 @@ mod tests {
             format!("Port 1\nInclude {root}/d/*.conf {root}/none/*\n include {root}/main\n"),
         )
         .unwrap();
-        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
+        let tree = read_config_tree(&at("main"), &IncludeRules::default()).unwrap();
         let included = &tree.includes[&(at("main"), 2)];
         let expected = ["+a.conf", "00-a.conf", "000-a.conf", "link.conf"].map(|name| at("d").join(name));
         assert_eq!(included[0].files, expected);
         assert!(included[0].directory_exists);
         assert_eq!(
             included[1],
-            Included { pattern: at("none/*"), directory_exists: false, files: Vec::new() }
+            IncludedFiles { pattern: at("none/*"), directory_exists: false, files: Vec::new() }
         );
         assert_eq!(tree.includes[&(at("main"), 3)][0].files, [at("main")]);
         assert_eq!(tree.files.len(), 5);
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_two_names_is_there_once() {
+    fn config_tree_lists_aliased_file_once() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("d")).unwrap();
@@ -346,7 +347,7 @@ mod tests {
         let root = directory.path().display();
         fs::write(at("main"), format!("Include {root}/link.d/*.conf\nInclude {root}/d/*.conf {root}/main\n"))
             .unwrap();
-        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
+        let tree = read_config_tree(&at("main"), &IncludeRules::default()).unwrap();
         let first = at("link.d/a.conf");
         // As often as sshd reads it.
         assert_eq!(tree.includes[&(at("main"), 1)][0].files, vec![first.clone(); 3]);
@@ -356,64 +357,71 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_in_that_no_include_reads() {
+    fn orphaned_drop_in_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let elsewhere = tempfile::tempdir().unwrap();
-        let ours = format!("{COMMENT}written\nPasswordAuthentication no\n");
+        let ours = format!("{COMMENT_PREFIX}written\nPasswordAuthentication no\n");
         for name in ["sshd_config.d", "old.d", "theirs.d", "open.d"] {
             fs::create_dir(at(name)).unwrap();
-            fs::write(at(name).join(DROP_IN), &ours).unwrap();
+            fs::write(at(name).join(DROP_IN_NAME), &ours).unwrap();
         }
-        fs::write(at("sshd_config.d").join(DROP_IN), "PasswordAuthentication no\n").unwrap();
-        fs::write(at("theirs.d").join(DROP_IN), "PasswordAuthentication no\n").unwrap();
+        fs::write(at("sshd_config.d").join(DROP_IN_NAME), "PasswordAuthentication no\n").unwrap();
+        fs::write(at("theirs.d").join(DROP_IN_NAME), "PasswordAuthentication no\n").unwrap();
         fs::set_permissions(at("open.d"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         // Another name of one that is there already.
         symlink("old.d", at("same.d")).unwrap();
-        let former = elsewhere.path().join(DROP_IN);
+        let former = elsewhere.path().join(DROP_IN_NAME);
         fs::write(&former, &ours).unwrap();
         let main = format!("#Include {}/*.conf\n", elsewhere.path().display());
         fs::write(at("main"), &main).unwrap();
-        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
-        let mut expected = [at("main"), at("old.d").join(DROP_IN), at("sshd_config.d").join(DROP_IN), former];
+        let tree = read_config_tree(&at("main"), &IncludeRules::default()).unwrap();
+        let mut expected =
+            [at("main"), at("old.d").join(DROP_IN_NAME), at("sshd_config.d").join(DROP_IN_NAME), former];
         expected.sort();
         assert_eq!(tree.files.into_keys().collect::<Vec<_>>(), expected);
         fs::write(at("main"), format!("Include {}/*.conf\n", at("same.d").display())).unwrap();
-        let tree = read_tree(&at("main"), &Rules::default()).unwrap();
-        let read = at("same.d").join(DROP_IN);
+        let tree = read_config_tree(&at("main"), &IncludeRules::default()).unwrap();
+        let read = at("same.d").join(DROP_IN_NAME);
         assert_eq!(tree.includes[&(at("main"), 1)][0].files, std::slice::from_ref(&read));
-        assert!(tree.files.contains_key(&read) && !tree.files.contains_key(&at("old.d").join(DROP_IN)));
+        assert!(tree.files.contains_key(&read) && !tree.files.contains_key(&at("old.d").join(DROP_IN_NAME)));
     }
 
     #[test]
-    fn where_relative_includes_lead() {
+    fn relative_include_starts_at_ssh_dir() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("d")).unwrap();
         fs::write(at("d/a.conf"), "Port 1\n").unwrap();
         fs::write(at("main"), "Include d/*.conf\n").unwrap();
         let found = |ssh_dir: Option<PathBuf>| {
-            read_tree(&at("main"), &Rules { ssh_dir }).unwrap().files.contains_key(&at("d/a.conf"))
+            read_config_tree(&at("main"), &IncludeRules { ssh_dir })
+                .unwrap()
+                .files
+                .contains_key(&at("d/a.conf"))
         };
         assert!(found(Some(directory.path().to_owned())));
         assert!(!found(None) && !found(Some("/etc/ssh".into())));
     }
 
     #[test]
-    fn patterns() {
+    fn glob_patterns_are_translated() {
         for (pattern, expected) in
             [("/a/*.conf", "/a/*.conf"), ("/a/**", "/a/*"), ("/[^a]", "/[!a]"), ("/\\*a\\b", "/[*]ab")]
         {
-            assert_eq!(translate(pattern), expected, "{pattern}");
+            assert_eq!(to_glob_crate_pattern(pattern), expected, "{pattern}");
         }
     }
 
     #[test]
-    fn what_cannot_be_read() {
+    fn main_file_directory_or_oversized_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(read_tree(directory.path(), &Rules::default()).unwrap_err().reason, Reason::SshdNotFound);
+        assert_eq!(
+            read_config_tree(directory.path(), &IncludeRules::default()).unwrap_err().reason,
+            Reason::SshdNotFound
+        );
         let large = directory.path().join("large");
         fs::write(&large, vec![b'#'; 1024 * 1024 + 1]).unwrap();
-        assert_eq!(read_tree(&large, &Rules::default()).unwrap_err().reason, Reason::IoError);
+        assert_eq!(read_config_tree(&large, &IncludeRules::default()).unwrap_err().reason, Reason::IoError);
     }
 }

@@ -8,14 +8,14 @@ use super::child;
 ///
 /// # Errors
 /// What ssh-keygen said.
-pub(super) fn make(path: &Path) -> Result<(), String> {
+pub(super) fn generate_host_key(path: &Path) -> Result<(), String> {
     let mut fault = String::new();
     for kind in ["ed25519", "ecdsa"] {
         let arguments = ["-q", "-t", kind, "-N", "", "-C", "", "-f"].map(AsRef::as_ref);
         let arguments: Vec<&std::ffi::OsStr> = arguments.into_iter().chain([path.as_os_str()]).collect();
         match child::run(Path::new("ssh-keygen"), &arguments, "") {
             Ok(output) if output.succeeded() => return Ok(()),
-            Ok(output) => fault = output.words(),
+            Ok(output) => fault = output.diagnostic(),
             Err(error) => fault = error.to_string(),
         }
     }

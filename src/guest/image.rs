@@ -5,52 +5,54 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::files::{FileError, read_file};
-use crate::policy::image::Image;
+use crate::policy::image::ImageFacts;
 
 /// The most that is read of one of these files.
-const LIMIT: usize = 1024 * 1024;
+const MAX_IMAGE_FILE_BYTES: usize = 1024 * 1024;
 
-const MACHINE_ID: &str = "etc/machine-id";
-const DBUS_MACHINE_ID: &str = "var/lib/dbus/machine-id";
-const HOST_KEYS: &str = "etc/ssh";
-const CLOUD_INIT: &str = "etc/cloud/cloud.cfg";
-const CLOUD_INIT_PARTS: &str = "etc/cloud/cloud.cfg.d";
-const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
+const MACHINE_ID_FILE: &str = "etc/machine-id";
+const DBUS_MACHINE_ID_FILE: &str = "var/lib/dbus/machine-id";
+const HOST_KEY_DIR: &str = "etc/ssh";
+const CLOUD_INIT_CONFIG: &str = "etc/cloud/cloud.cfg";
+const CLOUD_INIT_CONFIG_DIR: &str = "etc/cloud/cloud.cfg.d";
+const CLOUD_INIT_DISABLED: &str = "etc/cloud/cloud-init.disabled";
 
 /// Where units are, the administrator's first.
-const UNITS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+const UNIT_DIRS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 
 /// The programs that make host keys: OpenSSH's own, and the scripts of Red Hat's and SUSE's.
-const KEY_MAKERS: [&str; 3] = ["ssh-keygen", "sshd-keygen", "sshd-gen-keys"];
+const HOST_KEY_GENERATORS: [&str; 3] = ["ssh-keygen", "sshd-keygen", "sshd-gen-keys"];
 
 /// What is seen in the tree of files at `root`, which is `/` but in tests. Host keys are looked for at their usual
 /// place alone.
-pub fn observe(root: &Path) -> Image {
-    let mut look = Look { root, unseen: Vec::new() };
-    let machine_id = look.read(MACHINE_ID);
-    let has_own_copy = root.join(DBUS_MACHINE_ID).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
-    let copy = has_own_copy.then(|| look.read(DBUS_MACHINE_ID)).flatten();
-    Image {
+pub fn inspect_image(root: &Path) -> ImageFacts {
+    let mut look = ImageReader { root, unseen: Vec::new() };
+    let machine_id = look.read(MACHINE_ID_FILE);
+    let has_own_copy =
+        root.join(DBUS_MACHINE_ID_FILE).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+    let copy = has_own_copy.then(|| look.read(DBUS_MACHINE_ID_FILE)).flatten();
+    ImageFacts {
         machine_id,
         dbus_machine_id: copy
             .filter(|id| !id.trim_ascii().is_empty())
-            .map(|_| Path::new("/").join(DBUS_MACHINE_ID)),
-        host_keys: look.names(HOST_KEYS, |name| name.starts_with("ssh_host_") && name.ends_with("_key")),
-        key_maker: look.key_maker(),
-        cloud_init: look.cloud_init(),
+            .map(|_| Path::new("/").join(DBUS_MACHINE_ID_FILE)),
+        host_keys: look
+            .list_entries(HOST_KEY_DIR, |name| name.starts_with("ssh_host_") && name.ends_with("_key")),
+        key_maker: look.find_key_generator_unit(),
+        cloud_init: look.read_cloud_init_config(),
         unseen: look.unseen,
     }
 }
 
-struct Look<'a> {
+struct ImageReader<'a> {
     root: &'a Path,
     unseen: Vec<String>,
 }
 
-impl Look<'_> {
+impl ImageReader<'_> {
     /// A file's bytes; one that cannot be read is told of, and taken for none.
     fn read(&mut self, path: &str) -> Option<Vec<u8>> {
-        match read_file(&self.root.join(path), LIMIT) {
+        match read_file(&self.root.join(path), MAX_IMAGE_FILE_BYTES) {
             Ok(content) => content,
             Err(error) => {
                 self.unseen.push(FileError::to_string(&error));
@@ -60,7 +62,7 @@ impl Look<'_> {
     }
 
     /// The entries of a directory whose names are wanted, in order.
-    fn names(&self, directory: &str, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    fn list_entries(&self, directory: &str, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.root.join(directory)) else { return Vec::new() };
         let names = entries.flatten().map(|entry| entry.file_name());
         let names = names.filter(|name| name.to_str().is_some_and(&wanted));
@@ -70,26 +72,28 @@ impl Look<'_> {
     }
 
     /// The unit that runs one of the programs which make host keys. Whether it is enabled is not looked at.
-    fn key_maker(&self) -> Option<PathBuf> {
-        let units =
-            UNITS.iter().flat_map(|directory| self.names(directory, |name| name.ends_with(".service")));
+    fn find_key_generator_unit(&self) -> Option<PathBuf> {
+        let units = UNIT_DIRS
+            .iter()
+            .flat_map(|directory| self.list_entries(directory, |name| name.ends_with(".service")));
         { units }.find(|unit| {
             let unit = self.root.join(unit.strip_prefix("/").unwrap_or(unit));
             // A unit that is masked is a link to /dev/null.
-            let content = read_file(&unit, LIMIT).ok().flatten().unwrap_or_default();
+            let content = read_file(&unit, MAX_IMAGE_FILE_BYTES).ok().flatten().unwrap_or_default();
             let content = String::from_utf8_lossy(&content);
             let mut commands = content.lines().filter(|line| line.starts_with("Exec"));
-            commands.any(|command| KEY_MAKERS.iter().any(|program| command.contains(program)))
+            commands.any(|command| HOST_KEY_GENERATORS.iter().any(|program| command.contains(program)))
         })
     }
 
-    fn cloud_init(&mut self) -> Option<Vec<(PathBuf, Vec<u8>)>> {
-        if self.root.join(CLOUD_INIT_OFF).exists() || !self.root.join(CLOUD_INIT).exists() {
+    fn read_cloud_init_config(&mut self) -> Option<Vec<(PathBuf, Vec<u8>)>> {
+        if self.root.join(CLOUD_INIT_DISABLED).exists() || !self.root.join(CLOUD_INIT_CONFIG).exists() {
             return None;
         }
-        let parts =
-            self.names(CLOUD_INIT_PARTS, |name| Path::new(name).extension() == Some(OsStr::new("cfg")));
-        let files = std::iter::once(Path::new("/").join(CLOUD_INIT)).chain(parts);
+        let parts = self.list_entries(CLOUD_INIT_CONFIG_DIR, |name| {
+            Path::new(name).extension() == Some(OsStr::new("cfg"))
+        });
+        let files = std::iter::once(Path::new("/").join(CLOUD_INIT_CONFIG)).chain(parts);
         let files = files.filter_map(|path| {
             let inside = path.strip_prefix("/").unwrap_or(&path).to_string_lossy().into_owned();
             self.read(&inside).map(|content| (path, content))
@@ -106,13 +110,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_tree() {
+    fn image_of_empty_root_is_default() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(observe(root.path()), Image::default());
+        assert_eq!(inspect_image(root.path()), ImageFacts::default());
     }
 
     #[test]
-    fn a_tree_with_everything() {
+    fn image_inspection_finds_all_files() {
         let root = tempfile::tempdir().unwrap();
         let put = |path: &str, text: &str| {
             let path = root.path().join(path);
@@ -132,7 +136,7 @@ mod tests {
         put("usr/lib/systemd/system/sshd-keygen@.service", "ExecStart=/usr/libexec/openssh/sshd-keygen %i\n");
         fs::create_dir_all(root.path().join("etc/systemd/system")).unwrap();
         symlink("/dev/null", root.path().join("etc/systemd/system/masked.service")).unwrap();
-        let seen = observe(root.path());
+        let seen = inspect_image(root.path());
         let names = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
         assert_eq!(seen.host_keys, names(&["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_rsa_key"]));
         assert_eq!(seen.machine_id.as_deref(), Some(&b"abc\n"[..]));
@@ -151,11 +155,11 @@ mod tests {
         put("etc/cloud/cloud-init.disabled", "");
         fs::remove_file(root.path().join("var/lib/dbus/machine-id")).unwrap();
         symlink("/etc/machine-id", root.path().join("var/lib/dbus/machine-id")).unwrap();
-        let seen = observe(root.path());
+        let seen = inspect_image(root.path());
         assert_eq!((seen.cloud_init, seen.dbus_machine_id), (None, None));
         fs::remove_file(root.path().join("etc/machine-id")).unwrap();
         fs::create_dir(root.path().join("etc/machine-id")).unwrap();
-        let unseen = observe(root.path()).unseen;
+        let unseen = inspect_image(root.path()).unseen;
         assert!(unseen.len() == 1 && unseen[0].contains("etc/machine-id"), "{unseen:?}");
     }
 }

@@ -6,13 +6,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files::reach;
+use super::files::ensure_responsive;
 use super::process::{self, NotListener};
-use super::service::{AGAIN, comes_within};
+use super::service::{RELOAD_TIMEOUT, wait_until};
 use super::sshd::{self, SshdSettings};
 use super::systemd;
 use crate::policy::listener;
-use crate::policy::observation::{OtherListener, Reload};
+use crate::policy::observation::{OtherListener, ReloadMethod};
 use crate::policy::outcome::{Reason, Refusal};
 
 /// The pid file of an sshd that nobody configured otherwise.
@@ -20,7 +20,7 @@ pub(super) const DEFAULT_PID_FILE: &str = "/run/sshd.pid";
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Located {
+pub(super) struct LocatedSshd {
     /// The program that is asked: the listener's own, else the one that the unit would start, else the configured one.
     pub(super) program: PathBuf,
     /// The listener's arguments, else those it would be started with; the program first.
@@ -32,64 +32,66 @@ pub(super) struct Located {
     /// Whether it is known with which options sshd runs or would be started.
     pub(super) options_are_known: bool,
     /// How it is told.
-    pub(super) reload: Reload,
+    pub(super) reload: ReloadMethod,
     /// Who it is, for messages.
     pub(super) name: String,
 }
 
 /// Finds the sshd of this guest.
-pub(super) fn locate(settings: &SshdSettings) -> Result<Located, Refusal> {
+pub(super) fn find_sshd(settings: &SshdSettings) -> Result<LocatedSshd, Refusal> {
     if let Some(pid_file) = &settings.pid_file {
-        return by_pid_file(settings, pid_file);
+        return find_by_pid_file(settings, pid_file);
     }
-    if systemd::is_running() {
-        let unit = systemd::sshd_service().map_err(unsaid)?;
+    if systemd::is_booted() {
+        let unit = systemd::find_sshd_service().map_err(systemd_error)?;
         if let Some(unit) = unit {
-            return by_unit(settings, &unit);
+            return find_by_unit(settings, &unit);
         }
     }
-    by_pid_file(settings, Path::new(DEFAULT_PID_FILE))
+    find_by_pid_file(settings, Path::new(DEFAULT_PID_FILE))
 }
 
-fn not_found(text: impl Into<String>) -> Refusal {
+fn sshd_not_found(text: impl Into<String>) -> Refusal {
     Refusal::new(Reason::SshdNotFound, text)
 }
 
 /// A systemd that does not answer is no sshd that is not there: recovery would tell nobody, and be done.
-fn unsaid(error: String) -> Refusal {
+fn systemd_error(error: String) -> Refusal {
     Refusal::new(Reason::IoError, format!("systemd does not say who sshd is: {error}"))
 }
 
-fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Refusal> {
-    let words = systemd::start_words(&unit.id);
+fn find_by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<LocatedSshd, Refusal> {
+    let words = systemd::read_exec_start(&unit.id);
     let id = &unit.id;
     if unit.is_active() {
-        return match main_process(settings, unit, &words) {
-            Err(refusal) if refusal.reason == Reason::SshdNotFound => by_main_file(settings)?.ok_or(refusal),
+        return match find_unit_main_process(settings, unit, &words) {
+            Err(refusal) if refusal.reason == Reason::SshdNotFound => {
+                find_by_main_file(settings)?.ok_or(refusal)
+            }
             found => found,
         };
     }
-    if let Some(found) = by_main_file(settings)? {
+    if let Some(found) = find_by_main_file(settings)? {
         return Ok(found);
     }
-    if let Some(text) = held_up(unit) {
+    if let Some(text) = describe_stuck_unit(unit) {
         return Err(Refusal::new(Reason::SshdReloadUnsafe, text));
     }
     let words = words.map_err(|error| {
-        not_found(format!(
+        sshd_not_found(format!(
             "{id} is {}, and the options that sshd starts with can't be told: {error}; start it, or \
              correct the unit",
             unit.active_state
         ))
     })?;
-    let socket = systemd::socket_for_each_connection().map_err(unsaid)?;
-    Ok(Located {
-        program: to_be_started(&words.program, settings),
+    let socket = systemd::find_accept_socket().map_err(systemd_error)?;
+    Ok(LocatedSshd {
+        program: choose_start_program(&words.program, settings),
         arguments: words.arguments,
         running: socket.is_some(),
         pid: None,
         options_are_known: true,
-        reload: Reload::None(match &socket {
+        reload: ReloadMethod::None(match &socket {
             Some(socket) => {
                 format!("{socket} starts an sshd for each connection, which reads its files then")
             }
@@ -100,39 +102,47 @@ fn by_unit(settings: &SshdSettings, unit: &systemd::Unit) -> Result<Located, Ref
 }
 
 /// The listener that is the main process of an active unit.
-fn main_process(
+fn find_unit_main_process(
     settings: &SshdSettings,
     unit: &systemd::Unit,
-    words: &Result<systemd::StartWords, String>,
-) -> Result<Located, Refusal> {
+    words: &Result<systemd::ExecStart, String>,
+) -> Result<LocatedSshd, Refusal> {
     let id = &unit.id;
     let name = format!("{id} (pid {})", unit.main_pid);
     let unit_words = words.as_ref().ok().map(|words| words.arguments.as_slice());
     let found = process::listener_arguments(unit.main_pid, &settings.binary, unit_words);
     let arguments = found.map_err(|error| match (error, words) {
-        (NotListener::Gone, _) => not_found(format!("{id} is active without a main process; restart it")),
-        (NotListener::Other(text), _) => not_found(format!("the main process of {name} is no sshd: {text}")),
+        (NotListener::Gone, _) => {
+            sshd_not_found(format!("{id} is active without a main process; restart it"))
+        }
+        (NotListener::Other(text), _) => {
+            sshd_not_found(format!("the main process of {name} is no sshd: {text}"))
+        }
         (NotListener::Io(text), _) => Refusal::new(Reason::IoError, format!("{name}: {text}")),
-        (NotListener::Unclear(text), Err(error)) => not_found(format!("{name}: {text}; {error}")),
+        (NotListener::Unclear(text), Err(error)) => sshd_not_found(format!("{name}: {text}; {error}")),
         (NotListener::Unclear(text), Ok(_)) => {
-            not_found(format!("{name}: {text}; restart it, so that it runs with its unit's options"))
+            sshd_not_found(format!("{name}: {text}; restart it, so that it runs with its unit's options"))
         }
     })?;
-    let program = program_of(unit.main_pid, &arguments, &name)?;
-    let reload = told(unit.main_pid, &arguments, Some(unit))?;
+    let program = require_listener_program(unit.main_pid, &arguments, &name)?;
+    let reload = choose_reload_method(unit.main_pid, &arguments, Some(unit))?;
     let pid = Some(unit.main_pid);
-    Ok(Located { program, arguments, running: true, pid, options_are_known: true, reload, name })
+    Ok(LocatedSshd { program, arguments, running: true, pid, options_are_known: true, reload, name })
 }
 
 /// How a listener is told: by the service whose main process it is, where that can; else by a signal.
-fn told(pid: i32, arguments: &[String], unit: Option<&systemd::Unit>) -> Result<Reload, Refusal> {
-    let by_signal = Reload::Pid { pid, arguments: arguments.to_vec() };
+fn choose_reload_method(
+    pid: i32,
+    arguments: &[String],
+    unit: Option<&systemd::Unit>,
+) -> Result<ReloadMethod, Refusal> {
+    let by_signal = ReloadMethod::Pid { pid, arguments: arguments.to_vec() };
     let Some(unit) = unit else { return Ok(by_signal) };
-    let sockets = systemd::active_sockets(unit).map_err(unsaid)?;
+    let sockets = systemd::list_active_sockets(unit).map_err(systemd_error)?;
     match (sockets.is_empty(), unit.is_masked()) {
-        (true, _) if unit.can_be_told() => Ok(Reload::Unit(unit.id.clone())),
+        (true, _) if unit.is_reloadable() => Ok(ReloadMethod::Unit(unit.id.clone())),
         (true, _) => Ok(by_signal),
-        (false, false) => Ok(Reload::SocketUnit(unit.id.clone())),
+        (false, false) => Ok(ReloadMethod::SocketUnit(unit.id.clone())),
         // A SIGHUP would end it, and systemd starts none that is masked.
         (false, true) => Err(Refusal::new(
             Reason::SshdReloadUnsafe,
@@ -147,23 +157,24 @@ fn told(pid: i32, arguments: &[String], unit: Option<&systemd::Unit>) -> Result<
 
 /// The listener that runs by our main file, whatever started it (KP-6.22): by hand, by another unit, by a supervisor,
 /// by a unit that says it is inactive. Among several, the one that listens on a port which that file names.
-fn by_main_file(settings: &SshdSettings) -> Result<Option<Located>, Refusal> {
-    let Ok(main) = sshd::main_file_of(settings) else { return Ok(None) };
+fn find_by_main_file(settings: &SshdSettings) -> Result<Option<LocatedSshd>, Refusal> {
+    let Ok(main) = sshd::find_main_file(settings) else { return Ok(None) };
     let mut found = Vec::new();
-    for listener in process::listeners(&settings.binary) {
-        found.extend(runs_by(settings, &main, listener)?);
+    for listener in process::list_sshd_listeners(&settings.binary) {
+        found.extend(match_main_file(settings, &main, listener)?);
     }
     if found.len() > 1 {
-        let configured = sshd::ports_of(settings, &main, &settings.binary, &[])?;
-        let is_it = |(located, ports): &(Located, Vec<u16>)| {
-            let by_its_options = || sshd::ports_of(settings, &main, &located.program, &located.arguments);
-            let own = if ports.is_empty() { by_its_options().unwrap_or_default() } else { ports.clone() };
+        let configured = sshd::query_listening_ports(settings, &main, &settings.binary, &[])?;
+        let is_it = |(located, ports): &(LocatedSshd, Vec<u16>)| {
+            let ports_by_options =
+                || sshd::query_listening_ports(settings, &main, &located.program, &located.arguments);
+            let own = if ports.is_empty() { ports_by_options().unwrap_or_default() } else { ports.clone() };
             own.iter().any(|port| configured.contains(port))
         };
         let names: Vec<String> = found.iter().map(|(located, _)| located.name.clone()).collect();
         found.retain(is_it);
         if found.len() != 1 {
-            return Err(not_found(format!(
+            return Err(sshd_not_found(format!(
                 "several sshd run by {}, and which of them is meant cannot be told: {}; end all but one, or name its pid file \
                  as 'pid_file' in [sshd] of the agent's configuration",
                 main.display(),
@@ -173,50 +184,57 @@ fn by_main_file(settings: &SshdSettings) -> Result<Option<Located>, Refusal> {
     }
     let Some((mut located, _)) = found.pop() else { return Ok(None) };
     if let Some(pid) = located.pid {
-        let unit = systemd::service_of(pid).map_err(unsaid)?;
-        located.reload = told(pid, &located.arguments, unit.as_ref())?;
+        let unit = systemd::find_service_by_main_pid(pid).map_err(systemd_error)?;
+        located.reload = choose_reload_method(pid, &located.arguments, unit.as_ref())?;
     }
     Ok(Some(located))
 }
 
 /// The pid of that listener.
-pub(super) fn pid_by_main_file(settings: &SshdSettings) -> Option<i32> {
-    by_main_file(settings).ok().flatten()?.pid
+pub(super) fn find_pid_by_main_file(settings: &SshdSettings) -> Option<i32> {
+    find_by_main_file(settings).ok().flatten()?.pid
 }
 
 /// A listener as the one that is meant, with its ports, if it runs by our main file.
-fn runs_by(
+fn match_main_file(
     settings: &SshdSettings,
     main: &Path,
     OtherListener { pid, ports, .. }: OtherListener,
-) -> Result<Option<(Located, Vec<u16>)>, Refusal> {
-    let Some(arguments) = arguments_of(settings, pid) else { return Ok(None) };
-    let named = listener::repeated(&arguments).ok().and_then(|found| found.config);
+) -> Result<Option<(LocatedSshd, Vec<u16>)>, Refusal> {
+    let Some(arguments) = resolve_listener_arguments(settings, pid) else { return Ok(None) };
+    let named = listener::select_query_options(&arguments).ok().and_then(|found| found.config);
     if named.as_ref().is_some_and(|named| !sshd::is_same_file(named, main)) {
         return Ok(None);
     }
     let name = format!("the sshd with pid {pid}");
-    let program = program_of(pid, &arguments, &name)?;
+    let program = require_listener_program(pid, &arguments, &name)?;
     // One that does not say which file it was built with may be another program of such a name.
-    let is_built_with_ours = || {
-        let built_in = sshd::built_in_config(&program)?;
+    let is_built_with_main = || {
+        let built_in = sshd::query_built_in_config(&program)?;
         Ok::<bool, Refusal>(built_in.is_some_and(|read| sshd::is_same_file(&read, main)))
     };
-    if named.is_none() && !is_built_with_ours()? {
+    if named.is_none() && !is_built_with_main()? {
         return Ok(None);
     }
-    let reload = Reload::Pid { pid, arguments: arguments.clone() };
-    let located =
-        Located { program, arguments, running: true, pid: Some(pid), options_are_known: true, reload, name };
+    let reload = ReloadMethod::Pid { pid, arguments: arguments.clone() };
+    let located = LocatedSshd {
+        program,
+        arguments,
+        running: true,
+        pid: Some(pid),
+        options_are_known: true,
+        reload,
+        name,
+    };
     Ok(Some((located, ports)))
 }
 
 /// The arguments of a listener; its service may know those that its title is too short for.
-fn arguments_of(settings: &SshdSettings, pid: i32) -> Option<Vec<String>> {
+fn resolve_listener_arguments(settings: &SshdSettings, pid: i32) -> Option<Vec<String>> {
     match process::listener_arguments(pid, &settings.binary, None) {
         Ok(arguments) => Some(arguments),
-        Err(NotListener::Unclear(_)) if systemd::is_running() => {
-            let words = systemd::start_words(&process::service(pid)?).ok()?;
+        Err(NotListener::Unclear(_)) if systemd::is_booted() => {
+            let words = systemd::read_exec_start(&process::read_cgroup_service(pid)?).ok()?;
             process::listener_arguments(pid, &settings.binary, Some(&words.arguments)).ok()
         }
         Err(_) => None,
@@ -224,17 +242,17 @@ fn arguments_of(settings: &SshdSettings, pid: i32) -> Option<Vec<String>> {
 }
 
 /// The program of a running listener.
-fn program_of(pid: i32, arguments: &[String], name: &str) -> Result<PathBuf, Refusal> {
-    process::program(pid, arguments).map_err(|why| {
-        not_found(format!(
+fn require_listener_program(pid: i32, arguments: &[String], name: &str) -> Result<PathBuf, Refusal> {
+    process::find_listener_program(pid, arguments).map_err(|why| {
+        sshd_not_found(format!(
             "{name}: which program answers for it cannot be told: {why}; install that program again, or restart this sshd"
         ))
     })
 }
 
 /// The program that a unit which does not run would start. A script around sshd is not asked in its place.
-fn to_be_started(program: &Path, settings: &SshdSettings) -> PathBuf {
-    let answers = reach(program).is_ok();
+fn choose_start_program(program: &Path, settings: &SshdSettings) -> PathBuf {
+    let answers = ensure_responsive(program).is_ok();
     let is_one =
         answers && program.is_absolute() && program.is_file() && process::is_sshd(program, &settings.binary);
     if is_one { program.to_owned() } else { settings.binary.clone() }
@@ -242,9 +260,9 @@ fn to_be_started(program: &Path, settings: &SshdSettings) -> PathBuf {
 
 /// Why a unit's sshd can't be told: one that stays on its way swallows a reload. Where its listener is not there yet,
 /// it comes in a moment, and nobody knows which files it will have read.
-pub(super) fn held_up(unit: &systemd::Unit) -> Option<String> {
+pub(super) fn describe_stuck_unit(unit: &systemd::Unit) -> Option<String> {
     let (id, state) = (&unit.id, &unit.active_state);
-    let stays = unit.is_on_its_way() && state != "deactivating";
+    let stays = unit.is_transitioning() && state != "deactivating";
     stays.then(|| {
         format!(
             "{id} stays {state}, so that its sshd can't be told of a change: see 'systemctl status {id}', and try again"
@@ -252,35 +270,35 @@ pub(super) fn held_up(unit: &systemd::Unit) -> Option<String> {
     })
 }
 
-fn by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refusal> {
-    let named = named_by(settings, pid_file);
+fn find_by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<LocatedSshd, Refusal> {
+    let named = find_pid_file_listener(settings, pid_file);
     match &named {
-        Ok(Located { running: true, .. }) => named,
+        Ok(LocatedSshd { running: true, .. }) => named,
         Err(refusal) if refusal.reason != Reason::SshdNotFound => named,
-        Ok(_) | Err(_) => by_main_file(settings)?.map_or(named, Ok),
+        Ok(_) | Err(_) => find_by_main_file(settings)?.map_or(named, Ok),
     }
 }
 
 /// Whom a pid file names.
-fn named_by(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refusal> {
-    let nobody = |text: String| Located {
+fn find_pid_file_listener(settings: &SshdSettings, pid_file: &Path) -> Result<LocatedSshd, Refusal> {
+    let nobody = |text: String| LocatedSshd {
         program: settings.binary.clone(),
         arguments: vec![settings.binary.to_string_lossy().into_owned()],
         running: false,
         pid: None,
         options_are_known: false,
-        reload: Reload::None(text),
+        reload: ReloadMethod::None(text),
         name: format!("the sshd of {}", pid_file.display()),
     };
-    let Some(pid) = settled_pid(pid_file, &settings.binary)? else {
+    let Some(pid) = wait_for_pid_file(pid_file, &settings.binary)? else {
         return Ok(nobody(format!("there is no {}: no sshd runs", pid_file.display())));
     };
     match process::listener_arguments(pid, &settings.binary, None) {
         Ok(arguments) => {
             let name = format!("the sshd of {} (pid {pid})", pid_file.display());
-            Ok(Located {
-                program: program_of(pid, &arguments, &name)?,
-                reload: Reload::Pid { pid, arguments: arguments.clone() },
+            Ok(LocatedSshd {
+                program: require_listener_program(pid, &arguments, &name)?,
+                reload: ReloadMethod::Pid { pid, arguments: arguments.clone() },
                 arguments,
                 running: true,
                 pid: Some(pid),
@@ -299,28 +317,30 @@ fn named_by(settings: &SshdSettings, pid_file: &Path) -> Result<Located, Refusal
         }
         Err(NotListener::Unclear(text)) => {
             let file = pid_file.display();
-            Err(not_found(format!("the sshd of {file} (pid {pid}): {text}; restart it with simpler options")))
+            Err(sshd_not_found(format!(
+                "the sshd of {file} (pid {pid}): {text}; restart it with simpler options"
+            )))
         }
     }
 }
 
 /// The same, once no sshd is on its way through a SIGHUP: it takes its pid file away, and writes it anew when it listens.
-fn settled_pid(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refusal> {
-    let mut pid = read_pid(pid_file);
+fn wait_for_pid_file(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refusal> {
+    let mut pid = read_pid_file(pid_file);
     if matches!(pid, Ok(None)) {
-        comes_within(AGAIN, || {
+        wait_until(RELOAD_TIMEOUT, || {
             // In this order: what arrives between the two looks is seen by the second.
-            let is_coming = process::is_one_on_its_way(binary);
-            pid = read_pid(pid_file);
-            !is_coming || !matches!(pid, Ok(None))
+            let is_restarting = process::is_any_sshd_starting(binary);
+            pid = read_pid_file(pid_file);
+            !is_restarting || !matches!(pid, Ok(None))
         });
     }
     pid
 }
 
 /// The pid in a pid file; `None` where there is no such file.
-pub(super) fn read_pid(pid_file: &Path) -> Result<Option<i32>, Refusal> {
-    reach(pid_file)?;
+pub(super) fn read_pid_file(pid_file: &Path) -> Result<Option<i32>, Refusal> {
+    ensure_responsive(pid_file)?;
     let text = match fs::read(pid_file) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -331,7 +351,7 @@ pub(super) fn read_pid(pid_file: &Path) -> Result<Option<i32>, Refusal> {
     };
     let pid = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1);
     pid.map(Some).ok_or_else(|| {
-        not_found(format!(
+        sshd_not_found(format!(
             "sshd's pid file {} holds no pid: restart sshd, or correct 'pid_file' in [sshd] of the agent's \
              configuration",
             pid_file.display()
@@ -345,12 +365,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pid_files() {
+    fn pid_file_content_is_validated() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
-        assert_eq!(read_pid(&file), Ok(None));
+        assert_eq!(read_pid_file(&file), Ok(None));
         // What cannot be read is not what is not there.
-        assert_eq!(read_pid(directory.path()).unwrap_err().reason, Reason::IoError);
+        assert_eq!(read_pid_file(directory.path()).unwrap_err().reason, Reason::IoError);
         for (text, expected) in [
             ("12\n", Some(12)),
             (" 7", Some(7)),
@@ -362,8 +382,10 @@ mod tests {
         ] {
             fs::write(&file, text).unwrap();
             match expected {
-                Some(pid) => assert_eq!(read_pid(&file), Ok(Some(pid))),
-                None => assert_eq!(read_pid(&file).unwrap_err().reason, Reason::SshdNotFound, "{text:?}"),
+                Some(pid) => assert_eq!(read_pid_file(&file), Ok(Some(pid))),
+                None => {
+                    assert_eq!(read_pid_file(&file).unwrap_err().reason, Reason::SshdNotFound, "{text:?}")
+                }
             }
         }
     }

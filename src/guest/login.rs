@@ -3,28 +3,28 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::accounts::{PASSWD, PASSWD_LIMIT};
+use super::accounts::{MAX_PASSWD_BYTES, PASSWD_FILE};
 use super::child;
-use super::config_tree::expand;
-use super::files::{KEY_FILE_LIMIT, identity, read_file};
-use crate::policy::content::Content;
-use crate::policy::effective::Effective;
+use super::config_tree::expand_glob;
+use super::files::{MAX_KEY_FILE_BYTES, device_and_inode, read_file};
+use crate::policy::content::SharedBytes;
+use crate::policy::effective::EffectiveConfig;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{KeyFile, PamRule, Shadow, ShadowEntry};
 use crate::policy::pam::{self, ServiceFile};
 
-const NOLOGIN: &str = "/etc/nologin";
-const SHADOW: &str = "/etc/shadow";
-pub(super) const GROUP: &str = "/etc/group";
+const NOLOGIN_FILE: &str = "/etc/nologin";
+const SHADOW_FILE: &str = "/etc/shadow";
+pub(super) const GROUP_FILE: &str = "/etc/group";
 
 /// The most that is read of an account file.
-pub(super) const ACCOUNT_FILE_LIMIT: usize = 64 * 1024 * 1024;
+pub(super) const MAX_ACCOUNT_FILE_BYTES: usize = 64 * 1024 * 1024;
 
 /// The status of getent(1) where a key is not found.
-const NOT_FOUND: i32 = 2;
+const GETENT_NOT_FOUND: i32 = 2;
 
 /// The most that is read of a file of PAM's.
-const PAM_LIMIT: usize = 1024 * 1024;
+const MAX_PAM_FILE_BYTES: usize = 1024 * 1024;
 
 /// Where services are configured; the distribution's own directories come behind the administrator's.
 const PAM_DIRECTORIES: [&str; 3] = ["/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d"];
@@ -33,57 +33,57 @@ const PAM_DIRECTORIES: [&str; 3] = ["/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pa
 const PAM_CONF: &str = "/etc/pam.conf";
 
 /// nologin(5)'s file, where it stands.
-pub(super) fn nologin() -> Option<PathBuf> {
-    Path::new(NOLOGIN).exists().then(|| PathBuf::from(NOLOGIN))
+pub(super) fn find_nologin_file() -> Option<PathBuf> {
+    Path::new(NOLOGIN_FILE).exists().then(|| PathBuf::from(NOLOGIN_FILE))
 }
 
 /// The user's entry as getspnam(3) has it, from whatever source of nsswitch.conf(5); where it has none, the field of
 /// passwd(5), which counts then unless it refers to shadow(5). A name service that does not answer is left after 10 s.
-pub(super) fn shadow(user: &str) -> Shadow {
+pub(super) fn read_shadow(user: &str) -> Shadow {
     if !nix::unistd::geteuid().is_root() {
-        return Shadow::Unseen(format!("{SHADOW} is root's to read; run this as root"));
+        return Shadow::Unreadable(format!("{SHADOW_FILE} is root's to read; run this as root"));
     }
-    match name_service("shadow", user) {
-        Ok(Some(line)) => match shadow_entry(&line) {
+    match run_getent("shadow", user) {
+        Ok(Some(line)) => match parse_shadow_line(&line) {
             Some((_, entry)) => Shadow::Entry(entry),
-            None => Shadow::Unseen(format!("`getent shadow {user}` does not say an entry of shadow(5)")),
+            None => Shadow::Unreadable(format!("`getent shadow {user}` does not say an entry of shadow(5)")),
         },
-        Ok(None) => by_passwd(user),
-        Err(error) if error.is_missing_program() => by_files(user),
-        Err(error) => Shadow::Unseen(error.to_string()),
+        Ok(None) => lookup_shadow_in_passwd(user),
+        Err(error) if error.is_missing_program() => lookup_shadow_in_files(user),
+        Err(error) => Shadow::Unreadable(error.to_string()),
     }
 }
 
 /// What passwd(5) says of an account that has no entry in shadow(5).
-fn by_passwd(user: &str) -> Shadow {
-    match name_service("passwd", user) {
-        Ok(Some(line)) => match passwd_field(&line, user) {
+fn lookup_shadow_in_passwd(user: &str) -> Shadow {
+    match run_getent("passwd", user) {
+        Ok(Some(line)) => match find_password_field(&line, user) {
             Some(field) if refers_to_shadow(field) => Shadow::NoEntry,
-            Some(hash) => Shadow::Entry(entry_of(hash)),
-            None => Shadow::Unseen(format!("`getent passwd {user}` says another account")),
+            Some(hash) => Shadow::Entry(shadow_entry_from_hash(hash)),
+            None => Shadow::Unreadable(format!("`getent passwd {user}` says another account")),
         },
-        Ok(None) => Shadow::Unseen(format!("no source of nsswitch.conf(5) has {user}")),
-        Err(error) => Shadow::Unseen(error.to_string()),
+        Ok(None) => Shadow::Unreadable(format!("no source of nsswitch.conf(5) has {user}")),
+        Err(error) => Shadow::Unreadable(error.to_string()),
     }
 }
 
 /// The same from the files alone, where there is no getent(1).
-fn by_files(user: &str) -> Shadow {
-    let content = match shadow_file() {
+fn lookup_shadow_in_files(user: &str) -> Shadow {
+    let content = match read_shadow_file() {
         Ok(content) => content,
-        Err(why) => return Shadow::Unseen(why),
+        Err(why) => return Shadow::Unreadable(why),
     };
-    if let Some((_, entry)) = content.lines().filter_map(shadow_entry).find(|(name, _)| *name == user) {
+    if let Some((_, entry)) = content.lines().filter_map(parse_shadow_line).find(|(name, _)| *name == user) {
         return Shadow::Entry(entry);
     }
-    match read_file(Path::new(PASSWD), PASSWD_LIMIT) {
-        Err(error) => Shadow::Unseen(error.to_string()),
+    match read_file(Path::new(PASSWD_FILE), MAX_PASSWD_BYTES) {
+        Err(error) => Shadow::Unreadable(error.to_string()),
         Ok(content) => {
             let text = String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned();
-            match passwd_field(&text, user) {
-                Some(hash) if !refers_to_shadow(hash) => Shadow::Entry(entry_of(hash)),
-                _ => Shadow::Unseen(format!(
-                    "neither {SHADOW} nor {PASSWD} says it of {user}, and there is no getent(1) to ask"
+            match find_password_field(&text, user) {
+                Some(hash) if !refers_to_shadow(hash) => Shadow::Entry(shadow_entry_from_hash(hash)),
+                _ => Shadow::Unreadable(format!(
+                    "neither {SHADOW_FILE} nor {PASSWD_FILE} says it of {user}, and there is no getent(1) to ask"
                 )),
             }
         }
@@ -91,11 +91,11 @@ fn by_files(user: &str) -> Shadow {
 }
 
 /// The line of this account in one of the name service's databases: getent(1), a child that may be left behind.
-fn name_service(database: &str, user: &str) -> Result<Option<String>, child::ChildError> {
+fn run_getent(database: &str, user: &str) -> Result<Option<String>, child::ChildError> {
     let output = child::run(Path::new("getent"), &[database, "--", user], "")?;
     match output.status {
         0 => Ok(Some(output.stdout.lines().next().unwrap_or_default().to_owned())),
-        NOT_FOUND => Ok(None),
+        GETENT_NOT_FOUND => Ok(None),
         _ => Ok(Some(String::new())),
     }
 }
@@ -106,23 +106,23 @@ fn refers_to_shadow(field: &str) -> bool {
 }
 
 /// A user's second field in passwd(5).
-fn passwd_field<'t>(passwd: &'t str, user: &str) -> Option<&'t str> {
+fn find_password_field<'t>(passwd: &'t str, user: &str) -> Option<&'t str> {
     passwd.lines().find_map(|line| line.strip_prefix(user)?.strip_prefix(':')?.split(':').next())
 }
 
 /// The bytes of shadow(5).
-pub(super) fn shadow_file() -> Result<String, String> {
-    match read_file(Path::new(SHADOW), ACCOUNT_FILE_LIMIT) {
+pub(super) fn read_shadow_file() -> Result<String, String> {
+    match read_file(Path::new(SHADOW_FILE), MAX_ACCOUNT_FILE_BYTES) {
         Ok(content) => Ok(String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
 /// What a password field says where nothing is known of its age.
-pub(super) fn entry_of(hash: &str) -> ShadowEntry {
+pub(super) fn shadow_entry_from_hash(hash: &str) -> ShadowEntry {
     ShadowEntry {
         is_locked: hash.starts_with('!'),
-        has_password: is_hash(hash),
+        has_password: is_password_hash(hash),
         is_empty: hash.is_empty(),
         last_change: None,
         maximum: None,
@@ -132,7 +132,7 @@ pub(super) fn entry_of(hash: &str) -> ShadowEntry {
 }
 
 /// Whether some password may have this hash: crypt(5). Any other text, as in `*`, `!`, `x`, `*LK*` or `NP`, is none.
-fn is_hash(field: &str) -> bool {
+fn is_password_hash(field: &str) -> bool {
     let is_plain =
         |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"./".contains(&byte));
     match field.strip_prefix('$') {
@@ -145,7 +145,7 @@ fn is_hash(field: &str) -> bool {
 }
 
 /// One line of shadow(5): the name and what it says.
-pub(super) fn shadow_entry(line: &str) -> Option<(&str, ShadowEntry)> {
+pub(super) fn parse_shadow_line(line: &str) -> Option<(&str, ShadowEntry)> {
     let mut fields = line.split(':');
     let (name, hash) = (fields.next()?, fields.next()?);
     let mut day = || fields.next().and_then(|field| field.trim().parse::<i64>().ok());
@@ -157,40 +157,40 @@ pub(super) fn shadow_entry(line: &str) -> Option<(&str, ShadowEntry)> {
         inactive,
         // An empty field and -1 mean never.
         expires: expires.filter(|day| *day >= 0),
-        ..entry_of(hash)
+        ..shadow_entry_from_hash(hash)
     };
     Some((name, entry))
 }
 
 /// The rules of sshd's service of PAM that refuse, or may refuse, a login with a key; `is_closed` as for
-/// [`pam::Installation`].
-pub(super) fn pam(effective: &Effective, is_closed: bool) -> Vec<PamRule> {
+/// [`pam::PamInstallation`].
+pub(super) fn find_pam_refusals(effective: &EffectiveConfig, is_closed: bool) -> Vec<PamRule> {
     let service = match effective.value("pamservicename") {
         "" => "sshd",
         service => service,
     };
-    let directories: Vec<PathBuf> = module_directories();
-    pam::refusals(
+    let directories: Vec<PathBuf> = list_pam_module_dirs();
+    pam::find_refusing_rules(
         service,
-        &pam::Installation {
-            file: &service_file,
+        &pam::PamInstallation {
+            file: &read_pam_service_file,
             // Where no directory of modules is found, whether one is installed is not known.
-            has_module: &|module| directories.is_empty() || has_module(&directories, module),
+            has_module: &|module| directories.is_empty() || has_pam_module(&directories, module),
             is_closed,
         },
     )
 }
 
 /// A service's file.
-fn service_file(service: &str) -> ServiceFile {
+fn read_pam_service_file(service: &str) -> ServiceFile {
     let places = PAM_DIRECTORIES.map(|directory| Path::new(directory).join(service));
     let Some(file) = places.into_iter().find(|file| file.exists()) else {
         // Without the directory all services are in one file.
         let whole = Path::new(PAM_CONF);
-        let is_in_one = !Path::new(PAM_DIRECTORIES[0]).exists() && whole.exists();
-        return if is_in_one { ServiceFile::Unreadable(whole.to_owned()) } else { ServiceFile::Missing };
+        let is_single_file = !Path::new(PAM_DIRECTORIES[0]).exists() && whole.exists();
+        return if is_single_file { ServiceFile::Unreadable(whole.to_owned()) } else { ServiceFile::Missing };
     };
-    match read_file(&file, PAM_LIMIT) {
+    match read_file(&file, MAX_PAM_FILE_BYTES) {
         Ok(Some(content)) => ServiceFile::Content(file, content),
         Ok(None) => ServiceFile::Missing,
         Err(_) => ServiceFile::Unreadable(file),
@@ -198,7 +198,7 @@ fn service_file(service: &str) -> ServiceFile {
 }
 
 /// Where modules are: those of the distributions, and beneath the directories of each architecture.
-fn module_directories() -> Vec<PathBuf> {
+fn list_pam_module_dirs() -> Vec<PathBuf> {
     let mut found = Vec::new();
     for library in ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"] {
         let library = Path::new(library);
@@ -211,7 +211,7 @@ fn module_directories() -> Vec<PathBuf> {
 }
 
 /// Whether a module exists, by the name that a rule has for it.
-fn has_module(directories: &[PathBuf], module: &str) -> bool {
+fn has_pam_module(directories: &[PathBuf], module: &str) -> bool {
     // `$ISA` stands for a directory of the architecture.
     if module.starts_with('/') && !module.contains("$ISA") {
         return Path::new(module).exists();
@@ -221,31 +221,31 @@ fn has_module(directories: &[PathBuf], module: &str) -> bool {
 }
 
 /// The most files that are read for one user.
-const MOST_KEY_FILES: usize = 64;
+const MAX_KEY_FILES: usize = 64;
 
 /// The files that sshd reads a user's keys from, with their bytes, in its order; `own` is the one that was read already.
 /// A pattern leads to the files that it matches and to that of its very name. One file under two names counts once;
 /// what cannot be read is left out.
-pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Content)> {
-    let own_identity = own.and_then(|own| identity(&own.path).ok());
+pub(super) fn read_key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, SharedBytes)> {
+    let own_identity = own.and_then(|own| device_and_inode(&own.path).ok());
     let named = paths.iter().flat_map(|path| {
-        let found = path.is_pattern.then(|| expand(path.path.clone()));
+        let found = path.is_pattern.then(|| expand_glob(path.path.clone()));
         let matched = found.and_then(Result::ok).map_or_else(Vec::new, |found| found.files);
         matched.into_iter().chain([path.path.clone()])
     });
     let mut seen = Vec::new();
-    let mut found: Vec<(PathBuf, Content)> = Vec::new();
+    let mut found: Vec<(PathBuf, SharedBytes)> = Vec::new();
     for path in named {
-        let file = identity(&path).ok();
+        let file = device_and_inode(&path).ok();
         let is_own = |own: &&KeyFile| path == own.path || file.is_some() && file == own_identity;
-        if found.len() >= MOST_KEY_FILES || file.is_some() && seen.contains(&file) {
+        if found.len() >= MAX_KEY_FILES || file.is_some() && seen.contains(&file) {
             continue;
         }
         if let Some(own) = own.filter(is_own) {
             if found.iter().all(|(other, _)| *other != own.path) {
-                found.push(own.bytes());
+                found.push(own.path_and_content());
             }
-        } else if let Ok(Some(content)) = read_file(&path, KEY_FILE_LIMIT) {
+        } else if let Ok(Some(content)) = read_file(&path, MAX_KEY_FILE_BYTES) {
             found.push((path, content.into()));
         }
         seen.push(file);
@@ -254,8 +254,8 @@ pub(super) fn key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBu
 }
 
 /// The names of the groups of group(5).
-pub(super) fn groups() -> Vec<String> {
-    let content = read_file(Path::new(GROUP), ACCOUNT_FILE_LIMIT).ok().flatten().unwrap_or_default();
+pub(super) fn list_group_names() -> Vec<String> {
+    let content = read_file(Path::new(GROUP_FILE), MAX_ACCOUNT_FILE_BYTES).ok().flatten().unwrap_or_default();
     let text = String::from_utf8_lossy(&content).into_owned();
     text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.to_owned()).collect()
 }
@@ -266,8 +266,8 @@ mod tests {
     use crate::policy::observation::FileId;
 
     #[test]
-    fn lines_of_shadow() {
-        let entry = |line: &str| shadow_entry(line).map(|(_, entry)| entry);
+    fn shadow_line_is_parsed() {
+        let entry = |line: &str| parse_shadow_line(line).map(|(_, entry)| entry);
         let plain = ShadowEntry {
             is_locked: false,
             has_password: true,
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::unwrap_used)]
-    fn the_files_that_sshd_reads() {
+    fn key_files_are_read_once_in_sshd_order() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         for (name, content) in [("shared", "s"), ("ak", "o"), ("ak2", "2"), ("ak[", "b")] {
@@ -326,8 +326,8 @@ mod tests {
             };
             let paths: Vec<KeyPath> = names.iter().map(path).collect();
             let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-            let text = |content: Content| String::from_utf8(content.to_vec()).unwrap();
-            key_files(&paths, Some(&own))
+            let text = |content: SharedBytes| String::from_utf8(content.to_vec()).unwrap();
+            read_key_files(&paths, Some(&own))
                 .into_iter()
                 .map(|(path, content)| (name(&path), text(content)))
                 .collect()
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_no_password_has() {
+    fn password_field_hash_is_recognised() {
         for (field, expected) in [
             ("$6$salt$hash", true),
             ("$y$j9T$x$y", true),
@@ -360,11 +360,11 @@ mod tests {
             ("$", false),
             ("##user", false),
         ] {
-            assert_eq!(entry_of(field).has_password, expected, "{field}");
+            assert_eq!(shadow_entry_from_hash(field).has_password, expected, "{field}");
         }
         let passwd = "root:x:0:0::/root:/bin/sh\nuu:$1$a$b:1:1::/:/bin/sh\nu:!:1000:1000::/home/u:/bin/sh\n";
-        assert_eq!(passwd_field(passwd, "u"), Some("!"));
-        assert_eq!(passwd_field(passwd, "uu"), Some("$1$a$b"));
-        assert_eq!(passwd_field(passwd, "v"), None);
+        assert_eq!(find_password_field(passwd, "u"), Some("!"));
+        assert_eq!(find_password_field(passwd, "uu"), Some("$1$a$b"));
+        assert_eq!(find_password_field(passwd, "v"), None);
     }
 }

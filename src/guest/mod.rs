@@ -36,17 +36,18 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::policy::content::Content;
+use crate::policy::content::SharedBytes;
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{
-    Account, Answer, ConfigTree, Connection, Fate, FileId, Holder, KeyFile, Login, Person, Sshd,
+    Account, ConfigTree, Connection, FileId, KeyFile, KeyFileOwner, LocalAccount, Login, Sshd, SshdAnswer,
+    UserStatus,
 };
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::proof::Seen;
+use crate::policy::proof::ProbeResult;
 use crate::policy::public_key::PublicKey;
 use crate::policy::selinux::{Labels, Relabel};
-use crate::policy::trial::{TrialAnswer, TrialQuestion};
+use crate::policy::trial::{TrialOutcome, TrialRequest};
 use crate::policy::types::{CommandId, ContentHash};
 
 use files::FileError;
@@ -96,39 +97,39 @@ pub trait Guest {
     ///
     /// # Errors
     /// That somebody else can change it; those of reading a file.
-    fn root_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
+    fn read_root_owned_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
     /// The account of this name.
     ///
     /// # Errors
     /// `USER_NOT_FOUND`, `IO_ERROR`.
-    fn account(&self, user: &str) -> Result<Account, Refusal>;
+    fn lookup_account(&self, user: &str) -> Result<Account, Refusal>;
     /// The same to take something out, which needs no groups: where the name service does not answer, as passwd(5)'s own
     /// file has it.
     ///
     /// # Errors
     /// `USER_NOT_FOUND`, `IO_ERROR`.
-    fn account_to_clean(&self, user: &str) -> Result<Account, Refusal> {
-        self.account(user)
+    fn lookup_account_for_removal(&self, user: &str) -> Result<Account, Refusal> {
+        self.lookup_account(user)
     }
     /// What does not answer now, each with its remedy: the name service, mounts. They are not asked once more.
-    fn silences(&self) -> Vec<String> {
+    fn unresponsive_resources(&self) -> Vec<String> {
         Vec::new()
     }
     /// The user's authorized_keys file at `path`, reached safely (KP-5.11).
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
-    fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
+    fn read_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
     /// The files that sshd reads the user's keys from, in its order; `own` is one of them, read already.
-    fn key_files(&self, _paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Content)> {
-        own.map(KeyFile::bytes).into_iter().collect()
+    fn read_key_files(&self, _paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, SharedBytes)> {
+        own.map(KeyFile::path_and_content).into_iter().collect()
     }
     /// The same for a file out of which something is to be taken: a home that does not exist is no error.
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
-    fn standing_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
-        self.key_file(account, path)
+    fn read_key_file_for_removal(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        self.read_key_file(account, path)
     }
     /// As whom the file at `path` is reached that holds, or held, a block of this user's. Where his name is gone, or is
     /// another account's than `uid`: the account that has this uid now, or a stand-in with the uid, or without one with
@@ -136,8 +137,13 @@ pub trait Guest {
     ///
     /// # Errors
     /// `IO_ERROR`.
-    fn holder(&self, user: &str, _uid: Option<u32>, _path: &Path) -> Result<Holder, Refusal> {
-        Ok(Holder { account: self.account(user)?, fate: Fate::Present })
+    fn resolve_key_file_owner(
+        &self,
+        user: &str,
+        _uid: Option<u32>,
+        _path: &Path,
+    ) -> Result<KeyFileOwner, Refusal> {
+        Ok(KeyFileOwner { account: self.lookup_account(user)?, fate: UserStatus::Present })
     }
     /// Which file a path leads to, links followed as sshd follows them; `None` where its directory does not exist.
     fn file_id(&self, _path: &Path) -> Option<FileId> {
@@ -148,7 +154,7 @@ pub trait Guest {
         true
     }
     /// The path without links, as far as it exists.
-    fn resolved(&self, path: &Path) -> PathBuf {
+    fn canonicalize_path(&self, path: &Path) -> PathBuf {
         path.to_owned()
     }
     /// A file's bytes as they stand, for an edit or its inverse; `None` where there is no such file.
@@ -160,14 +166,14 @@ pub trait Guest {
     ///
     /// # Errors
     /// [`FileError::Hidden`].
-    fn sees(&self, _path: &Path) -> Result<(), FileError> {
+    fn check_path_visible(&self, _path: &Path) -> Result<(), FileError> {
         Ok(())
     }
     /// Whether [`Self::write`] could put other bytes in the file's place now, as far as that can be told without a change.
     ///
     /// # Errors
     /// Those of [`Self::write`].
-    fn is_writable(
+    fn check_writable(
         &self,
         _kind: &FileKind,
         _path: &Path,
@@ -187,7 +193,7 @@ pub trait Guest {
         content: &[u8],
     ) -> Result<(), FileError>;
     /// What SELinux says of sshd's reading of its configuration and of these key files of the account's.
-    fn labels(&self, _sshd: &Sshd, _account: &Account, _key_files: &[PathBuf]) -> Labels {
+    fn selinux_labels(&self, _sshd: &Sshd, _account: &Account, _key_files: &[PathBuf]) -> Labels {
         Labels::default()
     }
     /// Sets a label on the way to a file of this kind, if it still has the one that was seen.
@@ -210,9 +216,9 @@ pub trait Guest {
         directory: Option<&Path>,
     ) -> Result<(), FileError>;
     /// Removes the stale temporaries of a crash beside `path`.
-    fn sweep(&mut self, kind: &FileKind, path: &Path);
+    fn remove_stale_temporaries(&mut self, kind: &FileKind, path: &Path);
     /// Removes those in the state directory, and what questions that were cut off left.
-    fn sweep_state(&mut self);
+    fn clean_state_and_run_dirs(&mut self);
 
     /// Whether OpenSSH itself reads this key: a point that is not on its curve looks well-formed here, and sshd
     /// passes such a line over. Where there is no ssh-keygen(1) to ask, it is taken for readable.
@@ -224,13 +230,13 @@ pub trait Guest {
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `SSHD_CONFIG_ALREADY_INVALID`, `IO_ERROR`.
-    fn sshd(&self, user: &str) -> Result<Sshd, Refusal>;
+    fn inspect_sshd(&self, user: &str) -> Result<Sshd, Refusal>;
     /// Where there is no sshd to be asked: whether one may run by our files all the same, which cannot be told apart
     /// from others or asked, and would have to be told.
     ///
     /// # Errors
     /// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`.
-    fn may_run_sshd(&self) -> Result<bool, Refusal>;
+    fn is_sshd_possibly_running(&self) -> Result<bool, Refusal>;
     /// sshd's configuration files as they stand, without asking sshd; a drop-in of ours to which no Include leads, too.
     ///
     /// # Errors
@@ -240,7 +246,7 @@ pub trait Guest {
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.
-    fn files_of(&self, _sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+    fn reread_sshd_config_files(&self, _sshd: &Sshd) -> Result<ConfigTree, Refusal> {
         self.sshd_files()
     }
     /// What it says for these connections, with these lines ahead of its configuration or, without any, by its files
@@ -248,67 +254,67 @@ pub trait Guest {
     ///
     /// # Errors
     /// `SSHD_CONFIG_REJECTED`, `IO_ERROR`.
-    fn ask(
+    fn query_effective_config(
         &self,
         sshd: &Sshd,
         ahead: Option<&str>,
         connections: &[Connection],
-    ) -> Result<Vec<Answer>, Refusal>;
+    ) -> Result<Vec<SshdAnswer>, Refusal>;
     /// What beside sshd's settings decides whether the account gets in; its `people` are left empty.
-    fn login(&self, account: &Account, sshd: &Sshd) -> Login;
+    fn read_login_restrictions(&self, account: &Account, sshd: &Sshd) -> Login;
     /// Asks a private sshd whether it would accept a key (KP-10.1): an answer for each connection of the question.
     /// Nothing of the guest is changed.
-    fn trial(&self, sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer>;
+    fn run_trial(&self, sshd: &Sshd, question: &TrialRequest) -> Vec<TrialOutcome>;
     /// Every account of this guest; whether they have keys is not looked up.
     ///
     /// # Errors
     /// `IO_ERROR`.
-    fn people(&self) -> Result<Vec<Person>, Refusal>;
+    fn people(&self) -> Result<Vec<LocalAccount>, Refusal>;
     /// Whether an ssh client is installed, and the running sshd can be asked.
-    fn has_client(&self) -> bool;
+    fn has_ssh_client(&self) -> bool;
     /// One question to the running sshd at `address` (KP-10.13): what it offers this user, and whether it
     /// would accept his key.
     ///
     /// # Errors
     /// Why there is no answer.
-    fn probe(
+    fn probe_sshd(
         &self,
         sshd: &Sshd,
         address: SocketAddr,
         user: &str,
         key: Option<&PublicKey>,
-    ) -> Result<Seen, String>;
+    ) -> Result<ProbeResult, String>;
     /// Whether a reload would leave the listener alive.
     ///
     /// # Errors
     /// `SSHD_RELOAD_UNSAFE`.
-    fn reload_is_safe(&self, sshd: &Sshd) -> Result<(), Refusal>;
+    fn check_reload_safe(&self, sshd: &Sshd) -> Result<(), Refusal>;
     /// Makes the files live, and waits until they are.
     ///
     /// # Errors
     /// `SSHD_RELOAD_FAILED`, with what was seen.
-    fn reload(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
+    fn reload_sshd(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
     /// After a failed reload, with the old files in place again: the service as it was.
     ///
     /// # Errors
     /// `SSHD_RELOAD_FAILED`: it could not be brought back.
-    fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
+    fn ensure_sshd_running(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
 
     /// Whether this host's network may still be on its way, after the host itself had no way to an address.
-    fn expects_network(&self) -> bool {
+    fn is_network_pending(&self) -> bool {
         true
     }
 
     /// What this machine is.
-    fn identity(&self) -> Identity;
+    fn identity(&self) -> HostInfo;
     /// The public halves of sshd's host keys, those that can be read.
-    fn host_keys(&self, sshd: &Sshd) -> Vec<HostKey>;
+    fn host_key_fingerprints(&self, sshd: &Sshd) -> Vec<HostKeyFingerprint>;
 }
 
 /// What this machine is, for the control plane (KP-3.37).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Identity {
+pub struct HostInfo {
     /// Its host name.
     pub host_name: Option<String>,
     /// Its operating system.
@@ -330,7 +336,7 @@ pub struct OperatingSystem {
 
 /// A host key's public half.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct HostKey {
+pub struct HostKeyFingerprint {
     /// Its type, as in `ssh-ed25519`.
     #[serde(rename = "type")]
     pub key_type: String,
@@ -354,7 +360,7 @@ impl From<FileError> for Refusal {
             FileError::Unsafe { .. } => Reason::UnsafePath,
             FileError::Changed { .. }
             | FileError::Hidden { .. }
-            | FileError::Missing { .. }
+            | FileError::MissingDirectory { .. }
             | FileError::TooLarge { .. }
             | FileError::Io { .. } => Reason::IoError,
         };

@@ -5,13 +5,13 @@ use std::path::Path;
 
 /// Whether a way may still come up: a link is up, and no default route has come yet, as DHCP would bring it. Without a
 /// link nothing comes by itself; with a default route what is unreachable stays so.
-pub(super) fn is_on_its_way() -> bool {
+pub(super) fn is_network_pending() -> bool {
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    has_link(Path::new("/sys/class/net")) && !has_default_route(&routes)
+    has_carrier(Path::new("/sys/class/net")) && !has_default_route(&routes)
 }
 
 /// Whether some interface but loopback has a carrier; of one that is down, the kernel does not say.
-fn has_link(interfaces: &Path) -> bool {
+fn has_carrier(interfaces: &Path) -> bool {
     fs::read_dir(interfaces).is_ok_and(|entries| {
         entries.flatten().filter(|entry| entry.file_name() != "lo").any(|entry| {
             fs::read_to_string(entry.path().join("carrier")).is_ok_and(|carrier| carrier.trim() == "1")
@@ -21,10 +21,10 @@ fn has_link(interfaces: &Path) -> bool {
 
 /// Whether a table in the form of /proc/net/route has a default route that rejects nothing: proc_pid_net(5).
 fn has_default_route(routes: &str) -> bool {
-    const REJECTS: u32 = 0x200;
+    const RTF_REJECT: u32 = 0x200;
     routes.lines().skip(1).any(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let rejects = |flags: &str| u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & REJECTS != 0);
+        let rejects = |flags: &str| u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & RTF_REJECT != 0);
         matches!(fields.as_slice(), [_, "00000000", _, flags, _, _, _, "00000000", ..] if !rejects(flags))
     })
 }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn default_routes() {
+    fn default_route_is_recognised() {
         let head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n";
         for (line, expected) in [
             ("eth0\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n", true),
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn links() {
+    fn carrier_is_recognised_without_loopback() {
         let folder = tempfile::tempdir().unwrap();
         let put = |name: &str, carrier: Option<&str>| {
             fs::create_dir(folder.path().join(name)).unwrap();
@@ -60,9 +60,9 @@ mod tests {
         put("lo", Some("1\n"));
         put("eth0", None);
         put("wlan0", Some("0\n"));
-        assert!(!has_link(folder.path()));
+        assert!(!has_carrier(folder.path()));
         put("eth1", Some("1\n"));
-        assert!(has_link(folder.path()));
-        assert!(!has_link(&folder.path().join("none")));
+        assert!(has_carrier(folder.path()));
+        assert!(!has_carrier(&folder.path().join("none")));
     }
 }

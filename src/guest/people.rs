@@ -6,22 +6,26 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::accounts::{PASSWD, PASSWD_LIMIT};
+use super::accounts::{MAX_PASSWD_BYTES, PASSWD_FILE};
 use super::files::{FileError, read_file};
-use super::login::{self, ACCOUNT_FILE_LIMIT, GROUP};
-use crate::policy::observation::{Account, Person};
+use super::login::{self, GROUP_FILE, MAX_ACCOUNT_FILE_BYTES};
+use crate::policy::observation::{Account, LocalAccount};
 
 /// All of them; whether they have keys is not looked up here.
 ///
 /// # Errors
 /// That a file cannot be read.
-pub(super) fn people() -> Result<Vec<Person>, FileError> {
-    let passwd = read_file(Path::new(PASSWD), PASSWD_LIMIT)?.unwrap_or_default();
-    let group = read_file(Path::new(GROUP), ACCOUNT_FILE_LIMIT)?.unwrap_or_default();
-    Ok(listed(&passwd, &String::from_utf8_lossy(&group), &login::shadow_file().unwrap_or_default()))
+pub(super) fn list_accounts() -> Result<Vec<LocalAccount>, FileError> {
+    let passwd = read_file(Path::new(PASSWD_FILE), MAX_PASSWD_BYTES)?.unwrap_or_default();
+    let group = read_file(Path::new(GROUP_FILE), MAX_ACCOUNT_FILE_BYTES)?.unwrap_or_default();
+    Ok(parse_accounts(
+        &passwd,
+        &String::from_utf8_lossy(&group),
+        &login::read_shadow_file().unwrap_or_default(),
+    ))
 }
 
-fn listed(passwd: &[u8], group: &str, shadow: &str) -> Vec<Person> {
+fn parse_accounts(passwd: &[u8], group: &str, shadow: &str) -> Vec<LocalAccount> {
     let groups: Vec<(&str, u32, Vec<&str>)> = group
         .lines()
         .filter_map(|line| {
@@ -32,7 +36,7 @@ fn listed(passwd: &[u8], group: &str, shadow: &str) -> Vec<Person> {
         .collect();
     let with_password: BTreeMap<&str, bool> = shadow
         .lines()
-        .filter_map(login::shadow_entry)
+        .filter_map(login::parse_shadow_line)
         .map(|(name, entry)| (name, entry.has_password))
         .collect();
     let person = |line: &[u8]| {
@@ -44,8 +48,8 @@ fn listed(passwd: &[u8], group: &str, shadow: &str) -> Vec<Person> {
         let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
         let primary = groups.iter().find(|(_, id, _)| *id == gid);
         let member_of = groups.iter().filter(|(_, id, members)| *id != gid && members.contains(&&*name));
-        let is_hash = login::entry_of(&hash).has_password;
-        Some(Person {
+        let is_hash = login::shadow_entry_from_hash(&hash).has_password;
+        Some(LocalAccount {
             account: Account {
                 name: name.clone().into_owned(),
                 uid,
@@ -66,12 +70,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_here() {
+    fn accounts_are_listed_with_groups_and_password() {
         let passwd = "root:x:0:0:root:/root:/bin/bash\nbob:x:1000:1000::/home/bob:/bin/zsh\n+nis\n\
                       old:$1$x$y:1001:100::/home/old:\nlocked:x:1002:1000::/:/bin/sh\n";
         let group = "root:x:0:\nwheel:x:10:root,bob\nbob:x:1000:\nusers:x:100:bob\nbroken\n";
         let shadow = "root:*:19000:0:99999:7:::\nbob:$y$x:19000:0:99999:7:::\nlocked:!$y$x:1::::::\n";
-        let people = listed(passwd.as_bytes(), group, shadow);
+        let people = parse_accounts(passwd.as_bytes(), group, shadow);
         let seen: Vec<(&str, bool, Vec<&str>)> = people
             .iter()
             .map(|person| {

@@ -12,31 +12,31 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// For a question to the running sshd.
-pub(super) const PROOF: &str = "proof";
+pub(super) const PROBE_DIR_PREFIX: &str = "proof";
 /// For a trial.
-pub(super) const TRIAL: &str = "trial";
+pub(super) const TRIAL_DIR_PREFIX: &str = "trial";
 /// For a question to an sshd without a host key.
-pub(super) const HOST_KEY: &str = "host-key";
+pub(super) const HOST_KEY_DIR_PREFIX: &str = "host-key";
 
 /// The directory, 0700. Dropped in this order: itself, then the run directory if it was made for it.
-pub(super) struct PrivateDirectory {
+pub(super) struct ScratchDir {
     directory: TempDir,
-    _run_dir: Option<MadeDirectory>,
+    _run_dir: Option<CreatedDir>,
 }
 
 /// A directory that is removed again, if nothing stands in it.
-struct MadeDirectory(PathBuf);
+struct CreatedDir(PathBuf);
 
-impl Drop for MadeDirectory {
+impl Drop for CreatedDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.0);
     }
 }
 
-impl PrivateDirectory {
-    pub(super) fn make(run_dir: &Path, kind: &str) -> io::Result<Self> {
+impl ScratchDir {
+    pub(super) fn create(run_dir: &Path, kind: &str) -> io::Result<Self> {
         let made = match DirBuilder::new().mode(0o700).create(run_dir) {
-            Ok(()) => Some(MadeDirectory(run_dir.to_owned())),
+            Ok(()) => Some(CreatedDir(run_dir.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
             Err(error) => return Err(error),
         };
@@ -54,7 +54,7 @@ impl PrivateDirectory {
 
 /// Removes what processes that are no more left in the run directory; how many there were. On the thread on which
 /// ours are made, between two questions.
-pub(super) fn sweep(run_dir: &Path) -> io::Result<usize> {
+pub(super) fn remove_stale_dirs(run_dir: &Path) -> io::Result<usize> {
     let entries = match fs::read_dir(run_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries?,
@@ -62,7 +62,9 @@ pub(super) fn sweep(run_dir: &Path) -> io::Result<usize> {
     let mut swept = 0;
     for entry in entries {
         let entry = entry?;
-        if maker(&entry.file_name().to_string_lossy()).is_some_and(is_gone) && entry.file_type()?.is_dir() {
+        if parse_owner_pid(&entry.file_name().to_string_lossy()).is_some_and(is_process_gone)
+            && entry.file_type()?.is_dir()
+        {
             fs::remove_dir_all(entry.path())?;
             swept += 1;
         }
@@ -71,13 +73,15 @@ pub(super) fn sweep(run_dir: &Path) -> io::Result<usize> {
 }
 
 /// The pid in a name of ours.
-fn maker(name: &str) -> Option<i32> {
-    let rest = [PROOF, TRIAL, HOST_KEY].iter().find_map(|kind| name.strip_prefix(kind)?.strip_prefix('-'))?;
+fn parse_owner_pid(name: &str) -> Option<i32> {
+    let rest = [PROBE_DIR_PREFIX, TRIAL_DIR_PREFIX, HOST_KEY_DIR_PREFIX]
+        .iter()
+        .find_map(|kind| name.strip_prefix(kind)?.strip_prefix('-'))?;
     rest.split_once('-')?.0.parse().ok()
 }
 
 /// Whether a process is no more. Ours asks nothing while it sweeps, so what bears its pid is of an earlier one.
-fn is_gone(pid: i32) -> bool {
+fn is_process_gone(pid: i32) -> bool {
     let own = i32::try_from(std::process::id()) == Ok(pid);
     pid > 0 && (own || kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH))
 }
@@ -88,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_crash_left_is_swept_and_nothing_else() {
+    fn stale_dirs_are_removed_and_nothing_else() {
         let run_dir = tempfile::tempdir().unwrap();
         let at = |name: &str| run_dir.path().join(name);
         let mut ended = std::process::Command::new("true").spawn().unwrap();
@@ -102,19 +106,19 @@ mod tests {
             fs::write(at(name).join("key"), "secret").unwrap();
         }
         fs::write(at(&format!("proof-{}-file", ended.id())), "").unwrap();
-        assert_eq!(sweep(run_dir.path()).unwrap(), 2);
+        assert_eq!(remove_stale_dirs(run_dir.path()).unwrap(), 2);
         assert!(left.iter().all(|name| !at(name).exists()));
         assert!(stay.iter().all(|name| at(name).join("key").exists()));
-        assert_eq!(sweep(&at("none")).unwrap(), 0);
+        assert_eq!(remove_stale_dirs(&at("none")).unwrap(), 0);
     }
 
     #[test]
-    fn it_goes_with_its_run_directory() {
+    fn scratch_dir_drop_removes_created_run_dir() {
         let parent = tempfile::tempdir().unwrap();
         let run_dir = parent.path().join("run");
-        let made = PrivateDirectory::make(&run_dir, PROOF).unwrap();
+        let made = ScratchDir::create(&run_dir, PROBE_DIR_PREFIX).unwrap();
         let name = made.path().file_name().unwrap().to_str().unwrap();
-        assert_eq!(maker(name), i32::try_from(std::process::id()).ok());
+        assert_eq!(parse_owner_pid(name), i32::try_from(std::process::id()).ok());
         drop(made);
         assert!(!run_dir.exists());
     }

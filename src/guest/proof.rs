@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding};
 
-use super::private::{PROOF, PrivateDirectory};
-use super::ssh_client::{ClientQuestion, FAST_KEX, Route};
-use super::sshd::HostKey;
-use crate::policy::proof::{Seen, read};
+use super::private::{PROBE_DIR_PREFIX, ScratchDir};
+use super::ssh_client::{ClientProbe, FAST_KEX, Route};
+use super::sshd::PublicHostKey;
+use crate::policy::proof::{ProbeResult, parse_client_log};
 use crate::policy::public_key::PublicKey;
 use crate::policy::trial::ClientReport;
 
 /// The name under which the client finds this host's own keys.
-const ALIAS: &str = "keypair-agent-proof";
+const HOST_KEY_ALIAS: &str = "keypair-agent-proof";
 
 /// How long a refused connection is tried again: nothing was opened, and a listener that reloads comes back soon.
-const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECTION_REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How soon it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -29,35 +29,37 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Why there is no answer.
 pub(super) fn probe(
     run_dir: &Path,
-    host_keys: &[HostKey],
+    host_keys: &[PublicHostKey],
     address: SocketAddr,
     user: &str,
     key: Option<&PublicKey>,
-) -> Result<Seen, String> {
+) -> Result<ProbeResult, String> {
     if host_keys.is_empty() {
         return Err("no public host key of this guest can be read, to know sshd by".to_owned());
     }
-    let directory = PrivateDirectory::make(run_dir, PROOF)
+    let directory = ScratchDir::create(run_dir, PROBE_DIR_PREFIX)
         .map_err(|error| format!("no private directory can be made in {}: {error}", run_dir.display()))?;
-    let known = |key: &HostKey| format!("{ALIAS} {} {}\n", key.key_type, Base64::encode_string(&key.blob));
+    let known = |key: &PublicHostKey| {
+        format!("{HOST_KEY_ALIAS} {} {}\n", key.key_type, Base64::encode_string(&key.blob))
+    };
     let known_hosts: String = host_keys.iter().map(known).collect();
-    let deadline = Instant::now() + REFUSED_TIMEOUT;
+    let deadline = Instant::now() + CONNECTION_REFUSED_TIMEOUT;
     let mut kex = Some(FAST_KEX);
     loop {
-        let question = ClientQuestion {
+        let question = ClientProbe {
             directory: directory.path(),
             user,
             key,
             route: Route::Tcp { from: None, to: address.ip().to_string(), port: address.port() },
-            host: Some((ALIAS, &known_hosts)),
+            host: Some((HOST_KEY_ALIAS, &known_hosts)),
             kex,
         };
-        let log = question.ask().map_err(|error| error.to_string())?.text;
+        let log = question.run().map_err(|error| error.to_string())?.text;
         if ClientReport::lacks_key_exchange(&log) && kex.take().is_some() {
             continue;
         }
         if !ClientReport::is_connection_refused(&log) || Instant::now() >= deadline {
-            return read(&log);
+            return parse_client_log(&log);
         }
         sleep(RETRY_INTERVAL);
     }

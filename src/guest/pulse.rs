@@ -3,21 +3,21 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-static MOVES: AtomicU64 = AtomicU64::new(0);
-static STEP: Mutex<&str> = Mutex::new("");
+static PROGRESS_COUNT: AtomicU64 = AtomicU64::new(0);
+static CURRENT_STEP: Mutex<&str> = Mutex::new("");
 
 /// Something ended: a child, a look, a step. Each of them has a time limit.
-pub fn moved() {
-    MOVES.fetch_add(1, Ordering::Relaxed);
+pub fn record_progress() {
+    PROGRESS_COUNT.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A step begins; `name` is for a person.
-pub fn step(name: &'static str) {
-    *STEP.lock().unwrap_or_else(PoisonError::into_inner) = name;
-    moved();
+pub fn begin_step(name: &'static str) {
+    *CURRENT_STEP.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    record_progress();
 }
 
 /// How often something moved, and the step that began last.
-pub fn seen() -> (u64, &'static str) {
-    (MOVES.load(Ordering::Relaxed), *STEP.lock().unwrap_or_else(PoisonError::into_inner))
+pub fn read_progress() -> (u64, &'static str) {
+    (PROGRESS_COUNT.load(Ordering::Relaxed), *CURRENT_STEP.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 
 use super::child;
 use super::host_key;
-use super::private::{HOST_KEY, PrivateDirectory};
-use crate::policy::effective::Effective;
-use crate::policy::observation::{Answer, Connection};
+use super::private::{HOST_KEY_DIR_PREFIX, ScratchDir};
+use crate::policy::effective::EffectiveConfig;
+use crate::policy::observation::{Connection, SshdAnswer};
 use crate::policy::outcome::{Reason, Refusal};
 
 /// What sshd says where it has no host key.
-const NO_HOST_KEY: &str = "no hostkeys available";
+const NO_HOST_KEY_ERROR: &str = "no hostkeys available";
 
 /// What it says before the directory's path where that does not exist.
-const NO_PRIVSEP_DIRECTORY: &str = "Missing privilege separation directory: ";
+const MISSING_PRIVSEP_DIR_ERROR: &str = "Missing privilege separation directory: ";
 
 /// What is asked about.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum About<'t> {
+pub(super) enum ConfigInput<'t> {
     /// The files as they stand.
     Live,
     /// This text as the whole configuration, through standard input: nothing is written.
@@ -28,49 +28,51 @@ pub(super) enum About<'t> {
 }
 
 /// sshd's answer: its output, or its own words where it refuses the configuration.
-pub(super) type Said = Result<String, String>;
+pub(super) type SshdOutput = Result<String, String>;
 
 /// One sshd and the options that every question repeats.
-pub(super) struct Questioner<'a> {
+pub(super) struct SshdQuery<'a> {
     binary: &'a Path,
     main: &'a Path,
     options: &'a [String],
     run_dir: &'a Path,
-    key: Option<ThrowAwayKey>,
+    key: Option<TemporaryHostKey>,
 }
 
-impl<'a> Questioner<'a> {
+impl<'a> SshdQuery<'a> {
     pub(super) fn new(binary: &'a Path, main: &'a Path, options: &'a [String], run_dir: &'a Path) -> Self {
         Self { binary, main, options, run_dir, key: None }
     }
 
     /// `sshd -t`.
-    pub(super) fn test(&mut self, about: About<'_>) -> Result<Said, Refusal> {
-        self.ask(&["-t"], about)
+    pub(super) fn test_config(&mut self, about: ConfigInput<'_>) -> Result<SshdOutput, Refusal> {
+        self.run(&["-t"], about)
     }
 
     /// `sshd -T` for one connection. For nobody in particular it can't be asked: where there is a `Match
     /// LocalPort`, `-T` alone is fatal.
-    pub(super) fn effective(
+    pub(super) fn query_effective(
         &mut self,
-        about: About<'_>,
+        about: ConfigInput<'_>,
         connection: &Connection,
-    ) -> Result<Result<Effective, String>, Refusal> {
+    ) -> Result<Result<EffectiveConfig, String>, Refusal> {
         let Connection { user, host, addr, laddr, lport } = connection;
         let words = format!("user={user},host={host},addr={addr},laddr={laddr},lport={lport}");
-        Ok(self.ask(&["-T", "-C", &words], about)?.map(|output| Effective::parse(&output)))
+        Ok(self
+            .run(&["-T", "-C", &words], about)?
+            .map(|wait_for_output| EffectiveConfig::parse(&wait_for_output)))
     }
 
     /// `sshd -T -C` for each of the connections.
-    pub(super) fn answers(
+    pub(super) fn query_connections(
         &mut self,
-        about: About<'_>,
+        about: ConfigInput<'_>,
         connections: impl IntoIterator<Item = Connection>,
-    ) -> Result<Result<Vec<Answer>, String>, Refusal> {
+    ) -> Result<Result<Vec<SshdAnswer>, String>, Refusal> {
         let mut answers = Vec::new();
         for connection in connections {
-            match self.effective(about, &connection)? {
-                Ok(effective) => answers.push(Answer { connection, effective }),
+            match self.query_effective(about, &connection)? {
+                Ok(effective) => answers.push(SshdAnswer { connection, effective }),
                 Err(words) => return Ok(Err(words)),
             }
         }
@@ -79,28 +81,28 @@ impl<'a> Questioner<'a> {
 
     /// Asks, and asks again where only a host key or the privilege separation directory was missing: neither
     /// makes a configuration invalid.
-    fn ask(&mut self, question: &[&str], about: About<'_>) -> Result<Said, Refusal> {
+    fn run(&mut self, question: &[&str], about: ConfigInput<'_>) -> Result<SshdOutput, Refusal> {
         let mut made_directory = false;
         loop {
-            let output = self.ask_once(question, about)?;
+            let output = self.run_once(question, about)?;
             if output.succeeded() {
-                return Ok(Ok(self.without_throw_away_key(output.stdout)));
+                return Ok(Ok(self.strip_temporary_host_key(output.stdout)));
             }
-            if let Some(directory) = missing_directory(&output.stderr).filter(|_| !made_directory) {
-                make_directory(&directory)?;
+            if let Some(directory) = parse_missing_privsep_dir(&output.stderr).filter(|_| !made_directory) {
+                create_privsep_dir(&directory)?;
                 made_directory = true;
-            } else if self.key.is_none() && output.stderr.contains(NO_HOST_KEY) {
-                self.key = Some(ThrowAwayKey::make(self.run_dir)?);
+            } else if self.key.is_none() && output.stderr.contains(NO_HOST_KEY_ERROR) {
+                self.key = Some(TemporaryHostKey::generate(self.run_dir)?);
             } else {
-                return Ok(Err(output.all_words()));
+                return Ok(Err(output.full_diagnostic()));
             }
         }
     }
 
-    fn ask_once(&self, question: &[&str], about: About<'_>) -> Result<child::Output, Refusal> {
+    fn run_once(&self, question: &[&str], about: ConfigInput<'_>) -> Result<child::CommandOutput, Refusal> {
         let (file, input) = match about {
-            About::Live => (self.main, &b""[..]),
-            About::Text(text) => (Path::new("/dev/stdin"), text),
+            ConfigInput::Live => (self.main, &b""[..]),
+            ConfigInput::Text(text) => (Path::new("/dev/stdin"), text),
         };
         let mut arguments: Vec<&std::ffi::OsStr> = question.iter().map(|word| word.as_ref()).collect();
         arguments.extend(["-f".as_ref(), file.as_os_str()]);
@@ -122,9 +124,9 @@ impl<'a> Questioner<'a> {
     }
 
     /// The throw-away key is no host key of this guest.
-    fn without_throw_away_key(&self, output: String) -> String {
+    fn strip_temporary_host_key(&self, output: String) -> String {
         match &self.key {
-            Some(key) => without_host_key(&output, &key.path),
+            Some(key) => strip_host_key_line(&output, &key.path),
             None => output,
         }
     }
@@ -132,7 +134,7 @@ impl<'a> Questioner<'a> {
 
 /// The output of `sshd -T` without the line that names this host key. Keywords are in lower case up to OpenSSH 10.4, and
 /// as sshd_config(5) spells them since.
-fn without_host_key(output: &str, path: &Path) -> String {
+fn strip_host_key_line(output: &str, path: &Path) -> String {
     let path = path.to_string_lossy();
     let names_it = |line: &&str| {
         let words = line.split_once(' ');
@@ -144,13 +146,13 @@ fn without_host_key(output: &str, path: &Path) -> String {
 }
 
 /// The directory that sshd misses, of its own words.
-fn missing_directory(stderr: &str) -> Option<PathBuf> {
-    let path = stderr.lines().find_map(|line| line.split_once(NO_PRIVSEP_DIRECTORY))?.1.trim();
+fn parse_missing_privsep_dir(stderr: &str) -> Option<PathBuf> {
+    let path = stderr.lines().find_map(|line| line.split_once(MISSING_PRIVSEP_DIR_ERROR))?.1.trim();
     path.starts_with('/').then(|| PathBuf::from(path))
 }
 
 /// Makes sshd's privilege separation directory as its own start would: 0755.
-fn make_directory(path: &Path) -> Result<(), Refusal> {
+fn create_privsep_dir(path: &Path) -> Result<(), Refusal> {
     let made = match DirBuilder::new().mode(0o755).create(path) {
         Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -167,13 +169,13 @@ fn make_directory(path: &Path) -> Result<(), Refusal> {
 }
 
 /// A host key for questions alone, in a private directory that goes with it.
-struct ThrowAwayKey {
+struct TemporaryHostKey {
     path: PathBuf,
-    _directory: PrivateDirectory,
+    _directory: ScratchDir,
 }
 
-impl ThrowAwayKey {
-    fn make(run_dir: &Path) -> Result<Self, Refusal> {
+impl TemporaryHostKey {
+    fn generate(run_dir: &Path) -> Result<Self, Refusal> {
         let failed = |error: &dyn std::fmt::Display| {
             let text = format!(
                 "sshd has no host key yet, and none to ask it with can be made in {}: {error}; make its own: \
@@ -182,9 +184,9 @@ impl ThrowAwayKey {
             );
             Refusal::new(Reason::IoError, text)
         };
-        let directory = PrivateDirectory::make(run_dir, HOST_KEY).map_err(|error| failed(&error))?;
+        let directory = ScratchDir::create(run_dir, HOST_KEY_DIR_PREFIX).map_err(|error| failed(&error))?;
         let path = directory.path().join("key");
-        host_key::make(&path).map_err(|error| failed(&error))?;
+        host_key::generate_host_key(&path).map_err(|error| failed(&error))?;
         Ok(Self { path, _directory: directory })
     }
 }
@@ -194,20 +196,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_throw_away_key_is_left_out() {
+    fn temporary_host_key_is_left_out_of_output() {
         let key = Path::new("/run/k/key");
         for keyword in ["hostkey", "HostKey"] {
             let said = format!("port 22\n{keyword} /run/k/key\n{keyword} /etc/ssh/k\nbanner /run/k/key\n");
             let left = format!("port 22\n{keyword} /etc/ssh/k\nbanner /run/k/key\n");
-            assert_eq!(without_host_key(&said, key), left);
+            assert_eq!(strip_host_key_line(&said, key), left);
         }
     }
 
     #[test]
-    fn which_directory_is_missing() {
-        let found = missing_directory("x\nMissing privilege separation directory: /run/sshd\r\n");
+    fn missing_privsep_dir_is_parsed() {
+        let found = parse_missing_privsep_dir("x\nMissing privilege separation directory: /run/sshd\r\n");
         assert_eq!(found, Some(PathBuf::from("/run/sshd")));
-        assert_eq!(missing_directory("Missing privilege separation directory: run\n"), None);
-        assert_eq!(missing_directory("sshd: no hostkeys available -- exiting.\n"), None);
+        assert_eq!(parse_missing_privsep_dir("Missing privilege separation directory: run\n"), None);
+        assert_eq!(parse_missing_privsep_dir("sshd: no hostkeys available -- exiting.\n"), None);
     }
 }

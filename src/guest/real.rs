@@ -11,41 +11,41 @@ use time::OffsetDateTime;
 
 use crate::config::Config;
 use crate::policy::component;
-use crate::policy::content::Content;
+use crate::policy::content::SharedBytes;
 use crate::policy::edit::FileKind;
 use crate::policy::key_paths::KeyPath;
 use crate::policy::observation::{
-    Account, Answer, ConfigTree, Connection, FileId, Holder, KeyFile, Login, Person, Sshd,
+    Account, ConfigTree, Connection, FileId, KeyFile, KeyFileOwner, LocalAccount, Login, Sshd, SshdAnswer,
 };
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::proof::Seen;
-use crate::policy::public_key::{PublicKey, fingerprint_of};
+use crate::policy::proof::ProbeResult;
+use crate::policy::public_key::{PublicKey, compute_fingerprint};
 use crate::policy::selinux::{Labels, Relabel};
-use crate::policy::sshd_config::is_drop_in;
-use crate::policy::trial::{TrialAnswer, TrialQuestion};
+use crate::policy::sshd_config::is_managed_drop_in;
+use crate::policy::trial::{TrialOutcome, TrialRequest};
 use crate::policy::types::{CommandId, ContentHash};
 
 use super::accounts::AccountError;
-use super::files::{self, FileError, Guard, LockError, StateDirectory};
-use super::scout::{self, Silence};
+use super::files::{self, FileError, LockError, LockGuard, StateDirectory};
+use super::scout::{self, LookupError};
 use super::sshd::{self, SshdSettings};
 use super::{
-    Guest, HostKey, Identity, LockFailure, OperatingSystem, accounts, child, labels, login, network, people,
-    private, proof, service, trial, unit_sandbox,
+    Guest, HostInfo, HostKeyFingerprint, LockFailure, OperatingSystem, accounts, child, labels, login,
+    network, people, private, proof, service, trial, unit_sandbox,
 };
 
 /// How long a command waits for its turn (KP-8.11).
-const TURN: Duration = Duration::from_secs(20);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The most that is read of the state file. Half of it is the most that is written.
-const MAX_STATE: usize = 16 * 1024 * 1024;
+const MAX_STATE_BYTES: usize = 16 * 1024 * 1024;
 
 /// The mode of the drop-in (KP-6.12).
 const DROP_IN_MODE: u32 = 0o644;
 
 /// This machine, by the configuration's paths.
 #[derive(Debug)]
-pub struct RealGuest {
+pub struct LinuxGuest {
     component_info: PathBuf,
     state_dir: PathBuf,
     sshd: SshdSettings,
@@ -54,7 +54,7 @@ pub struct RealGuest {
     is_settled: bool,
 }
 
-impl RealGuest {
+impl LinuxGuest {
     /// This machine, as the configuration describes it.
     pub fn new(config: &Config) -> Self {
         Self {
@@ -67,8 +67,8 @@ impl RealGuest {
     }
 }
 
-impl Guest for RealGuest {
-    type Lock = Guard;
+impl Guest for LinuxGuest {
+    type Lock = LockGuard;
 
     fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
@@ -88,9 +88,9 @@ impl Guest for RealGuest {
         }
     }
 
-    fn lock(&mut self) -> Result<Guard, LockFailure> {
+    fn lock(&mut self) -> Result<LockGuard, LockFailure> {
         let directory = StateDirectory::open(&self.state_dir, true).map_err(LockFailure::Directory)?;
-        directory.lock(TURN).map_err(|error| match error {
+        directory.lock(LOCK_TIMEOUT).map_err(|error| match error {
             LockError::File(error) => LockFailure::Directory(error),
             held @ LockError::Held { .. } => LockFailure::Busy(held.to_string()),
         })
@@ -98,14 +98,14 @@ impl Guest for RealGuest {
 
     fn load_state(&self) -> Result<Option<Vec<u8>>, FileError> {
         match StateDirectory::open(&self.state_dir, false) {
-            Err(FileError::Missing { .. }) => Ok(None),
+            Err(FileError::MissingDirectory { .. }) => Ok(None),
             Err(error) => Err(error),
-            Ok(directory) => directory.load(MAX_STATE),
+            Ok(directory) => directory.load(MAX_STATE_BYTES),
         }
     }
 
     fn state_file(&self) -> PathBuf {
-        self.state_dir.join(files::STATE_FILE)
+        self.state_dir.join(files::STATE_FILE_NAME)
     }
 
     fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError> {
@@ -113,7 +113,7 @@ impl Guest for RealGuest {
     }
 
     fn component_info(&self) -> Result<Vec<u8>, String> {
-        match files::read_file(&self.component_info, component::MAX_SIZE) {
+        match files::read_file(&self.component_info, component::MAX_COMPONENT_INFO_BYTES) {
             Ok(Some(content)) => Ok(content),
             Ok(None) => Err(format!("{} does not exist", self.component_info.display())),
             Err(error) => Err(error.to_string()),
@@ -124,69 +124,75 @@ impl Guest for RealGuest {
         self.component_info.clone()
     }
 
-    fn root_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    fn read_root_owned_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         files::read_root_file(path)
     }
 
-    fn account(&self, user: &str) -> Result<Account, Refusal> {
-        found(user, accounts::account(user))
+    fn lookup_account(&self, user: &str) -> Result<Account, Refusal> {
+        require_account(user, accounts::lookup_account(user))
     }
 
-    fn account_to_clean(&self, user: &str) -> Result<Account, Refusal> {
-        found(user, accounts::account_to_clean(user))
+    fn lookup_account_for_removal(&self, user: &str) -> Result<Account, Refusal> {
+        require_account(user, accounts::lookup_account_for_removal(user))
     }
 
-    fn silences(&self) -> Vec<String> {
-        let places = scout::silent_places().into_iter();
-        places.map(|place| Silence::NoAnswer(place).to_string()).collect()
+    fn unresponsive_resources(&self) -> Vec<String> {
+        let places = scout::unresponsive_targets().into_iter();
+        places.map(|place| LookupError::TimedOut(place).to_string()).collect()
     }
 
-    fn key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
-        files::observe_key_file(account, path)
+    fn read_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        files::read_key_file(account, path)
     }
 
-    fn key_files(&self, paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, Content)> {
-        login::key_files(paths, own)
+    fn read_key_files(&self, paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, SharedBytes)> {
+        login::read_key_files(paths, own)
     }
 
-    fn standing_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
-        files::observe_standing_key_file(account, path)
+    fn read_key_file_for_removal(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        files::read_key_file_for_removal(account, path)
     }
 
-    fn holder(&self, user: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Refusal> {
-        accounts::holder(user, uid, path).map_err(|error| Refusal::new(Reason::IoError, error.to_string()))
+    fn resolve_key_file_owner(
+        &self,
+        user: &str,
+        uid: Option<u32>,
+        path: &Path,
+    ) -> Result<KeyFileOwner, Refusal> {
+        accounts::resolve_key_file_owner(user, uid, path)
+            .map_err(|error| Refusal::new(Reason::IoError, error.to_string()))
     }
 
     fn file_id(&self, path: &Path) -> Option<FileId> {
-        files::file_id(path)
+        files::resolve_file_id(path)
     }
 
     fn is_mounted(&self, point: &Path) -> bool {
         files::is_mounted(point)
     }
 
-    fn resolved(&self, path: &Path) -> PathBuf {
-        files::resolved(path).unwrap_or_else(|| path.to_owned())
+    fn canonicalize_path(&self, path: &Path) -> PathBuf {
+        files::canonicalize_path(path).unwrap_or_else(|| path.to_owned())
     }
 
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         match kind {
             FileKind::AuthorizedKeys { user, uid, .. } => {
-                let file = files::observe_standing_key_file(&owner(user, *uid, path)?, path)?;
-                Ok(file.content.map(Content::into_vec))
+                let file = files::read_key_file_for_removal(&resolve_owner_account(user, *uid, path)?, path)?;
+                Ok(file.content.map(SharedBytes::into_vec))
             }
-            FileKind::SshdConfig => files::read_file(path, files::ROOT_FILE_LIMIT),
+            FileKind::SshdConfig => files::read_file(path, files::MAX_ROOT_FILE_BYTES),
         }
     }
 
-    fn sees(&self, path: &Path) -> Result<(), FileError> {
-        match unit_sandbox::hides(&self.sshd, path) {
+    fn check_path_visible(&self, path: &Path) -> Result<(), FileError> {
+        match unit_sandbox::explain_hidden_path(&self.sshd, path) {
             Some(why) => Err(FileError::Hidden { path: path.to_owned(), why }),
             None => Ok(()),
         }
     }
 
-    fn is_writable(
+    fn check_writable(
         &self,
         kind: &FileKind,
         path: &Path,
@@ -194,14 +200,16 @@ impl Guest for RealGuest {
     ) -> Result<(), FileError> {
         let answer = match kind {
             FileKind::AuthorizedKeys { user, uid, .. } => {
-                files::key_file_is_writable(&owner(user, *uid, path)?, path, expected)
+                files::check_key_file_writable(&resolve_owner_account(user, *uid, path)?, path, expected)
             }
             // A main file may be a link; a drop-in of ours is none, and what it would lead to is somebody else's.
-            FileKind::SshdConfig => files::root_file_is_writable(path, expected, !is_drop_in(path)),
+            FileKind::SshdConfig => {
+                files::check_root_file_writable(path, expected, !is_managed_drop_in(path))
+            }
         };
         match answer {
             Err(FileError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::EROFS) => {
-                match unit_sandbox::makes_read_only(&self.sshd, path) {
+                match unit_sandbox::explain_read_only_path(&self.sshd, path) {
                     Some(why) => Err(FileError::Hidden { path: path.to_owned(), why }),
                     None => Err(FileError::Io { path: path.to_owned(), action: "replace", source }),
                 }
@@ -219,20 +227,21 @@ impl Guest for RealGuest {
     ) -> Result<(), FileError> {
         match kind {
             FileKind::AuthorizedKeys { user, uid, .. } => {
-                files::replace_key_file(&owner(user, *uid, path)?, path, expected, content).map(drop)
+                files::replace_key_file(&resolve_owner_account(user, *uid, path)?, path, expected, content)
+                    .map(drop)
             }
             FileKind::SshdConfig => files::replace_root_file(path, expected, content, DROP_IN_MODE).map(drop),
         }
     }
 
-    fn labels(&self, sshd: &Sshd, account: &Account, key_files: &[PathBuf]) -> Labels {
-        labels::of(sshd, account, key_files)
+    fn selinux_labels(&self, sshd: &Sshd, account: &Account, key_files: &[PathBuf]) -> Labels {
+        labels::collect_labels(sshd, account, key_files)
     }
 
     fn relabel(&mut self, kind: &FileKind, relabel: &Relabel) -> Result<(), FileError> {
         match kind {
             FileKind::AuthorizedKeys { user, uid, .. } => {
-                files::relabel_to_key_file(&owner(user, *uid, &relabel.file)?, relabel)
+                files::relabel_key_file_path(&resolve_owner_account(user, *uid, &relabel.file)?, relabel)
             }
             FileKind::SshdConfig => files::relabel_root_file(relabel),
         }
@@ -246,22 +255,24 @@ impl Guest for RealGuest {
         directory: Option<&Path>,
     ) -> Result<(), FileError> {
         match kind {
-            FileKind::AuthorizedKeys { user, uid, .. } => {
-                files::remove_created_key_file(&owner(user, *uid, path)?, path, expected, directory)
-            }
+            FileKind::AuthorizedKeys { user, uid, .. } => files::remove_created_key_file(
+                &resolve_owner_account(user, *uid, path)?,
+                path,
+                expected,
+                directory,
+            ),
             FileKind::SshdConfig => files::remove_root_file(path, expected),
         }
     }
 
-    fn sweep(&mut self, kind: &FileKind, path: &Path) {
+    fn remove_stale_temporaries(&mut self, kind: &FileKind, path: &Path) {
         let swept = match kind {
-            FileKind::AuthorizedKeys { user, uid, .. } => {
-                owner(user, *uid, path).and_then(|account| files::sweep_key_directory(&account, path))
-            }
+            FileKind::AuthorizedKeys { user, uid, .. } => resolve_owner_account(user, *uid, path)
+                .and_then(|account| files::remove_key_dir_temporaries(&account, path)),
             // A link is written at its target, and so was the temporary.
             FileKind::SshdConfig => {
-                let target = self.resolved(path);
-                target.parent().map_or(Ok(0), files::sweep)
+                let target = self.canonicalize_path(path);
+                target.parent().map_or(Ok(0), files::remove_root_dir_temporaries)
             }
         };
         if let Err(error) = swept {
@@ -269,11 +280,11 @@ impl Guest for RealGuest {
         }
     }
 
-    fn sweep_state(&mut self) {
+    fn clean_state_and_run_dirs(&mut self) {
         let swept = StateDirectory::open(&self.state_dir, false).and_then(|directory| {
-            directory.sweep()?;
+            directory.remove_state_temporaries()?;
             if !self.is_settled {
-                directory.settle()?;
+                directory.sync_directory()?;
                 self.is_settled = true;
             }
             Ok(())
@@ -281,7 +292,7 @@ impl Guest for RealGuest {
         if let Err(error) = swept {
             tracing::warn!("what an earlier run left in the state directory is not settled: {error}");
         }
-        if let Err(error) = private::sweep(&self.sshd.run_dir) {
+        if let Err(error) = private::remove_stale_dirs(&self.sshd.run_dir) {
             let run_dir = self.sshd.run_dir.display();
             tracing::warn!("directories of an earlier run may be left in {run_dir}: {error}");
         }
@@ -299,88 +310,88 @@ impl Guest for RealGuest {
         }
     }
 
-    fn sshd(&self, user: &str) -> Result<Sshd, Refusal> {
-        sshd::observe(&self.sshd, user)
+    fn inspect_sshd(&self, user: &str) -> Result<Sshd, Refusal> {
+        sshd::inspect_sshd(&self.sshd, user)
     }
 
-    fn may_run_sshd(&self) -> Result<bool, Refusal> {
-        sshd::may_run(&self.sshd)
+    fn is_sshd_possibly_running(&self) -> Result<bool, Refusal> {
+        sshd::is_sshd_possibly_running(&self.sshd)
     }
 
     fn sshd_files(&self) -> Result<ConfigTree, Refusal> {
-        sshd::files(&self.sshd)
+        sshd::read_config_files(&self.sshd)
     }
 
-    fn files_of(&self, sshd: &Sshd) -> Result<ConfigTree, Refusal> {
-        sshd::files_of(sshd)
+    fn reread_sshd_config_files(&self, sshd: &Sshd) -> Result<ConfigTree, Refusal> {
+        sshd::reread_config_files(sshd)
     }
 
-    fn ask(
+    fn query_effective_config(
         &self,
         sshd: &Sshd,
         ahead: Option<&str>,
         connections: &[Connection],
-    ) -> Result<Vec<Answer>, Refusal> {
+    ) -> Result<Vec<SshdAnswer>, Refusal> {
         match ahead {
-            Some(ahead) => sshd::try_ahead(&self.sshd, sshd, ahead, connections),
-            None => sshd::ask_live(&self.sshd, sshd, connections),
+            Some(ahead) => sshd::query_with_prepended(&self.sshd, sshd, ahead, connections),
+            None => sshd::query_live_config(&self.sshd, sshd, connections),
         }
     }
 
-    fn login(&self, account: &Account, sshd: &Sshd) -> Login {
-        let nologin = login::nologin();
+    fn read_login_restrictions(&self, account: &Account, sshd: &Sshd) -> Login {
+        let nologin = login::find_nologin_file();
         let is_closed = nologin.is_some() && account.uid != 0;
-        let pam = sshd.answers.first().map(|first| login::pam(&first.effective, is_closed));
+        let pam = sshd.answers.first().map(|first| login::find_pam_refusals(&first.effective, is_closed));
         Login {
-            shadow: login::shadow(&account.name),
+            shadow: login::read_shadow(&account.name),
             today: self.now().unix_timestamp() / (24 * 60 * 60),
             nologin,
             pam: pam.unwrap_or_default(),
             people: Vec::new(),
-            groups: login::groups(),
+            groups: login::list_group_names(),
         }
     }
 
-    fn trial(&self, sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer> {
-        trial::ask(&self.sshd, sshd, question)
+    fn run_trial(&self, sshd: &Sshd, question: &TrialRequest) -> Vec<TrialOutcome> {
+        trial::ask_private_sshd(&self.sshd, sshd, question)
     }
 
-    fn people(&self) -> Result<Vec<Person>, Refusal> {
-        people::people().map_err(Refusal::from)
+    fn people(&self) -> Result<Vec<LocalAccount>, Refusal> {
+        people::list_accounts().map_err(Refusal::from)
     }
 
-    fn has_client(&self) -> bool {
-        child::finds("ssh")
+    fn has_ssh_client(&self) -> bool {
+        child::is_installed("ssh")
     }
 
-    fn probe(
+    fn probe_sshd(
         &self,
         sshd: &Sshd,
         address: SocketAddr,
         user: &str,
         key: Option<&PublicKey>,
-    ) -> Result<Seen, String> {
-        proof::probe(&self.sshd.run_dir, &sshd::host_keys(sshd), address, user, key)
+    ) -> Result<ProbeResult, String> {
+        proof::probe(&self.sshd.run_dir, &sshd::read_public_host_keys(sshd), address, user, key)
     }
 
-    fn reload_is_safe(&self, sshd: &Sshd) -> Result<(), Refusal> {
-        service::reload_is_safe(&self.sshd, sshd)
+    fn check_reload_safe(&self, sshd: &Sshd) -> Result<(), Refusal> {
+        service::check_reload_safe(&self.sshd, sshd)
     }
 
-    fn reload(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
-        service::reload(&self.sshd, sshd).map_err(Refusal::from)
+    fn reload_sshd(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
+        service::reload_sshd(&self.sshd, sshd).map_err(Refusal::from)
     }
 
-    fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
-        service::bring_back(&self.sshd, sshd)
+    fn ensure_sshd_running(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
+        service::ensure_sshd_running(&self.sshd, sshd)
     }
 
-    fn expects_network(&self) -> bool {
-        network::is_on_its_way()
+    fn is_network_pending(&self) -> bool {
+        network::is_network_pending()
     }
 
-    fn identity(&self) -> Identity {
-        Identity {
+    fn identity(&self) -> HostInfo {
+        HostInfo {
             host_name: System::host_name(),
             os: OperatingSystem {
                 name: System::name(),
@@ -391,10 +402,13 @@ impl Guest for RealGuest {
         }
     }
 
-    fn host_keys(&self, sshd: &Sshd) -> Vec<HostKey> {
-        let keys = sshd::host_keys(sshd).into_iter();
+    fn host_key_fingerprints(&self, sshd: &Sshd) -> Vec<HostKeyFingerprint> {
+        let keys = sshd::read_public_host_keys(sshd).into_iter();
         { keys }
-            .map(|key| HostKey { key_type: key.key_type, sha256: fingerprint_of(&key.blob).sha256 })
+            .map(|key| HostKeyFingerprint {
+                key_type: key.key_type,
+                sha256: compute_fingerprint(&key.blob).sha256,
+            })
             .collect()
     }
 }
@@ -410,7 +424,7 @@ pub fn sshd_settings(config: &Config) -> SshdSettings {
 }
 
 /// An account that has to be there.
-fn found(user: &str, answer: Result<Option<Account>, AccountError>) -> Result<Account, Refusal> {
+fn require_account(user: &str, answer: Result<Option<Account>, AccountError>) -> Result<Account, Refusal> {
     match answer {
         Ok(Some(account)) => Ok(account),
         Ok(None) => Err(Refusal::new(
@@ -422,12 +436,13 @@ fn found(user: &str, answer: Result<Option<Account>, AccountError>) -> Result<Ac
 }
 
 /// The account as whom the file at `path` is reached.
-fn owner(user: &str, uid: Option<u32>, path: &Path) -> Result<Account, FileError> {
-    let holder = accounts::holder(user, uid, path).map_err(|error| match error.source.kind() {
-        ErrorKind::TimedOut => {
-            FileError::Io { path: path.to_owned(), action: "look up the owner of", source: error.source }
-        }
-        _ => FileError::Unsafe { path: path.to_owned(), why: error.to_string() },
-    })?;
+fn resolve_owner_account(user: &str, uid: Option<u32>, path: &Path) -> Result<Account, FileError> {
+    let holder =
+        accounts::resolve_key_file_owner(user, uid, path).map_err(|error| match error.source.kind() {
+            ErrorKind::TimedOut => {
+                FileError::Io { path: path.to_owned(), action: "look up the owner of", source: error.source }
+            }
+            _ => FileError::Unsafe { path: path.to_owned(), why: error.to_string() },
+        })?;
     Ok(holder.account)
 }

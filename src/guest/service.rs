@@ -12,22 +12,22 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
 use super::locate::{self, DEFAULT_PID_FILE};
-use super::sockets::{self, Listening};
-use super::sshd::{SshdSettings, effective_now};
+use super::sockets::{self, ListeningSocket};
+use super::sshd::{SshdSettings, query_current_effective};
 use super::{child, process, sessions, systemd};
 use crate::policy::connection::listen_addresses;
 use crate::policy::listener;
-use crate::policy::observation::{Reload, Sshd};
+use crate::policy::observation::{ReloadMethod, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 
 /// How long the ports may take to listen again.
-pub(super) const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often they are looked at.
-const LOOK: Duration = Duration::from_millis(20);
+const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a supervisor has to start a listener again that it kept in the foreground.
-const SUPERVISOR: Duration = Duration::from_secs(1);
+const SUPERVISOR_RESTART_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a changed configuration did not become live: `SSHD_RELOAD_FAILED`, after the files were restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl From<ReloadFailure> for Refusal {
     }
 }
 
-fn failure(message: impl Into<String>) -> ReloadFailure {
+fn reload_failure(message: impl Into<String>) -> ReloadFailure {
     ReloadFailure { message: message.into() }
 }
 
@@ -58,28 +58,29 @@ fn failure(message: impl Into<String>) -> ReloadFailure {
 /// port's addresses. So each port must be its own already, and each address that it has must still be wanted. Where a
 /// socket unit holds them nothing is bound. Since OpenSSH 9.8 it ends, too, where the programs are missing that serve a
 /// connection.
-pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
-    let started = started_since(settings, sshd)?;
+pub fn check_reload_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
+    let started = find_sshd_started_since(settings, sshd)?;
     let sshd = started.as_ref().unwrap_or(sshd);
-    let pid = match listener_now(settings, sshd) {
-        Ok(Listener::Nobody) => return Ok(()),
-        Ok(Listener::Pid(pid)) => pid,
+    let pid = match find_reload_target(settings, sshd) {
+        Ok(ReloadTarget::NotRunning) => return Ok(()),
+        Ok(ReloadTarget::Pid(pid)) => pid,
         Err(message) => return Err(Refusal::new(Reason::SshdReloadUnsafe, message)),
     };
-    let effective = effective_now(settings, sshd)?;
-    if let Some(why) = sessions::missing(&sshd.binary, &effective) {
+    let effective = query_current_effective(settings, sshd)?;
+    if let Some(why) = sessions::check_session_programs(&sshd.binary, &effective) {
         let message = format!(
             "{why}: a reload would end sshd, or leave one that serves nobody; put the program in its place, or correct \
              the setting, and try again"
         );
         return Err(Refusal::new(Reason::SshdReloadUnsafe, message));
     }
-    if matches!(sshd.reload, Reload::SocketUnit(_)) {
+    if matches!(sshd.reload, ReloadMethod::SocketUnit(_)) {
         return Ok(());
     }
     let wanted = listen_addresses(&effective);
-    let sockets = sockets_of(Some(pid)).map_err(|failure| Refusal::new(Reason::IoError, failure.message))?;
-    if let Some(port) = silent_port(&wanted, &sockets, owned_by(pid)) {
+    let sockets = read_listening_sockets(Some(pid))
+        .map_err(|failure| Refusal::new(Reason::IoError, failure.message))?;
+    if let Some(port) = find_unserved_port(&wanted, &sockets, owned_by(pid)) {
         let addresses: Vec<String> =
             wanted.iter().filter(|address| address.port() == port).map(SocketAddr::to_string).collect();
         let message = format!(
@@ -89,8 +90,10 @@ pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusa
         );
         return Err(Refusal::new(Reason::SshdReloadUnsafe, message));
     }
-    let held = Held::by(pid, &sockets, &wanted);
-    let Some(address) = held.addresses().find(|address| !names(&wanted, address)) else { return Ok(()) };
+    let held = HeldSockets::from_pid(pid, &sockets, &wanted);
+    let Some(address) = held.addresses().find(|address| !contains_address(&wanted, address)) else {
+        return Ok(());
+    };
     let message = format!(
         "the running sshd listens on {address}, and its configuration no longer says so: a reload would make this edit \
          live too, and nobody could come in there; restart sshd, or take the edit back, and try again"
@@ -99,16 +102,16 @@ pub fn reload_is_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusa
 }
 
 /// The sockets on which an sshd listens.
-struct Held(Vec<Listening>);
+struct HeldSockets(Vec<ListeningSocket>);
 
-impl Held {
+impl HeldSockets {
     /// Those of this process. Where its descriptors cannot be read, those of its user on the ports that are `wanted`.
-    fn by(pid: i32, sockets: &[Listening], wanted: &[SocketAddr]) -> Self {
+    fn from_pid(pid: i32, sockets: &[ListeningSocket], wanted: &[SocketAddr]) -> Self {
         let own = process::socket_inodes(pid);
-        let is_wanted = |socket: &Listening| wanted.iter().any(|it| it.port() == socket.address.port());
-        let counts = |socket: &&Listening| match &own {
+        let is_wanted = |socket: &ListeningSocket| wanted.iter().any(|it| it.port() == socket.address.port());
+        let counts = |socket: &&ListeningSocket| match &own {
             Some(own) => own.contains(&socket.inode),
-            None => owned_by_us(socket) && is_wanted(socket),
+            None => is_owned_by_own_user(socket) && is_wanted(socket),
         };
         Self(sockets.iter().filter(counts).copied().collect())
     }
@@ -119,108 +122,129 @@ impl Held {
 }
 
 /// Whether one of the addresses is this one. A zone (`%eth0`) is in neither.
-fn names(addresses: &[SocketAddr], address: &SocketAddr) -> bool {
+fn contains_address(addresses: &[SocketAddr], address: &SocketAddr) -> bool {
     addresses.iter().any(|other| other.ip() == address.ip() && other.port() == address.port())
 }
 
 /// Tells the running sshd to read its files again, and waits until it has: each port listens again, on another socket
 /// than before, and so does each address that listened before.
-pub fn reload(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure> {
-    let started = started_since(settings, sshd).map_err(|refusal| failure(refusal.message))?;
+pub fn reload_sshd(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure> {
+    let started =
+        find_sshd_started_since(settings, sshd).map_err(|refusal| reload_failure(refusal.message))?;
     let sshd = started.as_ref().unwrap_or(sshd);
-    let pid = match listener_now(settings, sshd).map_err(failure)? {
-        Listener::Nobody => return Ok(()),
-        Listener::Pid(pid) => pid,
+    let pid = match find_reload_target(settings, sshd).map_err(reload_failure)? {
+        ReloadTarget::NotRunning => return Ok(()),
+        ReloadTarget::Pid(pid) => pid,
     };
-    if let Reload::SocketUnit(unit) = &sshd.reload {
-        return restart_behind_socket(settings, unit, pid);
+    if let ReloadMethod::SocketUnit(unit) = &sshd.reload {
+        return restart_socket_activated_unit(settings, unit, pid);
     }
-    let effective = effective_now(settings, sshd).map_err(|refusal| failure(refusal.message))?;
+    let effective =
+        query_current_effective(settings, sshd).map_err(|refusal| reload_failure(refusal.message))?;
     let wanted = listen_addresses(&effective);
     // One that is still on its way through an earlier SIGHUP would lose this one, and has not all its sockets yet.
-    if !comes_within(AGAIN, || process::catches_hup(pid) != Some(false)) {
-        return Err(failure(format!("sshd (pid {pid}) ignores SIGHUP; see whether it started")));
+    if !wait_until(RELOAD_TIMEOUT, || process::catches_sighup(pid) != Some(false)) {
+        return Err(reload_failure(format!("sshd (pid {pid}) ignores SIGHUP; see whether it started")));
     }
-    let sockets = sockets_of(Some(pid))?;
-    let before = Before {
+    let sockets = read_listening_sockets(Some(pid))?;
+    let before = SocketsBeforeReload {
         inodes: sockets.iter().map(|socket| socket.inode).collect(),
-        must_return: Held::by(pid, &sockets, &wanted).addresses().filter(|it| names(&wanted, it)).collect(),
+        must_return: HeldSockets::from_pid(pid, &sockets, &wanted)
+            .addresses()
+            .filter(|it| contains_address(&wanted, it))
+            .collect(),
         perhaps_its_own: match process::socket_inodes(pid) {
             None if sshd.has_read_its_files != Some(true) => {
-                let is_alike = |it: &&Listening| wanted.iter().any(|other| other.ip() == it.address.ip());
-                sockets.iter().filter(|it| owned_by_us(it)).filter(is_alike).map(|it| it.address).collect()
+                let is_alike =
+                    |it: &&ListeningSocket| wanted.iter().any(|other| other.ip() == it.address.ip());
+                sockets
+                    .iter()
+                    .filter(|it| is_owned_by_own_user(it))
+                    .filter(is_alike)
+                    .map(|it| it.address)
+                    .collect()
             }
             _ => Vec::new(),
         },
     };
-    tell(settings, sshd, pid)?;
-    listens_again(sshd, pid, &wanted, &before)
+    request_reload(settings, sshd, pid)?;
+    wait_until_listening(sshd, pid, &wanted, &before)
 }
 
 /// Tells the listener: by its unit, where that is active and can; else by a signal (KP-6.22).
-fn tell(settings: &SshdSettings, sshd: &Sshd, pid: i32) -> Result<(), ReloadFailure> {
-    if let Reload::Unit(unit) = &sshd.reload {
-        let can_be_told = |unit: &systemd::Unit| unit.can_be_told() && unit.main_pid == pid;
-        let told = match systemd::as_it_is(unit) {
-            Ok(Some(found)) if can_be_told(&found) => systemd::job("reload", unit),
+fn request_reload(settings: &SshdSettings, sshd: &Sshd, pid: i32) -> Result<(), ReloadFailure> {
+    if let ReloadMethod::Unit(unit) = &sshd.reload {
+        let can_be_told = |unit: &systemd::Unit| unit.is_reloadable() && unit.main_pid == pid;
+        let told = match systemd::show_unit(unit) {
+            Ok(Some(found)) if can_be_told(&found) => systemd::run_job("reload", unit),
             Ok(_) => Err(format!("{unit} cannot be reloaded now")),
             Err(why) => Err(why),
         };
         let Err(why) = told else { return Ok(()) };
         tracing::warn!("{why}; sshd (pid {pid}) is told by a signal");
         // What its unit had against the files would end it.
-        effective_now(settings, sshd).map_err(|refusal| failure(refusal.message))?;
+        query_current_effective(settings, sshd).map_err(|refusal| reload_failure(refusal.message))?;
     }
     kill(Pid::from_raw(pid), Signal::SIGHUP)
-        .map_err(|errno| failure(format!("cannot send SIGHUP to sshd (pid {pid}): {errno}")))
+        .map_err(|errno| reload_failure(format!("cannot send SIGHUP to sshd (pid {pid}): {errno}")))
 }
 
 /// Brings sshd back after a reload that failed and after the files were restored. One that is alive is left
 /// alone.
-pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
+pub fn ensure_sshd_running(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     let lost = |message: String| {
-        let text = format!("sshd did not come back: {message}; {}", what_to_do());
+        let text = format!("sshd did not come back: {message}; {}", recovery_hint());
         Refusal::new(Reason::SshdReloadFailed, text)
     };
-    if matches!(sshd.reload, Reload::None(_)) {
+    if matches!(sshd.reload, ReloadMethod::None(_)) {
         return Ok(());
     }
     // Asked first, since that also makes its directory. Where it can't be asked, what it said before counts.
-    let wanted = match (effective_now(settings, sshd), sshd.answers.first()) {
+    let wanted = match (query_current_effective(settings, sshd), sshd.answers.first()) {
         (Ok(effective), _) => listen_addresses(&effective),
         (Err(_), Some(answer)) => listen_addresses(&answer.effective),
         (Err(_), None) => Vec::new(),
     };
     match &sshd.reload {
-        Reload::None(_) => return Ok(()),
-        Reload::Unit(unit) => {
-            let silent = || silent_port(&wanted, &sockets_of(None).unwrap_or_default(), owned_by_us);
-            let is_alive = match listener_now(settings, sshd) {
-                Ok(found) => matches!(found, Listener::Pid(_)),
+        ReloadMethod::None(_) => return Ok(()),
+        ReloadMethod::Unit(unit) => {
+            let silent = || {
+                find_unserved_port(
+                    &wanted,
+                    &read_listening_sockets(None).unwrap_or_default(),
+                    is_owned_by_own_user,
+                )
+            };
+            let is_alive = match find_reload_target(settings, sshd) {
+                Ok(found) => matches!(found, ReloadTarget::Pid(_)),
                 // systemd does not say it, and so it could start nothing.
                 Err(_) => silent().is_none(),
             };
             if !is_alive {
-                may_be_started(unit).map_err(lost)?;
+                check_unit_startable(unit).map_err(lost)?;
                 start_unit(unit).map_err(lost)?;
             }
         }
-        Reload::SocketUnit(unit) => {
+        ReloadMethod::SocketUnit(unit) => {
             start_failed_sockets(unit).map_err(lost)?;
             return start_unit(unit).map_err(lost);
         }
-        Reload::Pid { arguments, .. } => {
-            let alive = || matches!(listener_now(settings, sshd), Ok(Listener::Pid(_)));
-            if alive() || (listener::stays_in_foreground(arguments) && comes_within(SUPERVISOR, alive)) {
+        ReloadMethod::Pid { arguments, .. } => {
+            let alive = || matches!(find_reload_target(settings, sshd), Ok(ReloadTarget::Pid(_)));
+            if alive()
+                || (listener::stays_in_foreground(arguments) && wait_until(SUPERVISOR_RESTART_TIMEOUT, alive))
+            {
                 return Ok(());
             }
-            start_again(settings, arguments).map_err(lost)?;
+            restart_by_command_line(settings, arguments).map_err(lost)?;
         }
     }
-    let silent = || silent_port(&wanted, &sockets_of(None).unwrap_or_default(), owned_by_us);
+    let silent = || {
+        find_unserved_port(&wanted, &read_listening_sockets(None).unwrap_or_default(), is_owned_by_own_user)
+    };
     // It listens before it writes its pid file, and who looks in between takes it for somebody else's.
-    let is_named = || matches!(listener_now(settings, sshd), Ok(Listener::Pid(_)));
-    comes_within(AGAIN, || silent().is_none() && is_named());
+    let is_named = || matches!(find_reload_target(settings, sshd), Ok(ReloadTarget::Pid(_)));
+    wait_until(RELOAD_TIMEOUT, || silent().is_none() && is_named());
     match silent() {
         None => Ok(()),
         Some(port) => Err(lost(format!("nothing listens on port {port}"))),
@@ -229,58 +253,61 @@ pub fn bring_back(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
 
 /// The sshd that did not run when the guest was looked at, and was started since: on the files as they were then, or as
 /// they are. One that starts after this look reads them as they are.
-fn started_since(settings: &SshdSettings, sshd: &Sshd) -> Result<Option<Sshd>, Refusal> {
-    if !matches!(sshd.reload, Reload::None(_)) {
+fn find_sshd_started_since(settings: &SshdSettings, sshd: &Sshd) -> Result<Option<Sshd>, Refusal> {
+    if !matches!(sshd.reload, ReloadMethod::None(_)) {
         return Ok(None);
     }
-    let found = locate::locate(settings)?;
+    let found = locate::find_sshd(settings)?;
     Ok(found.running.then(|| Sshd { reload: found.reload, binary: found.program, ..sshd.clone() }))
 }
 
 /// Who is to be told now.
-enum Listener {
+enum ReloadTarget {
     /// Nobody runs who would have to be.
-    Nobody,
+    NotRunning,
     /// The main process, or the pid that was verified to be an sshd listener.
     Pid(i32),
 }
 
 /// The listener as it is now: it may have been started anew since the observation.
-fn listener_now(settings: &SshdSettings, sshd: &Sshd) -> Result<Listener, String> {
+fn find_reload_target(settings: &SshdSettings, sshd: &Sshd) -> Result<ReloadTarget, String> {
     match &sshd.reload {
-        Reload::None(_) => Ok(Listener::Nobody),
-        Reload::Unit(unit) | Reload::SocketUnit(unit) => {
-            let unit = systemd::unit(unit)?;
+        ReloadMethod::None(_) => Ok(ReloadTarget::NotRunning),
+        ReloadMethod::Unit(unit) | ReloadMethod::SocketUnit(unit) => {
+            let unit = systemd::find_settled_unit(unit)?;
             if let Some(unit) = unit.as_ref().filter(|unit| unit.is_active()) {
-                return Ok(Listener::Pid(unit.main_pid));
+                return Ok(ReloadTarget::Pid(unit.main_pid));
             }
             // Whatever its unit says now, it may listen: somebody masked it, or took its file away.
-            match (locate::pid_by_main_file(settings), unit.as_ref().and_then(locate::held_up)) {
-                (Some(pid), _) => Ok(Listener::Pid(pid)),
+            match (
+                locate::find_pid_by_main_file(settings),
+                unit.as_ref().and_then(locate::describe_stuck_unit),
+            ) {
+                (Some(pid), _) => Ok(ReloadTarget::Pid(pid)),
                 (None, Some(message)) => Err(message),
-                (None, None) => Ok(Listener::Nobody),
+                (None, None) => Ok(ReloadTarget::NotRunning),
             }
         }
-        Reload::Pid { pid, .. } => {
+        ReloadMethod::Pid { pid, .. } => {
             let verified = |pid: &i32| process::listener_arguments(*pid, &settings.binary, None).is_ok();
             let file = settings.pid_file.as_deref().unwrap_or(Path::new(DEFAULT_PID_FILE));
-            let named = || locate::read_pid(file).ok().flatten();
+            let named = || locate::read_pid_file(file).ok().flatten();
             let found = Some(*pid).filter(verified).or_else(|| named().filter(verified));
-            found.or_else(|| locate::pid_by_main_file(settings)).map(Listener::Pid).ok_or_else(|| {
-                format!("pid {pid} is no sshd listener any more, and {} names none", file.display())
-            })
+            found.or_else(|| locate::find_pid_by_main_file(settings)).map(ReloadTarget::Pid).ok_or_else(
+                || format!("pid {pid} is no sshd listener any more, and {} names none", file.display()),
+            )
         }
     }
 }
 
 /// The first port of which none of the wanted addresses has a socket that counts.
-fn silent_port(
+fn find_unserved_port(
     wanted: &[SocketAddr],
-    sockets: &[Listening],
-    counts: impl Fn(&Listening) -> bool,
+    sockets: &[ListeningSocket],
+    counts: impl Fn(&ListeningSocket) -> bool,
 ) -> Option<u16> {
     let listens = |address: &SocketAddr| {
-        let same = |socket: &&Listening| {
+        let same = |socket: &&ListeningSocket| {
             // A zone (`%eth0`) is in neither.
             socket.address.ip() == address.ip() && socket.address.port() == address.port()
         };
@@ -292,22 +319,22 @@ fn silent_port(
 }
 
 /// Whether a socket is that process's own: by its descriptors, where they can be read, else by its user.
-fn owned_by(pid: i32) -> impl Fn(&Listening) -> bool {
+fn owned_by(pid: i32) -> impl Fn(&ListeningSocket) -> bool {
     let own = process::socket_inodes(pid);
-    move |socket| own.as_ref().map_or_else(|| owned_by_us(socket), |own| own.contains(&socket.inode))
+    move |socket| own.as_ref().map_or_else(|| is_owned_by_own_user(socket), |own| own.contains(&socket.inode))
 }
 
-fn owned_by_us(socket: &Listening) -> bool {
+fn is_owned_by_own_user(socket: &ListeningSocket) -> bool {
     socket.uid == geteuid().as_raw()
 }
 
-fn sockets_of(pid: Option<i32>) -> Result<Vec<Listening>, ReloadFailure> {
-    sockets::listening(pid)
-        .map_err(|error| failure(format!("cannot read who listens (/proc/self/net/tcp): {error}")))
+fn read_listening_sockets(pid: Option<i32>) -> Result<Vec<ListeningSocket>, ReloadFailure> {
+    sockets::list_listening_sockets(pid)
+        .map_err(|error| reload_failure(format!("cannot read who listens (/proc/self/net/tcp): {error}")))
 }
 
 /// Who listened before a reload.
-struct Before {
+struct SocketsBeforeReload {
     /// The inodes of all listening sockets.
     inodes: BTreeSet<u64>,
     /// On which addresses the listener must listen again.
@@ -317,16 +344,20 @@ struct Before {
     perhaps_its_own: Vec<SocketAddr>,
 }
 
-impl Before {
+impl SocketsBeforeReload {
     /// Which sockets are the listener's own and were not there.
-    fn is_new(&self, pid: i32) -> impl Fn(&Listening) -> bool {
+    fn is_new(&self, pid: i32) -> impl Fn(&ListeningSocket) -> bool {
         let own = owned_by(pid);
         move |socket| !self.inodes.contains(&socket.inode) && own(socket)
     }
 
-    /// An address on which it does not listen again, by a socket that `is_new`. One that nobody has any more since the
+    /// An address on which it does not listen again, by a socket that `has_no_failures`. One that nobody has any more since the
     /// reload was its own.
-    fn lost(&self, now: &[Listening], is_new: impl Fn(&Listening) -> bool) -> Option<SocketAddr> {
+    fn find_lost_address(
+        &self,
+        now: &[ListeningSocket],
+        is_new: impl Fn(&ListeningSocket) -> bool,
+    ) -> Option<SocketAddr> {
         let is_back = |address: &SocketAddr| now.iter().any(|it| it.address == *address && is_new(it));
         let is_there = |address: &SocketAddr| now.iter().any(|it| it.address == *address);
         let missing = self.must_return.iter().find(|address| !is_back(address));
@@ -334,7 +365,7 @@ impl Before {
     }
 }
 
-fn lost_address(pid: i32, address: SocketAddr) -> String {
+fn describe_lost_address(pid: i32, address: SocketAddr) -> String {
     format!(
         "sshd (pid {pid}) listened on {address} before its reload, and does not any more: see whether another program took \
          that address"
@@ -342,37 +373,39 @@ fn lost_address(pid: i32, address: SocketAddr) -> String {
 }
 
 /// Waits until each port listens on another socket than before, and each address that has to.
-fn listens_again(
+fn wait_until_listening(
     sshd: &Sshd,
     mut pid: i32,
     wanted: &[SocketAddr],
-    before: &Before,
+    before: &SocketsBeforeReload,
 ) -> Result<(), ReloadFailure> {
-    let deadline = Instant::now() + AGAIN;
+    let deadline = Instant::now() + RELOAD_TIMEOUT;
     loop {
         if !process::is_alive(pid) {
-            pid = successor(sshd, pid)?;
+            pid = find_successor_pid(sshd, pid)?;
         }
-        let mut sockets = sockets_of(Some(pid))?;
-        let silent = silent_port(wanted, &sockets, before.is_new(pid));
+        let mut sockets = read_listening_sockets(Some(pid))?;
+        let silent = find_unserved_port(wanted, &sockets, before.is_new(pid));
         // Once it is another one that catches SIGHUP, it has bound all that it will, and the next SIGHUP is heard.
-        let catches_hup = process::catches_hup(pid).filter(|_| silent.is_none());
-        let mut lost = before.lost(&sockets, before.is_new(pid));
-        if lost.is_some() && catches_hup == Some(true) {
+        let catches_sighup = process::catches_sighup(pid).filter(|_| silent.is_none());
+        let mut lost = before.find_lost_address(&sockets, before.is_new(pid));
+        if lost.is_some() && catches_sighup == Some(true) {
             // What it bound between the two looks counts.
-            sockets = sockets_of(Some(pid))?;
-            lost = before.lost(&sockets, before.is_new(pid));
+            sockets = read_listening_sockets(Some(pid))?;
+            lost = before.find_lost_address(&sockets, before.is_new(pid));
         }
         match lost {
-            None if silent.is_none() && catches_hup != Some(false) => return Ok(()),
-            Some(address) if catches_hup == Some(true) => return Err(failure(lost_address(pid, address))),
+            None if silent.is_none() && catches_sighup != Some(false) => return Ok(()),
+            Some(address) if catches_sighup == Some(true) => {
+                return Err(reload_failure(describe_lost_address(pid, address)));
+            }
             _ => {}
         }
         if Instant::now() >= deadline {
-            let seconds = AGAIN.as_secs();
-            let as_before = silent_port(wanted, &sockets, owned_by(pid)).is_none();
-            return Err(failure(match (silent, lost) {
-                (Some(_), _) if as_before => {
+            let seconds = RELOAD_TIMEOUT.as_secs();
+            let has_old_sockets = find_unserved_port(wanted, &sockets, owned_by(pid)).is_none();
+            return Err(reload_failure(match (silent, lost) {
+                (Some(_), _) if has_old_sockets => {
                     format!(
                         "sshd (pid {pid}) was told to reload and still has its old sockets after {seconds} s"
                     )
@@ -380,54 +413,58 @@ fn listens_again(
                 (Some(port), _) => {
                     format!("sshd does not listen on port {port} again within {seconds} s of its reload")
                 }
-                (None, Some(address)) => lost_address(pid, address),
+                (None, Some(address)) => describe_lost_address(pid, address),
                 (None, None) => format!("sshd (pid {pid}) did not finish its reload within {seconds} s"),
             }));
         }
-        sleep(LOOK);
+        sleep(SOCKET_POLL_INTERVAL);
     }
 }
 
 /// The main process that came in place of one that ended; a failure where none does.
-fn successor(sshd: &Sshd, pid: i32) -> Result<i32, ReloadFailure> {
-    if let Reload::Unit(unit) = &sshd.reload {
-        let active = systemd::unit(unit).map_err(failure)?.filter(systemd::Unit::is_active);
+fn find_successor_pid(sshd: &Sshd, pid: i32) -> Result<i32, ReloadFailure> {
+    if let ReloadMethod::Unit(unit) = &sshd.reload {
+        let active =
+            systemd::find_settled_unit(unit).map_err(reload_failure)?.filter(systemd::Unit::is_active);
         if let Some(active) = active.filter(|unit| unit.main_pid != pid && unit.main_pid != 0) {
             return Ok(active.main_pid);
         }
-        return Err(failure(format!("{unit}: sshd (pid {pid}) ended when it was told to reload")));
+        return Err(reload_failure(format!("{unit}: sshd (pid {pid}) ended when it was told to reload")));
     }
-    Err(failure(format!("sshd (pid {pid}) ended when it was told to reload")))
+    Err(reload_failure(format!("sshd (pid {pid}) ended when it was told to reload")))
 }
 
 /// A service whose sockets systemd holds: a SIGHUP would kill it, a new start is in effect at once, and open
 /// sessions survive it.
-fn restart_behind_socket(settings: &SshdSettings, unit: &str, pid: i32) -> Result<(), ReloadFailure> {
+fn restart_socket_activated_unit(settings: &SshdSettings, unit: &str, pid: i32) -> Result<(), ReloadFailure> {
     // Nothing has to have failed.
-    let _ = systemd::systemctl(&["reset-failed", unit]);
-    systemd::job("try-restart", unit).map_err(failure)?;
+    let _ = systemd::run_systemctl(&["reset-failed", unit]);
+    systemd::run_job("try-restart", unit).map_err(reload_failure)?;
     let is_new = || {
-        let active = systemd::unit(unit).ok().flatten().filter(systemd::Unit::is_active);
+        let active = systemd::find_settled_unit(unit).ok().flatten().filter(systemd::Unit::is_active);
         active.is_some_and(|unit| {
             let listener = || process::listener_arguments(unit.main_pid, &settings.binary, None);
             unit.main_pid != pid && !matches!(listener(), Err(process::NotListener::Gone))
         })
     };
-    if comes_within(AGAIN, is_new) {
+    if wait_until(RELOAD_TIMEOUT, is_new) {
         return Ok(());
     }
-    Err(failure(format!("{unit} is not active again within {} s of its restart", AGAIN.as_secs())))
+    Err(reload_failure(format!(
+        "{unit} is not active again within {} s of its restart",
+        RELOAD_TIMEOUT.as_secs()
+    )))
 }
 
 /// `systemctl reset-failed` and `start`: nothing happens to a unit that is active.
 fn start_unit(unit: &str) -> Result<(), String> {
-    let _ = systemd::systemctl(&["reset-failed", unit]);
-    systemd::job("start", unit)
+    let _ = systemd::run_systemctl(&["reset-failed", unit]);
+    systemd::run_job("start", unit)
 }
 
 /// Whether a unit may be started that is not active: not one that somebody masked, or disabled and stopped.
-fn may_be_started(unit: &str) -> Result<(), String> {
-    match systemd::as_it_is(unit)? {
+fn check_unit_startable(unit: &str) -> Result<(), String> {
+    match systemd::show_unit(unit)? {
         Some(found) if found.is_masked() => Err(format!("{unit} is masked")),
         Some(found) if found.active_state == "inactive" && found.file_state.starts_with("disabled") => {
             Err(format!("{unit} is disabled, and was stopped"))
@@ -437,8 +474,8 @@ fn may_be_started(unit: &str) -> Result<(), String> {
 }
 
 /// How a person brings sshd back.
-fn what_to_do() -> String {
-    let masked = if systemd::is_running() { systemd::masked_services() } else { Vec::new() };
+fn recovery_hint() -> String {
+    let masked = if systemd::is_booted() { systemd::list_masked_services() } else { Vec::new() };
     match masked.as_slice() {
         [] => "start it from the console".to_owned(),
         [unit, ..] => format!("from the console: `systemctl unmask {unit}`, then `systemctl start {unit}`"),
@@ -447,9 +484,9 @@ fn what_to_do() -> String {
 
 /// A socket unit fails when its service was started too often.
 fn start_failed_sockets(unit: &str) -> Result<(), String> {
-    let Some(service) = systemd::unit(unit)? else { return Ok(()) };
+    let Some(service) = systemd::find_settled_unit(unit)? else { return Ok(()) };
     for socket in service.triggered_by.iter().filter(|name| name.ends_with(".socket")) {
-        if systemd::unit(socket)?.is_some_and(|socket| socket.active_state == "failed") {
+        if systemd::find_settled_unit(socket)?.is_some_and(|socket| socket.active_state == "failed") {
             start_unit(socket)?;
         }
     }
@@ -457,33 +494,33 @@ fn start_failed_sockets(unit: &str) -> Result<(), String> {
 }
 
 /// Starts a listener by the command line it had, as a daemon: it takes a session of its own.
-fn start_again(settings: &SshdSettings, arguments: &[String]) -> Result<(), String> {
-    let words = listener::to_daemonize(arguments).map_err(|error| error.to_string())?;
+fn restart_by_command_line(settings: &SshdSettings, arguments: &[String]) -> Result<(), String> {
+    let words = listener::strip_foreground_options(arguments).map_err(|error| error.to_string())?;
     let own = arguments.first().map(Path::new).filter(|program| program.is_absolute() && program.is_file());
     let program = own.unwrap_or(&settings.binary);
-    let Err(why) = start(program, &words) else { return Ok(()) };
+    let Err(why) = start_program(program, &words) else { return Ok(()) };
     if program == settings.binary {
         return Err(why);
     }
     // Its own program does not run. The configured one does the same by the same main file.
     let mut words = words;
-    if listener::repeated(arguments).is_ok_and(|found| found.config.is_none()) {
+    if listener::select_query_options(arguments).is_ok_and(|found| found.config.is_none()) {
         words.extend(["-f".to_owned(), settings.config.to_string_lossy().into_owned()]);
     }
     tracing::error!("{why}; {} is started in its place", settings.binary.display());
-    start(&settings.binary, &words)
+    start_program(&settings.binary, &words)
 }
 
-fn start(program: &Path, words: &[String]) -> Result<(), String> {
-    if systemd::is_running() && start_outside(program, words) {
+fn start_program(program: &Path, words: &[String]) -> Result<(), String> {
+    if systemd::is_booted() && start_transient_unit(program, words) {
         return Ok(());
     }
     let output = child::run(program, words, "").map_err(|error| error.to_string())?;
-    if output.succeeded() { Ok(()) } else { Err(format!("{}: {}", program.display(), output.words())) }
+    if output.succeeded() { Ok(()) } else { Err(format!("{}: {}", program.display(), output.diagnostic())) }
 }
 
 /// Starts it as a service of its own: as our child it would live in our sandbox and end with our service.
-fn start_outside(program: &Path, words: &[String]) -> bool {
+fn start_transient_unit(program: &Path, words: &[String]) -> bool {
     let mut arguments =
         ["--quiet", "--collect", "--service-type=forking", "--property=KillMode=process", "--"]
             .map(str::to_owned)
@@ -491,11 +528,11 @@ fn start_outside(program: &Path, words: &[String]) -> bool {
     arguments.push(program.to_string_lossy().into_owned());
     // systemd puts variables in.
     arguments.extend(words.iter().map(|word| word.replace('$', "$$")));
-    systemd::client("systemd-run", &arguments).is_ok_and(|output| output.succeeded())
+    systemd::run_client("systemd-run", &arguments).is_ok_and(|output| output.succeeded())
 }
 
 /// Whether it comes in this time.
-pub(super) fn comes_within(limit: Duration, mut come: impl FnMut() -> bool) -> bool {
+pub(super) fn wait_until(limit: Duration, mut come: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         if come() {
@@ -504,7 +541,7 @@ pub(super) fn comes_within(limit: Duration, mut come: impl FnMut() -> bool) -> b
         if Instant::now() >= deadline {
             return false;
         }
-        sleep(LOOK);
+        sleep(SOCKET_POLL_INTERVAL);
     }
 }
 
@@ -514,7 +551,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_did_not_come_back() {
+    fn lost_address_after_reload_is_found() {
         let all = |addresses: &[&str]| -> Vec<SocketAddr> {
             addresses.iter().map(|address| address.parse().unwrap()).collect()
         };
@@ -531,27 +568,27 @@ mod tests {
             (&["[::]:22"], &["[::]:22", "[::]:2222"], &[("[::]:22", 6)], Some("[::]:2222")),
         ];
         for (must_return, perhaps, now, expected) in cases {
-            let before = Before {
+            let before = SocketsBeforeReload {
                 inodes: BTreeSet::new(),
                 must_return: all(must_return),
                 perhaps_its_own: all(perhaps),
             };
-            let now: Vec<Listening> = now
+            let now: Vec<ListeningSocket> = now
                 .iter()
-                .map(|(address, inode)| Listening {
+                .map(|(address, inode)| ListeningSocket {
                     address: address.parse().unwrap(),
                     uid: 0,
                     inode: *inode,
                 })
                 .collect();
-            let lost = before.lost(&now, |socket| socket.inode != 1);
+            let lost = before.find_lost_address(&now, |socket| socket.inode != 1);
             assert_eq!(lost, expected.map(|address| address.parse().unwrap()), "{must_return:?} {now:?}");
         }
     }
 
     #[test]
-    fn ports_that_nobody_serves() {
-        let socket = |(address, inode): &(&str, u64)| Listening {
+    fn unserved_port_is_found() {
+        let socket = |(address, inode): &(&str, u64)| ListeningSocket {
             address: address.parse().unwrap(),
             uid: 0,
             inode: *inode,
@@ -568,8 +605,8 @@ mod tests {
         ];
         for (wanted, sockets, expected) in cases {
             let wanted: Vec<SocketAddr> = wanted.iter().map(|address| address.parse().unwrap()).collect();
-            let sockets: Vec<Listening> = sockets.iter().map(socket).collect();
-            let found = silent_port(&wanted, &sockets, |socket| socket.inode != 1);
+            let sockets: Vec<ListeningSocket> = sockets.iter().map(socket).collect();
+            let found = find_unserved_port(&wanted, &sockets, |socket| socket.inode != 1);
             assert_eq!(found, *expected, "{wanted:?} {sockets:?}");
         }
     }

@@ -6,19 +6,20 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::policy::effective::Effective;
+use crate::policy::effective::EffectiveConfig;
 
 /// The keyword of sshd_config(5) that names such a program, and its usual name.
-const PROGRAMS: [(&str, &str); 2] = [("sshdsessionpath", "sshd-session"), ("sshdauthpath", "sshd-auth")];
+const SESSION_PROGRAMS: [(&str, &str); 2] =
+    [("sshdsessionpath", "sshd-session"), ("sshdauthpath", "sshd-auth")];
 
 /// The most that is read of sshd's own program.
-const MAX_PROGRAM: u64 = 64 * 1024 * 1024;
+const MAX_PROGRAM_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Why this sshd could not serve a connection by these settings.
-pub(super) fn missing(sshd: &Path, effective: &Effective) -> Option<String> {
-    PROGRAMS.into_iter().find_map(|(keyword, name)| {
+pub(super) fn check_session_programs(sshd: &Path, effective: &EffectiveConfig) -> Option<String> {
+    SESSION_PROGRAMS.into_iter().find_map(|(keyword, name)| {
         let path = match effective.value(keyword) {
-            "" => built_in(sshd, name)?,
+            "" => find_built_in_path(sshd, name)?,
             named => PathBuf::from(named),
         };
         let shown = path.display();
@@ -31,23 +32,23 @@ pub(super) fn missing(sshd: &Path, effective: &Effective) -> Option<String> {
 }
 
 /// The program in which this sshd authenticates a user; `None` where it does that itself, before OpenSSH 9.8.
-pub(super) fn session_program(sshd: &Path, effective: Option<&Effective>) -> Option<PathBuf> {
-    let [(keyword, name), _] = PROGRAMS;
+pub(super) fn find_session_program(sshd: &Path, effective: Option<&EffectiveConfig>) -> Option<PathBuf> {
+    let [(keyword, name), _] = SESSION_PROGRAMS;
     match effective.map(|effective| effective.value(keyword)).unwrap_or_default() {
-        "" => built_in(sshd, name),
+        "" => find_built_in_path(sshd, name),
         named => Some(PathBuf::from(named)),
     }
 }
 
 /// The path of such a program that sshd was built with: a string of its own program. None before OpenSSH 9.8.
-fn built_in(sshd: &Path, name: &str) -> Option<PathBuf> {
+fn find_built_in_path(sshd: &Path, name: &str) -> Option<PathBuf> {
     let mut content = Vec::new();
-    File::open(sshd).ok()?.take(MAX_PROGRAM).read_to_end(&mut content).ok()?;
-    string_that_ends_in(&content, name)
+    File::open(sshd).ok()?.take(MAX_PROGRAM_BYTES).read_to_end(&mut content).ok()?;
+    find_path_string(&content, name)
 }
 
 /// The first absolute path of this name among the strings of a program, which end with a NUL.
-fn string_that_ends_in(content: &[u8], name: &str) -> Option<PathBuf> {
+fn find_path_string(content: &[u8], name: &str) -> Option<PathBuf> {
     content.split(|byte| *byte == 0).find_map(|string| {
         let text = std::str::from_utf8(string).ok().filter(|text| text.starts_with('/'))?;
         let path = Path::new(text);
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_that_are_missing() {
+    fn missing_session_program_is_reported() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::write(at("plain"), "").unwrap();
@@ -80,12 +81,12 @@ mod tests {
             ("new", said("sshdsessionpath", ""), Some("no program")),
             ("new", said("SshdSessionPath", "runs") + &said("SshdAuthPath", "none"), Some("sshd-auth is /")),
         ] {
-            let why = missing(&at(sshd), &Effective::parse(&text));
+            let why = check_session_programs(&at(sshd), &EffectiveConfig::parse(&text));
             let is_expected =
                 expected.map_or(why.is_none(), |part| why.as_ref().is_some_and(|why| why.contains(part)));
             assert!(is_expected, "{sshd} {text}: {why:?}");
         }
         fs::copy(at("runs"), &session).unwrap();
-        assert_eq!(missing(&at("new"), &Effective::default()), None);
+        assert_eq!(check_session_programs(&at("new"), &EffectiveConfig::default()), None);
     }
 }

@@ -5,11 +5,11 @@ use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `TCP_LISTEN` as the kernel prints it.
-const LISTEN: &str = "0A";
+const TCP_LISTEN_STATE: &str = "0A";
 
 /// A listening TCP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listening {
+pub struct ListeningSocket {
     /// What it is bound to.
     pub address: SocketAddr,
     /// Who made it.
@@ -19,15 +19,15 @@ pub struct Listening {
 }
 
 /// The listening sockets in the network namespace of a process, in ours where that one can't be read.
-pub fn listening(pid: Option<i32>) -> io::Result<Vec<Listening>> {
+pub fn list_listening_sockets(pid: Option<i32>) -> io::Result<Vec<ListeningSocket>> {
     let of = |name: &str| match pid.and_then(|pid| File::open(format!("/proc/{pid}/net/{name}")).ok()) {
         Some(file) => Ok(file),
         None => File::open(format!("/proc/self/net/{name}")),
     };
     let mut sockets = Vec::new();
-    read(of("tcp")?, &mut sockets)?;
+    read_tcp_table(of("tcp")?, &mut sockets)?;
     match of("tcp6") {
-        Ok(file) => read(file, &mut sockets)?,
+        Ok(file) => read_tcp_table(file, &mut sockets)?,
         // A kernel without IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -36,30 +36,30 @@ pub fn listening(pid: Option<i32>) -> io::Result<Vec<Listening>> {
 }
 
 /// A busy guest has many connections: only the listening ones are kept.
-fn read(file: File, sockets: &mut Vec<Listening>) -> io::Result<()> {
+fn read_tcp_table(file: File, sockets: &mut Vec<ListeningSocket>) -> io::Result<()> {
     for line in BufReader::new(file).lines() {
-        sockets.extend(parse(&line?));
+        sockets.extend(parse_tcp_line(&line?));
     }
     Ok(())
 }
 
 /// One line of /proc/net/tcp or tcp6; `None` where it is no listening socket.
-pub fn parse(line: &str) -> Option<Listening> {
+pub fn parse_tcp_line(line: &str) -> Option<ListeningSocket> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let local = fields.next()?;
     let (_remote, state) = (fields.next()?, fields.next()?);
-    if state != LISTEN {
+    if state != TCP_LISTEN_STATE {
         return None;
     }
     let uid = fields.nth(3)?.parse().ok()?;
     let inode = fields.nth(1)?.parse().ok()?;
     let (ip, port) = local.split_once(':')?;
-    let address = SocketAddr::new(address(ip)?, u16::from_str_radix(port, 16).ok()?);
-    Some(Listening { address, uid, inode })
+    let address = SocketAddr::new(parse_hex_address(ip)?, u16::from_str_radix(port, 16).ok()?);
+    Some(ListeningSocket { address, uid, inode })
 }
 
 /// Words of 32 bits, each printed as a number of this machine's byte order.
-fn address(hex: &str) -> Option<IpAddr> {
+fn parse_hex_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let digits = hex.get(at * 8..at * 8 + 8)?;
         u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn lines() {
+    fn tcp_table_lines_are_parsed() {
         // sl local remote st tx:rx tr:when retrnsmt uid timeout inode
         let of = |local: &str, state: &str, uid: u32, inode: u64| {
             format!("  12: {local} 00000000:0000 {state} 0:0 00:0 0 {uid:>8} 0 {inode} 1 0 100 0 0 10 0")
@@ -103,19 +103,19 @@ mod tests {
             (String::new(), None),
         ];
         for (line, expected) in cases {
-            let expected = expected.map(|(address, uid, inode): (&str, u32, u64)| Listening {
+            let expected = expected.map(|(address, uid, inode): (&str, u32, u64)| ListeningSocket {
                 address: address.parse().unwrap(),
                 uid,
                 inode,
             });
-            assert_eq!(parse(&line), expected, "{line}");
+            assert_eq!(parse_tcp_line(&line), expected, "{line}");
         }
     }
 
     #[test]
-    fn our_own() {
+    fn listening_sockets_include_own() {
         let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = own.local_addr().unwrap();
-        assert!(listening(None).unwrap().iter().any(|socket| socket.address == address));
+        assert!(list_listening_sockets(None).unwrap().iter().any(|socket| socket.address == address));
     }
 }

@@ -13,20 +13,20 @@ use crate::policy::public_key::PublicKey;
 use crate::policy::trial::ClientReport;
 
 /// The program.
-pub(super) const PROGRAM: &str = "ssh";
+pub(super) const SSH_PROGRAM: &str = "ssh";
 
 /// The key exchange that nearly every client and sshd has and that costs least. Nothing secret is said here.
 pub(super) const FAST_KEX: &str = "curve25519-sha256";
 
 /// How long a question may take.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most that is read of a log.
 const MAX_LOG_BYTES: u64 = 1024 * 1024;
 
 /// A question to some sshd.
 #[derive(Debug)]
-pub(super) struct ClientQuestion<'a> {
+pub(super) struct ClientProbe<'a> {
     /// A private directory for the client's files.
     pub(super) directory: &'a Path,
     /// As whom it is asked.
@@ -54,7 +54,7 @@ pub(super) enum Route<'a> {
         port: u16,
     },
     /// Over the standard input and output of this shell command: ssh_config(5) "ProxyCommand".
-    Command(&'a str),
+    ProxyCommand(&'a str),
 }
 
 /// What the client wrote.
@@ -65,16 +65,16 @@ pub(super) struct ClientLog {
 }
 
 /// The paths of one client's files.
-struct Files {
+struct ClientFiles {
     log: PathBuf,
     key: PathBuf,
     known_hosts: PathBuf,
 }
 
-impl ClientQuestion<'_> {
-    fn files(&self) -> Files {
+impl ClientProbe<'_> {
+    fn file_paths(&self) -> ClientFiles {
         let at = |name: &str| self.directory.join(name);
-        Files { log: at("client.log"), key: at("key"), known_hosts: at("known_hosts") }
+        ClientFiles { log: at("client.log"), key: at("key"), known_hosts: at("known_hosts") }
     }
 
     /// Asks. The client ends by itself, since it has no private half of the key; one that is let in without any is
@@ -82,11 +82,12 @@ impl ClientQuestion<'_> {
     ///
     /// # Errors
     /// That the client cannot be run, or did not end in time.
-    pub(super) fn ask(&self) -> Result<ClientLog, ClientError> {
-        let files = self.files();
-        self.prepare(&files).map_err(ClientError::Files)?;
+    pub(super) fn run(&self) -> Result<ClientLog, ClientError> {
+        let files = self.file_paths();
+        self.write_files(&files).map_err(ClientError::Files)?;
         let is_over = || read_log(&files.log).is_ok_and(|log| ClientReport::is_authenticated(&log));
-        let ran = child::run_until(Path::new(PROGRAM), &self.arguments(&files), QUESTION_TIMEOUT, is_over);
+        let ran =
+            child::run_until(Path::new(SSH_PROGRAM), &self.build_arguments(&files), CLIENT_TIMEOUT, is_over);
         let output = ran.map_err(ClientError::Child)?;
         let log = match read_log(&files.log) {
             Ok(log) if !log.is_empty() => log,
@@ -97,7 +98,7 @@ impl ClientQuestion<'_> {
     }
 
     /// Writes what the client reads.
-    fn prepare(&self, files: &Files) -> io::Result<()> {
+    fn write_files(&self, files: &ClientFiles) -> io::Result<()> {
         match fs::remove_file(&files.log) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -114,7 +115,7 @@ impl ClientQuestion<'_> {
     }
 
     /// No configuration, agent, control socket or secret of the client's; one method; no session.
-    fn arguments(&self, files: &Files) -> Vec<String> {
+    fn build_arguments(&self, files: &ClientFiles) -> Vec<String> {
         let mut words: Vec<String> = ["-v", "-n", "-N", "-T", "-F", "none", "-E"].map(str::to_owned).to_vec();
         words.push(files.log.to_string_lossy().into_owned());
         words.extend(["-l".to_owned(), self.user.to_owned()]);
@@ -157,7 +158,7 @@ impl ClientQuestion<'_> {
                 }
                 to.clone()
             }
-            Route::Command(command) => {
+            Route::ProxyCommand(command) => {
                 options.push(format!("ProxyCommand={command}"));
                 "private-sshd".to_owned()
             }
@@ -211,7 +212,7 @@ pub(super) fn read_log(path: &Path) -> io::Result<String> {
 }
 
 /// Quotes a word for sh(1), and for ssh_config(5), which replaces `%`.
-pub(super) fn shell_word(word: &str) -> String {
+pub(super) fn quote_shell_word(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''").replace('%', "%%"))
 }
 
@@ -220,8 +221,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_for_the_shell() {
-        assert_eq!(shell_word("/usr/sbin/sshd"), "'/usr/sbin/sshd'");
-        assert_eq!(shell_word("it's 5%"), "'it'\\''s 5%%'");
+    fn shell_word_is_quoted() {
+        assert_eq!(quote_shell_word("/usr/sbin/sshd"), "'/usr/sbin/sshd'");
+        assert_eq!(quote_shell_word("it's 5%"), "'it'\\''s 5%%'");
     }
 }

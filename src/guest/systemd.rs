@@ -12,21 +12,21 @@ use std::time::{Duration, Instant};
 use super::{child, process, unit_words};
 
 /// The names under which distributions ship sshd's service.
-const SERVICES: [&str; 2] = ["ssh.service", "sshd.service"];
+const SSHD_SERVICES: [&str; 2] = ["ssh.service", "sshd.service"];
 
 /// How long a unit that is on its way is waited for (KP-6.23).
-const SETTLE: Duration = Duration::from_secs(5);
+const UNIT_SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a manager or a bus that is away is waited for (KP-6.23): systemd executes itself anew with each upgrade.
-const BUS_AWAY: Duration = Duration::from_secs(5);
+const BUS_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one try of a question may take, and until when another follows: systemd may lose a question as it executes itself
 /// anew, and its answer never comes. All tries together stay below a child's 10 s.
-const QUESTION: Duration = Duration::from_secs(2);
-const LAST_QUESTION: Duration = Duration::from_secs(7);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+const QUERY_RETRY_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// What clients of the bus say while systemd or the bus executes itself anew. Each stands in the words of an error.
-const AWAY: [&str; 13] = [
+const BUS_AWAY_ERRORS: [&str; 13] = [
     "connect to bus",
     "connect to system",
     "connection reset",
@@ -43,11 +43,11 @@ const AWAY: [&str; 13] = [
 ];
 
 /// The socket of the system's bus.
-const BUS: &str = "/run/dbus/system_bus_socket";
+const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
 
 /// No job of ours waits for another one: systemd runs a stop ahead of all that is ordered behind the stopped unit, and the
 /// agent is ordered ahead of sshd.
-const AT_ONCE: &str = "--job-mode=ignore-dependencies";
+const JOB_MODE_OPTION: &str = "--job-mode=ignore-dependencies";
 
 /// A unit as `systemctl show` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Unit {
     }
 
     /// Whether `systemctl reload` reaches its process: not where it is masked, whatever runs.
-    pub(super) fn can_be_told(&self) -> bool {
+    pub(super) fn is_reloadable(&self) -> bool {
         self.is_active() && self.can_reload && self.load_state == "loaded"
     }
 
@@ -86,50 +86,50 @@ impl Unit {
     }
 
     /// Whether it will be in another state by itself.
-    pub(super) fn is_on_its_way(&self) -> bool {
+    pub(super) fn is_transitioning(&self) -> bool {
         matches!(self.active_state.as_str(), "activating" | "reloading" | "deactivating" | "refreshing")
     }
 }
 
 /// Whether systemd runs this system: sd_booted(3).
-pub(super) fn is_running() -> bool {
+pub(super) fn is_booted() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
 /// sshd's service; one that is on its way is waited for. `None` where there is none.
-pub(super) fn sshd_service() -> Result<Option<Unit>, String> {
-    settled(&SERVICES)
+pub(super) fn find_sshd_service() -> Result<Option<Unit>, String> {
+    wait_until_settled(&SSHD_SERVICES)
 }
 
 /// The unit of this name, waited for in the same way.
-pub(super) fn unit(name: &str) -> Result<Option<Unit>, String> {
-    settled(&[name])
+pub(super) fn find_settled_unit(name: &str) -> Result<Option<Unit>, String> {
+    wait_until_settled(&[name])
 }
 
 /// The socket units that started this service and hold its sockets (`Accept=no`).
-pub(super) fn active_sockets(service: &Unit) -> Result<Vec<String>, String> {
+pub(super) fn list_active_sockets(service: &Unit) -> Result<Vec<String>, String> {
     let sockets: Vec<&str> =
         service.triggered_by.iter().map(String::as_str).filter(|name| name.ends_with(".socket")).collect();
     if sockets.is_empty() {
         return Ok(Vec::new());
     }
     let held = |unit: &Unit| unit.is_active() && !unit.accept;
-    Ok(show(&sockets)?.into_iter().filter(held).map(|unit| unit.id).collect())
+    Ok(show_units(&sockets)?.into_iter().filter(held).map(|unit| unit.id).collect())
 }
 
 /// Whether systemd holds sshd's sockets, for a service that starts with the first connection or for each one.
-pub(super) fn listens_for_sshd() -> bool {
-    show(&["ssh.socket", "sshd.socket"]).is_ok_and(|units| units.iter().any(Unit::is_active))
+pub(super) fn is_sshd_socket_active() -> bool {
+    show_units(&["ssh.socket", "sshd.socket"]).is_ok_and(|units| units.iter().any(Unit::is_active))
 }
 
 /// The same, and whether it will: at a boot the socket unit may wait for its turn still.
-pub(super) fn will_listen_for_sshd() -> bool {
+pub(super) fn is_sshd_socket_active_or_queued() -> bool {
     let arguments = ["show", "--no-pager", "--property=ActiveState,Job", "ssh.socket", "sshd.socket"];
-    systemctl(&arguments).is_ok_and(|output| output.split("\n\n").any(is_up_or_queued))
+    run_systemctl(&arguments).is_ok_and(|output| output.split("\n\n").any(is_active_or_queued))
 }
 
 /// Whether a unit's block of `systemctl show` says that it is active, or has a job that starts it.
-fn is_up_or_queued(block: &str) -> bool {
+fn is_active_or_queued(block: &str) -> bool {
     block.lines().filter_map(|line| line.split_once('=')).any(|(name, value)| match name {
         "ActiveState" => matches!(value, "active" | "activating"),
         "Job" => value.parse::<u64>().is_ok_and(|job| job != 0),
@@ -138,79 +138,82 @@ fn is_up_or_queued(block: &str) -> bool {
 }
 
 /// The socket unit that starts an sshd for each connection (`Accept=yes`), where one is active.
-pub(super) fn socket_for_each_connection() -> Result<Option<String>, String> {
-    let sockets = show(&["ssh.socket", "sshd.socket"])?;
+pub(super) fn find_accept_socket() -> Result<Option<String>, String> {
+    let sockets = show_units(&["ssh.socket", "sshd.socket"])?;
     Ok(sockets.into_iter().find(|unit| unit.is_active() && unit.accept).map(|unit| unit.id))
 }
 
 /// The active service whose main process this is.
-pub(super) fn service_of(pid: i32) -> Result<Option<Unit>, String> {
-    let Some(name) = process::service(pid).filter(|_| is_running()) else { return Ok(None) };
+pub(super) fn find_service_by_main_pid(pid: i32) -> Result<Option<Unit>, String> {
+    let Some(name) = process::read_cgroup_service(pid).filter(|_| is_booted()) else { return Ok(None) };
     let is_its_main = |unit: &Unit| unit.is_active() && unit.main_pid == pid;
-    Ok(show(&[&name])?.into_iter().find(is_its_main))
+    Ok(show_units(&[&name])?.into_iter().find(is_its_main))
 }
 
 /// Those of sshd's usual services that somebody masked.
-pub(super) fn masked_services() -> Vec<String> {
-    let units = show(&SERVICES).unwrap_or_default();
+pub(super) fn list_masked_services() -> Vec<String> {
+    let units = show_units(&SSHD_SERVICES).unwrap_or_default();
     units.into_iter().filter(Unit::is_masked).map(|unit| unit.id).collect()
 }
 
 /// The unit of this name in whatever state it is; `None` where systemd says nothing of it.
-pub(super) fn as_it_is(name: &str) -> Result<Option<Unit>, String> {
-    Ok(show(&[name])?.into_iter().next())
+pub(super) fn show_unit(name: &str) -> Result<Option<Unit>, String> {
+    Ok(show_units(&[name])?.into_iter().next())
 }
 
 /// Queues a job for the unit and waits for it; the job itself waits for no other.
-pub(super) fn job(verb: &str, unit: &str) -> Result<(), String> {
-    systemctl(&[AT_ONCE, verb, unit]).map(drop)
+pub(super) fn run_job(verb: &str, unit: &str) -> Result<(), String> {
+    run_systemctl(&[JOB_MODE_OPTION, verb, unit]).map(drop)
 }
 
 /// Runs `systemctl` with these words; its own words where it fails.
-pub(super) fn systemctl(arguments: &[&str]) -> Result<String, String> {
-    said(arguments, client("systemctl", arguments))
+pub(super) fn run_systemctl(arguments: &[&str]) -> Result<String, String> {
+    check_systemctl_output(arguments, run_client("systemctl", arguments))
 }
 
-fn said(arguments: &[&str], ended: Result<child::Output, child::ChildError>) -> Result<String, String> {
+fn check_systemctl_output(
+    arguments: &[&str],
+    ended: Result<child::CommandOutput, child::ChildError>,
+) -> Result<String, String> {
     let output = ended.map_err(|error| error.to_string())?;
     if output.succeeded() {
         return Ok(output.stdout);
     }
-    Err(format!("'systemctl {}' failed: {}", arguments.join(" "), output.words()))
+    Err(format!("'systemctl {}' failed: {}", arguments.join(" "), output.diagnostic()))
 }
 
 /// Runs a client of systemd's that does something; again for 5 s while systemd or the bus is away.
-pub(super) fn client(
+pub(super) fn run_client(
     program: &str,
     arguments: &[impl AsRef<OsStr>],
-) -> Result<child::Output, child::ChildError> {
-    until_it_is_back(program, || child::run(Path::new(program), arguments, ""))
+) -> Result<child::CommandOutput, child::ChildError> {
+    retry_while_bus_away(program, || child::run(Path::new(program), arguments, ""))
 }
 
 /// The same for a question, whose answer may be lost.
-fn ask(program: &str, arguments: &[&str]) -> Result<child::Output, child::ChildError> {
+fn run_query(program: &str, arguments: &[&str]) -> Result<child::CommandOutput, child::ChildError> {
     let begun = Instant::now();
-    until_it_is_back(program, || {
+    retry_while_bus_away(program, || {
         loop {
-            let answer = child::run_for(Path::new(program), arguments, "", QUESTION);
+            let answer = child::run_with_timeout(Path::new(program), arguments, "", QUERY_TIMEOUT);
             let is_lost = matches!(answer, Err(child::ChildError::TimedOut { .. }));
-            if !is_lost || begun.elapsed() > LAST_QUESTION {
+            if !is_lost || begun.elapsed() > QUERY_RETRY_TIMEOUT {
                 return answer;
             }
         }
     })
 }
 
-fn until_it_is_back(
+fn retry_while_bus_away(
     program: &str,
-    run: impl Fn() -> Result<child::Output, child::ChildError>,
-) -> Result<child::Output, child::ChildError> {
-    let deadline = Instant::now() + BUS_AWAY;
+    run: impl Fn() -> Result<child::CommandOutput, child::ChildError>,
+) -> Result<child::CommandOutput, child::ChildError> {
+    let deadline = Instant::now() + BUS_RECONNECT_TIMEOUT;
     // systemctl has a socket to systemd besides; the others have the bus alone, which a small system may lack.
-    let can_come_back = program == "systemctl" || Path::new(BUS).exists();
+    let can_reconnect = program == "systemctl" || Path::new(BUS_SOCKET).exists();
     loop {
         let output = run()?;
-        let is_away = can_come_back && !output.succeeded() && says_away(&output.words());
+        let is_away = can_reconnect && !output.succeeded() && is_bus_away_error(&output.diagnostic());
         if !is_away || Instant::now() >= deadline {
             return Ok(output);
         }
@@ -219,14 +222,14 @@ fn until_it_is_back(
 }
 
 /// Whether an error says that systemd or the bus did not answer, rather than what it answered.
-fn says_away(words: &str) -> bool {
+fn is_bus_away_error(words: &str) -> bool {
     let words = words.to_ascii_lowercase();
-    AWAY.iter().any(|part| words.contains(part))
+    BUS_AWAY_ERRORS.iter().any(|part| words.contains(part))
 }
 
 /// How a unit starts its program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct StartWords {
+pub(super) struct ExecStart {
     /// The program.
     pub(super) program: PathBuf,
     /// Its arguments, argv[0] first, its environment put in.
@@ -234,8 +237,8 @@ pub(super) struct StartWords {
 }
 
 /// The words with which the unit starts its program.
-pub(super) fn start_words(unit: &str) -> Result<StartWords, String> {
-    let object = format!("/org/freedesktop/systemd1/unit/{}", escape(unit));
+pub(super) fn read_exec_start(unit: &str) -> Result<ExecStart, String> {
+    let object = format!("/org/freedesktop/systemd1/unit/{}", escape_object_path(unit));
     let interface = "org.freedesktop.systemd1.Service";
     let arguments = [
         "get-property",
@@ -247,29 +250,31 @@ pub(super) fn start_words(unit: &str) -> Result<StartWords, String> {
         "EnvironmentFiles",
         "PassEnvironment",
     ];
-    let output = ask("busctl", &arguments).map_err(|error| error.to_string())?;
+    let output = run_query("busctl", &arguments).map_err(|error| error.to_string())?;
     if !output.succeeded() {
-        return Err(format!("busctl does not tell how {unit} starts: {}", output.words()));
+        return Err(format!("busctl does not tell how {unit} starts: {}", output.diagnostic()));
     }
-    words_of(&output.stdout, |path| fs::read_to_string(path)).map_err(|error| format!("{unit}: {error}"))
+    parse_exec_start(&output.stdout, |path| fs::read_to_string(path))
+        .map_err(|error| format!("{unit}: {error}"))
 }
 
 /// The same from busctl's output, a property a line; `read` gives the content of an environment file.
-fn words_of(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<StartWords, String> {
+fn parse_exec_start(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<ExecStart, String> {
     let mut lines = output.lines();
     let mut next = || lines.next().unwrap_or("");
-    let (program, words) = unit_words::exec_start(next()).ok_or("its ExecStart can't be read")?;
-    let assignments = unit_words::strings(next()).ok_or("its Environment can't be read")?;
-    let files = unit_words::environment_files(next()).ok_or("its EnvironmentFile can't be read")?;
+    let (program, words) =
+        unit_words::parse_exec_start_property(next()).ok_or("its ExecStart can't be read")?;
+    let assignments = unit_words::parse_string_list(next()).ok_or("its Environment can't be read")?;
+    let files = unit_words::parse_environment_files(next()).ok_or("its EnvironmentFile can't be read")?;
     // systemd before 228 has no PassEnvironment.
-    let passed = unit_words::strings(next()).unwrap_or_default();
+    let passed = unit_words::parse_string_list(next()).unwrap_or_default();
     let mut environment: BTreeMap<String, String> = BTreeMap::new();
     environment.extend(
         assignments.iter().filter_map(|word| word.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())),
     );
     for (path, may_be_missing) in files {
         match read(&path) {
-            Ok(text) => environment.extend(unit_words::environment_file(&text)),
+            Ok(text) => environment.extend(unit_words::parse_environment_file(&text)),
             Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => {
                 if path.to_string_lossy().contains(['*', '?', '[']) {
                     return Err(format!("its EnvironmentFile={} can't be expanded", path.display()));
@@ -278,38 +283,38 @@ fn words_of(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<
             Err(error) => return Err(format!("its EnvironmentFile={}: {error}", path.display())),
         }
     }
-    unit_words::expand(&words, &environment, &passed)
-        .map(|arguments| StartWords { program, arguments })
+    unit_words::expand_variables(&words, &environment, &passed)
+        .map(|arguments| ExecStart { program, arguments })
         .map_err(|name| format!("${name} of its ExecStart can't be expanded (PassEnvironment)"))
 }
 
 /// The first of these units that is active or on its way, else the first one loaded.
-fn settled(names: &[&str]) -> Result<Option<Unit>, String> {
-    let deadline = Instant::now() + SETTLE;
+fn wait_until_settled(names: &[&str]) -> Result<Option<Unit>, String> {
+    let deadline = Instant::now() + UNIT_SETTLE_TIMEOUT;
     loop {
-        let unit = choose(show(names)?);
-        if !unit.as_ref().is_some_and(Unit::is_on_its_way) || Instant::now() >= deadline {
+        let unit = choose_unit(show_units(names)?);
+        if !unit.as_ref().is_some_and(Unit::is_transitioning) || Instant::now() >= deadline {
             return Ok(unit);
         }
         sleep(Duration::from_millis(100));
     }
 }
 
-fn choose(units: Vec<Unit>) -> Option<Unit> {
+fn choose_unit(units: Vec<Unit>) -> Option<Unit> {
     let rank = |unit: &Unit| match unit {
         unit if unit.is_active() => 0,
-        unit if unit.is_on_its_way() => 1,
+        unit if unit.is_transitioning() => 1,
         unit if unit.load_state == "loaded" => 2,
         _ => 3,
     };
     units.into_iter().filter(|unit| rank(unit) < 3).min_by_key(rank)
 }
 
-fn show(names: &[&str]) -> Result<Vec<Unit>, String> {
+fn show_units(names: &[&str]) -> Result<Vec<Unit>, String> {
     let properties = "--property=Id,LoadState,ActiveState,MainPID,TriggeredBy,Accept,CanReload,UnitFileState";
     let mut arguments = vec!["show", "--no-pager", properties];
     arguments.extend(names);
-    said(&arguments, ask("systemctl", &arguments)).map(|output| parse_show(&output))
+    check_systemctl_output(&arguments, run_query("systemctl", &arguments)).map(|output| parse_show(&output))
 }
 
 /// The units of `systemctl show`: blocks of `Name=value` with an empty line between them.
@@ -335,7 +340,7 @@ fn parse_show(output: &str) -> Vec<Unit> {
 
 /// A unit's name as the last part of its D-Bus object path: what is no letter or digit becomes `_` and its
 /// code; so does a digit in front.
-fn escape(name: &str) -> String {
+fn escape_object_path(name: &str) -> String {
     let mut escaped = String::with_capacity(name.len() + 8);
     for (at, byte) in name.bytes().enumerate() {
         match byte {
@@ -352,17 +357,17 @@ fn escape(name: &str) -> String {
 mod tests {
     use super::*;
 
-    const DEBIAN: &str = "MainPID=712\nId=ssh.service\nTriggeredBy=ssh.socket other.path\nLoadState=loaded\n\
+    const DEBIAN_SHOW: &str = "MainPID=712\nId=ssh.service\nTriggeredBy=ssh.socket other.path\nLoadState=loaded\n\
                           ActiveState=active\n\nMainPID=712\nId=ssh.service\nTriggeredBy=ssh.socket\n\
                           LoadState=loaded\nActiveState=active\n";
-    const NEITHER: &str = "MainPID=0\nId=ssh.service\nLoadState=not-found\nActiveState=inactive\n\n\
+    const NO_SSHD_SHOW: &str = "MainPID=0\nId=ssh.service\nLoadState=not-found\nActiveState=inactive\n\n\
                            MainPID=0\nId=sshd.service\nLoadState=masked\nActiveState=inactive\n";
 
     #[test]
-    fn what_systemctl_shows() {
-        let units = parse_show(DEBIAN);
+    fn systemctl_show_output_is_parsed() {
+        let units = parse_show(DEBIAN_SHOW);
         assert_eq!(units.len(), 2);
-        let unit = choose(units).unwrap();
+        let unit = choose_unit(units).unwrap();
         assert_eq!((unit.id.as_str(), unit.main_pid, unit.is_active()), ("ssh.service", 712, true));
         assert_eq!(unit.triggered_by, ["ssh.socket", "other.path"]);
         let socket = parse_show("Id=ssh.socket\nActiveState=active\nAccept=yes\n");
@@ -371,8 +376,8 @@ mod tests {
     }
 
     #[test]
-    fn which_unit_it_is() {
-        assert_eq!(choose(parse_show(NEITHER)), None);
+    fn unit_choice_prefers_active_then_loaded() {
+        assert_eq!(choose_unit(parse_show(NO_SSHD_SHOW)), None);
         for (states, expected) in [
             (["loaded inactive", "loaded active"], Some("sshd.service")),
             (["loaded failed", "not-found inactive"], Some("ssh.service")),
@@ -384,14 +389,14 @@ mod tests {
                 let (load, active) = states.split_once(' ').unwrap();
                 format!("Id={id}\nLoadState={load}\nActiveState={active}\n")
             };
-            let output: Vec<String> = SERVICES.into_iter().zip(states).map(block).collect();
-            let unit = choose(parse_show(&output.join("\n")));
+            let output: Vec<String> = SSHD_SERVICES.into_iter().zip(states).map(block).collect();
+            let unit = choose_unit(parse_show(&output.join("\n")));
             assert_eq!(unit.as_ref().map(|unit| unit.id.as_str()), expected, "{states:?}");
         }
     }
 
     #[test]
-    fn sockets_that_listen_or_will() {
+    fn socket_active_or_queued_is_recognised() {
         for (block, expected) in [
             ("ActiveState=active\n", true),
             ("ActiveState=inactive\nJob=12\n", true),
@@ -399,12 +404,12 @@ mod tests {
             ("ActiveState=failed\n", false),
             ("", false),
         ] {
-            assert_eq!(is_up_or_queued(block), expected, "{block}");
+            assert_eq!(is_active_or_queued(block), expected, "{block}");
         }
     }
 
     #[test]
-    fn which_unit_can_be_told() {
+    fn unit_reloadable_and_masked_are_recognised() {
         for (states, can_be_told, is_masked) in [
             ("LoadState=loaded\nActiveState=active\nCanReload=yes\nUnitFileState=enabled", true, false),
             ("LoadState=loaded\nActiveState=active\nCanReload=no", false, false),
@@ -413,12 +418,12 @@ mod tests {
             ("LoadState=loaded\nActiveState=active\nCanReload=yes\nUnitFileState=masked-runtime", true, true),
         ] {
             let unit = &parse_show(&format!("Id=ssh.service\n{states}\n"))[0];
-            assert_eq!((unit.can_be_told(), unit.is_masked()), (can_be_told, is_masked), "{states}");
+            assert_eq!((unit.is_reloadable(), unit.is_masked()), (can_be_told, is_masked), "{states}");
         }
     }
 
     #[test]
-    fn errors_of_a_bus_that_is_away() {
+    fn bus_away_error_is_recognised() {
         for (words, expected) in [
             ("Failed to connect to bus: Connection refused", true),
             ("Failed to reload ssh.service: Connection reset by peer", true),
@@ -436,19 +441,19 @@ mod tests {
             ("Job for ssh.service failed because the control process exited with error code.", false),
             ("Failed to start x.service: Unit x.service not found.", false),
         ] {
-            assert_eq!(says_away(words), expected, "{words}");
+            assert_eq!(is_bus_away_error(words), expected, "{words}");
         }
     }
 
     #[test]
-    fn object_paths() {
-        assert_eq!(escape("ssh.service"), "ssh_2eservice");
-        assert_eq!(escape("1-sshd@a.service"), "_31_2dsshd_40a_2eservice");
+    fn object_path_is_escaped() {
+        assert_eq!(escape_object_path("ssh.service"), "ssh_2eservice");
+        assert_eq!(escape_object_path("1-sshd@a.service"), "_31_2dsshd_40a_2eservice");
     }
 
     /// KP-6.2.
     #[test]
-    fn start_words_with_their_environment() {
+    fn exec_start_is_expanded_with_environment() {
         let exec = r#"a(sasbttttuii) 1 "/usr/sbin/sshd" 4 "/usr/sbin/sshd" "-D" "$SSHD_OPTS" "-o${B}" false 0 0 0 0 0 0 0"#;
         let output = |environment: &str, files: &str, passed: &str| {
             format!("{exec}\n{environment}\n{files}\n{passed}\n")
@@ -459,7 +464,7 @@ mod tests {
             _ => Err(io::Error::from(io::ErrorKind::NotFound)),
         };
         let words = |environment: &str, files: &str, passed: &str| {
-            words_of(&output(environment, files, passed), read).map(|words| words.arguments)
+            parse_exec_start(&output(environment, files, passed), read).map(|words| words.arguments)
         };
         let debian = words(r#"as 2 "B=d=e f" "SSHD_OPTS=x""#, r#"a(sb) 1 "/etc/default/ssh" true"#, "as 0");
         let expected = ["/usr/sbin/sshd", "-D", "-o", "A=b c", "-od=e f"];

@@ -4,19 +4,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::files::{View, view};
+use super::files::{PathView, compare_view_with_process};
 use super::locate;
 use super::sshd::SshdSettings;
 use super::systemd;
 
 /// The process whose view is the system's own.
-const INIT: i32 = 1;
+const INIT_PID: i32 = 1;
 
 /// The directories that `ProtectHome` covers.
-const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
+const PROTECT_HOME_DIRS: [&str; 3] = ["/home", "/root", "/run/user"];
 
 /// Directives that take paths.
-const LISTS: [&str; 8] = [
+const PATH_LIST_DIRECTIVES: [&str; 8] = [
     "InaccessiblePaths",
     "InaccessibleDirectories",
     "ReadOnlyPaths",
@@ -28,71 +28,71 @@ const LISTS: [&str; 8] = [
 ];
 
 /// Why this process does not see at `path` what sshd sees there, and the remedy; `None` where it does.
-pub(super) fn hides(settings: &SshdSettings, path: &Path) -> Option<String> {
-    match seen(settings, path)? {
-        View::Another(point) => Some(format!(
+pub(super) fn explain_hidden_path(settings: &SshdSettings, path: &Path) -> Option<String> {
+    match compare_view(settings, path)? {
+        PathView::Hidden(point) => Some(format!(
             "the agent does not see there what sshd sees: something else is mounted on {} for the agent alone; {}",
             point.display(),
-            remedy(path, false)
+            describe_remedy(path, false)
         )),
-        View::Same | View::ReadOnly(_) => None,
+        PathView::Same | PathView::ReadOnly(_) => None,
     }
 }
 
 /// Why this process alone cannot write at `path`, and the remedy; `None` where nobody can.
-pub(super) fn makes_read_only(settings: &SshdSettings, path: &Path) -> Option<String> {
-    match seen(settings, path)? {
-        View::ReadOnly(point) => {
+pub(super) fn explain_read_only_path(settings: &SshdSettings, path: &Path) -> Option<String> {
+    match compare_view(settings, path)? {
+        PathView::ReadOnly(point) => {
             let directory = path.parent().unwrap_or(path).display();
             Some(format!(
                 "Read-only file system, for the agent alone: its unit mounts {} read-only; name {directory} in a line \
                  `ReadWritePaths=` below [Service] (systemctl edit keypair-agent), or {}",
                 point.display(),
-                remedy(path, true)
+                describe_remedy(path, true)
             ))
         }
-        View::Same | View::Another(_) => None,
+        PathView::Same | PathView::Hidden(_) => None,
     }
 }
 
 /// How this process sees a path, and the system does. What differs from the first process's view is held against the
 /// listener's, where there is one: in a container or a namespace of both it is that which counts. Where nothing listens,
 /// only a unit of its own keeps the agent from what the first process sees.
-fn seen(settings: &SshdSettings, path: &Path) -> Option<View> {
-    let by_init = view(path, INIT);
-    if by_init == Some(View::Same) {
-        return by_init;
+fn compare_view(settings: &SshdSettings, path: &Path) -> Option<PathView> {
+    let init_view = compare_view_with_process(path, INIT_PID);
+    if init_view == Some(PathView::Same) {
+        return init_view;
     }
-    let listener = locate::locate(settings).ok().and_then(|located| located.pid);
+    let listener = locate::find_sshd(settings).ok().and_then(|located| located.pid);
     match listener {
-        Some(pid) => view(path, pid),
-        None => by_init.filter(|_| own_unit().is_some()),
+        Some(pid) => compare_view_with_process(path, pid),
+        None => init_view.filter(|_| find_own_unit().is_some()),
     }
 }
 
 /// What to take out of the unit, by file and line where systemd tells.
-fn remedy(path: &Path, is_read_only: bool) -> String {
+fn describe_remedy(path: &Path, is_read_only: bool) -> String {
     let again = "then systemctl daemon-reload and systemctl restart keypair-agent";
-    let Some(unit) = own_unit() else {
+    let Some(unit) = find_own_unit() else {
         return "start it where it sees the system's own files".to_owned();
     };
-    match unit_files(&unit).iter().rev().find_map(|file| concerning(file, path, is_read_only)) {
+    match list_unit_files(&unit).iter().rev().find_map(|file| find_sandbox_line(file, path, is_read_only)) {
         Some(line) => format!("take out {line}, {again}"),
         None => format!("see `systemctl cat {unit}` for what hides {}, {again}", path.display()),
     }
 }
 
 /// The service that this process is of, by its control group: cgroups(7), `/proc/self/cgroup`.
-fn own_unit() -> Option<String> {
+fn find_own_unit() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mut units = groups.lines().filter_map(|line| line.rsplit('/').next());
     units.find(|unit| unit.ends_with(".service")).map(str::to_owned)
 }
 
 /// The files that a unit is made of, in systemd's order: what comes later wins.
-fn unit_files(unit: &str) -> Vec<PathBuf> {
+fn list_unit_files(unit: &str) -> Vec<PathBuf> {
     let properties = ["show", "--property=FragmentPath,DropInPaths", unit];
-    let Ok(shown) = systemd::systemctl(&properties) else { return Vec::new() };
+    let Ok(shown) = systemd::run_systemctl(&properties) else { return Vec::new() };
     let value = |name: &str| {
         let line = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or_default().split_ascii_whitespace().map(PathBuf::from)
@@ -101,11 +101,12 @@ fn unit_files(unit: &str) -> Vec<PathBuf> {
 }
 
 /// The last line of a unit's file that may be what hides `path`, in words.
-fn concerning(file: &Path, path: &Path, is_read_only: bool) -> Option<String> {
+fn find_sandbox_line(file: &Path, path: &Path, is_read_only: bool) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let concerns = |line: &str| {
         let assigned = line.split_once('=');
-        assigned.is_some_and(|(key, value)| hides_by(key.trim_end(), value.trim_start(), path, is_read_only))
+        assigned
+            .is_some_and(|(key, value)| affects_path(key.trim_end(), value.trim_start(), path, is_read_only))
     };
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let index = lines.iter().rposition(|line| concerns(line))?;
@@ -113,14 +114,14 @@ fn concerning(file: &Path, path: &Path, is_read_only: bool) -> Option<String> {
 }
 
 /// Whether a directive may hide `path`, or make it read-only.
-fn hides_by(key: &str, value: &str, path: &Path, is_read_only: bool) -> bool {
+fn affects_path(key: &str, value: &str, path: &Path, is_read_only: bool) -> bool {
     let is_off = ["", "no", "false", "off", "0", "n", "f"].iter().any(|off| value.eq_ignore_ascii_case(off));
     let is_below = |above: &str| path.starts_with(above);
     match key {
-        "ProtectHome" => !is_off && HOMES.into_iter().any(is_below),
+        "ProtectHome" => !is_off && PROTECT_HOME_DIRS.into_iter().any(is_below),
         "ProtectSystem" => !is_off && is_read_only,
         "PrivateTmp" => !is_off && (is_below("/tmp") || is_below("/var/tmp")),
-        key if LISTS.contains(&key) => value.split_ascii_whitespace().any(|word| {
+        key if PATH_LIST_DIRECTIVES.contains(&key) => value.split_ascii_whitespace().any(|word| {
             let word = word.trim_start_matches(['-', '+', '!']);
             // `BindPaths=source:destination:options`, `TemporaryFileSystem=path:options`.
             word.split(':').any(|part| part.starts_with('/') && is_below(part))
@@ -135,7 +136,7 @@ mod tests {
 
     /// KP-5.15.
     #[test]
-    fn which_line_it_is() {
+    fn sandbox_directive_affecting_path_is_recognised() {
         let root = Path::new("/root/.ssh/authorized_keys");
         for (key, value, hides, read_only) in [
             ("ProtectHome", "yes", true, true),
@@ -148,9 +149,9 @@ mod tests {
             ("ReadOnlyPaths", "/rootless /home", false, false),
             ("ReadWritePaths", "/root", false, false),
         ] {
-            assert_eq!(hides_by(key, value, root, false), hides, "{key}={value}");
-            assert_eq!(hides_by(key, value, root, true), read_only, "{key}={value}");
+            assert_eq!(affects_path(key, value, root, false), hides, "{key}={value}");
+            assert_eq!(affects_path(key, value, root, true), read_only, "{key}={value}");
         }
-        assert!(!hides_by("ProtectHome", "yes", Path::new("/srv/keys/u"), false));
+        assert!(!affects_path("ProtectHome", "yes", Path::new("/srv/keys/u"), false));
     }
 }

@@ -5,54 +5,56 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// What busctl prints of one property: the signature and the values, strings without their quotes.
-struct Property {
+struct BusctlProperty {
     signature: String,
     values: std::vec::IntoIter<String>,
 }
 
-impl Property {
+impl BusctlProperty {
     /// A string, or a number; `None` past the end.
-    fn next(&mut self) -> Option<String> {
+    fn next_value(&mut self) -> Option<String> {
         self.values.next()
     }
 
-    fn count(&mut self) -> Option<usize> {
-        self.next()?.parse().ok()
+    fn next_count(&mut self) -> Option<usize> {
+        self.next_value()?.parse().ok()
     }
 
-    fn strings(&mut self) -> Option<Vec<String>> {
-        let count = self.count()?;
+    fn next_strings(&mut self) -> Option<Vec<String>> {
+        let count = self.next_count()?;
         // Not `take(count)`: a count that lies must not pass.
-        (0..count).map(|_| self.next()).collect()
+        (0..count).map(|_| self.next_value()).collect()
     }
 }
 
 /// The program of the first command of `ExecStart`, and its words: argv[0] is another one where the line begins with `@`.
-pub(super) fn exec_start(line: &str) -> Option<(PathBuf, Vec<String>)> {
-    let mut property = property(line)?;
-    if !property.signature.starts_with("a(sas") || property.count()? == 0 {
+pub(super) fn parse_exec_start_property(line: &str) -> Option<(PathBuf, Vec<String>)> {
+    let mut property = parse_property(line)?;
+    if !property.signature.starts_with("a(sas") || property.next_count()? == 0 {
         return None;
     }
-    let program = PathBuf::from(property.next()?);
-    let words = property.strings().filter(|words| !words.is_empty())?;
+    let program = PathBuf::from(property.next_value()?);
+    let words = property.next_strings().filter(|words| !words.is_empty())?;
     Some((program, words))
 }
 
 /// A list of strings, such as `Environment` or `PassEnvironment`.
-pub(super) fn strings(line: &str) -> Option<Vec<String>> {
-    let mut property = property(line).filter(|property| property.signature == "as")?;
-    property.strings()
+pub(super) fn parse_string_list(line: &str) -> Option<Vec<String>> {
+    let mut property = parse_property(line).filter(|property| property.signature == "as")?;
+    property.next_strings()
 }
 
 /// `EnvironmentFiles`: each path, and whether it may be missing.
-pub(super) fn environment_files(line: &str) -> Option<Vec<(PathBuf, bool)>> {
-    let mut property = property(line).filter(|property| property.signature == "a(sb)")?;
-    let count = property.count()?;
-    (0..count).map(|_| Some((PathBuf::from(property.next()?), property.next()? == "true"))).collect()
+pub(super) fn parse_environment_files(line: &str) -> Option<Vec<(PathBuf, bool)>> {
+    let mut property = parse_property(line).filter(|property| property.signature == "a(sb)")?;
+    let count = property.next_count()?;
+    (0..count)
+        .map(|_| Some((PathBuf::from(property.next_value()?), property.next_value()? == "true")))
+        .collect()
 }
 
 /// Splits a line of `busctl get-property`: a quoted string has the escapes of C.
-fn property(line: &str) -> Option<Property> {
+fn parse_property(line: &str) -> Option<BusctlProperty> {
     let (signature, mut rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
     let mut values = Vec::new();
     loop {
@@ -66,15 +68,15 @@ fn property(line: &str) -> Option<Property> {
             rest = behind;
             continue;
         };
-        let (value, behind) = unescape(quoted)?;
+        let (value, behind) = unescape_c_string(quoted)?;
         values.push(value);
         rest = behind;
     }
-    Some(Property { signature: signature.to_owned(), values: values.into_iter() })
+    Some(BusctlProperty { signature: signature.to_owned(), values: values.into_iter() })
 }
 
 /// A string up to its closing quote, and what stands behind it.
-fn unescape(text: &str) -> Option<(String, &str)> {
+fn unescape_c_string(text: &str) -> Option<(String, &str)> {
     let mut bytes = Vec::new();
     let mut chars = text.char_indices();
     loop {
@@ -107,7 +109,7 @@ fn unescape(text: &str) -> Option<(String, &str)> {
 }
 
 /// The assignments of an environment file: comments, quotes and continued lines as systemd takes them.
-pub(super) fn environment_file(text: &str) -> Vec<(String, String)> {
+pub(super) fn parse_environment_file(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut chars = text.chars().peekable();
     while let Some(first) = chars.peek().copied() {
@@ -124,14 +126,14 @@ pub(super) fn environment_file(text: &str) -> Vec<(String, String)> {
             name.push(c);
         }
         if chars.next() == Some('=') {
-            found.push((name.trim_end().to_owned(), value(&mut chars)));
+            found.push((name.trim_end().to_owned(), parse_value(&mut chars)));
         }
     }
     found
 }
 
 /// The value behind the `=` of an assignment, up to the end of its line.
-fn value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
+fn parse_value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
     let mut value = String::new();
     // What ends in blanks outside quotes loses them.
     let mut kept = 0;
@@ -145,7 +147,7 @@ fn value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
                 kept = value.len();
             }
             '"' if !bare => {
-                double_quoted(chars, &mut value);
+                parse_double_quoted(chars, &mut value);
                 kept = value.len();
             }
             '\\' => {
@@ -168,7 +170,7 @@ fn value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
 }
 
 /// Up to the closing double quote, where a backslash takes only `"`, `\`, `` ` ``, `$` and a line's end.
-fn double_quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, value: &mut String) {
+fn parse_double_quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, value: &mut String) {
     while let Some(c) = chars.next() {
         match c {
             '"' => return,
@@ -186,7 +188,7 @@ fn double_quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, value: &m
 /// words of its value, none where it is unset; `${NAME}` is put in as it is; `$$` is `$`.
 ///
 /// `unknown` are variables whose value cannot be known: the error is the name of one that is used.
-pub(super) fn expand(
+pub(super) fn expand_variables(
     words: &[String],
     environment: &BTreeMap<String, String>,
     unknown: &[String],
@@ -199,15 +201,18 @@ pub(super) fn expand(
     let mut expanded = Vec::new();
     for word in words {
         match word.strip_prefix('$').filter(|rest| !rest.starts_with(['{', '$'])) {
-            Some(name) if !name.is_empty() => expanded.extend(split(lookup(name)?)),
-            _ => expanded.push(inside(word, lookup)?),
+            Some(name) if !name.is_empty() => expanded.extend(split_words(lookup(name)?)),
+            _ => expanded.push(expand_braced_variables(word, lookup)?),
         }
     }
     Ok(expanded)
 }
 
 /// Expands `${NAME}` and `$$` inside a word.
-fn inside<'v>(word: &str, lookup: impl Fn(&str) -> Result<&'v str, String>) -> Result<String, String> {
+fn expand_braced_variables<'v>(
+    word: &str,
+    lookup: impl Fn(&str) -> Result<&'v str, String>,
+) -> Result<String, String> {
     let mut expanded = String::with_capacity(word.len());
     let mut rest = word;
     while let Some((before, behind)) = rest.split_once('$') {
@@ -228,7 +233,7 @@ fn inside<'v>(word: &str, lookup: impl Fn(&str) -> Result<&'v str, String>) -> R
 }
 
 /// Splits a variable's value at blanks, quotes and backslashes honoured.
-fn split(value: &str) -> Vec<String> {
+fn split_words(value: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
@@ -258,27 +263,27 @@ mod tests {
     }
 
     #[test]
-    fn what_busctl_prints() {
+    fn busctl_properties_are_parsed() {
         let line = r#"a(sasbttttuii) 1 "/usr/sbin/sshd" 4 "/usr/sbin/sshd" "-D" "-oBanner=\"a b\"\x41\303\244\n" "$SSHD_OPTS" false 1 2 3 4 0 0 0"#;
         let expected = words(&["/usr/sbin/sshd", "-D", "-oBanner=\"a b\"Aä\n", "$SSHD_OPTS"]);
-        assert_eq!(exec_start(line), Some((PathBuf::from("/usr/sbin/sshd"), expected)));
+        assert_eq!(parse_exec_start_property(line), Some((PathBuf::from("/usr/sbin/sshd"), expected)));
         let line = r#"a(sasbttttuii) 1 "/opt/sshd" 2 "/usr/sbin/sshd" "-D" false 1 2 3 4 0 0 0"#;
         let expected = words(&["/usr/sbin/sshd", "-D"]);
-        assert_eq!(exec_start(line), Some((PathBuf::from("/opt/sshd"), expected)));
+        assert_eq!(parse_exec_start_property(line), Some((PathBuf::from("/opt/sshd"), expected)));
         for line in
             ["", "a(sasbttttuii) 0", "as 1 \"x\"", r#"a(sasbttttuii) 1 "/x" 3 "/x" "-D""#, r#"a(sas) 1 "/x"#]
         {
-            assert_eq!(exec_start(line), None, "{line}");
+            assert_eq!(parse_exec_start_property(line), None, "{line}");
         }
-        assert_eq!(strings(r#"as 2 "A=b c" "D=""#), Some(words(&["A=b c", "D="])));
-        assert_eq!(strings("as 0\n"), Some(Vec::new()));
-        assert_eq!(strings("s \"\""), None);
-        let files = environment_files(r#"a(sb) 2 "/etc/default/ssh" true "/etc/x" false"#);
+        assert_eq!(parse_string_list(r#"as 2 "A=b c" "D=""#), Some(words(&["A=b c", "D="])));
+        assert_eq!(parse_string_list("as 0\n"), Some(Vec::new()));
+        assert_eq!(parse_string_list("s \"\""), None);
+        let files = parse_environment_files(r#"a(sb) 2 "/etc/default/ssh" true "/etc/x" false"#);
         assert_eq!(files, Some(vec![("/etc/default/ssh".into(), true), ("/etc/x".into(), false)]));
     }
 
     #[test]
-    fn environment_files_are_read_as_systemd_reads_them() {
+    fn environment_file_is_parsed_like_systemd() {
         for (text, expected) in [
             ("", &[] as &[(&str, &str)]),
             ("# c\n; d\n\nA=b\n B = c d  \nC\n", &[("A", "b"), ("B", "c d")]),
@@ -287,14 +292,14 @@ mod tests {
             ("A=b \\\n c\nB=\"x\\\ny\"", &[("A", "b  c"), ("B", "xy")]),
             ("A=it's # not a comment\n", &[("A", "it's # not a comment")]),
         ] {
-            let found = environment_file(text);
+            let found = parse_environment_file(text);
             let found: Vec<(&str, &str)> = found.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
             assert_eq!(found, expected, "{text:?}");
         }
     }
 
     #[test]
-    fn variables() {
+    fn exec_start_variables_are_expanded() {
         let environment: BTreeMap<String, String> =
             [("OPTS", "-o 'Banner=a b' -p\\ 22"), ("EMPTY", ""), ("PORT", "22 23")]
                 .into_iter()
@@ -311,7 +316,7 @@ mod tests {
             (&["s", "$PASSED"], Err("PASSED")),
             (&["s", "-o${PASSED}"], Err("PASSED")),
         ] {
-            let found = expand(&words(given), &environment, &unknown);
+            let found = expand_variables(&words(given), &environment, &unknown);
             assert_eq!(found, expected.map(words).map_err(str::to_owned), "{given:?}");
         }
     }

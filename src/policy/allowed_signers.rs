@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
 use super::authorized_keys::split_options;
-use super::local_time::Zone;
-use super::pattern::{Listed, listed};
-use super::public_key::{PublicKey, is_accepted};
+use super::local_time::LocalTimeZone;
+use super::pattern::{ListMatch, match_pattern_list};
+use super::public_key::{PublicKey, is_accepted_algorithm};
 
 /// The file, read.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub struct Signer {
 
 /// Whether a signer's word counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum SignerValidity {
     /// It does.
     Valid,
     /// Not for this namespace.
@@ -72,16 +72,20 @@ impl std::error::Error for FaultyLine {}
 
 impl Signer {
     /// Whether he may sign in this namespace now; without `now`, whether he may at any time.
-    pub fn standing(&self, namespace: &str, now: Option<OffsetDateTime>) -> Standing {
-        if self.namespaces.as_ref().is_some_and(|namespaces| listed(namespace, namespaces) != Listed::Yes) {
-            return Standing::OtherNamespace;
+    pub fn validity(&self, namespace: &str, now: Option<OffsetDateTime>) -> SignerValidity {
+        if self
+            .namespaces
+            .as_ref()
+            .is_some_and(|namespaces| match_pattern_list(namespace, namespaces) != ListMatch::Yes)
+        {
+            return SignerValidity::OtherNamespace;
         }
         match now {
             // Both ends are in it, as ssh-keygen(1) says.
-            Some(now) if self.valid_after.is_some_and(|after| now < after) => Standing::TooEarly,
-            Some(now) if self.valid_before.is_some_and(|before| now > before) => Standing::TooLate,
-            None if self.valid_after.is_some() || self.valid_before.is_some() => Standing::TimeNeeded,
-            _ => Standing::Valid,
+            Some(now) if self.valid_after.is_some_and(|after| now < after) => SignerValidity::TooEarly,
+            Some(now) if self.valid_before.is_some_and(|before| now > before) => SignerValidity::TooLate,
+            None if self.valid_after.is_some() || self.valid_before.is_some() => SignerValidity::TimeNeeded,
+            _ => SignerValidity::Valid,
         }
     }
 }
@@ -92,35 +96,39 @@ impl AllowedSigners {
     ///
     /// # Errors
     /// The first line that is not as ssh-keygen(1) says.
-    pub fn parse(content: &[u8], path: &Path, zone: &Result<Zone, String>) -> Result<Self, FaultyLine> {
+    pub fn parse(
+        content: &[u8],
+        path: &Path,
+        zone: &Result<LocalTimeZone, String>,
+    ) -> Result<Self, FaultyLine> {
         let mut read = Self { path: path.to_owned(), signers: Vec::new(), passed_over: Vec::new() };
         for (number, text) in String::from_utf8_lossy(content).lines().enumerate() {
             let line = number + 1;
             let told = |why: &str| FaultyLine { path: path.to_owned(), line, why: why.to_owned() };
-            match parse_line(text, zone).map_err(|why| told(&why))? {
-                Line::Empty => {}
-                Line::TrustsNobody(why) => read.passed_over.push(told(why)),
-                Line::Signer(signer) => read.signers.push(Signer { line, ..signer }),
+            match parse_signer_line(text, zone).map_err(|why| told(&why))? {
+                SignerLine::Empty => {}
+                SignerLine::Ignored(why) => read.passed_over.push(told(why)),
+                SignerLine::Signer(signer) => read.signers.push(Signer { line, ..signer }),
             }
         }
         Ok(read)
     }
 }
 
-enum Line {
+enum SignerLine {
     Empty,
-    TrustsNobody(&'static str),
+    Ignored(&'static str),
     Signer(Signer),
 }
 
-fn parse_line(text: &str, zone: &Result<Zone, String>) -> Result<Line, String> {
+fn parse_signer_line(text: &str, zone: &Result<LocalTimeZone, String>) -> Result<SignerLine, String> {
     // ssh-keygen holds a line as a C string: it ends at a NUL.
     let text = text.split('\0').next().unwrap_or_default();
     let text = text.trim_matches([' ', '\t', '\r']);
     if text.is_empty() || text.starts_with('#') {
-        return Ok(Line::Empty);
+        return Ok(SignerLine::Empty);
     }
-    let (principals, rest) = principals(text)?;
+    let (principals, rest) = split_principals(text)?;
     if is_key_type(principals) {
         return Err(
             "the principals are missing; put a name in front of the key, as in `* ssh-ed25519 AAAA...`"
@@ -132,7 +140,7 @@ fn parse_line(text: &str, zone: &Result<Zone, String>) -> Result<Line, String> {
         true => ("", rest),
         false => split_options(rest).ok_or("a quote is not closed; close it")?,
     };
-    let options = Options::parse(options, zone)?;
+    let options = SignerOptions::parse(options, zone)?;
     if key.split([' ', '\t']).next().is_some_and(|kind| kind.contains("-cert-v0")) {
         return Err(
             "a certificate, and certificates are refused; put the signer's plain public key there".into()
@@ -141,26 +149,26 @@ fn parse_line(text: &str, zone: &Result<Zone, String>) -> Result<Line, String> {
     let key = PublicKey::parse_line(key)
         .map_err(|refusal| format!("the key is refused: {}; correct the line", refusal.message))?;
     if options.cert_authority {
-        return Ok(Line::TrustsNobody(
+        return Ok(SignerLine::Ignored(
             "a cert-authority trusts nobody here, since certificates are refused; list the signers' own keys",
         ));
     }
     if key.algorithm() == "ssh-rsa" {
-        return Ok(Line::TrustsNobody(
+        return Ok(SignerLine::Ignored(
             "an RSA key trusts nobody here, since RSA signatures are not verified; use an Ed25519 or ECDSA key",
         ));
     }
-    let Options { namespaces, valid_after, valid_before, .. } = options;
-    Ok(Line::Signer(Signer { line: 0, key, namespaces, valid_after, valid_before }))
+    let SignerOptions { namespaces, valid_after, valid_before, .. } = options;
+    Ok(SignerLine::Signer(Signer { line: 0, key, namespaces, valid_after, valid_before }))
 }
 
 fn is_key_type(word: &str) -> bool {
-    is_accepted(word) || word == "ssh-dss" || word.contains("-cert-v0")
+    is_accepted_algorithm(word) || word == "ssh-dss" || word.contains("-cert-v0")
 }
 
 /// The principals, and what follows them: they end at a blank, or at the quote that closes the first one; a backslash
 /// means nothing there.
-fn principals(text: &str) -> Result<(&str, &str), String> {
+fn split_principals(text: &str) -> Result<(&str, &str), String> {
     const BLANKS: [char; 3] = [' ', '\t', '\r'];
     let end = text.find(|c| c == '"' || BLANKS.contains(&c)).unwrap_or(text.len());
     let (word, rest) = text.split_at(end);
@@ -171,22 +179,22 @@ fn principals(text: &str) -> Result<(&str, &str), String> {
 }
 
 #[derive(Default)]
-struct Options {
+struct SignerOptions {
     cert_authority: bool,
     namespaces: Option<String>,
     valid_after: Option<OffsetDateTime>,
     valid_before: Option<OffsetDateTime>,
 }
 
-impl Options {
-    fn parse(text: &str, zone: &Result<Zone, String>) -> Result<Self, String> {
+impl SignerOptions {
+    fn parse(text: &str, zone: &Result<LocalTimeZone, String>) -> Result<Self, String> {
         let mut options = Self::default();
         if text.is_empty() {
             return Ok(options);
         }
         let mut rest = text;
         loop {
-            rest = options.take_one(rest, zone)?;
+            rest = options.parse_next_option(rest, zone)?;
             match rest.strip_prefix(',') {
                 Some(behind) => rest = behind,
                 None if rest.is_empty() => break,
@@ -204,7 +212,11 @@ impl Options {
     }
 
     /// Reads one option; what follows it.
-    fn take_one<'t>(&mut self, text: &'t str, zone: &Result<Zone, String>) -> Result<&'t str, String> {
+    fn parse_next_option<'t>(
+        &mut self,
+        text: &'t str,
+        zone: &Result<LocalTimeZone, String>,
+    ) -> Result<&'t str, String> {
         let end = text.find(['=', ',']).unwrap_or(text.len());
         let (name, rest) = text.split_at(end);
         match name.to_ascii_lowercase().as_str() {
@@ -213,18 +225,18 @@ impl Options {
                 Ok(rest)
             }
             name @ "namespaces" => {
-                let (value, rest) = quoted_value(name, rest)?;
-                once(&mut self.namespaces, name, value)?;
+                let (value, rest) = parse_quoted_value(name, rest)?;
+                set_option_once(&mut self.namespaces, name, value)?;
                 Ok(rest)
             }
             name @ "valid-after" => {
-                let (value, rest) = quoted_value(name, rest)?;
-                once(&mut self.valid_after, name, moment(name, &value, zone)?)?;
+                let (value, rest) = parse_quoted_value(name, rest)?;
+                set_option_once(&mut self.valid_after, name, parse_timestamp(name, &value, zone)?)?;
                 Ok(rest)
             }
             name @ "valid-before" => {
-                let (value, rest) = quoted_value(name, rest)?;
-                once(&mut self.valid_before, name, moment(name, &value, zone)?)?;
+                let (value, rest) = parse_quoted_value(name, rest)?;
+                set_option_once(&mut self.valid_before, name, parse_timestamp(name, &value, zone)?)?;
                 Ok(rest)
             }
             _ => Err("neither a key type that is accepted nor an option that is known stands behind the principals; \
@@ -234,7 +246,7 @@ impl Options {
     }
 }
 
-fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
+fn set_option_once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
     match slot.replace(value) {
         None => Ok(()),
         Some(_) => Err(format!("{name} is given twice; leave one")),
@@ -242,7 +254,7 @@ fn once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
 }
 
 /// The value of `="…"`, in which `\"` is a quote, and what follows it.
-fn quoted_value<'t>(name: &str, text: &'t str) -> Result<(String, &'t str), String> {
+fn parse_quoted_value<'t>(name: &str, text: &'t str) -> Result<(String, &'t str), String> {
     let fault = || format!("the value of {name} is not in quotes; write {name}=\"...\"");
     let inside = text.strip_prefix("=\"").ok_or_else(fault)?;
     let mut value = String::new();
@@ -261,7 +273,11 @@ fn quoted_value<'t>(name: &str, text: &'t str) -> Result<(String, &'t str), Stri
 }
 
 /// `YYYYMMDD` or `YYYYMMDDHHMM[SS]`, in UTC where a `Z` follows, else as the guest's clocks show it.
-fn moment(name: &str, text: &str, zone: &Result<Zone, String>) -> Result<OffsetDateTime, String> {
+fn parse_timestamp(
+    name: &str,
+    text: &str,
+    zone: &Result<LocalTimeZone, String>,
+) -> Result<OffsetDateTime, String> {
     let fault =
         || format!("{name} is no time; write it as YYYYMMDD or YYYYMMDDHHMM[SS], with a Z behind for UTC");
     let upper = text.to_ascii_uppercase();
@@ -284,7 +300,7 @@ fn moment(name: &str, text: &str, zone: &Result<Zone, String>) -> Result<OffsetD
     let remedy = "write the time in UTC, with a Z behind";
     match zone {
         Err(why) => Err(format!("{name} is a local time, and the time zone is not known ({why}); {remedy}")),
-        Ok(zone) => zone.moment(shown).ok_or_else(|| {
+        Ok(zone) => zone.to_utc(shown).ok_or_else(|| {
             format!("{name} is a time that clocks here show twice or never, when they are set; {remedy}")
         }),
     }
@@ -298,61 +314,68 @@ mod tests {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
     const RSA: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQCI9jzNlp5KiAb4JIO7tbA5Ru4POU1NtTpTwwDJ6bwE00PRuSHByNr3pzSsVsuMjEXahtFCMtycUvqC1+fqv/jWxZWpSi+3Ag7yKRvzHu9zAYNUPFHChXFfZNGrkNSLtRErjL2k5mPjwVax8q1WX0ZJEeSLuX2v0chA4xeQEOHCYx8cm+QaGdUTGbogTd3ao2lvwMssKvPrs2qaN8Fzb9TYt0mwITW71YyDSVpGTxDowIgkuaMU1lnTJzsAmCeZpMDfNTYUl2GLm1ypNAL4ASYADBnnV1pRSe+0GhSdSH1OOIJutkL4YwOjQVOEDkc3EEBY8SwVjrOrvcEbj/N5Z88r";
 
-    fn read(text: &str) -> Result<AllowedSigners, FaultyLine> {
-        AllowedSigners::parse(text.as_bytes(), Path::new("/etc/signers"), &Zone::of(None))
+    fn parse_signers(text: &str) -> Result<AllowedSigners, FaultyLine> {
+        AllowedSigners::parse(
+            text.as_bytes(),
+            Path::new("/etc/signers"),
+            &LocalTimeZone::from_localtime(None),
+        )
     }
 
-    fn signer(options: &str) -> Signer {
-        read(&format!("* {options} {KEY} platform\n")).unwrap().signers.pop().unwrap()
+    fn signer_with_options(options: &str) -> Signer {
+        parse_signers(&format!("* {options} {KEY} platform\n")).unwrap().signers.pop().unwrap()
     }
 
-    fn at(seconds: i64) -> Option<OffsetDateTime> {
+    fn unix_time(seconds: i64) -> Option<OffsetDateTime> {
         Some(OffsetDateTime::from_unix_timestamp(seconds).unwrap())
     }
 
     #[test]
-    fn lines_in_order() {
+    fn signer_lines_are_parsed_in_order() {
         let text = format!(
             "# the platform's\n\n  \t\n\t# and ours\nops@example.com,!x@* {KEY} a comment, \"of his\"\r\n\"a b\" {KEY}\n\
              * NameSpaces=\"git,keypair-*\",valid-before=\"20300101Z\"\t{KEY}"
         );
-        let read = read(&text).unwrap();
+        let read = parse_signers(&text).unwrap();
         assert_eq!(read.signers.iter().map(|signer| signer.line).collect::<Vec<_>>(), [5, 6, 7]);
         assert!(read.passed_over.is_empty());
     }
 
     #[test]
-    fn namespaces_are_a_pattern_list() {
+    fn namespaces_option_is_a_pattern_list() {
         for (options, standing) in [
-            ("", Standing::Valid),
-            ("namespaces=\"keypair-agent\"", Standing::Valid),
-            ("namespaces=\"git,keypair-*\"", Standing::Valid),
-            ("namespaces=\"*,!keypair-agent\"", Standing::OtherNamespace),
-            ("namespaces=\"file\"", Standing::OtherNamespace),
-            ("namespaces=\"a\\\"b\"", Standing::OtherNamespace),
+            ("", SignerValidity::Valid),
+            ("namespaces=\"keypair-agent\"", SignerValidity::Valid),
+            ("namespaces=\"git,keypair-*\"", SignerValidity::Valid),
+            ("namespaces=\"*,!keypair-agent\"", SignerValidity::OtherNamespace),
+            ("namespaces=\"file\"", SignerValidity::OtherNamespace),
+            ("namespaces=\"a\\\"b\"", SignerValidity::OtherNamespace),
         ] {
-            assert_eq!(signer(options).standing("keypair-agent", None), standing, "{options}");
+            assert_eq!(signer_with_options(options).validity("keypair-agent", None), standing, "{options}");
         }
-        assert_eq!(signer("namespaces=\"a\\\"b\"").standing("a\"b", None), Standing::Valid);
+        assert_eq!(
+            signer_with_options("namespaces=\"a\\\"b\"").validity("a\"b", None),
+            SignerValidity::Valid
+        );
     }
 
     #[test]
-    fn both_ends_of_his_time_are_in_it() {
-        let signer = signer("valid-after=\"20300101Z\",valid-before=\"20300101000001utc\"");
+    fn validity_period_includes_both_ends() {
+        let signer = signer_with_options("valid-after=\"20300101Z\",valid-before=\"20300101000001utc\"");
         let begins = 1_893_456_000;
         for (now, standing) in [
-            (at(begins - 1), Standing::TooEarly),
-            (at(begins), Standing::Valid),
-            (at(begins + 1), Standing::Valid),
-            (at(begins + 2), Standing::TooLate),
-            (None, Standing::TimeNeeded),
+            (unix_time(begins - 1), SignerValidity::TooEarly),
+            (unix_time(begins), SignerValidity::Valid),
+            (unix_time(begins + 1), SignerValidity::Valid),
+            (unix_time(begins + 2), SignerValidity::TooLate),
+            (None, SignerValidity::TimeNeeded),
         ] {
-            assert_eq!(signer.standing("keypair-agent", now), standing, "{now:?}");
+            assert_eq!(signer.validity("keypair-agent", now), standing, "{now:?}");
         }
     }
 
     #[test]
-    fn local_times_are_of_the_guests_zone() {
+    fn local_timestamp_needs_known_time_zone() {
         let line = format!("* valid-after=\"203001011230\" {KEY}");
         let unknown = Err("no such file".to_owned());
         let fault = AllowedSigners::parse(line.as_bytes(), Path::new("/s"), &unknown).unwrap_err();
@@ -362,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_faulty_line_is_named_and_not_shown() {
+    fn faulty_line_error_names_line_without_key_text() {
         for (line, why) in [
             (KEY.to_owned(), "principals are missing"),
             ("*".into(), "the key is refused"),
@@ -393,7 +416,7 @@ mod tests {
             (format!("* valid-after=\"2030010199Z\" {KEY}"), "no time"),
             (format!("* valid-after=\"２０30０１０１\" {KEY}"), "no time"),
         ] {
-            let fault = read(&format!("# one\n{line}\n* {KEY}\n")).unwrap_err();
+            let fault = parse_signers(&format!("# one\n{line}\n* {KEY}\n")).unwrap_err();
             assert!(fault.to_string().starts_with("/etc/signers:2: "), "{fault}");
             assert!(fault.why.contains(why), "{line}: {fault}");
             assert!(fault.why.contains("; ") && !fault.why.contains("AAAAC3"), "{fault}");
@@ -401,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_backslashes_and_nuls_as_ssh_keygen_takes_them() {
+    fn quoting_matches_ssh_keygen() {
         // Each was held against `ssh-keygen -Y verify` of OpenSSH 9.2.
         for (line, good) in [
             (format!("\"a b\"{KEY}"), true),
@@ -417,20 +440,21 @@ mod tests {
             (format!("* namespaces=\"a \\\\\" {KEY}"), false),
             (format!("* namespaces=\"a\\\\b\" {KEY}"), true),
         ] {
-            assert_eq!(read(&line).is_ok_and(|read| read.signers.len() == 1), good, "{line:?}");
+            assert_eq!(parse_signers(&line).is_ok_and(|read| read.signers.len() == 1), good, "{line:?}");
         }
-        let empty = read(&format!("\0* {KEY}\n#\0\n")).unwrap();
+        let empty = parse_signers(&format!("\0* {KEY}\n#\0\n")).unwrap();
         assert!(empty.signers.is_empty());
         let namespace = "a\\\\b";
-        let backslashes = signer(&format!("namespaces=\"{namespace}\""));
-        assert_eq!(backslashes.standing(namespace, None), Standing::Valid);
+        let backslashes = signer_with_options(&format!("namespaces=\"{namespace}\""));
+        assert_eq!(backslashes.validity(namespace, None), SignerValidity::Valid);
     }
 
     #[test]
-    fn lines_that_trust_nobody_are_said_so() {
-        let read =
-            read(&format!("* cert-authority {KEY}\n* {RSA}\n* CERT-AUTHORITY,namespaces=\"a\" {KEY}\n"))
-                .unwrap();
+    fn ignored_lines_are_reported() {
+        let read = parse_signers(&format!(
+            "* cert-authority {KEY}\n* {RSA}\n* CERT-AUTHORITY,namespaces=\"a\" {KEY}\n"
+        ))
+        .unwrap();
         assert!(read.signers.is_empty());
         let said: Vec<(usize, bool)> =
             read.passed_over.iter().map(|line| (line.line, line.why.contains("RSA"))).collect();
@@ -438,11 +462,11 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes() {
+    fn signers_parser_accepts_any_bytes() {
         use proptest::prelude::*;
         proptest!(|(options in "[a-z=\",\\\\ Z0-9-]{0,40}", bytes in proptest::collection::vec(any::<u8>(), 0..60))| {
-            let _ = read(&format!("* {options} {KEY}"));
-            let _ = AllowedSigners::parse(&bytes, Path::new("/s"), &Zone::of(None));
+            let _ = parse_signers(&format!("* {options} {KEY}"));
+            let _ = AllowedSigners::parse(&bytes, Path::new("/s"), &LocalTimeZone::from_localtime(None));
         });
     }
 }

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::block::{self, Marker, Segment, has_mark, lines};
+use super::block::{self, Marker, Segment, has_bom, split_lines};
 use super::command::KeyPair;
 use super::outcome::{Warning, WarningReason};
 use super::public_key::PublicKey;
 
 /// Options that are there or not, `no-` in front: whether the option itself, and whether its negation, refuses a login or
 /// sends it elsewhere. sshd(8), "AUTHORIZED_KEYS FILE FORMAT".
-const FLAGS: [(&str, bool, bool); 7] = [
+const FLAG_OPTIONS: [(&str, bool, bool); 7] = [
     ("port-forwarding", false, false),
     ("agent-forwarding", false, false),
     ("x11-forwarding", false, false),
@@ -23,15 +23,15 @@ const FLAGS: [(&str, bool, bool); 7] = [
 ];
 
 /// Options with a value. Each refuses a login, or sends it elsewhere, or may.
-const VALUES: [&str; 8] =
+const VALUE_OPTIONS: [&str; 8] =
     ["command", "principals", "from", "expiry-time", "environment", "permitopen", "permitlisten", "tunnel"];
 
 /// Those of them that may be given once.
-const ONCE: [&str; 4] = ["command", "principals", "from", "tunnel"];
+const SINGLE_USE_OPTIONS: [&str; 4] = ["command", "principals", "from", "tunnel"];
 
 /// What the options in front of a key come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
+enum OptionsEffect {
     /// The key lets in.
     Unrestricted,
     /// The key may be refused, or its login is sent elsewhere.
@@ -56,17 +56,17 @@ pub struct KeyLine {
 impl KeyLine {
     /// Whether every option in front of it is one that neither refuses a login nor redirects it.
     pub fn is_unrestricted(&self) -> bool {
-        meaning(&self.options) == Meaning::Unrestricted
+        evaluate_options(&self.options) == OptionsEffect::Unrestricted
     }
 
     /// Whether sshd takes this line for the key, and looks no further unless the line's own options send it on.
-    pub fn decides(&self) -> bool {
-        matches!(meaning(&self.options), Meaning::Unrestricted | Meaning::Restricted)
+    pub fn is_decisive(&self) -> bool {
+        matches!(evaluate_options(&self.options), OptionsEffect::Unrestricted | OptionsEffect::Restricted)
     }
 }
 
 /// What options come to: sshd's own reading of them.
-fn meaning(options: &str) -> Meaning {
+fn evaluate_options(options: &str) -> OptionsEffect {
     let (mut restricts, mut signs) = (false, false);
     let mut once: Vec<&str> = Vec::new();
     let mut rest = options;
@@ -75,12 +75,12 @@ fn meaning(options: &str) -> Meaning {
         let (name, behind) = rest.split_at(name_end);
         let name = name.to_ascii_lowercase();
         rest = behind;
-        if let Some(value) = VALUES.iter().find(|value| **value == name) {
-            let Some(after) = behind.strip_prefix('=').and_then(behind_quoted) else {
-                return Meaning::Invalid;
+        if let Some(value) = VALUE_OPTIONS.iter().find(|value| **value == name) {
+            let Some(after) = behind.strip_prefix('=').and_then(skip_quoted_value) else {
+                return OptionsEffect::Invalid;
             };
-            if ONCE.contains(value) && once.contains(value) {
-                return Meaning::Invalid;
+            if SINGLE_USE_OPTIONS.contains(value) && once.contains(value) {
+                return OptionsEffect::Invalid;
             }
             once.push(value);
             restricts = true;
@@ -92,27 +92,27 @@ fn meaning(options: &str) -> Meaning {
         } else {
             let (plain, negated) =
                 name.strip_prefix("no-").map_or((name.as_str(), false), |plain| (plain, true));
-            let Some((_, if_on, if_off)) = FLAGS.iter().find(|(flag, _, _)| *flag == plain) else {
-                return Meaning::Invalid;
+            let Some((_, if_on, if_off)) = FLAG_OPTIONS.iter().find(|(flag, _, _)| *flag == plain) else {
+                return OptionsEffect::Invalid;
             };
             restricts |= if negated { *if_off } else { *if_on };
         }
         match rest.strip_prefix(',') {
-            Some("") => return Meaning::Invalid,
+            Some("") => return OptionsEffect::Invalid,
             Some(next) => rest = next,
             None if rest.is_empty() => {}
-            None => return Meaning::Invalid,
+            None => return OptionsEffect::Invalid,
         }
     }
     match (signs, restricts) {
-        (true, _) => Meaning::CertAuthority,
-        (false, true) => Meaning::Restricted,
-        (false, false) => Meaning::Unrestricted,
+        (true, _) => OptionsEffect::CertAuthority,
+        (false, true) => OptionsEffect::Restricted,
+        (false, false) => OptionsEffect::Unrestricted,
     }
 }
 
 /// What follows a value in quotes, in which `\"` is a quote.
-fn behind_quoted(text: &str) -> Option<&str> {
+fn skip_quoted_value(text: &str) -> Option<&str> {
     let inside = text.strip_prefix('"')?;
     let mut characters = inside.char_indices().peekable();
     while let Some((at, character)) = characters.next() {
@@ -127,9 +127,9 @@ fn behind_quoted(text: &str) -> Option<&str> {
 
 /// What restricts a login by a line, for sshd before 7.7, whose log does not list it: where its options do, the name
 /// of the first of them. Empty: nothing does, or the line is no key.
-pub fn restrictions(line: &[u8]) -> Vec<String> {
-    match parse_line(line) {
-        Some((options, _)) if meaning(&options) != Meaning::Unrestricted => {
+pub fn list_restrictions(line: &[u8]) -> Vec<String> {
+    match parse_key_line(line) {
+        Some((options, _)) if evaluate_options(&options) != OptionsEffect::Unrestricted => {
             let name = options.split(['=', ',']).next().unwrap_or_default();
             vec![name.chars().take(40).collect()]
         }
@@ -139,26 +139,26 @@ pub fn restrictions(line: &[u8]) -> Vec<String> {
 
 /// The key lines of a file, in order. Comments, blank lines and what sshd could not parse are passed over; so
 /// is a first line behind a byte order mark, which sshd cannot parse either. One by one: there may be 200,000.
-pub fn key_lines(content: &[u8]) -> impl Iterator<Item = KeyLine> {
+pub fn parse_key_lines(content: &[u8]) -> impl Iterator<Item = KeyLine> {
     content.split(|byte| *byte == b'\n').enumerate().filter_map(|(index, line)| {
-        let (options, key) = parse_line(line)?;
+        let (options, key) = parse_key_line(line)?;
         Some(KeyLine { line: index + 1, options, key })
     })
 }
 
 /// The options and the key of one line. sshd holds a line as a C string: it ends at a NUL.
-fn parse_line(line: &[u8]) -> Option<(String, PublicKey)> {
+fn parse_key_line(line: &[u8]) -> Option<(String, PublicKey)> {
     let line = line.split(|byte| *byte == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end_matches(['\r', '\n']).trim_start_matches([' ', '\t']);
     if text.is_empty() || text.starts_with('#') {
         return None;
     }
-    if let Some(key) = key_at(text) {
+    if let Some(key) = parse_leading_key(text) {
         return Some((String::new(), key));
     }
     let (options, rest) = split_options(text)?;
-    Some((options.to_owned(), key_at(rest)?))
+    Some((options.to_owned(), parse_leading_key(rest)?))
 }
 
 /// The options that `text` begins with, up to the first blank outside quotes, and what follows the blanks. `\"` is a
@@ -183,7 +183,7 @@ pub(super) fn split_options(text: &str) -> Option<(&str, &str)> {
 
 /// The key that `text` begins with; what follows the blob takes no part in it. White space other than blanks and
 /// tabs is no part of base64, and the names of signatures are names of their key's type.
-fn key_at(text: &str) -> Option<PublicKey> {
+fn parse_leading_key(text: &str) -> Option<PublicKey> {
     let mut words = text.split([' ', '\t']).filter(|word| !word.is_empty());
     let (algorithm, blob) = (words.next()?, words.next()?);
     let algorithm = match algorithm {
@@ -196,22 +196,22 @@ fn key_at(text: &str) -> Option<PublicKey> {
 }
 
 /// Our block for a key pair: begin, the key with its comment, end.
-pub fn render(key_pair: &KeyPair) -> Vec<u8> {
+pub fn render_key_block(key_pair: &KeyPair) -> Vec<u8> {
     let KeyPair { key_name, public_key } = key_pair;
     format!(
         "{} {key_name} (bound by the cloud; \"keypair-agent undo\" takes it out)\n{}\n{} {key_name}\n",
-        block::BEGIN,
+        block::BEGIN_MARKER,
         public_key.line(),
-        block::END
+        block::END_MARKER
     )
     .into_bytes()
 }
 
 /// What is ours in the file. `known` are the keys that the state says we bound; where it says nothing, the
 /// first key without options beside our markers is ours.
-pub fn ours(content: &[u8], known: &[PublicKey]) -> Vec<Segment> {
+pub fn find_managed_keys(content: &[u8], known: &[PublicKey]) -> Vec<Segment> {
     let mut first: Option<PublicKey> = None;
-    block::find(content, |line| match parse_line(line) {
+    block::find_block_segments(content, |line| match parse_key_line(line) {
         Some((_, key)) if !known.is_empty() => known.contains(&key),
         Some((options, key)) if options.is_empty() => *first.get_or_insert_with(|| key.clone()) == key,
         _ => false,
@@ -219,14 +219,14 @@ pub fn ours(content: &[u8], known: &[PublicKey]) -> Vec<Segment> {
 }
 
 /// The key pair whose block stands in the file, told by the block alone.
-pub fn standing(content: &[u8]) -> Option<KeyPair> {
+pub fn find_block_key_pair(content: &[u8]) -> Option<KeyPair> {
     let mut name = None;
-    for line in lines(content) {
-        match block::marker(line.bytes) {
+    for line in split_lines(content) {
+        match block::parse_marker(line.bytes) {
             Some(Marker::Begin(named)) => name = named,
             Some(Marker::End) => name = None,
             None => {
-                if let (Some(key_name), Some((options, public_key))) = (&name, parse_line(line.bytes))
+                if let (Some(key_name), Some((options, public_key))) = (&name, parse_key_line(line.bytes))
                     && options.is_empty()
                 {
                     let text = String::from_utf8_lossy(line.bytes);
@@ -241,18 +241,18 @@ pub fn standing(content: &[u8]) -> Option<KeyPair> {
 }
 
 /// The key lines that are not ours, with the numbers that they have in the file as it stands.
-pub fn lines_without_ours<'c>(
+pub fn unmanaged_key_lines<'c>(
     content: &'c [u8],
     known: &[PublicKey],
 ) -> impl Iterator<Item = KeyLine> + use<'c> {
-    let mut ours = ours(content, known).into_iter().map(|segment| {
+    let mut ours = find_managed_keys(content, known).into_iter().map(|segment| {
         let end = segment.offset + segment.bytes.len();
         segment.offset..end
     });
     let mut next = ours.next();
     // What comes to stand behind a byte order mark is no key any more.
-    let mut is_behind_mark = has_mark(content);
-    lines(content).enumerate().filter_map(move |(index, line)| {
+    let mut is_behind_mark = has_bom(content);
+    split_lines(content).enumerate().filter_map(move |(index, line)| {
         while next.as_ref().is_some_and(|range| range.end <= line.offset) {
             next = ours.next();
         }
@@ -261,7 +261,7 @@ pub fn lines_without_ours<'c>(
         {
             return None;
         }
-        let (options, key) = parse_line(line.bytes.strip_suffix(b"\n").unwrap_or(line.bytes))?;
+        let (options, key) = parse_key_line(line.bytes.strip_suffix(b"\n").unwrap_or(line.bytes))?;
         Some(KeyLine { line: index + 1, options, key })
     })
 }
@@ -273,8 +273,8 @@ struct FirstDecisions(HashMap<[u8; 16], bool>);
 impl FirstDecisions {
     /// Whether this line lets the user in: no option of it refuses or redirects him, nor of an earlier line with the same
     /// key.
-    fn lets_in(&mut self, line: &KeyLine) -> bool {
-        if !line.decides() {
+    fn admits(&mut self, line: &KeyLine) -> bool {
+        if !line.is_decisive() {
             return false;
         }
         let digest = Sha256::digest(line.key.blob());
@@ -287,14 +287,14 @@ impl FirstDecisions {
 
 /// The lines that let the user in as far as the file goes: no option refuses or redirects them, and no earlier line
 /// with the same key does.
-pub fn ways_in(lines: impl Iterator<Item = KeyLine>) -> impl Iterator<Item = KeyLine> {
+pub fn filter_admitting_lines(lines: impl Iterator<Item = KeyLine>) -> impl Iterator<Item = KeyLine> {
     let mut first = FirstDecisions::default();
-    lines.filter(move |line| first.lets_in(line))
+    lines.filter(move |line| first.admits(line))
 }
 
 /// A key line and the file it stands in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyPlace<'f> {
+pub struct LocatedKeyLine<'f> {
     /// The file.
     pub path: &'f Path,
     /// The line.
@@ -303,22 +303,22 @@ pub struct KeyPlace<'f> {
 
 /// The key lines of all files that sshd reads for a user, in its order, without what is ours in `own`, the file that
 /// holds our block. One by one.
-pub fn key_places<'f, C: AsRef<[u8]>>(
+pub fn locate_unmanaged_key_lines<'f, C: AsRef<[u8]>>(
     files: &'f [(PathBuf, C)],
     own: &'f Path,
     known: &'f [PublicKey],
-) -> impl Iterator<Item = KeyPlace<'f>> {
+) -> impl Iterator<Item = LocatedKeyLine<'f>> {
     files.iter().flat_map(move |(path, content)| {
         let (is_own, content) = (path == own, content.as_ref());
-        let all = (!is_own).then(|| key_lines(content)).into_iter().flatten();
-        let theirs = is_own.then(|| lines_without_ours(content, known)).into_iter().flatten();
-        all.chain(theirs).map(move |line| KeyPlace { path, line })
+        let all = (!is_own).then(|| parse_key_lines(content)).into_iter().flatten();
+        let theirs = is_own.then(|| unmanaged_key_lines(content, known)).into_iter().flatten();
+        all.chain(theirs).map(move |line| LocatedKeyLine { path, line })
     })
 }
 
 /// RESTRICTED_COPY: a copy of the key with options that restrict it, in a file that sshd reads ahead of `own`, or in
 /// `own` beneath our block. `files` are all that sshd reads, in its order.
-pub fn restricted_copy<C: AsRef<[u8]>>(
+pub fn check_restricted_copy<C: AsRef<[u8]>>(
     files: &[(PathBuf, C)],
     own: &Path,
     known: &[PublicKey],
@@ -327,8 +327,8 @@ pub fn restricted_copy<C: AsRef<[u8]>>(
     let upto = files.iter().position(|(path, _)| path == own).map_or(files.len(), |at| at + 1);
     let mut beneath = None;
     let mut ahead = None;
-    for place in key_places(files.get(..upto).unwrap_or_default(), own, known) {
-        if place.line.key != *key || !place.line.decides() {
+    for place in locate_unmanaged_key_lines(files.get(..upto).unwrap_or_default(), own, known) {
+        if place.line.key != *key || !place.line.is_decisive() {
             continue;
         }
         if place.path != own {
@@ -346,24 +346,29 @@ pub fn restricted_copy<C: AsRef<[u8]>>(
         None => (beneath?, "ours stands ahead of it and decides"),
     };
     let message = format!("a copy of this key stands in the file with options in front; {which}");
-    Some(Warning::new(WarningReason::RestrictedCopy, message).at(place.path, Some(place.line.line)))
+    Some(
+        Warning::new(WarningReason::RestrictedCopy, message).with_location(place.path, Some(place.line.line)),
+    )
 }
 
 /// KEY_STILL_PRESENT: the key that is taken away also stands in a line that is not ours. `places` are the lines of all
 /// files that sshd reads, without ours.
-pub fn still_present<'f>(
-    mut places: impl Iterator<Item = KeyPlace<'f>>,
+pub fn check_key_still_present<'f>(
+    mut places: impl Iterator<Item = LocatedKeyLine<'f>>,
     taken: &PublicKey,
 ) -> Option<Warning> {
     let place = places.find(|place| place.line.key == *taken)?;
     let message = "the same key also stands in a line that is not ours, and goes on letting in";
-    Some(Warning::new(WarningReason::KeyStillPresent, message).at(place.path, Some(place.line.line)))
+    Some(
+        Warning::new(WarningReason::KeyStillPresent, message)
+            .with_location(place.path, Some(place.line.line)),
+    )
 }
 
 /// Whether some key lets the user in without a restriction, as far as the files go: `places` are the lines of all of
 /// them in sshd's order.
-pub fn has_way_in<'f>(places: impl Iterator<Item = KeyPlace<'f>>) -> bool {
-    ways_in(places.map(|place| place.line)).next().is_some()
+pub fn has_unrestricted_key<'f>(places: impl Iterator<Item = LocatedKeyLine<'f>>) -> bool {
+    filter_admitting_lines(places.map(|place| place.line)).next().is_some()
 }
 
 #[cfg(test)]
@@ -375,25 +380,27 @@ mod tests {
     use base64ct::{Base64, Encoding};
     use proptest::prelude::*;
 
-    fn bind(content: &[u8], known: &[PublicKey], key_pair: &KeyPair) -> Vec<u8> {
-        BlockEdit { removed: ours(content, known), inserted: render(key_pair) }.apply(content)
+    fn attach_key(content: &[u8], known: &[PublicKey], key_pair: &KeyPair) -> Vec<u8> {
+        BlockEdit { removed: find_managed_keys(content, known), inserted: render_key_block(key_pair) }
+            .apply(content)
     }
 
-    fn unbind(content: &[u8], known: &[PublicKey]) -> Vec<u8> {
-        BlockEdit { removed: ours(content, known), inserted: Vec::new() }.apply(content)
+    fn detach_keys(content: &[u8], known: &[PublicKey]) -> Vec<u8> {
+        BlockEdit { removed: find_managed_keys(content, known), inserted: Vec::new() }.apply(content)
     }
 
     const ED: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
     const ED2: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBbwm4k+8KMF07qcLVz/eSGyj97QI+EJtkleEe2kMvbt";
 
-    fn pair(name: &str, line: &str) -> KeyPair {
+    fn make_key_pair(name: &str, line: &str) -> KeyPair {
         KeyPair { key_name: name.parse().unwrap(), public_key: PublicKey::parse(line).unwrap() }
     }
 
     /// KP-5.4.
     #[test]
-    fn the_block_is_as_specified() {
-        let text = String::from_utf8(render(&pair("my-test", &format!("{ED} me@laptop")))).unwrap();
+    fn key_block_has_specified_format() {
+        let text = String::from_utf8(render_key_block(&make_key_pair("my-test", &format!("{ED} me@laptop"))))
+            .unwrap();
         assert_eq!(
             text,
             format!(
@@ -401,25 +408,25 @@ mod tests {
                  {ED} me@laptop\n# END keypair-agent my-test\n"
             )
         );
-        assert_eq!(standing(text.as_bytes()), Some(pair("my-test", ED)));
+        assert_eq!(find_block_key_pair(text.as_bytes()), Some(make_key_pair("my-test", ED)));
     }
 
     #[test]
-    fn lines_as_sshd_reads_them() {
+    fn key_lines_are_read_as_sshd_does() {
         let content = format!(
             "# c\n\n  {ED} x\r\n{ED2}\ncommand=\"echo \\\"a b\\\" c\",no-pty {ED} y\nfrom=\"10.0.0.0/8\" {ED2}\nbroken\n{ED}{ED2}\n"
         );
-        let lines: Vec<KeyLine> = key_lines(content.as_bytes()).collect();
+        let lines: Vec<KeyLine> = parse_key_lines(content.as_bytes()).collect();
         let seen: Vec<(usize, &str)> = lines.iter().map(|line| (line.line, line.options.as_str())).collect();
         assert_eq!(
             seen,
             [(3, ""), (4, ""), (5, "command=\"echo \\\"a b\\\" c\",no-pty"), (6, "from=\"10.0.0.0/8\"")]
         );
-        assert_eq!(key_lines(format!("\u{feff}{ED}\n").as_bytes()).count(), 0);
+        assert_eq!(parse_key_lines(format!("\u{feff}{ED}\n").as_bytes()).count(), 0);
     }
 
     #[test]
-    fn quotes_backslashes_and_nuls_as_sshd_takes_them() {
+    fn key_options_quoting_matches_sshd() {
         for (line, options, decides, unrestricted) in [
             (
                 format!("command=\"/bin/false \\\\\" x\" {ED}"),
@@ -462,22 +469,26 @@ mod tests {
             (format!("command=\"a\",command=\"b\" {ED}"), Some("command=\"a\",command=\"b\""), false, false),
             (format!("no-restrict {ED}"), Some("no-restrict"), false, false),
         ] {
-            let lines: Vec<KeyLine> = key_lines(line.as_bytes()).collect();
+            let lines: Vec<KeyLine> = parse_key_lines(line.as_bytes()).collect();
             assert_eq!(lines.first().map(|line| line.options.as_str()), options, "{line:?}");
-            let seen = lines.first().map(|line| (line.decides(), line.is_unrestricted()));
+            let seen = lines.first().map(|line| (line.is_decisive(), line.is_unrestricted()));
             assert_eq!(seen, options.map(|_| (decides, unrestricted)), "{line:?}");
         }
         let rsa = include_str!("rsa3072.pub").trim_end().replace("ssh-rsa ", "rsa-sha2-512 ");
-        assert_eq!(key_lines(rsa.as_bytes()).count(), 1, "the name of a signature is one of its key's type");
+        assert_eq!(
+            parse_key_lines(rsa.as_bytes()).count(),
+            1,
+            "the name of a signature is one of its key's type"
+        );
     }
 
     /// KP-4.5, KP-5.3.
     #[test]
-    fn all_files_that_sshd_reads() {
+    fn key_files_are_checked_in_sshd_order() {
         let own = Path::new("/home/u/.ssh/authorized_keys");
-        let bound = pair("k", ED);
+        let bound = make_key_pair("k", ED);
         let known = std::slice::from_ref(&bound.public_key);
-        let block = String::from_utf8(render(&bound)).unwrap();
+        let block = String::from_utf8(render_key_block(&bound)).unwrap();
         // The shared file ahead, our file, the file behind: what is said of them.
         for (ahead, ours, behind, copy, still, way) in [
             ("", "", "", None, None, false),
@@ -519,31 +530,33 @@ mod tests {
             let expected = |place: Option<(&str, usize)>| place.map(|(file, line)| (file.to_owned(), line));
             let case = format!("{ahead:?} {ours:?} {behind:?}");
             assert_eq!(
-                told(restricted_copy(&files, own, known, &bound.public_key)),
+                told(check_restricted_copy(&files, own, known, &bound.public_key)),
                 expected(copy),
                 "{case}"
             );
-            let places = || key_places(&files, own, known);
-            assert_eq!(told(still_present(places(), &bound.public_key)), expected(still), "{case}");
-            assert_eq!(has_way_in(places()), way, "{case}");
+            let places = || locate_unmanaged_key_lines(&files, own, known);
+            assert_eq!(told(check_key_still_present(places(), &bound.public_key)), expected(still), "{case}");
+            assert_eq!(has_unrestricted_key(places()), way, "{case}");
         }
     }
 
     /// KP-5.5.
     #[test]
-    fn the_users_lines_in_our_block_stay() {
-        let bound = pair("k", ED);
-        let block = String::from_utf8(render(&bound)).unwrap();
+    fn user_lines_inside_managed_block_are_kept() {
+        let bound = make_key_pair("k", ED);
+        let block = String::from_utf8(render_key_block(&bound)).unwrap();
         let content = block.replace(&format!("{ED}\n"), &format!("{ED2} mine\n{ED}\n"));
-        let left = unbind(content.as_bytes(), std::slice::from_ref(&bound.public_key));
+        let left = detach_keys(content.as_bytes(), std::slice::from_ref(&bound.public_key));
         assert_eq!(String::from_utf8(left).unwrap(), format!("{ED2} mine\n"));
-        let again = bind(content.as_bytes(), std::slice::from_ref(&bound.public_key), &bound);
+        let again = attach_key(content.as_bytes(), std::slice::from_ref(&bound.public_key), &bound);
         assert_eq!(String::from_utf8(again).unwrap(), format!("{block}{ED2} mine\n"));
     }
 
     #[test]
-    fn what_still_lets_the_user_in() {
-        let first = |content: String| ways_in(key_lines(content.as_bytes())).next().map(|line| line.line);
+    fn admitting_lines_exclude_restricted_keys() {
+        let first = |content: String| {
+            filter_admitting_lines(parse_key_lines(content.as_bytes())).next().map(|line| line.line)
+        };
         let restricted = format!("command=\"x\" {ED}\n{ED}\n");
         assert_eq!(first(restricted), None, "the first line with a key captures it");
         assert_eq!(first(format!("no-agent-forwarding,no-X11-forwarding {ED}\n")), Some(1));
@@ -551,32 +564,33 @@ mod tests {
     }
 
     /// What is asked of a file of so many lines, in keys that are read or compared.
-    fn work(line: impl Fn(u32) -> String, count: u32) -> u64 {
+    fn count_key_operations(line: impl Fn(u32) -> String, count: u32) -> u64 {
         let own = Path::new("/keys");
-        let bound = pair("k", ED);
+        let bound = make_key_pair("k", ED);
         let known = std::slice::from_ref(&bound.public_key);
         let content: String = (0..count).map(line).collect();
-        let files = [(own.to_owned(), [render(&bound), content.clone().into_bytes()].concat())];
-        let before = counted::all();
+        let files = [(own.to_owned(), [render_key_block(&bound), content.clone().into_bytes()].concat())];
+        let before = counted::total();
         for known in [known, &[]] {
-            let _ = restricted_copy(&files, own, known, &bound.public_key);
-            let _ = still_present(key_places(&files, own, known), &bound.public_key);
-            let _ = has_way_in(key_places(&files, own, known));
-            let _ = ways_in(lines_without_ours(&files[0].1, known)).count();
-            let _ = unbind(&files[0].1, known);
-            let _ = unbind(content.as_bytes(), known);
+            let _ = check_restricted_copy(&files, own, known, &bound.public_key);
+            let _ =
+                check_key_still_present(locate_unmanaged_key_lines(&files, own, known), &bound.public_key);
+            let _ = has_unrestricted_key(locate_unmanaged_key_lines(&files, own, known));
+            let _ = filter_admitting_lines(unmanaged_key_lines(&files[0].1, known)).count();
+            let _ = detach_keys(&files[0].1, known);
+            let _ = detach_keys(content.as_bytes(), known);
         }
-        counted::all() - before
+        counted::total() - before
     }
 
     #[test]
-    fn ten_times_the_lines_are_ten_times_the_work() {
+    fn key_file_cost_grows_linearly() {
         let key = |number: u32| {
             let mut blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
             blob.extend(std::iter::repeat_n(number.to_be_bytes(), 8).flatten());
             format!("ssh-ed25519 {}", Base64::encode_string(&blob))
         };
-        let (begin, end) = (block::BEGIN, block::END);
+        let (begin, end) = (block::BEGIN_MARKER, block::END_MARKER);
         type Line<'l> = Box<dyn Fn(u32) -> String + 'l>;
         let shapes: [(&str, Line<'_>); 7] = [
             ("keys", Box::new(|n| format!("{}\n", key(n)))),
@@ -588,12 +602,12 @@ mod tests {
             ("blocks", Box::new(|n| format!("{begin} k\n{}\n{end} k\n", key(n)))),
         ];
         for (name, line) in shapes {
-            let (few, many) = (work(&line, 100), work(&line, 1000));
+            let (few, many) = (count_key_operations(&line, 100), count_key_operations(&line, 1000));
             assert!(few >= 100 && many <= 15 * few, "{name}: {few}, {many}");
         }
     }
 
-    fn files(marker: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
+    fn any_key_file(marker: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             Just(format!("{ED} a\n").into_bytes()),
             Just(format!("{ED2}\r\n").into_bytes()),
@@ -611,26 +625,26 @@ mod tests {
         /// Attach, then detach, gives back the same bytes, whatever they were.
         /// KP-5.6.
         #[test]
-        fn attach_then_detach_is_the_identity(content in files(b"# BEGIN somebody else\n")) {
-            prop_assume!(ours(&content, &[]).is_empty());
-            let bound = pair("my-test", &format!("{ED} me@laptop"));
-            let attached = bind(&content, &[], &bound);
-            prop_assert!(attached.starts_with(&render(&bound)));
-            prop_assert_eq!(&unbind(&attached, std::slice::from_ref(&bound.public_key)), &content);
-            prop_assert_eq!(&unbind(&attached, &[]), &content);
-            let again = bind(&attached, std::slice::from_ref(&bound.public_key), &bound);
+        fn attach_then_detach_restores_file(content in any_key_file(b"# BEGIN somebody else\n")) {
+            prop_assume!(find_managed_keys(&content, &[]).is_empty());
+            let bound = make_key_pair("my-test", &format!("{ED} me@laptop"));
+            let attached = attach_key(&content, &[], &bound);
+            prop_assert!(attached.starts_with(&render_key_block(&bound)));
+            prop_assert_eq!(&detach_keys(&attached, std::slice::from_ref(&bound.public_key)), &content);
+            prop_assert_eq!(&detach_keys(&attached, &[]), &content);
+            let again = attach_key(&attached, std::slice::from_ref(&bound.public_key), &bound);
             prop_assert_eq!(again, attached);
         }
 
         /// Whatever the file, a bound key is bound once, at the top, and no line of the user's is lost.
         /// KP-5.4, KP-5.5.
         #[test]
-        fn attach_over_anything(content in files(b"# BEGIN keypair-agent\n")) {
-            let bound = pair("my-test", ED);
-            let attached = bind(&content, std::slice::from_ref(&bound.public_key), &bound);
-            prop_assert_eq!(standing(&attached), Some(bound.clone()));
-            let kept = attached.len() - render(&bound).len();
-            let gone: usize = ours(&content, std::slice::from_ref(&bound.public_key)).iter().map(|s| s.bytes.len()).sum();
+        fn attach_to_any_file_binds_once_and_keeps_lines(content in any_key_file(b"# BEGIN keypair-agent\n")) {
+            let bound = make_key_pair("my-test", ED);
+            let attached = attach_key(&content, std::slice::from_ref(&bound.public_key), &bound);
+            prop_assert_eq!(find_block_key_pair(&attached), Some(bound.clone()));
+            let kept = attached.len() - render_key_block(&bound).len();
+            let gone: usize = find_managed_keys(&content, std::slice::from_ref(&bound.public_key)).iter().map(|s| s.bytes.len()).sum();
             prop_assert_eq!(kept + gone, content.len());
         }
     }

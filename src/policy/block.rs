@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::types::KeyName;
 
 /// How our blocks begin; a name may follow, and an explanation.
-pub const BEGIN: &str = "# BEGIN keypair-agent";
+pub const BEGIN_MARKER: &str = "# BEGIN keypair-agent";
 /// How our blocks end.
-pub const END: &str = "# END keypair-agent";
+pub const END_MARKER: &str = "# END keypair-agent";
 
 /// The UTF-8 byte order mark that some editors leave at the top of a file.
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -71,12 +71,12 @@ impl BlockEdit {
         found: Vec<Segment>,
         is_same: impl Fn(&[u8], &[u8]) -> bool,
     ) -> Option<Vec<u8>> {
-        let before = joined(&self.removed);
-        let current = joined(&found);
+        let before = join_segments(&self.removed);
+        let current = join_segments(&found);
         if is_same(&current, &before) {
             return Some(now.to_vec());
         }
-        is_same(&current, &self.inserted).then(|| ahead_of(&before, &without(now, found)))
+        is_same(&current, &self.inserted).then(|| prepend_lines(&before, &remove_segments(now, found)))
     }
 }
 
@@ -90,19 +90,19 @@ pub enum Marker {
 }
 
 /// What a line is, if it is a marker of ours.
-pub fn marker(line: &[u8]) -> Option<Marker> {
+pub fn parse_marker(line: &[u8]) -> Option<Marker> {
     let text = std::str::from_utf8(line).ok()?.trim();
     let rest_of =
         |mark: &str| text.strip_prefix(mark).filter(|rest| rest.is_empty() || rest.starts_with(' '));
-    if let Some(rest) = rest_of(BEGIN) {
+    if let Some(rest) = rest_of(BEGIN_MARKER) {
         return Some(Marker::Begin(rest.split_ascii_whitespace().next().and_then(|name| name.parse().ok())));
     }
-    rest_of(END).map(|_| Marker::End)
+    rest_of(END_MARKER).map(|_| Marker::End)
 }
 
 /// A line of a file: where it begins (behind a byte order mark) and its bytes, the newline among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Line<'a> {
+pub struct FileLine<'a> {
     /// Offset of its first byte.
     pub offset: usize,
     /// Its bytes.
@@ -110,27 +110,27 @@ pub struct Line<'a> {
 }
 
 /// The lines of a file.
-pub fn lines(content: &[u8]) -> impl Iterator<Item = Line<'_>> {
-    let mut offset = start(content);
+pub fn split_lines(content: &[u8]) -> impl Iterator<Item = FileLine<'_>> {
+    let mut offset = first_line_offset(content);
     content.get(offset..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n').map(move |bytes| {
-        let line = Line { offset, bytes };
+        let line = FileLine { offset, bytes };
         offset += bytes.len();
         line
     })
 }
 
 /// Where the first line begins.
-fn start(content: &[u8]) -> usize {
+fn first_line_offset(content: &[u8]) -> usize {
     if content.starts_with(BOM) { BOM.len() } else { 0 }
 }
 
 /// Whether the first line stands behind a byte order mark.
-pub fn has_mark(content: &[u8]) -> bool {
+pub fn has_bom(content: &[u8]) -> bool {
     content.starts_with(BOM)
 }
 
 /// A line that is a marker.
-struct Marked {
+struct MarkerLine {
     offset: usize,
     end: usize,
     begins: bool,
@@ -140,46 +140,46 @@ struct Marked {
 /// unbroken run of such lines beside a marker that has lost its other half. Lines of others are never in it.
 ///
 /// The file may have millions of lines: nothing is kept but of the markers, and each line is looked at a few times.
-pub fn find(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
-    let markers: Vec<Marked> = lines(content)
+pub fn find_block_segments(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
+    let markers: Vec<MarkerLine> = split_lines(content)
         .filter_map(|line| {
-            let begins = matches!(marker(line.bytes)?, Marker::Begin(_));
-            Some(Marked { offset: line.offset, end: line.offset + line.bytes.len(), begins })
+            let begins = matches!(parse_marker(line.bytes)?, Marker::Begin(_));
+            Some(MarkerLine { offset: line.offset, end: line.offset + line.bytes.len(), begins })
         })
         .collect();
     let between = |from: usize, to: usize| {
         let bytes = content.get(from..to).unwrap_or_default();
         let mut offset = from;
         bytes.split_inclusive(|byte| *byte == b'\n').map(move |bytes| {
-            let line = Line { offset, bytes };
+            let line = FileLine { offset, bytes };
             offset += bytes.len();
             line
         })
     };
-    let mut found = Found { content, segments: Vec::new() };
+    let mut found = SegmentCollector { content, segments: Vec::new() };
     let mut markers = markers.iter().peekable();
     while let Some(at) = markers.next() {
         if !at.begins {
-            let from = found.end().max(start(content));
-            let beside = last_lines(content, from, at.offset);
+            let from = found.end_offset().max(first_line_offset(content));
+            let beside = lines_reversed(content, from, at.offset);
             let first = beside.take_while(|line| is_ours(line.bytes)).last();
-            found.add(first.map_or(at.offset, |line| line.offset), at.end);
+            found.push_range(first.map_or(at.offset, |line| line.offset), at.end);
             continue;
         }
-        found.add(at.offset, at.end);
+        found.push_range(at.offset, at.end);
         match markers.next_if(|next| !next.begins) {
             Some(end) => {
                 for inner in between(at.end, end.offset) {
                     if is_ours(inner.bytes) {
-                        found.add(inner.offset, inner.offset + inner.bytes.len());
+                        found.push_range(inner.offset, inner.offset + inner.bytes.len());
                     }
                 }
-                found.add(end.offset, end.end);
+                found.push_range(end.offset, end.end);
             }
             None => {
                 let limit = markers.peek().map_or(content.len(), |next| next.offset);
                 for beside in between(at.end, limit).take_while(|line| is_ours(line.bytes)) {
-                    found.add(beside.offset, beside.offset + beside.bytes.len());
+                    found.push_range(beside.offset, beside.offset + beside.bytes.len());
                 }
             }
         }
@@ -188,42 +188,42 @@ pub fn find(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segme
 }
 
 /// The lines that `is_picked` picks, those beside each other as one segment.
-pub fn pick(content: &[u8], mut is_picked: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
-    let mut found = Found { content, segments: Vec::new() };
-    for line in lines(content).filter(|line| is_picked(line.bytes)) {
-        found.add(line.offset, line.offset + line.bytes.len());
+pub fn select_lines(content: &[u8], mut is_picked: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
+    let mut found = SegmentCollector { content, segments: Vec::new() };
+    for line in split_lines(content).filter(|line| is_picked(line.bytes)) {
+        found.push_range(line.offset, line.offset + line.bytes.len());
     }
     found.segments
 }
 
 /// The lines of a part of the file, which begins and ends with whole ones, the last one first.
-fn last_lines(content: &[u8], from: usize, mut to: usize) -> impl Iterator<Item = Line<'_>> {
+fn lines_reversed(content: &[u8], from: usize, mut to: usize) -> impl Iterator<Item = FileLine<'_>> {
     std::iter::from_fn(move || {
         let part = content.get(from..to).filter(|part| !part.is_empty())?;
         let before = part.get(..part.len() - 1).unwrap_or_default();
         let offset = from + before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let line = Line { offset, bytes: content.get(offset..to)? };
+        let line = FileLine { offset, bytes: content.get(offset..to)? };
         to = offset;
         Some(line)
     })
 }
 
 /// What is ours, in the order of its offsets.
-struct Found<'c> {
+struct SegmentCollector<'c> {
     content: &'c [u8],
     segments: Vec<Segment>,
 }
 
-impl Found<'_> {
+impl SegmentCollector<'_> {
     /// Where the last of it ends.
-    fn end(&self) -> usize {
+    fn end_offset(&self) -> usize {
         self.segments.last().map_or(0, |last| last.offset + last.bytes.len())
     }
 
     /// What follows the last of it directly is one with it.
-    fn add(&mut self, from: usize, to: usize) {
+    fn push_range(&mut self, from: usize, to: usize) {
         let bytes = self.content.get(from..to).unwrap_or_default();
-        let is_next = self.end() == from;
+        let is_next = self.end_offset() == from;
         match self.segments.last_mut() {
             Some(last) if is_next => last.bytes.extend_from_slice(bytes),
             _ => self.segments.push(Segment { offset: from, bytes: bytes.to_vec() }),
@@ -232,17 +232,17 @@ impl Found<'_> {
 }
 
 /// The bytes of these segments, one after the other.
-pub fn joined(segments: &[Segment]) -> Vec<u8> {
+pub fn join_segments(segments: &[Segment]) -> Vec<u8> {
     segments.iter().flat_map(|segment| segment.bytes.iter().copied()).collect()
 }
 
 /// A file without these segments of it.
-pub fn without(content: &[u8], segments: Vec<Segment>) -> Vec<u8> {
+pub fn remove_segments(content: &[u8], segments: Vec<Segment>) -> Vec<u8> {
     BlockEdit { removed: segments, inserted: Vec::new() }.apply(content)
 }
 
 /// Whole lines ahead of a file's rest: what had no newline was the last line, and is not any more.
-pub fn ahead_of(lines: &[u8], rest: &[u8]) -> Vec<u8> {
+pub fn prepend_lines(lines: &[u8], rest: &[u8]) -> Vec<u8> {
     let ends = lines.last().is_none_or(|last| *last == b'\n') || rest.is_empty();
     [lines, if ends { b"" } else { b"\n" }, rest].concat()
 }
@@ -276,16 +276,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn same(one: &[u8], other: &[u8]) -> bool {
+    fn is_equal(one: &[u8], other: &[u8]) -> bool {
         one == other
     }
 
-    fn ours(line: &[u8]) -> bool {
+    fn is_managed_line(line: &[u8]) -> bool {
         line.starts_with(b"ours")
     }
 
-    fn without_ours(content: &str) -> String {
-        let edit = BlockEdit { removed: find(content.as_bytes(), ours), inserted: Vec::new() };
+    fn remove_managed_lines(content: &str) -> String {
+        let edit = BlockEdit {
+            removed: find_block_segments(content.as_bytes(), is_managed_line),
+            inserted: Vec::new(),
+        };
         String::from_utf8(edit.apply(content.as_bytes())).unwrap()
     }
 
@@ -293,7 +296,7 @@ mod tests {
     const E: &str = "# END keypair-agent k\n";
 
     #[test]
-    fn only_ours_goes() {
+    fn removal_takes_only_managed_lines() {
         for (content, left) in [
             (format!("{B}ours\n{E}theirs\n"), "theirs\n"),
             (format!("theirs\n{B}ours\n{E}theirs"), "theirs\ntheirs"),
@@ -309,30 +312,31 @@ mod tests {
             ("ours\n# BEGIN keypair-agents\n".into(), "ours\n# BEGIN keypair-agents\n"),
             (format!("x\n{B}ours\n{}", E.trim_end()), "x\n"),
         ] {
-            assert_eq!(without_ours(&content), left, "{content:?}");
+            assert_eq!(remove_managed_lines(&content), left, "{content:?}");
         }
     }
 
     #[test]
-    fn an_edited_file_keeps_what_others_wrote() {
+    fn revert_of_edited_file_keeps_foreign_lines() {
         let edit = BlockEdit { removed: Vec::new(), inserted: format!("{B}ours\n{E}").into_bytes() };
         let now = format!("new\n{B}ours\n{E}old\n");
-        let found = find(now.as_bytes(), ours);
-        assert_eq!(edit.revert_edited(now.as_bytes(), found, same).unwrap(), b"new\nold\n");
+        let found = find_block_segments(now.as_bytes(), is_managed_line);
+        assert_eq!(edit.revert_edited(now.as_bytes(), found, is_equal).unwrap(), b"new\nold\n");
         // What was the last line, without a newline, is not any more.
         let without_newline = format!("{B}ours\n{}", E.trim_end());
         let content = without_newline.as_bytes();
-        let removal = BlockEdit { removed: find(content, ours), inserted: Vec::new() };
-        let back = removal.revert_edited(b"theirs\n", Vec::new(), same).unwrap();
+        let removal =
+            BlockEdit { removed: find_block_segments(content, is_managed_line), inserted: Vec::new() };
+        let back = removal.revert_edited(b"theirs\n", Vec::new(), is_equal).unwrap();
         assert_eq!(back, format!("{without_newline}\ntheirs\n").as_bytes());
-        assert_eq!(removal.revert_edited(b"", Vec::new(), same).unwrap(), content);
+        assert_eq!(removal.revert_edited(b"", Vec::new(), is_equal).unwrap(), content);
         let foreign = format!("{B}ours, changed\n{E}old\n");
-        let found = find(foreign.as_bytes(), ours);
-        assert_eq!(edit.revert_edited(foreign.as_bytes(), found, same), None);
-        assert_eq!(edit.revert_edited(b"new\nold\n", Vec::new(), same).unwrap(), b"new\nold\n");
+        let found = find_block_segments(foreign.as_bytes(), is_managed_line);
+        assert_eq!(edit.revert_edited(foreign.as_bytes(), found, is_equal), None);
+        assert_eq!(edit.revert_edited(b"new\nold\n", Vec::new(), is_equal).unwrap(), b"new\nold\n");
     }
 
-    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+    fn any_file_content() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             Just(B.as_bytes().to_vec()),
             Just(E.as_bytes().to_vec()),
@@ -347,20 +351,20 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn apply_has_an_inverse(content in pieces(), insert in any::<bool>()) {
+        fn block_edit_apply_then_revert_is_identity(content in any_file_content(), insert in any::<bool>()) {
             let inserted = if insert { format!("{B}ours\n{E}").into_bytes() } else { Vec::new() };
-            let edit = BlockEdit { removed: find(&content, ours), inserted };
+            let edit = BlockEdit { removed: find_block_segments(&content, is_managed_line), inserted };
             let edited = edit.apply(&content);
             prop_assert_eq!(edit.revert(&edited), Some(content));
         }
 
         #[test]
-        fn nothing_of_ours_stays(content in pieces()) {
-            let edit = BlockEdit { removed: find(&content, ours), inserted: Vec::new() };
+        fn removal_leaves_no_marker(content in any_file_content()) {
+            let edit = BlockEdit { removed: find_block_segments(&content, is_managed_line), inserted: Vec::new() };
             let left = edit.apply(&content);
             // A line behind a byte order mark in mid-file was none of ours; at the top it may look so.
-            let mut inner = lines(&left).filter(|line| line.offset != BOM.len());
-            prop_assert!(inner.all(|line| marker(line.bytes).is_none()));
+            let mut inner = split_lines(&left).filter(|line| line.offset != BOM.len());
+            prop_assert!(inner.all(|line| parse_marker(line.bytes).is_none()));
         }
     }
 }

@@ -13,7 +13,7 @@ use super::public_key::PublicKey;
 use super::signature::Envelope;
 use super::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
-pub use read::parse;
+pub use read::parse_command;
 
 /// Where a command came from; the console may leave out what the channel must say (KP-8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -177,7 +177,7 @@ impl std::error::Error for Unanswerable {}
 
 /// What could be told of a command, valid or not: enough to answer it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Received {
+pub struct ReceivedCommand {
     /// What identifies it.
     pub id: CommandId,
     /// Its action, where it names one.
@@ -194,7 +194,7 @@ pub struct Received {
     pub command: Result<Command, Refusal>,
 }
 
-impl From<Command> for Received {
+impl From<Command> for ReceivedCommand {
     fn from(command: Command) -> Self {
         Self {
             id: command.id.clone(),

@@ -7,10 +7,10 @@ use semver::{BuildMetadata, Version};
 use super::outcome::{Reason, Refusal};
 
 /// The oldest component that supports binding a key pair.
-pub const REQUIRED: Version = Version::new(3, 0, 1042);
+pub const MIN_COMPONENT_VERSION: Version = Version::new(3, 0, 1042);
 
 /// The most of `componentInfo.cfg` that is read: 64 KiB.
-pub const MAX_SIZE: usize = 64 * 1024;
+pub const MAX_COMPONENT_INFO_BYTES: usize = 64 * 1024;
 
 /// A component's version: as its file states it, and as it compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl ComponentVersion {
     /// # Errors
     /// The cause, in words that follow "the component's version is unreadable:".
     pub fn parse(content: &[u8]) -> Result<Self, String> {
-        if content.len() > MAX_SIZE {
+        if content.len() > MAX_COMPONENT_INFO_BYTES {
             return Err("the file is larger than 64 KiB".into());
         }
         let text = std::str::from_utf8(content).map_err(|_| "the file is not text")?;
@@ -39,8 +39,10 @@ impl ComponentVersion {
         if text.is_empty() {
             return Err("the file is empty".into());
         }
-        let stated = if text.starts_with('{') { from_json(text)? } else { from_lines(text)? };
-        let version = version(&stated).ok_or("the version is not of the form MAJOR.MINOR.BUILD[.HASH]")?;
+        let stated =
+            if text.starts_with('{') { find_version_in_json(text)? } else { find_version_in_lines(text)? };
+        let version = parse_component_version(&stated)
+            .ok_or("the version is not of the form MAJOR.MINOR.BUILD[.HASH]")?;
         Ok(Self { text: stated, version })
     }
 
@@ -48,18 +50,20 @@ impl ComponentVersion {
     ///
     /// # Errors
     /// `COMPONENT_TOO_OLD`, with both versions and the remedy.
-    pub fn gate(&self) -> Result<(), Refusal> {
-        if self.version.cmp_precedence(&REQUIRED).is_ge() {
+    pub fn check_minimum_version(&self) -> Result<(), Refusal> {
+        if self.version.cmp_precedence(&MIN_COMPONENT_VERSION).is_ge() {
             return Ok(());
         }
         Err(Refusal::new(
             Reason::ComponentTooOld,
-            format!("the platform component is {self}, and at least {REQUIRED} is needed; upgrade it"),
+            format!(
+                "the platform component is {self}, and at least {MIN_COMPONENT_VERSION} is needed; upgrade it"
+            ),
         ))
     }
 }
 
-fn from_json(text: &str) -> Result<String, String> {
+fn find_version_in_json(text: &str) -> Result<String, String> {
     let value: serde_json::Value =
         serde_json::from_str(text).map_err(|error| format!("it is not JSON (line {})", error.line()))?;
     match value.get("version") {
@@ -69,19 +73,19 @@ fn from_json(text: &str) -> Result<String, String> {
     }
 }
 
-fn from_lines(text: &str) -> Result<String, String> {
+fn find_version_in_lines(text: &str) -> Result<String, String> {
     let lines =
         || text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';']));
     let assigned = lines().find_map(|line| {
         let (key, value) = line.split_once(['=', ':'])?;
-        key.trim().eq_ignore_ascii_case("version").then(|| unquoted(value.trim()).to_owned())
+        key.trim().eq_ignore_ascii_case("version").then(|| strip_quotes(value.trim()).to_owned())
     });
     assigned
-        .or_else(|| lines().find(|line| version(line).is_some()).map(str::to_owned))
+        .or_else(|| lines().find(|line| parse_component_version(line).is_some()).map(str::to_owned))
         .ok_or_else(|| "it has neither a line 'version = …' nor a version alone on a line".into())
 }
 
-fn unquoted(text: &str) -> &str {
+fn strip_quotes(text: &str) -> &str {
     for quote in ['"', '\''] {
         if let Some(inner) = text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)) {
             return inner.trim();
@@ -91,7 +95,7 @@ fn unquoted(text: &str) -> &str {
 }
 
 /// `MAJOR.MINOR.BUILD[.HASH]` as a semantic version with the hash as build metadata.
-fn version(text: &str) -> Option<Version> {
+fn parse_component_version(text: &str) -> Option<Version> {
     let mut parts = text.splitn(4, '.');
     let mut number = || {
         let part = parts.next()?;
@@ -112,7 +116,7 @@ mod tests {
 
     /// KP-2.2.
     #[test]
-    fn formats() {
+    fn component_version_formats_are_parsed() {
         for (content, stated) in [
             ("3.0.1042", "3.0.1042"),
             ("3.0.1042.d89c570\n", "3.0.1042.d89c570"),
@@ -146,13 +150,14 @@ mod tests {
             assert!(ComponentVersion::parse(content.as_bytes()).is_err(), "{content:?}");
         }
         assert!(ComponentVersion::parse(&[0xff, 0xfe]).is_err());
-        assert!(ComponentVersion::parse(&vec![b'\n'; MAX_SIZE + 1]).is_err());
+        assert!(ComponentVersion::parse(&vec![b'\n'; MAX_COMPONENT_INFO_BYTES + 1]).is_err());
     }
 
     /// KP-2.3, KP-2.4.
     #[test]
-    fn order_is_numeric() {
-        let passes = |text: &str| ComponentVersion::parse(text.as_bytes()).unwrap().gate().is_ok();
+    fn component_version_order_is_numeric() {
+        let passes =
+            |text: &str| ComponentVersion::parse(text.as_bytes()).unwrap().check_minimum_version().is_ok();
         for new in ["3.0.1042", "3.0.1042.d89c570", "3.0.10420", "3.1.0", "10.0.0"] {
             assert!(passes(new), "{new}");
         }

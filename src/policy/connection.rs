@@ -3,11 +3,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::effective::Effective;
+use super::effective::EffectiveConfig;
 use super::observation::Connection;
 
 /// Addresses of nobody, the preferred one first: documentation (RFC 5737), benchmarking (RFC 2544), reserved.
-const NEUTRAL_V4: [Ipv4Addr; 8] = [
+const NEUTRAL_ADDRESSES_V4: [Ipv4Addr; 8] = [
     Ipv4Addr::new(192, 0, 2, 1),
     Ipv4Addr::new(198, 51, 100, 1),
     Ipv4Addr::new(203, 0, 113, 1),
@@ -19,7 +19,7 @@ const NEUTRAL_V4: [Ipv4Addr; 8] = [
 ];
 
 /// The same for IPv6: documentation (RFC 3849, RFC 9637), discard only (RFC 6666).
-const NEUTRAL_V6: [Ipv6Addr; 4] = [
+const NEUTRAL_ADDRESSES_V6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
     Ipv6Addr::new(0x2001, 0xdb8, 0x8000, 0, 0, 0, 0, 0x201),
     Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1),
@@ -27,12 +27,12 @@ const NEUTRAL_V6: [Ipv6Addr; 4] = [
 ];
 
 /// What stands for the listener's own address where it listens on all.
-const WILDCARD_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-const WILDCARD_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+const WILDCARD_STAND_IN_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const WILDCARD_STAND_IN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
 /// Where sshd listens, as `sshd -T` says it, in its order: the `listenaddress` lines. A zone (`%eth0`) and a
 /// routing domain are left out.
-pub fn listen_addresses(effective: &Effective) -> Vec<SocketAddr> {
+pub fn listen_addresses(effective: &EffectiveConfig) -> Vec<SocketAddr> {
     let parse = |line: &String| {
         let (host, port) = line.split_ascii_whitespace().next()?.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -44,7 +44,7 @@ pub fn listen_addresses(effective: &Effective) -> Vec<SocketAddr> {
 
 /// Whether sshd listens for such a connection: on its port, and for its address family (`AddressFamily`, `ListenAddress`).
 /// Where it names no address it listens for both.
-pub fn listens_for(effective: &Effective, connection: &Connection) -> bool {
+pub fn listens_for(effective: &EffectiveConfig, connection: &Connection) -> bool {
     let addresses = listen_addresses(effective);
     let is_its_own =
         |own: &SocketAddr| own.port() == connection.lport && own.is_ipv4() == connection.laddr.is_ipv4();
@@ -52,7 +52,7 @@ pub fn listens_for(effective: &Effective, connection: &Connection) -> bool {
 }
 
 /// The ports sshd listens on, those of `Port` first: an address may carry another port of its own.
-pub fn listening_ports(effective: &Effective) -> Vec<u16> {
+pub fn listening_ports(effective: &EffectiveConfig) -> Vec<u16> {
     let addresses = listen_addresses(effective);
     let listens =
         |port: &u16| addresses.is_empty() || addresses.iter().any(|address| address.port() == *port);
@@ -67,14 +67,24 @@ pub fn listening_ports(effective: &Effective) -> Vec<u16> {
 }
 
 /// A connection to ask by before it is known where sshd listens.
-pub fn anybody(user: &str) -> Connection {
-    let addr = IpAddr::V4(NEUTRAL_V4[0]);
-    Connection { user: user.to_owned(), host: addr.to_string(), addr, laddr: WILDCARD_V4.into(), lport: 22 }
+pub fn default_neutral_connection(user: &str) -> Connection {
+    let addr = IpAddr::V4(NEUTRAL_ADDRESSES_V4[0]);
+    Connection {
+        user: user.to_owned(),
+        host: addr.to_string(),
+        addr,
+        laddr: WILDCARD_STAND_IN_V4.into(),
+        lport: 22,
+    }
 }
 
 /// The connections that must all say what was asked; the first port's IPv4 one is the first. `hosts` are the
 /// host patterns that rules name.
-pub fn connections(user: &str, effective: &Effective, hosts: &[String]) -> Vec<Connection> {
+pub fn list_neutral_connections(
+    user: &str,
+    effective: &EffectiveConfig,
+    hosts: &[String],
+) -> Vec<Connection> {
     let listen = listen_addresses(effective);
     let of = |port: u16, addr: IpAddr, wildcard: IpAddr| {
         let own = || {
@@ -87,17 +97,19 @@ pub fn connections(user: &str, effective: &Effective, hosts: &[String]) -> Vec<C
         let laddr = laddr.filter(|own| !own.is_unspecified()).unwrap_or(wildcard);
         Connection { user: user.to_owned(), host: addr.to_string(), addr, laddr, lport: port }
     };
-    let v4 = neutral(&NEUTRAL_V4.map(IpAddr::V4), hosts);
-    let v6 = neutral(&NEUTRAL_V6.map(IpAddr::V6), hosts);
+    let v4 = pick_neutral_address(&NEUTRAL_ADDRESSES_V4.map(IpAddr::V4), hosts);
+    let v6 = pick_neutral_address(&NEUTRAL_ADDRESSES_V6.map(IpAddr::V6), hosts);
     listening_ports(effective)
         .into_iter()
-        .flat_map(|port| [of(port, v4, WILDCARD_V4.into()), of(port, v6, WILDCARD_V6.into())])
+        .flat_map(|port| {
+            [of(port, v4, WILDCARD_STAND_IN_V4.into()), of(port, v6, WILDCARD_STAND_IN_V6.into())]
+        })
         .collect()
 }
 
 /// From loopback, where sshd listens there: the address to connect to and the connection it is, for IPv4 ahead of
 /// IPv6, each on the first port that has it.
-pub fn loopbacks(user: &str, effective: &Effective) -> Vec<(SocketAddr, Connection)> {
+pub fn list_loopback_connections(user: &str, effective: &EffectiveConfig) -> Vec<(SocketAddr, Connection)> {
     let listen = listen_addresses(effective);
     let ports = listening_ports(effective);
     let of = |loopback: IpAddr| {
@@ -117,13 +129,13 @@ pub fn loopbacks(user: &str, effective: &Effective) -> Vec<(SocketAddr, Connecti
 }
 
 /// The first of `candidates` that no pattern names; the first of all where each is named.
-fn neutral<const N: usize>(candidates: &[IpAddr; N], hosts: &[String]) -> IpAddr {
-    let free = |addr: &&IpAddr| !hosts.iter().any(|pattern| names(pattern, **addr));
+fn pick_neutral_address<const N: usize>(candidates: &[IpAddr; N], hosts: &[String]) -> IpAddr {
+    let free = |addr: &&IpAddr| !hosts.iter().any(|pattern| pattern_names_address(pattern, **addr));
     candidates.iter().find(free).copied().unwrap_or(candidates[0])
 }
 
 /// Whether a pattern means this address among others but not all: itself, a network, a text with wildcards.
-fn names(pattern: &str, addr: IpAddr) -> bool {
+fn pattern_names_address(pattern: &str, addr: IpAddr) -> bool {
     let pattern = pattern.strip_prefix('!').unwrap_or(pattern);
     if let Ok(literal) = pattern.parse::<IpAddr>() {
         return literal == addr;
@@ -139,19 +151,22 @@ fn names(pattern: &str, addr: IpAddr) -> bool {
             _ => false,
         };
     }
-    let says_something = pattern.contains(|c: char| c.is_ascii_alphanumeric());
-    says_something && matches(pattern.as_bytes(), addr.to_string().as_bytes())
+    let has_literal = pattern.contains(|c: char| c.is_ascii_alphanumeric());
+    has_literal && matches_ssh_pattern(pattern.as_bytes(), addr.to_string().as_bytes())
 }
 
 /// ssh_config(5)'s patterns: `*` is any text, `?` one character.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
+fn matches_ssh_pattern(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) => {
-            matches(rest, text) || text.split_first().is_some_and(|(_, text)| matches(pattern, text))
+            matches_ssh_pattern(rest, text)
+                || text.split_first().is_some_and(|(_, text)| matches_ssh_pattern(pattern, text))
         }
-        (Some((b'?', rest)), Some((_, text))) => matches(rest, text),
-        (Some((want, rest)), Some((have, text))) => want.eq_ignore_ascii_case(have) && matches(rest, text),
+        (Some((b'?', rest)), Some((_, text))) => matches_ssh_pattern(rest, text),
+        (Some((want, rest)), Some((have, text))) => {
+            want.eq_ignore_ascii_case(have) && matches_ssh_pattern(rest, text)
+        }
         _ => false,
     }
 }
@@ -160,9 +175,9 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn shown(effective: &str, hosts: &[&str]) -> Vec<String> {
+    fn connection_summaries(effective: &str, hosts: &[&str]) -> Vec<String> {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        connections("root", &Effective::parse(effective), &hosts)
+        list_neutral_connections("root", &EffectiveConfig::parse(effective), &hosts)
             .into_iter()
             .map(|c| {
                 assert_eq!(c.host, c.addr.to_string());
@@ -173,13 +188,13 @@ mod tests {
 
     /// KP-6.6.
     #[test]
-    fn for_whom() {
+    fn neutral_connections_cover_ports_and_families() {
         let wild = "port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n";
-        assert_eq!(shown(wild, &[]), ["192.0.2.1 192.0.2.2 22", "2001:db8::1 2001:db8::2 22"]);
+        assert_eq!(connection_summaries(wild, &[]), ["192.0.2.1 192.0.2.2 22", "2001:db8::1 2001:db8::2 22"]);
         let several = "port 2222\nport 22\nlistenaddress [fe80::1%eth0]:2200 rdomain red\n\
                        listenaddress 127.0.0.1:22\nlistenaddress 10.0.0.5:22\nlistenaddress 10.0.0.5:2222\n";
         assert_eq!(
-            shown(several, &[]),
+            connection_summaries(several, &[]),
             [
                 "192.0.2.1 10.0.0.5 2222",
                 "2001:db8::1 2001:db8::2 2222",
@@ -191,18 +206,21 @@ mod tests {
         );
         // `Port` keeps its default where every ListenAddress has a port of its own.
         let own = "port 22\nlistenaddress 127.0.0.1:2299\n";
-        assert_eq!(shown(own, &[]), ["192.0.2.1 127.0.0.1 2299", "2001:db8::1 2001:db8::2 2299"]);
+        assert_eq!(
+            connection_summaries(own, &[]),
+            ["192.0.2.1 127.0.0.1 2299", "2001:db8::1 2001:db8::2 2299"]
+        );
     }
 
     #[test]
-    fn from_loopback() {
+    fn loopback_connections_follow_listen_addresses() {
         for (listen, expected) in [
             ("port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n", vec!["127.0.0.1:22", "[::1]:22"]),
             ("port 22\nlistenaddress 127.0.0.1:2222\n", vec!["127.0.0.1:2222"]),
             ("port 22\nport 23\nlistenaddress 10.0.0.5:22\nlistenaddress [::1]:23\n", vec!["[::1]:23"]),
             ("port 22\nlistenaddress 10.0.0.5:22\n", vec![]),
         ] {
-            let found = loopbacks("root", &Effective::parse(listen));
+            let found = list_loopback_connections("root", &EffectiveConfig::parse(listen));
             let found: Vec<String> = found.iter().map(|(address, _)| address.to_string()).collect();
             assert_eq!(found, expected, "{listen}");
         }
@@ -210,9 +228,9 @@ mod tests {
 
     /// KP-6.6.
     #[test]
-    fn addresses_that_no_rule_names() {
+    fn neutral_address_avoids_named_hosts() {
         let first = |hosts: &[&str]| {
-            let both = shown("port 22\n", hosts);
+            let both = connection_summaries("port 22\n", hosts);
             both.iter()
                 .map(|line| line.split(' ').next().unwrap_or("").to_owned())
                 .collect::<Vec<_>>()

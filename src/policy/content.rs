@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 /// Bytes that a clone does not copy.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct Content(Arc<Vec<u8>>);
+pub struct SharedBytes(Arc<Vec<u8>>);
 
-impl Content {
+impl SharedBytes {
     /// The bytes themselves, without a copy where nobody else has them.
     pub fn into_vec(self) -> Vec<u8> {
         Arc::try_unwrap(self.0).unwrap_or_else(|shared| shared.to_vec())
     }
 }
 
-impl From<Vec<u8>> for Content {
+impl From<Vec<u8>> for SharedBytes {
     fn from(bytes: Vec<u8>) -> Self {
         Self(Arc::new(bytes))
     }
 }
 
-impl Deref for Content {
+impl Deref for SharedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -29,13 +29,13 @@ impl Deref for Content {
     }
 }
 
-impl AsRef<[u8]> for Content {
+impl AsRef<[u8]> for SharedBytes {
     fn as_ref(&self) -> &[u8] {
         self
     }
 }
 
-impl fmt::Debug for Content {
+impl fmt::Debug for SharedBytes {
     /// Its size alone: key text never reaches a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Content({} bytes)", self.len())

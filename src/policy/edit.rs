@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authorized_keys;
 use super::block::{self, BlockEdit, Segment};
-use super::content::Content;
+use super::content::SharedBytes;
 use super::path_bytes;
 use super::public_key::PublicKey;
 use super::sshd_config;
@@ -32,10 +32,10 @@ pub enum FileKind {
 
 impl FileKind {
     /// What is ours in such a file.
-    pub fn ours(&self, content: &[u8]) -> Vec<Segment> {
+    pub fn find_managed_segments(&self, content: &[u8]) -> Vec<Segment> {
         match self {
-            Self::AuthorizedKeys { known, .. } => authorized_keys::ours(content, known),
-            Self::SshdConfig => sshd_config::ours_in_main(content),
+            Self::AuthorizedKeys { known, .. } => authorized_keys::find_managed_keys(content, known),
+            Self::SshdConfig => sshd_config::find_managed_in_main(content),
         }
     }
 }
@@ -43,7 +43,7 @@ impl FileKind {
 /// What is done to the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Change {
+pub enum FileChange {
     /// Our block in a file of somebody else's.
     Block(BlockEdit),
     /// A file that is ours as a whole: the drop-in.
@@ -55,14 +55,14 @@ pub enum Change {
         after: Option<String>,
         /// The bytes of `before`, where they are not UTF-8. Absent before 3.2, which reads the text alone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        raw_before: Option<Bytes>,
+        raw_before: Option<Base64Bytes>,
     },
 }
 
 /// Bytes, in base64.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Bytes(#[serde(with = "block::base64_bytes")] Vec<u8>);
+pub struct Base64Bytes(#[serde(with = "block::base64_bytes")] Vec<u8>);
 
 /// One file's edit, with the bytes it was planned on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,11 +72,11 @@ pub struct FileEdit {
     /// Whose it is.
     pub kind: FileKind,
     /// What is done.
-    pub change: Change,
+    pub change: FileChange,
     /// The bytes that were observed; `None` where there was no such file.
-    pub before: Option<Content>,
+    pub before: Option<SharedBytes>,
     /// The bytes that shall be; `None` where the file goes.
-    pub after: Option<Content>,
+    pub after: Option<SharedBytes>,
     /// The directory that is made for it.
     pub creates_directory: Option<PathBuf>,
     /// Of a key file: the mount point of the file system that it is on.
@@ -85,14 +85,19 @@ pub struct FileEdit {
 
 impl FileEdit {
     /// The edit of our block in `content`; `None` where it changes nothing.
-    pub fn block(path: &Path, kind: FileKind, content: Option<Content>, inserted: Vec<u8>) -> Option<Self> {
+    pub fn edit_block(
+        path: &Path,
+        kind: FileKind,
+        content: Option<SharedBytes>,
+        inserted: Vec<u8>,
+    ) -> Option<Self> {
         let present = content.as_deref().unwrap_or_default();
-        let edit = BlockEdit { removed: kind.ours(present), inserted };
+        let edit = BlockEdit { removed: kind.find_managed_segments(present), inserted };
         let after = edit.apply(present);
         (after != present).then(|| Self {
             path: path.to_owned(),
             kind,
-            change: Change::Block(edit),
+            change: FileChange::Block(edit),
             before: content,
             after: Some(after.into()),
             creates_directory: None,
@@ -101,17 +106,17 @@ impl FileEdit {
     }
 
     /// The edit of our drop-in; `None` where it changes nothing. A line of somebody else's in it is kept, behind ours.
-    pub fn drop_in(path: &Path, before: Option<&[u8]>, ours: Option<String>) -> Option<Self> {
-        let Some(content) = before.filter(|content| !sshd_config::is_ours_alone(content)) else {
-            return (before.is_some() || ours.is_some()).then(|| Self::whole(path, before, ours));
+    pub fn edit_drop_in(path: &Path, before: Option<&[u8]>, ours: Option<String>) -> Option<Self> {
+        let Some(content) = before.filter(|content| !sshd_config::has_only_managed_lines(content)) else {
+            return (before.is_some() || ours.is_some()).then(|| Self::replace_file(path, before, ours));
         };
         let inserted = ours.map(String::into_bytes).unwrap_or_default();
-        let edit = BlockEdit { removed: sshd_config::ours_in_drop_in(content), inserted };
+        let edit = BlockEdit { removed: sshd_config::find_managed_in_drop_in(content), inserted };
         let after = edit.apply(content);
         (after != content).then(|| Self {
             path: path.to_owned(),
             kind: FileKind::SshdConfig,
-            change: Change::Block(edit),
+            change: FileChange::Block(edit),
             before: Some(content.to_vec().into()),
             after: Some(after.into()),
             creates_directory: None,
@@ -120,16 +125,16 @@ impl FileEdit {
     }
 
     /// The edit of a file that is ours as a whole.
-    pub fn whole(path: &Path, before: Option<&[u8]>, after: Option<String>) -> Self {
+    pub fn replace_file(path: &Path, before: Option<&[u8]>, after: Option<String>) -> Self {
         Self {
             path: path.to_owned(),
             kind: FileKind::SshdConfig,
-            change: Change::Whole {
+            change: FileChange::Whole {
                 before: before.map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
                 after: after.clone(),
                 raw_before: before
                     .filter(|bytes| std::str::from_utf8(bytes).is_err())
-                    .map(|bytes| Bytes(bytes.to_vec())),
+                    .map(|bytes| Base64Bytes(bytes.to_vec())),
             },
             before: before.map(|bytes| bytes.to_vec().into()),
             after: after.map(|text| text.into_bytes().into()),
@@ -139,13 +144,13 @@ impl FileEdit {
     }
 
     /// What the state remembers of it.
-    pub fn intent(&self) -> FileIntent {
+    pub fn to_intent(&self) -> FileIntent {
         FileIntent {
             path: self.path.clone(),
             kind: self.kind.clone(),
             change: self.change.clone(),
-            hash_before: self.before.as_deref().map(ContentHash::of),
-            hash_after: self.after.as_deref().map(ContentHash::of),
+            hash_before: self.before.as_deref().map(ContentHash::from_content),
+            hash_after: self.after.as_deref().map(ContentHash::from_content),
             creates_directory: self.creates_directory.clone(),
             mount: self.mount.clone(),
         }
@@ -153,8 +158,8 @@ impl FileEdit {
 }
 
 /// Whether a block has this key.
-fn holds(block: &[u8], key: &PublicKey) -> bool {
-    authorized_keys::key_lines(block).any(|line| line.key == *key)
+fn block_contains_key(block: &[u8], key: &PublicKey) -> bool {
+    authorized_keys::parse_key_lines(block).any(|line| line.key == *key)
 }
 
 /// What undoes a [`FileEdit`]: what our things were, and hashes of the file before and after; never its bytes.
@@ -167,7 +172,7 @@ pub struct FileIntent {
     /// Whose it is.
     pub kind: FileKind,
     /// What was to be done.
-    pub change: Change,
+    pub change: FileChange,
     /// The file's hash before; `None` where there was none.
     pub hash_before: Option<ContentHash>,
     /// The file's hash after; `None` where it was to go.
@@ -184,35 +189,35 @@ pub struct FileIntent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inverse {
     /// It stands as it was, or nothing of ours is in it.
-    Nothing,
+    Unchanged,
     /// These bytes take its place.
     Replace(Vec<u8>),
     /// It was created by the edit and nobody touched it: it goes, and the directory made for it.
     Remove,
     /// Our block or drop-in is neither what it was nor what it was to be: somebody's change, left alone.
-    LeftAlone,
+    Conflict,
 }
 
 impl FileIntent {
     /// Whether it takes a key of ours away: undone, that lets in. Else it adds one, and undone, that goes.
-    pub fn takes_a_key(&self) -> bool {
-        matches!(&self.change, Change::Block(edit) if !edit.removed.is_empty())
+    pub fn removes_key(&self) -> bool {
+        matches!(&self.change, FileChange::Block(edit) if !edit.removed.is_empty())
     }
 
     /// Whether it puts this key there.
-    pub fn puts(&self, key: &PublicKey) -> bool {
-        matches!(&self.change, Change::Block(edit) if holds(&edit.inserted, key))
+    pub fn adds_key(&self, key: &PublicKey) -> bool {
+        matches!(&self.change, FileChange::Block(edit) if block_contains_key(&edit.inserted, key))
     }
 
     /// What is still due of taking it back where `bound` is what is bound now; `None` where nothing is: a key that it put
     /// there and that was bound again stays, and one that is not bound any more does not come back.
     #[must_use]
-    pub fn due(mut self, bound: Option<&PublicKey>) -> Option<Self> {
-        if bound.is_some_and(|bound| self.puts(bound)) {
+    pub fn pending_revert(mut self, bound: Option<&PublicKey>) -> Option<Self> {
+        if bound.is_some_and(|bound| self.adds_key(bound)) {
             return None;
         }
-        if let Change::Block(edit) = &mut self.change
-            && !bound.is_some_and(|bound| holds(&block::joined(&edit.removed), bound))
+        if let FileChange::Block(edit) = &mut self.change
+            && !bound.is_some_and(|bound| block_contains_key(&block::join_segments(&edit.removed), bound))
         {
             edit.removed.clear();
         }
@@ -220,16 +225,18 @@ impl FileIntent {
     }
 
     /// What is ours in the file, as it now stands.
-    pub fn ours(&self, now: &[u8]) -> Vec<Segment> {
+    pub fn find_managed_segments(&self, now: &[u8]) -> Vec<Segment> {
         match self.kind {
-            FileKind::SshdConfig if sshd_config::is_drop_in(&self.path) => sshd_config::ours_in_drop_in(now),
-            _ => self.kind.ours(now),
+            FileKind::SshdConfig if sshd_config::is_managed_drop_in(&self.path) => {
+                sshd_config::find_managed_in_drop_in(now)
+            }
+            _ => self.kind.find_managed_segments(now),
         }
     }
 
     /// Whether two forms of what is ours mean the same: of sshd's files the directives alone count.
-    fn is_same(&self, one: &[u8], other: &[u8]) -> bool {
-        let directives = sshd_config::directives_of_ours;
+    fn has_same_meaning(&self, one: &[u8], other: &[u8]) -> bool {
+        let directives = sshd_config::parse_managed_directives;
         match self.kind {
             FileKind::SshdConfig => {
                 one.is_empty() == other.is_empty() && directives(one) == directives(other)
@@ -240,52 +247,52 @@ impl FileIntent {
 
     /// The inverse of an edit of the whole drop-in, in which somebody wrote since: what is his stays, if what is ours in it
     /// is what the edit made of it.
-    fn revert_whole(&self, before: Option<&[u8]>, after: Option<&str>, now: &[u8]) -> Inverse {
-        let found = self.ours(now);
-        let current = block::joined(&found);
-        let ours = |content: &[u8]| block::joined(&self.ours(content));
-        if self.is_same(&current, &ours(before.unwrap_or_default())) {
-            return Inverse::Nothing;
+    fn revert_whole_file(&self, before: Option<&[u8]>, after: Option<&str>, now: &[u8]) -> Inverse {
+        let found = self.find_managed_segments(now);
+        let current = block::join_segments(&found);
+        let ours = |content: &[u8]| block::join_segments(&self.find_managed_segments(content));
+        if self.has_same_meaning(&current, &ours(before.unwrap_or_default())) {
+            return Inverse::Unchanged;
         }
-        if !self.is_same(&current, &ours(after.unwrap_or_default().as_bytes())) {
-            return Inverse::LeftAlone;
+        if !self.has_same_meaning(&current, &ours(after.unwrap_or_default().as_bytes())) {
+            return Inverse::Conflict;
         }
-        let rest = block::without(now, found);
+        let rest = block::remove_segments(now, found);
         match before {
             None if rest.iter().all(u8::is_ascii_whitespace) => Inverse::Remove,
-            before => Inverse::Replace(block::ahead_of(before.unwrap_or_default(), &rest)),
+            before => Inverse::Replace(block::prepend_lines(before.unwrap_or_default(), &rest)),
         }
     }
 
     /// The inverse on `now`; `None` where there is no such file.
     pub fn inverse(&self, now: Option<&[u8]>) -> Inverse {
-        let hash = now.map(ContentHash::of);
+        let hash = now.map(ContentHash::from_content);
         if hash == self.hash_before {
-            return Inverse::Nothing;
+            return Inverse::Unchanged;
         }
         let untouched = hash == self.hash_after;
         match (&self.change, now) {
             (_, Some(_)) if untouched && self.hash_before.is_none() => Inverse::Remove,
-            (Change::Block(edit), Some(now)) if untouched => match edit.revert(now) {
+            (FileChange::Block(edit), Some(now)) if untouched => match edit.revert(now) {
                 Some(before) => Inverse::Replace(before),
-                None => Inverse::LeftAlone,
+                None => Inverse::Conflict,
             },
-            (Change::Block(edit), Some(now)) => {
-                let is_same = |one: &[u8], other: &[u8]| self.is_same(one, other);
-                match edit.revert_edited(now, self.ours(now), is_same) {
-                    Some(edited) if edited == now => Inverse::Nothing,
+            (FileChange::Block(edit), Some(now)) => {
+                let is_same = |one: &[u8], other: &[u8]| self.has_same_meaning(one, other);
+                match edit.revert_edited(now, self.find_managed_segments(now), is_same) {
+                    Some(edited) if edited == now => Inverse::Unchanged,
                     Some(edited) => Inverse::Replace(edited),
-                    None => Inverse::LeftAlone,
+                    None => Inverse::Conflict,
                 }
             }
-            (Change::Block(_), None) => Inverse::Nothing,
-            (Change::Whole { before, after, raw_before }, now) => {
-                let raw = raw_before.as_ref().map(|Bytes(bytes)| bytes.as_slice());
+            (FileChange::Block(_), None) => Inverse::Unchanged,
+            (FileChange::Whole { before, after, raw_before }, now) => {
+                let raw = raw_before.as_ref().map(|Base64Bytes(bytes)| bytes.as_slice());
                 let before = raw.or(before.as_deref().map(str::as_bytes));
                 match (before, now) {
                     (Some(before), _) if untouched => Inverse::Replace(before.to_vec()),
-                    (before, Some(now)) => self.revert_whole(before, after.as_deref(), now),
-                    (_, None) => Inverse::LeftAlone,
+                    (before, Some(now)) => self.revert_whole_file(before, after.as_deref(), now),
+                    (_, None) => Inverse::Conflict,
                 }
             }
         }
@@ -297,33 +304,33 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn drop_in(before: Option<&str>, after: Option<&str>) -> FileIntent {
-        FileEdit::whole(
+    fn drop_in_intent(before: Option<&str>, after: Option<&str>) -> FileIntent {
+        FileEdit::replace_file(
             Path::new("/d/00-keypair-agent.conf"),
             before.map(str::as_bytes),
             after.map(str::to_owned),
         )
-        .intent()
+        .to_intent()
     }
 
     /// KP-7.4.
     #[test]
-    fn a_drop_in_goes_back_unless_somebody_touched_it() {
+    fn drop_in_revert_keeps_foreign_changes() {
         let (yes, no) = ("PasswordAuthentication yes\n", "PasswordAuthentication no\n");
         let theirs = "KbdInteractiveAuthentication no\nX11Forwarding no\n";
         let replace = |text: String| Inverse::Replace(text.into_bytes());
-        let made = drop_in(None, Some(no));
-        assert_eq!(made.inverse(None), Inverse::Nothing);
+        let made = drop_in_intent(None, Some(no));
+        assert_eq!(made.inverse(None), Inverse::Unchanged);
         assert_eq!(made.inverse(Some(no.as_bytes())), Inverse::Remove);
-        assert_eq!(made.inverse(Some(b"X11Forwarding no\n")), Inverse::Nothing);
-        assert_eq!(made.inverse(Some(theirs.as_bytes())), Inverse::LeftAlone);
-        let changed = drop_in(Some(yes), Some(no));
-        assert_eq!(changed.inverse(Some(yes.as_bytes())), Inverse::Nothing);
+        assert_eq!(made.inverse(Some(b"X11Forwarding no\n")), Inverse::Unchanged);
+        assert_eq!(made.inverse(Some(theirs.as_bytes())), Inverse::Conflict);
+        let changed = drop_in_intent(Some(yes), Some(no));
+        assert_eq!(changed.inverse(Some(yes.as_bytes())), Inverse::Unchanged);
         assert_eq!(changed.inverse(Some(no.as_bytes())), replace(yes.to_owned()));
-        assert_eq!(changed.inverse(Some(theirs.as_bytes())), Inverse::LeftAlone);
-        let removed = drop_in(Some(no), None);
+        assert_eq!(changed.inverse(Some(theirs.as_bytes())), Inverse::Conflict);
+        let removed = drop_in_intent(Some(no), None);
         assert_eq!(removed.inverse(None), replace(no.to_owned()));
-        assert_eq!(removed.inverse(Some(theirs.as_bytes())), Inverse::LeftAlone);
+        assert_eq!(removed.inverse(Some(theirs.as_bytes())), Inverse::Conflict);
         assert_eq!(removed.inverse(Some(b"# mine")), replace(format!("{no}# mine")));
         // What somebody wrote beside ours stays, whatever he did to our comments.
         let now = "# keypair-agent: x\nPasswordAuthentication no\n# mine";
@@ -332,67 +339,75 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_in_with_lines_of_somebody_elses() {
+    fn drop_in_edit_keeps_foreign_lines() {
         let path = Path::new("/d/00-keypair-agent.conf");
         let theirs = b"# caf\xe9\r\nX11Forwarding no\r\nMatch User bob\nPasswordAuthentication yes";
         let no = b"# keypair-agent: x\nPasswordAuthentication no\n".as_slice();
         let before = [no, theirs].concat();
         let yes = "# keypair-agent: y\nPasswordAuthentication yes\n";
-        let edit = FileEdit::drop_in(path, Some(&before), Some(yes.to_owned())).unwrap();
+        let edit = FileEdit::edit_drop_in(path, Some(&before), Some(yes.to_owned())).unwrap();
         let after = [yes.as_bytes(), theirs].concat();
         assert_eq!(edit.after.as_deref(), Some(after.as_slice()));
-        let read: FileIntent = serde_json::from_str(&serde_json::to_string(&edit.intent()).unwrap()).unwrap();
+        let read: FileIntent =
+            serde_json::from_str(&serde_json::to_string(&edit.to_intent()).unwrap()).unwrap();
         assert_eq!(read.inverse(Some(&after)), Inverse::Replace(before.clone()));
-        assert_eq!(read.inverse(Some(&before)), Inverse::Nothing);
+        assert_eq!(read.inverse(Some(&before)), Inverse::Unchanged);
         let edited = [yes.as_bytes(), b"UsePAM no\n", theirs].concat();
         assert_eq!(read.inverse(Some(&edited)), Inverse::Replace([no, b"UsePAM no\n", theirs].concat()));
         // Without ours, nothing but theirs is left, and then there is nothing to do.
-        let out = FileEdit::drop_in(path, Some(&before), None).unwrap();
+        let out = FileEdit::edit_drop_in(path, Some(&before), None).unwrap();
         assert_eq!(out.after.as_deref(), Some(theirs.as_slice()));
-        assert_eq!(out.intent().inverse(Some(theirs)), Inverse::Replace(before.clone()));
-        assert_eq!(FileEdit::drop_in(path, Some(theirs), None), None);
-        assert_eq!(FileEdit::drop_in(path, Some(no), None).unwrap().after, None);
-        assert_eq!(FileEdit::drop_in(path, None, None), None);
+        assert_eq!(out.to_intent().inverse(Some(theirs)), Inverse::Replace(before.clone()));
+        assert_eq!(FileEdit::edit_drop_in(path, Some(theirs), None), None);
+        assert_eq!(FileEdit::edit_drop_in(path, Some(no), None).unwrap().after, None);
+        assert_eq!(FileEdit::edit_drop_in(path, None, None), None);
     }
 
     /// KP-3.36.
     #[test]
-    fn bytes_that_are_no_text_come_back_in_both_formats() {
+    fn non_utf8_bytes_round_trip_in_both_formats() {
         let before = b"# caf\xe9\nPasswordAuthentication yes\n";
-        let edit =
-            FileEdit::whole(Path::new("/d/00-keypair-agent.conf"), Some(before), Some("ours\n".into()));
-        let written = serde_json::to_string(&edit.intent()).unwrap();
+        let edit = FileEdit::replace_file(
+            Path::new("/d/00-keypair-agent.conf"),
+            Some(before),
+            Some("ours\n".into()),
+        );
+        let written = serde_json::to_string(&edit.to_intent()).unwrap();
         let read: FileIntent = serde_json::from_str(&written).unwrap();
         assert_eq!(read.inverse(Some(b"ours\n")), Inverse::Replace(before.to_vec()));
         // 3.1.0 knows neither `rawBefore` nor `uid`; what it wrote is read.
         let old = r#"{"path":"/d/x","kind":"sshdConfig","change":{"whole":{"before":"old\n","after":null}},
                       "hashBefore":null,"hashAfter":null,"createsDirectory":null}"#;
         let old: FileIntent = serde_json::from_str(old).unwrap();
-        assert!(matches!(old.change, Change::Whole { raw_before: None, .. }));
+        assert!(matches!(old.change, FileChange::Whole { raw_before: None, .. }));
         let kind: FileKind = serde_json::from_str(r#"{"authorizedKeys":{"user":"u","known":[]}}"#).unwrap();
         assert_eq!(kind, FileKind::AuthorizedKeys { user: "u".into(), uid: None, known: Vec::new() });
         assert_eq!(serde_json::to_string(&kind).unwrap(), r#"{"authorizedKeys":{"user":"u","known":[]}}"#);
-        let text = serde_json::to_string(&drop_in(Some("old\n"), None).change).unwrap();
+        let text = serde_json::to_string(&drop_in_intent(Some("old\n"), None).change).unwrap();
         assert_eq!(text, r#"{"whole":{"before":"old\n","after":null}}"#);
     }
 
     /// KP-7.4.
     #[test]
-    fn a_block_goes_back_and_the_users_edit_stays() {
+    fn block_revert_keeps_user_edits() {
         let block = b"# BEGIN keypair-agent\nPasswordAuthentication no\n# END keypair-agent\n".to_vec();
-        let made =
-            FileEdit::block(Path::new("/c"), FileKind::SshdConfig, Some(b"Port 22\n".to_vec().into()), block)
-                .unwrap();
+        let made = FileEdit::edit_block(
+            Path::new("/c"),
+            FileKind::SshdConfig,
+            Some(b"Port 22\n".to_vec().into()),
+            block,
+        )
+        .unwrap();
         let after = made.after.clone().unwrap();
-        let intent = made.intent();
-        assert_eq!(intent.inverse(Some(b"Port 22\n")), Inverse::Nothing);
+        let intent = made.to_intent();
+        assert_eq!(intent.inverse(Some(b"Port 22\n")), Inverse::Unchanged);
         assert_eq!(intent.inverse(Some(&after)), Inverse::Replace(b"Port 22\n".to_vec()));
         let edited = [&after[..], b"UsePAM yes\n"].concat();
         assert_eq!(intent.inverse(Some(&edited)), Inverse::Replace(b"Port 22\nUsePAM yes\n".to_vec()));
-        assert_eq!(intent.inverse(Some(b"Port 22\nUsePAM yes\n")), Inverse::Nothing);
+        assert_eq!(intent.inverse(Some(b"Port 22\nUsePAM yes\n")), Inverse::Unchanged);
         let foreign =
             String::from_utf8(after.to_vec()).unwrap().replace("Authentication no", "Authentication yes");
-        assert_eq!(intent.inverse(Some(foreign.as_bytes())), Inverse::LeftAlone);
-        assert_eq!(intent.inverse(None), Inverse::Nothing);
+        assert_eq!(intent.inverse(Some(foreign.as_bytes())), Inverse::Conflict);
+        assert_eq!(intent.inverse(None), Inverse::Unchanged);
     }
 }

@@ -7,11 +7,11 @@ use super::outcome::EffectiveReport;
 
 /// A parsed answer of `sshd -T`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Effective {
+pub struct EffectiveConfig {
     lines: BTreeMap<String, Vec<String>>,
 }
 
-impl Effective {
+impl EffectiveConfig {
     /// Parses the output of `sshd -T`: one `keyword arguments` a line; a keyword may stand in several.
     pub fn parse(output: &str) -> Self {
         let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -41,13 +41,13 @@ impl Effective {
     }
 
     /// Whether every line but those with these keywords (lower case) is the same.
-    pub fn is_same_but_for(&self, other: &Self, keywords: &[&str]) -> bool {
+    pub fn is_equal_except(&self, other: &Self, keywords: &[&str]) -> bool {
         let counts = |(keyword, _): &(&String, &Vec<String>)| !keywords.contains(&keyword.as_str());
         self.lines.iter().filter(counts).eq(other.lines.iter().filter(counts))
     }
 
     /// Whether sshd knows this keyword.
-    pub fn knows(&self, keyword: &str) -> bool {
+    pub fn has_keyword(&self, keyword: &str) -> bool {
         self.lines.contains_key(keyword)
     }
 
@@ -63,7 +63,7 @@ impl Effective {
 
     /// The same with another value of one keyword (lower case).
     #[must_use]
-    pub fn with(&self, keyword: &str, value: &str) -> Self {
+    pub fn with_value(&self, keyword: &str, value: &str) -> Self {
         let mut changed = self.clone();
         changed.lines.insert(keyword.to_owned(), vec![value.to_owned()]);
         changed
@@ -82,7 +82,7 @@ impl Effective {
 
     /// Whether this sshd still has `ChallengeResponseAuthentication` as an option of its own (before 8.7).
     pub fn has_challenge_response(&self) -> bool {
-        self.knows("challengeresponseauthentication")
+        self.has_keyword("challengeresponseauthentication")
     }
 
     /// The lists of `AuthenticationMethods`, each of its methods; empty where any single method will do.
@@ -101,17 +101,17 @@ impl Effective {
 
     /// Which of the methods that are spoken of here sshd offers at first: those that are on and with which a list of
     /// AuthenticationMethods begins.
-    pub fn offered_methods(&self) -> Vec<Method> {
+    pub fn offered_methods(&self) -> Vec<AuthMethod> {
         let lists = self.authentication_methods();
         let firsts: Vec<&str> =
             lists.iter().filter_map(|list| list.first().and_then(|first| first.split(':').next())).collect();
-        let begins = |method: Method| lists.is_empty() || firsts.contains(&method.as_str());
-        let is_on = |method: &Method| match method {
-            Method::PublicKey => self.is_yes("pubkeyauthentication"),
-            Method::Password => self.password_authentication(),
-            Method::KeyboardInteractive => self.kbd_interactive_authentication(),
+        let begins = |method: AuthMethod| lists.is_empty() || firsts.contains(&method.as_str());
+        let is_on = |method: &AuthMethod| match method {
+            AuthMethod::PublicKey => self.is_yes("pubkeyauthentication"),
+            AuthMethod::Password => self.password_authentication(),
+            AuthMethod::KeyboardInteractive => self.kbd_interactive_authentication(),
         };
-        Method::ALL.into_iter().filter(|method| is_on(method) && begins(*method)).collect()
+        AuthMethod::ALL.into_iter().filter(|method| is_on(method) && begins(*method)).collect()
     }
 
     /// `Port`, each of them.
@@ -120,7 +120,7 @@ impl Effective {
     }
 
     /// What the result reports.
-    pub fn report(&self) -> EffectiveReport {
+    pub fn to_report(&self) -> EffectiveReport {
         EffectiveReport {
             password_authentication: self.password_authentication(),
             kbd_interactive_authentication: self.kbd_interactive_authentication(),
@@ -131,7 +131,7 @@ impl Effective {
 
 /// A method of authentication: RFC 4252, RFC 4256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
+pub enum AuthMethod {
     /// `publickey`.
     PublicKey,
     /// `password`.
@@ -140,7 +140,7 @@ pub enum Method {
     KeyboardInteractive,
 }
 
-impl Method {
+impl AuthMethod {
     /// Those that are spoken of here; sshd may offer others besides.
     pub const ALL: [Self; 3] = [Self::PublicKey, Self::Password, Self::KeyboardInteractive];
 
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_offered() {
+    fn offered_methods_follow_authentication_methods() {
         let on = "pubkeyauthentication yes\npasswordauthentication yes\nkbdinteractiveauthentication no\n";
         for (said, expected) in [
             (on.to_owned(), vec!["publickey", "password"]),
@@ -168,32 +168,32 @@ mod tests {
             (format!("{on}authenticationmethods any\n"), vec!["publickey", "password"]),
             ("kbdinteractiveauthentication yes\nauthenticationmethods keyboard-interactive:pam,publickey\n".to_owned(), vec!["keyboard-interactive"]),
         ] {
-            let offered: Vec<&str> = Effective::parse(&said).offered_methods().into_iter().map(Method::as_str).collect();
+            let offered: Vec<&str> = EffectiveConfig::parse(&said).offered_methods().into_iter().map(AuthMethod::as_str).collect();
             assert_eq!(offered, expected, "{said}");
         }
     }
 
     #[test]
-    fn reads_what_sshd_prints() {
-        let effective = Effective::parse(
+    fn sshd_output_is_parsed() {
+        let effective = EffectiveConfig::parse(
             "port 22\nport 2222\npasswordauthentication yes\nallowusers u\nallowusers root@10.0.0.0/8\n\
              kbdinteractiveauthentication no\npubkeyauthentication yes\nauthenticationmethods any\n",
         );
         assert_eq!(effective.ports(), [22, 2222]);
         assert_eq!(effective.words("allowusers"), ["u", "root@10.0.0.0/8"]);
         assert!(effective.method_suffices("publickey"));
-        assert!(effective.report().password_authentication);
-        assert!(!effective.report().kbd_interactive_authentication);
+        assert!(effective.to_report().password_authentication);
+        assert!(!effective.to_report().kbd_interactive_authentication);
     }
 
     #[test]
-    fn the_case_of_letters_does_not_matter() {
+    fn keyword_case_is_ignored() {
         let lower =
             "pubkeyauthentication yes\nauthenticationmethods any\nallowgroups domain admins\nport 2222\n";
         let upper =
             "PubkeyAuthentication Yes\nAuthenticationMethods Any\nAllowGroups domain admins\nPort 2222\n";
         for text in [lower, upper] {
-            let effective = Effective::parse(text);
+            let effective = EffectiveConfig::parse(text);
             assert!(
                 effective.is_yes("pubkeyauthentication") && effective.method_suffices("publickey"),
                 "{text}"
@@ -201,13 +201,13 @@ mod tests {
             assert_eq!(effective.values("allowgroups"), ["domain admins"], "a blank is part of the name");
             assert_eq!(effective.ports(), [2222]);
         }
-        assert!(Effective::parse("StrictModes No\n").is_no("strictmodes"));
-        assert!(Effective::parse("usepam yes\n").with("usepam", "no").is_no("usepam"));
+        assert!(EffectiveConfig::parse("StrictModes No\n").is_no("strictmodes"));
+        assert!(EffectiveConfig::parse("usepam yes\n").with_value("usepam", "no").is_no("usepam"));
     }
 
     #[test]
-    fn methods_that_suffice() {
-        let with = |methods: &str| Effective::parse(&format!("authenticationmethods {methods}\n"));
+    fn method_suffices_only_if_listed_alone() {
+        let with = |methods: &str| EffectiveConfig::parse(&format!("authenticationmethods {methods}\n"));
         assert!(with("publickey,password password").method_suffices("password"));
         assert!(!with("publickey,password").method_suffices("publickey"));
         assert!(!with("publickey,publickey").method_suffices("publickey"));
@@ -215,8 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn either_name_turns_keyboard_interactive_on() {
-        let old = Effective::parse("kbdinteractiveauthentication no\nchallengeresponseauthentication yes\n");
+    fn kbd_interactive_is_on_under_either_name() {
+        let old =
+            EffectiveConfig::parse("kbdinteractiveauthentication no\nchallengeresponseauthentication yes\n");
         assert!(old.kbd_interactive_authentication());
         assert!(old.has_challenge_response());
     }

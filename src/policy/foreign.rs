@@ -4,73 +4,73 @@
 use std::path::Path;
 
 /// The most characters of one foreign text in a message.
-pub const FOREIGN_MAX: usize = 200;
+pub const MAX_FOREIGN_CHARS: usize = 200;
 
 /// The most characters of a message, however many foreign texts are in it.
-pub const MESSAGE_MAX: usize = 2000;
+pub const MAX_MESSAGE_CHARS: usize = 2000;
 
 /// What stands where something was cut off.
-const CUT: char = '…';
+const ELLIPSIS: char = '…';
 
 /// A text on one line: control characters, which would end a line of a log or paint a terminal, are escaped, and those
 /// that turn the direction of a line.
-pub fn printable(text: &str) -> String {
+pub fn escape_unprintable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
-        push_printable(&mut line, character);
+        push_escaped(&mut line, character);
     }
     line
 }
 
-/// A foreign text as a message shows it: on one line, of [`FOREIGN_MAX`] characters at most.
-pub fn foreign(text: &str) -> String {
-    cut_printable(text, FOREIGN_MAX)
+/// A foreign text as a message shows it: on one line, of [`MAX_FOREIGN_CHARS`] characters at most.
+pub fn sanitize_text(text: &str) -> String {
+    truncate_escaped(text, MAX_FOREIGN_CHARS)
 }
 
 /// A foreign path, likewise. Bytes that are not UTF-8 show as U+FFFD.
-pub fn foreign_path(path: &Path) -> String {
-    foreign(&path.to_string_lossy())
+pub fn sanitize_path(path: &Path) -> String {
+    sanitize_text(&path.to_string_lossy())
 }
 
-/// A whole message: on one line, of [`MESSAGE_MAX`] characters at most. No word of ours is as long as a foreign text may be, so a
+/// A whole message: on one line, of [`MAX_MESSAGE_CHARS`] characters at most. No word of ours is as long as a foreign text may be, so a
 /// longer one (a path, a name) is cut as such a text.
-pub fn message(text: &str) -> String {
-    let text = printable(text);
+pub fn sanitize_message(text: &str) -> String {
+    let text = escape_unprintable(text);
     let mut shown = String::with_capacity(text.len());
     for word in text.split_inclusive(' ') {
         let bare = word.trim_end_matches(' ');
-        match bare.chars().nth(FOREIGN_MAX) {
+        match bare.chars().nth(MAX_FOREIGN_CHARS) {
             None => shown.push_str(word),
             Some(_) => {
-                shown.push_str(&cut(bare, FOREIGN_MAX));
+                shown.push_str(&truncate_chars(bare, MAX_FOREIGN_CHARS));
                 shown.push_str(&word[bare.len()..]);
             }
         }
     }
-    cut(&shown, MESSAGE_MAX)
+    truncate_chars(&shown, MAX_MESSAGE_CHARS)
 }
 
 /// The text, or its beginning and a sign that there was more.
-pub fn cut(text: &str, most: usize) -> String {
+pub fn truncate_chars(text: &str, most: usize) -> String {
     match text.chars().nth(most) {
         None => text.to_owned(),
-        Some(_) => text.chars().take(most.saturating_sub(1)).chain([CUT]).collect(),
+        Some(_) => text.chars().take(most.saturating_sub(1)).chain([ELLIPSIS]).collect(),
     }
 }
 
 /// Escapes no more than is shown, and cuts no escape in two.
-fn cut_printable(text: &str, most: usize) -> String {
+fn truncate_escaped(text: &str, most: usize) -> String {
     let mut shown = String::new();
     let mut length = 0;
     // Where to end so that the sign has room.
     let mut end = 0;
     for character in text.chars() {
         let from = shown.len();
-        push_printable(&mut shown, character);
+        push_escaped(&mut shown, character);
         length += shown[from..].chars().count();
         if length > most {
             shown.truncate(end);
-            shown.push(CUT);
+            shown.push(ELLIPSIS);
             return shown;
         }
         if length < most {
@@ -80,7 +80,7 @@ fn cut_printable(text: &str, most: usize) -> String {
     shown
 }
 
-fn push_printable(line: &mut String, character: char) {
+fn push_escaped(line: &mut String, character: char) {
     // Line and paragraph separators, and what turns or hides the direction: they show another text than there is.
     let misleads =
         matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -97,9 +97,9 @@ mod tests {
 
     /// KP-3.33.
     #[test]
-    fn what_is_short_stays_and_what_is_long_is_cut() {
-        assert_eq!(foreign("Match User bob"), "Match User bob");
-        assert_eq!(foreign("a\nb\u{1b}[31m\u{202e}c"), "a\\nb\\u{1b}[31m\\u{202e}c");
+    fn long_text_is_truncated_and_escaped() {
+        assert_eq!(sanitize_text("Match User bob"), "Match User bob");
+        assert_eq!(sanitize_text("a\nb\u{1b}[31m\u{202e}c"), "a\\nb\\u{1b}[31m\\u{202e}c");
         for (text, expected) in [
             ("x".repeat(200), "x".repeat(200)),
             ("x".repeat(201), format!("{}…", "x".repeat(199))),
@@ -107,20 +107,23 @@ mod tests {
             // An escape is five characters here: none is cut in two.
             ("\u{1}".repeat(41), format!("{}…", "\\u{1}".repeat(39))),
         ] {
-            let shown = foreign(&text);
+            let shown = sanitize_text(&text);
             assert_eq!(shown, expected);
-            assert!(shown.chars().count() <= FOREIGN_MAX);
+            assert!(shown.chars().count() <= MAX_FOREIGN_CHARS);
         }
-        assert_eq!(foreign_path(Path::new(&format!("/{}", "d".repeat(4000)))).chars().count(), FOREIGN_MAX);
+        assert_eq!(
+            sanitize_path(Path::new(&format!("/{}", "d".repeat(4000)))).chars().count(),
+            MAX_FOREIGN_CHARS
+        );
     }
 
     #[test]
-    fn a_message_is_bounded_whatever_is_in_it() {
+    fn message_length_is_bounded() {
         let long = "/p".repeat(2000);
-        let shown = message(&format!("{long}: it cannot be read; {long} is too long"));
+        let shown = sanitize_message(&format!("{long}: it cannot be read; {long} is too long"));
         assert!(shown.contains("… it cannot be read"), "{shown}");
         assert!(shown.ends_with("… is too long") && shown.chars().count() < 500, "{shown}");
-        assert_eq!(message(&"word ".repeat(10_000)).chars().count(), MESSAGE_MAX);
-        assert_eq!(message("as it is;  with two blanks\n"), "as it is;  with two blanks\\n");
+        assert_eq!(sanitize_message(&"word ".repeat(10_000)).chars().count(), MAX_MESSAGE_CHARS);
+        assert_eq!(sanitize_message("as it is;  with two blanks\n"), "as it is;  with two blanks\\n");
     }
 }

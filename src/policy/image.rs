@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::sshd_config::{DROP_IN, Place};
+use super::sshd_config::{DROP_IN_NAME, Place};
 
 /// What was seen of the things that every clone gets.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Image {
+pub struct ImageFacts {
     /// machine-id(5)'s bytes; `None` where there is no such file.
     pub machine_id: Option<Vec<u8>>,
     /// D-Bus's copy of it, where that is a file of its own with something in it.
@@ -25,7 +25,7 @@ pub struct Image {
 
 /// What the judgement needs to know of the agent's own side.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Setting {
+pub struct ImageLintContext {
     /// Whether the key lets root in.
     pub target_is_root: bool,
     /// Where the password setting will go, where that can be told.
@@ -34,7 +34,7 @@ pub struct Setting {
 
 /// One thing that a clone would have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct ImageFinding {
     /// What it is about.
     pub name: &'static str,
     /// Whether it is as it should be.
@@ -47,16 +47,16 @@ pub struct Finding {
     pub line: Option<usize>,
 }
 
-impl Finding {
-    fn well(name: &'static str, message: impl Into<String>) -> Self {
+impl ImageFinding {
+    fn pass(name: &'static str, message: impl Into<String>) -> Self {
         Self { name, is_well: true, message: message.into(), file: None, line: None }
     }
 
-    fn wrong(name: &'static str, message: impl Into<String>) -> Self {
-        Self { is_well: false, ..Self::well(name, message) }
+    fn fail(name: &'static str, message: impl Into<String>) -> Self {
+        Self { is_well: false, ..Self::pass(name, message) }
     }
 
-    fn at(mut self, file: impl AsRef<Path>, line: Option<usize>) -> Self {
+    fn with_location(mut self, file: impl AsRef<Path>, line: Option<usize>) -> Self {
         self.file = Some(file.as_ref().to_owned());
         self.line = line;
         self
@@ -64,46 +64,48 @@ impl Finding {
 }
 
 /// All that is worth saying of an image, the good things among it.
-pub fn judge(image: &Image, setting: &Setting) -> Vec<Finding> {
-    let mut findings = machine_id(image);
-    findings.extend(host_keys(image));
+pub fn lint_image(image: &ImageFacts, setting: &ImageLintContext) -> Vec<ImageFinding> {
+    let mut findings = lint_machine_id(image);
+    findings.extend(lint_host_keys(image));
     if let Some(files) = &image.cloud_init {
-        findings.extend(password_login(files, setting.place.as_ref()));
-        findings.extend(setting.target_is_root.then(|| root(files)).flatten());
+        findings.extend(lint_ssh_pwauth(files, setting.place.as_ref()));
+        findings.extend(setting.target_is_root.then(|| lint_disable_root(files)).flatten());
     }
-    findings.extend(image.unseen.iter().map(|why| Finding::wrong("not looked at", why)));
+    findings.extend(image.unseen.iter().map(|why| ImageFinding::fail("not looked at", why)));
     findings
 }
 
-fn machine_id(image: &Image) -> Vec<Finding> {
+fn lint_machine_id(image: &ImageFacts) -> Vec<ImageFinding> {
     const NAME: &str = "machine-id";
     const FILE: &str = "/etc/machine-id";
     let own = match image.machine_id.as_deref().map(<[u8]>::trim_ascii) {
-        None => Finding::well(NAME, "there is none: each clone makes its own"),
-        Some(b"" | b"uninitialized") => Finding::well(NAME, "it is not set: each clone makes its own"),
-        Some(_) => Finding::wrong(NAME, format!("every clone would have this one; truncate -s 0 {FILE}")),
+        None => ImageFinding::pass(NAME, "there is none: each clone makes its own"),
+        Some(b"" | b"uninitialized") => ImageFinding::pass(NAME, "it is not set: each clone makes its own"),
+        Some(_) => ImageFinding::fail(NAME, format!("every clone would have this one; truncate -s 0 {FILE}")),
     };
     let copy = image.dbus_machine_id.as_ref().map(|file| {
         let text =
             "D-Bus's copy is a file of its own, and systemd gives it to a clone whose machine-id is empty";
-        Finding::wrong(NAME, format!("{text}; ln -sf {FILE} {}", file.display())).at(file, None)
+        ImageFinding::fail(NAME, format!("{text}; ln -sf {FILE} {}", file.display()))
+            .with_location(file, None)
     });
-    std::iter::once(own.at(FILE, None)).chain(copy).collect()
+    std::iter::once(own.with_location(FILE, None)).chain(copy).collect()
 }
 
-fn host_keys(image: &Image) -> Option<Finding> {
+fn lint_host_keys(image: &ImageFacts) -> Option<ImageFinding> {
     const NAME: &str = "host keys";
     let deletes = image.cloud_init.as_deref().map(|files| {
-        let setting = last(files, "ssh_deletekeys");
-        setting.is_none_or(|setting| !setting.is_nothing())
+        let setting = find_last_scalar(files, "ssh_deletekeys");
+        setting.is_none_or(|setting| !setting.is_falsy())
     });
     let Some(first) = image.host_keys.first() else {
         return Some(match (deletes, &image.key_maker) {
-            (Some(_), _) => Finding::well(NAME, "there are none: cloud-init makes them in each clone"),
-            (None, Some(unit)) => {
-                Finding::well(NAME, format!("there are none: {} makes them in each clone", unit.display()))
-            }
-            (None, None) => Finding::wrong(
+            (Some(_), _) => ImageFinding::pass(NAME, "there are none: cloud-init makes them in each clone"),
+            (None, Some(unit)) => ImageFinding::pass(
+                NAME,
+                format!("there are none: {} makes them in each clone", unit.display()),
+            ),
+            (None, None) => ImageFinding::fail(
                 NAME,
                 "there are none, and nothing was seen that makes them at a clone's first boot: its sshd will not \
                  start; add a unit that runs `ssh-keygen -A` before it",
@@ -111,7 +113,7 @@ fn host_keys(image: &Image) -> Option<Finding> {
         });
     };
     let again = match (deletes, &image.key_maker) {
-        (Some(true), _) => return Some(Finding::well(NAME, "cloud-init makes others in each clone")),
+        (Some(true), _) => return Some(ImageFinding::pass(NAME, "cloud-init makes others in each clone")),
         (Some(false), _) => {
             "cloud-init, which leaves these alone (`ssh_deletekeys`), makes new ones".to_owned()
         }
@@ -125,13 +127,13 @@ fn host_keys(image: &Image) -> Option<Finding> {
     let directory = first.parent().unwrap_or(Path::new("/")).display();
     let count = image.host_keys.len();
     let text = format!("every clone would have these {count}; rm {directory}/ssh_host_*, and {again}");
-    Some(Finding::wrong(NAME, text).at(first, None))
+    Some(ImageFinding::fail(NAME, text).with_location(first, None))
 }
 
 /// `ssh_pwauth` is written to sshd's files once an instance, late in its first boot.
-fn password_login(files: &[(PathBuf, Vec<u8>)], place: Option<&Place>) -> Option<Finding> {
+fn lint_ssh_pwauth(files: &[(PathBuf, Vec<u8>)], place: Option<&Place>) -> Option<ImageFinding> {
     const NAME: &str = "cloud-init ssh_pwauth";
-    let setting = last(files, "ssh_pwauth")?;
+    let setting = find_last_scalar(files, "ssh_pwauth")?;
     let value = match (setting.is_true(), setting.is_false()) {
         (true, _) => "yes",
         (_, true) => "no",
@@ -144,17 +146,17 @@ fn password_login(files: &[(PathBuf, Vec<u8>)], place: Option<&Place>) -> Option
             main.display()
         ),
         Some(Place::DropIn(_)) => {
-            format!("{sets}; it holds until a command says otherwise: {DROP_IN} is read ahead of it")
+            format!("{sets}; it holds until a command says otherwise: {DROP_IN_NAME} is read ahead of it")
         }
         None => sets,
     };
     let text = format!("{does}; `ssh_pwauth: unchanged` leaves it to the platform");
-    Some(Finding::wrong(NAME, text).at(setting.file, Some(setting.line)))
+    Some(ImageFinding::fail(NAME, text).with_location(setting.file, Some(setting.line)))
 }
 
 /// `disable_root` is on unless it is switched off.
-fn root(files: &[(PathBuf, Vec<u8>)]) -> Option<Finding> {
-    let setting = last(files, "disable_root");
+fn lint_disable_root(files: &[(PathBuf, Vec<u8>)]) -> Option<ImageFinding> {
+    let setting = find_last_scalar(files, "disable_root");
     if setting.as_ref().is_some_and(|setting| !setting.is_true()) {
         return None;
     }
@@ -163,22 +165,22 @@ fn root(files: &[(PathBuf, Vec<u8>)]) -> Option<Finding> {
         "the keys that it is given go into root's file with `command=` in front{by}: ours stands ahead and decides \
          (RESTRICTED_COPY), and is shut out again once it is detached; `disable_root: false` lets them in as they are"
     );
-    let finding = Finding::wrong("cloud-init disable_root", text);
+    let finding = ImageFinding::fail("cloud-init disable_root", text);
     Some(match setting {
-        Some(setting) => finding.at(setting.file, Some(setting.line)),
+        Some(setting) => finding.with_location(setting.file, Some(setting.line)),
         None => finding,
     })
 }
 
 /// A key of cloud-init's configuration, its value in lower case and without quotes.
 #[derive(Debug, PartialEq, Eq)]
-struct Scalar<'a> {
+struct YamlScalar<'a> {
     file: &'a Path,
     line: usize,
     value: String,
 }
 
-impl Scalar<'_> {
+impl YamlScalar<'_> {
     fn is_true(&self) -> bool {
         ["true", "1", "on", "yes"].contains(&self.value.as_str())
     }
@@ -188,7 +190,7 @@ impl Scalar<'_> {
     }
 
     /// What a language of scripts takes for no.
-    fn is_nothing(&self) -> bool {
+    fn is_falsy(&self) -> bool {
         self.is_false() || ["", "null", "~"].contains(&self.value.as_str())
     }
 }
@@ -196,7 +198,7 @@ impl Scalar<'_> {
 /// The last value of a top-level key, which is the one that counts. No YAML is read but lines of the form `key: value`
 /// that are not indented: neither a file in braces nor an anchor, a template or `merge_how` is understood, and what a
 /// clone gets as user data wins over all of it.
-fn last<'a>(files: &'a [(PathBuf, Vec<u8>)], key: &str) -> Option<Scalar<'a>> {
+fn find_last_scalar<'a>(files: &'a [(PathBuf, Vec<u8>)], key: &str) -> Option<YamlScalar<'a>> {
     let mut found = None;
     for (file, content) in files {
         for (index, line) in String::from_utf8_lossy(content).lines().enumerate() {
@@ -204,14 +206,14 @@ fn last<'a>(files: &'a [(PathBuf, Vec<u8>)], key: &str) -> Option<Scalar<'a>> {
                 && name.trim_end().trim_matches(['"', '\'']) == key
                 && (value.is_empty() || value.starts_with([' ', '\t']))
             {
-                found = Some(Scalar { file, line: index + 1, value: scalar(value) });
+                found = Some(YamlScalar { file, line: index + 1, value: normalize_scalar(value) });
             }
         }
     }
     found
 }
 
-fn scalar(text: &str) -> String {
+fn normalize_scalar(text: &str) -> String {
     let text = text.trim_start();
     let value = match text.chars().next() {
         Some(quote @ ('"' | '\'')) => text[1..].split(quote).next().unwrap_or_default(),
@@ -231,17 +233,17 @@ mod tests {
     }
 
     /// An image with nothing to say about.
-    fn clean() -> Image {
-        Image { key_maker: Some("/u/sshd-keygen@.service".into()), ..Image::default() }
+    fn clean_image() -> ImageFacts {
+        ImageFacts { key_maker: Some("/u/sshd-keygen@.service".into()), ..ImageFacts::default() }
     }
 
-    fn wrong(image: &Image, setting: &Setting) -> Vec<(&'static str, String)> {
-        let findings = judge(image, setting).into_iter().filter(|finding| !finding.is_well);
+    fn failed_findings(image: &ImageFacts, setting: &ImageLintContext) -> Vec<(&'static str, String)> {
+        let findings = lint_image(image, setting).into_iter().filter(|finding| !finding.is_well);
         findings.map(|finding| (finding.name, finding.message)).collect()
     }
 
     #[test]
-    fn machine_ids() {
+    fn machine_id_kept_in_image_is_reported() {
         for (id, copy, count) in [
             (None, None, 0),
             (Some(""), None, 0),
@@ -251,16 +253,19 @@ mod tests {
             (Some("anything"), Some("/var/lib/dbus/machine-id"), 2),
             (Some(""), Some("/var/lib/dbus/machine-id"), 1),
         ] {
-            let image =
-                Image { machine_id: id.map(Into::into), dbus_machine_id: copy.map(Into::into), ..clean() };
-            let seen = wrong(&image, &Setting::default());
+            let image = ImageFacts {
+                machine_id: id.map(Into::into),
+                dbus_machine_id: copy.map(Into::into),
+                ..clean_image()
+            };
+            let seen = failed_findings(&image, &ImageLintContext::default());
             assert_eq!(seen.len(), count, "{id:?} {copy:?} {seen:?}");
             assert!(seen.iter().all(|(name, text)| *name == "machine-id" && text.contains("; ")), "{seen:?}");
         }
     }
 
     #[test]
-    fn keys_of_the_host() {
+    fn host_keys_kept_in_image_are_reported() {
         let some = vec![PathBuf::from("/etc/ssh/ssh_host_ed25519_key")];
         let unit = Some(PathBuf::from("/u/keys.service"));
         let none = Vec::new();
@@ -276,13 +281,13 @@ mod tests {
             (&none, &unit, None, None),
             (&none, &None, None, Some("its sshd will not start")),
         ] {
-            let image = Image {
+            let image = ImageFacts {
                 host_keys: keys.clone(),
                 key_maker: unit.clone(),
                 cloud_init: cloud_init.map(config),
-                ..Image::default()
+                ..ImageFacts::default()
             };
-            let seen = wrong(&image, &Setting::default());
+            let seen = failed_findings(&image, &ImageLintContext::default());
             let found = seen.first().map(|(_, text)| text.as_str());
             assert_eq!(found.is_some(), said.is_some(), "{cloud_init:?} {seen:?}");
             assert!(said.is_none_or(|said| found.unwrap().contains(said)), "{said:?} {seen:?}");
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_cloud_init() {
+    fn cloud_init_settings_are_reported() {
         let drop_in = Some(Place::DropIn("/etc/ssh/sshd_config.d/00-keypair-agent.conf".into()));
         let top = Some(Place::TopBlock("/etc/ssh/sshd_config".into()));
         for (text, root, place, said) in [
@@ -311,8 +316,9 @@ mod tests {
             ("users:\n", true, &drop_in, vec!["its default"]),
             ("disable_root: true\n", false, &drop_in, vec![]),
         ] {
-            let image = Image { cloud_init: Some(config(text)), ..clean() };
-            let seen = wrong(&image, &Setting { target_is_root: root, place: place.clone() });
+            let image = ImageFacts { cloud_init: Some(config(text)), ..clean_image() };
+            let seen =
+                failed_findings(&image, &ImageLintContext { target_is_root: root, place: place.clone() });
             assert_eq!(seen.len(), said.len(), "{text} {seen:?}");
             for ((_, seen), said) in seen.iter().zip(said) {
                 assert!(seen.contains(said), "{text} {seen}");
@@ -321,12 +327,12 @@ mod tests {
     }
 
     #[test]
-    fn the_last_file_decides() {
+    fn cloud_init_last_file_wins() {
         let mut files = config("# x\nssh_pwauth: true\n");
         files.push(("/etc/cloud/cloud.cfg.d/99.cfg".into(), b"\nssh_pwauth: false\n".into()));
-        let setting = last(&files, "ssh_pwauth").unwrap();
+        let setting = find_last_scalar(&files, "ssh_pwauth").unwrap();
         assert_eq!((setting.file, setting.line), (Path::new("/etc/cloud/cloud.cfg.d/99.cfg"), 2));
         assert!(setting.is_false());
-        assert_eq!(last(&files, "ssh_pw"), None);
+        assert_eq!(find_last_scalar(&files, "ssh_pw"), None);
     }
 }

@@ -4,12 +4,12 @@
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use super::effective::Effective;
-use super::foreign::foreign;
+use super::effective::EffectiveConfig;
+use super::foreign::sanitize_text;
 use super::observation::{Account, Connection};
 use super::outcome::{Reason, Refusal};
 use super::pattern::has_wildcard;
-use super::sshd_config::{Keyword, Reading, Scope};
+use super::sshd_config::{Keyword, ParsedConfig, Scope};
 
 /// A path of AuthorizedKeysFile for one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,38 +29,38 @@ pub struct KeyPath {
 ///
 /// # Errors
 /// `AUTHORIZED_KEYS_UNSUPPORTED`: it cannot be told which line that is.
-pub fn key_file_words(
-    effective: &Effective,
-    reading: &Reading,
+pub fn authorized_keys_file_arguments(
+    effective: &EffectiveConfig,
+    reading: &ParsedConfig,
     connection: &Connection,
     groups: &[String],
 ) -> Result<Vec<String>, Refusal> {
-    exact_words("AuthorizedKeysFile", effective, reading, connection, Some(groups)).ok_or_else(|| {
-        let said = foreign(effective.value("authorizedkeysfile"));
-        unsupported(&format!(
+    resolve_keyword_arguments("AuthorizedKeysFile", effective, reading, connection, Some(groups)).ok_or_else(|| {
+        let said = sanitize_text(effective.value("authorizedkeysfile"));
+        authorized_keys_unsupported(&format!(
             "sshd prints AuthorizedKeysFile as `{said}`, and which line of its configuration says so cannot be told"
         ))
     })
 }
 
 /// The words of a keyword that `sshd -T` prints on one line, exactly; `None` where they cannot be told.
-pub fn exact_words(
+pub fn resolve_keyword_arguments(
     keyword: &str,
-    effective: &Effective,
-    reading: &Reading,
+    effective: &EffectiveConfig,
+    reading: &ParsedConfig,
     connection: &Connection,
     groups: Option<&[String]>,
 ) -> Option<Vec<String>> {
     let printed = effective.value(&keyword.to_ascii_lowercase());
     let split = || Some(printed.split_ascii_whitespace().map(str::to_owned).collect());
-    let is_it = |name: &str| match Keyword::of(keyword) {
+    let is_it = |name: &str| match Keyword::lookup(keyword) {
         Some(known) => known.is_named(name),
         None => name.eq_ignore_ascii_case(keyword),
     };
     let has_blank =
         |words: &&[String]| words.iter().any(|word| word.contains(|c: char| c.is_ascii_whitespace()));
     let says_so = |words: &&[String]| words.join(" ").trim() == printed;
-    let said = reading.sayings(keyword, connection, groups);
+    let said = reading.applicable_settings(keyword, connection, groups);
     let lines =
         reading.directives().iter().filter(|line| is_it(&line.keyword)).map(|line| line.arguments.as_slice());
     let all: Vec<&[String]> = lines.chain(said.iter().map(|saying| saying.arguments.as_slice())).collect();
@@ -84,20 +84,20 @@ pub fn exact_words(
 ///
 /// # Errors
 /// `AUTHORIZED_KEYS_UNSUPPORTED`: sshd gives up on one of them, or the words cannot be told.
-pub fn key_paths(
-    effective: &Effective,
-    reading: &Reading,
+pub fn resolve_key_paths(
+    effective: &EffectiveConfig,
+    reading: &ParsedConfig,
     connection: &Connection,
     account: &Account,
 ) -> Result<Vec<KeyPath>, Refusal> {
-    let words = key_file_words(effective, reading, connection, &account.groups)?;
+    let words = authorized_keys_file_arguments(effective, reading, connection, &account.groups)?;
     let may_be_foreign = account.uid == 0
         || !effective.is_no("strictmodes")
-        || is_for_users(reading, connection, &account.groups);
+        || is_set_in_match_user_block(reading, connection, &account.groups);
     words
         .iter()
         .filter(|word| !word.eq_ignore_ascii_case("none"))
-        .map(|word| expand(word, account, may_be_foreign))
+        .map(|word| expand_tokens(word, account, may_be_foreign))
         .collect()
 }
 
@@ -105,19 +105,19 @@ pub fn key_paths(
 ///
 /// # Errors
 /// `AUTHORIZED_KEYS_UNSUPPORTED`: there is none, or it is a pattern.
-pub fn authorized_keys_path(
-    effective: &Effective,
-    reading: &Reading,
+pub fn resolve_authorized_keys_path(
+    effective: &EffectiveConfig,
+    reading: &ParsedConfig,
     connection: &Connection,
     account: &Account,
 ) -> Result<PathBuf, Refusal> {
-    let paths = key_paths(effective, reading, connection, account)?;
+    let paths = resolve_key_paths(effective, reading, connection, account)?;
     if let Some(path) = paths.iter().find(|path| path.is_users_own && !path.is_pattern) {
         return Ok(path.path.clone());
     }
-    let said = foreign(effective.value("authorizedkeysfile"));
+    let said = sanitize_text(effective.value("authorizedkeysfile"));
     let name = &account.name;
-    Err(unsupported(&match paths.iter().find(|path| path.is_users_own) {
+    Err(authorized_keys_unsupported(&match paths.iter().find(|path| path.is_users_own) {
         Some(pattern) => format!(
             "AuthorizedKeysFile `{said}` names {} for {name}, a pattern of several files",
             pattern.path.display()
@@ -126,14 +126,14 @@ pub fn authorized_keys_path(
     }))
 }
 
-fn unsupported(why: &str) -> Refusal {
+fn authorized_keys_unsupported(why: &str) -> Refusal {
     let remedy = "set `AuthorizedKeysFile .ssh/authorized_keys` in sshd's configuration";
     Refusal::new(Reason::AuthorizedKeysUnsupported, format!("{why}; {remedy}"))
 }
 
 /// Whether the line that decides stands in a `Match User` block, so that its path is not read for everybody.
-fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -> bool {
-    let decides = reading.decision("AuthorizedKeysFile", connection, Some(groups)).by;
+fn is_set_in_match_user_block(reading: &ParsedConfig, connection: &Connection, groups: &[String]) -> bool {
+    let decides = reading.resolve_value("AuthorizedKeysFile", connection, Some(groups)).by;
     let decides = |file: &Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
     reading.directives().iter().any(|directive| {
         let Scope::Match { criteria, .. } = &directive.scope else { return false };
@@ -147,10 +147,12 @@ fn is_for_users(reading: &Reading, connection: &Connection, groups: &[String]) -
 
 /// One path with its tokens replaced: sshd_config(5) "TOKENS". `in_home` says whether a path without tokens that leads
 /// into the user's home may count as his own.
-fn expand(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, Refusal> {
+fn expand_tokens(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, Refusal> {
     // What `sshd -T` prints was read as text: other bytes are lost.
     if template.contains(char::REPLACEMENT_CHARACTER) {
-        return Err(unsupported(&format!("AuthorizedKeysFile `{template}` holds bytes that are not UTF-8")));
+        return Err(authorized_keys_unsupported(&format!(
+            "AuthorizedKeysFile `{template}` holds bytes that are not UTF-8"
+        )));
     }
     // A home that is `/` tells nobody from anybody where it stands inside of a path.
     let has_home = account.home.parent().is_some();
@@ -177,9 +179,11 @@ fn expand(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, R
                 text.push(account.uid.to_string());
             }
             _ => {
-                let why =
-                    format!("AuthorizedKeysFile `{}` has a token that sshd does not know", foreign(template));
-                return Err(unsupported(&why));
+                let why = format!(
+                    "AuthorizedKeysFile `{}` has a token that sshd does not know",
+                    sanitize_text(template)
+                );
+                return Err(authorized_keys_unsupported(&why));
             }
         }
     }

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::connection::anybody;
-use crate::policy::sshd_config::Names;
-use crate::policy::sshd_config::fixture::tree;
+use crate::policy::connection::default_neutral_connection;
+use crate::policy::sshd_config::KbdNames;
+use crate::policy::sshd_config::fixture::build_config_tree;
 
 const MAIN: &str = "/etc/ssh/sshd_config";
 
@@ -25,16 +25,21 @@ fn bob() -> Account {
 }
 
 /// What is written for him where `sshd -T` prints `printed` and the main file is `main`.
-fn path(printed: &str, main: &str, account: &Account) -> Result<String, Reason> {
-    let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
-    let effective = Effective::parse(printed);
-    let path = authorized_keys_path(&effective, &reading, &anybody(&account.name), account);
+fn managed_path(printed: &str, main: &str, account: &Account) -> Result<String, Reason> {
+    let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, main)]), &[], KbdNames::One);
+    let effective = EffectiveConfig::parse(printed);
+    let path = resolve_authorized_keys_path(
+        &effective,
+        &reading,
+        &default_neutral_connection(&account.name),
+        account,
+    );
     path.map(|path| path.to_string_lossy().into_owned()).map_err(|refusal| refusal.reason)
 }
 
 /// KP-5.1.
 #[test]
-fn the_file_of_ones_own() {
+fn key_path_is_first_per_user_path() {
     let (bob, root) = (bob(), account("root", 0, "/root"));
     let (nobody, odd) = (account("nobody", 65534, "/"), account("odd", 1001, "/home/[odd]"));
     for (account, said, expected) in [
@@ -69,28 +74,28 @@ fn the_file_of_ones_own() {
         (&odd, ".ssh/authorized_keys", None),
         (&odd, "/etc/ssh/keys/%u", Some("/etc/ssh/keys/odd")),
     ] {
-        let found = path(&format!("authorizedkeysfile {said}\n"), "", account);
+        let found = managed_path(&format!("authorizedkeysfile {said}\n"), "", account);
         let expected = expected.map(str::to_owned).ok_or(Reason::AuthorizedKeysUnsupported);
         assert_eq!(found, expected, "{} {said}", account.name);
     }
 }
 
 #[test]
-fn a_file_in_the_home_that_all_users_read() {
+fn key_path_in_home_shared_by_all_needs_strict_modes() {
     let said = "authorizedkeysfile /home/bob/keys\n";
     let global = "AuthorizedKeysFile /home/bob/keys\n";
-    let of_bob = "Match User bob\nAuthorizedKeysFile /home/bob/keys\n";
+    let match_bob = "Match User bob\nAuthorizedKeysFile /home/bob/keys\n";
     let expected = Ok("/home/bob/keys".to_owned());
-    assert_eq!(path(said, global, &bob()), expected);
+    assert_eq!(managed_path(said, global, &bob()), expected);
     // Without StrictModes root would be let in by it as well.
     let loose = format!("{said}strictmodes no\n");
-    assert_eq!(path(&loose, global, &bob()), Err(Reason::AuthorizedKeysUnsupported));
-    assert_eq!(path(&loose, of_bob, &bob()), expected);
+    assert_eq!(managed_path(&loose, global, &bob()), Err(Reason::AuthorizedKeysUnsupported));
+    assert_eq!(managed_path(&loose, match_bob, &bob()), expected);
 }
 
 /// KP-6.6.
 #[test]
-fn blanks_in_a_path() {
+fn key_path_with_blanks_is_resolved_from_config() {
     for (printed, main, expected) in [
         (
             "/etc/ssh/keys dir/%u",
@@ -127,26 +132,27 @@ fn blanks_in_a_path() {
         ("'my keys/ak'", "AuthorizedKeysFile 'my keys/ak'\n", None),
         ("/root/ak", "AuthorizedKeysFile ~/ak\nMatch User joe\nAuthorizedKeysFile \"a b\"\n", None),
     ] {
-        let found = path(&format!("authorizedkeysfile {printed}\n"), main, &bob());
+        let found = managed_path(&format!("authorizedkeysfile {printed}\n"), main, &bob());
         let expected = expected.map(str::to_owned).ok_or(Reason::AuthorizedKeysUnsupported);
         assert_eq!(found, expected, "{printed} by {main}");
     }
 }
 
 #[test]
-fn options_of_the_command_line_count_too() {
+fn key_path_from_sshd_command_line_is_used() {
     let options = ["-o".to_owned(), "AuthorizedKeysFile=\"%h/a b\"".to_owned()];
-    let reading = Reading::new(&tree(&[(MAIN, "")]), &options, Names::One);
-    let effective = Effective::parse("authorizedkeysfile %h/a b\n");
-    let path = authorized_keys_path(&effective, &reading, &anybody("bob"), &bob());
+    let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, "")]), &options, KbdNames::One);
+    let effective = EffectiveConfig::parse("authorizedkeysfile %h/a b\n");
+    let path = resolve_authorized_keys_path(&effective, &reading, &default_neutral_connection("bob"), &bob());
     assert_eq!(path.ok(), Some(PathBuf::from("/home/bob/a b")));
 }
 
 #[test]
-fn all_of_them_in_order() {
-    let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);
-    let effective = Effective::parse("authorizedkeysfile /etc/shared .ssh/a* none .ssh/b\n");
-    let paths = key_paths(&effective, &reading, &anybody("bob"), &bob()).unwrap_or_default();
+fn key_paths_keep_sshd_order() {
+    let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, "")]), &[], KbdNames::One);
+    let effective = EffectiveConfig::parse("authorizedkeysfile /etc/shared .ssh/a* none .ssh/b\n");
+    let paths = resolve_key_paths(&effective, &reading, &default_neutral_connection("bob"), &bob())
+        .unwrap_or_default();
     let seen: Vec<(String, bool, bool)> = paths
         .into_iter()
         .map(|path| (path.path.to_string_lossy().into_owned(), path.is_users_own, path.is_pattern))
@@ -164,21 +170,21 @@ fn all_of_them_in_order() {
 proptest! {
     /// However a list of paths is quoted, the words are the very paths.
     #[test]
-    fn quoted_paths_are_told(words in prop::collection::vec("[a-z]{1,3}( {1,2}[a-z]{1,3}){0,2}", 1..4)) {
+    fn quoted_key_paths_round_trip(words in prop::collection::vec("[a-z]{1,3}( {1,2}[a-z]{1,3}){0,2}", 1..4)) {
         let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
         let main = format!("AuthorizedKeysFile {}\n", quoted.join(" "));
-        let reading = Reading::new(&tree(&[(MAIN, &main)]), &[], Names::One);
-        let effective = Effective::parse(&format!("authorizedkeysfile {}\n", words.join(" ")));
-        prop_assert_eq!(key_file_words(&effective, &reading, &anybody("bob"), &[]), Ok(words));
+        let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, &main)]), &[], KbdNames::One);
+        let effective = EffectiveConfig::parse(&format!("authorizedkeysfile {}\n", words.join(" ")));
+        prop_assert_eq!(authorized_keys_file_arguments(&effective, &reading, &default_neutral_connection("bob"), &[]), Ok(words));
     }
 
     /// What is written to is never shared, never a pattern, never reached by `..`.
     /// KP-5.1.
     #[test]
-    fn what_is_written_to(said in "((%h|%u|%U|%%|/|\\.\\.|a|bob|home|\\*|\\[| ){1,8})") {
-        let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);
-        let effective = Effective::parse(&format!("authorizedkeysfile {said}\n"));
-        let of = |account: &Account| authorized_keys_path(&effective, &reading, &anybody(&account.name), account);
+    fn managed_key_path_is_never_shared_or_a_pattern(said in "((%h|%u|%U|%%|/|\\.\\.|a|bob|home|\\*|\\[| ){1,8})") {
+        let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, "")]), &[], KbdNames::One);
+        let effective = EffectiveConfig::parse(&format!("authorizedkeysfile {said}\n"));
+        let of = |account: &Account| resolve_authorized_keys_path(&effective, &reading, &default_neutral_connection(&account.name), account);
         if let Ok(path) = of(&bob()) {
             prop_assert!(!has_wildcard(&path) && path.is_absolute());
             prop_assert!(!path.components().any(|component| component == Component::ParentDir));

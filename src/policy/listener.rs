@@ -8,19 +8,19 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::foreign::foreign;
+use super::foreign::sanitize_text;
 
 /// The letters of sshd(8)'s flags, of every version since 7.4.
-const FLAGS: &str = "46DGIQRTVdeiqrt";
+const FLAG_LETTERS: &str = "46DGIQRTVdeiqrt";
 
 /// The letters of sshd(8)'s options with an argument.
-const WITH_ARGUMENT: &str = "CEbcfghkopu";
+const ARGUMENT_LETTERS: &str = "CEbcfghkopu";
 
 /// What a title begins with: the program's name and a colon.
-const TITLE: &str = "sshd";
+const TITLE_NAME: &str = "sshd";
 
 /// What a listener's title says behind its arguments.
-const MARK: &str = " [listener] ";
+const LISTENER_MARK: &str = " [listener] ";
 
 /// Why a command line says nothing about an sshd listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +28,9 @@ pub enum ListenerError {
     /// It is another program, or an sshd that serves one connection or one question.
     NotAListener(String),
     /// A title whose end is missing, and no words of a unit that it could be the beginning of.
-    CutShort(String),
+    Truncated(String),
     /// A word that is neither an option nor can be an option's argument.
-    CannotTellApart(String),
+    Ambiguous(String),
     /// `-f` with a path that depends on a working directory.
     RelativeConfig(String),
 }
@@ -38,16 +38,18 @@ pub enum ListenerError {
 impl fmt::Display for ListenerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAListener(line) => write!(f, "'{}' is not an sshd listener", foreign(line)),
-            Self::CutShort(title) => {
-                write!(f, "its title is cut short and hides options: '{}'", foreign(title))
+            Self::NotAListener(line) => write!(f, "'{}' is not an sshd listener", sanitize_text(line)),
+            Self::Truncated(title) => {
+                write!(f, "its title is cut short and hides options: '{}'", sanitize_text(title))
             }
-            Self::CannotTellApart(word) => write!(
+            Self::Ambiguous(word) => write!(
                 f,
                 "its options can't be told apart: '{}' is neither an option nor an argument",
-                foreign(word)
+                sanitize_text(word)
             ),
-            Self::RelativeConfig(path) => write!(f, "it was started with a relative '-f {}'", foreign(path)),
+            Self::RelativeConfig(path) => {
+                write!(f, "it was started with a relative '-f {}'", sanitize_text(path))
+            }
         }
     }
 }
@@ -64,39 +66,39 @@ pub struct ListenerOptions {
 }
 
 /// An option as getopt(3) sees it.
-struct Opt {
+struct CmdlineOption {
     letter: char,
     argument: Option<String>,
 }
 
 /// The arguments of a listener, the program first, from the bytes of its /proc/PID/cmdline. `unit` are the
 /// words of the service unit that started it, expanded, where they are known.
-pub fn arguments(cmdline: &[u8], unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
+pub fn parse_listener_cmdline(cmdline: &[u8], unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
     let end = cmdline.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let cmdline = &cmdline[..end];
     let shown = || String::from_utf8_lossy(cmdline).replace('\0', " ");
     let Ok(text) = std::str::from_utf8(cmdline) else {
-        return Err(ListenerError::CannotTellApart(shown()));
+        return Err(ListenerError::Ambiguous(shown()));
     };
-    match title(text) {
-        Some(title) => from_title(title, unit),
-        None => exact(text).ok_or_else(|| ListenerError::NotAListener(shown())),
+    match strip_title_name(text) {
+        Some(title) => parse_title_arguments(title, unit),
+        None => parse_exact_arguments(text).ok_or_else(|| ListenerError::NotAListener(shown())),
     }
 }
 
 /// What a title shows behind the program's name. sshd insists on an absolute path for itself: `root [priv]` and
 /// `[accepted]` are its children.
-fn title(text: &str) -> Option<&str> {
+fn strip_title_name(text: &str) -> Option<&str> {
     let (name, title) = text.split_once(": ").filter(|(_, title)| title.starts_with('/'))?;
     let program = title.split(' ').next().and_then(|path| path.rsplit('/').next());
-    (name == TITLE || Some(name) == program).then_some(title)
+    (name == TITLE_NAME || Some(name) == program).then_some(title)
 }
 
 /// The options to repeat. Those that decide how sshd runs (`-D`, `-d`, `-e`, `-E`, `-i`, `-q`, `-r`, `-R`) or
 /// that ask something (`-t`, `-T`, `-G`, `-C`, `-V`) go.
-pub fn repeated(arguments: &[String]) -> Result<ListenerOptions, ListenerError> {
+pub fn select_query_options(arguments: &[String]) -> Result<ListenerOptions, ListenerError> {
     let mut found = ListenerOptions::default();
-    for opt in options(arguments)? {
+    for opt in parse_options(arguments)? {
         match (opt.letter, opt.argument) {
             ('f', Some(path)) if path.starts_with('/') => found.config = Some(PathBuf::from(path)),
             ('f', Some(path)) => return Err(ListenerError::RelativeConfig(path)),
@@ -112,14 +114,14 @@ pub fn repeated(arguments: &[String]) -> Result<ListenerOptions, ListenerError> 
 
 /// Whether a listener was started to stay its parent's child (`-D`, `-d`): a supervisor may start it again.
 pub fn stays_in_foreground(arguments: &[String]) -> bool {
-    options(arguments).is_ok_and(|options| options.iter().any(|opt| matches!(opt.letter, 'D' | 'd')))
+    parse_options(arguments).is_ok_and(|options| options.iter().any(|opt| matches!(opt.letter, 'D' | 'd')))
 }
 
 /// The arguments with which a dead listener is started again as a daemon: without the program, and without
 /// what would keep it in the foreground (`-D`, `-d`, `-e`).
-pub fn to_daemonize(arguments: &[String]) -> Result<Vec<String>, ListenerError> {
+pub fn strip_foreground_options(arguments: &[String]) -> Result<Vec<String>, ListenerError> {
     let mut words = Vec::new();
-    for opt in options(arguments)? {
+    for opt in parse_options(arguments)? {
         if !matches!(opt.letter, 'D' | 'd' | 'e') {
             words.push(format!("-{}", opt.letter));
             words.extend(opt.argument);
@@ -129,50 +131,53 @@ pub fn to_daemonize(arguments: &[String]) -> Result<Vec<String>, ListenerError> 
 }
 
 /// Exact arguments, where they are those of a listener.
-fn exact(text: &str) -> Option<Vec<String>> {
+fn parse_exact_arguments(text: &str) -> Option<Vec<String>> {
     let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();
     let program = arguments.first()?;
     let name = program.rsplit('/').next()?;
-    let a_program = name.starts_with("sshd") && !name.starts_with("sshd-") && !program.contains(' ');
-    let serves_or_asks = |opt: &Opt| matches!(opt.letter, 'i' | 'R' | 't' | 'T' | 'G' | 'V');
-    let listens = options(&arguments).is_ok_and(|options| !options.iter().any(serves_or_asks));
-    (a_program && listens).then_some(arguments)
+    let is_sshd_program = name.starts_with("sshd") && !name.starts_with("sshd-") && !program.contains(' ');
+    let serves_or_asks = |opt: &CmdlineOption| matches!(opt.letter, 'i' | 'R' | 't' | 'T' | 'G' | 'V');
+    let listens = parse_options(&arguments).is_ok_and(|options| !options.iter().any(serves_or_asks));
+    (is_sshd_program && listens).then_some(arguments)
 }
 
 /// The arguments that a title shows, without its leading name.
-fn from_title(title: &str, unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
+fn parse_title_arguments(title: &str, unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
     let joined = unit.map(|words| words.join(" "));
     // A title that ends in `[listener]` was cut just there, and lost no option.
-    let whole = title.rfind(MARK).map(|at| &title[..at]).or_else(|| title.strip_suffix(MARK.trim_end()));
+    let whole = title
+        .rfind(LISTENER_MARK)
+        .map(|at| &title[..at])
+        .or_else(|| title.strip_suffix(LISTENER_MARK.trim_end()));
     match (whole, unit, joined) {
         (Some(shown), Some(words), Some(joined)) if joined == shown => Ok(words.to_vec()),
-        (Some(shown), _, _) => cut(shown),
-        (None, Some(words), Some(joined)) if format!("{joined}{MARK}").starts_with(title) => {
+        (Some(shown), _, _) => split_title(shown),
+        (None, Some(words), Some(joined)) if format!("{joined}{LISTENER_MARK}").starts_with(title) => {
             Ok(words.to_vec())
         }
-        (None, _, _) => Err(ListenerError::CutShort(title.to_owned())),
+        (None, _, _) => Err(ListenerError::Truncated(title.to_owned())),
     }
 }
 
 /// Cuts a title's text into arguments at sshd's own option letters: an argument runs to the next word that is
 /// an option.
-fn cut(shown: &str) -> Result<Vec<String>, ListenerError> {
+fn split_title(shown: &str) -> Result<Vec<String>, ListenerError> {
     let mut words = shown.split(' ').peekable();
     let mut arguments: Vec<String> = words.next().map(str::to_owned).into_iter().collect();
     while let Some(word) = words.next() {
-        let mut argument = match bundle(word) {
-            Some(Bundle::Flags) => {
+        let mut argument = match classify_option_word(word) {
+            Some(OptionForm::Flags) => {
                 arguments.push(word.to_owned());
                 continue;
             }
-            Some(Bundle::Glued) => word.to_owned(),
-            Some(Bundle::Next) => {
+            Some(OptionForm::Attached) => word.to_owned(),
+            Some(OptionForm::Separate) => {
                 arguments.push(word.to_owned());
-                words.next().ok_or_else(|| ListenerError::CannotTellApart(word.to_owned()))?.to_owned()
+                words.next().ok_or_else(|| ListenerError::Ambiguous(word.to_owned()))?.to_owned()
             }
-            None => return Err(ListenerError::CannotTellApart(word.to_owned())),
+            None => return Err(ListenerError::Ambiguous(word.to_owned())),
         };
-        while let Some(more) = words.next_if(|next| bundle(next).is_none()) {
+        while let Some(more) = words.next_if(|next| classify_option_word(next).is_none()) {
             argument.push(' ');
             argument.push_str(more);
         }
@@ -182,40 +187,40 @@ fn cut(shown: &str) -> Result<Vec<String>, ListenerError> {
 }
 
 /// How a word is an option.
-enum Bundle {
+enum OptionForm {
     /// Flags alone.
     Flags,
     /// An option with its argument behind it, in the same word.
-    Glued,
+    Attached,
     /// An option whose argument is the next word.
-    Next,
+    Separate,
 }
 
 /// Whether a word is an option, or several bundled, as getopt(3) takes them.
-fn bundle(word: &str) -> Option<Bundle> {
+fn classify_option_word(word: &str) -> Option<OptionForm> {
     let letters = word.strip_prefix('-').filter(|letters| !letters.is_empty())?;
     for (at, letter) in letters.char_indices() {
-        if WITH_ARGUMENT.contains(letter) {
+        if ARGUMENT_LETTERS.contains(letter) {
             let rest = at + letter.len_utf8() < letters.len();
-            return Some(if rest { Bundle::Glued } else { Bundle::Next });
+            return Some(if rest { OptionForm::Attached } else { OptionForm::Separate });
         }
-        if !FLAGS.contains(letter) {
+        if !FLAG_LETTERS.contains(letter) {
             return None;
         }
     }
-    Some(Bundle::Flags)
+    Some(OptionForm::Flags)
 }
 
 /// Arguments as options, the program's name skipped.
-fn options(arguments: &[String]) -> Result<Vec<Opt>, ListenerError> {
+fn parse_options(arguments: &[String]) -> Result<Vec<CmdlineOption>, ListenerError> {
     let mut found = Vec::new();
     let mut words = arguments.iter().skip(1);
     while let Some(word) = words.next() {
-        let unknown = || ListenerError::CannotTellApart(word.clone());
-        bundle(word).ok_or_else(unknown)?;
+        let unknown = || ListenerError::Ambiguous(word.clone());
+        classify_option_word(word).ok_or_else(unknown)?;
         for (at, letter) in word.char_indices().skip(1) {
-            if !WITH_ARGUMENT.contains(letter) {
-                found.push(Opt { letter, argument: None });
+            if !ARGUMENT_LETTERS.contains(letter) {
+                found.push(CmdlineOption { letter, argument: None });
                 continue;
             }
             let glued = &word[at + letter.len_utf8()..];
@@ -223,7 +228,7 @@ fn options(arguments: &[String]) -> Result<Vec<Opt>, ListenerError> {
                 "" => words.next().ok_or_else(unknown)?.clone(),
                 glued => glued.to_owned(),
             };
-            found.push(Opt { letter, argument: Some(argument) });
+            found.push(CmdlineOption { letter, argument: Some(argument) });
             break;
         }
     }
@@ -240,7 +245,7 @@ mod tests {
 
     /// KP-6.2.
     #[test]
-    fn command_lines() {
+    fn cmdline_yields_listener_arguments() {
         let quoted = words(&["/usr/sbin/sshd", "-D", "-o", "AllowUsers=a -D b"]);
         let plain = words(&["/usr/sbin/sshd", "-D"]);
         type Case<'c> = (&'c str, Option<&'c [String]>, &'c [&'c str]);
@@ -288,7 +293,7 @@ mod tests {
             ("sshd: /usr/sbin/sshd -D [listener]", None, &["/usr/sbin/sshd", "-D"]),
         ];
         for (cmdline, unit, expected) in cases {
-            let found = arguments(cmdline.as_bytes(), *unit);
+            let found = parse_listener_cmdline(cmdline.as_bytes(), *unit);
             match expected {
                 [] => assert!(matches!(found, Err(ListenerError::NotAListener(_))), "{cmdline}: {found:?}"),
                 expected => assert_eq!(found, Ok(words(expected)), "{cmdline}"),
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn no_listener() {
+    fn cmdline_of_other_process_is_not_a_listener() {
         for cmdline in [
             "",
             "/bin/sleep\x0060\0",
@@ -310,37 +315,37 @@ mod tests {
             "/usr/sbin/sshd\0-T\0-C\0user=root\0",
             "/usr/lib/openssh/sshd-session\0-R\0",
         ] {
-            let found = arguments(cmdline.as_bytes(), None);
+            let found = parse_listener_cmdline(cmdline.as_bytes(), None);
             assert!(matches!(found, Err(ListenerError::NotAListener(_))), "{cmdline}: {found:?}");
         }
     }
 
     /// KP-6.3.
     #[test]
-    fn not_to_be_told_apart() {
+    fn cmdline_truncated_or_ambiguous_is_refused() {
         let plain = words(&["/usr/sbin/sshd", "-D"]);
-        let cut_short = |cmdline: &str, unit| arguments(cmdline.as_bytes(), unit);
+        let cut_short = |cmdline: &str, unit| parse_listener_cmdline(cmdline.as_bytes(), unit);
         for (cmdline, unit) in [
             ("sshd: /usr/sbin/sshd -D -o Passw", None),
             ("sshd: /usr/sbin/sshd -D -o Passw", Some(plain.as_slice())),
             ("sshd: /usr/sbin/ss", None),
         ] {
             let found = cut_short(cmdline, unit);
-            assert!(matches!(found, Err(ListenerError::CutShort(_))), "{cmdline}: {found:?}");
+            assert!(matches!(found, Err(ListenerError::Truncated(_))), "{cmdline}: {found:?}");
         }
         for cmdline in ["sshd: /usr/sbin/sshd -D foo [listener] 0", "sshd: /usr/sbin/sshd -D -o [listener] 0"]
         {
-            let found = arguments(cmdline.as_bytes(), None);
-            assert!(matches!(found, Err(ListenerError::CannotTellApart(_))), "{cmdline}: {found:?}");
+            let found = parse_listener_cmdline(cmdline.as_bytes(), None);
+            assert!(matches!(found, Err(ListenerError::Ambiguous(_))), "{cmdline}: {found:?}");
         }
         assert!(matches!(
-            arguments(b"sshd: /\xff [listener] 0", None),
-            Err(ListenerError::CannotTellApart(_))
+            parse_listener_cmdline(b"sshd: /\xff [listener] 0", None),
+            Err(ListenerError::Ambiguous(_))
         ));
     }
 
     #[test]
-    fn options_to_repeat() {
+    fn query_options_are_selected_from_cmdline() {
         let cases: &[(&[&str], Option<&str>, &[&str])] = &[
             (&["s"], None, &[]),
             (&["s", "-D", "-d", "-e", "-q", "-r", "-E", "/log", "-C", "user=x"], None, &[]),
@@ -358,18 +363,21 @@ mod tests {
         ];
         for (arguments, config, options) in cases {
             let expected = ListenerOptions { config: config.map(PathBuf::from), options: words(options) };
-            assert_eq!(repeated(&words(arguments)), Ok(expected), "{arguments:?}");
+            assert_eq!(select_query_options(&words(arguments)), Ok(expected), "{arguments:?}");
         }
-        assert!(matches!(repeated(&words(&["s", "-f", "c"])), Err(ListenerError::RelativeConfig(_))));
+        assert!(matches!(
+            select_query_options(&words(&["s", "-f", "c"])),
+            Err(ListenerError::RelativeConfig(_))
+        ));
         for bad in [&["s", "-o"] as &[&str], &["s", "x"], &["s", "-Z"], &["s", "-"], &["s", ""]] {
-            assert!(matches!(repeated(&words(bad)), Err(ListenerError::CannotTellApart(_))), "{bad:?}");
+            assert!(matches!(select_query_options(&words(bad)), Err(ListenerError::Ambiguous(_))), "{bad:?}");
         }
     }
 
     #[test]
-    fn without_what_keeps_it_in_the_foreground() {
+    fn foreground_options_are_stripped_for_daemon() {
         let started = words(&["/usr/sbin/sshd", "-De", "-ddd", "-f", "/c", "-oA=b c", "-q"]);
-        assert_eq!(to_daemonize(&started), Ok(words(&["-f", "/c", "-o", "A=b c", "-q"])));
+        assert_eq!(strip_foreground_options(&started), Ok(words(&["-f", "/c", "-o", "A=b c", "-q"])));
         assert!(stays_in_foreground(&started));
         for daemon in [&["/s"] as &[&str], &["/s", "-e46", "-o", "-D"]] {
             assert!(!stays_in_foreground(&words(daemon)), "{daemon:?}");

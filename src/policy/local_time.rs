@@ -5,14 +5,14 @@ use tz::{DateTime, TimeZone};
 
 /// The guest's time zone.
 #[derive(Debug)]
-pub struct Zone(TimeZone);
+pub struct LocalTimeZone(TimeZone);
 
-impl Zone {
+impl LocalTimeZone {
     /// The zone by the content of /etc/localtime; where there is no such file, it is UTC (localtime(5)).
     ///
     /// # Errors
     /// Where it is no zone.
-    pub fn of(localtime: Option<&[u8]>) -> Result<Self, String> {
+    pub fn from_localtime(localtime: Option<&[u8]>) -> Result<Self, String> {
         match localtime {
             None => Ok(Self(TimeZone::utc())),
             Some(content) => TimeZone::from_tz_data(content)
@@ -23,7 +23,7 @@ impl Zone {
 
     /// The moment at which clocks here show this time; `None` where they show it twice or never, when the clock is
     /// put back or forward: mktime(3) would choose one silently.
-    pub fn moment(&self, shown: PrimitiveDateTime) -> Option<OffsetDateTime> {
+    pub fn to_utc(&self, shown: PrimitiveDateTime) -> Option<OffsetDateTime> {
         let (date, time) = (shown.date(), shown.time());
         let found = DateTime::find(
             date.year(),
@@ -47,41 +47,41 @@ mod tests {
     use super::*;
 
     /// A file of tzfile(5) without transitions, and the rule that holds from ever.
-    fn zone(rule: &str) -> Zone {
+    fn zone_from_rule(rule: &str) -> LocalTimeZone {
         let header = |version: &[u8]| {
             let counts = [0u32, 0, 0, 0, 1, 4].map(u32::to_be_bytes).concat();
             [b"TZif", version, &[0; 15], &counts, &[0; 6], b"LMT\0"].concat()
         };
         let file = [header(b"2"), header(b"2"), format!("\n{rule}\n").into_bytes()].concat();
-        Zone::of(Some(&file)).unwrap()
+        LocalTimeZone::from_localtime(Some(&file)).unwrap()
     }
 
-    fn shown(month: Month, day: u8, hour: u8, minute: u8) -> PrimitiveDateTime {
+    fn wall_clock(month: Month, day: u8, hour: u8, minute: u8) -> PrimitiveDateTime {
         let date = Date::from_calendar_date(2030, month, day).unwrap();
         PrimitiveDateTime::new(date, Time::from_hms(hour, minute, 0).unwrap())
     }
 
     #[test]
-    fn summer_and_winter() {
-        let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
+    fn daylight_saving_time_is_applied() {
+        let berlin = zone_from_rule("CET-1CEST,M3.5.0,M10.5.0/3");
         for (month, hour_in_utc) in [(Month::January, 11), (Month::July, 10), (Month::December, 11)] {
-            let utc = shown(month, 15, hour_in_utc, 30).assume_utc();
-            assert_eq!(berlin.moment(shown(month, 15, 12, 30)), Some(utc), "{month}");
+            let utc = wall_clock(month, 15, hour_in_utc, 30).assume_utc();
+            assert_eq!(berlin.to_utc(wall_clock(month, 15, 12, 30)), Some(utc), "{month}");
         }
     }
 
     #[test]
-    fn an_hour_that_is_shown_twice_or_never() {
-        let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
-        assert_eq!(berlin.moment(shown(Month::October, 27, 2, 30)), None);
-        assert_eq!(berlin.moment(shown(Month::March, 31, 2, 30)), None);
+    fn local_time_ambiguous_or_skipped_is_none() {
+        let berlin = zone_from_rule("CET-1CEST,M3.5.0,M10.5.0/3");
+        assert_eq!(berlin.to_utc(wall_clock(Month::October, 27, 2, 30)), None);
+        assert_eq!(berlin.to_utc(wall_clock(Month::March, 31, 2, 30)), None);
     }
 
     #[test]
-    fn no_file_is_utc_and_garbage_is_no_zone() {
-        let noon = shown(Month::July, 15, 12, 0);
-        assert_eq!(Zone::of(None).unwrap().moment(noon), Some(noon.assume_utc()));
-        assert!(Zone::of(Some(b"")).is_err());
-        assert!(Zone::of(Some(b"TZif2")).is_err());
+    fn localtime_missing_is_utc_and_garbage_is_an_error() {
+        let noon = wall_clock(Month::July, 15, 12, 0);
+        assert_eq!(LocalTimeZone::from_localtime(None).unwrap().to_utc(noon), Some(noon.assume_utc()));
+        assert!(LocalTimeZone::from_localtime(Some(b"")).is_err());
+        assert!(LocalTimeZone::from_localtime(Some(b"TZif2")).is_err());
     }
 }

@@ -8,16 +8,16 @@ mod tests;
 
 use std::path::PathBuf;
 
-use super::effective::Effective;
+use super::effective::EffectiveConfig;
 use super::observation::{Account, Connection, Login};
 use super::outcome::Warning;
-use super::sshd_config::{Decider, Reading};
+use super::sshd_config::{ConfigSource, ParsedConfig};
 
-pub use super::key_paths::authorized_keys_path;
-pub(crate) use account::is_closed;
+pub use super::key_paths::resolve_authorized_keys_path;
+pub(crate) use account::is_nologin_shell;
 
 /// What one rule says: nothing, a warning, or a refusal.
-type Judged = Result<Option<Warning>, Finding>;
+type RuleResult = Result<Option<Warning>, GuardFinding>;
 
 /// Makes the table of the guard's rules: a rule has a variant, a name and a function, or it does not compile.
 macro_rules! rules {
@@ -40,7 +40,7 @@ macro_rules! rules {
                 }
             }
 
-            fn judge(self, facts: &Facts<'_>) -> Judged {
+            fn judge(self, facts: &GuardInputs<'_>) -> RuleResult {
                 match self {
                     $(Self::$variant => $judge(facts),)*
                 }
@@ -51,32 +51,32 @@ macro_rules! rules {
 
 rules! {
     /// sshd_config(5) "PermitRootLogin", for uid 0.
-    PermitRootLogin, "PermitRootLogin", permit_root_login;
+    PermitRootLogin, "PermitRootLogin", check_permit_root_login;
     /// A list that one key alone satisfies: sshd_config(5) "AuthenticationMethods".
-    AuthenticationMethods, "AuthenticationMethods", authentication_methods;
+    AuthenticationMethods, "AuthenticationMethods", check_authentication_methods;
     /// The account's end, where PAM asks for it: shadow(5).
-    ExpiredAccount, "Expired account", account::expired;
+    ExpiredAccount, "Expired account", account::check_account_expiry;
     /// An entry where passwd(5) says that there is one: shadow(5), pam_unix(8).
-    ShadowEntry, "Shadow entry", account::no_shadow_entry;
+    ShadowEntry, "Shadow entry", account::check_shadow_entry;
     /// A password that has to be changed first: shadow(5), pam_unix(8).
-    ForcedPasswordChange, "Forced password change", account::forced_change;
+    ForcedPasswordChange, "Forced password change", account::check_forced_password_change;
     /// nologin(5).
-    Nologin, "nologin", account::nologin;
+    Nologin, "nologin", account::check_nologin_file;
     /// Rules of PAM that are not evaluated: pam.d(5).
-    Pam, "PAM", account::pam;
+    Pam, "PAM", account::check_pam;
     /// A shell that lets nobody in.
-    Shell, "Shell", account::shell;
+    Shell, "Shell", account::check_shell;
     /// sshd_config(5) "MaxSessions".
-    MaxSessions, "MaxSessions", session::max_sessions;
+    MaxSessions, "MaxSessions", session::check_max_sessions;
     /// sshd_config(5) "ChrootDirectory".
-    ChrootDirectory, "ChrootDirectory", session::chroot_directory;
+    ChrootDirectory, "ChrootDirectory", session::check_chroot_directory;
     /// sshd_config(5) "ForceCommand".
-    ForceCommand, "ForceCommand", session::force_command;
+    ForceCommand, "ForceCommand", session::check_force_command;
 }
 
 /// Why a login would be refused (KP-6.19: rule, file, line and remedy).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct GuardFinding {
     /// The rule: a keyword of sshd_config(5), or what it is about.
     pub name: &'static str,
     /// Rule, cause, place and remedy, in one line for a person.
@@ -89,31 +89,31 @@ pub struct Finding {
 
 /// What is known when the guard is asked.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts<'a> {
+pub struct GuardInputs<'a> {
     /// The target user.
     pub account: &'a Account,
     /// His account beside sshd's settings.
     pub login: &'a Login,
     /// What sshd says of the candidate configuration, for `connection`.
-    pub effective: &'a Effective,
+    pub effective: &'a EffectiveConfig,
     /// For whom it says so.
     pub connection: &'a Connection,
     /// The configuration as text and the options of sshd's command line, to name what decides.
-    pub reading: &'a Reading,
+    pub reading: &'a ParsedConfig,
 }
 
 /// What the guard says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Verdict {
+pub struct GuardReport {
     /// Why the login would be refused, in the order in which it meets the rules.
-    pub refusals: Vec<Finding>,
+    pub refusals: Vec<GuardFinding>,
     /// What the owner should know although the key is let in.
     pub warnings: Vec<Warning>,
 }
 
 /// What would refuse a login with a key that sshd accepts, by every rule.
-pub fn judge(facts: &Facts<'_>) -> Verdict {
-    let mut verdict = Verdict::default();
+pub fn evaluate_guard(facts: &GuardInputs<'_>) -> GuardReport {
+    let mut verdict = GuardReport::default();
     for rule in Rule::ALL {
         match rule.judge(facts) {
             Ok(warning) => verdict.warnings.extend(warning),
@@ -124,24 +124,24 @@ pub fn judge(facts: &Facts<'_>) -> Verdict {
 }
 
 /// Whether what sshd says is the same but for passwords, so that a verdict by the one stands by the other.
-pub fn says_the_same(one: &Effective, other: &Effective) -> bool {
-    one.is_same_but_for(
+pub fn is_same_except_passwords(one: &EffectiveConfig, other: &EffectiveConfig) -> bool {
+    one.is_equal_except(
         other,
         &["passwordauthentication", "kbdinteractiveauthentication", "challengeresponseauthentication"],
     )
 }
 
-fn authentication_methods(facts: &Facts<'_>) -> Judged {
+fn check_authentication_methods(facts: &GuardInputs<'_>) -> RuleResult {
     if facts.effective.method_suffices("publickey") {
         return Ok(None);
     }
     let lists = facts.effective.words("authenticationmethods").join(" ");
     let cause = format!("`{lists}` asks for more than one key");
     let remedy = "add a list that is `publickey` alone, or remove the line";
-    Err(facts.by_value(Rule::AuthenticationMethods, &lists, &cause, remedy))
+    Err(facts.finding_for_value(Rule::AuthenticationMethods, &lists, &cause, remedy))
 }
 
-fn permit_root_login(facts: &Facts<'_>) -> Judged {
+fn check_permit_root_login(facts: &GuardInputs<'_>) -> RuleResult {
     let said = facts.effective.value("permitrootlogin");
     if facts.account.uid != 0
         || matches!(said.to_ascii_lowercase().as_str(), "yes" | "prohibit-password" | "without-password")
@@ -150,22 +150,22 @@ fn permit_root_login(facts: &Facts<'_>) -> Judged {
     }
     let cause = format!("`{said}` keeps {} out even with a key", facts.account.name);
     let remedy = "set `PermitRootLogin prohibit-password` there";
-    Err(facts.by_value(Rule::PermitRootLogin, said, &cause, remedy))
+    Err(facts.finding_for_value(Rule::PermitRootLogin, said, &cause, remedy))
 }
 
-impl Facts<'_> {
+impl GuardInputs<'_> {
     /// A finding about a keyword that has one value.
-    fn by_value(&self, rule: Rule, observed: &str, cause: &str, remedy: &str) -> Finding {
+    fn finding_for_value(&self, rule: Rule, observed: &str, cause: &str, remedy: &str) -> GuardFinding {
         let groups = Some(self.account.groups.as_slice());
-        let decides = self.reading.explain(rule.name(), observed, self.connection, groups);
-        finding(rule, &decides, cause, remedy)
+        let decides = self.reading.find_value_source(rule.name(), observed, self.connection, groups);
+        guard_finding(rule, &decides, cause, remedy)
     }
 }
 
 /// A finding that names what decides.
-fn finding(rule: Rule, decides: &Decider, cause: &str, remedy: &str) -> Finding {
+fn guard_finding(rule: Rule, decides: &ConfigSource, cause: &str, remedy: &str) -> GuardFinding {
     let name = rule.name();
-    Finding {
+    GuardFinding {
         name,
         message: format!("{name}: {cause}, because of {}; {remedy}", decides.describe(name)),
         file: decides.file().map(ToOwned::to_owned),

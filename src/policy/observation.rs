@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::content::Content;
+use super::content::SharedBytes;
 use super::edit::FileEdit;
-use super::effective::Effective;
+use super::effective::EffectiveConfig;
 
 /// The target user as passwd(5) and group(5) have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Account {
 
 impl Account {
     /// What stands for an account that passwd(5) does not have, or that cannot be looked up.
-    pub fn without_entry(name: &str) -> Self {
+    pub fn placeholder(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             uid: u32::MAX,
@@ -55,7 +55,7 @@ pub struct Login {
     /// The rules of sshd's PAM service by which a login may be refused and which nobody evaluates here.
     pub pam: Vec<PamRule>,
     /// Every account of this guest, for witnesses and for those who have a password alone.
-    pub people: Vec<Person>,
+    pub people: Vec<LocalAccount>,
     /// The groups of group(5), whether or not they have members.
     pub groups: Vec<String>,
 }
@@ -63,7 +63,7 @@ pub struct Login {
 impl Login {
     /// nologin(5)'s file, if it keeps this account out: it lets nobody in but root. With `UsePAM` sshd leaves that to
     /// pam_nologin(8), where a rule of the service comes to it.
-    pub fn nologin_for(&self, account: &Account, effective: &Effective) -> Option<&Path> {
+    pub fn blocking_nologin_file(&self, account: &Account, effective: &EffectiveConfig) -> Option<&Path> {
         let by_pam = || self.pam.iter().any(|rule| rule.refuses && rule.module == PAM_NOLOGIN);
         let file = self.nologin.as_deref().filter(|_| account.uid != 0)?;
         (!effective.is_yes("usepam") || by_pam()).then_some(file)
@@ -74,7 +74,7 @@ impl Login {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shadow {
     /// It cannot be read; the text says why.
-    Unseen(String),
+    Unreadable(String),
     /// He has none, although his entry of passwd(5) refers to shadow(5): then pam_unix(8) refuses him.
     NoEntry,
     /// His entry.
@@ -115,7 +115,7 @@ pub struct PamRule {
 
 /// An account of this guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Person {
+pub struct LocalAccount {
     /// His account.
     pub account: Account,
     /// Whether he has a password; false where shadow(5) cannot be read.
@@ -138,16 +138,16 @@ pub struct FileId {
 
 /// As whom a file is reached that may hold a block of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
+pub struct KeyFileOwner {
     /// The account; a stand-in where the bound user does not exist any more.
     pub account: Account,
     /// What became of the user.
-    pub fate: Fate,
+    pub fate: UserStatus,
 }
 
 /// What became of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum UserStatus {
     /// He exists, with his uid.
     Present,
     /// His name does not exist, or is another account's; his uid is this account's.
@@ -166,14 +166,14 @@ pub struct KeyFile {
     /// The mount point of the file system that it is on; `None` where that cannot be told.
     pub mount: Option<PathBuf>,
     /// Its bytes; `None` where there is no such file.
-    pub content: Option<Content>,
+    pub content: Option<SharedBytes>,
     /// Its directory, where that does not exist yet and would be made.
     pub missing_directory: Option<PathBuf>,
 }
 
 impl KeyFile {
     /// Its path and its bytes.
-    pub fn bytes(&self) -> (PathBuf, Content) {
+    pub fn path_and_content(&self) -> (PathBuf, SharedBytes) {
         (self.path.clone(), self.content.clone().unwrap_or_default())
     }
 }
@@ -195,18 +195,18 @@ pub struct Connection {
 
 impl Connection {
     /// Whether such a connection can arrive: sshd's IPv6 sockets take no IPv4 (`IPV6_V6ONLY`, ipv6(7)).
-    pub fn is_of_one_family(&self) -> bool {
+    pub fn is_single_family(&self) -> bool {
         self.addr.is_ipv4() == self.laddr.is_ipv4()
     }
 }
 
 /// What `sshd -T -C` says for one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct SshdAnswer {
     /// For whom it was asked.
     pub connection: Connection,
     /// What holds for him.
-    pub effective: Effective,
+    pub effective: EffectiveConfig,
 }
 
 /// sshd's configuration files as they stand: the main file and all that its Include directives lead to.
@@ -217,13 +217,13 @@ pub struct ConfigTree {
     /// Every file's bytes, each file under one path alone; besides, drop-ins of ours to which no Include leads.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
     /// For each Include directive, by file and line (from 1): what each of its patterns leads to.
-    pub includes: BTreeMap<(PathBuf, usize), Vec<Included>>,
+    pub includes: BTreeMap<(PathBuf, usize), Vec<IncludedFiles>>,
 }
 
 impl ConfigTree {
     /// The same after these edits.
     #[must_use]
-    pub fn after(&self, edits: &[FileEdit]) -> Self {
+    pub fn with_edits(&self, edits: &[FileEdit]) -> Self {
         let mut tree = self.clone();
         for edit in edits {
             match &edit.after {
@@ -235,7 +235,7 @@ impl ConfigTree {
     }
 
     /// A file that is not the same in another one, or is in one of them alone.
-    pub fn difference<'a>(&'a self, other: &'a Self) -> Option<&'a Path> {
+    pub fn first_difference<'a>(&'a self, other: &'a Self) -> Option<&'a Path> {
         let is_same = |path: &PathBuf| self.files.get(path) == other.files.get(path);
         self.files.keys().chain(other.files.keys()).find(|path| !is_same(path)).map(PathBuf::as_path)
     }
@@ -243,7 +243,7 @@ impl ConfigTree {
 
 /// One pattern of an Include directive and the files it leads to, in the order sshd reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Included {
+pub struct IncludedFiles {
     /// The pattern, made absolute.
     pub pattern: PathBuf,
     /// Whether the directory of the pattern exists (asked only where it holds no wildcard).
@@ -255,7 +255,7 @@ pub struct Included {
 /// How a changed configuration reaches the running sshd (KP-6.22).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Reload {
+pub enum ReloadMethod {
     /// `systemctl reload` of this active unit.
     Unit(String),
     /// `systemctl reset-failed` and `try-restart` of this active unit, which a socket started.
@@ -288,9 +288,9 @@ pub struct Sshd {
     /// The files as they stand.
     pub config: ConfigTree,
     /// What they say now for each connection that must say what was asked; the first one is reported.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<SshdAnswer>,
     /// How a change is made live.
-    pub reload: Reload,
+    pub reload: ReloadMethod,
     /// Whether the listener has read its files as they stand; `None` where that cannot be told.
     pub has_read_its_files: Option<bool>,
     /// Other listeners of this guest's, which are neither asked nor told.

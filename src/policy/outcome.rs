@@ -6,15 +6,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::command::ActionName;
-use super::foreign::{self, foreign_path};
+use super::foreign::{self, sanitize_path};
 use super::public_key::Fingerprint;
 use super::types::{CommandId, KeyName, PasswordAuth};
 
-pub use super::foreign::printable;
+pub use super::foreign::escape_unprintable;
 
 mod bounds;
 
-pub use bounds::{RESULT_MAX, WARNINGS_MAX, limited, short_form};
+pub use bounds::{MAX_RESULT_BYTES, MAX_WARNINGS, limit_warnings, shorten_result};
 
 /// Whether a command took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +118,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal for `reason`, explained by `message`.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: foreign::message(&message.into()) }
+        Self { reason, message: foreign::sanitize_message(&message.into()) }
     }
 }
 
@@ -173,13 +173,13 @@ pub struct Warning {
 impl Warning {
     /// A warning that names no file.
     pub fn new(reason: WarningReason, message: impl Into<String>) -> Self {
-        Self { reason, message: foreign::message(&message.into()), file: None, line: None }
+        Self { reason, message: foreign::sanitize_message(&message.into()), file: None, line: None }
     }
 
     /// The same warning about a place.
     #[must_use]
-    pub fn at(mut self, file: &Path, line: Option<usize>) -> Self {
-        self.file = Some(foreign_path(file));
+    pub fn with_location(mut self, file: &Path, line: Option<usize>) -> Self {
+        self.file = Some(sanitize_path(file));
         self.line = line;
         self
     }
@@ -201,7 +201,7 @@ pub struct EffectiveReport {
 /// What the running sshd said of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum KeyProof {
+pub enum KeyAcceptance {
     /// It would accept the key.
     Accepted,
     /// It would not.
@@ -213,9 +213,9 @@ pub enum KeyProof {
 /// The two questions to the running sshd (KP-10.13).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Proof {
+pub struct ProbeReport {
     /// Would it accept this key for this user?
-    pub key: KeyProof,
+    pub key: KeyAcceptance,
     /// What it offers, after the reload.
     pub methods: Option<Vec<String>>,
     /// Where it was asked.
@@ -242,23 +242,23 @@ pub struct TrialReport {
 
 impl TrialReport {
     /// A trial without an answer.
-    pub fn not_taken(why: impl Into<String>) -> Self {
+    pub fn without_answer(why: impl Into<String>) -> Self {
         Self { key: TrialKey::NotTaken, file: None, line: None, methods: None, not_taken: Some(why.into()) }
     }
 
     /// Whether it offers a method.
-    pub fn offers(&self, method: &str) -> bool {
+    pub fn offers_method(&self, method: &str) -> bool {
         self.methods.iter().flatten().any(|offered| offered == method)
     }
 }
 
 /// Whether a sshd accepts the key.
-pub type TrialKey = KeyProof;
+pub type TrialKey = KeyAcceptance;
 
 /// The Result of KP-3.31. Every field is always there, `null` where it does not apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Outcome {
+pub struct CommandResult {
     /// The command this answers.
     pub command_id: CommandId,
     /// This instance, where it is known; else the instance the command named.
@@ -292,7 +292,7 @@ pub struct Outcome {
     #[serde(default)]
     pub trial: Option<TrialReport>,
     /// What the running sshd said.
-    pub proof: Option<Proof>,
+    pub proof: Option<ProbeReport>,
     /// What the owner should know besides.
     pub warnings: Vec<Warning>,
     /// The component's version as its file states it.

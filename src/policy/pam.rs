@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::foreign::foreign;
+use super::foreign::sanitize_text;
 use super::observation::{PAM_NOLOGIN, PamRule};
 
 /// Modules whose verdict is known here, or that refuse nobody who could come in.
-const HARMLESS: &[&str] = &[
+const HARMLESS_MODULES: &[&str] = &[
     "pam_apparmor",
     "pam_env",
     "pam_faillock",
@@ -39,16 +39,16 @@ const HARMLESS: &[&str] = &[
 ];
 
 /// The service that applies where another one has no file, or no rule of a type.
-const OTHER: &str = "other";
+const OTHER_SERVICE: &str = "other";
 
 /// How deep files may include each other.
-const DEEPEST: usize = 16;
+const MAX_PAM_INCLUDE_DEPTH: usize = 16;
 
 /// The most rules of one type that are followed.
-const MOST_RULES: usize = 1024;
+const MAX_RULES_PER_TYPE: usize = 1024;
 
 /// The types of rules that a login with a key passes.
-const KINDS: [&str; 2] = ["account", "session"];
+const RULE_TYPES: [&str; 2] = ["account", "session"];
 
 /// A file of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub enum ServiceFile {
 }
 
 /// What PAM is made of: the files of services by name, and whether a module (as a rule names it) is installed.
-pub struct Installation<'a> {
+pub struct PamInstallation<'a> {
     /// The file of a service.
     pub file: &'a dyn Fn(&str) -> ServiceFile,
     /// Whether the module of this name exists.
@@ -72,10 +72,10 @@ pub struct Installation<'a> {
 }
 
 /// The rules by which `service` refuses or may refuse a login with a key. One with `refuses` is certain.
-pub fn refusals(service: &str, installation: &Installation<'_>) -> Vec<PamRule> {
+pub fn find_refusing_rules(service: &str, installation: &PamInstallation<'_>) -> Vec<PamRule> {
     let mut found = Vec::new();
-    let own = load(service, installation);
-    let other = load(OTHER, installation);
+    let own = load_service(service, installation);
+    let other = load_service(OTHER_SERVICE, installation);
     let at = |file: &Path, line: usize, what: String, refuses: bool| PamRule {
         file: file.to_owned(),
         line,
@@ -89,24 +89,27 @@ pub fn refusals(service: &str, installation: &Installation<'_>) -> Vec<PamRule> 
     found.extend(own.unread.iter().chain(&other.unread).cloned());
     let Some(file) = own.file.as_ref().or(other.file.as_ref()) else {
         let place = Path::new("/etc/pam.d").join(service);
-        let what = format!("no file of the service {service}, and none of {OTHER}");
+        let what = format!("no file of the service {service}, and none of {OTHER_SERVICE}");
         return vec![at(&place, 1, what, true)];
     };
     let is_known = found.is_empty();
-    for kind in KINDS {
-        let rules = own.rules(kind);
-        let (rules, is_other) = if rules.is_empty() { (other.rules(kind), true) } else { (rules, false) };
+    for kind in RULE_TYPES {
+        let rules = own.rules_of_type(kind);
+        let (rules, is_other) =
+            if rules.is_empty() { (other.rules_of_type(kind), true) } else { (rules, false) };
         if rules.is_empty() {
             found.push(at(file, 1, format!("no {kind} rule at all"), is_known));
             continue;
         }
         if is_other {
             let place = other.file.as_ref().unwrap_or(file);
-            let what = format!("the service {OTHER}, since {service} has no {kind} rule");
+            let what = format!("the service {OTHER_SERVICE}, since {service} has no {kind} rule");
             found.push(at(place, 1, what, false));
         }
         found.extend(
-            follow(&rules).into_iter().map(|rule| PamRule { refuses: rule.refuses && is_known, ..rule }),
+            evaluate_stack(&rules)
+                .into_iter()
+                .map(|rule| PamRule { refuses: rule.refuses && is_known, ..rule }),
         );
     }
     found
@@ -114,34 +117,34 @@ pub fn refusals(service: &str, installation: &Installation<'_>) -> Vec<PamRule> 
 
 /// A service with the files that it includes.
 #[derive(Default)]
-struct Loaded {
+struct LoadedService {
     file: Option<PathBuf>,
-    entries: Vec<Entry>,
+    entries: Vec<StackRule>,
     /// Where reading ends with an error.
     broken: Option<PamRule>,
     /// What could not be read.
     unread: Vec<PamRule>,
 }
 
-impl Loaded {
-    fn rules(&self, kind: &str) -> Vec<&Entry> {
+impl LoadedService {
+    fn rules_of_type(&self, kind: &str) -> Vec<&StackRule> {
         self.entries.iter().filter(|entry| entry.kind == kind).collect()
     }
 }
 
 /// A rule in its place.
 #[derive(Debug, Clone)]
-struct Entry {
+struct StackRule {
     kind: String,
     level: usize,
     control: Control,
-    says: Says,
+    says: ModuleAnswer,
     at: PamRule,
 }
 
 /// What a rule's module answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Says {
+enum ModuleAnswer {
     /// `success`.
     Success,
     /// The answer of pam_deny(8), and of pam_nologin(8) where it refuses.
@@ -149,30 +152,30 @@ enum Says {
     /// `module_unknown`: it is not installed.
     ModuleUnknown,
     /// The line is not valid.
-    MustFail,
+    InvalidLine,
     /// That is not known here.
-    Anything,
+    Unknown,
     /// Nothing: a `substack` begins.
-    Nothing,
+    SubstackStart,
 }
 
-fn load(service: &str, installation: &Installation<'_>) -> Loaded {
-    let mut loaded = Loaded::default();
+fn load_service(service: &str, installation: &PamInstallation<'_>) -> LoadedService {
+    let mut loaded = LoadedService::default();
     match (installation.file)(service) {
         ServiceFile::Missing => {}
         ServiceFile::Unreadable(file) => {
-            loaded.unread.push(unread(&file));
+            loaded.unread.push(unreadable_file_rule(&file));
             loaded.file = Some(file);
         }
         ServiceFile::Content(file, content) => {
-            read(&file, &content, None, 0, 0, installation, &mut loaded);
+            read_service_file(&file, &content, None, 0, 0, installation, &mut loaded);
             loaded.file = Some(file);
         }
     }
     loaded
 }
 
-fn unread(file: &Path) -> PamRule {
+fn unreadable_file_rule(file: &Path) -> PamRule {
     PamRule {
         file: file.to_owned(),
         line: 1,
@@ -182,25 +185,25 @@ fn unread(file: &Path) -> PamRule {
 }
 
 /// Reads one file's lines; `false` where PAM gives up.
-fn read(
+fn read_service_file(
     file: &Path,
     content: &[u8],
     asked: Option<&str>,
     level: usize,
     depth: usize,
-    installation: &Installation<'_>,
-    loaded: &mut Loaded,
+    installation: &PamInstallation<'_>,
+    loaded: &mut LoadedService,
 ) -> bool {
-    let (lines, is_whole) = lines(content);
+    let (lines, is_whole) = split_logical_lines(content);
     for (line, text) in lines {
         let at =
             |module: &str| PamRule { file: file.to_owned(), line, module: module.to_owned(), refuses: false };
-        if loaded.entries.len() >= MOST_RULES {
+        if loaded.entries.len() >= MAX_RULES_PER_TYPE {
             loaded.unread.push(at("too many rules"));
             return true;
         }
-        let parsed = parse(&text, asked);
-        let entry = |kind: &str, control: Control, says: Says, module: &str| Entry {
+        let parsed = parse_pam_line(&text, asked);
+        let entry = |kind: &str, control: Control, says: ModuleAnswer, module: &str| StackRule {
             kind: kind.to_owned(),
             level,
             control,
@@ -208,50 +211,65 @@ fn read(
             at: at(module),
         };
         match parsed {
-            Line::OtherKind => {}
-            Line::Invalid(kind) => {
-                loaded.entries.push(entry(&kind, Control::bad(), Says::MustFail, "a line that is not valid"));
+            PamLine::OtherKind => {}
+            PamLine::Invalid(kind) => {
+                loaded.entries.push(entry(
+                    &kind,
+                    Control::always_bad(),
+                    ModuleAnswer::InvalidLine,
+                    "a line that is not valid",
+                ));
             }
-            Line::Rule { kind, control, module } => {
-                let name = module_name(&module);
+            PamLine::Rule { kind, control, module } => {
+                let name = strip_module_path(&module);
                 let says = if !(installation.has_module)(&module) {
-                    Says::ModuleUnknown
+                    ModuleAnswer::ModuleUnknown
                 } else if name == "pam_deny" || name == PAM_NOLOGIN && installation.is_closed {
-                    Says::Denied
-                } else if name == PAM_NOLOGIN || HARMLESS.contains(&name) {
-                    Says::Success
+                    ModuleAnswer::Denied
+                } else if name == PAM_NOLOGIN || HARMLESS_MODULES.contains(&name) {
+                    ModuleAnswer::Success
                 } else {
-                    Says::Anything
+                    ModuleAnswer::Unknown
                 };
                 let shown = match says {
-                    Says::ModuleUnknown => format!("{}, which is not installed", foreign(name)),
-                    _ => foreign(name),
+                    ModuleAnswer::ModuleUnknown => format!("{}, which is not installed", sanitize_text(name)),
+                    _ => sanitize_text(name),
                 };
                 loaded.entries.push(entry(&kind, control, says, &shown));
             }
-            Line::Include { name, kind, is_substack } => {
+            PamLine::Include { name, kind, is_substack } => {
                 let inner = if is_substack { level + 1 } else { level };
                 if let (true, Some(kind)) = (is_substack, &kind) {
-                    loaded.entries.push(entry(kind, Control::bad(), Says::Nothing, &name));
+                    loaded.entries.push(entry(
+                        kind,
+                        Control::always_bad(),
+                        ModuleAnswer::SubstackStart,
+                        &name,
+                    ));
                 }
-                let missing = format!("the include of {}, which does not exist", foreign(&name));
+                let missing = format!("the include of {}, which does not exist", sanitize_text(&name));
                 match (installation.file)(&name) {
                     ServiceFile::Missing => match &kind {
                         Some(kind) => {
-                            loaded.entries.push(entry(kind, Control::bad(), Says::MustFail, &missing));
+                            loaded.entries.push(entry(
+                                kind,
+                                Control::always_bad(),
+                                ModuleAnswer::InvalidLine,
+                                &missing,
+                            ));
                         }
                         None => {
                             loaded.broken.get_or_insert_with(|| at(&missing));
                             return false;
                         }
                     },
-                    ServiceFile::Unreadable(file) => loaded.unread.push(unread(&file)),
-                    ServiceFile::Content(..) if depth >= DEEPEST => {
+                    ServiceFile::Unreadable(file) => loaded.unread.push(unreadable_file_rule(&file)),
+                    ServiceFile::Content(..) if depth >= MAX_PAM_INCLUDE_DEPTH => {
                         loaded.unread.push(at("includes that go too deep"));
                     }
                     ServiceFile::Content(file, content) => {
                         let kind = kind.as_deref();
-                        if !read(&file, &content, kind, inner, depth + 1, installation, loaded) {
+                        if !read_service_file(&file, &content, kind, inner, depth + 1, installation, loaded) {
                             return false;
                         }
                     }
@@ -268,14 +286,14 @@ fn read(
 }
 
 /// The module's name without its directory and suffix.
-fn module_name(module: &str) -> &str {
+fn strip_module_path(module: &str) -> &str {
     let name = module.rsplit('/').next().unwrap_or(module);
     name.strip_suffix(".so").unwrap_or(name)
 }
 
 /// The logical lines of a file, each with the number (from 1) of its first one, and whether the last one is whole.
 /// A comment ends at its own line, also where a backslash ends it.
-fn lines(content: &[u8]) -> (Vec<(usize, String)>, bool) {
+fn split_logical_lines(content: &[u8]) -> (Vec<(usize, String)>, bool) {
     let text = String::from_utf8_lossy(content);
     let mut found = Vec::new();
     let mut open: Option<(usize, String)> = None;
@@ -304,7 +322,7 @@ fn lines(content: &[u8]) -> (Vec<(usize, String)>, bool) {
 
 /// What a line of a service's file says.
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+enum PamLine {
     /// A rule of a type that is not asked for.
     OtherKind,
     /// A rule that fails, of this type.
@@ -315,14 +333,14 @@ enum Line {
     Rule { kind: String, control: Control, module: String },
 }
 
-fn parse(line: &str, asked: Option<&str>) -> Line {
-    let Some((first, rest)) = word(line) else { return Line::OtherKind };
+fn parse_pam_line(line: &str, asked: Option<&str>) -> PamLine {
+    let Some((first, rest)) = split_pam_word(line) else { return PamLine::OtherKind };
     let first = first.to_ascii_lowercase();
     if first == "@include" {
         let kind = asked.map(str::to_owned);
-        return match word(rest) {
-            Some((name, _)) => Line::Include { name: name.to_owned(), kind, is_substack: false },
-            None => asked.map_or(Line::OtherKind, |kind| Line::Invalid(kind.to_owned())),
+        return match split_pam_word(rest) {
+            Some((name, _)) => PamLine::Include { name: name.to_owned(), kind, is_substack: false },
+            None => asked.map_or(PamLine::OtherKind, |kind| PamLine::Invalid(kind.to_owned())),
         };
     }
     // The dash keeps a missing module out of the log; the rule fails all the same.
@@ -330,25 +348,27 @@ fn parse(line: &str, asked: Option<&str>) -> Line {
     // A type that PAM does not know counts as the one asked for, else as `auth`.
     let kind = match (["auth", "account", "password", "session"].contains(&kind), asked) {
         (true, _) => kind.to_owned(),
-        (false, Some(asked)) => return Line::Invalid(asked.to_owned()),
-        (false, None) => return Line::OtherKind,
+        (false, Some(asked)) => return PamLine::Invalid(asked.to_owned()),
+        (false, None) => return PamLine::OtherKind,
     };
-    if asked.is_some_and(|asked| asked != kind) || !KINDS.contains(&kind.as_str()) {
-        return Line::OtherKind;
+    if asked.is_some_and(|asked| asked != kind) || !RULE_TYPES.contains(&kind.as_str()) {
+        return PamLine::OtherKind;
     }
-    let Some((control, rest)) = word(rest) else { return Line::Invalid(kind) };
-    let Some((module, _)) = word(rest) else { return Line::Invalid(kind) };
+    let Some((control, rest)) = split_pam_word(rest) else { return PamLine::Invalid(kind) };
+    let Some((module, _)) = split_pam_word(rest) else { return PamLine::Invalid(kind) };
     match control.to_ascii_lowercase().as_str() {
-        included @ ("include" | "substack") => {
-            Line::Include { name: module.to_owned(), kind: Some(kind), is_substack: included == "substack" }
-        }
-        control => Line::Rule { kind, control: Control::parse(control), module: module.to_owned() },
+        included @ ("include" | "substack") => PamLine::Include {
+            name: module.to_owned(),
+            kind: Some(kind),
+            is_substack: included == "substack",
+        },
+        control => PamLine::Rule { kind, control: Control::parse(control), module: module.to_owned() },
     }
 }
 
 /// The first word, and what follows it; one that begins with `[` ends at `]`, and the brackets of a module's name or
 /// an argument are taken off.
-fn word(text: &str) -> Option<(&str, &str)> {
+fn split_pam_word(text: &str) -> Option<(&str, &str)> {
     let text = text.trim_start_matches([' ', '\t']);
     if text.is_empty() {
         return None;
@@ -362,7 +382,7 @@ fn word(text: &str) -> Option<(&str, &str)> {
 
 /// What follows from a module's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Act {
+enum PamAction {
     Ok,
     Done,
     Bad,
@@ -375,44 +395,44 @@ enum Act {
 /// The control of a rule: the action for each named answer, and for all others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Control {
-    named: BTreeMap<String, Act>,
-    default: Act,
+    named: BTreeMap<String, PamAction>,
+    default: PamAction,
 }
 
 impl Control {
     /// Every answer refuses.
-    fn bad() -> Self {
-        Self { named: BTreeMap::new(), default: Act::Bad }
+    fn always_bad() -> Self {
+        Self { named: BTreeMap::new(), default: PamAction::Bad }
     }
 
     fn parse(text: &str) -> Self {
-        let word = |success: Act, default: Act, ignores: bool| {
+        let word = |success: PamAction, default: PamAction, ignores: bool| {
             let named = [("success", Some(success)), ("new_authtok_reqd", Some(success))];
-            let ignore = ("ignore", ignores.then_some(Act::Ignore));
+            let ignore = ("ignore", ignores.then_some(PamAction::Ignore));
             let named = named.into_iter().chain([ignore]);
             Self { named: named.filter_map(|(name, act)| Some((name.to_owned(), act?))).collect(), default }
         };
         match text {
-            "required" => return word(Act::Ok, Act::Bad, true),
-            "requisite" => return word(Act::Ok, Act::Die, true),
-            "optional" => return word(Act::Ok, Act::Ignore, false),
-            "sufficient" => return word(Act::Done, Act::Ignore, false),
+            "required" => return word(PamAction::Ok, PamAction::Bad, true),
+            "requisite" => return word(PamAction::Ok, PamAction::Die, true),
+            "optional" => return word(PamAction::Ok, PamAction::Ignore, false),
+            "sufficient" => return word(PamAction::Done, PamAction::Ignore, false),
             _ => {}
         }
         // What is not named, and an action that PAM does not know, refuses.
-        let mut control = Self::bad();
+        let mut control = Self::always_bad();
         let spaced = text.replace('=', " ");
         let mut words = spaced.split([' ', '\t']).filter(|word| !word.is_empty());
         while let (Some(name), Some(action)) = (words.next(), words.next()) {
             let act = match action {
-                "ok" => Act::Ok,
-                "done" => Act::Done,
-                "die" => Act::Die,
-                "ignore" => Act::Ignore,
-                "reset" => Act::Reset,
+                "ok" => PamAction::Ok,
+                "done" => PamAction::Done,
+                "die" => PamAction::Die,
+                "ignore" => PamAction::Ignore,
+                "reset" => PamAction::Reset,
                 number => match number.parse() {
-                    Ok(0) | Err(_) => Act::Bad,
-                    Ok(number) => Act::Jump(number),
+                    Ok(0) | Err(_) => PamAction::Bad,
+                    Ok(number) => PamAction::Jump(number),
                 },
             };
             match name {
@@ -423,24 +443,26 @@ impl Control {
         control
     }
 
-    fn on(&self, answer: &str) -> Act {
+    fn action_for(&self, answer: &str) -> PamAction {
         self.named.get(answer).copied().unwrap_or(self.default)
     }
 
     /// What may follow from what the module says.
-    fn acts(&self, says: Says) -> BTreeSet<Act> {
+    fn possible_actions(&self, says: ModuleAnswer) -> BTreeSet<PamAction> {
         match says {
-            Says::Success => [self.on("success")].into(),
+            ModuleAnswer::Success => [self.action_for("success")].into(),
             // The answer of pam_deny depends on the type and on its release.
-            Says::Denied => ["auth_err", "acct_expired", "session_err"].map(|answer| self.on(answer)).into(),
-            Says::ModuleUnknown => [self.on("module_unknown")].into(),
-            Says::MustFail => [Act::Bad].into(),
-            // It ignores whom it does not know, and leaves the accounts of passwd(5) alone.
-            Says::Anything if self.named.get("user_unknown") == Some(&Act::Ignore) => {
-                [self.on("success"), Act::Ignore].into()
+            ModuleAnswer::Denied => {
+                ["auth_err", "acct_expired", "session_err"].map(|answer| self.action_for(answer)).into()
             }
-            Says::Anything => self.named.values().copied().chain([self.default]).collect(),
-            Says::Nothing => [Act::Ignore].into(),
+            ModuleAnswer::ModuleUnknown => [self.action_for("module_unknown")].into(),
+            ModuleAnswer::InvalidLine => [PamAction::Bad].into(),
+            // It ignores whom it does not know, and leaves the accounts of passwd(5) alone.
+            ModuleAnswer::Unknown if self.named.get("user_unknown") == Some(&PamAction::Ignore) => {
+                [self.action_for("success"), PamAction::Ignore].into()
+            }
+            ModuleAnswer::Unknown => self.named.values().copied().chain([self.default]).collect(),
+            ModuleAnswer::SubstackStart => [PamAction::Ignore].into(),
         }
     }
 }
@@ -454,11 +476,11 @@ enum Impression {
 }
 
 /// Where a stack stands: the impression, and the one with which each open (sub)stack began.
-type State = (Impression, Vec<Impression>);
+type StackState = (Impression, Vec<Impression>);
 
 /// The rules of one type, followed for every answer: those by which the whole refuses, or may refuse.
-fn follow(rules: &[&Entry]) -> Vec<PamRule> {
-    let mut ahead: BTreeMap<usize, BTreeMap<State, BTreeSet<usize>>> = BTreeMap::new();
+fn evaluate_stack(rules: &[&StackRule]) -> Vec<PamRule> {
+    let mut ahead: BTreeMap<usize, BTreeMap<StackState, BTreeSet<usize>>> = BTreeMap::new();
     ahead.entry(0).or_default().insert((Impression::Undefined, Vec::new()), BTreeSet::new());
     let (mut lets_in, mut refused_by) = (false, BTreeSet::new());
     let mut refuses = false;
@@ -475,14 +497,14 @@ fn follow(rules: &[&Entry]) -> Vec<PamRule> {
             }
             continue;
         };
-        let acts = rule.control.acts(rule.says);
+        let acts = rule.control.possible_actions(rule.says);
         for ((impression, mut began), blamed) in states {
             began.truncate(rule.level + 1);
             while began.len() <= rule.level {
                 began.push(impression);
             }
             for act in &acts {
-                let (next, then, is_to_blame) = step(*act, impression, at, rules, &began);
+                let (next, then, is_to_blame) = apply_action(*act, impression, at, rules, &began);
                 let mut blamed = blamed.clone();
                 // An unknown answer that is passed over may leave nobody who lets in.
                 if is_to_blame || acts.len() > 1 && then == Impression::Undefined {
@@ -509,11 +531,11 @@ fn follow(rules: &[&Entry]) -> Vec<PamRule> {
 }
 
 /// The rule that comes next, the impression then, and whether this rule refused.
-fn step(
-    act: Act,
+fn apply_action(
+    act: PamAction,
     impression: Impression,
     at: usize,
-    rules: &[&Entry],
+    rules: &[&StackRule],
     began: &[Impression],
 ) -> (usize, Impression, bool) {
     let level = rules.get(at).map_or(0, |rule| rule.level);
@@ -521,14 +543,14 @@ fn step(
     let end_of_stack = || (at + 1..rules.len()).find(|index| !is_inside(*index)).unwrap_or(rules.len());
     let positive = if impression == Impression::Undefined { Impression::Positive } else { impression };
     match act {
-        Act::Ok => (at + 1, positive, false),
-        Act::Done if positive == Impression::Positive => (end_of_stack(), positive, false),
-        Act::Done => (at + 1, positive, false),
-        Act::Bad => (at + 1, Impression::Negative, true),
-        Act::Die => (end_of_stack(), Impression::Negative, true),
-        Act::Ignore => (at + 1, impression, false),
-        Act::Reset => (at + 1, began.last().copied().unwrap_or(Impression::Undefined), false),
-        Act::Jump(count) => {
+        PamAction::Ok => (at + 1, positive, false),
+        PamAction::Done if positive == Impression::Positive => (end_of_stack(), positive, false),
+        PamAction::Done => (at + 1, positive, false),
+        PamAction::Bad => (at + 1, Impression::Negative, true),
+        PamAction::Die => (end_of_stack(), Impression::Negative, true),
+        PamAction::Ignore => (at + 1, impression, false),
+        PamAction::Reset => (at + 1, began.last().copied().unwrap_or(Impression::Undefined), false),
+        PamAction::Jump(count) => {
             let (mut here, mut left) = (at, count);
             while left > 0 && is_inside(here + 1) {
                 here += 1;

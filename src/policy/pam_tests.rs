@@ -3,12 +3,12 @@
 use super::*;
 
 /// Every module but `pam_gone.so` and names without a suffix is installed.
-fn judged(files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
-    judged_if(false, files)
+fn refusing_rules(files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
+    refusing_rules_with_nologin(false, files)
 }
 
 /// The same where nologin(5)'s file stands, or does not.
-fn judged_if(is_closed: bool, files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
+fn refusing_rules_with_nologin(is_closed: bool, files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
     let file = |service: &str| match files.iter().find(|(name, _)| *name == service) {
         Some((name, text)) => {
             ServiceFile::Content(Path::new("/etc/pam.d").join(name), text.as_bytes().to_vec())
@@ -16,14 +16,15 @@ fn judged_if(is_closed: bool, files: &[(&str, &str)]) -> Vec<(String, usize, boo
         None => ServiceFile::Missing,
     };
     let has_module = |module: &str| module.ends_with(".so") && module != "pam_gone.so";
-    let found = refusals("sshd", &Installation { file: &file, has_module: &has_module, is_closed });
+    let found =
+        find_refusing_rules("sshd", &PamInstallation { file: &file, has_module: &has_module, is_closed });
     found.into_iter().map(|rule| (rule.module, rule.line, rule.refuses)).collect()
 }
 
-const PERMITS: &str = "account required pam_permit.so\nsession required pam_permit.so\n";
+const PERMIT_STACK: &str = "account required pam_permit.so\nsession required pam_permit.so\n";
 
 #[test]
-fn stock_stacks_let_in() {
+fn stock_pam_stacks_permit_login() {
     let debian = "account required pam_nologin.so\n# account required pam_access.so\n@include common-account\n\
                   session [success=ok ignore=ignore module_unknown=ignore default=bad] pam_selinux.so close\n\
                   session required pam_loginuid.so\nsession optional pam_keyinit.so force revoke\n\
@@ -34,7 +35,10 @@ fn stock_stacks_let_in() {
                    account requisite pam_deny.so\naccount required pam_permit.so\n";
     let session = "session [default=1] pam_permit.so\nsession requisite pam_deny.so\n\
                    session required pam_permit.so\nsession required pam_unix.so\nsession optional pam_systemd.so\n";
-    assert_eq!(judged(&[("sshd", debian), ("common-account", account), ("common-session", session)]), []);
+    assert_eq!(
+        refusing_rules(&[("sshd", debian), ("common-account", account), ("common-session", session)]),
+        []
+    );
     let redhat = "account required pam_sepermit.so\naccount required pam_nologin.so\naccount include password-auth\n\
                   session required pam_loginuid.so\nsession include password-auth\n";
     let password_auth = "auth required pam_deny.so\naccount required pam_unix.so\naccount sufficient pam_localuser.so\n\
@@ -43,12 +47,12 @@ fn stock_stacks_let_in() {
                          account required pam_permit.so\nsession required pam_limits.so\n-session optional pam_systemd.so\n\
                          session [success=1 default=ignore] pam_succeed_if.so service in crond quiet use_uid\n\
                          session required pam_unix.so\n";
-    assert_eq!(judged(&[("sshd", redhat), ("password-auth", password_auth)]), []);
+    assert_eq!(refusing_rules(&[("sshd", redhat), ("password-auth", password_auth)]), []);
 }
 
 /// KP-6.20, KP-6.21.
 #[test]
-fn what_refuses_and_what_may() {
+fn pam_rules_that_may_refuse_are_found() {
     // The account rules ahead of rules that let in; what is said of them, and whether it is certain.
     for (text, expected) in [
         ("", None),
@@ -102,7 +106,7 @@ fn what_refuses_and_what_may() {
         ),
         ("account required \\\n # x\n pam_deny.so\n", Some(("pam_deny", 1, true))),
     ] {
-        let found = judged(&[("sshd", &format!("{text}{PERMITS}"))]);
+        let found = refusing_rules(&[("sshd", &format!("{text}{PERMIT_STACK}"))]);
         let expected = expected.map(|(module, line, certain)| (module.to_owned(), line, certain));
         assert_eq!(found.first(), expected.as_ref(), "{text}");
     }
@@ -110,22 +114,22 @@ fn what_refuses_and_what_may() {
 
 /// KP-6.20.
 #[test]
-fn nothing_that_lets_in() {
+fn pam_stack_without_success_refuses() {
     let session = "session required pam_permit.so\n";
     for text in [
         "account optional pam_gone.so\n",
         "account [success=1 default=ignore] pam_permit.so\naccount requisite pam_deny.so\n",
     ] {
-        let found = judged(&[("sshd", &format!("{text}{session}"))]);
+        let found = refusing_rules(&[("sshd", &format!("{text}{session}"))]);
         assert_eq!(found.iter().map(|rule| rule.2).collect::<Vec<_>>(), [true], "{text}");
     }
-    let perhaps = judged(&[("sshd", &format!("account optional pam_x.so\n{session}"))]);
+    let perhaps = refusing_rules(&[("sshd", &format!("account optional pam_x.so\n{session}"))]);
     assert_eq!(perhaps, [("pam_x".to_owned(), 1, false)]);
-    assert_eq!(judged(&[("sshd", &format!("account optional pam_permit.so\n{session}"))]), []);
+    assert_eq!(refusing_rules(&[("sshd", &format!("account optional pam_permit.so\n{session}"))]), []);
 }
 
 #[test]
-fn includes() {
+fn pam_includes_and_substacks_are_followed() {
     let deny = "account requisite pam_deny.so\naccount requisite pam_deny.so\n";
     let done = "account sufficient pam_permit.so\n";
     for (text, inner, expected) in [
@@ -151,47 +155,48 @@ fn includes() {
         ("@include gone\n", "", Some(("the include of gone, which does not exist", 1, true))),
         ("@include sshd\n", "", Some(("includes that go too deep", 1, false))),
     ] {
-        let found = judged(&[("sshd", &format!("{text}{PERMITS}")), ("s", inner)]);
+        let found = refusing_rules(&[("sshd", &format!("{text}{PERMIT_STACK}")), ("s", inner)]);
         let expected = expected.map(|(module, line, certain)| (module.to_owned(), line, certain));
         assert_eq!(found.first(), expected.as_ref(), "{text}");
     }
 }
 
 #[test]
-fn the_service_other() {
-    assert_eq!(judged(&[]).first().map(|rule| rule.2), Some(true));
-    let said = |files: &[(&str, &str)]| judged(files).into_iter().map(|rule| rule.2).collect::<Vec<_>>();
-    assert_eq!(said(&[("other", PERMITS)]), [false, false], "said, since nobody set it up for sshd");
+fn pam_service_other_is_the_fallback() {
+    assert_eq!(refusing_rules(&[]).first().map(|rule| rule.2), Some(true));
+    let said =
+        |files: &[(&str, &str)]| refusing_rules(files).into_iter().map(|rule| rule.2).collect::<Vec<_>>();
+    assert_eq!(said(&[("other", PERMIT_STACK)]), [false, false], "said, since nobody set it up for sshd");
     assert_eq!(said(&[("sshd", "session required pam_permit.so\n")]), [true]);
-    assert_eq!(said(&[("sshd", "session required pam_permit.so\n"), ("other", PERMITS)]), [false]);
+    assert_eq!(said(&[("sshd", "session required pam_permit.so\n"), ("other", PERMIT_STACK)]), [false]);
     let denies = "account required pam_deny.so\nsession required pam_deny.so\n";
     assert_eq!(said(&[("other", denies)]), [false, true, false, true]);
-    assert_eq!(said(&[("sshd", PERMITS), ("other", denies)]), [] as [bool; 0]);
-    assert_eq!(said(&[("sshd", PERMITS), ("other", "@include gone\n")]), [true], "PAM does not start");
+    assert_eq!(said(&[("sshd", PERMIT_STACK), ("other", denies)]), [] as [bool; 0]);
+    assert_eq!(said(&[("sshd", PERMIT_STACK), ("other", "@include gone\n")]), [true], "PAM does not start");
     assert_eq!(said(&[("sshd", "account required pam_permit.so \\")]).first(), Some(&true));
 }
 
 proptest::proptest! {
     #[test]
-    fn any_service(
+    fn pam_parser_accepts_any_service_text(
         text in "((account|session|-account|required|sufficient|substack s|include s|@include|\\[|\\]|success=1|default=die|ok|pam_deny.so|pam_permit.so|pam_x.so|#|\\\\|=| |\n){0,40})",
     ) {
-        let _ = judged(&[("sshd", &text), ("s", &text)]);
+        let _ = refusing_rules(&[("sshd", &text), ("s", &text)]);
     }
 }
 
 #[test]
-fn nologin_counts_where_a_rule_comes_to_its_module() {
-    let first = format!("account required pam_nologin.so\n{PERMITS}");
+fn nologin_refuses_only_if_its_module_is_reached() {
+    let first = format!("account required pam_nologin.so\n{PERMIT_STACK}");
     let jumped = format!("account [success=1 default=bad] pam_permit.so\n{first}");
-    let optional = format!("account optional pam_nologin.so\n{PERMITS}");
+    let optional = format!("account optional pam_nologin.so\n{PERMIT_STACK}");
     for (stack, expected) in [
         (first.as_str(), vec![("pam_nologin".to_owned(), 1, true)]),
         (jumped.as_str(), vec![]),
         (optional.as_str(), vec![]),
-        (PERMITS, vec![]),
+        (PERMIT_STACK, vec![]),
     ] {
-        assert_eq!(judged_if(true, &[("sshd", stack)]), expected, "{stack}");
-        assert_eq!(judged_if(false, &[("sshd", stack)]), [], "{stack}");
+        assert_eq!(refusing_rules_with_nologin(true, &[("sshd", stack)]), expected, "{stack}");
+        assert_eq!(refusing_rules_with_nologin(false, &[("sshd", stack)]), [], "{stack}");
     }
 }

@@ -1,38 +1,39 @@
 //! Whether a password would let an account in: what sshd's settings say, and whether the account has one that is good.
 
-use super::effective::Effective;
-use super::lockout::is_closed;
+use super::effective::EffectiveConfig;
+use super::lockout::is_nologin_shell;
 use super::observation::{Account, Login, Shadow};
 
 /// Whether a password would let this account in: sshd takes one, and the account has one that is usable.
-pub fn would_let_in(login: &Login, account: &Account, effective: &Effective) -> bool {
-    is_taken(effective, account) && account_has_usable_password(login, account, effective)
+pub fn can_log_in_with_password(login: &Login, account: &Account, effective: &EffectiveConfig) -> bool {
+    sshd_accepts_password(effective, account) && account_has_usable_password(login, account, effective)
 }
 
 /// Whether a password would still let this user in, as far as sshd's settings go: by the password method, or
 /// by keyboard-interactive where PAM asks for it there; root where PermitRootLogin is `yes`. Who may come at
 /// all (Allow*, Deny*) and whether the account has a password are other questions.
-pub fn is_taken(effective: &Effective, account: &Account) -> bool {
+pub fn sshd_accepts_password(effective: &EffectiveConfig, account: &Account) -> bool {
     let by_password = effective.password_authentication() && effective.method_suffices("password");
     let pam_asks = effective.is_yes("usepam") && effective.kbd_interactive_authentication();
-    let by_dialogue = pam_asks
+    let by_kbd_interactive = pam_asks
         && ["keyboard-interactive", "keyboard-interactive:pam"]
             .iter()
             .any(|method| effective.method_suffices(method));
-    let may_be_root = account.uid != 0 || effective.is_yes("permitrootlogin");
-    (by_password || by_dialogue) && may_be_root
+    let is_root_permitted = account.uid != 0 || effective.is_yes("permitrootlogin");
+    (by_password || by_kbd_interactive) && is_root_permitted
 }
 
 /// Whether the account has a password with which somebody gets in: shadow(5), passwd(5). One that is locked, that is no
 /// hash, or whose account has expired is none, and neither is an empty one unless PermitEmptyPasswords is `yes`. What
 /// cannot be seen counts as none.
-pub fn account_has_usable_password(login: &Login, account: &Account, effective: &Effective) -> bool {
+pub fn account_has_usable_password(login: &Login, account: &Account, effective: &EffectiveConfig) -> bool {
     let entry = match &login.shadow {
         Shadow::Entry(entry) => entry,
-        Shadow::Unseen(_) | Shadow::NoEntry => return false,
+        Shadow::Unreadable(_) | Shadow::NoEntry => return false,
     };
     let is_permitted = entry.has_password || entry.is_empty && effective.is_yes("permitemptypasswords");
-    let is_kept_out = login.nologin_for(account, effective).is_some() || is_closed(&account.shell);
+    let is_kept_out =
+        login.blocking_nologin_file(account, effective).is_some() || is_nologin_shell(&account.shell);
     // pam_unix takes the day itself for the account's end, sshd the one after it: the earlier one counts.
     let has_ended = entry.expires.is_some_and(|expires| login.today >= expires);
     // A password that was not changed in time: the account ends some days after it does.
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
     use crate::policy::observation::ShadowEntry;
 
-    const WHOLE: ShadowEntry = ShadowEntry {
+    const VALID_ENTRY: ShadowEntry = ShadowEntry {
         is_locked: false,
         has_password: true,
         is_empty: false,
@@ -61,7 +62,7 @@ mod tests {
         expires: None,
     };
 
-    fn login(shadow: Shadow) -> Login {
+    fn login_with_shadow(shadow: Shadow) -> Login {
         Login {
             shadow,
             today: 20_000,
@@ -84,36 +85,45 @@ mod tests {
     }
 
     #[test]
-    fn which_passwords_are_good() {
-        let none = ShadowEntry { has_password: false, ..WHOLE };
+    fn password_is_usable_only_with_valid_shadow_entry() {
+        let none = ShadowEntry { has_password: false, ..VALID_ENTRY };
         let empty = ShadowEntry { is_empty: true, ..none };
         for (name, entry, said, expected) in [
-            ("whole", WHOLE, "", true),
+            ("whole", VALID_ENTRY, "", true),
             ("none", none, "", false),
             ("locked, as in cloud images", ShadowEntry { is_locked: true, ..none }, "", false),
             ("empty", empty, "", false),
             ("empty and permitted", empty, "permitemptypasswords yes\n", true),
             ("no hash, empty ones permitted", none, "permitemptypasswords yes\n", false),
-            ("expires tomorrow", ShadowEntry { expires: Some(20_001), ..WHOLE }, "", true),
-            ("expires today", ShadowEntry { expires: Some(20_000), ..WHOLE }, "", false),
-            ("must be changed", ShadowEntry { last_change: Some(0), ..WHOLE }, "", true),
-            ("old", ShadowEntry { maximum: Some(90), ..WHOLE }, "", true),
-            ("old and inactive", ShadowEntry { maximum: Some(90), inactive: Some(7), ..WHOLE }, "", false),
-            ("young", ShadowEntry { maximum: Some(990), inactive: Some(10), ..WHOLE }, "", true),
+            ("expires tomorrow", ShadowEntry { expires: Some(20_001), ..VALID_ENTRY }, "", true),
+            ("expires today", ShadowEntry { expires: Some(20_000), ..VALID_ENTRY }, "", false),
+            ("must be changed", ShadowEntry { last_change: Some(0), ..VALID_ENTRY }, "", true),
+            ("old", ShadowEntry { maximum: Some(90), ..VALID_ENTRY }, "", true),
+            (
+                "old and inactive",
+                ShadowEntry { maximum: Some(90), inactive: Some(7), ..VALID_ENTRY },
+                "",
+                false,
+            ),
+            ("young", ShadowEntry { maximum: Some(990), inactive: Some(10), ..VALID_ENTRY }, "", true),
         ] {
-            let effective = Effective::parse(said);
-            let login = login(Shadow::Entry(entry));
+            let effective = EffectiveConfig::parse(said);
+            let login = login_with_shadow(Shadow::Entry(entry));
             assert_eq!(
                 account_has_usable_password(&login, &user(1000, "/bin/sh"), &effective),
                 expected,
                 "{name}"
             );
         }
-        let effective = Effective::default();
-        for shadow in [Shadow::NoEntry, Shadow::Unseen("denied".into())] {
-            assert!(!account_has_usable_password(&login(shadow), &user(1000, "/bin/sh"), &effective));
+        let effective = EffectiveConfig::default();
+        for shadow in [Shadow::NoEntry, Shadow::Unreadable("denied".into())] {
+            assert!(!account_has_usable_password(
+                &login_with_shadow(shadow),
+                &user(1000, "/bin/sh"),
+                &effective
+            ));
         }
-        let whole = login(Shadow::Entry(WHOLE));
+        let whole = login_with_shadow(Shadow::Entry(VALID_ENTRY));
         assert!(!account_has_usable_password(&whole, &user(1000, "/usr/sbin/nologin"), &effective));
         let closed = Login { nologin: Some("/etc/nologin".into()), ..whole };
         assert!(!account_has_usable_password(&closed, &user(1000, "/bin/sh"), &effective));
@@ -121,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_password_is_left() {
+    fn password_acceptance_follows_sshd_settings() {
         for (uid, said, left) in [
             (1000, "passwordauthentication yes\n", true),
             (1000, "passwordauthentication no\n", false),
@@ -131,7 +141,11 @@ mod tests {
             (0, "passwordauthentication yes\npermitrootlogin without-password\n", false),
             (0, "passwordauthentication yes\npermitrootlogin yes\n", true),
         ] {
-            assert_eq!(is_taken(&Effective::parse(said), &user(uid, "/bin/sh")), left, "{said}");
+            assert_eq!(
+                sshd_accepts_password(&EffectiveConfig::parse(said), &user(uid, "/bin/sh")),
+                left,
+                "{said}"
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serializer, de::Error};
 /// # Errors
 /// Those of the serializer.
 pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&text_of(path))
+    serializer.serialize_str(&encode_path(path))
 }
 
 /// Reads one.
@@ -21,12 +21,12 @@ pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::
 /// Where what follows a NUL are not two hexadecimal digits.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     let text = String::deserialize(deserializer)?;
-    path_of(&text).ok_or_else(|| D::Error::custom("not a path"))
+    decode_path(&text).ok_or_else(|| D::Error::custom("not a path"))
 }
 
 /// The same for a path that may be absent.
 pub mod option {
-    use super::{Deserialize, Deserializer, Error, PathBuf, Serializer, path_of, text_of};
+    use super::{Deserialize, Deserializer, Error, PathBuf, Serializer, decode_path, encode_path};
 
     /// Writes a path or `null`.
     ///
@@ -34,7 +34,7 @@ pub mod option {
     /// Those of the serializer.
     pub fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
         match path {
-            Some(path) => serializer.serialize_some(&text_of(path)),
+            Some(path) => serializer.serialize_some(&encode_path(path)),
             None => serializer.serialize_none(),
         }
     }
@@ -45,12 +45,12 @@ pub mod option {
     /// Where what follows a NUL are not two hexadecimal digits.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
         Option::<String>::deserialize(deserializer)?
-            .map(|text| path_of(&text).ok_or_else(|| D::Error::custom("not a path")))
+            .map(|text| decode_path(&text).ok_or_else(|| D::Error::custom("not a path")))
             .transpose()
     }
 }
 
-fn text_of(path: &Path) -> String {
+fn encode_path(path: &Path) -> String {
     let mut text = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         text.push_str(chunk.valid());
@@ -59,7 +59,7 @@ fn text_of(path: &Path) -> String {
     text
 }
 
-fn path_of(text: &str) -> Option<PathBuf> {
+fn decode_path(text: &str) -> Option<PathBuf> {
     let mut parts = text.split('\0');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
@@ -77,22 +77,22 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn text_stays_text() {
+    fn utf8_path_is_written_verbatim() {
         for path in ["", "/home/u/.ssh/authorized_keys", "/home/jürgen \\ \"x\"\n"] {
-            assert_eq!(text_of(Path::new(path)), path);
+            assert_eq!(encode_path(Path::new(path)), path);
         }
         let path = PathBuf::from(OsString::from_vec(b"/home/j\xfcrgen/\xc3k".to_vec()));
-        assert_eq!(text_of(&path), "/home/j\0fcrgen/\0c3k");
+        assert_eq!(encode_path(&path), "/home/j\0fcrgen/\0c3k");
         for wrong in ["\0", "\0f", "\0+1", "\0g0", "a\0\0fc"] {
-            assert_eq!(path_of(wrong), None, "{wrong:?}");
+            assert_eq!(decode_path(wrong), None, "{wrong:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn every_path_comes_back(bytes in proptest::collection::vec(1..=255u8, 0..40)) {
+        fn path_encoding_round_trips(bytes in proptest::collection::vec(1..=255u8, 0..40)) {
             let path = PathBuf::from(OsString::from_vec(bytes));
-            prop_assert_eq!(path_of(&text_of(&path)), Some(path));
+            prop_assert_eq!(decode_path(&encode_path(&path)), Some(path));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// What a comma-separated list of patterns says of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listed {
+pub enum ListMatch {
     /// A pattern matches, and none that is negated does.
     Yes,
     /// A pattern with `!` matches, ahead of whatever else would.
@@ -20,10 +20,10 @@ pub enum Listed {
 pub struct BadMask;
 
 /// The longest pattern of a list that sshd looks at; a longer one ends the list without a match.
-const LONGEST: usize = 1023;
+const PATTERN_BYTES_LIMIT: usize = 1023;
 
 /// Whether `pattern` (`*`: any text, `?`: any one byte) matches all of `text`: ssh_config(5) "PATTERNS".
-pub fn matches(text: &str, pattern: &str) -> bool {
+pub fn matches_pattern(text: &str, pattern: &str) -> bool {
     let (text, pattern) = (text.as_bytes(), pattern.as_bytes());
     let (mut t, mut p) = (0, 0);
     // Where to go on after the last `*`: behind it in the pattern, and one byte further in the text.
@@ -52,87 +52,87 @@ pub fn matches(text: &str, pattern: &str) -> bool {
 }
 
 /// What the list `patterns` says of `text`: ssh_config(5) "pattern-list".
-pub fn listed(text: &str, patterns: &str) -> Listed {
-    let mut found = Listed::No;
+pub fn match_pattern_list(text: &str, patterns: &str) -> ListMatch {
+    let mut found = ListMatch::No;
     let patterns = patterns.strip_suffix(',').unwrap_or(patterns);
     for entry in patterns.split(',') {
-        let (negated, pattern) = without_negation(entry);
-        if pattern.len() >= LONGEST {
-            return Listed::No;
+        let (negated, pattern) = strip_negation(entry);
+        if pattern.len() >= PATTERN_BYTES_LIMIT {
+            return ListMatch::No;
         }
-        if matches(text, pattern) {
+        if matches_pattern(text, pattern) {
             if negated {
-                return Listed::Negated;
+                return ListMatch::Negated;
             }
-            found = Listed::Yes;
+            found = ListMatch::Yes;
         }
     }
     found
 }
 
 /// The same for a host name, whose letters may stand in either case.
-pub fn listed_host(host: &str, patterns: &str) -> Listed {
-    listed(&host.to_ascii_lowercase(), &patterns.to_ascii_lowercase())
+pub fn match_host_list(host: &str, patterns: &str) -> ListMatch {
+    match_pattern_list(&host.to_ascii_lowercase(), &patterns.to_ascii_lowercase())
 }
 
 /// Whether the list `patterns` picks one who is in these groups: one of them is meant, and none is negated. sshd_config(5)
 /// "Match Group".
-pub fn lists_group(groups: &[String], patterns: &str) -> bool {
-    let said: Vec<Listed> = groups.iter().map(|group| listed(group, patterns)).collect();
-    said.contains(&Listed::Yes) && !said.contains(&Listed::Negated)
+pub fn matches_group_list(groups: &[String], patterns: &str) -> bool {
+    let said: Vec<ListMatch> = groups.iter().map(|group| match_pattern_list(group, patterns)).collect();
+    said.contains(&ListMatch::Yes) && !said.contains(&ListMatch::Negated)
 }
 
 /// What a list of addresses, networks in CIDR form and patterns says of `address`: sshd_config(5) "Match".
-pub fn listed_address(address: IpAddr, patterns: &str) -> Result<Listed, BadMask> {
+pub fn match_address_list(address: IpAddr, patterns: &str) -> Result<ListMatch, BadMask> {
     let text = address.to_string();
-    let mut found = Listed::No;
+    let mut found = ListMatch::No;
     for entry in patterns.split(',') {
-        let (negated, pattern) = without_negation(entry);
+        let (negated, pattern) = strip_negation(entry);
         if pattern.is_empty() {
             return Err(BadMask);
         }
-        let hit = match network(pattern)? {
-            Some((base, bits)) => contains(base, bits, address),
-            None => matches(&text, pattern),
+        let hit = match parse_network(pattern)? {
+            Some((base, bits)) => network_contains(base, bits, address),
+            None => matches_pattern(&text, pattern),
         };
         if hit {
             if negated {
-                return Ok(Listed::Negated);
+                return Ok(ListMatch::Negated);
             }
-            found = Listed::Yes;
+            found = ListMatch::Yes;
         }
     }
     Ok(found)
 }
 
 /// Whether the host part of a `user@host` pattern, a list, matches a client: sshd_config(5) "AllowUsers".
-pub fn from_source(host: &str, address: IpAddr, patterns: &str) -> Result<bool, BadMask> {
-    let by_address = listed_address(address, patterns)?;
-    if by_address == Listed::Negated {
+pub fn matches_source(host: &str, address: IpAddr, patterns: &str) -> Result<bool, BadMask> {
+    let by_address = match_address_list(address, patterns)?;
+    if by_address == ListMatch::Negated {
         return Ok(false);
     }
-    Ok(match listed_host(host, patterns) {
-        Listed::Negated => false,
-        Listed::Yes => true,
-        Listed::No => by_address == Listed::Yes,
+    Ok(match match_host_list(host, patterns) {
+        ListMatch::Negated => false,
+        ListMatch::Yes => true,
+        ListMatch::No => by_address == ListMatch::Yes,
     })
 }
 
 /// Whether one `user` or `user@host` pattern matches a user who comes from there: sshd_config(5)
 /// "AllowUsers". No `!` and no list in the user's part.
-pub fn user(name: &str, host: &str, address: IpAddr, pattern: &str) -> Result<bool, BadMask> {
+pub fn matches_user_pattern(name: &str, host: &str, address: IpAddr, pattern: &str) -> Result<bool, BadMask> {
     match pattern.split_once('@') {
-        None => Ok(matches(name, pattern)),
-        Some((user, source)) => Ok(matches(name, user) && from_source(host, address, source)?),
+        None => Ok(matches_pattern(name, pattern)),
+        Some((user, source)) => Ok(matches_pattern(name, user) && matches_source(host, address, source)?),
     }
 }
 
-fn without_negation(entry: &str) -> (bool, &str) {
+fn strip_negation(entry: &str) -> (bool, &str) {
     entry.strip_prefix('!').map_or((false, entry), |pattern| (true, pattern))
 }
 
 /// An address, or a network whose host bits are all zero; `None` where the text is neither.
-fn network(text: &str) -> Result<Option<(IpAddr, u32)>, BadMask> {
+fn parse_network(text: &str) -> Result<Option<(IpAddr, u32)>, BadMask> {
     let (address, bits) = match text.split_once('/') {
         None => (text, None),
         Some((address, bits)) => match bits.parse::<u32>() {
@@ -141,7 +141,7 @@ fn network(text: &str) -> Result<Option<(IpAddr, u32)>, BadMask> {
         },
     };
     let Ok(address) = address.parse::<IpAddr>() else { return Ok(None) };
-    let (value, width) = number(address);
+    let (value, width) = address_to_bits(address);
     let bits = bits.unwrap_or(width);
     if bits > width || value & host_mask(bits, width) != 0 {
         return Err(BadMask);
@@ -149,13 +149,13 @@ fn network(text: &str) -> Result<Option<(IpAddr, u32)>, BadMask> {
     Ok(Some((address, bits)))
 }
 
-fn contains(base: IpAddr, bits: u32, address: IpAddr) -> bool {
-    let ((base, width), (address, other)) = (number(base), number(address));
+fn network_contains(base: IpAddr, bits: u32, address: IpAddr) -> bool {
+    let ((base, width), (address, other)) = (address_to_bits(base), address_to_bits(address));
     width == other && (base ^ address) & !host_mask(bits, width) == 0
 }
 
 /// An address as a number, and its width in bits.
-fn number(address: IpAddr) -> (u128, u32) {
+fn address_to_bits(address: IpAddr) -> (u128, u32) {
     match address {
         IpAddr::V4(v4) => (u32::from(v4).into(), 32),
         IpAddr::V6(v6) => (v6.into(), 128),
@@ -169,7 +169,7 @@ fn host_mask(bits: u32, width: u32) -> u128 {
 }
 
 /// Whether glob(7) would find a name that has no leading dot: `*`, `?`, `[...]`, `\` before a character.
-pub fn glob(name: &str, pattern: &str) -> bool {
+pub fn glob_matches(name: &str, pattern: &str) -> bool {
     let (name, pattern): (Vec<char>, Vec<char>) = (name.chars().collect(), pattern.chars().collect());
     let (mut n, mut p) = (0, 0);
     let mut retry: Option<(usize, usize)> = None;
@@ -180,7 +180,7 @@ pub fn glob(name: &str, pattern: &str) -> bool {
                 retry = Some((p, n));
                 continue;
             }
-            _ => name.get(n).and_then(|&c| one(c, pattern.get(p..).unwrap_or_default())),
+            _ => name.get(n).and_then(|&c| match_glob_element(c, pattern.get(p..).unwrap_or_default())),
         };
         match (step, retry) {
             (Some(length), _) => {
@@ -199,11 +199,11 @@ pub fn glob(name: &str, pattern: &str) -> bool {
 }
 
 /// Whether the pattern's first element, other than `*`, takes `c`; if so, that element's length.
-fn one(c: char, pattern: &[char]) -> Option<usize> {
+fn match_glob_element(c: char, pattern: &[char]) -> Option<usize> {
     match *pattern.first()? {
         '?' => Some(1),
         '\\' if pattern.len() > 1 => (pattern.get(1) == Some(&c)).then_some(2),
-        '[' => match bracket(c, pattern) {
+        '[' => match match_bracket(c, pattern) {
             Some((length, taken)) => taken.then_some(length),
             None => (c == '[').then_some(1),
         },
@@ -212,7 +212,7 @@ fn one(c: char, pattern: &[char]) -> Option<usize> {
 }
 
 /// A bracket expression's length and whether it takes `c`; `None` where no `]` closes it.
-fn bracket(c: char, pattern: &[char]) -> Option<(usize, bool)> {
+fn match_bracket(c: char, pattern: &[char]) -> Option<(usize, bool)> {
     let negated = matches!(pattern.get(1), Some('!' | '^'));
     let first = if negated { 2 } else { 1 };
     let (mut at, mut taken) = (first, false);
@@ -239,14 +239,14 @@ pub fn has_wildcard(path: &Path) -> bool {
 }
 
 /// Whether glob(3) would find `path` by `pattern`, component by component.
-pub fn glob_path(path: &Path, pattern: &Path) -> bool {
+pub fn glob_path_matches(path: &Path, pattern: &Path) -> bool {
     let (mut names, mut globs) = (path.components(), pattern.components());
     loop {
         match (names.next(), globs.next()) {
             (None, None) => return true,
             (Some(name), Some(pattern)) => {
                 let (name, pattern) = (name.as_os_str(), pattern.as_os_str());
-                if name != pattern && !glob(&name.to_string_lossy(), &pattern.to_string_lossy()) {
+                if name != pattern && !glob_matches(&name.to_string_lossy(), &pattern.to_string_lossy()) {
                     return false;
                 }
             }
@@ -262,82 +262,85 @@ mod tests {
     use super::*;
 
     /// The definition, word for word and as slow as it is.
-    fn naive(text: &[u8], pattern: &[u8]) -> bool {
+    fn naive_match(text: &[u8], pattern: &[u8]) -> bool {
         match pattern {
             [] => text.is_empty(),
-            [b'*', rest @ ..] => (0..=text.len()).any(|from| naive(&text[from..], rest)),
-            [b'?', rest @ ..] => !text.is_empty() && naive(&text[1..], rest),
-            [byte, rest @ ..] => text.first() == Some(byte) && naive(&text[1..], rest),
+            [b'*', rest @ ..] => (0..=text.len()).any(|from| naive_match(&text[from..], rest)),
+            [b'?', rest @ ..] => !text.is_empty() && naive_match(&text[1..], rest),
+            [byte, rest @ ..] => text.first() == Some(byte) && naive_match(&text[1..], rest),
         }
     }
 
     proptest! {
         #[test]
-        fn matches_as_defined(text in "[ab]{0,8}", pattern in "[ab*?]{0,8}") {
-            prop_assert_eq!(matches(&text, &pattern), naive(text.as_bytes(), pattern.as_bytes()));
-            prop_assert_eq!(glob(&text, &pattern), naive(text.as_bytes(), pattern.as_bytes()));
+        fn pattern_match_agrees_with_definition(text in "[ab]{0,8}", pattern in "[ab*?]{0,8}") {
+            prop_assert_eq!(matches_pattern(&text, &pattern), naive_match(text.as_bytes(), pattern.as_bytes()));
+            prop_assert_eq!(glob_matches(&text, &pattern), naive_match(text.as_bytes(), pattern.as_bytes()));
         }
 
         #[test]
-        fn takes_any_pattern(text in ".{0,12}", pattern in ".{0,12}", address in any::<u32>()) {
+        fn matchers_accept_any_pattern(text in ".{0,12}", pattern in ".{0,12}", address in any::<u32>()) {
             let address = IpAddr::V4(address.into());
-            let _ = (listed(&text, &pattern), glob(&text, &pattern));
-            let _ = (listed_address(address, &pattern), user(&text, &text, address, &pattern));
+            let _ = (match_pattern_list(&text, &pattern), glob_matches(&text, &pattern));
+            let _ = (match_address_list(address, &pattern), matches_user_pattern(&text, &text, address, &pattern));
         }
 
         #[test]
-        fn networks_as_defined(base in any::<u32>(), bits in 0u32..=32, address in any::<u32>()) {
+        fn network_match_agrees_with_definition(base in any::<u32>(), bits in 0u32..=32, address in any::<u32>()) {
             let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
             let list = format!("{}/{bits}", IpAddr::V4((base & mask).into()));
             let inside = address & mask == base & mask;
-            let said = listed_address(IpAddr::V4(address.into()), &list);
-            prop_assert_eq!(said, Ok(if inside { Listed::Yes } else { Listed::No }));
+            let said = match_address_list(IpAddr::V4(address.into()), &list);
+            prop_assert_eq!(said, Ok(if inside { ListMatch::Yes } else { ListMatch::No }));
         }
     }
 
     #[test]
-    fn lists() {
+    fn pattern_list_honours_negation() {
         for (text, patterns, said) in [
-            ("root", "root", Listed::Yes),
-            ("root", "a,ro*", Listed::Yes),
-            ("root", "*,!root", Listed::Negated),
-            ("root", "!root,*", Listed::Negated),
-            ("root", "!bob", Listed::No),
-            ("root", "", Listed::No),
-            ("root", "a,", Listed::No),
-            ("Root", "root", Listed::No),
+            ("root", "root", ListMatch::Yes),
+            ("root", "a,ro*", ListMatch::Yes),
+            ("root", "*,!root", ListMatch::Negated),
+            ("root", "!root,*", ListMatch::Negated),
+            ("root", "!bob", ListMatch::No),
+            ("root", "", ListMatch::No),
+            ("root", "a,", ListMatch::No),
+            ("Root", "root", ListMatch::No),
         ] {
-            assert_eq!(listed(text, patterns), said, "{text} {patterns}");
+            assert_eq!(match_pattern_list(text, patterns), said, "{text} {patterns}");
         }
-        assert_eq!(listed_host("Host.Example", "*.EXAMPLE"), Listed::Yes);
-        assert_eq!(listed("root", &format!("{},root", "x".repeat(LONGEST))), Listed::No);
+        assert_eq!(match_host_list("Host.Example", "*.EXAMPLE"), ListMatch::Yes);
+        assert_eq!(
+            match_pattern_list("root", &format!("{},root", "x".repeat(PATTERN_BYTES_LIMIT))),
+            ListMatch::No
+        );
     }
 
     #[test]
-    fn addresses() {
+    fn address_list_matches_cidr_and_patterns() {
         for (address, patterns, said) in [
-            ("192.0.2.1", "192.0.2.0/24", Ok(Listed::Yes)),
-            ("192.0.3.1", "192.0.2.0/24", Ok(Listed::No)),
-            ("192.0.2.1", "192.0.2.1", Ok(Listed::Yes)),
-            ("192.0.2.1", "192.0.2.*", Ok(Listed::Yes)),
-            ("192.0.2.1", "*,!192.0.2.1", Ok(Listed::Negated)),
-            ("192.0.2.1", "0.0.0.0/0", Ok(Listed::Yes)),
-            ("2001:db8::1", "2001:db8::/32", Ok(Listed::Yes)),
-            ("2001:db8::1", "::/0", Ok(Listed::Yes)),
-            ("2001:db8::1", "0.0.0.0/0", Ok(Listed::No)),
+            ("192.0.2.1", "192.0.2.0/24", Ok(ListMatch::Yes)),
+            ("192.0.3.1", "192.0.2.0/24", Ok(ListMatch::No)),
+            ("192.0.2.1", "192.0.2.1", Ok(ListMatch::Yes)),
+            ("192.0.2.1", "192.0.2.*", Ok(ListMatch::Yes)),
+            ("192.0.2.1", "*,!192.0.2.1", Ok(ListMatch::Negated)),
+            ("192.0.2.1", "0.0.0.0/0", Ok(ListMatch::Yes)),
+            ("2001:db8::1", "2001:db8::/32", Ok(ListMatch::Yes)),
+            ("2001:db8::1", "::/0", Ok(ListMatch::Yes)),
+            ("2001:db8::1", "0.0.0.0/0", Ok(ListMatch::No)),
             ("192.0.2.1", "10.0.0.1/8", Err(BadMask)),
             ("192.0.2.1", "10.0.0.0/33", Err(BadMask)),
             ("192.0.2.1", "a,,b", Err(BadMask)),
-            ("192.0.2.1", "10.0.0.0/x", Ok(Listed::No)),
+            ("192.0.2.1", "10.0.0.0/x", Ok(ListMatch::No)),
         ] {
-            let answer = address.parse().map(|address| listed_address(address, patterns));
+            let answer = address.parse().map(|address| match_address_list(address, patterns));
             assert_eq!(answer, Ok(said), "{address} {patterns}");
         }
     }
 
     #[test]
-    fn users() {
-        let from = |pattern| user("root", "192.0.2.1", IpAddr::from([192, 0, 2, 1]), pattern);
+    fn user_pattern_matches_name_and_source() {
+        let from = |pattern| matches_user_pattern("root", "192.0.2.1", IpAddr::from([192, 0, 2, 1]), pattern);
         assert_eq!(from("root"), Ok(true));
         assert_eq!(from("ro?t"), Ok(true));
         assert_eq!(from("root@192.0.2.0/24"), Ok(true));
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn globs() {
+    fn glob_matches_names_and_paths() {
         for (pattern, found) in [
             ("*.conf", true),
             ("*", true),
@@ -366,9 +369,9 @@ mod tests {
             ("[00-*", false),
             ("5*", false),
         ] {
-            assert_eq!(glob("00-keypair-agent.conf", pattern), found, "{pattern}");
+            assert_eq!(glob_matches("00-keypair-agent.conf", pattern), found, "{pattern}");
         }
-        assert!(glob_path(Path::new("/etc/ssh/d/a.conf"), Path::new("/etc/ssh/*/*.conf")));
-        assert!(!glob_path(Path::new("/etc/ssh/d/a.conf"), Path::new("/etc/ssh/*.conf")));
+        assert!(glob_path_matches(Path::new("/etc/ssh/d/a.conf"), Path::new("/etc/ssh/*/*.conf")));
+        assert!(!glob_path_matches(Path::new("/etc/ssh/d/a.conf"), Path::new("/etc/ssh/*.conf")));
     }
 }

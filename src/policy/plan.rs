@@ -1,27 +1,27 @@
 //! From a command and the facts to a plan, or a refusal (KP-3.26).
 //!
 //! A plan is made in two strokes, since sshd is the judge of its own configuration: [`draft`] says which files
-//! would change and which lines sshd is to be asked about; [`Draft::judge`] holds its answers against what was
+//! would change and which lines sshd is to be asked about; [`DraftPlan::judge`] holds its answers against what was
 //! asked and against the lockout guard.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::authorized_keys::{self, KeyPlace};
+use super::authorized_keys::{self, LocatedKeyLine};
 use super::command::{Action, KeyPair};
-use super::content::Content;
+use super::content::SharedBytes;
 use super::edit::{FileEdit, FileKind};
-use super::foreign::foreign;
-use super::observation::{Account, Answer, ConfigTree, KeyFile, Login, Reload, Sshd};
+use super::foreign::sanitize_text;
+use super::observation::{Account, ConfigTree, KeyFile, Login, ReloadMethod, Sshd, SshdAnswer};
 use super::outcome::{Reason, Refusal, TrialReport, Warning, WarningReason};
 use super::password;
 use super::path_bytes;
-use super::proof::ProofPlan;
+use super::proof::ProbePlan;
 use super::public_key::PublicKey;
 use super::selinux::{Labels, Relabel};
 use super::sshd_config::{self, KbdInteractive};
-use super::trial::TrialQuestion;
+use super::trial::TrialRequest;
 use super::types::PasswordAuth;
 
 mod key_trial;
@@ -30,12 +30,12 @@ mod questions;
 mod setting;
 mod verdict;
 
-pub use key_trial::{AskTrial, judge_deferred};
-pub use labels::{judge_written_config, judge_written_key_file};
-pub use questions::{Answers, Questions};
-pub use verdict::{PlanRefusal, judge_setting};
+pub use key_trial::{TrialRunner, check_deferred_trial};
+pub use labels::{verify_written_config_labels, verify_written_key_file_label};
+pub use questions::{SshdAnswers, SshdQueries};
+pub use verdict::{PlanRefusal, check_sshd_password_auth};
 
-use setting::removal;
+use setting::removal_edit;
 
 /// The key pair that is bound here, and where its block stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +75,7 @@ impl Binding {
 
 /// What was observed for a command.
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct PlanInputs {
     /// The target user.
     pub account: Account,
     /// The sshd of this guest; `None` only for a detach that found none.
@@ -86,7 +86,7 @@ pub struct Facts {
     /// Other files that may hold the bound block, and whose they are: where it was put, and what else sshd reads now.
     pub elsewhere: Vec<(Account, KeyFile)>,
     /// All files that sshd reads for that user, in its order, with their bytes.
-    pub key_files: Vec<(PathBuf, Content)>,
+    pub key_files: Vec<(PathBuf, SharedBytes)>,
     /// What the result has to say of them.
     pub notes: Vec<String>,
     /// What else decides about a login; `None` where there is no sshd.
@@ -95,7 +95,7 @@ pub struct Facts {
     pub labels: Labels,
 }
 
-impl Facts {
+impl PlanInputs {
     /// The file that sshd reads for the target user.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl Facts {
 
 /// What a plan is made for besides the command's own action.
 #[derive(Debug, Clone, Copy)]
-pub struct Purpose<'a> {
+pub struct PlanRequest<'a> {
     /// What is to be done.
     pub action: &'a Action,
     /// What the state says is bound.
@@ -135,7 +135,7 @@ pub struct Purpose<'a> {
 
 /// A plan that sshd has yet to be asked about.
 #[derive(Debug, Clone)]
-pub struct Draft {
+pub struct DraftPlan {
     /// The edits of authorized_keys files, in order.
     pub key_edits: Vec<FileEdit>,
     /// The edits of sshd's configuration, in order.
@@ -168,14 +168,14 @@ pub struct Plan {
     /// The key file by which the user gets in; `None` where that matters to nothing.
     pub decisive_key_file: Option<PathBuf>,
     /// How a changed configuration is made live; `None` where it is not changed.
-    pub reload: Option<Reload>,
+    pub reload: Option<ReloadMethod>,
     /// Whether the listener may have yet to read the files that were judged, and a way in depends on them. No file of its own changes, so it is told
     /// where it does not say of itself that it does what they say.
     pub unread: bool,
     /// What the running sshd is asked; `None` where nothing changes at its door, and it has read its files.
-    pub proof: Option<ProofPlan>,
+    pub proof: Option<ProbePlan>,
     /// What a private sshd is asked once the key is in place, where it could not be shown the planned file.
-    pub deferred_trial: Option<TrialQuestion>,
+    pub deferred_trial: Option<TrialRequest>,
     /// What a private sshd said of the key; `None` where it was not asked.
     pub trial: Option<TrialReport>,
     /// What sshd must say afterwards.
@@ -187,7 +187,7 @@ pub struct Plan {
     /// Whether sshd's files say what is asked as they stand: what is written there is ours besides.
     pub already: bool,
     /// What sshd said, with the plan's lines ahead.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<SshdAnswer>,
     /// What the owner should know.
     pub warnings: Vec<Warning>,
 }
@@ -199,26 +199,30 @@ impl Plan {
     }
 
     /// Whether it changes anything of the guest's files.
-    pub fn touches_files(&self) -> bool {
+    pub fn changes_files_or_labels(&self) -> bool {
         self.changes_files() || !self.key_labels.is_empty() || !self.sshd_labels.is_empty()
     }
 
     /// Whether passwords are on again before a key is taken away.
-    pub fn opens(&self) -> bool {
+    pub fn enables_passwords(&self) -> bool {
         self.expect == Some(PasswordAuth::Yes)
     }
 
     /// Whether sshd is told whatever it says of itself.
-    pub fn tells_sshd_first(&self) -> bool {
-        self.reload.is_some() || self.unread && self.opens()
+    pub fn must_reload_first(&self) -> bool {
+        self.reload.is_some() || self.unread && self.enables_passwords()
     }
 }
 
 /// The key pair that counts as bound: the state's, else that of a block of ours that stands in the file.
-pub fn bound(binding: Option<&Binding>, account: &Account, key_file: Option<&KeyFile>) -> Option<Binding> {
+pub fn find_binding(
+    binding: Option<&Binding>,
+    account: &Account,
+    key_file: Option<&KeyFile>,
+) -> Option<Binding> {
     binding.cloned().or_else(|| {
         let key_file = key_file?;
-        let key_pair = authorized_keys::standing(key_file.content.as_deref()?)?;
+        let key_pair = authorized_keys::find_block_key_pair(key_file.content.as_deref()?)?;
         Some(Binding { inherited: true, ..Binding::new(key_pair, account, key_file) })
     })
 }
@@ -227,7 +231,11 @@ pub fn bound(binding: Option<&Binding>, account: &Account, key_file: Option<&Key
 ///
 /// # Errors
 /// `ALREADY_ATTACHED` and `NOT_ATTACHED`.
-pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&str>) -> Result<(), Refusal> {
+pub fn check_binding_allows(
+    action: &Action,
+    bound: Option<&Binding>,
+    instance: Option<&str>,
+) -> Result<(), Refusal> {
     match (action, bound) {
         (Action::Attach { key_pair, replace, .. }, Some(bound))
             if *key_pair != bound.key_pair && !replace && !bound.inherited =>
@@ -254,11 +262,11 @@ pub fn admit(action: &Action, bound: Option<&Binding>, instance: Option<&str>) -
 ///
 /// # Errors
 /// Those of KP-4.2 to KP-4.4, and that there is no place for sshd's setting.
-pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
-    let bound = bound(purpose.binding, &facts.account, facts.key_file.as_ref());
-    admit(purpose.action, bound.as_ref(), purpose.instance_id)?;
+pub fn draft_plan(purpose: &PlanRequest<'_>, facts: &PlanInputs) -> Result<DraftPlan, Refusal> {
+    let bound = find_binding(purpose.binding, &facts.account, facts.key_file.as_ref());
+    check_binding_allows(purpose.action, bound.as_ref(), purpose.instance_id)?;
     let known: Vec<PublicKey> = bound.iter().map(|bound| bound.key_pair.public_key.clone()).collect();
-    let mut draft = Draft {
+    let mut draft = DraftPlan {
         key_edits: Vec::new(),
         sshd_edits: Vec::new(),
         ahead: None,
@@ -284,10 +292,10 @@ pub fn draft(purpose: &Purpose<'_>, facts: &Facts) -> Result<Draft, Refusal> {
                 }
             }
             draft.bind(facts, facts.key_file()?, key_pair, &known);
-            draft.set(purpose, facts, *password_auth)?;
+            draft.plan_sshd_edits(purpose, facts, *password_auth)?;
         }
         Action::Detach { .. } => draft.unbind(facts, facts.key_file()?, bound.as_ref(), &known),
-        Action::SetPasswordAuth { password_auth } => draft.set(purpose, facts, *password_auth)?,
+        Action::SetPasswordAuth { password_auth } => draft.plan_sshd_edits(purpose, facts, *password_auth)?,
     }
     Ok(draft)
 }
@@ -298,96 +306,120 @@ pub fn draft_undo(
     config: Option<&ConfigTree>,
     known: &[PublicKey],
 ) -> Vec<FileEdit> {
-    let keys = key_files.iter().filter_map(|(account, file)| key_edit(account, file, known, Vec::new()));
+    let keys = key_files.iter().filter_map(|(account, file)| edit_key_file(account, file, known, Vec::new()));
     let settings = config.into_iter().flat_map(|config| {
-        sshd_config::taken(config).into_iter().filter_map(|place| removal(config, &place))
+        sshd_config::managed_places(config).into_iter().filter_map(|place| removal_edit(config, &place))
     });
     settings.chain(keys).collect()
 }
 
 /// The key lines that are not ours, of all files that sshd reads; none where the file that is ours is not known.
-fn places<'f>(facts: &'f Facts, known: &'f [PublicKey]) -> impl Iterator<Item = KeyPlace<'f>> {
+fn list_unmanaged_key_lines<'f>(
+    facts: &'f PlanInputs,
+    known: &'f [PublicKey],
+) -> impl Iterator<Item = LocatedKeyLine<'f>> {
     let own = facts.key_file.iter();
-    own.flat_map(move |own| authorized_keys::key_places(&facts.key_files, &own.path, known))
+    own.flat_map(move |own| authorized_keys::locate_unmanaged_key_lines(&facts.key_files, &own.path, known))
 }
 
 /// The edit of one user's file.
-fn key_edit(account: &Account, file: &KeyFile, known: &[PublicKey], inserted: Vec<u8>) -> Option<FileEdit> {
+fn edit_key_file(
+    account: &Account,
+    file: &KeyFile,
+    known: &[PublicKey],
+    inserted: Vec<u8>,
+) -> Option<FileEdit> {
     let uid = Some(account.uid);
     let kind = FileKind::AuthorizedKeys { user: account.name.clone(), uid, known: known.to_vec() };
-    let mut edit = FileEdit::block(&file.path, kind, file.content.clone(), inserted)?;
+    let mut edit = FileEdit::edit_block(&file.path, kind, file.content.clone(), inserted)?;
     edit.creates_directory = file.missing_directory.clone();
     edit.mount = file.mount.clone();
     Some(edit)
 }
 
 /// The `AuthorizedKeysCommand` by which sshd gets keys for the target user as well.
-fn keys_command(facts: &Facts) -> Option<&str> {
+fn find_authorized_keys_command(facts: &PlanInputs) -> Option<&str> {
     let effective = &facts.sshd.as_ref()?.answers.first()?.effective;
     let command = effective.value("authorizedkeyscommand");
     (!command.is_empty() && !command.eq_ignore_ascii_case("none")).then_some(command)
 }
 
 /// What it prints cannot be known without running it, so a key that was taken away may be among it.
-fn command_still_serves(command: &str) -> Warning {
+fn warn_authorized_keys_command(command: &str) -> Warning {
     Warning::new(
         WarningReason::KeyStillPresent,
-        format!("AuthorizedKeysCommand {} still serves keys, this one perhaps among them", foreign(command)),
+        format!(
+            "AuthorizedKeysCommand {} still serves keys, this one perhaps among them",
+            sanitize_text(command)
+        ),
     )
 }
 
-impl Draft {
+impl DraftPlan {
     /// The block goes to the top of the file that sshd reads, and away from where it stood before.
-    fn bind(&mut self, facts: &Facts, key_file: &KeyFile, key_pair: &KeyPair, known: &[PublicKey]) {
+    fn bind(&mut self, facts: &PlanInputs, key_file: &KeyFile, key_pair: &KeyPair, known: &[PublicKey]) {
         let path = &key_file.path;
-        let inserted = authorized_keys::render(key_pair);
+        let inserted = authorized_keys::render_key_block(key_pair);
         let mut recognised = known.to_vec();
         if !known.is_empty() && !known.contains(&key_pair.public_key) {
             recognised.push(key_pair.public_key.clone());
         }
-        self.key_edits.extend(key_edit(&facts.account, key_file, known, inserted).map(|mut edit| {
+        self.key_edits.extend(edit_key_file(&facts.account, key_file, known, inserted).map(|mut edit| {
             // The inverse meets the block in either form.
             if let FileKind::AuthorizedKeys { known, .. } = &mut edit.kind {
                 *known = recognised;
             }
             edit
         }));
-        self.take_out_elsewhere(facts, known);
+        self.remove_from_other_files(facts, known);
         self.binding = Some(Binding::new(key_pair.clone(), &facts.account, key_file));
         let key = &key_pair.public_key;
-        self.warnings.extend(authorized_keys::restricted_copy(&facts.key_files, path, known, key));
+        self.warnings.extend(authorized_keys::check_restricted_copy(&facts.key_files, path, known, key));
         if let Some(taken) = &self.takes_away {
-            self.warnings.extend(authorized_keys::still_present(places(facts, known), taken));
-            self.warnings.extend(keys_command(facts).map(command_still_serves));
+            self.warnings.extend(authorized_keys::check_key_still_present(
+                list_unmanaged_key_lines(facts, known),
+                taken,
+            ));
+            self.warnings.extend(find_authorized_keys_command(facts).map(warn_authorized_keys_command));
         }
     }
 
     /// The block goes from every other file that holds it.
-    fn take_out_elsewhere(&mut self, facts: &Facts, known: &[PublicKey]) {
+    fn remove_from_other_files(&mut self, facts: &PlanInputs, known: &[PublicKey]) {
         let edits = facts.elsewhere.iter();
-        self.key_edits.extend(edits.filter_map(|(account, file)| key_edit(account, file, known, Vec::new())));
+        self.key_edits
+            .extend(edits.filter_map(|(account, file)| edit_key_file(account, file, known, Vec::new())));
     }
 
-    fn unbind(&mut self, facts: &Facts, key_file: &KeyFile, bound: Option<&Binding>, known: &[PublicKey]) {
+    fn unbind(
+        &mut self,
+        facts: &PlanInputs,
+        key_file: &KeyFile,
+        bound: Option<&Binding>,
+        known: &[PublicKey],
+    ) {
         self.binding = None;
-        self.key_edits.extend(key_edit(&facts.account, key_file, known, Vec::new()));
-        self.take_out_elsewhere(facts, known);
+        self.key_edits.extend(edit_key_file(&facts.account, key_file, known, Vec::new()));
+        self.remove_from_other_files(facts, known);
         self.unbound = bound.map(|bound| bound.key_pair.clone());
         let Some(KeyPair { public_key: unbound, .. }) = &self.unbound else { return };
         let path = &key_file.path;
-        self.warnings.extend(authorized_keys::still_present(places(facts, known), unbound));
+        self.warnings.extend(authorized_keys::check_key_still_present(
+            list_unmanaged_key_lines(facts, known),
+            unbound,
+        ));
         let Some(effective) =
             facts.sshd.as_ref().and_then(|sshd| sshd.answers.first()).map(|first| &first.effective)
         else {
             return;
         };
-        if let Some(command) = keys_command(facts) {
-            self.warnings.push(command_still_serves(command));
-        } else if !authorized_keys::has_way_in(places(facts, known))
+        if let Some(command) = find_authorized_keys_command(facts) {
+            self.warnings.push(warn_authorized_keys_command(command));
+        } else if !authorized_keys::has_unrestricted_key(list_unmanaged_key_lines(facts, known))
             && !facts
                 .login
                 .as_ref()
-                .is_some_and(|login| password::would_let_in(login, &facts.account, effective))
+                .is_some_and(|login| password::can_log_in_with_password(login, &facts.account, effective))
         {
             self.warnings.push(Warning::new(
                 WarningReason::NoWayIn,

@@ -10,7 +10,7 @@ use ssh_key::{Algorithm, EcdsaCurve};
 use super::outcome::{Reason, Refusal};
 
 /// The longest line that is read as a key: 16 KiB.
-const MAX_LINE: usize = 16 * 1024;
+const MAX_KEY_LINE_BYTES: usize = 16 * 1024;
 
 /// The fewest bits of an RSA modulus.
 const MIN_RSA_BITS: usize = 2048;
@@ -38,7 +38,7 @@ pub struct PublicKey {
 impl PartialEq for PublicKey {
     fn eq(&self, other: &Self) -> bool {
         #[cfg(test)]
-        counted::one();
+        counted::increment();
         self.blob == other.blob
     }
 }
@@ -50,11 +50,11 @@ pub(super) mod counted {
 
     thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
 
-    pub(super) fn one() {
+    pub(super) fn increment() {
         COUNT.set(COUNT.get() + 1);
     }
 
-    pub(in crate::policy) fn all() -> u64 {
+    pub(in crate::policy) fn total() -> u64 {
         COUNT.get()
     }
 }
@@ -88,22 +88,22 @@ impl PublicKey {
     /// # Errors
     /// `INVALID_PUBLIC_KEY` or `WEAK_PUBLIC_KEY`, with the cause.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
-        Self::read(text).map_err(|refusal| match refusal.reason {
-            Reason::InvalidPublicKey => invalid(&format!("publicKey is refused: {}", refusal.message)),
+        Self::parse_line_or_base64(text).map_err(|refusal| match refusal.reason {
+            Reason::InvalidPublicKey => invalid_key(&format!("publicKey is refused: {}", refusal.message)),
             _ => refusal,
         })
     }
 
-    fn read(text: &str) -> Result<Self, Refusal> {
-        if text.len() > MAX_LINE {
-            return Err(invalid("it is longer than 16 KiB"));
+    fn parse_line_or_base64(text: &str) -> Result<Self, Refusal> {
+        if text.len() > MAX_KEY_LINE_BYTES {
+            return Err(invalid_key("it is longer than 16 KiB"));
         }
         let line = strip_newline(text);
         if !line.contains([' ', '\t']) && !line.is_empty() {
             let decoded = Base64::decode_vec(line)
                 .ok()
                 .and_then(|bytes| String::from_utf8(bytes).ok())
-                .ok_or_else(|| invalid("it is neither an OpenSSH line nor one in base64"))?;
+                .ok_or_else(|| invalid_key("it is neither an OpenSSH line nor one in base64"))?;
             return Self::parse_line(strip_newline(&decoded));
         }
         Self::parse_line(line)
@@ -115,37 +115,39 @@ impl PublicKey {
     /// As [`Self::parse`]; the message does not say what was refused.
     pub(super) fn parse_line(line: &str) -> Result<Self, Refusal> {
         #[cfg(test)]
-        counted::one();
+        counted::increment();
         if line.contains(['\r', '\n', '\0']) {
-            return Err(invalid("it holds a CR, LF or NUL: one key on one line is expected"));
+            return Err(invalid_key("it holds a CR, LF or NUL: one key on one line is expected"));
         }
         let line = line.trim_matches([' ', '\t']);
         let (algorithm, rest) = split_word(line);
         let (encoded, comment) = split_word(rest);
         if encoded.is_empty() {
-            return Err(invalid("it has no key type and blob: 'ssh-ed25519 AAAA... comment' is expected"));
+            return Err(invalid_key(
+                "it has no key type and blob: 'ssh-ed25519 AAAA... comment' is expected",
+            ));
         }
         if algorithm.contains("-cert-v0") {
-            return Err(invalid("it is a certificate, and only plain keys can be bound"));
+            return Err(invalid_key("it is a certificate, and only plain keys can be bound"));
         }
         if matches!(algorithm, "ssh-dss" | "ssh-rsa1") {
             return Err(Refusal::new(Reason::WeakPublicKey, "DSA keys are no longer accepted by sshd"));
         }
-        if !is_accepted(algorithm) {
-            return Err(invalid(
+        if !is_accepted_algorithm(algorithm) {
+            return Err(invalid_key(
                 "it does not begin with an accepted key type (no options may stand in front)",
             ));
         }
-        let blob = Base64::decode_vec(encoded).map_err(|_| invalid("its blob is not base64"))?;
+        let blob = Base64::decode_vec(encoded).map_err(|_| invalid_key("its blob is not base64"))?;
         let key = ssh_key::PublicKey::from_bytes(&blob)
-            .map_err(|_| invalid("its blob is not a well-formed public key"))?;
+            .map_err(|_| invalid_key("its blob is not a well-formed public key"))?;
         if key.algorithm().as_str() != algorithm {
-            return Err(invalid("its blob is of another type than the line says"));
+            return Err(invalid_key("its blob is of another type than the line says"));
         }
         // sshd reads the blob strictly; what it would write differently it may refuse.
         let canonical = key.to_bytes().ok();
         if canonical.as_deref() != Some(blob.as_slice()) {
-            return Err(invalid("its blob is not in canonical form"));
+            return Err(invalid_key("its blob is not in canonical form"));
         }
         if let KeyData::Rsa(rsa) = key.key_data() {
             let bits = rsa.n.as_positive_bytes().map_or(0, bit_length);
@@ -160,8 +162,8 @@ impl PublicKey {
                 return Err(Refusal::new(Reason::WeakPublicKey, "the RSA key's exponent is 1 or even"));
             }
         }
-        if holds_a_key(comment) {
-            return Err(invalid("a second key stands on the line"));
+        if comment_contains_key(comment) {
+            return Err(invalid_key("a second key stands on the line"));
         }
         Ok(Self { algorithm: algorithm.to_owned(), blob, comment: comment.to_owned() })
     }
@@ -192,7 +194,7 @@ impl PublicKey {
 
     /// Both fingerprints.
     pub fn fingerprint(&self) -> Fingerprint {
-        fingerprint_of(&self.blob)
+        compute_fingerprint(&self.blob)
     }
 
     /// The bits of an RSA modulus; `None` for the other kinds.
@@ -205,7 +207,7 @@ impl PublicKey {
 }
 
 /// Both fingerprints of a key blob.
-pub fn fingerprint_of(blob: &[u8]) -> Fingerprint {
+pub fn compute_fingerprint(blob: &[u8]) -> Fingerprint {
     use base64ct::Base64Unpadded;
     use md5::Md5;
     use sha2::{Digest, Sha256};
@@ -217,7 +219,7 @@ pub fn fingerprint_of(blob: &[u8]) -> Fingerprint {
 }
 
 /// Whether `algorithm` is one of the kinds that may be bound (KP-3.24).
-pub(super) fn is_accepted(algorithm: &str) -> bool {
+pub(super) fn is_accepted_algorithm(algorithm: &str) -> bool {
     matches!(
         Algorithm::new(algorithm),
         Ok(Algorithm::Ed25519
@@ -229,7 +231,7 @@ pub(super) fn is_accepted(algorithm: &str) -> bool {
 }
 
 /// Whether a comment hides a second key: a key type followed by a blob of that type.
-fn holds_a_key(comment: &str) -> bool {
+fn comment_contains_key(comment: &str) -> bool {
     let words: Vec<&str> = comment.split([' ', '\t']).filter(|word| !word.is_empty()).collect();
     words.windows(2).any(|pair| {
         Base64::decode_vec(pair[1]).is_ok_and(|blob| {
@@ -255,7 +257,7 @@ fn split_word(text: &str) -> (&str, &str) {
     (word, rest.trim_start_matches([' ', '\t']))
 }
 
-fn invalid(why: &str) -> Refusal {
+fn invalid_key(why: &str) -> Refusal {
     Refusal::new(Reason::InvalidPublicKey, why)
 }
 
@@ -282,13 +284,13 @@ mod tests {
         "ssh-rsa AAAAB3NzaC1yc2EAAAABAQAAAQEAiPY8zZaeSogG+CSDu7WwOUbuDzlNTbU6U8MAyem8BNND0bkhwcja96c0rFbLjIxF2obRQjLcnFL6gtfn6r/41sWVqUovtwIO8ikb8x7vcwGDVDxRwoVxX2TRq5DUi7URK4y9pOZj48FWsfKtVl9GSRHki7l9r9HIQOMXkBDhwmMfHJvkGhnVExm6IE3d2qNpb8DLLCrz67NqmjfBc2/U2LdJsCE1u9WMg0laRk8Q6MCIJLmjFNZZ0yc7AJgnmaTA3zU2FJdhi5tcqTQC+AEmAAwZ51daUUnvtBoUnUh9TjiCbrZC+GMDo0FThA5HNxBAWPEsFY6zq73BG4/zeWfPKw==",
     ];
 
-    fn reason(text: &str) -> Reason {
+    fn refusal_reason(text: &str) -> Reason {
         PublicKey::parse(text).unwrap_err().reason
     }
 
     /// KP-3.24.
     #[test]
-    fn accepted_kinds() {
+    fn accepted_key_types_are_parsed() {
         for line in ACCEPTED {
             let key = PublicKey::parse(line).unwrap();
             assert_eq!(key.line(), line);
@@ -302,15 +304,15 @@ mod tests {
 
     /// KP-3.25.
     #[test]
-    fn weak_kinds() {
+    fn weak_keys_are_refused() {
         for line in WEAK {
-            assert_eq!(reason(line), Reason::WeakPublicKey, "{line}");
+            assert_eq!(refusal_reason(line), Reason::WeakPublicKey, "{line}");
         }
     }
 
     /// KP-3.24, KP-3.25.
     #[test]
-    fn refused_lines() {
+    fn malformed_key_lines_are_refused() {
         let blob = ED25519.split(' ').nth(1).unwrap();
         let trailing = Base64::encode_string(&[Base64::decode_vec(blob).unwrap(), vec![0]].concat());
         for line in [
@@ -331,13 +333,13 @@ mod tests {
             format!("{ED25519} {}", "c".repeat(16 * 1024)),
             Base64::encode_string(b"not a key"),
         ] {
-            assert_eq!(reason(&line), Reason::InvalidPublicKey, "{line:.200}");
+            assert_eq!(refusal_reason(&line), Reason::InvalidPublicKey, "{line:.200}");
         }
     }
 
     /// KP-3.34.
     #[test]
-    fn no_key_text_in_debug() {
+    fn debug_output_hides_key_text() {
         let key = PublicKey::parse(ED25519).unwrap();
         assert!(!format!("{key:?}").contains("AAAA"));
         assert!(key.fingerprint().sha256.starts_with("SHA256:"));

@@ -7,14 +7,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::lockout::Finding;
+use super::lockout::GuardFinding;
 use super::outcome::{Warning, WarningReason};
 
 /// The name of the rule in findings.
-const RULE: &str = "SELinux label";
+const LABEL_RULE: &str = "SELinux label";
 
 /// The most bytes of a label; the kernel's own are far shorter.
-const MAX_LABEL: usize = 1024;
+const MAX_LABEL_BYTES: usize = 1024;
 
 /// A security context: `user:role:type`, and a range where the policy has levels.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +24,7 @@ impl Label {
     /// A label as an extended attribute, a file of selinuxfs or a program gives it; `None` for what is none.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes).trim_ascii();
-        let fits = bytes.len() <= MAX_LABEL
+        let fits = bytes.len() <= MAX_LABEL_BYTES
             && bytes.iter().all(u8::is_ascii_graphic)
             && bytes.split(|byte| *byte == b':').count() >= 3
             && !bytes.starts_with(b"<<");
@@ -83,7 +83,7 @@ pub enum Access {
 
 /// What a place is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PlaceKind {
+pub enum LabelledKind {
     /// A directory, through which sshd goes.
     Directory,
     /// A symbolic link, which it follows.
@@ -94,11 +94,11 @@ pub enum PlaceKind {
 
 /// A directory, link or file that exists on the way to a file that sshd reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct LabelledComponent {
     /// Its path, links resolved.
     pub path: PathBuf,
     /// What it is.
-    pub kind: PlaceKind,
+    pub kind: LabelledKind,
     /// Whether the agent may give it another label: the user's home and what is below it, a key file, our drop-in.
     pub may_be_relabelled: bool,
     /// Its label.
@@ -113,11 +113,11 @@ pub struct Place {
 
 /// The way to one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LabelledWay {
+pub struct LabelledPath {
     /// The file, as sshd names it.
     pub file: PathBuf,
     /// What exists of the way, `/` first.
-    pub places: Vec<Place>,
+    pub places: Vec<LabelledComponent>,
 }
 
 /// What SELinux says of sshd and the files that it reads.
@@ -130,9 +130,9 @@ pub struct Labels {
     /// The user's home.
     pub home: PathBuf,
     /// The ways to the user's key files.
-    pub key_files: Vec<LabelledWay>,
+    pub key_files: Vec<LabelledPath>,
     /// The ways to the files of sshd's configuration.
-    pub config: Vec<LabelledWay>,
+    pub config: Vec<LabelledPath>,
 }
 
 /// A label to be set.
@@ -150,18 +150,18 @@ pub struct Relabel {
 
 impl Relabel {
     /// What is going to be done, for `plan`.
-    pub fn planned(&self) -> String {
+    pub fn describe_plan(&self) -> String {
         format!("the SELinux label of {} becomes {}", self.place.display(), self.label)
     }
 
     /// What is wrong while it is not set, and what helps.
-    pub fn wrong(&self) -> String {
+    pub fn describe_problem(&self) -> String {
         let Self { place, was, label, .. } = self;
         format!(
-            "{RULE}: sshd may not read {}: its label is {}, the policy names {label} for that path; {}",
+            "{LABEL_RULE}: sshd may not read {}: its label is {}, the policy names {label} for that path; {}",
             place.display(),
             was.as_ref().map_or("not known", Label::as_str),
-            restorecon(place)
+            restorecon_command(place)
         )
     }
 }
@@ -175,41 +175,41 @@ impl fmt::Display for Relabel {
 
 /// What a way comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum LabelCheck {
     /// sshd may read the file.
     Readable,
     /// It may not, but SELinux does not enforce.
     Tolerated(Warning),
     /// It may once these labels are set.
-    Curable(Vec<Relabel>),
+    Fixable(Vec<Relabel>),
     /// It may not, for a place of this kind.
-    Unreadable(Finding, PlaceKind),
+    Unreadable(GuardFinding, LabelledKind),
 }
 
 /// What one place comes to.
-enum Standing<'a> {
+enum ComponentStatus<'a> {
     Readable,
-    Curable(&'a Label),
-    Closed,
+    Fixable(&'a Label),
+    Denied,
     Unknown,
 }
 
-impl Place {
-    fn standing(&self) -> Standing<'_> {
+impl LabelledComponent {
+    fn status(&self) -> ComponentStatus<'_> {
         match (self.now, &self.label, &self.named) {
-            (Access::Granted, _, _) => Standing::Readable,
+            (Access::Granted, _, _) => ComponentStatus::Readable,
             (Access::Denied, label, Some(named))
                 if self.if_named == Access::Granted && label.as_ref() != Some(named) =>
             {
-                Standing::Curable(named)
+                ComponentStatus::Fixable(named)
             }
-            (Access::Denied, _, _) => Standing::Closed,
+            (Access::Denied, _, _) => ComponentStatus::Denied,
             // The kernel is not to be asked: restorecon(8) compares types.
             (Access::Unknown, Some(label), Some(named)) if label.type_name() == named.type_name() => {
-                Standing::Readable
+                ComponentStatus::Readable
             }
-            (Access::Unknown, _, Some(named)) => Standing::Curable(named),
-            (Access::Unknown, _, None) => Standing::Unknown,
+            (Access::Unknown, _, Some(named)) => ComponentStatus::Fixable(named),
+            (Access::Unknown, _, None) => ComponentStatus::Unknown,
         }
     }
 }
@@ -217,57 +217,58 @@ impl Place {
 impl Labels {
     /// Whether sshd may read a key file. `holds_others` tells of a key file whether keys stand in it that are not ours:
     /// nothing is relabelled by which such a key would come to let in.
-    pub fn judge_key_file(&self, file: &Path, holds_others: &dyn Fn(&Path) -> bool) -> Verdict {
-        let shares = |place: &Place| {
+    pub fn check_key_file(&self, file: &Path, holds_others: &dyn Fn(&Path) -> bool) -> LabelCheck {
+        let shares = |place: &LabelledComponent| {
             self.key_files
                 .iter()
                 .any(|way| way.places.iter().any(|other| other.path == place.path) && holds_others(&way.file))
         };
         match self.key_files.iter().find(|way| way.file == file) {
-            Some(way) => self.judge(way, &shares),
-            None => Verdict::Readable,
+            Some(way) => self.check_path(way, &shares),
+            None => LabelCheck::Readable,
         }
     }
 
     /// Whether sshd may read every file of its configuration: the first that it may not read, else all cures.
-    pub fn judge_config(&self) -> Verdict {
+    pub fn check_config_files(&self) -> LabelCheck {
         let mut cures = Vec::new();
         let mut tolerated = None;
         for way in &self.config {
-            match self.judge(way, &|_| false) {
-                Verdict::Readable => {}
-                Verdict::Curable(more) => cures.extend(more),
-                Verdict::Tolerated(warning) => tolerated = tolerated.or(Some(warning)),
-                unreadable @ Verdict::Unreadable(..) => return unreadable,
+            match self.check_path(way, &|_| false) {
+                LabelCheck::Readable => {}
+                LabelCheck::Fixable(more) => cures.extend(more),
+                LabelCheck::Tolerated(warning) => tolerated = tolerated.or(Some(warning)),
+                unreadable @ LabelCheck::Unreadable(..) => return unreadable,
             }
         }
         match (cures.is_empty(), tolerated) {
-            (false, _) => Verdict::Curable(cures),
-            (true, Some(warning)) => Verdict::Tolerated(warning),
-            (true, None) => Verdict::Readable,
+            (false, _) => LabelCheck::Fixable(cures),
+            (true, Some(warning)) => LabelCheck::Tolerated(warning),
+            (true, None) => LabelCheck::Readable,
         }
     }
 
-    fn judge(&self, way: &LabelledWay, shares: &dyn Fn(&Place) -> bool) -> Verdict {
+    fn check_path(&self, way: &LabelledPath, shares: &dyn Fn(&LabelledComponent) -> bool) -> LabelCheck {
         let mut cures = Vec::new();
         for place in &way.places {
-            let (remedy, named) = match place.standing() {
-                Standing::Readable => continue,
-                Standing::Curable(named) => (Self::remedy(place, shares), Some(named)),
-                Standing::Closed => (Some(self.closed_remedy(place)), None),
-                Standing::Unknown if self.enforcement == Enforcement::Permissive => continue,
-                Standing::Unknown => (Some(UNKNOWN_REMEDY.to_owned()), None),
+            let (remedy, named) = match place.status() {
+                ComponentStatus::Readable => continue,
+                ComponentStatus::Fixable(named) => (Self::restorecon_remedy(place, shares), Some(named)),
+                ComponentStatus::Denied => (Some(self.policy_remedy(place)), None),
+                ComponentStatus::Unknown if self.enforcement == Enforcement::Permissive => continue,
+                ComponentStatus::Unknown => (Some(UNKNOWN_REMEDY.to_owned()), None),
             };
             match (self.enforcement, remedy, named) {
                 (Enforcement::Absent, _, _) => {}
                 (Enforcement::Permissive, remedy, _) => {
-                    let remedy = remedy.unwrap_or_else(|| restorecon(&place.path));
+                    let remedy = remedy.unwrap_or_else(|| restorecon_command(&place.path));
                     let message = format!(
                         "{}; SELinux does not enforce that now (permissive), so it lets in until it does; {remedy}",
-                        self.cause(place)
+                        self.describe_cause(place)
                     );
-                    let warning = Warning::new(WarningReason::WrongLabel, message).at(&place.path, None);
-                    return Verdict::Tolerated(warning);
+                    let warning =
+                        Warning::new(WarningReason::WrongLabel, message).with_location(&place.path, None);
+                    return LabelCheck::Tolerated(warning);
                 }
                 (Enforcement::Enforcing, None, Some(named)) => cures.push(Relabel {
                     file: way.file.clone(),
@@ -276,23 +277,26 @@ impl Labels {
                     label: named.clone(),
                 }),
                 (Enforcement::Enforcing, remedy, _) => {
-                    let remedy = remedy.unwrap_or_else(|| restorecon(&place.path));
-                    let finding = Finding {
-                        name: RULE,
-                        message: format!("{RULE}: {}; {remedy}", self.cause(place)),
+                    let remedy = remedy.unwrap_or_else(|| restorecon_command(&place.path));
+                    let finding = GuardFinding {
+                        name: LABEL_RULE,
+                        message: format!("{LABEL_RULE}: {}; {remedy}", self.describe_cause(place)),
                         file: Some(place.path.clone()),
                         line: None,
                     };
-                    return Verdict::Unreadable(finding, place.kind);
+                    return LabelCheck::Unreadable(finding, place.kind);
                 }
             }
         }
-        if cures.is_empty() { Verdict::Readable } else { Verdict::Curable(cures) }
+        if cures.is_empty() { LabelCheck::Readable } else { LabelCheck::Fixable(cures) }
     }
 
     /// What helps where the policy names a better label; `None` where the agent sets it by itself.
-    fn remedy(place: &Place, shares: &dyn Fn(&Place) -> bool) -> Option<String> {
-        let restore = restorecon(&place.path);
+    fn restorecon_remedy(
+        place: &LabelledComponent,
+        shares: &dyn Fn(&LabelledComponent) -> bool,
+    ) -> Option<String> {
+        let restore = restorecon_command(&place.path);
         if shares(place) {
             return Some(format!(
                 "keys that are not the agent's would let in as soon as it is corrected: see whose they are, then {restore}"
@@ -302,37 +306,37 @@ impl Labels {
     }
 
     /// What helps where the policy names no label by which sshd could read.
-    fn closed_remedy(&self, place: &Place) -> String {
+    fn policy_remedy(&self, place: &LabelledComponent) -> String {
         let is_own = |homes: &&Path| homes.parent().is_some() && *homes != Path::new("/home");
         let homes = self.home.parent().filter(is_own);
         match (&place.named, homes) {
-            (None, _) => restorecon(&place.path),
+            (None, _) => restorecon_command(&place.path),
             (Some(_), Some(homes))
                 if place.path.starts_with(&self.home) || self.home.starts_with(&place.path) =>
             {
                 let highest = if place.path.starts_with(&self.home) { &self.home } else { &place.path };
                 format!(
                     "tell the policy that homes are there, semanage fcontext -a -e /home {}, then {}",
-                    word(homes),
-                    restorecon(highest)
+                    shell_quote(homes),
+                    restorecon_command(highest)
                 )
             }
             (Some(_), _) => format!(
                 "tell the policy of a type that sshd may read, semanage fcontext -a -t ssh_home_t {}, then {}",
-                word(&place.path),
-                restorecon(&place.path)
+                shell_quote(&place.path),
+                restorecon_command(&place.path)
             ),
         }
     }
 
     /// What is wrong with a place: file, label, and the label that the policy names.
-    fn cause(&self, place: &Place) -> String {
+    fn describe_cause(&self, place: &LabelledComponent) -> String {
         let path = place.path.display();
         let label = place.label.as_ref().map_or("not known", Label::as_str);
         let verb = match place.kind {
-            PlaceKind::Directory => "search",
-            PlaceKind::Link => "follow",
-            PlaceKind::File => "read",
+            LabelledKind::Directory => "search",
+            LabelledKind::Link => "follow",
+            LabelledKind::File => "read",
         };
         let named = match &place.named {
             Some(named) if place.label.as_ref().is_some_and(|is| is.type_name() == named.type_name()) => {
@@ -357,12 +361,12 @@ impl Labels {
 const UNKNOWN_REMEDY: &str =
     "install matchpathcon (libselinux-utils, or selinux-utils on Debian), and try again";
 
-fn restorecon(path: &Path) -> String {
-    format!("restorecon -Rv -F {}", word(path))
+fn restorecon_command(path: &Path) -> String {
+    format!("restorecon -Rv -F {}", shell_quote(path))
 }
 
 /// A path as a word of a shell.
-fn word(path: &Path) -> String {
+fn shell_quote(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+@:,%".contains(c));
     if is_plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }

@@ -13,15 +13,15 @@ fn label(text: &str) -> Label {
 }
 
 /// A place that sshd reads with the one label and does not with the other.
-fn place(path: &str, is: &str, named: Option<&str>, asked: bool) -> Place {
+fn labelled_component(path: &str, is: &str, named: Option<&str>, asked: bool) -> LabelledComponent {
     let access = |text: &str| match (asked, text == RIGHT) {
         (false, _) => Access::Unknown,
         (true, true) => Access::Granted,
         (true, false) => Access::Denied,
     };
-    Place {
+    LabelledComponent {
         path: path.into(),
-        kind: if path == KEYS { PlaceKind::File } else { PlaceKind::Directory },
+        kind: if path == KEYS { LabelledKind::File } else { LabelledKind::Directory },
         may_be_relabelled: path.starts_with("/home/u"),
         label: Some(label(is)),
         named: named.map(label),
@@ -30,35 +30,39 @@ fn place(path: &str, is: &str, named: Option<&str>, asked: bool) -> Place {
     }
 }
 
-fn labels(enforcement: Enforcement, places: Vec<Place>) -> Labels {
+fn labels(enforcement: Enforcement, places: Vec<LabelledComponent>) -> Labels {
     Labels {
         enforcement,
         domain: Some(label("system_u:system_r:sshd_t:s0-s0:c0.c1023")),
         home: "/srv/people/u".into(),
-        key_files: vec![LabelledWay { file: KEYS.into(), places }],
+        key_files: vec![LabelledPath { file: KEYS.into(), places }],
         config: Vec::new(),
     }
 }
 
-fn judged(enforcement: Enforcement, places: Vec<Place>, holds_others: bool) -> Verdict {
-    labels(enforcement, places).judge_key_file(Path::new(KEYS), &|_| holds_others)
+fn check_key_labels(
+    enforcement: Enforcement,
+    places: Vec<LabelledComponent>,
+    holds_others: bool,
+) -> LabelCheck {
+    labels(enforcement, places).check_key_file(Path::new(KEYS), &|_| holds_others)
 }
 
 /// The message of a refusal.
-fn refused(places: Vec<Place>, holds_others: bool) -> String {
-    match judged(Enforcement::Enforcing, places, holds_others) {
-        Verdict::Unreadable(finding, _) => finding.message,
+fn refusal_message(places: Vec<LabelledComponent>, holds_others: bool) -> String {
+    match check_key_labels(Enforcement::Enforcing, places, holds_others) {
+        LabelCheck::Unreadable(finding, _) => finding.message,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn what_is_a_label() {
+fn label_syntax_is_checked() {
     for text in [RIGHT, "a:b:c", "system_u:system_r:sshd_t:s0-s0:c0.c1023"] {
         assert_eq!(label(&format!("{text}\n")), label(text));
         assert_eq!(label(&format!("{text}\0")).as_str(), text);
     }
-    let long = format!("a:b:{}", "c".repeat(MAX_LABEL));
+    let long = format!("a:b:{}", "c".repeat(MAX_LABEL_BYTES));
     for none in ["", "kernel", "a:b", "<<none>>", "a:b:c\na:b:c", "a:b:c d", "a:b:c\u{1b}[31m", &long] {
         assert_eq!(Label::parse(none.as_bytes()), None, "{none}");
     }
@@ -69,32 +73,42 @@ fn what_is_a_label() {
 }
 
 #[test]
-fn a_wrong_label_is_set_where_nothing_else_comes_to_let_in() {
-    let place = || place(KEYS, WRONG, Some(RIGHT), true);
+fn wrong_label_is_fixed_unless_foreign_keys_would_work() {
+    let place = || labelled_component(KEYS, WRONG, Some(RIGHT), true);
     let expected =
         Relabel { file: KEYS.into(), place: KEYS.into(), was: Some(label(WRONG)), label: label(RIGHT) };
-    assert_eq!(judged(Enforcement::Enforcing, vec![place()], false), Verdict::Curable(vec![expected]));
-    let message = refused(vec![place()], true);
+    assert_eq!(
+        check_key_labels(Enforcement::Enforcing, vec![place()], false),
+        LabelCheck::Fixable(vec![expected])
+    );
+    let message = refusal_message(vec![place()], true);
     for part in [KEYS, WRONG, RIGHT, "domain sshd_t", "not the agent's", "restorecon -Rv -F /home/u/.ssh"] {
         assert!(message.contains(part), "{part}: {message}");
     }
 }
 
 #[test]
-fn every_directory_on_the_way_counts() {
+fn label_of_every_directory_is_checked() {
     for path in ["/home/u/.ssh", "/home/u"] {
-        let way = || vec![place(path, WRONG, Some(RIGHT), true), place(KEYS, RIGHT, None, true)];
-        let Verdict::Curable(cures) = judged(Enforcement::Enforcing, way(), false) else { panic!("{path}") };
+        let way = || {
+            vec![
+                labelled_component(path, WRONG, Some(RIGHT), true),
+                labelled_component(KEYS, RIGHT, None, true),
+            ]
+        };
+        let LabelCheck::Fixable(cures) = check_key_labels(Enforcement::Enforcing, way(), false) else {
+            panic!("{path}")
+        };
         assert_eq!(cures.iter().map(|cure| cure.place.to_str().unwrap()).collect::<Vec<_>>(), [path]);
         // Also where the keys of others stand in another file behind the same directory.
         let mut both = labels(Enforcement::Enforcing, way());
         let second = PathBuf::from("/home/u/.ssh/authorized_keys2");
-        both.key_files.push(LabelledWay { file: second.clone(), places: way() });
-        let verdict = both.judge_key_file(Path::new(KEYS), &|file| file == second);
-        assert!(matches!(verdict, Verdict::Unreadable(_, PlaceKind::Directory)), "{verdict:?}");
+        both.key_files.push(LabelledPath { file: second.clone(), places: way() });
+        let verdict = both.check_key_file(Path::new(KEYS), &|file| file == second);
+        assert!(matches!(verdict, LabelCheck::Unreadable(_, LabelledKind::Directory)), "{verdict:?}");
     }
     // Above the home nothing is set.
-    let message = refused(vec![place("/home", WRONG, Some(RIGHT), true)], false);
+    let message = refusal_message(vec![labelled_component("/home", WRONG, Some(RIGHT), true)], false);
     assert!(
         message.contains("may not search /home: ") && message.contains("restorecon -Rv -F /home"),
         "{message}"
@@ -102,81 +116,95 @@ fn every_directory_on_the_way_counts() {
 }
 
 #[test]
-fn a_home_that_the_policy_does_not_know_is_refused() {
-    let place = place("/srv/people/u", WRONG, Some(WRONG), true);
-    let message = refused(vec![Place { may_be_relabelled: true, ..place }], false);
+fn home_unknown_to_policy_is_refused() {
+    let place = labelled_component("/srv/people/u", WRONG, Some(WRONG), true);
+    let message = refusal_message(vec![LabelledComponent { may_be_relabelled: true, ..place }], false);
     for part in
         ["names no other", "semanage fcontext -a -e /home /srv/people", "restorecon -Rv -F /srv/people/u"]
     {
         assert!(message.contains(part), "{part}: {message}");
     }
-    let above = refused(vec![self::place("/srv/people", WRONG, Some(WRONG), true)], false);
+    let above = refusal_message(vec![labelled_component("/srv/people", WRONG, Some(WRONG), true)], false);
     assert!(above.contains("-e /home /srv/people, then restorecon -Rv -F /srv/people"), "{above}");
     // A label that is as bad as the present one is not set.
     let other = "unconfined_u:object_r:default_t:s0";
-    let message = refused(vec![self::place(KEYS, WRONG, Some(other), true)], false);
+    let message = refusal_message(vec![labelled_component(KEYS, WRONG, Some(other), true)], false);
     assert!(message.contains(other) && message.contains("semanage fcontext -a -t ssh_home_t"), "{message}");
     // Nothing is named.
-    let message = refused(vec![self::place(KEYS, WRONG, None, true)], false);
+    let message = refusal_message(vec![labelled_component(KEYS, WRONG, None, true)], false);
     assert!(message.contains("restorecon -Rv -F /home/u/.ssh/authorized_keys"), "{message}");
 }
 
 #[test]
-fn without_the_kernel_types_are_compared() {
+fn label_types_are_compared_without_kernel() {
     let same = RIGHT.replace("unconfined_u", "system_u");
-    let verdict = judged(Enforcement::Enforcing, vec![place(KEYS, &same, Some(RIGHT), false)], true);
-    assert_eq!(verdict, Verdict::Readable);
-    let verdict = judged(Enforcement::Enforcing, vec![place(KEYS, WRONG, Some(RIGHT), false)], false);
-    assert!(matches!(verdict, Verdict::Curable(_)), "{verdict:?}");
-    assert!(refused(vec![place(KEYS, WRONG, Some(RIGHT), false)], true).contains(RIGHT));
-    let message = refused(vec![place(KEYS, RIGHT, None, false)], false);
+    let verdict = check_key_labels(
+        Enforcement::Enforcing,
+        vec![labelled_component(KEYS, &same, Some(RIGHT), false)],
+        true,
+    );
+    assert_eq!(verdict, LabelCheck::Readable);
+    let verdict = check_key_labels(
+        Enforcement::Enforcing,
+        vec![labelled_component(KEYS, WRONG, Some(RIGHT), false)],
+        false,
+    );
+    assert!(matches!(verdict, LabelCheck::Fixable(_)), "{verdict:?}");
+    assert!(refusal_message(vec![labelled_component(KEYS, WRONG, Some(RIGHT), false)], true).contains(RIGHT));
+    let message = refusal_message(vec![labelled_component(KEYS, RIGHT, None, false)], false);
     assert!(message.contains("not known") && message.contains("install matchpathcon"), "{message}");
     assert!(!message.contains("sshd_t"), "{message}");
 }
 
 #[test]
-fn what_does_not_enforce_refuses_nothing() {
+fn permissive_mode_only_warns() {
     for named in [Some(RIGHT), Some(WRONG), None] {
-        let place = place(KEYS, WRONG, named, true);
-        let verdict = judged(Enforcement::Permissive, vec![place.clone()], false);
-        let Verdict::Tolerated(warning) = verdict else { panic!("{named:?}") };
+        let place = labelled_component(KEYS, WRONG, named, true);
+        let verdict = check_key_labels(Enforcement::Permissive, vec![place.clone()], false);
+        let LabelCheck::Tolerated(warning) = verdict else { panic!("{named:?}") };
         assert_eq!((warning.reason, warning.file.as_deref()), (WarningReason::WrongLabel, Some(KEYS)));
         assert!(warning.message.contains("restorecon"), "{}", warning.message);
-        assert_eq!(judged(Enforcement::Absent, vec![place], false), Verdict::Readable);
+        assert_eq!(check_key_labels(Enforcement::Absent, vec![place], false), LabelCheck::Readable);
     }
-    let unknown = place(KEYS, WRONG, None, false);
-    assert_eq!(judged(Enforcement::Permissive, vec![unknown], false), Verdict::Readable);
-    assert_eq!(judged(Enforcement::Enforcing, vec![place(KEYS, RIGHT, None, true)], true), Verdict::Readable);
+    let unknown = labelled_component(KEYS, WRONG, None, false);
+    assert_eq!(check_key_labels(Enforcement::Permissive, vec![unknown], false), LabelCheck::Readable);
+    assert_eq!(
+        check_key_labels(Enforcement::Enforcing, vec![labelled_component(KEYS, RIGHT, None, true)], true),
+        LabelCheck::Readable
+    );
     let nowhere = labels(Enforcement::Enforcing, Vec::new());
-    assert_eq!(nowhere.judge_key_file(Path::new("/elsewhere"), &|_| true), Verdict::Readable);
+    assert_eq!(nowhere.check_key_file(Path::new("/elsewhere"), &|_| true), LabelCheck::Readable);
 }
 
 #[test]
-fn files_of_sshds_configuration() {
+fn config_file_labels_are_checked() {
     let drop_in = "/etc/ssh/sshd_config.d/00-keypair-agent.conf";
-    let file = |path: &str, is: &str, is_ours| Place {
-        kind: PlaceKind::File,
+    let file = |path: &str, is: &str, is_ours| LabelledComponent {
+        kind: LabelledKind::File,
         may_be_relabelled: is_ours,
-        ..place(path, is, Some(RIGHT), true)
+        ..labelled_component(path, is, Some(RIGHT), true)
     };
-    let judge = |places: Vec<Place>| {
+    let judge = |places: Vec<LabelledComponent>| {
         let ways =
-            places.into_iter().map(|place| LabelledWay { file: place.path.clone(), places: vec![place] });
-        Labels { config: ways.collect(), ..labels(Enforcement::Enforcing, Vec::new()) }.judge_config()
+            places.into_iter().map(|place| LabelledPath { file: place.path.clone(), places: vec![place] });
+        Labels { config: ways.collect(), ..labels(Enforcement::Enforcing, Vec::new()) }.check_config_files()
     };
     let main = |is| file("/etc/ssh/sshd_config", is, false);
-    assert_eq!(judge(vec![main(RIGHT), file(drop_in, RIGHT, true)]), Verdict::Readable);
-    let Verdict::Curable(cures) = judge(vec![main(RIGHT), file(drop_in, WRONG, true)]) else { panic!() };
+    assert_eq!(judge(vec![main(RIGHT), file(drop_in, RIGHT, true)]), LabelCheck::Readable);
+    let LabelCheck::Fixable(cures) = judge(vec![main(RIGHT), file(drop_in, WRONG, true)]) else { panic!() };
     assert_eq!(cures[0].place, Path::new(drop_in));
     let verdict = judge(vec![file(drop_in, WRONG, true), main(WRONG)]);
-    assert!(matches!(verdict, Verdict::Unreadable(_, PlaceKind::File)), "{verdict:?}");
-    let directory =
-        Place { may_be_relabelled: false, ..place("/etc/ssh/sshd_config.d", WRONG, Some(RIGHT), true) };
-    assert!(matches!(judge(vec![directory]), Verdict::Unreadable(_, PlaceKind::Directory)));
+    assert!(matches!(verdict, LabelCheck::Unreadable(_, LabelledKind::File)), "{verdict:?}");
+    let directory = LabelledComponent {
+        may_be_relabelled: false,
+        ..labelled_component("/etc/ssh/sshd_config.d", WRONG, Some(RIGHT), true)
+    };
+    assert!(matches!(judge(vec![directory]), LabelCheck::Unreadable(_, LabelledKind::Directory)));
 }
 
 #[test]
-fn paths_are_words_of_a_shell() {
-    let message = refused(vec![place("/home/it's here", WRONG, Some(RIGHT), true)], false);
+fn paths_in_remedies_are_shell_quoted() {
+    let message =
+        refusal_message(vec![labelled_component("/home/it's here", WRONG, Some(RIGHT), true)], false);
     assert!(message.contains(r"restorecon -Rv -F '/home/it'\''s here'"), "{message}");
 }

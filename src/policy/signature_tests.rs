@@ -1,11 +1,11 @@
-//! Signatures of `ssh-keygen -Y sign` (OpenSSH 9.2) over [`PAYLOAD`], whole and spoiled.
+//! Signatures of `ssh-keygen -Y sign` (OpenSSH 9.2) over [`MAX_PAYLOAD_BYTES`], whole and spoiled.
 
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
 use super::*;
-use crate::policy::local_time::Zone;
+use crate::policy::local_time::LocalTimeZone;
 
 const PAYLOAD: &[u8] = br#"{"commandId":"c-1"}"#;
 
@@ -40,62 +40,67 @@ const ED25519_FILE: &str = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAgl94ry6Bt
 /// By a certificate of the P-256 key, whose authority is the Ed25519 key.
 const CERTIFICATE: &str = "U1NIU0lHAAAAAQAAAecAAAAoZWNkc2Etc2hhMi1uaXN0cDI1Ni1jZXJ0LXYwMUBvcGVuc3NoLmNvbQAAACBKoJZLPYMmQvq0yxKwAh214wBqNBd7vqVLgSxjRRjBMwAAAAhuaXN0cDI1NgAAAEEE/9IDX3M+epC5EgvHA+VFoy6GIbtlDt0yhBFsbpo+gYU7ZOZMTjGbgRVaSrR/sTxRtEiHtbLYUAyCFHLtaqSNogAAAAAAAAAAAAAAAQAAAAF4AAAABQAAAAF5AAAAAGsKuRwAAAAAbOqbhgAAAAAAAACCAAAAFXBlcm1pdC1YMTEtZm9yd2FyZGluZwAAAAAAAAAXcGVybWl0LWFnZW50LWZvcndhcmRpbmcAAAAAAAAAFnBlcm1pdC1wb3J0LWZvcndhcmRpbmcAAAAAAAAACnBlcm1pdC1wdHkAAAAAAAAADnBlcm1pdC11c2VyLXJjAAAAAAAAAAAAAAAzAAAAC3NzaC1lZDI1NTE5AAAAIJfeK8ugbV2/DqQap/U5+7eoV1y9VarH2MH+o76eRqVjAAAAUwAAAAtzc2gtZWQyNTUxOQAAAEAfK+ODDI4cw8DmTMdm4vo23HbGHdKEpp8KNk8eWUY2/J1uT3JIClzRnmE9H+y0yxbpeULBxBknQbWdADJWBIgMAAAADWtleXBhaXItYWdlbnQAAAAAAAAABnNoYTUxMgAAAGMAAAATZWNkc2Etc2hhMi1uaXN0cDI1NgAAAEgAAAAgHCMobJcK68e+ZfYettrwZ02RIRGAxywc+XehhymUDT0AAAAgUSwetpQDsu/qw4bfcI3Trn3kahmT2PLgZ4FHXp6Smus=";
 
-fn armoured(blob: &str) -> String {
-    format!("{BEGIN}\n{blob}\n{END}\n")
+fn to_armor(blob: &str) -> String {
+    format!("{ARMOR_BEGIN}\n{blob}\n{ARMOR_END}\n")
 }
 
-fn judge(payload: &[u8], signature: &str, signers: &str, now: Option<i64>) -> Verdict {
-    let signers = AllowedSigners::parse(signers.as_bytes(), Path::new("/s"), &Zone::of(None)).unwrap();
+fn verify(payload: &[u8], signature: &str, signers: &str, now: Option<i64>) -> SignatureCheck {
+    let signers =
+        AllowedSigners::parse(signers.as_bytes(), Path::new("/s"), &LocalTimeZone::from_localtime(None))
+            .unwrap();
     let now = now.map(|seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap());
-    Envelope { payload: payload.to_vec(), signature: signature.to_owned() }.judge(&signers, now)
+    Envelope { payload: payload.to_vec(), signature: signature.to_owned() }.verify_signature(&signers, now)
 }
 
-fn by_key(signature: &str, key: &str) -> Verdict {
-    judge(PAYLOAD, &armoured(signature), &format!("* {key}\n"), None)
+fn verify_for_key(signature: &str, key: &str) -> SignatureCheck {
+    verify(PAYLOAD, &to_armor(signature), &format!("* {key}\n"), None)
 }
 
 #[track_caller]
-fn bad(verdict: Verdict, because: &str) {
-    assert!(matches!(&verdict, Verdict::Bad(why) if why.contains(because)), "{because}: {verdict:?}");
+fn assert_invalid(verdict: SignatureCheck, because: &str) {
+    assert!(
+        matches!(&verdict, SignatureCheck::Invalid(why) if why.contains(because)),
+        "{because}: {verdict:?}"
+    );
 }
 
 #[test]
-fn what_ssh_keygen_signs_is_good() {
+fn signature_by_ssh_keygen_is_valid() {
     for (key, signature) in [ED25519, P256, P384, P521] {
-        assert_eq!(by_key(signature, key), Verdict::Good, "{key}");
+        assert_eq!(verify_for_key(signature, key), SignatureCheck::Valid, "{key}");
     }
-    assert_eq!(by_key(ED25519_SHA256, ED25519.0), Verdict::Good);
+    assert_eq!(verify_for_key(ED25519_SHA256, ED25519.0), SignatureCheck::Valid);
 }
 
 #[test]
-fn armour_as_others_write_it() {
+fn armor_line_length_is_free_and_damage_is_refused() {
     let (key, blob) = ED25519;
     let lines = |width: usize, end: &str| {
         let lines: Vec<&str> =
             blob.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).unwrap()).collect();
-        format!("{BEGIN}{end}{}{end}{END}", lines.join(end))
+        format!("{ARMOR_BEGIN}{end}{}{end}{ARMOR_END}", lines.join(end))
     };
     for armour in [lines(70, "\n"), lines(64, "\r\n"), lines(76, "\n") + "\n\n", lines(1000, "\n")] {
-        assert_eq!(judge(PAYLOAD, &armour, &format!("* {key}"), None), Verdict::Good, "{armour}");
+        assert_eq!(verify(PAYLOAD, &armour, &format!("* {key}"), None), SignatureCheck::Valid, "{armour}");
     }
     for spoiled in [
         String::new(),
         blob.to_owned(),
-        armoured(""),
-        armoured(&blob[1..]),
-        armoured(&blob[4..]),
-        armoured(&format!("{blob}AAAA")),
-        armoured(blob).replace("BEGIN", "begin"),
-        armoured(blob) + "x",
-        armoured(blob) + &armoured(blob),
+        to_armor(""),
+        to_armor(&blob[1..]),
+        to_armor(&blob[4..]),
+        to_armor(&format!("{blob}AAAA")),
+        to_armor(blob).replace("BEGIN", "begin"),
+        to_armor(blob) + "x",
+        to_armor(blob) + &to_armor(blob),
     ] {
-        bad(judge(PAYLOAD, &spoiled, &format!("* {key}"), None), "no SSH signature");
+        assert_invalid(verify(PAYLOAD, &spoiled, &format!("* {key}"), None), "no SSH signature");
     }
 }
 
 /// KP-3.38.
 #[test]
-fn every_flipped_bit_spoils_it() {
+fn signature_with_any_flipped_bit_is_invalid() {
     let flip = |bytes: &[u8], bit: usize| {
         let mut bytes = bytes.to_vec();
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -104,43 +109,43 @@ fn every_flipped_bit_spoils_it() {
     for (key, signature) in [ED25519, P256] {
         let signers = format!("* {key}");
         for bit in 0..PAYLOAD.len() * 8 {
-            let verdict = judge(&flip(PAYLOAD, bit), &armoured(signature), &signers, None);
-            bad(verdict, "not a signature of these bytes");
+            let verdict = verify(&flip(PAYLOAD, bit), &to_armor(signature), &signers, None);
+            assert_invalid(verdict, "not a signature of these bytes");
         }
         let blob = Base64::decode_vec(signature).unwrap();
         for bit in 0..blob.len() * 8 {
             let spoiled = Base64::encode_string(&flip(&blob, bit));
-            let verdict = judge(PAYLOAD, &armoured(&spoiled), &signers, None);
-            assert_ne!(verdict, Verdict::Good, "bit {bit} of {}: {blob:?}", blob.len() * 8);
+            let verdict = verify(PAYLOAD, &to_armor(&spoiled), &signers, None);
+            assert_ne!(verdict, SignatureCheck::Valid, "bit {bit} of {}: {blob:?}", blob.len() * 8);
         }
-        let armour = armoured(signature).into_bytes();
+        let armour = to_armor(signature).into_bytes();
         for bit in 0..armour.len() * 8 {
             let Ok(spoiled) = String::from_utf8(flip(&armour, bit)) else { continue };
             // Where the lines end does not matter, and blanks are no part of what was signed.
-            if Parts::read(&spoiled) != Parts::read(&armoured(signature)) {
-                bad(judge(PAYLOAD, &spoiled, &signers, None), "");
+            if SshsigParts::parse_armored(&spoiled) != SshsigParts::parse_armored(&to_armor(signature)) {
+                assert_invalid(verify(PAYLOAD, &spoiled, &signers, None), "");
             }
         }
     }
 }
 
 #[test]
-fn signatures_that_do_not_count() {
-    bad(by_key(ED25519.1, P256.0), "not listed in /s");
-    bad(by_key(ED25519_FILE, ED25519.0), "another namespace");
-    bad(by_key(RSA.1, RSA.0), "not listed");
+fn signature_of_unlisted_key_or_namespace_is_invalid() {
+    assert_invalid(verify_for_key(ED25519.1, P256.0), "not listed in /s");
+    assert_invalid(verify_for_key(ED25519_FILE, ED25519.0), "another namespace");
+    assert_invalid(verify_for_key(RSA.1, RSA.0), "not listed");
     for signers in [P256.0, ED25519.0] {
-        bad(by_key(CERTIFICATE, signers), "not listed");
-        bad(by_key(CERTIFICATE, &format!("cert-authority {signers}")), "not listed");
+        assert_invalid(verify_for_key(CERTIFICATE, signers), "not listed");
+        assert_invalid(verify_for_key(CERTIFICATE, &format!("cert-authority {signers}")), "not listed");
     }
-    bad(judge(PAYLOAD, &armoured(ED25519.1), "", None), "not listed");
+    assert_invalid(verify(PAYLOAD, &to_armor(ED25519.1), "", None), "not listed");
 }
 
 /// KP-3.39.
 #[test]
-fn a_signer_out_of_his_time_or_his_namespaces() {
+fn signer_outside_validity_or_namespace_is_refused() {
     let (key, signature) = ED25519;
-    let signature = armoured(signature);
+    let signature = to_armor(signature);
     let at_2030 = Some(1_893_456_000);
     let limited = |options: &str| format!("# a comment\n* {options} {key}\n");
     for (options, now, verdict) in [
@@ -151,25 +156,25 @@ fn a_signer_out_of_his_time_or_his_namespaces() {
         ("namespaces=\"git\"", at_2030, "other namespaces"),
         ("namespaces=\"git\",valid-after=\"20290101Z\"", None, "other namespaces"),
     ] {
-        let judged = judge(PAYLOAD, &signature, &limited(options), now);
+        let judged = verify(PAYLOAD, &signature, &limited(options), now);
         match verdict {
-            "good" => assert_eq!(judged, Verdict::Good),
-            "time" => assert_eq!(judged, Verdict::TimeNeeded),
-            because => bad(judged, because),
+            "good" => assert_eq!(judged, SignatureCheck::Valid),
+            "time" => assert_eq!(judged, SignatureCheck::TimeNeeded),
+            because => assert_invalid(judged, because),
         }
         let also = format!("{}* {key}\n", limited(options));
-        assert_eq!(judge(PAYLOAD, &signature, &also, now), Verdict::Good, "another line lets him");
+        assert_eq!(verify(PAYLOAD, &signature, &also, now), SignatureCheck::Valid, "another line lets him");
     }
     // The time matters only to a signature that fits.
     let limited = limited("valid-after=\"20290101Z\"");
-    bad(judge(b"{}", &signature, &limited, None), "not a signature of these bytes");
+    assert_invalid(verify(b"{}", &signature, &limited, None), "not a signature of these bytes");
 }
 
 #[test]
-fn any_text() {
+fn signature_parser_accepts_any_bytes() {
     use proptest::prelude::*;
     proptest!(|(bytes in proptest::collection::vec(any::<u8>(), 0..300))| {
         let blob = [b"SSHSIG\0\0\0\x01".as_slice(), &bytes].concat();
-        bad(by_key(&Base64::encode_string(&blob), ED25519.0), "");
+        assert_invalid(verify_for_key(&Base64::encode_string(&blob), ED25519.0), "");
     });
 }

@@ -170,7 +170,7 @@ pub struct ContentHash(String);
 
 impl ContentHash {
     /// The hash of `content`.
-    pub fn of(content: &[u8]) -> Self {
+    pub fn from_content(content: &[u8]) -> Self {
         use sha2::{Digest, Sha256};
         Self(Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect())
     }
@@ -182,7 +182,7 @@ mod tests {
 
     /// KP-3.21.
     #[test]
-    fn command_ids() {
+    fn command_id_charset_and_length_are_checked() {
         for good in ["a", "c2hmmaan8w06w19qcdfuic4w03f7ft2d", "a.b_c-D", "...", &"x".repeat(128)] {
             assert!(good.parse::<CommandId>().is_ok(), "{good}");
         }
@@ -193,7 +193,7 @@ mod tests {
 
     /// KP-1.1.
     #[test]
-    fn key_names() {
+    fn key_name_charset_and_length_are_checked() {
         for good in ["a", "my-test", "A_1", &"x".repeat(32)] {
             assert!(good.parse::<KeyName>().is_ok(), "{good}");
         }
@@ -204,7 +204,7 @@ mod tests {
 
     /// KP-3.27.
     #[test]
-    fn sequences() {
+    fn sequence_range_is_checked() {
         assert!(Sequence::try_from(1).is_ok());
         assert!(Sequence::try_from((1 << 53) - 1).is_ok());
         assert!(Sequence::try_from(0).is_err());
@@ -213,7 +213,7 @@ mod tests {
 
     /// KP-3.23.
     #[test]
-    fn password_auth_words() {
+    fn password_auth_accepts_both_spellings() {
         for yes in ["yes", "YES", "True", "true"] {
             assert_eq!(yes.parse(), Ok(PasswordAuth::Yes));
         }

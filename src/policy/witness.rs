@@ -6,21 +6,25 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use super::connection::listening_ports;
-use super::effective::Effective;
-use super::foreign::foreign;
-use super::lockout::{is_closed, says_the_same};
-use super::observation::{Account, Answer, Connection, Login, Person};
+use super::effective::EffectiveConfig;
+use super::foreign::sanitize_text;
+use super::lockout::{is_nologin_shell, is_same_except_passwords};
+use super::observation::{Account, Connection, LocalAccount, Login, SshdAnswer};
 use super::outcome::{Warning, WarningReason};
-use super::pattern::{Listed, from_source, listed, listed_address, listed_host, lists_group, matches, user};
+use super::pattern::{
+    ListMatch, match_address_list, match_host_list, match_pattern_list, matches_group_list, matches_pattern,
+    matches_source, matches_user_pattern,
+};
 use super::sshd_config::{
-    Decider, Directive, KbdInteractive, Keyword, Reading, Scope, applies, criteria_pairs,
+    ConfigSource, Directive, KbdInteractive, Keyword, ParsedConfig, Scope, matches_connection,
+    parse_criteria_pairs,
 };
 
 /// The most `Match` blocks that get a witness each.
-const MOST: usize = 64;
+const MAX_MATCH_SAMPLES: usize = 64;
 
 /// The most addresses that are tried for one source.
-const MOST_SOURCES: usize = 6;
+const MAX_SOURCES: usize = 6;
 
 /// The criteria of a `Match` line that are known here.
 const KNOWN_CRITERIA: [&str; 6] = ["user", "group", "host", "address", "localaddress", "localport"];
@@ -29,11 +33,11 @@ const KNOWN_CRITERIA: [&str; 6] = ["user", "group", "host", "address", "localadd
 const SOURCE_CRITERIA: [&str; 4] = ["host", "address", "localaddress", "localport"];
 
 /// The line of a `Match` block: its file, and its number from 1.
-pub type Place = (PathBuf, usize);
+pub type MatchLine = (PathBuf, usize);
 
 /// A connection that some `Match` block picks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Witness {
+pub struct MatchSample {
     /// The connection.
     pub connection: Connection,
     /// The groups of its user.
@@ -45,23 +49,23 @@ pub struct Witness {
     /// Whether the block is about a source, or about where a connection arrives.
     pub names_source: bool,
     /// The block's `Match` line; `None` for loopback.
-    pub place: Option<Place>,
+    pub place: Option<MatchLine>,
 }
 
 /// A `Match` block for which nobody could be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unexamined {
+pub struct UnsampledBlock {
     /// The block's own words.
     pub criteria: String,
     /// Its `Match` line.
-    pub place: Place,
+    pub place: MatchLine,
     /// Why.
     pub why: String,
 }
 
 /// Who meets a block.
-enum Met {
-    Witness(Box<Witness>),
+enum SampleResult {
+    Sample(Box<MatchSample>),
     /// Nobody can: an account, a group or an address that does not exist here.
     Nobody,
     /// That cannot be told.
@@ -73,38 +77,43 @@ enum Met {
 /// what was asked. A block that nobody here can meet (a group without members, another port) has none. A block about a
 /// source that picks the target user too has one more, for him.
 /// The second part are the blocks for which nobody could be asked, although somebody may meet them.
-pub fn examine(
-    reading: &Reading,
+pub fn sample_match_blocks(
+    reading: &ParsedConfig,
     base: &Connection,
     account: &Account,
     login: &Login,
-    effective: &Effective,
-) -> (Vec<Witness>, Vec<Unexamined>) {
+    effective: &EffectiveConfig,
+) -> (Vec<MatchSample>, Vec<UnsampledBlock>) {
     let blocks = reading.directives().iter().filter(|directive| directive.keyword == "match");
-    let mut found: Vec<Witness> = Vec::new();
-    let mut left: Vec<Unexamined> = Vec::new();
+    let mut found: Vec<MatchSample> = Vec::new();
+    let mut left: Vec<UnsampledBlock> = Vec::new();
     for block in blocks {
         let Scope::Match { criteria, file, line } = &block.scope else { continue };
         let place = (file.clone(), *line);
         let known: BTreeSet<String> = found.iter().map(|witness| witness.connection.user.clone()).collect();
-        let who = Candidates { account, people: &login.people, groups: &login.groups, known: &known };
-        let met = meet(criteria, &place, base, &who, effective);
-        let only_target = Candidates { people: &[], ..who };
-        let of_target = names_source(criteria).then(|| meet(criteria, &place, base, &only_target, effective));
-        if let Met::Unknown(why) = &met {
-            left.push(Unexamined { criteria: criteria.join(" "), place: place.clone(), why: why.clone() });
+        let who = CandidateUsers { account, people: &login.people, groups: &login.groups, known: &known };
+        let met = find_match_sample(criteria, &place, base, &who, effective);
+        let only_target = CandidateUsers { people: &[], ..who };
+        let of_target = names_source(criteria)
+            .then(|| find_match_sample(criteria, &place, base, &only_target, effective));
+        if let SampleResult::Unknown(why) = &met {
+            left.push(UnsampledBlock {
+                criteria: criteria.join(" "),
+                place: place.clone(),
+                why: why.clone(),
+            });
         }
         for met in [Some(met), of_target].into_iter().flatten() {
-            let Met::Witness(witness) = met else { continue };
+            let SampleResult::Sample(witness) = met else { continue };
             let is_new = found.iter().all(|other| other.connection != witness.connection);
             if !is_new || witness.connection == *base {
                 continue;
             }
-            if found.len() < MOST {
+            if found.len() < MAX_MATCH_SAMPLES {
                 found.push(*witness);
             } else if left.iter().all(|other| other.place != place) {
-                let why = format!("there are more than {MOST} blocks");
-                left.push(Unexamined { criteria: criteria.join(" "), place: place.clone(), why });
+                let why = format!("there are more than {MAX_MATCH_SAMPLES} blocks");
+                left.push(UnsampledBlock { criteria: criteria.join(" "), place: place.clone(), why });
             }
         }
     }
@@ -112,29 +121,29 @@ pub fn examine(
 }
 
 fn names_source(criteria: &[String]) -> bool {
-    let pairs = criteria_pairs(criteria);
+    let pairs = parse_criteria_pairs(criteria);
     pairs.iter().any(|(name, _)| SOURCE_CRITERIA.iter().any(|known| name.eq_ignore_ascii_case(known)))
 }
 
 /// Who may be a witness.
 #[derive(Clone, Copy)]
-struct Candidates<'a> {
+struct CandidateUsers<'a> {
     account: &'a Account,
-    people: &'a [Person],
+    people: &'a [LocalAccount],
     groups: &'a [String],
     /// The users of other witnesses: somebody else is preferred.
     known: &'a BTreeSet<String>,
 }
 
 /// A connection that meets every criterion.
-fn meet(
+fn find_match_sample(
     criteria: &[String],
-    place: &Place,
+    place: &MatchLine,
     base: &Connection,
-    who: &Candidates<'_>,
-    effective: &Effective,
-) -> Met {
-    let pairs = criteria_pairs(criteria);
+    who: &CandidateUsers<'_>,
+    effective: &EffectiveConfig,
+) -> SampleResult {
+    let pairs = parse_criteria_pairs(criteria);
     let of = |names: &[&str]| -> Vec<&str> {
         let is_named = |name: &str| names.iter().any(|other| name.eq_ignore_ascii_case(other));
         pairs.iter().filter(|(name, _)| is_named(name)).filter_map(|(_, patterns)| *patterns).collect()
@@ -142,16 +151,16 @@ fn meet(
     let is_known = |name: &&str| KNOWN_CRITERIA.iter().any(|known| name.eq_ignore_ascii_case(known));
     let strange = pairs.iter().map(|(name, _)| *name).find(|name| !is_known(name));
     if strange.is_some_and(|name| name.eq_ignore_ascii_case("invalid-user")) {
-        return Met::Nobody;
+        return SampleResult::Nobody;
     }
     let (users, groups) = (of(&["user"]), of(&["group"]));
     let mut connection = base.clone();
     let names_user = !users.is_empty() || !groups.is_empty();
-    let mut his_groups = who.account.groups.clone();
+    let mut user_groups = who.account.groups.clone();
     if names_user {
         let is_meant = |name: &str, his: &[String]| {
-            users.iter().all(|patterns| listed(name, patterns) == Listed::Yes)
-                && groups.iter().all(|patterns| lists_group(his, patterns))
+            users.iter().all(|patterns| match_pattern_list(name, patterns) == ListMatch::Yes)
+                && groups.iter().all(|patterns| matches_group_list(his, patterns))
         };
         // Somebody with a password, if there is one.
         let with = who.people.iter().filter(|person| person.has_password).chain(who.people);
@@ -161,16 +170,17 @@ fn meet(
         match meant.iter().find(is_new).or(meant.first()) {
             Some(person) => {
                 connection.user = person.name.clone();
-                his_groups = person.groups.clone();
+                user_groups = person.groups.clone();
             }
             // No account of this name now; one may come.
             None => {
-                let mut names = users.iter().flat_map(|patterns| patterns.split(',')).flat_map(instances);
+                let mut names =
+                    users.iter().flat_map(|patterns| patterns.split(',')).flat_map(instantiate_pattern);
                 match names.find(|name| is_meant(name, &[])) {
                     Some(name) => connection.user = name,
-                    None => return unknown_group(&groups, who.groups),
+                    None => return explain_missing_group(&groups, who.groups),
                 }
-                his_groups = Vec::new();
+                user_groups = Vec::new();
             }
         }
     }
@@ -181,93 +191,98 @@ fn meet(
         false => of(&["address", "host"]),
     };
     let fits = |addr: IpAddr| {
-        of(&["address"]).iter().all(|patterns| listed_address(addr, patterns) == Ok(Listed::Yes))
-            && (by_name || of(&["host"]).iter().all(|p| listed_host(&addr.to_string(), p) == Listed::Yes))
+        of(&["address"]).iter().all(|patterns| match_address_list(addr, patterns) == Ok(ListMatch::Yes))
+            && (by_name
+                || of(&["host"]).iter().all(|p| match_host_list(&addr.to_string(), p) == ListMatch::Yes))
     };
     if !addresses.is_empty() && !fits(connection.addr) {
-        match address_in(&addresses, fits) {
+        match find_matching_address(&addresses, fits) {
             Some(addr) => connection.addr = addr,
-            None => return unknown_address(&addresses),
+            None => return explain_missing_address(&addresses),
         }
     }
     connection.host = connection.addr.to_string();
     if by_name && let [patterns, ..] = of(&["host"]).as_slice() {
-        let mut hosts = patterns.split(',').flat_map(instances);
-        let Some(host) = hosts.find(|host| listed_host(host, patterns) == Listed::Yes) else {
-            return Met::Nobody;
+        let mut hosts = patterns.split(',').flat_map(instantiate_pattern);
+        let Some(host) = hosts.find(|host| match_host_list(host, patterns) == ListMatch::Yes) else {
+            return SampleResult::Nobody;
         };
         connection.host = host;
     }
     let local = of(&["localaddress"]);
-    let is_local = |addr: IpAddr| local.iter().all(|p| listed_address(addr, p) == Ok(Listed::Yes));
+    let is_local = |addr: IpAddr| local.iter().all(|p| match_address_list(addr, p) == Ok(ListMatch::Yes));
     if !is_local(connection.laddr) {
-        match address_in(&local, is_local) {
+        match find_matching_address(&local, is_local) {
             Some(addr) => connection.laddr = addr,
-            None => return unknown_address(&local),
+            None => return explain_missing_address(&local),
         }
     }
     if let [port, ..] = of(&["localport"]).as_slice() {
         let port = port.parse().ok().filter(|port| listening_ports(effective).contains(port));
-        let Some(port) = port else { return Met::Nobody };
+        let Some(port) = port else { return SampleResult::Nobody };
         connection.lport = port;
     }
     if let Some(name) = strange {
-        return Met::Unknown(format!("whom its criterion {} picks is not known here", foreign(name)));
+        return SampleResult::Unknown(format!(
+            "whom its criterion {} picks is not known here",
+            sanitize_text(name)
+        ));
     }
-    match applies(criteria, &connection, Some(&his_groups)) {
-        Some(true) => Met::Witness(Box::new(Witness {
+    match matches_connection(criteria, &connection, Some(&user_groups)) {
+        Some(true) => SampleResult::Sample(Box::new(MatchSample {
             connection,
-            groups: his_groups,
+            groups: user_groups,
             criteria: Some(criteria.join(" ")),
             names_user,
             names_source: names_source(criteria),
             place: Some(place.clone()),
         })),
-        Some(false) => Met::Nobody,
-        None => Met::Unknown("whom it picks is not known here".to_owned()),
+        Some(false) => SampleResult::Nobody,
+        None => SampleResult::Unknown("whom it picks is not known here".to_owned()),
     }
 }
 
 /// Nobody of this guest's accounts is in these groups: whether somebody may be, if one of them is not of group(5).
-fn unknown_group(lists: &[&str], local: &[String]) -> Met {
+fn explain_missing_group(lists: &[&str], local: &[String]) -> SampleResult {
     let entries = lists.iter().flat_map(|list| list.split(',')).filter(|entry| !entry.starts_with('!'));
-    let is_foreign = |pattern: &&str| !local.iter().any(|group| matches(group, pattern));
+    let is_foreign = |pattern: &&str| !local.iter().any(|group| matches_pattern(group, pattern));
     match { entries }.find(is_foreign) {
-        Some(group) => {
-            Met::Unknown(format!("no account of this guest's files is in the group {}", foreign(group)))
-        }
-        None => Met::Nobody,
+        Some(group) => SampleResult::Unknown(format!(
+            "no account of this guest's files is in the group {}",
+            sanitize_text(group)
+        )),
+        None => SampleResult::Nobody,
     }
 }
 
 /// No address was found that the lists pick: whether there may be one, by what the entries look like.
-fn unknown_address(lists: &[&str]) -> Met {
+fn explain_missing_address(lists: &[&str]) -> SampleResult {
     let entries = lists.iter().flat_map(|list| list.split(',')).filter(|entry| !entry.starts_with('!'));
     // sshd refuses everyone where a mask does not fit its address.
-    let is_sound = lists.iter().all(|list| listed_address(Ipv4Addr::LOCALHOST.into(), list).is_ok());
+    let is_sound = lists.iter().all(|list| match_address_list(Ipv4Addr::LOCALHOST.into(), list).is_ok());
     let is_address = |entry: &str| {
         entry.contains(['.', ':', '*']) && entry.chars().all(|c| c.is_ascii_hexdigit() || ".:*?/".contains(c))
     };
     match is_sound && { entries }.any(is_address) {
-        true => Met::Unknown("no address was found that it picks".to_owned()),
-        false => Met::Nobody,
+        true => SampleResult::Unknown("no address was found that it picks".to_owned()),
+        false => SampleResult::Nobody,
     }
 }
 
 /// Texts that a pattern matches: `*` stands for nothing in particular, `?` for one letter.
-fn instances(pattern: &str) -> Vec<String> {
+fn instantiate_pattern(pattern: &str) -> Vec<String> {
     let filled = ["", "x", "y0"].map(|fill| pattern.replace('*', fill).replace('?', "x"));
-    filled.into_iter().filter(|plain| !plain.is_empty() && matches(plain, pattern)).collect()
+    filled.into_iter().filter(|plain| !plain.is_empty() && matches_pattern(plain, pattern)).collect()
 }
 
 /// An address that some entry of the lists means: itself, the first host of a network, a completed pattern.
-fn address_in(lists: &[&str], fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+fn find_matching_address(lists: &[&str], fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let entries =
         lists.iter().flat_map(|patterns| patterns.split(',')).filter(|entry| !entry.starts_with('!'));
-    entries.flat_map(candidates).find(|addr| fits(*addr))
+    entries.flat_map(list_candidate_addresses).find(|addr| fits(*addr))
 }
 
-fn candidates(entry: &str) -> Vec<IpAddr> {
+fn list_candidate_addresses(entry: &str) -> Vec<IpAddr> {
     if let Ok(addr) = entry.parse() {
         return vec![addr];
     }
@@ -290,21 +305,23 @@ fn candidates(entry: &str) -> Vec<IpAddr> {
 }
 
 /// MATCH_ALLOWS_PASSWORD for each witness who may still use a password, once for each line that lets him.
-pub fn allowed(
-    reading: &Reading,
-    answers: &[(Witness, Answer)],
-    people: &[Person],
+pub fn warn_passwords_allowed(
+    reading: &ParsedConfig,
+    answers: &[(MatchSample, SshdAnswer)],
+    people: &[LocalAccount],
     kbd: KbdInteractive,
 ) -> Vec<Warning> {
     let mut warnings: Vec<Warning> = Vec::new();
     for (witness, answer) in answers {
-        let Some(keyword) = may_use_password(witness, &answer.effective, people, kbd) else { continue };
+        let Some(keyword) = find_sample_password_keyword(witness, &answer.effective, people, kbd) else {
+            continue;
+        };
         let who = &witness.connection;
-        let by = reading.explain(keyword, "yes", who, Some(&witness.groups));
+        let by = reading.find_value_source(keyword, "yes", who, Some(&witness.groups));
         let somebody = match witness.names_user {
             true => format!(
                 "{} may still use a password (asked as from {}, port {})",
-                foreign(&who.user),
+                sanitize_text(&who.user),
                 who.addr,
                 who.lport
             ),
@@ -314,12 +331,12 @@ pub fn allowed(
         };
         let remedy = match &witness.criteria {
             Some(criteria) => {
-                format!("if that is not meant, take it out of the block `Match {}`", foreign(criteria))
+                format!("if that is not meant, take it out of the block `Match {}`", sanitize_text(criteria))
             }
             None => "if that is not meant, take it out of its Match block".to_owned(),
         };
         let message = format!("{somebody}, because of {}; {remedy}", by.describe(keyword));
-        let warning = by.place(Warning::new(WarningReason::MatchAllowsPassword, message));
+        let warning = by.add_place(Warning::new(WarningReason::MatchAllowsPassword, message));
         let is_new = |other: &Warning| (&other.file, other.line) != (&warning.file, warning.line);
         if warnings.iter().all(is_new) {
             warnings.push(warning);
@@ -330,18 +347,20 @@ pub fn allowed(
 
 /// Whether the four lists let this very connection come: sshd's `allowed_user`. A pattern with several `@`, which releases
 /// cut at different ones, counts as the one that lets come.
-pub fn may_come(effective: &Effective, who: &Connection, groups: &[String]) -> bool {
+pub fn is_user_allowed(effective: &EffectiveConfig, who: &Connection, groups: &[String]) -> bool {
     let by_last = |pattern: &str| {
-        let Some((name, hosts)) = pattern.rsplit_once('@') else { return matches(&who.user, pattern) };
-        matches(&who.user, name) && from_source(&who.host, who.addr, hosts) == Ok(true)
+        let Some((name, hosts)) = pattern.rsplit_once('@') else {
+            return matches_pattern(&who.user, pattern);
+        };
+        matches_pattern(&who.user, name) && matches_source(&who.host, who.addr, hosts) == Ok(true)
     };
-    let by_first = |pattern: &str| user(&who.user, &who.host, who.addr, pattern) == Ok(true);
+    let by_first = |pattern: &str| matches_user_pattern(&who.user, &who.host, who.addr, pattern) == Ok(true);
     let denied = effective.values("denyusers").iter().any(|pattern| by_first(pattern) && by_last(pattern));
     let allow = effective.values("allowusers");
     let allowed = allow.is_empty() || allow.iter().any(|pattern| by_first(pattern) || by_last(pattern));
     let grouped = |keyword| {
         let patterns = effective.values(keyword);
-        let hits = patterns.iter().any(|pattern| groups.iter().any(|group| matches(group, pattern)));
+        let hits = patterns.iter().any(|pattern| groups.iter().any(|group| matches_pattern(group, pattern)));
         (!patterns.is_empty(), hits)
     };
     let ((_, group_denied), (group_limited, group_allowed)) = (grouped("denygroups"), grouped("allowgroups"));
@@ -349,23 +368,24 @@ pub fn may_come(effective: &Effective, who: &Connection, groups: &[String]) -> b
 }
 
 /// The keyword by which a password may still be used, by itself or beside something else.
-fn may_use_password(
-    witness: &Witness,
-    effective: &Effective,
-    people: &[Person],
+fn find_sample_password_keyword(
+    witness: &MatchSample,
+    effective: &EffectiveConfig,
+    people: &[LocalAccount],
     kbd: KbdInteractive,
 ) -> Option<&'static str> {
-    let by = takes_password(effective, kbd)?;
+    let by = find_password_keyword(effective, kbd)?;
     let who = &witness.connection;
     let person = people.iter().map(|person| &person.account).find(|account| account.name == who.user);
     let is_root = person.map_or(who.user == "root", |account| account.uid == 0);
     let is_let_in = !witness.names_user
-        || (may_come(effective, who, &witness.groups) && (!is_root || effective.is_yes("permitrootlogin")));
+        || (is_user_allowed(effective, who, &witness.groups)
+            && (!is_root || effective.is_yes("permitrootlogin")));
     is_let_in.then_some(by)
 }
 
 /// The keyword by which sshd takes a password, alone or beside something else.
-fn takes_password(effective: &Effective, kbd: KbdInteractive) -> Option<&'static str> {
+fn find_password_keyword(effective: &EffectiveConfig, kbd: KbdInteractive) -> Option<&'static str> {
     let lists = effective.authentication_methods();
     let is_asked = |method: &str| {
         let is_it = |one: &&str| one.split(':').next() == Some(method);
@@ -383,7 +403,7 @@ fn takes_password(effective: &Effective, kbd: KbdInteractive) -> Option<&'static
 
 /// Whether sshd's settings leave some way in: a list of AuthenticationMethods whose every method is on, or any method.
 /// Without `has_password` a method that asks for a password alone is none.
-fn leaves_a_way_in(effective: &Effective, has_password: bool, is_root: bool) -> bool {
+fn has_login_method(effective: &EffectiveConfig, has_password: bool, is_root: bool) -> bool {
     let root = effective.value("permitrootlogin").to_ascii_lowercase();
     if is_root && root == "no" {
         return false;
@@ -413,50 +433,64 @@ fn leaves_a_way_in(effective: &Effective, has_password: bool, is_root: bool) -> 
 }
 
 /// Whether the witness's account has a way in, as far as sshd's settings go. An account that does not exist has none.
-fn has_a_way_in(witness: &Witness, effective: &Effective, people: &[Person]) -> bool {
+fn can_sample_log_in(witness: &MatchSample, effective: &EffectiveConfig, people: &[LocalAccount]) -> bool {
     let who = &witness.connection;
     if effective.is_yes("refuseconnection") {
         return false;
     }
     if !witness.names_user {
         // Anybody: whom the lists let come is not asked.
-        return leaves_a_way_in(effective, true, false);
+        return has_login_method(effective, true, false);
     }
     let Some(person) = people.iter().find(|person| person.account.name == who.user) else { return false };
-    may_come(effective, who, &witness.groups)
-        && !is_closed(&person.account.shell)
-        && leaves_a_way_in(effective, person.has_password, person.account.uid == 0)
+    is_user_allowed(effective, who, &witness.groups)
+        && !is_nologin_shell(&person.account.shell)
+        && has_login_method(effective, person.has_password, person.account.uid == 0)
 }
 
 /// The connections whose accounts have no way in by these answers: whether they had one before is to be asked.
-pub fn without_a_way_in(after: &[(Witness, Answer)], people: &[Person]) -> Vec<Connection> {
-    let has_none = |(witness, answer): &&(Witness, Answer)| !has_a_way_in(witness, &answer.effective, people);
+pub fn list_shut_out_connections(
+    after: &[(MatchSample, SshdAnswer)],
+    people: &[LocalAccount],
+) -> Vec<Connection> {
+    let has_none = |(witness, answer): &&(MatchSample, SshdAnswer)| {
+        !can_sample_log_in(witness, &answer.effective, people)
+    };
     after.iter().filter(has_none).map(|(witness, _)| witness.connection.clone()).collect()
 }
 
 /// ACCOUNT_SHUT_OUT for each witness whose account had a way in and has none. `before` are answers about the present
-/// configuration, at least those for [`without_a_way_in`]; `after` are those about the one that is to come.
-pub fn shut_out(before: &[Answer], after: &[(Witness, Answer)], people: &[Person]) -> Vec<Warning> {
+/// configuration, at least those for [`list_shut_out_connections`]; `after` are those about the one that is to come.
+pub fn warn_shut_out_accounts(
+    before: &[SshdAnswer],
+    after: &[(MatchSample, SshdAnswer)],
+    people: &[LocalAccount],
+) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (witness, answer) in after {
         let earlier = before.iter().find(|earlier| earlier.connection == witness.connection);
-        let had_one = earlier.is_some_and(|earlier| has_a_way_in(witness, &earlier.effective, people));
-        if !had_one || has_a_way_in(witness, &answer.effective, people) {
+        let had_one = earlier.is_some_and(|earlier| can_sample_log_in(witness, &earlier.effective, people));
+        if !had_one || can_sample_log_in(witness, &answer.effective, people) {
             continue;
         }
         let who = match witness.names_user {
-            true => foreign(&witness.connection.user),
+            true => sanitize_text(&witness.connection.user),
             false => format!("whoever comes from {}", witness.connection.addr),
         };
         let block = witness.criteria.as_deref().unwrap_or_default();
-        warnings.push(shut_out_warning(&who, block, witness.place.as_ref(), &answer.effective));
+        warnings.push(build_shut_out_warning(&who, block, witness.place.as_ref(), &answer.effective));
     }
     warnings
 }
 
-fn shut_out_warning(who: &str, block: &str, place: Option<&Place>, after: &Effective) -> Warning {
-    let methods = foreign(&after.words("authenticationmethods").join(" "));
-    let block = foreign(block);
+fn build_shut_out_warning(
+    who: &str,
+    block: &str,
+    place: Option<&MatchLine>,
+    after: &EffectiveConfig,
+) -> Warning {
+    let methods = sanitize_text(&after.words("authenticationmethods").join(" "));
+    let block = sanitize_text(block);
     let why = match after.is_yes("pubkeyauthentication") {
         false => "the block takes no keys, and passwords are off".to_owned(),
         true => format!("`AuthenticationMethods {methods}` asks for what is off"),
@@ -466,32 +500,32 @@ fn shut_out_warning(who: &str, block: &str, place: Option<&Place>, after: &Effec
     );
     let warning = Warning::new(WarningReason::AccountShutOut, message);
     match place {
-        Some((file, line)) => warning.at(file, Some(*line)),
+        Some((file, line)) => warning.with_location(file, Some(*line)),
         None => warning,
     }
 }
 
 /// What the text of the blocks that could not be examined says: MATCH_ALLOWS_PASSWORD where one turns passwords on,
 /// ACCOUNT_SHUT_OUT where one leaves no way in any more. `before` and `after` hold for those whom no block picks.
-pub fn unexamined_warnings(
-    reading: &Reading,
-    blocks: &[Unexamined],
-    before: &Effective,
-    after: &Effective,
+pub fn warn_unsampled_blocks(
+    reading: &ParsedConfig,
+    blocks: &[UnsampledBlock],
+    before: &EffectiveConfig,
+    after: &EffectiveConfig,
     kbd: KbdInteractive,
 ) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for block in blocks {
-        let Unexamined { criteria, place, why } = block;
+        let UnsampledBlock { criteria, place, why } = block;
         let is_inside = |directive: &&Directive| {
             let at = |file: &PathBuf, line: usize| *file == place.0 && line == place.1;
             matches!(&directive.scope, Scope::Match { file, line, .. } if at(file, *line))
         };
         let said = |keyword: &str| {
-            let is_it = |name: &str| Keyword::of(keyword).is_some_and(|known| known.is_named(name));
+            let is_it = |name: &str| Keyword::lookup(keyword).is_some_and(|known| known.is_named(name));
             reading.directives().iter().filter(is_inside).find(|directive| is_it(&directive.keyword))
         };
-        let within = |effective: &Effective| {
+        let within = |effective: &EffectiveConfig| {
             let keywords = [
                 ("PasswordAuthentication", "passwordauthentication"),
                 ("KbdInteractiveAuthentication", "kbdinteractiveauthentication"),
@@ -500,24 +534,24 @@ pub fn unexamined_warnings(
             ];
             keywords.into_iter().fold(effective.clone(), |effective, (keyword, printed)| {
                 said(keyword)
-                    .map_or(effective.clone(), |directive| effective.with(printed, &directive.value()))
+                    .map_or(effective.clone(), |directive| effective.with_value(printed, &directive.value()))
             })
         };
         let (before, after) = (within(before), within(after));
-        if let Some(keyword) = takes_password(&after, kbd)
+        if let Some(keyword) = find_password_keyword(&after, kbd)
             && let Some(directive) = said(keyword)
         {
-            let criteria = foreign(criteria);
+            let criteria = sanitize_text(criteria);
             let message = format!(
                 "the block `Match {criteria}` may allow passwords by {}, and could not be examined: {why}; if that is \
                  not meant, take it out of the block",
-                Decider::from(directive).describe(keyword)
+                ConfigSource::from(directive).describe(keyword)
             );
             let warning = Warning::new(WarningReason::MatchAllowsPassword, message);
-            warnings.push(warning.at(&directive.file, Some(directive.line)));
-        } else if leaves_a_way_in(&before, true, false) && !leaves_a_way_in(&after, true, false) {
+            warnings.push(warning.with_location(&directive.file, Some(directive.line)));
+        } else if has_login_method(&before, true, false) && !has_login_method(&after, true, false) {
             let who = format!("whoever is picked (it could not be examined: {why})");
-            warnings.push(shut_out_warning(&who, criteria, Some(place), &after));
+            warnings.push(build_shut_out_warning(&who, criteria, Some(place), &after));
         }
     }
     warnings
@@ -525,77 +559,82 @@ pub fn unexamined_warnings(
 
 /// The witnesses of blocks about a source that are the target user, and for whom sshd says something else than for the
 /// `first` connection, passwords aside. Each has its `Match` line in `place`.
-pub fn limiting_witnesses<'w>(
-    first: &Answer,
-    answered: &'w [(Witness, Answer)],
-) -> Vec<&'w (Witness, Answer)> {
-    let limits = |(witness, answer): &&(Witness, Answer)| {
+pub fn list_limiting_samples<'w>(
+    first: &SshdAnswer,
+    answered: &'w [(MatchSample, SshdAnswer)],
+) -> Vec<&'w (MatchSample, SshdAnswer)> {
+    let limits = |(witness, answer): &&(MatchSample, SshdAnswer)| {
         witness.names_source
             && witness.connection.user == first.connection.user
-            && !says_the_same(&first.effective, &answer.effective)
+            && !is_same_except_passwords(&first.effective, &answer.effective)
     };
     answered.iter().filter(limits).collect()
 }
 
 /// A source from which the configuration may let the target user in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct AllowedSource {
     /// The connection from there. Its host is a name where UseDNS is on and a pattern asks for one.
     pub connection: Connection,
     /// The line that speaks of it.
-    pub by: Decider,
+    pub by: ConfigSource,
 }
 
 /// Sources from which the configuration may let the target user in although it refuses him from nowhere in particular:
 /// those that AllowUsers names with him, and those of `Match` blocks; six at most.
-pub fn sources(
-    reading: &Reading,
+pub fn list_allowed_sources(
+    reading: &ParsedConfig,
     base: &Connection,
     account: &Account,
-    effective: &Effective,
-) -> Vec<Source> {
+    effective: &EffectiveConfig,
+) -> Vec<AllowedSource> {
     let groups = Some(account.groups.as_slice());
     let by_name = effective.is_yes("usedns");
-    let mut found: Vec<Source> = Vec::new();
-    let mut add = |connection: Connection, by: Decider| {
-        let is_known = |other: &Source| other.connection == connection;
-        if found.len() < MOST_SOURCES && connection != *base && !found.iter().any(is_known) {
-            found.push(Source { connection, by });
+    let mut found: Vec<AllowedSource> = Vec::new();
+    let mut add = |connection: Connection, by: ConfigSource| {
+        let is_known = |other: &AllowedSource| other.connection == connection;
+        if found.len() < MAX_SOURCES && connection != *base && !found.iter().any(is_known) {
+            found.push(AllowedSource { connection, by });
         }
     };
     for pattern in effective.values("allowusers") {
         // Releases cut at the first `@` or at the last.
         let cuts = [pattern.split_once('@'), pattern.rsplit_once('@')];
-        let Some((_, hosts)) = cuts.into_iter().flatten().find(|(name, _)| matches(&account.name, name))
+        let Some((_, hosts)) =
+            cuts.into_iter().flatten().find(|(name, _)| matches_pattern(&account.name, name))
         else {
             continue;
         };
         let is_it = |said: &String| said == pattern;
-        let said = reading.sayings("AllowUsers", base, groups).into_iter();
-        let by =
-            { said }.find(|saying| saying.arguments.iter().any(is_it)).map_or(Decider::Default, |s| s.by);
+        let said = reading.applicable_settings("AllowUsers", base, groups).into_iter();
+        let by = { said }
+            .find(|saying| saying.arguments.iter().any(is_it))
+            .map_or(ConfigSource::Default, |s| s.by);
         for entry in hosts.split(',').filter(|entry| !entry.starts_with('!')) {
-            let comes = |host: &str, addr: IpAddr| from_source(host, addr, hosts) == Ok(true);
-            let addr = candidates(entry).into_iter().find(|addr| comes(&addr.to_string(), *addr));
+            let comes = |host: &str, addr: IpAddr| matches_source(host, addr, hosts) == Ok(true);
+            let addr =
+                list_candidate_addresses(entry).into_iter().find(|addr| comes(&addr.to_string(), *addr));
             if let Some(addr) = addr {
                 add(Connection { addr, host: addr.to_string(), ..base.clone() }, by.clone());
-            } else if by_name && let Some(host) = instances(entry).into_iter().find(|h| comes(h, base.addr)) {
+            } else if by_name
+                && let Some(host) = instantiate_pattern(entry).into_iter().find(|h| comes(h, base.addr))
+            {
                 add(Connection { host, ..base.clone() }, by.clone());
             }
         }
     }
     let known = BTreeSet::new();
-    let who = Candidates { account, people: &[], groups: &[], known: &known };
+    let who = CandidateUsers { account, people: &[], groups: &[], known: &known };
     for block in reading.directives().iter().filter(|directive| directive.keyword == "match") {
         let Scope::Match { criteria, file, line } = &block.scope else { continue };
         if !names_source(criteria) {
             continue;
         }
-        let met = meet(criteria, &(file.clone(), *line), base, &who, effective);
-        if let Met::Witness(witness) = met
+        let met = find_match_sample(criteria, &(file.clone(), *line), base, &who, effective);
+        if let SampleResult::Sample(witness) = met
             && witness.connection.user == account.name
         {
-            add(witness.connection, Decider::from(block));
+            add(witness.connection, ConfigSource::from(block));
         }
     }
     found

@@ -1,10 +1,10 @@
 //! Witnesses, block by block.
 
 use super::*;
-use crate::policy::connection::anybody;
+use crate::policy::connection::default_neutral_connection;
 use crate::policy::observation::Shadow;
-use crate::policy::sshd_config::Names;
-use crate::policy::sshd_config::fixture::tree;
+use crate::policy::sshd_config::KbdNames;
+use crate::policy::sshd_config::fixture::build_config_tree;
 
 const MAIN: &str = "/etc/ssh/sshd_config";
 const LISTENS: &str = "port 22\nlistenaddress 0.0.0.0:22\n";
@@ -21,7 +21,7 @@ fn account(name: &str, uid: u32, groups: &[&str]) -> Account {
 }
 
 fn login() -> Login {
-    let person = |account, has_password| Person { account, has_password, has_key: false };
+    let person = |account, has_password| LocalAccount { account, has_password, has_key: false };
     Login {
         shadow: Shadow::NoEntry,
         today: 0,
@@ -36,15 +36,22 @@ fn login() -> Login {
     }
 }
 
-fn found(main: &str, said: &str) -> Vec<Witness> {
-    let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
-    let effective = Effective::parse(&format!("{LISTENS}{said}"));
-    examine(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective).0
+fn match_samples(main: &str, said: &str) -> Vec<MatchSample> {
+    let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, main)]), &[], KbdNames::One);
+    let effective = EffectiveConfig::parse(&format!("{LISTENS}{said}"));
+    sample_match_blocks(
+        &reading,
+        &default_neutral_connection("root"),
+        &account("root", 0, &["root"]),
+        &login(),
+        &effective,
+    )
+    .0
 }
 
 /// KP-6.8.
 #[test]
-fn one_for_each_block_that_somebody_meets() {
+fn match_block_gets_one_sample_if_satisfiable() {
     for (criteria, said, expected) in [
         ("User bob", "", Some("bob 192.0.2.1 192.0.2.1 192.0.2.2 22")),
         ("User b*,!bo?", "", Some("b 192.0.2.1 192.0.2.1 192.0.2.2 22")),
@@ -74,21 +81,21 @@ fn one_for_each_block_that_somebody_meets() {
         ("User root", "", None),
         ("all", "", None),
     ] {
-        let seen: Vec<String> = found(&format!("Match {criteria}\nX11Forwarding no\n"), said)
+        let seen: Vec<String> = match_samples(&format!("Match {criteria}\nX11Forwarding no\n"), said)
             .into_iter()
-            .map(|Witness { connection: c, .. }| {
+            .map(|MatchSample { connection: c, .. }| {
                 format!("{} {} {} {} {}", c.user, c.host, c.addr, c.laddr, c.lport)
             })
             .collect();
         assert_eq!(seen.first().map(String::as_str), expected, "{criteria}");
     }
     let blocks = "Match User bob\nX11Forwarding no\n".repeat(3);
-    assert_eq!(found(&blocks, "").len(), 1, "one connection is asked once");
+    assert_eq!(match_samples(&blocks, "").len(), 1, "one connection is asked once");
 }
 
 /// KP-6.8.
 #[test]
-fn who_may_still_use_a_password() {
+fn match_block_allowing_passwords_is_warned_about() {
     let on = "passwordauthentication yes\npermitrootlogin without-password\n";
     let kbd = "passwordauthentication no\nusepam yes\nkbdinteractiveauthentication yes\n";
     use KbdInteractive::{Follow, Leave};
@@ -120,32 +127,33 @@ fn who_may_still_use_a_password() {
         ("Match User root Address 10.0.0.0/8\nPasswordAuthentication yes\n", on.to_owned(), Follow, None),
         ("Match Address 10.0.0.0/8\nPasswordAuthentication yes\n", on.to_owned(), Follow, Some(2)),
     ] {
-        let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
-        let answers: Vec<(Witness, Answer)> = found(main, "")
+        let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, main)]), &[], KbdNames::One);
+        let answers: Vec<(MatchSample, SshdAnswer)> = match_samples(main, "")
             .into_iter()
             .map(|witness| {
                 let connection = witness.connection.clone();
-                (witness, Answer { connection, effective: Effective::parse(&said) })
+                (witness, SshdAnswer { connection, effective: EffectiveConfig::parse(&said) })
             })
             .collect();
         assert!(!answers.is_empty(), "{main}");
-        let warnings = allowed(&reading, &answers, &login().people, kbd);
+        let warnings = warn_passwords_allowed(&reading, &answers, &login().people, kbd);
         assert_eq!(warnings.first().map(|warning| warning.line), expected.map(Some), "{main} {said}");
         assert!(warnings.len() < 2, "{main}");
     }
 }
 
 /// The blocks of `main` for which nobody could be asked: their lines and why.
-fn left(main: &str, said: &str) -> Vec<(usize, String)> {
-    let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
-    let effective = Effective::parse(&format!("{LISTENS}{said}"));
+fn unsampled_blocks(main: &str, said: &str) -> Vec<(usize, String)> {
+    let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, main)]), &[], KbdNames::One);
+    let effective = EffectiveConfig::parse(&format!("{LISTENS}{said}"));
     let root = account("root", 0, &["root"]);
-    let (_, found) = examine(&reading, &anybody("root"), &root, &login(), &effective);
+    let (_, found) =
+        sample_match_blocks(&reading, &default_neutral_connection("root"), &root, &login(), &effective);
     found.into_iter().map(|block| (block.place.1, block.why)).collect()
 }
 
 #[test]
-fn blocks_for_which_nobody_can_be_asked() {
+fn match_block_without_sample_is_listed() {
     for (criteria, expected) in [
         ("Group domain-admins", Some("group domain-admins")),
         ("Group \"domain admins\"", Some("group domain admins")),
@@ -166,20 +174,20 @@ fn blocks_for_which_nobody_can_be_asked() {
         ("User bob", None),
         ("Address 10.0.0.0/8,!10.0.0.0/28", None),
     ] {
-        let found = left(&format!("Match {criteria}\nPasswordAuthentication yes\n"), "");
+        let found = unsampled_blocks(&format!("Match {criteria}\nPasswordAuthentication yes\n"), "");
         assert_eq!(found.len(), usize::from(expected.is_some()), "{criteria}: {found:?}");
         assert!(found.iter().all(|(_, why)| why.contains(expected.unwrap_or("?"))), "{criteria}: {found:?}");
     }
     let many: String = (0..66).map(|n| format!("Match User user{n}\nX11Forwarding no\n")).collect();
-    let lines: Vec<usize> = left(&many, "").into_iter().map(|(line, _)| line).collect();
+    let lines: Vec<usize> = unsampled_blocks(&many, "").into_iter().map(|(line, _)| line).collect();
     assert_eq!(lines, [129, 131], "a witness each for the first 64");
 }
 
 #[test]
-fn what_the_text_of_such_a_block_says() {
+fn unsampled_block_text_is_checked_for_passwords() {
     use KbdInteractive::{Follow, Leave};
     let global = |password: &str| {
-        Effective::parse(&format!(
+        EffectiveConfig::parse(&format!(
             "usepam yes\npubkeyauthentication yes\npasswordauthentication {password}\nkbdinteractiveauthentication {password}\n"
         ))
     };
@@ -206,11 +214,17 @@ fn what_the_text_of_such_a_block_says() {
         ),
     ] {
         let main = format!("Match Group corp\n{lines}\nMatch User bob\nPasswordAuthentication yes\n");
-        let reading = Reading::new(&tree(&[(MAIN, &main)]), &[], Names::One);
-        let effective = Effective::parse(LISTENS);
-        let blocks =
-            examine(&reading, &anybody("root"), &account("root", 0, &["root"]), &login(), &effective).1;
-        let warnings = unexamined_warnings(&reading, &blocks, &global("yes"), &global("no"), kbd);
+        let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, &main)]), &[], KbdNames::One);
+        let effective = EffectiveConfig::parse(LISTENS);
+        let blocks = sample_match_blocks(
+            &reading,
+            &default_neutral_connection("root"),
+            &account("root", 0, &["root"]),
+            &login(),
+            &effective,
+        )
+        .1;
+        let warnings = warn_unsampled_blocks(&reading, &blocks, &global("yes"), &global("no"), kbd);
         let seen = warnings.first().map(|warning| (warning.reason, warning.line.unwrap_or(0)));
         assert_eq!(seen, expected, "{lines}");
         assert!(warnings.len() < 2, "{lines}");
@@ -218,18 +232,18 @@ fn what_the_text_of_such_a_block_says() {
 }
 
 /// The witnesses of `main`, each with the same answer.
-fn answered(main: &str, said: &str) -> Vec<(Witness, Answer)> {
-    let effective = Effective::parse(said);
-    let with = |witness: Witness| {
-        let answer = Answer { connection: witness.connection.clone(), effective: effective.clone() };
+fn samples_with_answer(main: &str, said: &str) -> Vec<(MatchSample, SshdAnswer)> {
+    let effective = EffectiveConfig::parse(said);
+    let with = |witness: MatchSample| {
+        let answer = SshdAnswer { connection: witness.connection.clone(), effective: effective.clone() };
         (witness, answer)
     };
-    found(main, "").into_iter().map(with).collect()
+    match_samples(main, "").into_iter().map(with).collect()
 }
 
 /// KP-6.8.
 #[test]
-fn who_is_shut_out() {
+fn account_losing_its_last_login_method_is_warned_about() {
     let said = |passwords: &str, rest: &str| {
         format!(
             "usepam yes\npasswordauthentication {passwords}\nkbdinteractiveauthentication {passwords}\n{rest}"
@@ -255,26 +269,30 @@ fn who_is_shut_out() {
         ("User daemon", "pubkeyauthentication no\n".to_owned(), None),
     ] {
         let main = format!("# a\n# b\nMatch {block}\nAuthenticationMethods x\n");
-        let after = answered(&main, &said("no", &rest));
+        let after = samples_with_answer(&main, &said("no", &rest));
         assert!(!after.is_empty(), "{block}");
         let people = login().people;
-        let before: Vec<Answer> = without_a_way_in(&after, &people)
+        let before: Vec<SshdAnswer> = list_shut_out_connections(&after, &people)
             .into_iter()
-            .map(|connection| Answer { connection, effective: Effective::parse(&said("yes", &rest)) })
+            .map(|connection| SshdAnswer {
+                connection,
+                effective: EffectiveConfig::parse(&said("yes", &rest)),
+            })
             .collect();
-        let warnings = shut_out(&before, &after, &people);
+        let warnings = warn_shut_out_accounts(&before, &after, &people);
         assert_eq!(warnings.first().map(|warning| warning.line), expected.map(Some), "{block} {rest}");
         assert!(warnings.iter().all(|warning| warning.reason == WarningReason::AccountShutOut));
         // What was so before is no news.
-        let as_after: Vec<Answer> = after.iter().map(|(_, answer)| answer.clone()).collect();
-        assert_eq!(shut_out(&as_after, &after, &people), []);
+        let as_after: Vec<SshdAnswer> = after.iter().map(|(_, answer)| answer.clone()).collect();
+        assert_eq!(warn_shut_out_accounts(&as_after, &after, &people), []);
     }
 }
 
 #[test]
-fn blocks_that_may_keep_a_key_out() {
+fn match_blocks_that_limit_the_target_user_are_found() {
     let key = "pubkeyauthentication yes\npermitrootlogin yes\n";
-    let first = Answer { connection: anybody("root"), effective: Effective::parse(key) };
+    let first =
+        SshdAnswer { connection: default_neutral_connection("root"), effective: EffectiveConfig::parse(key) };
     for (block, said, is_one) in [
         ("Address 10.0.0.0/8", "pubkeyauthentication no\npermitrootlogin yes\n", true),
         ("User root Address 10.0.0.0/8", "pubkeyauthentication no\npermitrootlogin yes\n", true),
@@ -289,31 +307,37 @@ fn blocks_that_may_keep_a_key_out() {
         ("User bob", "pubkeyauthentication no\n", false),
         ("User bob Address 10.0.0.0/8", "pubkeyauthentication no\n", false),
     ] {
-        let all = answered(&format!("Match {block}\nX11Forwarding no\n"), said);
+        let all = samples_with_answer(&format!("Match {block}\nX11Forwarding no\n"), said);
         assert!(!all.is_empty(), "{block}");
-        let limiting = limiting_witnesses(&first, &all);
+        let limiting = list_limiting_samples(&first, &all);
         let line = limiting.first().and_then(|(witness, _)| witness.place.as_ref()).map(|(_, line)| *line);
         assert_eq!(line, is_one.then_some(1), "{block} {said}");
     }
     // A group's block about a source has a witness of its own for the target user.
-    let users: Vec<String> = found("Match Group root,sftp Address 10.0.0.0/8\nX11Forwarding no\n", "")
-        .into_iter()
-        .map(|witness| witness.connection.user)
-        .collect();
+    let users: Vec<String> =
+        match_samples("Match Group root,sftp Address 10.0.0.0/8\nX11Forwarding no\n", "")
+            .into_iter()
+            .map(|witness| witness.connection.user)
+            .collect();
     assert_eq!(users, ["bob", "root"]);
 }
 
 #[test]
-fn sources_that_may_let_in() {
+fn allowed_sources_follow_allowusers_and_match() {
     let from = |main: &str, said: &str| -> Vec<String> {
-        let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
-        let effective = Effective::parse(&format!("{LISTENS}{said}"));
-        sources(&reading, &anybody("root"), &account("root", 0, &["root"]), &effective)
-            .into_iter()
-            .map(|source| {
-                format!("{} {} by {:?}", source.connection.addr, source.connection.host, source.by.line())
-            })
-            .collect()
+        let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, main)]), &[], KbdNames::One);
+        let effective = EffectiveConfig::parse(&format!("{LISTENS}{said}"));
+        list_allowed_sources(
+            &reading,
+            &default_neutral_connection("root"),
+            &account("root", 0, &["root"]),
+            &effective,
+        )
+        .into_iter()
+        .map(|source| {
+            format!("{} {} by {:?}", source.connection.addr, source.connection.host, source.by.line())
+        })
+        .collect()
     };
     assert_eq!(
         from("AllowUsers bob root@10.0.0.0/8\n", "allowusers bob\nallowusers root@10.0.0.0/8\n"),
@@ -340,11 +364,11 @@ fn sources_that_may_let_in() {
 }
 
 #[test]
-fn names_with_blanks_are_single_patterns() {
-    let connection = anybody("root");
+fn group_name_with_blank_is_one_pattern() {
+    let connection = default_neutral_connection("root");
     let come = |said: &str, groups: &[&str]| {
         let groups: Vec<String> = groups.iter().map(|&group| group.to_owned()).collect();
-        may_come(&Effective::parse(said), &connection, &groups)
+        is_user_allowed(&EffectiveConfig::parse(said), &connection, &groups)
     };
     assert!(come("allowgroups domain admins\n", &["domain admins"]));
     assert!(!come("allowgroups domain admins\n", &["domain"]));

@@ -5,21 +5,21 @@ use std::path::{Path, PathBuf};
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
-use crate::policy::authorized_keys::{key_lines, ours};
+use crate::policy::authorized_keys::{find_managed_keys, parse_key_lines};
 use crate::policy::edit::FileKind;
-use crate::policy::key_paths::key_paths;
-use crate::policy::observation::{Account, Answer, Fate, Holder, KeyFile, Sshd};
+use crate::policy::key_paths::resolve_key_paths;
+use crate::policy::observation::{Account, KeyFile, KeyFileOwner, Sshd, SshdAnswer, UserStatus};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::plan::{Binding, Facts};
+use crate::policy::plan::{Binding, PlanInputs};
 use crate::policy::public_key::PublicKey;
-use crate::policy::sshd_config::Reading;
+use crate::policy::sshd_config::ParsedConfig;
 
-use super::Transaction;
-use super::observe::{key_path, usual_key_path};
+use super::Engine;
+use super::observe::{default_key_path, find_key_path};
 
 /// A path that may lead to a block of ours.
 #[derive(Debug)]
-pub(super) struct Candidate {
+pub(super) struct KeyFileCandidate {
     /// As whom it is reached.
     pub(super) account: Account,
     /// The path.
@@ -30,7 +30,7 @@ pub(super) struct Candidate {
 
 /// What was found on the candidates' paths.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Blocks {
+pub(super) struct FoundBlocks {
     /// The files, in the order of the candidates.
     pub(super) files: Vec<(Account, KeyFile)>,
     /// What cannot be reached safely and holds a block of ours, or cannot be read at all.
@@ -39,63 +39,63 @@ pub(super) struct Blocks {
     pub(super) passed_over: Vec<Refusal>,
 }
 
-impl Blocks {
+impl FoundBlocks {
     /// Whether a block of ours stands in any of the files.
-    pub(super) fn is_found(&self, known: &[PublicKey]) -> bool {
-        self.files.iter().any(|(_, file)| !ours(content(file), known).is_empty())
+    pub(super) fn has_block(&self, known: &[PublicKey]) -> bool {
+        self.files.iter().any(|(_, file)| !find_managed_keys(content_or_empty(file), known).is_empty())
     }
 
-    fn paths(&self) -> String {
+    fn join_paths(&self) -> String {
         let paths: Vec<String> = self.files.iter().map(|(_, file)| file.path.display().to_string()).collect();
         paths.join(", ")
     }
 }
 
-fn content(file: &KeyFile) -> &[u8] {
+fn content_or_empty(file: &KeyFile) -> &[u8] {
     file.content.as_deref().unwrap_or_default()
 }
 
 /// Whether a block of ours stands there with one of these keys; with any, where none is known.
-fn holds(content: &[u8], known: &[PublicKey]) -> bool {
-    let mut blocks = ours(content, known).into_iter();
+fn has_block_with_key(content: &[u8], known: &[PublicKey]) -> bool {
+    let mut blocks = find_managed_keys(content, known).into_iter();
     match known {
         [] => blocks.next().is_some(),
-        known => blocks.any(|block| key_lines(&block.bytes).any(|line| known.contains(&line.key))),
+        known => blocks.any(|block| parse_key_lines(&block.bytes).any(|line| known.contains(&line.key))),
     }
 }
 
 /// The other files that may hold the block of a binding, besides the one that a command is about.
 #[derive(Debug, Default)]
-pub(super) struct Elsewhere {
+pub(super) struct OtherKeyFiles {
     /// The files.
     pub(super) files: Vec<(Account, KeyFile)>,
     /// What the result has to say.
     pub(super) notes: Vec<String>,
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// Looks at every candidate. `files` are those that were looked at before.
-    pub(super) fn look_at(
+    pub(super) fn search_key_files(
         &self,
         files: Vec<(Account, KeyFile)>,
-        candidates: Vec<Candidate>,
+        candidates: Vec<KeyFileCandidate>,
         known: &[PublicKey],
-    ) -> Blocks {
-        let mut blocks = Blocks { files, ..Blocks::default() };
+    ) -> FoundBlocks {
+        let mut blocks = FoundBlocks { files, ..FoundBlocks::default() };
         let mut refused = Vec::new();
-        for Candidate { account, path, always } in candidates {
+        for KeyFileCandidate { account, path, always } in candidates {
             if blocks.files.iter().any(|(_, file)| file.path == path) {
                 continue;
             }
             // What it does not see is not known to be gone.
-            if let Err(hidden) = self.guest.sees(&path) {
+            if let Err(hidden) = self.guest.check_path_visible(&path) {
                 blocks.unreached.push(hidden.into());
                 continue;
             }
-            match self.guest.standing_key_file(&account, &path) {
+            match self.guest.read_key_file_for_removal(&account, &path) {
                 Ok(file) => {
                     let is_listed = blocks.files.iter().any(|(_, other)| other.id == file.id);
-                    if !is_listed && (always || holds(content(&file), known)) {
+                    if !is_listed && (always || has_block_with_key(content_or_empty(&file), known)) {
                         blocks.files.push((account, file));
                     }
                 }
@@ -103,12 +103,12 @@ impl<G: Guest> Transaction<G> {
             }
         }
         for (account, path, error) in refused {
-            if self.leads_to_one_of(&blocks.files, &account, &path) {
+            if self.resolves_to_known_file(&blocks.files, &account, &path) {
                 continue;
             }
             // Read as sshd reads it, by the path alone: nothing is written by this.
             match self.guest.read(&FileKind::SshdConfig, &path) {
-                Ok(Some(content)) if holds(&content, known) => {
+                Ok(Some(content)) if has_block_with_key(&content, known) => {
                     let Refusal { reason, message } = Refusal::from(error);
                     let message = format!("a block of ours still stands in {}: {message}", path.display());
                     blocks.unreached.push(Refusal::new(reason, message));
@@ -121,20 +121,20 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// Whether a path with a link in it leads to a file that is looked at already.
-    fn leads_to_one_of(&self, files: &[(Account, KeyFile)], account: &Account, path: &Path) -> bool {
-        let resolved = self.guest.resolved(path);
+    fn resolves_to_known_file(&self, files: &[(Account, KeyFile)], account: &Account, path: &Path) -> bool {
+        let resolved = self.guest.canonicalize_path(path);
         resolved != path
             && self
                 .guest
-                .standing_key_file(account, &resolved)
+                .read_key_file_for_removal(account, &resolved)
                 .is_ok_and(|file| files.iter().any(|(_, other)| other.id == file.id))
     }
 
     /// What sshd reads for an account: the file that a key is written to first, then the others.
-    pub(super) fn read_by_sshd(&self, sshd: &Sshd, account: &Account) -> Vec<PathBuf> {
-        let mut paths: Vec<PathBuf> = key_path(sshd, account).into_iter().collect();
+    pub(super) fn list_sshd_key_paths(&self, sshd: &Sshd, account: &Account) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = find_key_path(sshd, account).into_iter().collect();
         for answer in &sshd.answers {
-            for path in paths_of(sshd, answer, account) {
+            for path in list_key_paths_for_answer(sshd, answer, account) {
                 if !paths.contains(&path) {
                     paths.push(path);
                 }
@@ -147,49 +147,49 @@ impl<G: Guest> Transaction<G> {
     ///
     /// # Errors
     /// `IO_ERROR`.
-    pub(super) fn holder(&self, binding: &Binding) -> Result<Holder, Refusal> {
-        self.guest.holder(&binding.user, binding.uid, &binding.path)
+    pub(super) fn find_holder(&self, binding: &Binding) -> Result<KeyFileOwner, Refusal> {
+        self.guest.resolve_key_file_owner(&binding.user, binding.uid, &binding.path)
     }
 
     /// For a command about who gets in: the other files that may hold the bound block.
     ///
     /// # Errors
     /// That a file with the block cannot be reached, or its mount point is not mounted.
-    pub(super) fn elsewhere(
+    pub(super) fn find_other_key_files(
         &self,
         binding: &Binding,
         account: &Account,
         sshd: &Sshd,
         key_file: &KeyFile,
-    ) -> Result<Elsewhere, Refusal> {
+    ) -> Result<OtherKeyFiles, Refusal> {
         let known = std::slice::from_ref(&binding.key_pair.public_key);
-        let holder = self.holder(binding)?;
+        let holder = self.find_holder(binding)?;
         let read = |account: &Account, sshd: &Sshd| {
-            let paths = self.read_by_sshd(sshd, account).into_iter();
+            let paths = self.list_sshd_key_paths(sshd, account).into_iter();
             let account = account.clone();
-            paths.map(move |path| Candidate { account: account.clone(), path, always: false })
+            paths.map(move |path| KeyFileCandidate { account: account.clone(), path, always: false })
         };
-        let mut candidates: Vec<Candidate> = read(account, sshd).collect();
-        candidates.push(Candidate {
+        let mut candidates: Vec<KeyFileCandidate> = read(account, sshd).collect();
+        candidates.push(KeyFileCandidate {
             account: holder.account.clone(),
             path: binding.path.clone(),
             always: true,
         });
-        if holder.fate != Fate::Gone
+        if holder.fate != UserStatus::Gone
             && holder.account.name != account.name
-            && let Ok(sshd) = self.guest.sshd(&holder.account.name)
+            && let Ok(sshd) = self.guest.inspect_sshd(&holder.account.name)
         {
             candidates.extend(read(&holder.account, &sshd));
         }
         let first = vec![(account.clone(), key_file.clone())];
-        let mut blocks = self.look_at(first, candidates, known);
-        self.must_be_reached(binding, &blocks)?;
-        let notes = fate(binding, &holder, blocks.is_found(known)).into_iter().collect();
-        Ok(Elsewhere { files: blocks.files.split_off(1), notes })
+        let mut blocks = self.search_key_files(first, candidates, known);
+        self.check_all_reached(binding, &blocks)?;
+        let notes = describe_holder_change(binding, &holder, blocks.has_block(known)).into_iter().collect();
+        Ok(OtherKeyFiles { files: blocks.files.split_off(1), notes })
     }
 
     /// Where the user's file cannot be looked at: that this comes from a volume that is not mounted.
-    pub(super) fn unmounted(
+    pub(super) fn find_unmounted_refusal(
         &self,
         binding: Option<&Binding>,
         account: &Account,
@@ -197,8 +197,8 @@ impl<G: Guest> Transaction<G> {
         path: &Path,
     ) -> Option<Refusal> {
         let binding = binding?;
-        let file = self.guest.standing_key_file(account, path).ok()?;
-        self.elsewhere(binding, account, sshd, &file)
+        let file = self.guest.read_key_file_for_removal(account, path).ok()?;
+        self.find_other_key_files(binding, account, sshd, &file)
             .err()
             .filter(|refusal| refusal.reason == Reason::IoError)
     }
@@ -208,8 +208,10 @@ impl<G: Guest> Transaction<G> {
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
-    pub(super) fn refuse_anothers_file(&self, facts: &Facts) -> Result<(), Refusal> {
-        let Facts { account, key_file: Some(key_file), sshd: Some(sshd), .. } = facts else { return Ok(()) };
+    pub(super) fn refuse_shared_key_file(&self, facts: &PlanInputs) -> Result<(), Refusal> {
+        let PlanInputs { account, key_file: Some(key_file), sshd: Some(sshd), .. } = facts else {
+            return Ok(());
+        };
         let is_in_home = key_file.path.starts_with(&account.home);
         if account.uid == 0 && is_in_home {
             return Ok(());
@@ -218,9 +220,9 @@ impl<G: Guest> Transaction<G> {
             if other.uid == account.uid || (other.uid != 0 && is_in_home) {
                 continue;
             }
-            let read = sshd.answers.first().map(|first| paths_of(sshd, first, &other));
+            let read = sshd.answers.first().map(|first| list_key_paths_for_answer(sshd, first, &other));
             // A Match block may name another file for root than for the user.
-            let usual = Some(usual_key_path(&other)).filter(|_| other.uid == 0);
+            let usual = Some(default_key_path(&other)).filter(|_| other.uid == 0);
             let read = read.unwrap_or_default().into_iter().chain(usual);
             // What is in another one's home, and he alone can change, is not looked for in every home of the guest.
             for path in read.filter(|path| other.uid == 0 || !path.starts_with(&other.home)) {
@@ -244,23 +246,23 @@ impl<G: Guest> Transaction<G> {
     ///
     /// # Errors
     /// As for [`Self::elsewhere`].
-    pub(super) fn of_binding(
+    pub(super) fn find_binding_blocks(
         &self,
         binding: &Binding,
-        holder: &Holder,
+        holder: &KeyFileOwner,
         sshd: Option<&Sshd>,
-    ) -> Result<(Blocks, Vec<String>), Refusal> {
+    ) -> Result<(FoundBlocks, Vec<String>), Refusal> {
         let known = std::slice::from_ref(&binding.key_pair.public_key);
-        let blocks = self.look_at(Vec::new(), self.candidates(binding, holder, sshd), known);
-        self.must_be_reached(binding, &blocks)?;
+        let blocks = self.search_key_files(Vec::new(), self.list_candidates(binding, holder, sshd), known);
+        self.check_all_reached(binding, &blocks)?;
         if let (true, Some(refusal)) = (blocks.files.is_empty(), blocks.passed_over.first()) {
             return Err(refusal.clone());
         }
-        let is_found = blocks.is_found(known);
-        let mut notes: Vec<String> = fate(binding, holder, is_found).into_iter().collect();
+        let is_found = blocks.has_block(known);
+        let mut notes: Vec<String> = describe_holder_change(binding, holder, is_found).into_iter().collect();
         if !is_found {
-            notes.push(nothing_found(&blocks));
-            if sshd.is_none() && holder.fate != Fate::Gone {
+            notes.push(describe_no_block_found(&blocks));
+            if sshd.is_none() && holder.fate != UserStatus::Gone {
                 notes.push("sshd could not be asked which files it reads".to_owned());
             }
             notes.extend(blocks.passed_over.iter().map(|refusal| refusal.message.clone()));
@@ -269,40 +271,46 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// Where the block of a binding may stand.
-    pub(super) fn candidates(
+    pub(super) fn list_candidates(
         &self,
         binding: &Binding,
-        holder: &Holder,
+        holder: &KeyFileOwner,
         sshd: Option<&Sshd>,
-    ) -> Vec<Candidate> {
-        let Holder { account, fate } = holder;
-        let mut read: Vec<Candidate> = Vec::new();
+    ) -> Vec<KeyFileCandidate> {
+        let KeyFileOwner { account, fate } = holder;
+        let mut read: Vec<KeyFileCandidate> = Vec::new();
         match (sshd, fate) {
             (Some(sshd), _) => {
-                let is_his = key_path(sshd, account).is_ok();
-                let paths = self.read_by_sshd(sshd, account).into_iter().enumerate();
-                read.extend(paths.map(|(index, path)| Candidate {
+                let is_his = find_key_path(sshd, account).is_ok();
+                let paths = self.list_sshd_key_paths(sshd, account).into_iter().enumerate();
+                read.extend(paths.map(|(index, path)| KeyFileCandidate {
                     account: account.clone(),
                     path,
                     always: index == 0 && is_his,
                 }));
             }
-            (None, Fate::Present | Fate::Renamed) => read.push(Candidate {
+            (None, UserStatus::Present | UserStatus::Renamed) => read.push(KeyFileCandidate {
                 account: account.clone(),
-                path: usual_key_path(account),
+                path: default_key_path(account),
                 always: false,
             }),
             // His name may have become the target user's.
-            (None, Fate::Gone) => {
-                let target = self.guest.account_to_clean(&self.settings.target_user).ok();
-                let asked = target.and_then(|target| Some((self.guest.sshd(&target.name).ok()?, target)));
+            (None, UserStatus::Gone) => {
+                let target = self.guest.lookup_account_for_removal(&self.settings.target_user).ok();
+                let asked =
+                    target.and_then(|target| Some((self.guest.inspect_sshd(&target.name).ok()?, target)));
                 if let Some((sshd, target)) = asked {
-                    let paths = self.read_by_sshd(&sshd, &target).into_iter();
-                    read.extend(paths.map(|path| Candidate { account: target.clone(), path, always: false }));
+                    let paths = self.list_sshd_key_paths(&sshd, &target).into_iter();
+                    read.extend(paths.map(|path| KeyFileCandidate {
+                        account: target.clone(),
+                        path,
+                        always: false,
+                    }));
                 }
             }
         }
-        let recorded = Candidate { account: account.clone(), path: binding.path.clone(), always: true };
+        let recorded =
+            KeyFileCandidate { account: account.clone(), path: binding.path.clone(), always: true };
         let at = usize::from(read.first().is_some_and(|first| first.always));
         read.insert(at, recorded);
         read
@@ -312,11 +320,11 @@ impl<G: Guest> Transaction<G> {
     ///
     /// # Errors
     /// That a file with it cannot be reached; that it is found nowhere, and where it was put is not mounted.
-    pub(super) fn must_be_reached(&self, binding: &Binding, blocks: &Blocks) -> Result<(), Refusal> {
+    pub(super) fn check_all_reached(&self, binding: &Binding, blocks: &FoundBlocks) -> Result<(), Refusal> {
         let known = std::slice::from_ref(&binding.key_pair.public_key);
-        self.guest.sees(&binding.path)?;
+        self.guest.check_path_visible(&binding.path)?;
         if let Some(mount) = binding.mount.as_deref()
-            && !blocks.is_found(known)
+            && !blocks.has_block(known)
             && !self.guest.is_mounted(mount)
         {
             let message = format!(
@@ -333,30 +341,35 @@ impl<G: Guest> Transaction<G> {
 }
 
 /// All paths that sshd reads for an account, shared ones too, in its order; none where it gives up on one.
-fn paths_of(sshd: &Sshd, answer: &Answer, account: &Account) -> Vec<PathBuf> {
-    let paths = key_paths(&answer.effective, &Reading::of(sshd), &answer.connection, account);
+fn list_key_paths_for_answer(sshd: &Sshd, answer: &SshdAnswer, account: &Account) -> Vec<PathBuf> {
+    let paths =
+        resolve_key_paths(&answer.effective, &ParsedConfig::from_sshd(sshd), &answer.connection, account);
     let paths = paths.into_iter().flatten().map(|path| path.path);
     paths.filter(|path| path.is_absolute()).collect()
 }
 
 /// That no block of ours was found, and where it was looked for.
-pub(super) fn nothing_found(blocks: &Blocks) -> String {
-    format!("no block of it was found in {}: somebody took it out before", blocks.paths())
+pub(super) fn describe_no_block_found(blocks: &FoundBlocks) -> String {
+    format!("no block of it was found in {}: somebody took it out before", blocks.join_paths())
 }
 
 /// What became of the bound user, if he is not what he was.
-pub(super) fn fate(binding: &Binding, holder: &Holder, is_found: bool) -> Option<String> {
+pub(super) fn describe_holder_change(
+    binding: &Binding,
+    holder: &KeyFileOwner,
+    is_found: bool,
+) -> Option<String> {
     let (user, path) = (&binding.user, binding.path.display());
     match holder.fate {
-        Fate::Present => None,
-        Fate::Renamed => {
+        UserStatus::Present => None,
+        UserStatus::Renamed => {
             let now = &holder.account.name;
             Some(format!("user {user}, for whom it was bound, is gone; his uid is that of {now} now"))
         }
-        Fate::Gone if is_found => {
+        UserStatus::Gone if is_found => {
             Some(format!("user {user}, for whom it was bound in {path}, is gone; his block is taken out"))
         }
-        Fate::Gone => {
+        UserStatus::Gone => {
             Some(format!("user {user}, for whom it was bound, is gone, and so is the block in {path}"))
         }
     }

@@ -4,48 +4,48 @@
 use std::path::Path;
 
 use crate::guest::Guest;
-use crate::policy::machine::Machine;
+use crate::policy::machine::MachineId;
 use crate::policy::types::InstanceId;
 
 use super::state::{Adoption, State};
-use super::{Failure, Settings, Transaction};
+use super::{Engine, EngineError, EngineSettings};
 
 /// The DMI product UUID, which root alone can read.
-const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
+const PRODUCT_UUID_PATH: &str = "/sys/class/dmi/id/product_uuid";
 
 /// Where there is none: machine-id(5).
-const MACHINE_ID: &str = "/etc/machine-id";
+const MACHINE_ID_PATH: &str = "/etc/machine-id";
 
-impl Settings {
+impl EngineSettings {
     /// This instance: what the configuration says, else what the state does.
-    pub fn instance<'a>(&'a self, state: &'a State) -> Option<&'a InstanceId> {
+    pub fn effective_instance_id<'a>(&'a self, state: &'a State) -> Option<&'a InstanceId> {
         self.instance_id.as_ref().or(state.instance_id.as_ref())
     }
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// Takes `id` for this instance's; a clone's state starts anew. Where that cannot be kept now, the next
     /// command keeps it. An id of the network's that is refused is no error: the known one stays, and the log says so.
     ///
     /// # Errors
     /// That the state cannot be read or written.
-    pub fn adopt(&mut self, id: &InstanceId) -> Result<(), Failure> {
+    pub fn adopt_instance_id(&mut self, id: &InstanceId) -> Result<(), EngineError> {
         self.adopted = Some(id.clone());
         let _lock = self.guest.lock()?;
         let mut state = self.load()?;
-        if self.identify(&mut state) == Adoption::Taken {
+        if self.apply_adopted_id(&mut state) == Adoption::Adopted {
             self.save(&state)?;
         }
         Ok(())
     }
 
     /// Puts what the daemon learnt of who this is into a state that may have been lost since, or locked then.
-    pub(super) fn identify(&mut self, state: &mut State) -> Adoption {
+    pub(super) fn apply_adopted_id(&mut self, state: &mut State) -> Adoption {
         let Some(id) = &self.adopted else { return Adoption::Known };
         // Where commands are signed the network does not decide who we are; the configuration always does.
-        let is_the_networks = self.settings.instance_id.as_ref() != Some(id);
-        let must_move = self.settings.trusted_signers.is_some() && is_the_networks;
-        let adoption = state.adopt(id, self.machine().as_ref(), must_move);
+        let is_from_network = self.settings.instance_id.as_ref() != Some(id);
+        let requires_new_machine = self.settings.trusted_signers.is_some() && is_from_network;
+        let adoption = state.adopt_instance_id(id, self.read_machine_id().as_ref(), requires_new_machine);
         if adoption == Adoption::Refused {
             let known = state.instance_id.clone();
             tracing::error!(
@@ -60,8 +60,8 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// The machine this is, as far as it can be told.
-    fn machine(&self) -> Option<Machine> {
-        let read = |path: &str| match self.guest.root_file(Path::new(path)) {
+    fn read_machine_id(&self) -> Option<MachineId> {
+        let read = |path: &str| match self.guest.read_root_owned_file(Path::new(path)) {
             Ok(content) => content,
             Err(error) => {
                 if self.settings.trusted_signers.is_some() {
@@ -70,7 +70,8 @@ impl<G: Guest> Transaction<G> {
                 None
             }
         };
-        let product_uuid = read(PRODUCT_UUID);
-        Machine::of(product_uuid.as_deref(), None).or_else(|| Machine::of(None, read(MACHINE_ID).as_deref()))
+        let product_uuid = read(PRODUCT_UUID_PATH);
+        MachineId::from_uuids(product_uuid.as_deref(), None)
+            .or_else(|| MachineId::from_uuids(None, read(MACHINE_ID_PATH).as_deref()))
     }
 }

@@ -6,37 +6,37 @@ use time::{Duration, OffsetDateTime};
 use crate::guest::Guest;
 use crate::policy::command::{Command, Origin};
 use crate::policy::component::ComponentVersion;
-use crate::policy::foreign::foreign_path;
+use crate::policy::foreign::sanitize_path;
 use crate::policy::outcome::{Reason, Refusal};
 
-use super::Transaction;
-use super::sheet::{Sheet, rfc3339};
-use super::state::{Highest, State};
+use super::Engine;
+use super::sheet::{ResultBuilder, format_rfc3339};
+use super::state::{HighestSequence, State};
 
 /// Before this moment no clock can be right: this version did not exist (seconds since 1970; 2026-11-01).
-const BUILD_DATE: i64 = 1_793_491_200;
+const MIN_CLOCK_UNIX_SECONDS: i64 = 1_793_491_200;
 
 /// How far ahead a signed command may expire.
-const LONGEST: Duration = Duration::hours(24);
+const MAX_SIGNED_VALIDITY: Duration = Duration::hours(24);
 
 /// What became of the question.
-pub(super) enum Judgement {
+pub(super) enum Admission {
     /// It is to be obeyed.
-    Obey,
+    Accept,
     /// It is not.
-    Refuse(Refusal),
+    Reject(Refusal),
     /// It cannot be told yet: the clock is not set.
-    TryLater(String),
+    Defer(String),
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// The component's version, read afresh.
     ///
     /// # Errors
     /// `COMPONENT_VERSION_UNREADABLE`, with the cause and the remedy.
-    pub fn component(&self) -> Result<ComponentVersion, Refusal> {
+    pub fn read_component_version(&self) -> Result<ComponentVersion, Refusal> {
         let content = self.guest.component_info();
-        let named = |why| format!("{}: {why}", foreign_path(&self.guest.component_file()));
+        let named = |why| format!("{}: {why}", sanitize_path(&self.guest.component_file()));
         content.and_then(|content| ComponentVersion::parse(&content).map_err(named)).map_err(|why| {
             Refusal::new(
                 Reason::ComponentVersionUnreadable,
@@ -46,18 +46,18 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// Judges a command, and raises the highest sequence where it passes that check.
-    pub(super) fn judge(
+    pub(super) fn admit_command(
         &self,
         command: &Command,
         origin: Origin,
         state: &mut State,
-        sheet: &mut Sheet,
-    ) -> Judgement {
-        if let Err(refusal) = self.obey(command, origin, state, sheet) {
-            return Judgement::Refuse(refusal);
+        sheet: &mut ResultBuilder,
+    ) -> Admission {
+        if let Err(refusal) = self.check_component_and_instance(command, origin, state, sheet) {
+            return Admission::Reject(refusal);
         }
-        match self.is_in_time(command, origin) {
-            Judgement::Obey => {}
+        match self.check_expiry(command, origin) {
+            Admission::Accept => {}
             not => return not,
         }
         if let Some(sequence) = command.sequence {
@@ -65,7 +65,7 @@ impl<G: Guest> Transaction<G> {
                 && (sequence < highest.sequence
                     || sequence == highest.sequence && command.id != highest.command_id)
             {
-                return Judgement::Refuse(Refusal::new(
+                return Admission::Reject(Refusal::new(
                     Reason::StaleCommand,
                     format!(
                         "sequence {sequence} is not above {}, which this instance has seen",
@@ -73,61 +73,65 @@ impl<G: Guest> Transaction<G> {
                     ),
                 ));
             }
-            state.highest = Some(Highest { sequence, command_id: command.id.clone() });
+            state.highest = Some(HighestSequence { sequence, command_id: command.id.clone() });
         }
-        Judgement::Obey
+        Admission::Accept
     }
 
     /// Expiry. A signed command says when, and soon: else whoever kept one could come back with it at any time.
-    fn is_in_time(&self, command: &Command, origin: Origin) -> Judgement {
-        let expired = |why: String| Judgement::Refuse(Refusal::new(Reason::Expired, why));
-        let is_signed = self.signers_for(origin).is_some();
+    fn check_expiry(&self, command: &Command, origin: Origin) -> Admission {
+        let expired = |why: String| Admission::Reject(Refusal::new(Reason::Expired, why));
+        let is_signed = self.required_signers_file(origin).is_some();
         let Some(expires_at) = command.expires_at else {
             return match is_signed {
                 true => expired("the command does not say until when it is to be obeyed (expiresAt), and a signed one must".into()),
-                false => Judgement::Obey,
+                false => Admission::Accept,
             };
         };
-        let past =
-            || expired(format!("the command was to be obeyed until {}, which is past", rfc3339(expires_at)));
-        match (self.clock(), origin) {
-            (None, Origin::Channel) => self.try_later("whether the command expired"),
+        let past = || {
+            expired(format!(
+                "the command was to be obeyed until {}, which is past",
+                format_rfc3339(expires_at)
+            ))
+        };
+        match (self.current_time_if_set(), origin) {
+            (None, Origin::Channel) => self.defer_until_clock_set("whether the command expired"),
             (None, Origin::Console) => past(),
             (Some(now), _) if now >= expires_at => past(),
-            (Some(now), _) if is_signed && expires_at - now > LONGEST => expired(format!(
+            (Some(now), _) if is_signed && expires_at - now > MAX_SIGNED_VALIDITY => expired(format!(
                 "the command is to be obeyed until {}, and a signed one for 24 hours at most",
-                rfc3339(expires_at)
+                format_rfc3339(expires_at)
             )),
-            (Some(_), _) => Judgement::Obey,
+            (Some(_), _) => Admission::Accept,
         }
     }
 
     /// The time; `None` while the clock is not set.
-    pub(super) fn clock(&self) -> Option<OffsetDateTime> {
-        Some(self.guest.now()).filter(|now| now.unix_timestamp() >= BUILD_DATE)
+    pub(super) fn current_time_if_set(&self) -> Option<OffsetDateTime> {
+        Some(self.guest.now()).filter(|now| now.unix_timestamp() >= MIN_CLOCK_UNIX_SECONDS)
     }
 
     /// The answer where the clock is not set.
-    pub(super) fn try_later(&self, what: &str) -> Judgement {
-        Judgement::TryLater(format!(
+    pub(super) fn defer_until_clock_set(&self, what: &str) -> Admission {
+        Admission::Defer(format!(
             "the clock says {}: {what} cannot be told yet",
-            rfc3339(self.guest.now())
+            format_rfc3339(self.guest.now())
         ))
     }
 
     /// Component and instance.
-    fn obey(
+    fn check_component_and_instance(
         &self,
         command: &Command,
         origin: Origin,
         state: &State,
-        sheet: &mut Sheet,
+        sheet: &mut ResultBuilder,
     ) -> Result<(), Refusal> {
-        let component = self.component()?;
+        let component = self.read_component_version()?;
         sheet.outcome.component_version = Some(component.to_string());
-        component.gate()?;
+        component.check_minimum_version()?;
         let wrong = |why: String| Err(Refusal::new(Reason::WrongInstance, why));
-        match (&command.instance_id, self.settings.instance(state)) {
+        match (&command.instance_id, self.settings.effective_instance_id(state)) {
             (Some(named), Some(ours)) if named != ours.as_str() => {
                 wrong(format!("the command is for another instance; this one is {ours}"))
             }

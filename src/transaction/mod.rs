@@ -27,9 +27,9 @@ use std::path::PathBuf;
 
 use crate::guest::files::FileError;
 pub use crate::guest::pulse;
-pub use crate::guest::scout::rest as at_rest;
+pub use crate::guest::scout::reset_scouts as at_rest;
 use crate::guest::{Guest, LockFailure};
-use crate::policy::foreign::foreign_path;
+use crate::policy::foreign::sanitize_path;
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::InstanceId;
@@ -38,7 +38,7 @@ use state::State;
 
 /// What the configuration says about carrying out commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct EngineSettings {
     /// Whose authorized_keys file the key goes into.
     pub target_user: String,
     /// Whether keyboard-interactive follows password login.
@@ -53,23 +53,23 @@ pub struct Settings {
 
 /// The transaction room: a guest, and how commands are carried out on it.
 #[derive(Debug)]
-pub struct Transaction<G> {
+pub struct Engine<G> {
     guest: G,
-    settings: Settings,
+    settings: EngineSettings,
     /// Who the daemon learnt that this is: it outlives a state that is lost, or could not be written, under it.
     adopted: Option<InstanceId>,
 }
 
 /// Why nothing could be done, beyond any command's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
+pub enum EngineError {
     /// Another process holds the lock; it is worth another try.
     Busy(String),
     /// The state cannot be read or written, or an open intent not be undone.
     Refused(Refusal),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy(who) => f.write_str(who),
@@ -78,26 +78,26 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for EngineError {}
 
-impl From<Refusal> for Failure {
+impl From<Refusal> for EngineError {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
 }
 
-impl From<LockFailure> for Failure {
+impl From<LockFailure> for EngineError {
     fn from(failure: LockFailure) -> Self {
         match failure {
             LockFailure::Busy(who) => Self::Busy(who),
-            LockFailure::Directory(error) => Self::Refused(unusable(&error)),
+            LockFailure::Directory(error) => Self::Refused(state_io_refusal(&error)),
         }
     }
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// The room for this guest.
-    pub fn new(guest: G, settings: Settings) -> Self {
+    pub fn new(guest: G, settings: EngineSettings) -> Self {
         Self { guest, settings, adopted: None }
     }
 
@@ -107,7 +107,7 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// How commands are carried out.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &EngineSettings {
         &self.settings
     }
 
@@ -116,29 +116,29 @@ impl<G: Guest> Transaction<G> {
     /// # Errors
     /// `IO_ERROR`: it cannot be read, or is a newer version's; the remedy is `undo`.
     pub fn load(&self) -> Result<State, Refusal> {
-        let bytes = self.guest.load_state().map_err(|error| unusable(&error))?;
+        let bytes = self.guest.load_state().map_err(|error| state_io_refusal(&error))?;
         State::parse(bytes.as_deref()).map_err(|error| {
             Refusal::new(
                 Reason::IoError,
                 format!(
                     "the state file {} is not usable: {error}; nothing was touched. \"keypair-agent undo\" takes back \
                      all that is ours and starts anew",
-                    foreign_path(&self.guest.state_file())
+                    sanitize_path(&self.guest.state_file())
                 ),
             )
         })
     }
 
     fn save(&mut self, state: &State) -> Result<(), Refusal> {
-        let bytes = state.kept_bytes().map_err(|error| {
-            let file = foreign_path(&self.guest.state_file());
+        let bytes = state.to_bounded_bytes().map_err(|error| {
+            let file = sanitize_path(&self.guest.state_file());
             Refusal::new(Reason::IoError, format!("the state cannot be kept in {file}: {error}"))
         })?;
-        self.guest.save_state(&bytes).map_err(|error| unusable(&error))
+        self.guest.save_state(&bytes).map_err(|error| state_io_refusal(&error))
     }
 }
 
 /// Whatever is wrong with the place of the state: nothing can be done without it (KP-4.11).
-fn unusable(error: &FileError) -> Refusal {
+fn state_io_refusal(error: &FileError) -> Refusal {
     Refusal::new(Reason::IoError, format!("the state cannot be kept: {error}"))
 }

@@ -5,68 +5,68 @@ use std::path::{Path, PathBuf};
 
 use crate::guest::Guest;
 use crate::guest::files::FileError;
-use crate::policy::authorized_keys::key_lines;
+use crate::policy::authorized_keys::parse_key_lines;
 use crate::policy::command::{Action, Command};
-use crate::policy::content::Content;
+use crate::policy::content::SharedBytes;
 use crate::policy::key_paths;
-use crate::policy::observation::{Account, Fate, KeyFile, Login, Person, Sshd};
+use crate::policy::observation::{Account, KeyFile, LocalAccount, Login, Sshd, UserStatus};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::plan::{self, Binding, Facts, Plan, PlanRefusal, Purpose};
+use crate::policy::plan::{self, Binding, Plan, PlanInputs, PlanRefusal, PlanRequest};
 use crate::policy::selinux::Labels;
-use crate::policy::sshd_config::Reading;
-use crate::policy::trial::TrialQuestion;
+use crate::policy::sshd_config::ParsedConfig;
+use crate::policy::trial::TrialRequest;
 use crate::policy::types::{ContentHash, InstanceId, PasswordAuth};
 use crate::policy::witness;
 
-use super::blocks::Elsewhere;
-use super::sheet::{Sheet, timestamp};
+use super::blocks::OtherKeyFiles;
+use super::sheet::{ResultBuilder, current_timestamp};
 use super::state::State;
-use super::steps::changed_twice;
-use super::{Transaction, pulse};
+use super::steps::changed_twice_refusal;
+use super::{Engine, pulse};
 
 /// How many places that do not answer are waited for where only a warning depends on it.
-const MOST_SILENCES: usize = 2;
+const MAX_UNANSWERED_LOOKUPS: usize = 2;
 
 /// How many may hang before nothing is looked at for a warning's sake: what decides has the rest.
-const MOST_HANGING: usize = 4;
+const MAX_HANGING_LOOKUPS: usize = 4;
 
 /// A plan and what it was made of.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedPlan {
     /// What is to be done.
     pub plan: Plan,
     /// What was observed.
-    pub facts: Facts,
+    pub facts: PlanInputs,
 }
 
 /// What earlier plans of a command leave to the next one.
 #[derive(Debug)]
-pub(super) struct Tries {
+pub(super) struct PlanRetries {
     /// How many more plans there may be where a file changes under one.
     left: u32,
     /// Why our own setting could not be written.
     pub(super) not_owned: Option<String>,
 }
 
-impl Default for Tries {
+impl Default for PlanRetries {
     fn default() -> Self {
         Self { left: 1, not_owned: None }
     }
 }
 
-impl Tries {
+impl PlanRetries {
     /// A file changed under the plan: there is one new one.
     ///
     /// # Errors
     /// There was one already.
-    pub(super) fn another(&mut self, changed: &FileError) -> Result<(), Refusal> {
-        self.left = self.left.checked_sub(1).ok_or_else(|| changed_twice(changed))?;
+    pub(super) fn consume_retry(&mut self, changed: &FileError) -> Result<(), Refusal> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| changed_twice_refusal(changed))?;
         Ok(())
     }
 }
 
 /// By these reasons a setting of ours cannot be written. That the guard refuses is none of them.
-fn leaves_it_unowned(reason: Reason) -> bool {
+fn prevents_own_setting(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::SshdConfigRejected
@@ -77,27 +77,36 @@ fn leaves_it_unowned(reason: Reason) -> bool {
     )
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// Observes the guest for `command` and plans it. Nothing is changed.
     ///
     /// # Errors
     /// Any reason of KP-3.32.
-    pub fn prepare(&self, command: &Command, state: &State, sheet: &mut Sheet) -> Result<Prepared, Refusal> {
-        self.prepare_again(command, state, sheet, &mut Tries::default())
-    }
-
-    /// The same, after earlier tries.
-    pub(super) fn prepare_again(
+    pub fn prepare_plan(
         &self,
         command: &Command,
         state: &State,
-        sheet: &mut Sheet,
-        tries: &mut Tries,
-    ) -> Result<Prepared, Refusal> {
-        pulse::step("looking at accounts, sshd and files");
-        let known = self.settings.instance(state).map(InstanceId::as_str);
-        plan::admit(&command.action, state.binding.as_ref(), known.or(command.instance_id.as_deref()))?;
-        let owed = state.owed_in_words();
+        sheet: &mut ResultBuilder,
+    ) -> Result<PreparedPlan, Refusal> {
+        self.prepare_plan_with_retries(command, state, sheet, &mut PlanRetries::default())
+    }
+
+    /// The same, after earlier tries.
+    pub(super) fn prepare_plan_with_retries(
+        &self,
+        command: &Command,
+        state: &State,
+        sheet: &mut ResultBuilder,
+        tries: &mut PlanRetries,
+    ) -> Result<PreparedPlan, Refusal> {
+        pulse::begin_step("looking at accounts, sshd and files");
+        let known = self.settings.effective_instance_id(state).map(InstanceId::as_str);
+        plan::check_binding_allows(
+            &command.action,
+            state.binding.as_ref(),
+            known.or(command.instance_id.as_deref()),
+        )?;
+        let owed = state.describe_owed_edits();
         if let (Action::Detach { .. }, None, Some(owed)) = (&command.action, &state.binding, &owed) {
             return Err(Refusal::new(Reason::IoError, owed));
         }
@@ -105,82 +114,84 @@ impl<G: Guest> Transaction<G> {
             self.guest.reads_key(key)?;
         }
         loop {
-            let facts = self.observe(&command.action, state.binding.as_ref(), sheet)?;
+            let facts = self.observe_guest(&command.action, state.binding.as_ref(), sheet)?;
             sheet.notes.extend(owed.clone());
             let mut already = false;
             let not_owned = tries.not_owned.as_deref();
-            let mut planned = self.plan_on(&facts, command, state, sheet, not_owned, &mut already);
+            let mut planned = self.plan_from_facts(&facts, command, state, sheet, not_owned, &mut already);
             if let Err(refusal) = &planned
                 && already
                 && not_owned.is_none()
-                && leaves_it_unowned(refusal.reason)
+                && prevents_own_setting(refusal.reason)
             {
                 let why = refusal.message.clone();
-                planned = self.plan_on(&facts, command, state, sheet, Some(&why), &mut already);
+                planned = self.plan_from_facts(&facts, command, state, sheet, Some(&why), &mut already);
             }
             // What sshd said of files that somebody changed meanwhile is no verdict.
             let sshd = facts.sshd.as_ref().filter(|_| command.action.password_auth().is_some());
-            let now = sshd.and_then(|sshd| Some((sshd, self.guest.files_of(sshd).ok()?)));
-            let changed = now.as_ref().and_then(|(sshd, now)| sshd.config.difference(now));
+            let now = sshd.and_then(|sshd| Some((sshd, self.guest.reread_sshd_config_files(sshd).ok()?)));
+            let changed = now.as_ref().and_then(|(sshd, now)| sshd.config.first_difference(now));
             match changed {
-                Some(path) => tries.another(&FileError::Changed { path: path.to_owned() })?,
-                None => return planned.map(|plan| Prepared { plan, facts }),
+                Some(path) => tries.consume_retry(&FileError::Changed { path: path.to_owned() })?,
+                None => return planned.map(|plan| PreparedPlan { plan, facts }),
             }
         }
     }
 
     /// The plan on these facts. `already` is set where sshd does what is asked as it stands.
-    fn plan_on(
+    fn plan_from_facts(
         &self,
-        facts: &Facts,
+        facts: &PlanInputs,
         command: &Command,
         state: &State,
-        sheet: &mut Sheet,
+        sheet: &mut ResultBuilder,
         not_owned: Option<&str>,
         already: &mut bool,
     ) -> Result<Plan, Refusal> {
-        let known = self.settings.instance(state).map(InstanceId::as_str);
+        let known = self.settings.effective_instance_id(state).map(InstanceId::as_str);
         let instance_id = known.or(command.instance_id.as_deref());
         let present = facts.sshd.iter().flat_map(|sshd| &sshd.answers).next();
-        sheet.outcome.effective = present.map(|answer| answer.effective.report());
-        let when = timestamp(&self.guest);
-        let purpose = Purpose {
+        sheet.outcome.effective = present.map(|answer| answer.effective.to_report());
+        let when = current_timestamp(&self.guest);
+        let purpose = PlanRequest {
             action: &command.action,
             binding: state.binding.as_ref(),
             instance_id,
             kbd_interactive: self.settings.kbd_interactive,
-            proof: self.settings.proof && self.guest.has_client(),
+            proof: self.settings.proof && self.guest.has_ssh_client(),
             asks_for_yes: self.settings.proof,
             when: &when,
             command_id: command.id.as_str(),
             not_owned,
         };
-        let draft = plan::draft(&purpose, facts)?;
+        let draft = plan::draft_plan(&purpose, facts)?;
         *already = draft.already;
-        pulse::step("asking sshd about the new setting");
-        let questions = draft.questions(&purpose, facts);
+        pulse::begin_step("asking sshd about the new setting");
+        let questions = draft.sshd_queries(&purpose, facts);
         let answers = match &facts.sshd {
-            Some(sshd) => self.guest.ask(sshd, draft.ahead.as_deref(), &questions.connections())?,
+            Some(sshd) => {
+                self.guest.query_effective_config(sshd, draft.ahead.as_deref(), &questions.connections())?
+            }
             None => Vec::new(),
         };
-        let mut answers = questions.answered(answers);
+        let mut answers = questions.pair_answers(answers);
         let people = facts.login.as_ref().map_or(&[][..], |login| &login.people);
         let shut = match draft.ahead {
-            Some(_) => witness::without_a_way_in(&answers.witnesses, people),
+            Some(_) => witness::list_shut_out_connections(&answers.witnesses, people),
             None => Vec::new(),
         };
         if let (Some(sshd), false) = (&facts.sshd, shut.is_empty()) {
             // Only a warning depends on it.
-            answers.before = self.guest.ask(sshd, None, &shut).unwrap_or_default();
+            answers.current = self.guest.query_effective_config(sshd, None, &shut).unwrap_or_default();
         }
-        let mut ask = |question: &TrialQuestion| match &facts.sshd {
+        let mut ask = |question: &TrialRequest| match &facts.sshd {
             Some(sshd) => {
-                pulse::step("asking a private sshd about the key");
-                self.guest.trial(sshd, question)
+                pulse::begin_step("asking a private sshd about the key");
+                self.guest.run_trial(sshd, question)
             }
             None => Vec::new(),
         };
-        let judged = draft.judge(&purpose, facts, answers, &mut ask);
+        let judged = draft.evaluate(&purpose, facts, answers, &mut ask);
         let plan = judged.map_err(|PlanRefusal { refusal, trial }| {
             sheet.asked.trial = trial.map(|report| *report);
             refusal
@@ -188,16 +199,16 @@ impl<G: Guest> Transaction<G> {
         sheet.asked.trial = plan.trial.clone();
         // All of them before the first one is touched: what can be known to fail then needs no way back.
         for edit in plan.key_edits.iter().chain(&plan.sshd_edits) {
-            self.guest.sees(&edit.path)?;
-            let expected = edit.before.as_deref().map(ContentHash::of);
-            match self.guest.is_writable(&edit.kind, &edit.path, expected.as_ref()) {
+            self.guest.check_path_visible(&edit.path)?;
+            let expected = edit.before.as_deref().map(ContentHash::from_content);
+            match self.guest.check_writable(&edit.kind, &edit.path, expected.as_ref()) {
                 // The write finds that too, and a new plan is made.
                 Ok(()) | Err(FileError::Changed { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        if let Some(sshd) = facts.sshd.as_ref().filter(|_| plan.tells_sshd_first()) {
-            self.guest.reload_is_safe(sshd)?;
+        if let Some(sshd) = facts.sshd.as_ref().filter(|_| plan.must_reload_first()) {
+            self.guest.check_reload_safe(sshd)?;
         }
         if let Some(unbound) = &plan.unbound {
             sheet.outcome.fingerprint = Some(unbound.public_key.fingerprint());
@@ -206,12 +217,12 @@ impl<G: Guest> Transaction<G> {
         Ok(plan)
     }
 
-    fn observe(
+    fn observe_guest(
         &self,
         action: &Action,
         binding: Option<&Binding>,
-        sheet: &mut Sheet,
-    ) -> Result<Facts, Refusal> {
+        sheet: &mut ResultBuilder,
+    ) -> Result<PlanInputs, Refusal> {
         let user = match (action, binding) {
             (Action::Detach { .. }, Some(binding)) => binding.user.clone(),
             _ => self.settings.target_user.clone(),
@@ -221,18 +232,18 @@ impl<G: Guest> Transaction<G> {
             Action::Attach { .. } | Action::SetPasswordAuth { .. } => {
                 let mut facts = self.observe_sshd_user(action, binding)?;
                 if matches!(action, Action::Attach { .. }) {
-                    self.refuse_anothers_file(&facts)?;
+                    self.refuse_shared_key_file(&facts)?;
                 }
                 facts.login = self.observe_login(action, &facts)?;
-                facts.labels = labels(&self.guest, &facts);
+                facts.labels = read_selinux_labels(&self.guest, &facts);
                 facts
             }
-            Action::Detach { .. } => self.observe_block(binding)?,
+            Action::Detach { .. } => self.observe_bound_files(binding)?,
         };
         let path = facts.key_file.as_ref().map(|file| file.path.to_string_lossy().into_owned());
         sheet.outcome.authorized_keys_file = path;
         sheet.notes.clone_from(&facts.notes);
-        let silences = self.guest.silences().into_iter();
+        let silences = self.guest.unresponsive_resources().into_iter();
         sheet.notes.extend(silences.map(|silence| format!("passed over: {silence}")));
         Ok(facts)
     }
@@ -242,25 +253,25 @@ impl<G: Guest> Transaction<G> {
         &self,
         action: &Action,
         binding: Option<&Binding>,
-    ) -> Result<Facts, Refusal> {
+    ) -> Result<PlanInputs, Refusal> {
         // A setting alone is no reason to look where the block stands.
         let binding = binding.filter(|_| matches!(action, Action::Attach { .. }));
         if matches!(action, Action::SetPasswordAuth { password_auth: PasswordAuth::Yes }) {
-            return self.observe_sshd_alone();
+            return self.observe_sshd_only();
         }
-        let account = self.guest.account(&self.settings.target_user)?;
-        let sshd = self.guest.sshd(&account.name)?;
-        self.sees_the_files_of(&sshd)?;
-        let path = key_path(&sshd, &account)?;
-        self.guest.sees(&path)?;
-        let key_file = self.guest.key_file(&account, &path).map_err(|error| {
-            self.unmounted(binding, &account, &sshd, &path).unwrap_or_else(|| error.into())
+        let account = self.guest.lookup_account(&self.settings.target_user)?;
+        let sshd = self.guest.inspect_sshd(&account.name)?;
+        self.check_sshd_files_visible(&sshd)?;
+        let path = find_key_path(&sshd, &account)?;
+        self.guest.check_path_visible(&path)?;
+        let key_file = self.guest.read_key_file(&account, &path).map_err(|error| {
+            self.find_unmounted_refusal(binding, &account, &sshd, &path).unwrap_or_else(|| error.into())
         })?;
-        let elsewhere = binding.map(|binding| self.elsewhere(binding, &account, &sshd, &key_file));
-        let Elsewhere { files: elsewhere, notes } = elsewhere.transpose()?.unwrap_or_default();
-        let key_files = self.all_key_files(Some(&sshd), &account, Some(&key_file));
+        let elsewhere = binding.map(|binding| self.find_other_key_files(binding, &account, &sshd, &key_file));
+        let OtherKeyFiles { files: elsewhere, notes } = elsewhere.transpose()?.unwrap_or_default();
+        let key_files = self.read_all_key_files(Some(&sshd), &account, Some(&key_file));
         let key_file = Some(key_file);
-        Ok(Facts {
+        Ok(PlanInputs {
             account,
             sshd: Some(sshd),
             key_file,
@@ -273,22 +284,22 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// What sshd was asked here is what it says elsewhere only if its files are seen here.
-    fn sees_the_files_of(&self, sshd: &Sshd) -> Result<(), Refusal> {
+    fn check_sshd_files_visible(&self, sshd: &Sshd) -> Result<(), Refusal> {
         let patterns = sshd.config.includes.values().flatten().map(|included| &included.pattern);
         let directories: BTreeSet<&Path> = patterns.filter_map(|pattern| pattern.parent()).collect();
         for path in directories.into_iter().chain([sshd.config.main.as_path()]) {
-            self.guest.sees(path)?;
+            self.guest.check_path_visible(path)?;
         }
         Ok(())
     }
 
     /// To allow passwords no key file and no account is needed: what is wrong with them may be why the owner asks for it.
-    fn observe_sshd_alone(&self) -> Result<Facts, Refusal> {
+    fn observe_sshd_only(&self) -> Result<PlanInputs, Refusal> {
         let user = &self.settings.target_user;
-        let sshd = self.guest.sshd(user)?;
-        self.sees_the_files_of(&sshd)?;
-        Ok(Facts {
-            account: self.guest.account(user).unwrap_or_else(|_| Account::without_entry(user)),
+        let sshd = self.guest.inspect_sshd(user)?;
+        self.check_sshd_files_visible(&sshd)?;
+        Ok(PlanInputs {
+            account: self.guest.lookup_account(user).unwrap_or_else(|_| Account::placeholder(user)),
             sshd: Some(sshd),
             key_file: None,
             key_files: Vec::new(),
@@ -300,106 +311,119 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// What else decides about a login; where the command forbids passwords, who else has one.
-    fn observe_login(&self, action: &Action, facts: &Facts) -> Result<Option<Login>, Refusal> {
+    fn observe_login(&self, action: &Action, facts: &PlanInputs) -> Result<Option<Login>, Refusal> {
         let Some(sshd) = &facts.sshd else { return Ok(None) };
-        let mut login = self.guest.login(&facts.account, sshd);
+        let mut login = self.guest.read_login_restrictions(&facts.account, sshd);
         if action.password_auth() == Some(PasswordAuth::No) {
             login.people = self.guest.people()?;
-            self.look_for_keys(sshd, &mut login.people);
+            self.mark_accounts_with_keys(sshd, &mut login.people);
         }
         Ok(Some(login))
     }
 
     /// Who else has a key: only warnings depend on it. It ends once two more places did not answer, which takes seconds
     /// each; whom it did not come to has none then.
-    fn look_for_keys(&self, sshd: &Sshd, people: &mut [Person]) {
-        let patience = self.guest.silences().len() + MOST_SILENCES;
+    fn mark_accounts_with_keys(&self, sshd: &Sshd, people: &mut [LocalAccount]) {
+        let patience = self.guest.unresponsive_resources().len() + MAX_UNANSWERED_LOOKUPS;
         for person in people.iter_mut().filter(|person| person.has_password) {
-            let silent = self.guest.silences().len();
-            if silent >= patience.min(MOST_HANGING) {
+            let silent = self.guest.unresponsive_resources().len();
+            if silent >= patience.min(MAX_HANGING_LOOKUPS) {
                 return;
             }
             // Of whom it cannot be told, nothing is said but that it was not looked at.
-            person.has_key = self.has_key(sshd, &person.account) || self.guest.silences().len() > silent;
+            person.has_key =
+                self.has_key(sshd, &person.account) || self.guest.unresponsive_resources().len() > silent;
         }
     }
 
     /// Whether an account has a key in a file that sshd reads for it. What cannot be told counts as none.
     fn has_key(&self, sshd: &Sshd, account: &Account) -> bool {
-        let own = key_path(sshd, account).ok().and_then(|path| self.guest.key_file(account, &path).ok());
-        let files = self.all_key_files(Some(sshd), account, own.as_ref());
-        files.iter().any(|(_, content)| key_lines(content).next().is_some())
+        let own =
+            find_key_path(sshd, account).ok().and_then(|path| self.guest.read_key_file(account, &path).ok());
+        let files = self.read_all_key_files(Some(sshd), account, own.as_ref());
+        files.iter().any(|(_, content)| parse_key_lines(content).next().is_some())
     }
 
     /// For a detach: the files that may hold the block. It needs no sshd and no readable configuration.
-    fn observe_block(&self, binding: Option<&Binding>) -> Result<Facts, Refusal> {
+    fn observe_bound_files(&self, binding: Option<&Binding>) -> Result<PlanInputs, Refusal> {
         let Some(binding) = binding else { return self.observe_unbound() };
-        let holder = self.holder(binding)?;
-        let name = Some(&holder.account.name).filter(|_| holder.fate != Fate::Gone);
-        let sshd = name.and_then(|name| self.guest.sshd(name).ok());
-        let (mut blocks, notes) = self.of_binding(binding, &holder, sshd.as_ref())?;
+        let holder = self.find_holder(binding)?;
+        let name = Some(&holder.account.name).filter(|_| holder.fate != UserStatus::Gone);
+        let sshd = name.and_then(|name| self.guest.inspect_sshd(name).ok());
+        let (mut blocks, notes) = self.find_binding_blocks(binding, &holder, sshd.as_ref())?;
         let elsewhere = blocks.files.split_off(1.min(blocks.files.len()));
         let Some((account, key_file)) = blocks.files.pop() else {
             let why = format!("{} could not be looked at", binding.path.display());
             return Err(Refusal::new(Reason::IoError, why));
         };
-        let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
-        let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
+        let key_files = self.read_all_key_files(sshd.as_ref(), &account, Some(&key_file));
+        let login = sshd.as_ref().map(|sshd| self.guest.read_login_restrictions(&account, sshd));
         let (key_file, labels) = (Some(key_file), Labels::default());
-        Ok(Facts { account, sshd, key_file, key_files, elsewhere, notes, login, labels })
+        Ok(PlanInputs { account, sshd, key_file, key_files, elsewhere, notes, login, labels })
     }
 
     /// All files that sshd reads for the account; the one that is ours alone, where it cannot be told which these are.
-    fn all_key_files(
+    fn read_all_key_files(
         &self,
         sshd: Option<&Sshd>,
         account: &Account,
         own: Option<&KeyFile>,
-    ) -> Vec<(PathBuf, Content)> {
+    ) -> Vec<(PathBuf, SharedBytes)> {
         let paths = sshd.and_then(|sshd| {
             let first = sshd.answers.first()?;
-            key_paths::key_paths(&first.effective, &Reading::of(sshd), &first.connection, account).ok()
+            key_paths::resolve_key_paths(
+                &first.effective,
+                &ParsedConfig::from_sshd(sshd),
+                &first.connection,
+                account,
+            )
+            .ok()
         });
         match paths {
-            Some(paths) => self.guest.key_files(&paths, own),
-            None => own.map(KeyFile::bytes).into_iter().collect(),
+            Some(paths) => self.guest.read_key_files(&paths, own),
+            None => own.map(KeyFile::path_and_content).into_iter().collect(),
         }
     }
 
     /// For a detach where nothing is bound, as far as the state says.
-    fn observe_unbound(&self) -> Result<Facts, Refusal> {
-        let account = self.guest.account_to_clean(&self.settings.target_user)?;
-        let sshd = self.guest.sshd(&account.name).ok();
-        let path = sshd.as_ref().and_then(|sshd| key_path(sshd, &account).ok());
-        let path = path.unwrap_or_else(|| usual_key_path(&account));
-        self.guest.sees(&path)?;
-        let key_file = self.guest.standing_key_file(&account, &path)?;
-        let key_files = self.all_key_files(sshd.as_ref(), &account, Some(&key_file));
-        let login = sshd.as_ref().map(|sshd| self.guest.login(&account, sshd));
+    fn observe_unbound(&self) -> Result<PlanInputs, Refusal> {
+        let account = self.guest.lookup_account_for_removal(&self.settings.target_user)?;
+        let sshd = self.guest.inspect_sshd(&account.name).ok();
+        let path = sshd.as_ref().and_then(|sshd| find_key_path(sshd, &account).ok());
+        let path = path.unwrap_or_else(|| default_key_path(&account));
+        self.guest.check_path_visible(&path)?;
+        let key_file = self.guest.read_key_file_for_removal(&account, &path)?;
+        let key_files = self.read_all_key_files(sshd.as_ref(), &account, Some(&key_file));
+        let login = sshd.as_ref().map(|sshd| self.guest.read_login_restrictions(&account, sshd));
         let (key_file, labels) = (Some(key_file), Labels::default());
         let (elsewhere, notes) = (Vec::new(), Vec::new());
-        Ok(Facts { account, sshd, key_file, key_files, elsewhere, notes, login, labels })
+        Ok(PlanInputs { account, sshd, key_file, key_files, elsewhere, notes, login, labels })
     }
 }
 
 /// What SELinux says of sshd's reading of its configuration and of the user's key files.
-pub(super) fn labels(guest: &impl Guest, facts: &Facts) -> Labels {
+pub(super) fn read_selinux_labels(guest: &impl Guest, facts: &PlanInputs) -> Labels {
     let Some(sshd) = &facts.sshd else { return Labels::default() };
     let mut files: Vec<PathBuf> = facts.key_file.iter().map(|own| own.path.clone()).collect();
     let others = facts.key_files.iter().map(|(path, _)| path);
     files.extend(others.filter(|path| facts.key_file.as_ref().is_none_or(|own| own.path != **path)).cloned());
-    guest.labels(sshd, &facts.account, &files)
+    guest.selinux_labels(sshd, &facts.account, &files)
 }
 
 /// The file that sshd reads for this account.
-pub(super) fn key_path(sshd: &Sshd, account: &Account) -> Result<PathBuf, Refusal> {
+pub(super) fn find_key_path(sshd: &Sshd, account: &Account) -> Result<PathBuf, Refusal> {
     let Some(first) = sshd.answers.first() else {
         return Err(Refusal::new(Reason::SshdNotFound, "sshd names no port on which it would listen"));
     };
-    key_paths::authorized_keys_path(&first.effective, &Reading::of(sshd), &first.connection, account)
+    key_paths::resolve_authorized_keys_path(
+        &first.effective,
+        &ParsedConfig::from_sshd(sshd),
+        &first.connection,
+        account,
+    )
 }
 
 /// sshd's own default, for when it cannot be asked.
-pub(super) fn usual_key_path(account: &Account) -> PathBuf {
+pub(super) fn default_key_path(account: &Account) -> PathBuf {
     account.home.join(".ssh/authorized_keys")
 }

@@ -4,23 +4,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::Guest;
 use crate::policy::command::Command;
-use crate::policy::connection::loopbacks;
+use crate::policy::connection::list_loopback_connections;
 use crate::policy::edit::FileIntent;
 use crate::policy::observation::Sshd;
-use crate::policy::outcome::{KeyProof, Refusal};
-use crate::policy::proof::{Forecast, ProofPlan, Verdict};
+use crate::policy::outcome::{KeyAcceptance, Refusal};
+use crate::policy::proof::{ExpectedProbe, ProbePlan, ProbeVerdict};
 use crate::policy::public_key::PublicKey;
-use crate::policy::sshd_config::{self, Reading};
+use crate::policy::sshd_config::{self, ParsedConfig};
 use crate::policy::types::{CommandId, PasswordAuth};
 
-use super::observe::Prepared;
-use super::proof::Asked;
-use super::recovery::take_setting_back;
+use super::observe::PreparedPlan;
+use super::proof::ProbeSession;
+use super::recovery::restore_password_setting;
 use super::state::State;
-use super::{Failure, Transaction};
+use super::{Engine, EngineError};
 
 /// How often a question that gets no answer is asked again.
-const MAX_TRIES: u8 = 3;
+const MAX_UNANSWERED_PROBES: u8 = 3;
 
 /// What the running sshd is still to be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,34 +61,39 @@ pub struct Contradiction {
 
 /// What became of a proof that is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub enum OwedProofOutcome {
     /// None is owed.
-    Nothing,
+    NoneOwed,
     /// It is still owed: sshd does not run yet, or gave no answer.
-    Waits,
+    StillOwed,
     /// It was taken, and is as foretold.
-    Taken,
+    Confirmed,
     /// It was taken and contradicts the command: the control plane is to know.
     Contradicted,
 }
 
 /// What the running sshd said.
-enum Said {
-    AsForetold,
-    NotTaken(String),
+enum OwedProofVerdict {
+    AsExpected,
+    Unanswered(String),
     /// And whether it definitely refuses the key.
     Contradicted(String, bool),
 }
 
 impl State {
     /// Notes what a command that succeeded leaves to be proved, and what it settles of earlier ones.
-    pub(super) fn owe(&mut self, command: &Command, prepared: &Prepared, asked: &Asked) {
-        let Prepared { plan, facts } = prepared;
+    pub(super) fn record_owed_proof(
+        &mut self,
+        command: &Command,
+        prepared: &PreparedPlan,
+        asked: &ProbeSession,
+    ) {
+        let PreparedPlan { plan, facts } = prepared;
         let changes = plan.changes_files();
         let is_proved = asked
             .proof
             .as_ref()
-            .is_some_and(|proof| proof.methods.is_some() || proof.key != KeyProof::NotTaken);
+            .is_some_and(|proof| proof.methods.is_some() || proof.key != KeyAcceptance::NotTaken);
         if changes || is_proved {
             self.contradiction = None;
         }
@@ -99,14 +104,14 @@ impl State {
         let (Some(password_auth), Some(sshd)) = (command.action.password_auth(), &facts.sshd) else { return };
         let Some(proof) = plan.proof.as_ref().filter(|_| !sshd.running) else { return };
         let Some(forecast) = &proof.forecast else { return };
-        let were_on = sshd.answers.iter().any(|answer| answer.effective.password_authentication());
+        let passwords_were_on = sshd.answers.iter().any(|answer| answer.effective.password_authentication());
         let earlier =
             earlier.filter(|earlier| earlier.password_auth == password_auth && plan.sshd_edits.is_empty());
         let (before, restore) = match earlier {
             // Neither was proved: what stood before both is what may come back.
             Some(earlier) => (earlier.before, earlier.restore),
-            None if password_auth == PasswordAuth::No && were_on => {
-                (self.password_auth, plan.sshd_edits.iter().map(|edit| edit.intent()).collect())
+            None if password_auth == PasswordAuth::No && passwords_were_on => {
+                (self.password_auth, plan.sshd_edits.iter().map(|edit| edit.to_intent()).collect())
             }
             None => (self.password_auth, Vec::new()),
         };
@@ -124,44 +129,48 @@ impl State {
     }
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// Takes the proof that is owed, if sshd runs by now.
     ///
     /// # Errors
     /// That the state cannot be read or written, or the setting that stood before not be restored: it is tried again.
-    pub fn settle_proof(&mut self) -> Result<Settled, Failure> {
+    pub fn check_owed_proof(&mut self) -> Result<OwedProofOutcome, EngineError> {
         if self.load()?.owed_proof.is_none() {
-            return Ok(Settled::Nothing);
+            return Ok(OwedProofOutcome::NoneOwed);
         }
         let _lock = self.guest.lock()?;
         let mut state = self.load()?;
         let was_restoring = state.owed_proof.as_ref().is_some_and(|owed| owed.restoring.is_some());
         self.close_intent(&mut state)?;
         let Some(mut owed) = state.owed_proof.clone() else {
-            return Ok(if was_restoring { Settled::Contradicted } else { Settled::Nothing });
+            return Ok(if was_restoring {
+                OwedProofOutcome::Contradicted
+            } else {
+                OwedProofOutcome::NoneOwed
+            });
         };
-        let Ok(sshd) = self.guest.sshd(&owed.user) else { return Ok(Settled::Waits) };
+        let Ok(sshd) = self.guest.inspect_sshd(&owed.user) else { return Ok(OwedProofOutcome::StillOwed) };
         if !sshd.running && !sshd.is_awaited {
-            return Ok(Settled::Waits);
+            return Ok(OwedProofOutcome::StillOwed);
         }
-        match self.prove(&owed, sshd) {
-            Said::AsForetold => {
+        match self.probe_owed_proof(&owed, sshd) {
+            OwedProofVerdict::AsExpected => {
                 tracing::info!(command = %owed.command_id, "the running sshd does what was asked");
                 state.owed_proof = None;
                 self.save(&state)?;
-                Ok(Settled::Taken)
+                Ok(OwedProofOutcome::Confirmed)
             }
-            Said::NotTaken(why) => {
+            OwedProofVerdict::Unanswered(why) => {
                 owed.tries += 1;
-                let gives_up = owed.tries >= MAX_TRIES;
+                let gives_up = owed.tries >= MAX_UNANSWERED_PROBES;
                 if gives_up {
                     tracing::warn!(command = %owed.command_id, "the running sshd was not asked in the end: {why}");
                 }
                 state.owed_proof = Some(owed).filter(|_| !gives_up);
                 self.save(&state)?;
-                Ok(if gives_up { Settled::Nothing } else { Settled::Waits })
+                Ok(if gives_up { OwedProofOutcome::NoneOwed } else { OwedProofOutcome::StillOwed })
             }
-            Said::Contradicted(why, refuses_key) => {
+            OwedProofVerdict::Contradicted(why, refuses_key) => {
                 if refuses_key && !owed.restore.is_empty() {
                     owed.restoring = Some(why);
                     state.owed_proof = Some(owed);
@@ -175,44 +184,47 @@ impl<G: Guest> Transaction<G> {
                         }
                         false => "see what else runs or is configured there, then send the command again",
                     };
-                    self.contradict(&mut state, &owed.command_id, &format!("{why}; {remedy}"))?;
+                    self.record_contradiction(&mut state, &owed.command_id, &format!("{why}; {remedy}"))?;
                 }
-                Ok(Settled::Contradicted)
+                Ok(OwedProofOutcome::Contradicted)
             }
         }
     }
 
     /// One question to the running sshd, and once more after a reload where it contradicts.
-    fn prove(&mut self, owed: &OwedProof, sshd: Sshd) -> Said {
+    fn probe_owed_proof(&mut self, owed: &OwedProof, sshd: Sshd) -> OwedProofVerdict {
         // A socket unit's sshd runs with the first connection, which is this one.
         let sshd = Sshd { running: true, ..sshd };
         let Some(first) = sshd.answers.first() else {
-            return Said::NotTaken("sshd names no port on which it would listen".to_owned());
+            return OwedProofVerdict::Unanswered("sshd names no port on which it would listen".to_owned());
         };
-        let Some((address, connection)) = loopbacks(&owed.user, &first.effective).into_iter().next() else {
-            return Said::NotTaken("it listens neither on 127.0.0.1 nor on ::1".to_owned());
+        let Some((address, connection)) =
+            list_loopback_connections(&owed.user, &first.effective).into_iter().next()
+        else {
+            return OwedProofVerdict::Unanswered("it listens neither on 127.0.0.1 nor on ::1".to_owned());
         };
-        let groups = self.guest.account(&owed.user).map(|account| account.groups).unwrap_or_default();
-        let (reading, kbd) = (Reading::of(&sshd), self.settings.kbd_interactive);
-        let holds = sshd_config::judge_setting(owed.password_auth, kbd, &sshd.answers, &reading, &groups);
-        let live = match self.guest.ask(&sshd, None, std::slice::from_ref(&connection)) {
+        let groups = self.guest.lookup_account(&owed.user).map(|account| account.groups).unwrap_or_default();
+        let (reading, kbd) = (ParsedConfig::from_sshd(&sshd), self.settings.kbd_interactive);
+        let holds =
+            sshd_config::check_password_auth(owed.password_auth, kbd, &sshd.answers, &reading, &groups);
+        let live = match self.guest.query_effective_config(&sshd, None, std::slice::from_ref(&connection)) {
             Ok(answers) => answers.into_iter().next(),
-            Err(refusal) => return Said::NotTaken(refusal.message),
+            Err(refusal) => return OwedProofVerdict::Unanswered(refusal.message),
         };
         let methods = live.as_ref().map(|live| live.effective.offered_methods()).unwrap_or_default();
-        let forecast = Forecast { address, connection, methods, accepts_key: owed.accepts_key };
-        let plan = ProofPlan { user: owed.user.clone(), key: owed.key.clone(), forecast: Some(forecast) };
-        let mut asked = Asked::default();
-        let verdict = asked.verdict(&mut self.guest, &plan, &sshd, live.as_ref(), &mut false);
-        let refused = asked.proof.as_ref().is_some_and(|proof| proof.key == KeyProof::Refused);
+        let forecast = ExpectedProbe { address, connection, methods, accepts_key: owed.accepts_key };
+        let plan = ProbePlan { user: owed.user.clone(), key: owed.key.clone(), forecast: Some(forecast) };
+        let mut asked = ProbeSession::default();
+        let verdict = asked.probe_with_reload(&mut self.guest, &plan, &sshd, live.as_ref(), &mut false);
+        let refused = asked.proof.as_ref().is_some_and(|proof| proof.key == KeyAcceptance::Refused);
         match (verdict, holds) {
-            (Ok(Verdict::Contradicted(why)), _) => {
-                Said::Contradicted(why, refused && owed.accepts_key == Some(true))
+            (Ok(ProbeVerdict::Contradicted(why)), _) => {
+                OwedProofVerdict::Contradicted(why, refused && owed.accepts_key == Some(true))
             }
-            (_, Err(refusal)) => Said::Contradicted(refusal.message, false),
-            (Ok(Verdict::AsForetold), Ok(())) => Said::AsForetold,
-            (Ok(Verdict::NotTaken(why)), Ok(())) => Said::NotTaken(why),
-            (Err(refusal), Ok(())) => Said::NotTaken(refusal.message),
+            (_, Err(refusal)) => OwedProofVerdict::Contradicted(refusal.message, false),
+            (Ok(ProbeVerdict::AsExpected), Ok(())) => OwedProofVerdict::AsExpected,
+            (Ok(ProbeVerdict::NotTaken(why)), Ok(())) => OwedProofVerdict::Unanswered(why),
+            (Err(refusal), Ok(())) => OwedProofVerdict::Unanswered(refusal.message),
         }
     }
 
@@ -221,16 +233,16 @@ impl<G: Guest> Transaction<G> {
     ///
     /// # Errors
     /// That it is not done.
-    pub(super) fn finish_restoring(&mut self, state: &mut State) -> Result<(), Refusal> {
+    pub(super) fn finish_setting_restore(&mut self, state: &mut State) -> Result<(), Refusal> {
         let Some(owed) = state.owed_proof.clone() else { return Ok(()) };
         let Some(why) = &owed.restoring else { return Ok(()) };
         for file in &owed.restore {
-            self.guest.sweep(&file.kind, &file.path);
+            self.guest.remove_stale_temporaries(&file.kind, &file.path);
         }
-        let left_alone = take_setting_back(&mut self.guest, &owed.restore, &owed.user)?;
+        let left_alone = restore_password_setting(&mut self.guest, &owed.restore, &owed.user)?;
         state.owed_proof = None;
         state.password_auth = owed.before;
-        let now = match self.guest.sshd(&owed.user) {
+        let now = match self.guest.inspect_sshd(&owed.user) {
             Ok(sshd) if sshd.answers.iter().all(|answer| answer.effective.password_authentication()) => "on",
             Ok(_) => "off",
             Err(_) => "as sshd's files say",
@@ -240,11 +252,16 @@ impl<G: Guest> Transaction<G> {
             None => "the password setting that stood before is restored".to_owned(),
         };
         let message = format!("{why}; {done}, and password login is {now}: attach another key pair");
-        self.contradict(state, &owed.command_id, &message)
+        self.record_contradiction(state, &owed.command_id, &message)
     }
 
     /// Keeps and tells what the running sshd said against a command.
-    fn contradict(&mut self, state: &mut State, command_id: &CommandId, why: &str) -> Result<(), Refusal> {
+    fn record_contradiction(
+        &mut self,
+        state: &mut State,
+        command_id: &CommandId,
+        why: &str,
+    ) -> Result<(), Refusal> {
         let message =
             format!("the sshd that runs now contradicts command {command_id}, which had succeeded: {why}");
         tracing::error!(command = %command_id, reason = "PROOF_CONTRADICTED", "{message}");

@@ -3,31 +3,31 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::guest::Guest;
-use crate::policy::command::{self, Action, Command, Origin, Received};
-use crate::policy::outcome::{Outcome, Reason, Refusal, Status};
+use crate::policy::command::{self, Action, Command, Origin, ReceivedCommand};
+use crate::policy::outcome::{CommandResult, Reason, Refusal, Status};
 use crate::policy::plan::Plan;
 use crate::policy::types::{CommandId, PasswordAuth};
 
-use super::judge::Judgement;
-use super::observe::{Prepared, Tries};
-use super::recovery::{Settle, undo};
-use super::sheet::Sheet;
+use super::judge::Admission;
+use super::observe::{PlanRetries, PreparedPlan};
+use super::recovery::{SshdRestore, roll_back};
+use super::sheet::ResultBuilder;
 use super::state::{InFlight, Intent, State, StoredResult};
-use super::steps::{Halt, carry_out};
-use super::{Failure, Transaction, pulse};
+use super::steps::{StepError, execute_plan};
+use super::{Engine, EngineError, pulse};
 
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Performed {
+pub enum Execution {
     /// It has a result.
-    Answered(Answered),
+    Completed(CompletedCommand),
     /// It has none: it cannot be answered, or not now. The text says why.
-    Unanswered(String),
+    NotExecuted(String),
 }
 
 /// A command's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answered {
+pub struct CompletedCommand {
     /// Which command.
     pub id: CommandId,
     /// The result's JSON text, as it is stored and sent.
@@ -46,92 +46,101 @@ pub struct Answered {
 
 /// What `plan` shows: a plan that is not carried out, or the result of a command that would be refused.
 #[derive(Debug)]
-pub enum Planned {
+pub enum PlanPreview {
     /// What would be done.
     Plan(Box<Plan>),
     /// The result that `apply` would print.
-    Refused(Box<Outcome>),
+    Refused(Box<CommandResult>),
     /// The stored result of a command seen before: nothing would be done.
-    Repeated(Answered),
+    Repeated(CompletedCommand),
 }
 
 /// How a command without a sequence of steps ends.
-enum End {
+enum CommandEnd {
     /// With a result, to be recorded, and what was done for it.
-    Outcome(Outcome, Option<Box<Intent>>),
+    Recorded(CommandResult, Option<Box<Intent>>),
     /// With a result that is not recorded.
-    Traceless(Outcome),
+    Unrecorded(CommandResult),
     /// With a result, while the state keeps the intent that could not be undone.
-    Stuck(Outcome),
+    RollbackFailed(CommandResult),
     /// Not yet.
-    Later(String),
+    Deferred(String),
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// Receives, judges, plans, carries out and records one command. `stop` asks it to begin no further step.
-    pub fn perform(&mut self, bytes: &[u8], origin: Origin, stop: &AtomicBool) -> Performed {
-        match command::parse(bytes, origin, &self.guest.random_id()) {
-            Ok(received) => self.perform_received(&received, origin, stop),
-            Err(unanswerable) => Performed::Unanswered(unanswerable.to_string()),
+    pub fn execute_command(&mut self, bytes: &[u8], origin: Origin, stop: &AtomicBool) -> Execution {
+        match command::parse_command(bytes, origin, &self.guest.random_id()) {
+            Ok(received) => self.execute_received(&received, origin, stop),
+            Err(unanswerable) => Execution::NotExecuted(unanswerable.to_string()),
         }
     }
 
     /// The same for a command that is parsed already.
-    pub fn perform_received(&mut self, received: &Received, origin: Origin, stop: &AtomicBool) -> Performed {
-        let mut sheet = Sheet::new(&self.guest, received);
-        sheet.instance(self.adopted.as_ref());
-        pulse::step("waiting for the lock");
+    pub fn execute_received(
+        &mut self,
+        received: &ReceivedCommand,
+        origin: Origin,
+        stop: &AtomicBool,
+    ) -> Execution {
+        let mut sheet = ResultBuilder::new(&self.guest, received);
+        sheet.set_instance_id(self.adopted.as_ref());
+        pulse::begin_step("waiting for the lock");
         let _lock = match self.guest.lock() {
             Ok(lock) => lock,
-            Err(failure) => match Failure::from(failure) {
-                Failure::Busy(who) => return Performed::Unanswered(who),
-                Failure::Refused(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
+            Err(failure) => match EngineError::from(failure) {
+                EngineError::Busy(who) => return Execution::NotExecuted(who),
+                EngineError::Refused(refusal) => {
+                    return complete_unrecorded(&sheet.fail(&self.guest, refusal));
+                }
             },
         };
-        pulse::step("reading the state");
-        self.guest.sweep_state();
+        pulse::begin_step("reading the state");
+        self.guest.clean_state_and_run_dirs();
         let mut state = match self.load() {
             Ok(state) => state,
-            Err(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
+            Err(refusal) => return complete_unrecorded(&sheet.fail(&self.guest, refusal)),
         };
-        sheet.instance(self.adopted.as_ref().or(self.settings.instance(&state)));
+        sheet.set_instance_id(self.adopted.as_ref().or(self.settings.effective_instance_id(&state)));
         if let Err(refusal) = self.close_intent(&mut state) {
-            return unrecorded(&sheet.fail(&self.guest, refusal));
+            return complete_unrecorded(&sheet.fail(&self.guest, refusal));
         }
-        self.identify(&mut state);
-        sheet.instance(self.settings.instance(&state));
+        self.apply_adopted_id(&mut state);
+        sheet.set_instance_id(self.settings.effective_instance_id(&state));
         // What does not bear a signature that counts is answered and leaves no trace: it must not stand in the way of
         // a genuine command of the same id.
-        if let Some(signers) = self.signers_for(origin) {
+        if let Some(signers) = self.required_signers_file(origin) {
             let judgement = match &received.command {
-                Err(refusal) => Judgement::Refuse(refusal.clone()),
-                Ok(_) => self.authenticate(received, signers),
+                Err(refusal) => Admission::Reject(refusal.clone()),
+                Ok(_) => self.verify_command_signature(received, signers),
             };
             match judgement {
-                Judgement::Obey => {}
-                Judgement::Refuse(refusal) => return unrecorded(&sheet.fail(&self.guest, refusal)),
-                Judgement::TryLater(why) => return Performed::Unanswered(why),
+                Admission::Accept => {}
+                Admission::Reject(refusal) => return complete_unrecorded(&sheet.fail(&self.guest, refusal)),
+                Admission::Defer(why) => return Execution::NotExecuted(why),
             }
         }
-        if let Some(stored) = seen(&state, received) {
-            return Performed::Answered(repeated(stored, &state));
+        if let Some(stored) = find_seen_result(&state, received) {
+            return Execution::Completed(repeat_stored_result(stored, &state));
         }
         let command = match &received.command {
             Ok(command) => command,
             Err(refusal) => {
                 // It did not pass the signature's place in the order, so it is not remembered as seen.
                 let outcome = sheet.fail(&self.guest, refusal.clone());
-                return self.record(&state.clone(), state, outcome, origin, None);
+                return self.record_result(&state.clone(), state, outcome, origin, None);
             }
         };
         let before = state.clone();
-        match self.decide(command, origin, &mut state, sheet, stop) {
-            End::Outcome(outcome, done) => {
-                state.remember(stored(&outcome));
-                self.record(&before, state, outcome, origin, done.as_deref())
+        match self.admit_and_execute(command, origin, &mut state, sheet, stop) {
+            CommandEnd::Recorded(outcome, done) => {
+                state.add_result(to_stored_result(&outcome));
+                self.record_result(&before, state, outcome, origin, done.as_deref())
             }
-            End::Traceless(outcome) | End::Stuck(outcome) => unrecorded(&outcome),
-            End::Later(why) => Performed::Unanswered(why),
+            CommandEnd::Unrecorded(outcome) | CommandEnd::RollbackFailed(outcome) => {
+                complete_unrecorded(&outcome)
+            }
+            CommandEnd::Deferred(why) => Execution::NotExecuted(why),
         }
     }
 
@@ -140,8 +149,8 @@ impl<G: Guest> Transaction<G> {
     /// # Errors
     /// Where the bytes are no command, the state cannot be read, or an interrupted command has to be undone
     /// first.
-    pub fn plan(&self, bytes: &[u8], origin: Origin) -> Result<Planned, Failure> {
-        let received = command::parse(bytes, origin, &self.guest.random_id())
+    pub fn plan_command(&self, bytes: &[u8], origin: Origin) -> Result<PlanPreview, EngineError> {
+        let received = command::parse_command(bytes, origin, &self.guest.random_id())
             .map_err(|why| Refusal::new(Reason::MalformedCommand, why.to_string()))?;
         self.plan_received(&received, origin)
     }
@@ -150,109 +159,122 @@ impl<G: Guest> Transaction<G> {
     ///
     /// # Errors
     /// As for [`Self::plan`].
-    pub fn plan_received(&self, received: &Received, origin: Origin) -> Result<Planned, Failure> {
-        let mut sheet = Sheet::new(&self.guest, received);
+    pub fn plan_received(
+        &self,
+        received: &ReceivedCommand,
+        origin: Origin,
+    ) -> Result<PlanPreview, EngineError> {
+        let mut sheet = ResultBuilder::new(&self.guest, received);
         let mut state = self.load()?;
-        sheet.instance(self.settings.instance(&state));
+        sheet.set_instance_id(self.settings.effective_instance_id(&state));
         if state.intent.is_some() {
-            return Err(Failure::Refused(Refusal::new(
+            return Err(EngineError::Refused(Refusal::new(
                 Reason::IoError,
                 "an interrupted command has to be taken back first: run, apply and undo do that",
             )));
         }
-        if let Some(stored) = seen(&state, received) {
-            return Ok(Planned::Repeated(repeated(stored, &state)));
+        if let Some(stored) = find_seen_result(&state, received) {
+            return Ok(PlanPreview::Repeated(repeat_stored_result(stored, &state)));
         }
         let refusal = match &received.command {
             Err(refusal) => refusal.clone(),
-            Ok(command) => match self.judge(command, origin, &mut state, &mut sheet) {
-                Judgement::Refuse(refusal) => refusal,
-                Judgement::TryLater(why) => return Err(Failure::Busy(why)),
-                Judgement::Obey => match self.prepare(command, &state, &mut sheet) {
-                    Ok(prepared) => return Ok(Planned::Plan(Box::new(prepared.plan))),
+            Ok(command) => match self.admit_command(command, origin, &mut state, &mut sheet) {
+                Admission::Reject(refusal) => refusal,
+                Admission::Defer(why) => return Err(EngineError::Busy(why)),
+                Admission::Accept => match self.prepare_plan(command, &state, &mut sheet) {
+                    Ok(prepared) => return Ok(PlanPreview::Plan(Box::new(prepared.plan))),
                     Err(refusal) => refusal,
                 },
             },
         };
-        Ok(Planned::Refused(Box::new(sheet.fail(&self.guest, refusal))))
+        Ok(PlanPreview::Refused(Box::new(sheet.fail(&self.guest, refusal))))
     }
 
     /// Judges a command, then plans it and carries it out; once more where a file changed meanwhile.
-    fn decide(
+    fn admit_and_execute(
         &mut self,
         command: &Command,
         origin: Origin,
         state: &mut State,
-        mut sheet: Sheet,
+        mut sheet: ResultBuilder,
         stop: &AtomicBool,
-    ) -> End {
-        match self.judge(command, origin, state, &mut sheet) {
-            Judgement::Obey => {}
-            Judgement::Refuse(refusal) => {
+    ) -> CommandEnd {
+        match self.admit_command(command, origin, state, &mut sheet) {
+            Admission::Accept => {}
+            Admission::Reject(refusal) => {
                 let outcome = sheet.fail(&self.guest, refusal);
-                return match self.signers_for(origin) {
+                return match self.required_signers_file(origin) {
                     // Whoever kept a signed command back until it expired must not spoil it: it is signed anew when
                     // it is handed out again.
-                    Some(_) => End::Traceless(outcome),
-                    None => End::Outcome(outcome, None),
+                    Some(_) => CommandEnd::Unrecorded(outcome),
+                    None => CommandEnd::Recorded(outcome, None),
                 };
             }
-            Judgement::TryLater(why) => return End::Later(why),
+            Admission::Defer(why) => return CommandEnd::Deferred(why),
         }
-        let mut tries = Tries::default();
+        let mut tries = PlanRetries::default();
         loop {
-            let prepared = match self.prepare_again(command, state, &mut sheet, &mut tries) {
+            let prepared = match self.prepare_plan_with_retries(command, state, &mut sheet, &mut tries) {
                 Ok(prepared) => prepared,
                 // What fails while the agent is stopped may be the stop's doing: its helper's socket goes with it.
-                Err(_) if stop.load(Ordering::SeqCst) => return End::Later(STOPPING.into()),
-                Err(refusal) => return End::Outcome(sheet.fail(&self.guest, refusal), None),
+                Err(_) if stop.load(Ordering::SeqCst) => {
+                    return CommandEnd::Deferred(STOPPING_MESSAGE.into());
+                }
+                Err(refusal) => return CommandEnd::Recorded(sheet.fail(&self.guest, refusal), None),
             };
-            let halt = match self.carry_out(command, origin, &prepared, state, &mut sheet, stop) {
+            let halt = match self.execute_with_intent(command, origin, &prepared, state, &mut sheet, stop) {
                 Ok(done) => {
-                    return End::Outcome(self.success(command, &prepared, state, sheet), done.map(Box::new));
+                    return CommandEnd::Recorded(
+                        self.build_success_result(command, &prepared, state, sheet),
+                        done.map(Box::new),
+                    );
                 }
                 Err(halt) => halt,
             };
             return match halt {
-                Halt::Stopped => self.stopped(state),
-                Halt::Changed(_) | Halt::NotOwned(_) | Halt::Failed(_) if stop.load(Ordering::SeqCst) => {
-                    self.stopped(state)
+                StepError::Stopped => self.abandon_on_stop(state),
+                StepError::FileChanged(_) | StepError::NotOwned(_) | StepError::Failed(_)
+                    if stop.load(Ordering::SeqCst) =>
+                {
+                    self.abandon_on_stop(state)
                 }
-                Halt::Changed(error) => match tries.another(&error) {
+                StepError::FileChanged(error) => match tries.consume_retry(&error) {
                     Ok(()) => continue,
-                    Err(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
+                    Err(refusal) => CommandEnd::Recorded(sheet.fail(&self.guest, refusal), None),
                 },
-                Halt::NotOwned(refusal) => {
+                StepError::NotOwned(refusal) => {
                     tries.not_owned = Some(refusal.message);
                     continue;
                 }
-                Halt::Failed(refusal) => End::Outcome(sheet.fail(&self.guest, refusal), None),
-                Halt::Stuck { refusal, .. } => End::Stuck(sheet.fail(&self.guest, refusal)),
+                StepError::Failed(refusal) => CommandEnd::Recorded(sheet.fail(&self.guest, refusal), None),
+                StepError::RollbackFailed { refusal, .. } => {
+                    CommandEnd::RollbackFailed(sheet.fail(&self.guest, refusal))
+                }
             };
         }
     }
 
     /// A command that a stop interrupts is taken back, and has no result.
-    fn stopped(&mut self, state: &State) -> End {
+    fn abandon_on_stop(&mut self, state: &State) -> CommandEnd {
         if let Err(refusal) = self.save(state) {
             tracing::warn!("{}", refusal.message);
         }
-        End::Later(STOPPING.into())
+        CommandEnd::Deferred(STOPPING_MESSAGE.into())
     }
 
     /// The intent, then the steps; what was done, where anything was. In `state` the intent is gone again whenever
     /// the steps came to an end.
-    fn carry_out(
+    fn execute_with_intent(
         &mut self,
         command: &Command,
         origin: Origin,
-        prepared: &Prepared,
+        prepared: &PreparedPlan,
         state: &mut State,
-        sheet: &mut Sheet,
+        sheet: &mut ResultBuilder,
         stop: &AtomicBool,
-    ) -> Result<Option<Intent>, Halt> {
-        let Prepared { plan, .. } = prepared;
-        if !plan.touches_files() && plan.proof.is_none() && !plan.unread {
+    ) -> Result<Option<Intent>, StepError> {
+        let PreparedPlan { plan, .. } = prepared;
+        if !plan.changes_files_or_labels() && plan.proof.is_none() && !plan.unread {
             return Ok(None);
         }
         let interrupted =
@@ -263,20 +285,20 @@ impl<G: Guest> Transaction<G> {
                 origin,
                 outline: sheet.clone().fail(&self.guest, interrupted),
             },
-            key_files: plan.key_edits.iter().map(|edit| edit.intent()).collect(),
-            sshd_files: plan.sshd_edits.iter().map(|edit| edit.intent()).collect(),
-            opens: plan.opens(),
+            key_files: plan.key_edits.iter().map(|edit| edit.to_intent()).collect(),
+            sshd_files: plan.sshd_edits.iter().map(|edit| edit.to_intent()).collect(),
+            opens: plan.enables_passwords(),
         };
-        pulse::step("recording the intent");
+        pulse::begin_step("recording the intent");
         state.intent = Some(intent.clone());
         if let Err(refusal) = self.save(state) {
             state.intent = None;
-            return Err(Halt::Failed(refusal));
+            return Err(StepError::Failed(refusal));
         }
         let kbd_interactive = self.settings.kbd_interactive;
-        let done = carry_out(&mut self.guest, prepared, &intent, kbd_interactive, &mut sheet.asked, stop);
+        let done = execute_plan(&mut self.guest, prepared, &intent, kbd_interactive, &mut sheet.asked, stop);
         match &done {
-            Err(Halt::Stuck { rest, .. }) => {
+            Err(StepError::RollbackFailed { rest, .. }) => {
                 state.intent = Some(rest.as_ref().clone());
                 if let Err(refusal) = self.save(state) {
                     tracing::warn!("{}", refusal.message);
@@ -286,22 +308,22 @@ impl<G: Guest> Transaction<G> {
         }
         let answers = done?;
         if let Some(first) = answers.first() {
-            sheet.outcome.effective = Some(first.effective.report());
+            sheet.outcome.effective = Some(first.effective.to_report());
         }
         Ok(Some(intent))
     }
 
-    fn success(
+    fn build_success_result(
         &self,
         command: &Command,
-        prepared: &Prepared,
+        prepared: &PreparedPlan,
         state: &mut State,
-        mut sheet: Sheet,
-    ) -> Outcome {
-        let Prepared { plan, .. } = prepared;
+        mut sheet: ResultBuilder,
+    ) -> CommandResult {
+        let PreparedPlan { plan, .. } = prepared;
         sheet.notes.extend(plan.key_labels.iter().chain(&plan.sshd_labels).map(ToString::to_string));
         let changed = plan.changes_files();
-        state.owe(command, prepared, &sheet.asked);
+        state.record_owed_proof(command, prepared, &sheet.asked);
         if let Some(password_auth) = command.action.password_auth() {
             state.password_auth = Some(password_auth);
         }
@@ -326,30 +348,34 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// Result, binding and the end of the intent, in one write. Where it cannot be written, nothing is done.
-    fn record(
+    fn record_result(
         &mut self,
         before: &State,
         mut state: State,
-        outcome: Outcome,
+        outcome: CommandResult,
         origin: Origin,
         done: Option<&Intent>,
-    ) -> Performed {
+    ) -> Execution {
         // Another command's count stays: what comes in between must not keep that one from its end.
         state.interrupted.take_if(|interrupted| interrupted.command_id == outcome.command_id);
         if origin == Origin::Channel {
-            state.undelivered = Some(stored(&outcome));
+            state.undelivered = Some(to_stored_result(&outcome));
         }
-        pulse::step("recording the result");
+        pulse::begin_step("recording the result");
         match self.save(&state) {
             Ok(()) => {
-                let is_new = state.remembers(&outcome.command_id);
-                Performed::Answered(Answered { recorded: true, is_new, ..answered(&outcome) })
+                let is_new = state.has_seen_command(&outcome.command_id);
+                Execution::Completed(CompletedCommand {
+                    recorded: true,
+                    is_new,
+                    ..to_completed_command(&outcome)
+                })
             }
             Err(refusal) => {
                 // A sequence that passed its check stays the highest, whatever became of its command.
                 let mut old = before.clone();
                 old.highest = state.highest;
-                self.take_back_unrecorded(old, outcome, refusal, done)
+                self.roll_back_unrecorded(old, outcome, refusal, done)
             }
         }
     }
@@ -357,18 +383,18 @@ impl<G: Guest> Transaction<G> {
     /// The result could not be stored for good, and what the state file now holds is not known: it may be the new
     /// state, only not on the disk yet. So the old state is put in its place again, with what takes back what was done;
     /// then that is taken back. Where not even that can be written nothing is: the next start goes by what it finds.
-    fn take_back_unrecorded(
+    fn roll_back_unrecorded(
         &mut self,
         mut old: State,
-        mut outcome: Outcome,
+        mut outcome: CommandResult,
         refusal: Refusal,
         done: Option<&Intent>,
-    ) -> Performed {
+    ) -> Execution {
         old.intent = done.cloned();
         if let Err(again) = self.save(&old) {
             tracing::error!("{}; what was done is not taken back before that can be kept", again.message);
         } else if let Some(intent) = done {
-            match undo(&mut self.guest, intent, &self.settings.target_user, Settle::Reload) {
+            match roll_back(&mut self.guest, intent, &self.settings.target_user, SshdRestore::Reload) {
                 Ok(owed) => {
                     old.intent = None;
                     old.owed.extend(owed);
@@ -385,26 +411,26 @@ impl<G: Guest> Transaction<G> {
         outcome.message = refusal.message;
         outcome.changed = false;
         outcome.warnings = Vec::new();
-        unrecorded(&outcome)
+        complete_unrecorded(&outcome)
     }
 }
 
 /// Why a command has no result that a stop interrupts.
-const STOPPING: &str = "the agent is stopping: the command was taken back and will come again";
+const STOPPING_MESSAGE: &str = "the agent is stopping: the command was taken back and will come again";
 
 /// The stored result of a command seen before. A malformed one is judged before it is recognised; its result
 /// stands for it only while it says the same.
-fn seen(state: &State, received: &Received) -> Option<StoredResult> {
-    let stored = state.result_of(&received.id)?;
+fn find_seen_result(state: &State, received: &ReceivedCommand) -> Option<StoredResult> {
+    let stored = state.find_result(&received.id)?;
     let Err(refusal) = &received.command else { return Some(stored.clone()) };
-    let outcome: Outcome = serde_json::from_str(&stored.result).ok()?;
+    let outcome: CommandResult = serde_json::from_str(&stored.result).ok()?;
     (outcome.reason == Some(refusal.reason)).then(|| stored.clone())
 }
 
 /// The stored result, once more. It may still be the one that waits for its delivery.
-fn repeated(stored: StoredResult, state: &State) -> Answered {
-    let outcome: Option<Outcome> = serde_json::from_str(&stored.result).ok();
-    Answered {
+fn repeat_stored_result(stored: StoredResult, state: &State) -> CompletedCommand {
+    let outcome: Option<CommandResult> = serde_json::from_str(&stored.result).ok();
+    CompletedCommand {
         recorded: state.undelivered.as_ref() == Some(&stored),
         id: stored.command_id,
         succeeded: outcome.is_some_and(|outcome| outcome.reason.is_none()),
@@ -416,13 +442,13 @@ fn repeated(stored: StoredResult, state: &State) -> Answered {
 }
 
 /// A result that the state does not hold.
-fn unrecorded(outcome: &Outcome) -> Performed {
-    Performed::Answered(answered(outcome))
+fn complete_unrecorded(outcome: &CommandResult) -> Execution {
+    Execution::Completed(to_completed_command(outcome))
 }
 
-fn answered(outcome: &Outcome) -> Answered {
-    let StoredResult { command_id, result } = stored(outcome);
-    Answered {
+fn to_completed_command(outcome: &CommandResult) -> CompletedCommand {
+    let StoredResult { command_id, result } = to_stored_result(outcome);
+    CompletedCommand {
         id: command_id,
         result,
         succeeded: outcome.reason.is_none(),
@@ -434,6 +460,6 @@ fn answered(outcome: &Outcome) -> Answered {
 }
 
 /// A result as the state holds it.
-fn stored(outcome: &Outcome) -> StoredResult {
+fn to_stored_result(outcome: &CommandResult) -> StoredResult {
     StoredResult { command_id: outcome.command_id.clone(), result: outcome.to_json() }
 }

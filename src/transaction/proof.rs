@@ -1,42 +1,44 @@
 //! Asking the running sshd once its files are live (KP-10.13): key and methods in one connection.
 
 use crate::guest::Guest;
-use crate::policy::observation::{Answer, Reload, Sshd};
-use crate::policy::outcome::{KeyProof, Proof, Refusal, TrialReport};
-use crate::policy::proof::{Forecast, ProofPlan, Seen, Verdict, contradicted, not_taken};
+use crate::policy::observation::{ReloadMethod, Sshd, SshdAnswer};
+use crate::policy::outcome::{KeyAcceptance, ProbeReport, Refusal, TrialReport};
+use crate::policy::proof::{
+    ExpectedProbe, ProbePlan, ProbeResult, ProbeVerdict, probe_contradicted_refusal, probe_not_taken,
+};
 
 /// The most connections that one command makes: sshd counts them (sshd_config(5), "PerSourcePenalties").
-const MAX_CONNECTIONS: u8 = 2;
+const MAX_PROBE_CONNECTIONS: u8 = 2;
 
 /// What became of the questions, over all tries of one command.
 #[derive(Debug, Clone, Default)]
-pub struct Asked {
+pub struct ProbeSession {
     connections: u8,
     /// What the result says of the running sshd; `None` where nothing was asked.
-    pub proof: Option<Proof>,
+    pub proof: Option<ProbeReport>,
     /// What the result says of a private sshd; `None` where it was not asked.
     pub trial: Option<TrialReport>,
 }
 
-impl Asked {
+impl ProbeSession {
     /// Asks the running sshd, once the files are live. A contradiction gets one more reload while a connection is left:
     /// the listener may not have read its files. `live` is what `sshd -T` says of the connection since its files were
     /// written; `reloading` is set where sshd was told. Whether it said that it does what its files say, and takes the key.
     ///
     /// # Errors
     /// `PROOF_CONTRADICTED`, `SSHD_RELOAD_UNSAFE`, `SSHD_RELOAD_FAILED`.
-    pub(super) fn ask(
+    pub(super) fn probe_running_sshd(
         &mut self,
         guest: &mut impl Guest,
-        plan: &ProofPlan,
+        plan: &ProbePlan,
         sshd: &Sshd,
-        live: Option<&Answer>,
+        live: Option<&SshdAnswer>,
         reloading: &mut bool,
     ) -> Result<bool, Refusal> {
-        match self.verdict(guest, plan, sshd, live, reloading)? {
-            Verdict::Contradicted(why) => Err(contradicted(&why)),
-            Verdict::AsForetold => Ok(self.takes(plan)),
-            Verdict::NotTaken(_) => Ok(false),
+        match self.probe_with_reload(guest, plan, sshd, live, reloading)? {
+            ProbeVerdict::Contradicted(why) => Err(probe_contradicted_refusal(&why)),
+            ProbeVerdict::AsExpected => Ok(self.is_key_accepted(plan)),
+            ProbeVerdict::NotTaken(_) => Ok(false),
         }
     }
 
@@ -44,79 +46,81 @@ impl Asked {
     ///
     /// # Errors
     /// `SSHD_RELOAD_UNSAFE`, `SSHD_RELOAD_FAILED`.
-    pub(super) fn verdict(
+    pub(super) fn probe_with_reload(
         &mut self,
         guest: &mut impl Guest,
-        plan: &ProofPlan,
+        plan: &ProbePlan,
         sshd: &Sshd,
-        live: Option<&Answer>,
+        live: Option<&SshdAnswer>,
         reloading: &mut bool,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<ProbeVerdict, Refusal> {
         let mut not_asked = |why: &str| {
-            self.proof = Some(not_taken(why));
-            Ok(Verdict::NotTaken(why.to_owned()))
+            self.proof = Some(probe_not_taken(why));
+            Ok(ProbeVerdict::NotTaken(why.to_owned()))
         };
         let forecast = match &plan.forecast {
             _ if !sshd.running => return not_asked("sshd is not running"),
             None => return not_asked("sshd listens neither on 127.0.0.1 nor on ::1"),
-            Some(forecast) => live.map_or_else(|| forecast.clone(), |live| forecast.clone().by(live)),
+            Some(forecast) => {
+                live.map_or_else(|| forecast.clone(), |live| forecast.clone().with_live_methods(live))
+            }
         };
-        let said = self.question(guest, plan, sshd, &forecast);
-        let is_final = self.connections >= MAX_CONNECTIONS || matches!(sshd.reload, Reload::None(_));
-        if is_final || !matches!(said, Verdict::Contradicted(_)) {
+        let said = self.probe_once(guest, plan, sshd, &forecast);
+        let is_final =
+            self.connections >= MAX_PROBE_CONNECTIONS || matches!(sshd.reload, ReloadMethod::None(_));
+        if is_final || !matches!(said, ProbeVerdict::Contradicted(_)) {
             return Ok(said);
         }
-        guest.reload_is_safe(sshd)?;
+        guest.check_reload_safe(sshd)?;
         *reloading = true;
-        guest.reload(sshd)?;
-        Ok(self.question(guest, plan, sshd, &forecast))
+        guest.reload_sshd(sshd)?;
+        Ok(self.probe_once(guest, plan, sshd, &forecast))
     }
 
     /// Whether the key of the plan was accepted, where it has one.
-    fn takes(&self, plan: &ProofPlan) -> bool {
-        plan.key.is_none() || self.proof.as_ref().is_some_and(|proof| proof.key == KeyProof::Accepted)
+    fn is_key_accepted(&self, plan: &ProbePlan) -> bool {
+        plan.key.is_none() || self.proof.as_ref().is_some_and(|proof| proof.key == KeyAcceptance::Accepted)
     }
 
     /// One connection, noted for the result.
-    fn question(
+    fn probe_once(
         &mut self,
         guest: &impl Guest,
-        plan: &ProofPlan,
+        plan: &ProbePlan,
         sshd: &Sshd,
-        forecast: &Forecast,
-    ) -> Verdict {
-        let said = if self.connections < MAX_CONNECTIONS {
+        forecast: &ExpectedProbe,
+    ) -> ProbeVerdict {
+        let said = if self.connections < MAX_PROBE_CONNECTIONS {
             self.connections += 1;
-            guest.probe(sshd, forecast.address, &plan.user, plan.key.as_ref())
+            guest.probe_sshd(sshd, forecast.address, &plan.user, plan.key.as_ref())
         } else {
-            Err(format!("{MAX_CONNECTIONS} connections were made for this command already"))
+            Err(format!("{MAX_PROBE_CONNECTIONS} connections were made for this command already"))
         };
-        let (methods, key) = (forecast.judge_methods(&said), forecast.judge_key(&said));
+        let (methods, key) = (forecast.check_methods(&said), forecast.check_key(&said));
         let why = match (&methods, &key, &plan.key) {
-            (Verdict::NotTaken(why), _, _) => Some(why.clone()),
-            (_, Verdict::NotTaken(why), Some(_)) => Some(why.clone()),
+            (ProbeVerdict::NotTaken(why), _, _) => Some(why.clone()),
+            (_, ProbeVerdict::NotTaken(why), Some(_)) => Some(why.clone()),
             (_, _, None) => Some("the command has no key to ask about".to_owned()),
             (_, _, Some(_)) => None,
         };
-        self.proof = Some(Proof {
-            key: key_proof(&said),
+        self.proof = Some(ProbeReport {
+            key: to_key_proof(&said),
             methods: said.ok().map(|seen| seen.methods),
             address: Some(forecast.address.to_string()),
             not_taken: why,
         });
         match (methods, key) {
-            (contradicted @ Verdict::Contradicted(_), _) | (_, contradicted @ Verdict::Contradicted(_)) => {
-                contradicted
-            }
+            (contradicted @ ProbeVerdict::Contradicted(_), _)
+            | (_, contradicted @ ProbeVerdict::Contradicted(_)) => contradicted,
             (methods, _) => methods,
         }
     }
 }
 
-fn key_proof(said: &Result<Seen, String>) -> KeyProof {
+fn to_key_proof(said: &Result<ProbeResult, String>) -> KeyAcceptance {
     match said {
-        Ok(Seen { accepts_key: Some(true), .. }) => KeyProof::Accepted,
-        Ok(Seen { accepts_key: Some(false), .. }) => KeyProof::Refused,
-        Ok(Seen { accepts_key: None, .. }) | Err(_) => KeyProof::NotTaken,
+        Ok(ProbeResult { accepts_key: Some(true), .. }) => KeyAcceptance::Accepted,
+        Ok(ProbeResult { accepts_key: Some(false), .. }) => KeyAcceptance::Refused,
+        Ok(ProbeResult { accepts_key: None, .. }) | Err(_) => KeyAcceptance::NotTaken,
     }
 }

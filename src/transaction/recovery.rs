@@ -6,32 +6,32 @@ use crate::guest::Guest;
 use crate::guest::files::FileError;
 use crate::policy::block;
 use crate::policy::edit::{FileIntent, FileKind, Inverse};
-use crate::policy::observation::{Reload, Sshd};
+use crate::policy::observation::{ReloadMethod, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
-use crate::policy::sshd_config::{PASSWORD, directives_of_ours, taken};
+use crate::policy::sshd_config::{PASSWORD_AUTHENTICATION, managed_places, parse_managed_directives};
 
-use super::observe::usual_key_path;
+use super::observe::default_key_path;
 use super::state::{Intent, MAX_INTERRUPTIONS, State, StoredResult};
-use super::{Failure, Transaction, pulse};
+use super::{Engine, EngineError, pulse};
 use crate::policy::command::Origin;
 
 /// How often a file that changes under the undo is looked at again.
-const TRIES: usize = 3;
+const MAX_RESTORE_TRIES: usize = 3;
 
 /// What sshd needs after its files are restored.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Settle<'a> {
+pub(super) enum SshdRestore<'a> {
     /// Nothing: it was never told of the new files.
     NotNeeded,
     /// This one was told, and may have died of it; it is found again.
-    BringBack(&'a Sshd),
+    RestartIfDead(&'a Sshd),
     /// It is not known what it was told: where its files were touched, it is found afresh, and told to read them.
     Reload,
 }
 
 /// What an undo could not do.
 #[derive(Debug)]
-pub(super) struct NotUndone {
+pub(super) struct RollbackError {
     /// That part of the intent.
     pub(super) rest: Box<Intent>,
     /// Every cause, in one text.
@@ -40,7 +40,7 @@ pub(super) struct NotUndone {
 
 /// What came of the steps of an undo so far.
 #[derive(Debug, Default)]
-struct Steps {
+struct RollbackProgress {
     /// Files that somebody changed since.
     left_alone: Vec<PathBuf>,
     /// Key files on volumes that are not mounted.
@@ -51,7 +51,7 @@ struct Steps {
     failures: Vec<Refusal>,
 }
 
-impl Steps {
+impl RollbackProgress {
     /// Every cause of a failure, in one text; `None` where nothing failed.
     fn refusal(&self) -> Option<Refusal> {
         let first = self.failures.first()?;
@@ -62,9 +62,9 @@ impl Steps {
 
 /// What came of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Taken {
+enum FileRollback {
     /// It is taken back, or nothing was to do.
-    Back,
+    Restored,
     /// Somebody changed the file.
     LeftAlone,
     /// The file's volume is not mounted: whether there is anything to take back is seen later.
@@ -78,47 +78,47 @@ enum Taken {
 ///
 /// # Errors
 /// What could not be taken back, all of it; what was is not done again by another call.
-pub(super) fn undo(
+pub(super) fn roll_back(
     guest: &mut impl Guest,
     intent: &Intent,
     user: &str,
-    settle: Settle<'_>,
-) -> Result<Vec<FileIntent>, NotUndone> {
-    pulse::step("taking a command back");
-    let mut steps = Steps::default();
+    settle: SshdRestore<'_>,
+) -> Result<Vec<FileIntent>, RollbackError> {
+    pulse::begin_step("taking a command back");
+    let mut steps = RollbackProgress::default();
     let mut rest = Intent { key_files: Vec::new(), sshd_files: Vec::new(), ..intent.clone() };
     if intent.opens {
         // The old key is back before passwords go off again.
-        rest.key_files = take_back_all(guest, &intent.key_files, &mut steps);
+        rest.key_files = roll_back_files(guest, &intent.key_files, &mut steps);
     }
-    let owes_a_key = steps.owed.iter().any(FileIntent::takes_a_key);
+    let owes_a_key = steps.owed.iter().any(FileIntent::removes_key);
     if owes_a_key {
         // The key cannot be put back, and passwords may not go off without it.
-        let refusals = steps.owed.iter().map(not_mounted).collect::<Vec<_>>();
+        let refusals = steps.owed.iter().map(not_mounted_refusal).collect::<Vec<_>>();
         steps.failures.extend(refusals);
         rest.key_files.append(&mut steps.owed);
     }
-    if rest.key_files.iter().any(FileIntent::takes_a_key) {
+    if rest.key_files.iter().any(FileIntent::removes_key) {
         rest.sshd_files.clone_from(&intent.sshd_files);
     } else {
-        rest.sshd_files = take_back_all(guest, &intent.sshd_files, &mut steps);
+        rest.sshd_files = roll_back_files(guest, &intent.sshd_files, &mut steps);
     }
     // What cannot be restored may turn passwords off: sshd is not told to read it.
     let is_restored = rest.sshd_files.is_empty() || intent.opens;
     let mut settled = match settle {
-        Settle::NotNeeded => Ok(()),
-        Settle::BringBack(sshd) => guest.bring_back(sshd),
-        Settle::Reload => Ok(()),
+        SshdRestore::NotNeeded => Ok(()),
+        SshdRestore::RestartIfDead(sshd) => guest.ensure_sshd_running(sshd),
+        SshdRestore::Reload => Ok(()),
     };
     let must_read = match settle {
-        Settle::NotNeeded => false,
+        SshdRestore::NotNeeded => false,
         // One that lived through the reload may have read what is no longer there: until it has read its restored
         // files, the key may be the only way in.
-        Settle::BringBack(_) => true,
-        Settle::Reload => !intent.sshd_files.is_empty(),
+        SshdRestore::RestartIfDead(_) => true,
+        SshdRestore::Reload => !intent.sshd_files.is_empty(),
     };
     if settled.is_ok() && must_read && is_restored {
-        settled = reload_afresh(guest, user);
+        settled = find_and_reload_sshd(guest, user);
     }
     let is_settled = settled.is_ok();
     if let Err(refusal) = settled {
@@ -127,22 +127,22 @@ pub(super) fn undo(
     }
     if !intent.opens {
         let mut must_stay = match is_settled {
-            true => the_key_must_stay(guest, intent, &rest, user, &mut steps),
+            true => must_keep_key(guest, intent, &rest, user, &mut steps),
             false => true,
         };
         // By its files passwords are on: the running one has to have read that before the key goes.
         if steps.passwords_are_on
             && must_read
             && !is_restored
-            && let Err(refusal) = reload_afresh(guest, user)
+            && let Err(refusal) = find_and_reload_sshd(guest, user)
         {
             steps.failures.push(refusal);
             must_stay = true;
         }
-        let stays = |file: &FileIntent| must_stay && !file.takes_a_key();
+        let stays = |file: &FileIntent| must_stay && !file.removes_key();
         let (stay, go): (Vec<FileIntent>, Vec<FileIntent>) =
             intent.key_files.iter().cloned().partition(stays);
-        rest.key_files = take_back_all(guest, &go, &mut steps);
+        rest.key_files = roll_back_files(guest, &go, &mut steps);
         if !stay.is_empty() {
             // By them the next try sees whether it still has to stay.
             rest.sshd_files.clone_from(&intent.sshd_files);
@@ -158,11 +158,11 @@ pub(super) fn undo(
     }
     let Some(refusal) = steps.refusal() else { return Ok(steps.owed) };
     rest.key_files.append(&mut steps.owed);
-    Err(NotUndone { refusal, rest: Box::new(rest) })
+    Err(RollbackError { refusal, rest: Box::new(rest) })
 }
 
 /// That a key file cannot be looked at, since its volume is not mounted.
-fn not_mounted(file: &FileIntent) -> Refusal {
+fn not_mounted_refusal(file: &FileIntent) -> Refusal {
     let mount = file.mount.as_deref().unwrap_or(&file.path).display();
     let message =
         format!("{}: {mount}, on which that file is, is not mounted; mount it", file.path.display());
@@ -174,36 +174,36 @@ fn not_mounted(file: &FileIntent) -> Refusal {
 ///
 /// # Errors
 /// What could not be taken back, or that sshd may not have read it.
-pub(super) fn take_setting_back(
+pub(super) fn restore_password_setting(
     guest: &mut impl Guest,
     files: &[FileIntent],
     user: &str,
 ) -> Result<Vec<PathBuf>, Refusal> {
-    let mut steps = Steps::default();
-    take_back_all(guest, files, &mut steps);
+    let mut steps = RollbackProgress::default();
+    roll_back_files(guest, files, &mut steps);
     if let Some(refusal) = steps.refusal() {
         return Err(refusal);
     }
-    reload_afresh(guest, user)?;
+    find_and_reload_sshd(guest, user)?;
     Ok(steps.left_alone)
 }
 
 /// Whether a key that was bound anew has to stay, since what is left of the command in sshd's files keeps passwords off.
-fn the_key_must_stay(
+fn must_keep_key(
     guest: &impl Guest,
     intent: &Intent,
     rest: &Intent,
     user: &str,
-    steps: &mut Steps,
+    steps: &mut RollbackProgress,
 ) -> bool {
-    let is_new = |file: &&FileIntent| !file.takes_a_key() && still_stands(guest, file);
+    let is_new = |file: &&FileIntent| !file.removes_key() && needs_rollback(guest, file);
     let Some(key) = intent.key_files.iter().find(is_new) else { return false };
     for file in &intent.sshd_files {
         let is_left = rest.sshd_files.contains(file) || steps.left_alone.contains(&file.path);
-        if !is_left || !may_turn_off(guest, file) {
+        if !is_left || !may_disable_passwords(guest, file) {
             continue;
         }
-        let why = match passwords_are_on(guest, user) {
+        let why = match are_passwords_enabled(guest, user) {
             Ok(true) => {
                 steps.passwords_are_on = true;
                 return false;
@@ -229,20 +229,22 @@ fn the_key_must_stay(
 }
 
 /// Whether there is anything of an edit to take back; what cannot be read may stand.
-fn still_stands(guest: &impl Guest, file: &FileIntent) -> bool {
+fn needs_rollback(guest: &impl Guest, file: &FileIntent) -> bool {
     match guest.read(&file.kind, &file.path) {
-        Ok(now) => !matches!(file.inverse(now.as_deref()), Inverse::Nothing | Inverse::LeftAlone),
+        Ok(now) => !matches!(file.inverse(now.as_deref()), Inverse::Unchanged | Inverse::Conflict),
         Err(_) => true,
     }
 }
 
 /// Whether what was ours in a file of sshd's turns passwords off, whatever somebody made of it. What cannot be read may;
 /// what is no file does not.
-fn may_turn_off(guest: &impl Guest, file: &FileIntent) -> bool {
+fn may_disable_passwords(guest: &impl Guest, file: &FileIntent) -> bool {
     match guest.read(&file.kind, &file.path) {
         Ok(now) => {
-            let ours = block::joined(&file.ours(&now.unwrap_or_default()));
-            directives_of_ours(&ours).iter().any(|(keyword, value)| keyword == PASSWORD && value == "no")
+            let ours = block::join_segments(&file.find_managed_segments(&now.unwrap_or_default()));
+            parse_managed_directives(&ours)
+                .iter()
+                .any(|(keyword, value)| keyword == PASSWORD_AUTHENTICATION && value == "no")
         }
         Err(FileError::Unsafe { .. }) => false,
         Err(_) => true,
@@ -253,23 +255,29 @@ fn may_turn_off(guest: &impl Guest, file: &FileIntent) -> bool {
 ///
 /// # Errors
 /// It cannot be told.
-fn passwords_are_on(guest: &impl Guest, user: &str) -> Result<bool, Refusal> {
-    match guest.sshd(user) {
+fn are_passwords_enabled(guest: &impl Guest, user: &str) -> Result<bool, Refusal> {
+    match guest.inspect_sshd(user) {
         Ok(sshd) => Ok(sshd.answers.iter().any(|answer| answer.effective.password_authentication())),
         // Nobody reads the setting.
-        Err(refusal) if refusal.reason == Reason::SshdNotFound && !guest.may_run_sshd()? => Ok(true),
+        Err(refusal) if refusal.reason == Reason::SshdNotFound && !guest.is_sshd_possibly_running()? => {
+            Ok(true)
+        }
         Err(refusal) => Err(refusal),
     }
 }
 
 /// Takes every file back, the last one first; one that cannot be taken back stops no other. Those that could not.
-fn take_back_all(guest: &mut impl Guest, files: &[FileIntent], steps: &mut Steps) -> Vec<FileIntent> {
+fn roll_back_files(
+    guest: &mut impl Guest,
+    files: &[FileIntent],
+    steps: &mut RollbackProgress,
+) -> Vec<FileIntent> {
     let mut rest = Vec::new();
     for file in files.iter().rev() {
-        match take_back(guest, file) {
-            Ok(Taken::Back) => {}
-            Ok(Taken::LeftAlone) => steps.left_alone.push(file.path.clone()),
-            Ok(Taken::Owed) => steps.owed.push(file.clone()),
+        match roll_back_file(guest, file) {
+            Ok(FileRollback::Restored) => {}
+            Ok(FileRollback::LeftAlone) => steps.left_alone.push(file.path.clone()),
+            Ok(FileRollback::Owed) => steps.owed.push(file.clone()),
             Err(refusal) => {
                 steps.failures.push(refusal);
                 rest.insert(0, file.clone());
@@ -279,29 +287,29 @@ fn take_back_all(guest: &mut impl Guest, files: &[FileIntent], steps: &mut Steps
     rest
 }
 
-fn take_back(guest: &mut impl Guest, file: &FileIntent) -> Result<Taken, Refusal> {
+fn roll_back_file(guest: &mut impl Guest, file: &FileIntent) -> Result<FileRollback, Refusal> {
     let FileIntent { path, kind, creates_directory, .. } = file;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_RESTORE_TRIES {
         let now = match guest.read(&file.kind, &file.path) {
             Ok(now) => now,
-            Err(error) if is_not_ours(guest, file, &error) => return Ok(Taken::LeftAlone),
+            Err(error) if is_not_ours(guest, file, &error) => return Ok(FileRollback::LeftAlone),
             Err(error) => return Err(error.into()),
         };
         let inverse = file.inverse(now.as_deref());
-        let is_found = !matches!(inverse, Inverse::Nothing | Inverse::LeftAlone);
+        let is_found = !matches!(inverse, Inverse::Unchanged | Inverse::Conflict);
         // What stands there now is another file.
         if !is_found && file.mount.as_deref().is_some_and(|mount| !guest.is_mounted(mount)) {
-            return Ok(Taken::Owed);
+            return Ok(FileRollback::Owed);
         }
-        let hash = now.as_deref().map(crate::policy::types::ContentHash::of);
+        let hash = now.as_deref().map(crate::policy::types::ContentHash::from_content);
         let done = match (inverse, &hash) {
-            (Inverse::Nothing, None) => match (creates_directory, &file.hash_after) {
+            (Inverse::Unchanged, None) => match (creates_directory, &file.hash_after) {
                 // The directory may have been made before the file.
                 (Some(directory), Some(after)) => guest.remove(kind, path, after, Some(directory)),
                 _ => Ok(()),
             },
-            (Inverse::Nothing, Some(_)) | (Inverse::Remove, None) => Ok(()),
-            (Inverse::LeftAlone, _) => return Ok(Taken::LeftAlone),
+            (Inverse::Unchanged, Some(_)) | (Inverse::Remove, None) => Ok(()),
+            (Inverse::Conflict, _) => return Ok(FileRollback::LeftAlone),
             (Inverse::Replace(content), expected) => guest.write(kind, path, expected.as_ref(), &content),
             (Inverse::Remove, Some(expected)) => {
                 guest.remove(kind, path, expected, creates_directory.as_deref())
@@ -309,7 +317,7 @@ fn take_back(guest: &mut impl Guest, file: &FileIntent) -> Result<Taken, Refusal
         };
         match done {
             Err(FileError::Changed { .. }) => {}
-            done => return done.map(|()| Taken::Back).map_err(Refusal::from),
+            done => return done.map(|()| FileRollback::Restored).map_err(Refusal::from),
         }
     }
     Err(Refusal::new(Reason::IoError, format!("{} changes faster than it can be restored", path.display())))
@@ -325,9 +333,9 @@ fn is_not_ours(guest: &impl Guest, file: &FileIntent, error: &FileError) -> bool
     match &file.kind {
         FileKind::SshdConfig => true,
         FileKind::AuthorizedKeys { .. } => {
-            !file.takes_a_key()
+            !file.removes_key()
                 && match guest.read(&FileKind::SshdConfig, &file.path) {
-                    Ok(now) => file.ours(&now.unwrap_or_default()).is_empty(),
+                    Ok(now) => file.find_managed_segments(&now.unwrap_or_default()).is_empty(),
                     Err(FileError::Unsafe { .. }) => true,
                     Err(_) => false,
                 }
@@ -339,39 +347,41 @@ fn is_not_ours(guest: &impl Guest, file: &FileIntent, error: &FileError) -> bool
 ///
 /// # Errors
 /// It may not have read them.
-pub(super) fn reload_afresh(guest: &mut impl Guest, user: &str) -> Result<(), Refusal> {
-    let Some(sshd) = listener(guest, user)? else { return Ok(()) };
-    guest.reload_is_safe(&sshd)?;
-    let Err(failed) = guest.reload(&sshd) else { return Ok(()) };
+pub(super) fn find_and_reload_sshd(guest: &mut impl Guest, user: &str) -> Result<(), Refusal> {
+    let Some(sshd) = find_sshd_to_reload(guest, user)? else { return Ok(()) };
+    guest.check_reload_safe(&sshd)?;
+    let Err(failed) = guest.reload_sshd(&sshd) else { return Ok(()) };
     tracing::error!("{}", failed.message);
-    guest.bring_back(&sshd)?;
+    guest.ensure_sshd_running(&sshd)?;
     // That it listens does not say that it has read them: it may have lived through the failure.
-    let Some(sshd) = listener(guest, user)? else { return Ok(()) };
-    guest.reload_is_safe(&sshd)?;
-    guest.reload(&sshd)
+    let Some(sshd) = find_sshd_to_reload(guest, user)? else { return Ok(()) };
+    guest.check_reload_safe(&sshd)?;
+    guest.reload_sshd(&sshd)
 }
 
 /// The sshd that has to be told; `None` where nobody has to be.
-fn listener(guest: &impl Guest, user: &str) -> Result<Option<Sshd>, Refusal> {
-    match guest.sshd(user) {
-        Ok(sshd) if matches!(sshd.reload, Reload::None(_)) => Ok(None),
+fn find_sshd_to_reload(guest: &impl Guest, user: &str) -> Result<Option<Sshd>, Refusal> {
+    match guest.inspect_sshd(user) {
+        Ok(sshd) if matches!(sshd.reload, ReloadMethod::None(_)) => Ok(None),
         Ok(sshd) => Ok(Some(sshd)),
         // One that cannot be asked may run by our files all the same.
-        Err(refusal) if refusal.reason == Reason::SshdNotFound && !guest.may_run_sshd()? => Ok(None),
+        Err(refusal) if refusal.reason == Reason::SshdNotFound && !guest.is_sshd_possibly_running()? => {
+            Ok(None)
+        }
         Err(refusal) => Err(refusal),
     }
 }
 
-impl<G: Guest> Transaction<G> {
+impl<G: Guest> Engine<G> {
     /// Undoes an open intent and sweeps what a crash left behind, under the lock.
     ///
     /// # Errors
     /// That the state cannot be read or written, or the intent not be undone.
-    pub fn recover(&mut self) -> Result<(), Failure> {
+    pub fn recover(&mut self) -> Result<(), EngineError> {
         let _lock = self.guest.lock()?;
-        self.guest.sweep_state();
+        self.guest.clean_state_and_run_dirs();
         let mut state = self.load()?;
-        self.sweep(&state);
+        self.sweep_leftovers(&state);
         self.close_intent(&mut state)?;
         Ok(())
     }
@@ -380,7 +390,7 @@ impl<G: Guest> Transaction<G> {
     ///
     /// # Errors
     /// As for [`Self::recover`].
-    pub fn recover_if_open(&mut self) -> Result<(), Failure> {
+    pub fn recover_if_open(&mut self) -> Result<(), EngineError> {
         match self.load() {
             Ok(State { intent: Some(_), .. }) => self.recover(),
             Ok(State { intent: None, .. }) => Ok(()),
@@ -392,36 +402,38 @@ impl<G: Guest> Transaction<G> {
     }
 
     /// Sweeps beside all files that are written without an intent: `undo` knows none.
-    pub(super) fn sweep(&mut self, state: &State) {
-        let target = self.guest.account_to_clean(&self.settings.target_user).ok();
-        let usual = target.map(|account| (account.name.clone(), Some(account.uid), usual_key_path(&account)));
+    pub(super) fn sweep_leftovers(&mut self, state: &State) {
+        let target = self.guest.lookup_account_for_removal(&self.settings.target_user).ok();
+        let usual =
+            target.map(|account| (account.name.clone(), Some(account.uid), default_key_path(&account)));
         let bound = state.binding.as_ref();
         let bound = bound.map(|binding| (binding.user.clone(), binding.uid, binding.path.clone()));
         for (user, uid, path) in bound.into_iter().chain(usual) {
-            self.guest.sweep(&FileKind::AuthorizedKeys { user, uid, known: Vec::new() }, &path);
+            self.guest
+                .remove_stale_temporaries(&FileKind::AuthorizedKeys { user, uid, known: Vec::new() }, &path);
         }
         if let Ok(config) = self.guest.sshd_files() {
-            let drop_ins = taken(&config).into_iter().map(|place| place.file().to_owned());
+            let drop_ins = managed_places(&config).into_iter().map(|place| place.file().to_owned());
             for path in drop_ins.chain([config.main.clone()]) {
-                self.guest.sweep(&FileKind::SshdConfig, &path);
+                self.guest.remove_stale_temporaries(&FileKind::SshdConfig, &path);
             }
         }
     }
 
     /// Takes back what could not be before, since its volume was not mounted. What still cannot stays owed.
-    fn take_back_owed(&mut self, state: &mut State) -> Result<(), Refusal> {
+    fn retry_owed_rollbacks(&mut self, state: &mut State) -> Result<(), Refusal> {
         let bound = state.binding.as_ref().map(|binding| binding.key_pair.public_key.clone());
         let mut owed = Vec::new();
-        for file in state.owed.iter().filter_map(|file| file.clone().due(bound.as_ref())) {
-            match take_back(&mut self.guest, &file) {
-                Ok(Taken::Back) => tracing::info!("{} is taken back", file.path.display()),
-                Ok(Taken::LeftAlone) => {
+        for file in state.owed.iter().filter_map(|file| file.clone().pending_revert(bound.as_ref())) {
+            match roll_back_file(&mut self.guest, &file) {
+                Ok(FileRollback::Restored) => tracing::info!("{} is taken back", file.path.display()),
+                Ok(FileRollback::LeftAlone) => {
                     tracing::warn!(
                         "{} was changed by somebody meanwhile: it is left alone",
                         file.path.display()
                     );
                 }
-                Ok(Taken::Owed) => owed.push(file),
+                Ok(FileRollback::Owed) => owed.push(file),
                 Err(refusal) => {
                     tracing::warn!("{}", refusal.message);
                     owed.push(file);
@@ -437,18 +449,18 @@ impl<G: Guest> Transaction<G> {
 
     /// Undoes an open intent. The third time a command is found in flight, `INTERRUPTED` is its result.
     pub(super) fn close_intent(&mut self, state: &mut State) -> Result<(), Refusal> {
-        self.finish_restoring(state)?;
-        self.take_back_owed(state)?;
+        self.finish_setting_restore(state)?;
+        self.retry_owed_rollbacks(state)?;
         let Some(intent) = state.intent.clone() else { return Ok(()) };
         tracing::warn!("a command was interrupted: what it did is taken back");
         for file in intent.key_files.iter().chain(&intent.sshd_files) {
-            self.guest.sweep(&file.kind, &file.path);
+            self.guest.remove_stale_temporaries(&file.kind, &file.path);
         }
-        let undone = undo(&mut self.guest, &intent, &self.settings.target_user, Settle::Reload);
+        let undone = roll_back(&mut self.guest, &intent, &self.settings.target_user, SshdRestore::Reload);
         if let Ok(owed) = &undone {
             state.owed.extend(owed.iter().cloned());
         }
-        if let Err(NotUndone { refusal, rest }) = undone {
+        if let Err(RollbackError { refusal, rest }) = undone {
             // What is done is not done again. Where that cannot be kept, it is: an inverse finds nothing to do.
             if *rest != intent {
                 state.intent = Some(*rest);
@@ -468,10 +480,10 @@ impl<G: Guest> Transaction<G> {
             && state.count_interruption(&in_flight.id) >= MAX_INTERRUPTIONS
         {
             let mut outcome = in_flight.outline;
-            outcome.finished_at = super::sheet::timestamp(&self.guest);
+            outcome.finished_at = super::sheet::current_timestamp(&self.guest);
             let stored = StoredResult { command_id: in_flight.id, result: outcome.to_json() };
             state.interrupted = None;
-            state.remember(stored.clone());
+            state.add_result(stored.clone());
             if in_flight.origin == Origin::Channel {
                 state.undelivered = Some(stored);
             }

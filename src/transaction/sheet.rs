@@ -6,33 +6,33 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::guest::Guest;
-use crate::policy::command::Received;
-use crate::policy::outcome::{Code, Outcome, Refusal, Status, Warning, printable};
+use crate::policy::command::ReceivedCommand;
+use crate::policy::outcome::{Code, CommandResult, Refusal, Status, Warning, escape_unprintable};
 use crate::policy::types::InstanceId;
 
-use super::proof::Asked;
+use super::proof::ProbeSession;
 
 /// An unfinished [`Outcome`], and when its command was first looked at.
 #[derive(Debug, Clone)]
-pub struct Sheet {
+pub struct ResultBuilder {
     /// What is known so far; its status is not yet meant.
-    pub outcome: Outcome,
+    pub outcome: CommandResult,
     /// What the message of a success has to say besides, by the last look.
     pub notes: Vec<String>,
     /// What the running sshd was asked, over all tries.
-    pub asked: Asked,
+    pub asked: ProbeSession,
     started: Duration,
 }
 
-impl Sheet {
+impl ResultBuilder {
     /// A sheet for a command that was just received.
-    pub fn new(guest: &impl Guest, received: &Received) -> Self {
+    pub fn new(guest: &impl Guest, received: &ReceivedCommand) -> Self {
         let public_key = received.command.as_ref().ok().and_then(|command| command.action.public_key());
         Self {
             started: guest.elapsed(),
             notes: Vec::new(),
-            asked: Asked::default(),
-            outcome: Outcome {
+            asked: ProbeSession::default(),
+            outcome: CommandResult {
                 command_id: received.id.clone(),
                 instance_id: received.instance_id.clone(),
                 action: received.action,
@@ -59,7 +59,7 @@ impl Sheet {
     }
 
     /// Says which instance this is, where that is known.
-    pub fn instance(&mut self, id: Option<&InstanceId>) {
+    pub fn set_instance_id(&mut self, id: Option<&InstanceId>) {
         if let Some(id) = id {
             self.outcome.instance_id = Some(id.as_str().to_owned());
         }
@@ -72,19 +72,19 @@ impl Sheet {
         message: String,
         changed: bool,
         warnings: Vec<Warning>,
-    ) -> Outcome {
+    ) -> CommandResult {
         self.outcome.status = Status::Succeeded;
         self.outcome.code = Code::Ok;
         self.outcome.reason = None;
         let words: Vec<String> = std::iter::once(message).chain(self.notes.drain(..)).collect();
-        self.outcome.message = printable(&words.join("; "));
+        self.outcome.message = escape_unprintable(&words.join("; "));
         self.outcome.changed = changed;
         self.outcome.warnings = warnings;
         self.finish(guest)
     }
 
     /// The result of a command that did not.
-    pub fn fail(mut self, guest: &impl Guest, refusal: Refusal) -> Outcome {
+    pub fn fail(mut self, guest: &impl Guest, refusal: Refusal) -> CommandResult {
         self.outcome.status = Status::Failed;
         self.outcome.code = refusal.reason.code();
         self.outcome.reason = Some(refusal.reason);
@@ -94,10 +94,10 @@ impl Sheet {
         self.finish(guest)
     }
 
-    fn finish(mut self, guest: &impl Guest) -> Outcome {
+    fn finish(mut self, guest: &impl Guest) -> CommandResult {
         self.outcome.trial = self.asked.trial;
         self.outcome.proof = self.asked.proof;
-        self.outcome.finished_at = timestamp(guest);
+        self.outcome.finished_at = current_timestamp(guest);
         let took = guest.elapsed().saturating_sub(self.started);
         self.outcome.duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self.outcome
@@ -105,11 +105,11 @@ impl Sheet {
 }
 
 /// Now, in RFC 3339, to the second.
-pub fn timestamp(guest: &impl Guest) -> String {
-    rfc3339(guest.now())
+pub fn current_timestamp(guest: &impl Guest) -> String {
+    format_rfc3339(guest.now())
 }
 
 /// A moment in RFC 3339, to the second.
-pub fn rfc3339(moment: OffsetDateTime) -> String {
+pub fn format_rfc3339(moment: OffsetDateTime) -> String {
     moment.replace_nanosecond(0).unwrap_or(moment).format(&Rfc3339).unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::command::Origin;
 use crate::policy::edit::FileIntent;
-use crate::policy::machine::Machine;
+use crate::policy::machine::MachineId;
 use crate::policy::plan::Binding;
 use crate::policy::types::{CommandId, InstanceId, PasswordAuth, Sequence};
 
@@ -15,13 +15,13 @@ use super::owed::{Contradiction, OwedProof};
 
 mod size;
 
-pub use size::Unkept;
+pub use size::StateSerializeError;
 
 /// The version of the format below. A state file of a higher one is left alone.
-const VERSION: u32 = 1;
+const STATE_FORMAT_VERSION: u32 = 1;
 
 /// How many results are kept.
-const KEPT_RESULTS: usize = 128;
+const MAX_KEPT_RESULTS: usize = 128;
 
 /// How often a command may be interrupted before that is its result.
 pub const MAX_INTERRUPTIONS: u32 = 3;
@@ -36,7 +36,7 @@ pub struct State {
     pub instance_id: Option<InstanceId>,
     /// On which machine that was learnt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    machine: Option<Machine>,
+    machine: Option<MachineId>,
     /// What is bound.
     pub binding: Option<Binding>,
     /// The last setting that a command made.
@@ -46,14 +46,14 @@ pub struct State {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reload_is_owed: bool,
     /// The highest sequence that passed its check, and whose it was.
-    pub highest: Option<Highest>,
+    pub highest: Option<HighestSequence>,
     /// The command in flight.
     pub intent: Option<Intent>,
     /// Edits of key files that are yet to be taken back, since the volume was not mounted. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub owed: Vec<FileIntent>,
     /// How often a command was interrupted.
-    pub interrupted: Option<Interrupted>,
+    pub interrupted: Option<InterruptionCount>,
     /// The last results, the newest at the end.
     results: VecDeque<StoredResult>,
     /// The result that the control plane has yet to accept.
@@ -69,7 +69,7 @@ pub struct State {
 /// The highest sequence so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Highest {
+pub struct HighestSequence {
     /// The sequence.
     pub sequence: Sequence,
     /// The command it came with.
@@ -79,7 +79,7 @@ pub struct Highest {
 /// How often a command was interrupted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Interrupted {
+pub struct InterruptionCount {
     /// The command.
     pub command_id: CommandId,
     /// How many recoveries found it in flight.
@@ -92,7 +92,7 @@ pub enum Adoption {
     /// It is the known one.
     Known,
     /// It is the known one now.
-    Taken,
+    Adopted,
     /// Another one stays.
     Refused,
 }
@@ -131,48 +131,48 @@ pub struct InFlight {
     /// Where it came from.
     pub origin: Origin,
     /// What its result would say but for the outcome.
-    pub outline: crate::policy::outcome::Outcome,
+    pub outline: crate::policy::outcome::CommandResult,
 }
 
 /// Why a state file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unreadable {
+pub enum StateParseError {
     /// It is not what this program writes.
-    Garbled {
+    Malformed {
         /// The line of the fault.
         line: usize,
         /// The fault, without the text.
         why: String,
     },
     /// A newer version of this program wrote it.
-    Newer(u32),
+    NewerVersion(u32),
 }
 
-impl fmt::Display for Unreadable {
+impl fmt::Display for StateParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Garbled { line, why } => write!(f, "it cannot be read (line {line}: {why})"),
-            Self::Newer(version) => write!(
+            Self::Malformed { line, why } => write!(f, "it cannot be read (line {line}: {why})"),
+            Self::NewerVersion(version) => write!(
                 f,
-                "it is of format {version}, written by a newer version; this one knows format {VERSION}"
+                "it is of format {version}, written by a newer version; this one knows format {STATE_FORMAT_VERSION}"
             ),
         }
     }
 }
 
-impl std::error::Error for Unreadable {}
+impl std::error::Error for StateParseError {}
 
 impl State {
     /// Reads a state file; no file is the empty state.
     ///
     /// # Errors
     /// [`Unreadable`]: nothing is to be touched then.
-    pub fn parse(bytes: Option<&[u8]>) -> Result<Self, Unreadable> {
+    pub fn parse(bytes: Option<&[u8]>) -> Result<Self, StateParseError> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
         }
-        let Some(bytes) = bytes else { return Ok(Self { version: VERSION, ..Self::default() }) };
+        let Some(bytes) = bytes else { return Ok(Self { version: STATE_FORMAT_VERSION, ..Self::default() }) };
         let garbled = |error: serde_json::Error| {
             let why = match error.classify() {
                 serde_json::error::Category::Eof => "it ends too early",
@@ -180,30 +180,30 @@ impl State {
                 serde_json::error::Category::Data => "a field is missing or of the wrong type",
                 serde_json::error::Category::Io => "it could not be read",
             };
-            Unreadable::Garbled { line: error.line(), why: why.to_owned() }
+            StateParseError::Malformed { line: error.line(), why: why.to_owned() }
         };
         // The version first: what a newer one wrote need not parse as ours.
         let Versioned { version } = serde_json::from_slice(bytes).map_err(garbled)?;
-        if version > VERSION {
-            return Err(Unreadable::Newer(version));
+        if version > STATE_FORMAT_VERSION {
+            return Err(StateParseError::NewerVersion(version));
         }
         serde_json::from_slice(bytes).map_err(garbled)
     }
 
     /// The stored result of a command seen before.
-    pub fn result_of(&self, id: &CommandId) -> Option<&StoredResult> {
+    pub fn find_result(&self, id: &CommandId) -> Option<&StoredResult> {
         self.results.iter().rev().chain(&self.undelivered).find(|stored| stored.command_id == *id)
     }
 
     /// Whether a command is remembered as seen, and not merely on its way.
-    pub fn remembers(&self, id: &CommandId) -> bool {
+    pub fn has_seen_command(&self, id: &CommandId) -> bool {
         self.results.iter().any(|stored| stored.command_id == *id)
     }
 
     /// Remembers a result as seen.
-    pub fn remember(&mut self, stored: StoredResult) {
+    pub fn add_result(&mut self, stored: StoredResult) {
         self.results.push_back(stored);
-        while self.results.len() > KEPT_RESULTS {
+        while self.results.len() > MAX_KEPT_RESULTS {
             self.drop_oldest_result();
         }
     }
@@ -226,21 +226,26 @@ impl State {
     /// Counts an interruption of `id` and returns how many there were.
     pub fn count_interruption(&mut self, id: &CommandId) -> u32 {
         let before = self.interrupted.take().filter(|one| one.command_id == *id).map_or(0, |one| one.times);
-        self.interrupted = Some(Interrupted { command_id: id.clone(), times: before + 1 });
+        self.interrupted = Some(InterruptionCount { command_id: id.clone(), times: before + 1 });
         before + 1
     }
 
     /// Takes `id` for this instance's, on this machine. Where another one was known this is a clone: its results and
-    /// its sequence go, its binding stays as inherited (KP-7.10). Who `must_move` is a clone only where the machine
+    /// its sequence go, its binding stays as inherited (KP-7.10). Who `requires_new_machine` is a clone only where the machine
     /// is another too, and both are known.
-    pub fn adopt(&mut self, id: &InstanceId, machine: Option<&Machine>, must_move: bool) -> Adoption {
+    pub fn adopt_instance_id(
+        &mut self,
+        id: &InstanceId,
+        machine: Option<&MachineId>,
+        requires_new_machine: bool,
+    ) -> Adoption {
         // Its own kind of UUID alone says anything of a machine: where the other kind was read this time, nothing does.
         let machine =
             machine.filter(|now| self.machine.as_ref().is_none_or(|known| known.is_comparable(now)));
         let is_another = |known: &InstanceId| known != id;
         if self.instance_id.as_ref().is_some_and(is_another) {
             let moved = self.machine.is_some() && machine.is_some() && self.machine.as_ref() != machine;
-            if must_move && !moved {
+            if requires_new_machine && !moved {
                 return Adoption::Refused;
             }
             self.results.clear();
@@ -258,11 +263,11 @@ impl State {
         let is_known = self.instance_id.as_ref() == Some(id) && self.machine == machine;
         self.instance_id = Some(id.clone());
         self.machine = machine;
-        if is_known { Adoption::Known } else { Adoption::Taken }
+        if is_known { Adoption::Known } else { Adoption::Adopted }
     }
 
     /// What is yet to be taken back, for a person; `None` where nothing is.
-    pub fn owed_in_words(&self) -> Option<String> {
+    pub fn describe_owed_edits(&self) -> Option<String> {
         let words = self.owed.iter().map(|file| {
             let mount = file.mount.as_deref().unwrap_or(&file.path).display();
             format!("{}, since {mount}, on which that file is, is not mounted", file.path.display())
@@ -277,7 +282,7 @@ impl State {
     }
 
     /// Whether it holds anything but the instance's id, which a clone replaces by its own.
-    pub fn remembers_anything(&self) -> bool {
+    pub fn has_recorded_data(&self) -> bool {
         let (instance_id, machine) = (self.instance_id.clone(), self.machine.clone());
         *self != Self { version: self.version, instance_id, machine, ..Self::default() }
     }
@@ -287,7 +292,7 @@ impl State {
     pub fn forget(&mut self) {
         let (instance_id, machine) = (self.instance_id.take(), self.machine.take());
         let undelivered = self.undelivered.take();
-        *self = Self { version: VERSION, instance_id, machine, undelivered, ..Self::default() };
+        *self = Self { version: STATE_FORMAT_VERSION, instance_id, machine, undelivered, ..Self::default() };
     }
 }
 
@@ -298,27 +303,27 @@ mod tests {
 
     use super::*;
 
-    fn stored(id: &str) -> StoredResult {
+    fn stored_result(id: &str) -> StoredResult {
         StoredResult { command_id: id.parse().unwrap(), result: format!("{{\"commandId\":\"{id}\"}}") }
     }
 
     /// KP-7.1.
     #[test]
-    fn round_trip() {
+    fn state_roundtrips_through_bytes() {
         let mut state = State::parse(None).unwrap();
-        state.remember(stored("a"));
-        state.undelivered = Some(stored("b"));
-        assert_eq!(State::parse(Some(&state.kept_bytes().unwrap())), Ok(state.clone()));
-        assert!(state.result_of(&"b".parse().unwrap()).is_some());
+        state.add_result(stored_result("a"));
+        state.undelivered = Some(stored_result("b"));
+        assert_eq!(State::parse(Some(&state.to_bounded_bytes().unwrap())), Ok(state.clone()));
+        assert!(state.find_result(&"b".parse().unwrap()).is_some());
     }
 
     /// KP-7.8.
     #[test]
-    fn unreadable_states() {
-        assert!(matches!(State::parse(Some(b"{\"version\": 2}")), Err(Unreadable::Newer(2))));
+    fn state_parse_rejects_malformed_and_newer() {
+        assert!(matches!(State::parse(Some(b"{\"version\": 2}")), Err(StateParseError::NewerVersion(2))));
         for garbled in ["", "{", "[]", "{}", "{\"version\": 1}", "\0\0\0"] {
             assert!(
-                matches!(State::parse(Some(garbled.as_bytes())), Err(Unreadable::Garbled { .. })),
+                matches!(State::parse(Some(garbled.as_bytes())), Err(StateParseError::Malformed { .. })),
                 "{garbled}"
             );
         }
@@ -326,63 +331,84 @@ mod tests {
 
     /// KP-4.7.
     #[test]
-    fn the_last_128_results_are_kept() {
+    fn results_beyond_128_are_dropped_except_highest_sequence() {
         let mut state = State::parse(None).unwrap();
         for number in 0..200 {
-            state.remember(stored(&format!("c{number}")));
+            state.add_result(stored_result(&format!("c{number}")));
         }
-        assert!(state.result_of(&"c71".parse().unwrap()).is_none());
-        assert!(state.result_of(&"c72".parse().unwrap()).is_some());
-        let highest = Highest { sequence: 7.try_into().unwrap(), command_id: "c72".parse().unwrap() };
+        assert!(state.find_result(&"c71".parse().unwrap()).is_none());
+        assert!(state.find_result(&"c72".parse().unwrap()).is_some());
+        let highest = HighestSequence { sequence: 7.try_into().unwrap(), command_id: "c72".parse().unwrap() };
         state.highest = Some(highest);
-        state.remember(stored("c200"));
-        state.remember(stored("c201"));
-        assert!(state.result_of(&"c72".parse().unwrap()).is_some(), "it would be obeyed once more");
-        assert!(state.result_of(&"c74".parse().unwrap()).is_none());
-        assert_eq!(state.results.len(), KEPT_RESULTS);
+        state.add_result(stored_result("c200"));
+        state.add_result(stored_result("c201"));
+        assert!(state.find_result(&"c72".parse().unwrap()).is_some(), "it would be obeyed once more");
+        assert!(state.find_result(&"c74".parse().unwrap()).is_none());
+        assert_eq!(state.results.len(), MAX_KEPT_RESULTS);
     }
 
-    fn machine(name: &str) -> Option<Machine> {
-        Machine::of(Some(format!("{:0>31}a", name).as_bytes()), None)
+    fn test_machine(name: &str) -> Option<MachineId> {
+        MachineId::from_uuids(Some(format!("{:0>31}a", name).as_bytes()), None)
     }
 
     /// A state of `i-1` on machine 1, with something in it.
-    fn lived() -> State {
+    fn state_with_history() -> State {
         let mut state = State::parse(None).unwrap();
-        assert_eq!(state.adopt(&"i-1".parse().unwrap(), machine("1").as_ref(), true), Adoption::Taken);
-        state.remember(stored("a"));
-        state.highest = Some(Highest { sequence: 7.try_into().unwrap(), command_id: "a".parse().unwrap() });
+        assert_eq!(
+            state.adopt_instance_id(&"i-1".parse().unwrap(), test_machine("1").as_ref(), true),
+            Adoption::Adopted
+        );
+        state.add_result(stored_result("a"));
+        state.highest =
+            Some(HighestSequence { sequence: 7.try_into().unwrap(), command_id: "a".parse().unwrap() });
         state
     }
 
     /// KP-7.10.
     #[test]
-    fn a_clone_starts_anew() {
-        for (must_move, now_on) in [(false, None), (false, machine("1")), (true, machine("2"))] {
-            let mut state = lived();
-            assert_eq!(state.adopt(&"i-2".parse().unwrap(), now_on.as_ref(), must_move), Adoption::Taken);
-            assert_eq!((state.result_of(&"a".parse().unwrap()), &state.highest), (None, &None));
+    fn clone_with_new_id_loses_results_and_sequence() {
+        for (requires_new_machine, now_on) in
+            [(false, None), (false, test_machine("1")), (true, test_machine("2"))]
+        {
+            let mut state = state_with_history();
+            assert_eq!(
+                state.adopt_instance_id(&"i-2".parse().unwrap(), now_on.as_ref(), requires_new_machine),
+                Adoption::Adopted
+            );
+            assert_eq!((state.find_result(&"a".parse().unwrap()), &state.highest), (None, &None));
             assert_eq!((state.instance_id, state.machine), ("i-2".parse().ok(), now_on));
         }
     }
 
     /// KP-3.43.
     #[test]
-    fn another_id_needs_another_machine() {
-        for now_on in [machine("1"), None] {
-            let (before, mut state) = (lived(), lived());
-            assert_eq!(state.adopt(&"i-2".parse().unwrap(), now_on.as_ref(), true), Adoption::Refused);
+    fn new_instance_id_is_refused_on_same_machine() {
+        for now_on in [test_machine("1"), None] {
+            let (before, mut state) = (state_with_history(), state_with_history());
+            assert_eq!(
+                state.adopt_instance_id(&"i-2".parse().unwrap(), now_on.as_ref(), true),
+                Adoption::Refused
+            );
             assert_eq!(state, before);
         }
         // By the other kind of UUID nothing is told of it, and what is known stays.
-        let other_kind = Machine::of(None, Some(format!("{:0>31}a", "2").as_bytes()));
-        let (before, mut state) = (lived(), lived());
-        assert_eq!(state.adopt(&"i-2".parse().unwrap(), other_kind.as_ref(), true), Adoption::Refused);
-        assert_eq!(state.adopt(&"i-1".parse().unwrap(), other_kind.as_ref(), true), Adoption::Known);
+        let other_kind = MachineId::from_uuids(None, Some(format!("{:0>31}a", "2").as_bytes()));
+        let (before, mut state) = (state_with_history(), state_with_history());
+        assert_eq!(
+            state.adopt_instance_id(&"i-2".parse().unwrap(), other_kind.as_ref(), true),
+            Adoption::Refused
+        );
+        assert_eq!(
+            state.adopt_instance_id(&"i-1".parse().unwrap(), other_kind.as_ref(), true),
+            Adoption::Known
+        );
         assert_eq!(state, before);
         // A state of a version that did not look at the machine.
-        let mut state = State { machine: None, ..lived() };
-        assert_eq!(state.adopt(&"i-2".parse().unwrap(), machine("2").as_ref(), true), Adoption::Refused);
+        let mut state = State { machine: None, ..state_with_history() };
+        assert_eq!(
+            state.adopt_instance_id(&"i-2".parse().unwrap(), test_machine("2").as_ref(), true),
+            Adoption::Refused
+        );
     }
 
     /// As 3.1.0 has it.
@@ -398,10 +424,10 @@ mod tests {
 
     /// A path whose bytes are no text, in a binding and in an intent.
     #[test]
-    fn paths_of_any_bytes_come_back() {
+    fn non_utf8_paths_survive_state_roundtrip() {
         let bytes = b"/home/j\xfcrgen/.ssh/authorized_keys".to_vec();
         let path = std::path::PathBuf::from(std::ffi::OsString::from_vec(bytes));
-        let mut state = lived();
+        let mut state = state_with_history();
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
         let old =
             format!(r#"{{"keyName":"k","publicKey":"{key}","user":"u","path":"/x","inherited":false}}"#);
@@ -409,14 +435,14 @@ mod tests {
         binding.path.clone_from(&path);
         binding.mount = path.parent().map(Into::into);
         state.binding = Some(binding);
-        let bytes = state.kept_bytes().unwrap();
+        let bytes = state.to_bounded_bytes().unwrap();
         assert!(bytes.len() > 100 && bytes.ends_with(b"}\n"), "{bytes:?}");
         assert_eq!(State::parse(Some(&bytes)), Ok(state));
     }
 
     /// KP-3.36.
     #[test]
-    fn a_binding_is_read_by_the_version_before_and_from_it() {
+    fn binding_is_compatible_with_previous_version() {
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
         let old =
             format!(r#"{{"keyName":"k","publicKey":"{key}","user":"u","path":"/h/u/k","inherited":false}}"#);
@@ -433,18 +459,20 @@ mod tests {
     }
 
     #[test]
-    fn the_same_id_keeps_what_is_known() {
-        let mut state = lived();
+    fn known_instance_id_keeps_results() {
+        let mut state = state_with_history();
         let id = "i-1".parse().unwrap();
-        for (now_on, adoption) in
-            [(machine("1"), Adoption::Known), (None, Adoption::Known), (machine("2"), Adoption::Taken)]
-        {
-            assert_eq!(state.adopt(&id, now_on.as_ref(), true), adoption);
-            assert!(state.remembers(&"a".parse().unwrap()));
+        for (now_on, adoption) in [
+            (test_machine("1"), Adoption::Known),
+            (None, Adoption::Known),
+            (test_machine("2"), Adoption::Adopted),
+        ] {
+            assert_eq!(state.adopt_instance_id(&id, now_on.as_ref(), true), adoption);
+            assert!(state.has_seen_command(&"a".parse().unwrap()));
         }
-        assert_eq!(state.machine, machine("2"));
+        assert_eq!(state.machine, test_machine("2"));
         state.forget();
-        assert_eq!((state.instance_id.as_ref(), &state.machine), (Some(&id), &machine("2")));
-        assert!(!state.remembers_anything());
+        assert_eq!((state.instance_id.as_ref(), &state.machine), (Some(&id), &test_machine("2")));
+        assert!(!state.has_recorded_data());
     }
 }

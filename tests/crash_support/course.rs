@@ -6,55 +6,64 @@ use std::path::PathBuf;
 use nix::sys::wait::WaitStatus;
 use serde_json::{Value, json};
 
-use super::points::{Point, Way};
-use super::scene::{ID, Now, Scene};
-use crate::support::daemon::{Daemon, queued};
-use crate::support::metadata::Asked;
-use crate::support::tracer::{self, Call, Deed, Ended, Tracee};
-use crate::support::{Metadata, detach, wait_for, with};
+use super::points::{AgentMode, InjectionPoint};
+use super::scene::{COMMAND_ID, CommandState, CrashFixture};
+use crate::support::daemon::{Daemon, make_channel_command};
+use crate::support::metadata::ServiceRequest;
+use crate::support::tracer::{self, Injection, TraceOutcome, TracedCall, Tracee};
+use crate::support::{MetadataService, detach_command, wait_for, with_field};
 
 /// What became of a point.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Became {
+pub enum PointOutcome {
     /// The process did not come to this call this time.
     NotReached,
     /// It was killed, and the guest is then found so.
-    Killed(Now),
+    Killed(CommandState),
     /// It lived through the fault: the command was done.
     Survived,
     /// It failed, with this reason.
     Refused(String),
     /// It said that it could not begin, and did not.
-    NotBegun,
+    NotStarted,
 }
 
 /// The calls of the command that nobody disturbs.
-pub fn calls(scene: &Scene, way: Way) -> Vec<Call> {
+pub fn trace_undisturbed(scene: &CrashFixture, way: AgentMode) -> Vec<TracedCall> {
     let metadata = scene.reset();
-    let (ended, done) = disturbed(scene, &metadata, way, None);
-    assert!(done && ended.status == WaitStatus::Exited(pid_of(&ended), 0), "{:?}", ended.status);
-    scene.settled(&[], 1);
-    assert_eq!(scene.look(&[]).masked(), scene.after);
+    let (ended, done) = run_disturbed(scene, &metadata, way, None);
+    assert!(done && ended.status == WaitStatus::Exited(process_id(&ended), 0), "{:?}", ended.status);
+    scene.assert_settled(&[], 1);
+    assert_eq!(scene.take_snapshot(&[]).mask_timestamps(), scene.after);
     ended.calls
 }
 
-fn pid_of(ended: &Ended) -> nix::unistd::Pid {
+fn process_id(ended: &TraceOutcome) -> nix::unistd::Pid {
     ended.status.pid().unwrap()
 }
 
 /// The command in a traced process; and whether it came to its end.
-fn disturbed(scene: &Scene, metadata: &Metadata, way: Way, deed: Option<(Call, Deed)>) -> (Ended, bool) {
+fn run_disturbed(
+    scene: &CrashFixture,
+    metadata: &MetadataService,
+    way: AgentMode,
+    deed: Option<(TracedCall, Injection)>,
+) -> (TraceOutcome, bool) {
     match way {
-        Way::Apply => {
-            let ended = tracer::apply(&scene.guest, &scene.command(), deed);
+        AgentMode::Apply => {
+            let ended = tracer::apply_traced(&scene.guest, &scene.command(), deed);
             let done = matches!(ended.status, WaitStatus::Exited(..));
             (ended, done)
         }
-        Way::Run => {
-            metadata.queue(queued(ID, 5, scene.command()));
+        AgentMode::Run => {
+            metadata.queue(make_channel_command(COMMAND_ID, 5, scene.command()));
             let tracee = Tracee::start(&scene.guest, &["run"], deed);
             let done = wait_for("the result or the end", || {
-                if is_done(metadata, 0) { Some(true) } else { tracee.has_ended().then_some(false) }
+                if has_delivered_result(metadata, 0) {
+                    Some(true)
+                } else {
+                    tracee.has_ended().then_some(false)
+                }
             });
             (tracee.terminate(), done)
         }
@@ -62,48 +71,51 @@ fn disturbed(scene: &Scene, metadata: &Metadata, way: Way, deed: Option<(Call, D
 }
 
 /// Whether the result is stored and the daemon goes on: it polled since, and since so many requests.
-fn is_done(metadata: &Metadata, since: usize) -> bool {
-    let asked = metadata.asked();
-    let last = asked.iter().rposition(|asked| matches!(asked, Asked::Result(_)));
-    let polled = asked.iter().rposition(|asked| matches!(asked, Asked::Poll(_)));
-    metadata.result(ID).is_some() && polled > last && polled >= Some(since)
+fn has_delivered_result(metadata: &MetadataService, since: usize) -> bool {
+    let asked = metadata.requests();
+    let last = asked.iter().rposition(|asked| matches!(asked, ServiceRequest::Result(_)));
+    let polled = asked.iter().rposition(|asked| matches!(asked, ServiceRequest::Poll(_)));
+    metadata.result(COMMAND_ID).is_some() && polled > last && polled >= Some(since)
 }
 
 /// The next start: a daemon, or a command at the console that finds nothing to do.
-fn restart(scene: &Scene, metadata: &Metadata, by_daemon: bool) {
+fn restart_agent(scene: &CrashFixture, metadata: &MetadataService, by_daemon: bool) {
     if by_daemon {
-        let asked = metadata.asked().len();
+        let asked = metadata.requests().len();
         let daemon = Daemon::start(&scene.guest);
         wait_for("a poll", || {
-            metadata.asked()[asked..].iter().any(|asked| matches!(asked, Asked::Poll(_))).then_some(())
+            metadata.requests()[asked..]
+                .iter()
+                .any(|asked| matches!(asked, ServiceRequest::Poll(_)))
+                .then_some(())
         });
         assert_eq!(daemon.terminate().code(), Some(0));
     } else {
-        let result = scene.guest.apply(&detach("nobodys"));
+        let result = scene.guest.apply(&detach_command("nobodys"));
         assert!(result["reason"].is_null() || result["reason"] == "NOT_ATTACHED", "{result}");
         assert_eq!(result["changed"], false, "{result}");
     }
 }
 
 /// A daemon that finishes the command, if that is yet to be done; exactly one result is stored.
-fn finish(scene: &Scene, metadata: &Metadata) -> Value {
-    let asked = metadata.asked().len();
+fn finish_command(scene: &CrashFixture, metadata: &MetadataService) -> Value {
+    let asked = metadata.requests().len();
     let daemon = Daemon::start(&scene.guest);
-    wait_for("the result and a poll", || is_done(metadata, asked).then_some(()));
+    wait_for("the result and a poll", || has_delivered_result(metadata, asked).then_some(()));
     assert_eq!(daemon.terminate().code(), Some(0));
-    one_result(metadata)
+    read_single_result(metadata)
 }
 
 /// In turns, and not in those of what is asked of the guest.
-fn is_by_daemon(number: usize) -> bool {
+fn uses_daemon(number: usize) -> bool {
     number.is_multiple_of(3) || number % 6 == 1
 }
 
-fn one_result(metadata: &Metadata) -> Value {
+fn read_single_result(metadata: &MetadataService) -> Value {
     let results = metadata.results();
     assert_eq!(results.len(), 1, "{results:#?}");
-    for (id, text) in metadata.attempts() {
-        assert_eq!((id, &text), (ID.to_owned(), &results[0].1), "another result was sent");
+    for (id, text) in metadata.result_attempts() {
+        assert_eq!((id, &text), (COMMAND_ID.to_owned(), &results[0].1), "another result was sent");
     }
     serde_json::from_str(&results[0].1).unwrap()
 }
@@ -113,114 +125,114 @@ fn assert_succeeded(result: &Value, changed: bool) {
 }
 
 /// Killed there, then restarted.
-pub fn killed(scene: &Scene, point: &Point, number: usize) -> Became {
+pub fn check_killed(scene: &CrashFixture, point: &InjectionPoint, number: usize) -> PointOutcome {
     let metadata = scene.reset();
-    let (ended, _) = disturbed(scene, &metadata, point.way, Some((point.call.clone(), point.deed)));
+    let (ended, _) = run_disturbed(scene, &metadata, point.way, Some((point.call.clone(), point.deed)));
     if !ended.reached {
-        return Became::NotReached;
+        return PointOutcome::NotReached;
     }
     assert!(ended.was_killed(), "{:?}", ended.status);
-    let edited = if number % 8 < 4 { scene.user_edits() } else { Vec::new() };
-    let by_daemon = is_by_daemon(number);
+    let edited = if number % 8 < 4 { scene.apply_user_edits() } else { Vec::new() };
+    let by_daemon = uses_daemon(number);
     match point.way {
-        Way::Apply => {
-            restart(scene, &metadata, by_daemon);
-            let now = scene.settled(&edited, number);
+        AgentMode::Apply => {
+            restart_agent(scene, &metadata, by_daemon);
+            let now = scene.assert_settled(&edited, number);
             // It is done, and not once more under its id, with nothing left to do under another; or it can be done
             // now, which is tried half the time: `run` does so every time.
-            if now == Now::After || number % 8 >= 4 {
-                assert_succeeded(&scene.guest.apply(&scene.command()), scene.changes());
-                assert_eq!(scene.look(&edited).masked(), scene.after);
+            if now == CommandState::After || number % 8 >= 4 {
+                assert_succeeded(&scene.guest.apply(&scene.command()), scene.changes_files());
+                assert_eq!(scene.take_snapshot(&edited).mask_timestamps(), scene.after);
             }
-            if now == Now::After {
-                let again = with(scene.command(), "commandId", json!("c-2"));
+            if now == CommandState::After {
+                let again = with_field(scene.command(), "commandId", json!("c-2"));
                 assert_succeeded(&scene.guest.apply(&again), false);
-                assert_eq!(scene.look(&edited).masked(), scene.after);
+                assert_eq!(scene.take_snapshot(&edited).mask_timestamps(), scene.after);
             }
-            Became::Killed(now)
+            PointOutcome::Killed(now)
         }
-        Way::Run => {
+        AgentMode::Run => {
             let now = if by_daemon {
                 None
             } else {
-                restart(scene, &metadata, false);
-                Some(scene.settled_but_for_the_daemon(&edited))
+                restart_agent(scene, &metadata, false);
+                Some(scene.assert_settled_except_delivery(&edited))
             };
-            assert_succeeded(&finish(scene, &metadata), true);
-            assert_eq!(scene.settled(&edited, number), Now::After);
-            Became::Killed(now.unwrap_or(Now::After))
+            assert_succeeded(&finish_command(scene, &metadata), true);
+            assert_eq!(scene.assert_settled(&edited, number), CommandState::After);
+            PointOutcome::Killed(now.unwrap_or(CommandState::After))
         }
     }
 }
 
 /// The call failed.
-pub fn failed(scene: &Scene, point: &Point, number: usize) -> Became {
+pub fn check_failed(scene: &CrashFixture, point: &InjectionPoint, number: usize) -> PointOutcome {
     let metadata = scene.reset();
-    let (ended, done) = disturbed(scene, &metadata, point.way, Some((point.call.clone(), point.deed)));
+    let (ended, done) = run_disturbed(scene, &metadata, point.way, Some((point.call.clone(), point.deed)));
     if !ended.reached {
-        return Became::NotReached;
+        return PointOutcome::NotReached;
     }
     let WaitStatus::Exited(_, code) = ended.status else { panic!("{:?}", ended.status) };
     let said = fs::read_to_string(scene.guest.path("err.log")).unwrap();
     let result: Option<Value> = match point.way {
-        Way::Apply => {
+        AgentMode::Apply => {
             let text = fs::read_to_string(scene.guest.path("out.log")).unwrap();
             let result: Option<Value> = serde_json::from_str(&text).ok();
             let succeeded = result.as_ref().is_some_and(|result| result["status"] == "succeeded");
             assert_eq!(code == 0, succeeded, "{code}: {text}{said}");
             result
         }
-        Way::Run if done => {
+        AgentMode::Run if done => {
             assert_eq!(code, 0, "{said}");
-            Some(one_result(&metadata))
+            Some(read_single_result(&metadata))
         }
-        Way::Run => None,
+        AgentMode::Run => None,
     };
     let became = match &result {
         None => {
             assert!(code == 1 || code == 2, "{code}: {said}");
             assert!(said.contains("os error") || said.contains("lock"), "it does not say why: {said:?}");
-            Became::NotBegun
+            PointOutcome::NotStarted
         }
         Some(result) if result["status"] == "succeeded" => {
-            assert_succeeded(result, scene.changes());
-            assert_eq!(scene.look(&[]).masked(), scene.after, "not done: {result}");
-            Became::Survived
+            assert_succeeded(result, scene.changes_files());
+            assert_eq!(scene.take_snapshot(&[]).mask_timestamps(), scene.after, "not done: {result}");
+            PointOutcome::Survived
         }
         Some(result) => {
-            is_honest(scene, point, result);
-            Became::Refused(result["reason"].as_str().unwrap().to_owned())
+            assert_reports_failure(scene, point, result);
+            PointOutcome::Refused(result["reason"].as_str().unwrap().to_owned())
         }
     };
-    let edited: Vec<PathBuf> = if number % 8 < 4 { scene.user_edits() } else { Vec::new() };
-    if point.way == Way::Run && result.is_none() {
-        assert_succeeded(&finish(scene, &metadata), true);
-        assert_eq!(scene.settled(&edited, number), Now::After);
+    let edited: Vec<PathBuf> = if number % 8 < 4 { scene.apply_user_edits() } else { Vec::new() };
+    if point.way == AgentMode::Run && result.is_none() {
+        assert_succeeded(&finish_command(scene, &metadata), true);
+        assert_eq!(scene.assert_settled(&edited, number), CommandState::After);
         return became;
     }
-    let by_daemon = is_by_daemon(number);
-    restart(scene, &metadata, by_daemon);
-    if point.way == Way::Run && !by_daemon {
-        restart(scene, &metadata, true);
+    let by_daemon = uses_daemon(number);
+    restart_agent(scene, &metadata, by_daemon);
+    if point.way == AgentMode::Run && !by_daemon {
+        restart_agent(scene, &metadata, true);
     }
-    let now = scene.settled(&edited, number);
-    if scene.changes() {
-        assert_eq!(now == Now::After, became == Became::Survived, "{result:?}");
+    let now = scene.assert_settled(&edited, number);
+    if scene.changes_files() {
+        assert_eq!(now == CommandState::After, became == PointOutcome::Survived, "{result:?}");
     }
     // The disk is well again.
-    let again = with(scene.command(), "commandId", json!("c-2"));
-    assert_succeeded(&scene.guest.apply(&again), scene.changes() && now == Now::Before);
-    assert_eq!(scene.look(&edited).masked(), scene.after);
+    let again = with_field(scene.command(), "commandId", json!("c-2"));
+    assert_succeeded(&scene.guest.apply(&again), scene.changes_files() && now == CommandState::Before);
+    assert_eq!(scene.take_snapshot(&edited).mask_timestamps(), scene.after);
     became
 }
 
 /// A failure that says what failed.
-fn is_honest(scene: &Scene, point: &Point, result: &Value) {
-    let Deed::Fail(errno) = point.deed else { panic!("{:?}", point.deed) };
+fn assert_reports_failure(scene: &CrashFixture, point: &InjectionPoint, result: &Value) {
+    let Injection::Fail(errno) = point.deed else { panic!("{:?}", point.deed) };
     assert_eq!((&result["status"], &result["changed"]), (&json!("failed"), &json!(false)), "{result}");
     let message = result["message"].as_str().unwrap();
     let folder = scene.guest.folder.path().file_name().unwrap().to_str().unwrap();
-    if point.is_about_our_files() {
+    if point.is_on_agent_files() {
         assert_eq!(
             (&result["code"], &result["reason"]),
             (&json!("INTERNAL"), &json!("IO_ERROR")),

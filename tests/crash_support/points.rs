@@ -9,19 +9,19 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use super::course::{self, Became};
-use super::scene::Scene;
-use super::subject::{SUBJECTS, Subject};
-use crate::support::tracer::{Call, Deed};
+use super::course::{self, PointOutcome};
+use super::scene::CrashFixture;
+use super::subject::{CrashScenario, SCENARIOS};
+use crate::support::tracer::{Injection, TracedCall};
 
 /// Who carries the command out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Way {
+pub enum AgentMode {
     Apply,
     Run,
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for AgentMode {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(if *self == Self::Apply { "apply" } else { "run" })
     }
@@ -29,16 +29,16 @@ impl fmt::Display for Way {
 
 /// A point: distinct in command, way, call, path, number and deed.
 #[derive(Clone)]
-pub struct Point {
-    pub subject: &'static Subject,
-    pub way: Way,
-    pub call: Call,
-    pub deed: Deed,
+pub struct InjectionPoint {
+    pub subject: &'static CrashScenario,
+    pub way: AgentMode,
+    pub call: TracedCall,
+    pub deed: Injection,
     /// Its place in the course of the command.
     pub order: usize,
 }
 
-impl fmt::Display for Point {
+impl fmt::Display for InjectionPoint {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { subject, way, call, .. } = self;
         write!(
@@ -53,18 +53,18 @@ impl fmt::Display for Point {
     }
 }
 
-impl Point {
+impl InjectionPoint {
     /// What is done to it.
     pub fn kind(&self) -> String {
         match self.deed {
-            Deed::KillBefore => "killed before".to_owned(),
-            Deed::KillAfter => "killed after".to_owned(),
-            Deed::Fail(errno) => format!("{errno:?}"),
+            Injection::KillBefore => "killed before".to_owned(),
+            Injection::KillAfter => "killed after".to_owned(),
+            Injection::Fail(errno) => format!("{errno:?}"),
         }
     }
 
     /// The files that a command writes, and the state.
-    pub fn is_about_our_files(&self) -> bool {
+    pub fn is_on_agent_files(&self) -> bool {
         let path = self.call.path.as_str();
         ["guest/state", "guest/keys", "guest/sshd_config"].iter().any(|ours| path.starts_with(ours))
             || path.contains("/ssh/")
@@ -72,41 +72,41 @@ impl Point {
 }
 
 /// A suite: what it does at a call, and what is tried of that in `make test`.
-pub struct Suite {
+pub struct InjectionSuite {
     pub name: &'static str,
     /// Whether a command is tried by this way.
-    pub includes: fn(&Subject, Way) -> bool,
-    pub deeds: fn(&Subject, Way, &Call) -> Vec<Deed>,
-    pub attempt: fn(&Scene, &Point, usize) -> Became,
+    pub includes: fn(&CrashScenario, AgentMode) -> bool,
+    pub deeds: fn(&CrashScenario, AgentMode, &TracedCall) -> Vec<Injection>,
+    pub attempt: fn(&CrashFixture, &InjectionPoint, usize) -> PointOutcome,
     /// In `make test`, so many points of each command, way and kind.
     pub sample: usize,
 }
 
 /// Most of a point's time is spent waiting.
-const WORKERS: usize = 4;
+const WORKER_COUNT: usize = 4;
 
-impl Suite {
+impl InjectionSuite {
     /// Tries the points, all of them where KEYPAIR_CRASH_POINTS is `all`, and those alone whose words hold
     /// KEYPAIR_CRASH_ONLY; the points and what became of them. Where the first is `list` they are printed.
-    pub fn run(&self) -> Vec<(Point, Became)> {
+    pub fn run(&self) -> Vec<(InjectionPoint, PointOutcome)> {
         let begun = Instant::now();
         let wanted = std::env::var("KEYPAIR_CRASH_POINTS").unwrap_or_default();
         let only = std::env::var("KEYPAIR_CRASH_ONLY").unwrap_or_default();
-        let all = self.points(&only);
+        let all = self.list_points(&only);
         if wanted == "list" {
             all.iter().for_each(|point| eprintln!("{}: {point}", self.name));
             return Vec::new();
         }
-        let mut points = if wanted == "all" { all.clone() } else { self.sampled(&all) };
+        let mut points = if wanted == "all" { all.clone() } else { self.sample_points(&all) };
         points.retain(|point| point.to_string().contains(&only));
-        let tried: Mutex<Vec<(Point, Became)>> = Mutex::default();
+        let tried: Mutex<Vec<(InjectionPoint, PointOutcome)>> = Mutex::default();
         let failures: Mutex<Vec<String>> = Mutex::default();
-        in_turn(&points, |scene, number, point| {
+        run_on_workers(&points, |scene, number, point| {
             let slot = scene.take();
             let attempt = AssertUnwindSafe(|| {
                 let scene = match slot {
                     Some(scene) if std::ptr::eq(scene.subject, point.subject) && scene.is_reusable() => scene,
-                    _ => Scene::new(point.subject),
+                    _ => CrashFixture::new(point.subject),
                 };
                 let became = (self.attempt)(&scene, point, number);
                 (scene, became)
@@ -126,36 +126,36 @@ impl Suite {
             }
         });
         let (mut tried, failures) = (tried.into_inner().unwrap(), failures.into_inner().unwrap());
-        let is_later = |deed| matches!(deed, Deed::KillAfter);
+        let is_later = |deed| matches!(deed, Injection::KillAfter);
         tried.sort_by_key(|(point, _)| (point.way, point.subject.name, point.order, is_later(point.deed)));
-        self.tell(all.len(), &tried, &failures, begun.elapsed().as_secs());
+        self.print_summary(all.len(), &tried, &failures, begun.elapsed().as_secs());
         assert!(failures.is_empty(), "{} of {} points failed", failures.len(), points.len());
-        let reached = tried.iter().filter(|(_, became)| *became != Became::NotReached).count();
+        let reached = tried.iter().filter(|(_, became)| *became != PointOutcome::NotReached).count();
         assert!(reached * 10 >= points.len() * 9, "only {reached} of {} points were reached", points.len());
         tried
     }
 
     /// All points: each command's calls, by both ways.
-    fn points(&self, only: &str) -> Vec<Point> {
-        let courses: Vec<(usize, Way)> = (0..SUBJECTS.len())
-            .flat_map(|number| [(number, Way::Apply), (number, Way::Run)])
-            .filter(|(number, way)| (self.includes)(&SUBJECTS[*number], *way))
+    fn list_points(&self, only: &str) -> Vec<InjectionPoint> {
+        let courses: Vec<(usize, AgentMode)> = (0..SCENARIOS.len())
+            .flat_map(|number| [(number, AgentMode::Apply), (number, AgentMode::Run)])
+            .filter(|(number, way)| (self.includes)(&SCENARIOS[*number], *way))
             .filter(|(number, way)| {
-                let course = format!("{way} of {},", SUBJECTS[*number].name);
+                let course = format!("{way} of {},", SCENARIOS[*number].name);
                 !only.contains(" of ") || course.contains(only) || only.contains(&course)
             })
             .collect();
-        let found: Mutex<BTreeMap<(usize, Way), Vec<Point>>> = Mutex::default();
+        let found: Mutex<BTreeMap<(usize, AgentMode), Vec<InjectionPoint>>> = Mutex::default();
         let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            for _ in 0..WORKERS {
+            for _ in 0..WORKER_COUNT {
                 scope.spawn(|| {
                     while let Some((number, way)) = courses.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let subject = &SUBJECTS[*number];
-                        let calls = course::calls(&Scene::new(subject), *way);
+                        let subject = &SCENARIOS[*number];
+                        let calls = course::trace_undisturbed(&CrashFixture::new(subject), *way);
                         let points = calls.iter().enumerate().flat_map(|(order, call)| {
                             let deeds = (self.deeds)(subject, *way, call).into_iter();
-                            deeds.map(move |deed| Point {
+                            deeds.map(move |deed| InjectionPoint {
                                 subject,
                                 way: *way,
                                 call: call.clone(),
@@ -168,7 +168,7 @@ impl Suite {
                 });
             }
         });
-        let points: Vec<Point> = found.into_inner().unwrap().into_values().flatten().collect();
+        let points: Vec<InjectionPoint> = found.into_inner().unwrap().into_values().flatten().collect();
         let distinct: HashSet<_> =
             points.iter().map(|point| (point.subject.name, point.way, &point.call, point.kind())).collect();
         assert_eq!(distinct.len(), points.len(), "points that are the same");
@@ -176,10 +176,10 @@ impl Suite {
     }
 
     /// Some of each command, way and kind, the same ones every time.
-    fn sampled(&self, all: &[Point]) -> Vec<Point> {
-        let mut groups: BTreeMap<(usize, Way, String), Vec<&Point>> = BTreeMap::new();
+    fn sample_points(&self, all: &[InjectionPoint]) -> Vec<InjectionPoint> {
+        let mut groups: BTreeMap<(usize, AgentMode, String), Vec<&InjectionPoint>> = BTreeMap::new();
         for point in all {
-            let number = SUBJECTS.iter().position(|subject| std::ptr::eq(subject, point.subject)).unwrap();
+            let number = SCENARIOS.iter().position(|subject| std::ptr::eq(subject, point.subject)).unwrap();
             groups.entry((number, point.way, point.kind())).or_default().push(point);
         }
         let mut sample = Vec::new();
@@ -192,9 +192,15 @@ impl Suite {
         sample
     }
 
-    fn tell(&self, all: usize, tried: &[(Point, Became)], failures: &[String], seconds: u64) {
-        let reached = tried.iter().filter(|(_, became)| *became != Became::NotReached);
-        let mut kinds: BTreeMap<String, (usize, BTreeMap<Became, usize>)> = BTreeMap::new();
+    fn print_summary(
+        &self,
+        all: usize,
+        tried: &[(InjectionPoint, PointOutcome)],
+        failures: &[String],
+        seconds: u64,
+    ) {
+        let reached = tried.iter().filter(|(_, became)| *became != PointOutcome::NotReached);
+        let mut kinds: BTreeMap<String, (usize, BTreeMap<PointOutcome, usize>)> = BTreeMap::new();
         for (point, became) in reached.clone() {
             let (count, what) = kinds.entry(point.kind()).or_default();
             *count += 1;
@@ -206,7 +212,7 @@ impl Suite {
             eprintln!("{}: {kind}: {count} points ({})", self.name, what.join(", "));
         }
         for (point, became) in tried {
-            if *became == Became::NotReached {
+            if *became == PointOutcome::NotReached {
                 eprintln!("{}: not reached, not counted: {point}", self.name);
             }
         }
@@ -223,10 +229,13 @@ impl Suite {
 }
 
 /// Each by some worker, who keeps his scene from one to the next.
-fn in_turn(points: &[Point], attempt: impl Fn(&mut Option<Scene>, usize, &Point) + Sync) {
+fn run_on_workers(
+    points: &[InjectionPoint],
+    attempt: impl Fn(&mut Option<CrashFixture>, usize, &InjectionPoint) + Sync,
+) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
+        for _ in 0..WORKER_COUNT {
             scope.spawn(|| {
                 let mut scene = None;
                 loop {
@@ -240,7 +249,7 @@ fn in_turn(points: &[Point], attempt: impl Fn(&mut Option<Scene>, usize, &Point)
 }
 
 /// The errors that a call can meet on a disk that fails or is full, and in a process short of descriptors.
-pub fn errors_of(call: &Call) -> &'static [Errno] {
+pub fn possible_errors(call: &TracedCall) -> &'static [Errno] {
     match call.name {
         "openat for writing" => {
             &[Errno::ENOSPC, Errno::EIO, Errno::EDQUOT, Errno::EROFS, Errno::EMFILE, Errno::EINTR]

@@ -10,37 +10,37 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::subject::{Keys, Shape, Subject};
-use crate::support::tracer::{self, Call, Deed};
-use crate::support::{Form, Guest, Metadata, attach, wait_for, with};
+use super::subject::{CrashScenario, FixtureKeys, GuestLayout};
+use crate::support::tracer::{self, Injection, TracedCall};
+use crate::support::{GuestOptions, MetadataService, TestGuest, attach_command, wait_for, with_field};
 
 /// The command's id.
-pub const ID: &str = "c-1";
+pub const COMMAND_ID: &str = "c-1";
 /// What the user adds to a file.
-const HIS_LINE: &str = "# his line\n";
+const USER_LINE: &str = "# his line\n";
 /// What a daemon leaves in `run_dir` by rights.
-const OF_THE_DAEMON: [&str; 3] = ["run.lock", "channel.json", NEW_CHANNEL_STATE];
-const NEW_CHANNEL_STATE: &str = ".channel.json.new";
+const DAEMON_RUN_FILES: [&str; 3] = ["run.lock", "channel.json", CHANNEL_STATUS_TEMP_FILE];
+const CHANNEL_STATUS_TEMP_FILE: &str = ".channel.json.new";
 
-pub struct Scene {
-    pub guest: Guest,
-    pub subject: &'static Subject,
-    pub keys: Keys,
+pub struct CrashFixture {
+    pub guest: TestGuest,
+    pub subject: &'static CrashScenario,
+    pub keys: FixtureKeys,
     /// The parent of a key file that is below the home.
-    home: Option<HomeFolder>,
+    home: Option<HomeDirectory>,
     /// What the command finds, and the state directory then.
-    start: Look,
-    state: Vec<Entry>,
+    start: GuestSnapshot,
+    state: Vec<FileEntry>,
     /// The guest without the command.
-    pub before: Look,
+    pub before: GuestSnapshot,
     /// With it; masked.
-    pub after: Look,
+    pub after: GuestSnapshot,
 }
 
 /// A folder below the home of root, where this sshd looks for his keys.
-struct HomeFolder(PathBuf);
+struct HomeDirectory(PathBuf);
 
-impl Drop for HomeFolder {
+impl Drop for HomeDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -48,7 +48,7 @@ impl Drop for HomeFolder {
 
 /// A file or directory, its times left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct FileEntry {
     path: PathBuf,
     /// `None` for a directory.
     content: Option<String>,
@@ -58,19 +58,19 @@ pub struct Entry {
 
 /// All that a command may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
-    files: Vec<Entry>,
+pub struct GuestSnapshot {
+    files: Vec<FileEntry>,
     binding: Value,
     password_auth: Value,
     /// By `sshd -T`.
     allows_password: bool,
 }
 
-impl Look {
+impl GuestSnapshot {
     /// Without what our files say of when and for which command they were written.
-    pub fn masked(mut self) -> Self {
+    pub fn mask_timestamps(mut self) -> Self {
         for content in self.files.iter_mut().filter_map(|entry| entry.content.as_mut()) {
-            *content = without_times(content);
+            *content = mask_times(content);
         }
         self
     }
@@ -78,17 +78,17 @@ impl Look {
 
 /// Which of the two it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Now {
+pub enum CommandState {
     Before,
     After,
 }
 
-impl Scene {
-    pub fn new(subject: &'static Subject) -> Self {
-        let without_drop_ins = subject.guest == Shape::WithoutDropIns;
-        let guest = Guest::of(Form { without_drop_ins, ..Form::default() });
-        let keys = Keys::write(guest.folder.path());
-        let home = (subject.guest == Shape::WithoutKeyDirectory).then(|| {
+impl CrashFixture {
+    pub fn new(subject: &'static CrashScenario) -> Self {
+        let without_drop_ins = subject.guest == GuestLayout::WithoutDropIns;
+        let guest = TestGuest::with_options(GuestOptions { without_drop_ins, ..GuestOptions::default() });
+        let keys = FixtureKeys::write_to(guest.folder.path());
+        let home = (subject.guest == GuestLayout::WithoutKeyDirectory).then(|| {
             let name = guest.folder.path().file_name().unwrap().to_str().unwrap();
             let main = guest.path("sshd_config");
             let text = fs::read_to_string(&main).unwrap();
@@ -97,11 +97,11 @@ impl Scene {
             assert!(text.contains(&old), "{text}");
             fs::write(&main, text.replace(&old, &new)).unwrap();
             let root = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(0)).unwrap().unwrap();
-            let folder = HomeFolder(root.dir.join(format!(".{name}")));
+            let folder = HomeDirectory(root.dir.join(format!(".{name}")));
             fs::create_dir(&folder.0).unwrap();
             folder
         });
-        let nothing = Look {
+        let nothing = GuestSnapshot {
             files: Vec::new(),
             binding: Value::Null,
             password_auth: Value::Null,
@@ -112,47 +112,51 @@ impl Scene {
         if scene.home.is_none() {
             fs::write(scene.guest.key_file(), format!("# mine\n{}\n", scene.keys.own.line)).unwrap();
         }
-        scene.hang_up();
+        scene.reload_sshd();
         for command in (subject.prepare)(&scene.keys) {
             let result = scene.guest.apply(&command);
             assert_eq!(result["status"], "succeeded", "{result}");
         }
-        scene.before = scene.look(&[]);
+        scene.before = scene.take_snapshot(&[]);
         if subject.interrupted {
-            let cut_off = attach("my-test", &scene.keys.key, "no");
-            let ended = tracer::apply(&scene.guest, &cut_off, Some((Call::reload(), Deed::KillAfter)));
+            let cut_off = attach_command("my-test", &scene.keys.key, "no");
+            let ended = tracer::apply_traced(
+                &scene.guest,
+                &cut_off,
+                Some((TracedCall::reload_signal(), Injection::KillAfter)),
+            );
             assert!(ended.was_killed(), "{:?}", ended.status);
         }
-        scene.start = scene.look(&[]);
-        scene.state = entries(&scene.guest.path("state"));
+        scene.start = scene.take_snapshot(&[]);
+        scene.state = list_entries(&scene.guest.path("state"));
         let result = scene.guest.apply(&scene.command());
-        scene.after = scene.look(&[]).masked();
+        scene.after = scene.take_snapshot(&[]).mask_timestamps();
         assert_eq!(result["status"], "succeeded", "{}: {result}", subject.name);
-        assert_eq!(result["changed"], scene.changes(), "{}: {result}", subject.name);
-        assert_ne!(scene.start.clone().masked(), scene.after, "{}: nothing to do", subject.name);
+        assert_eq!(result["changed"], scene.changes_files(), "{}: {result}", subject.name);
+        assert_ne!(scene.start.clone().mask_timestamps(), scene.after, "{}: nothing to do", subject.name);
         scene.reset();
         scene
     }
 
     /// Whether the command changes the guest's files.
-    pub fn changes(&self) -> bool {
-        self.before.clone().masked() != self.after
+    pub fn changes_files(&self) -> bool {
+        self.before.clone().mask_timestamps() != self.after
     }
 
     /// The command under its id, as at the console.
     pub fn command(&self) -> Value {
-        with((self.subject.command)(&self.keys), "commandId", json!(ID))
+        with_field((self.subject.command)(&self.keys), "commandId", json!(COMMAND_ID))
     }
 
     /// As it was before the command; a service of its own.
-    pub fn reset(&self) -> Metadata {
+    pub fn reset(&self) -> MetadataService {
         for directory in ["state", "run"] {
             let _ = fs::remove_dir_all(self.guest.path(directory));
         }
-        for Entry { path, content, .. } in self.files() {
+        for FileEntry { path, content, .. } in self.list_files() {
             let _ = if content.is_some() { fs::remove_file(path) } else { fs::remove_dir_all(path) };
         }
-        for Entry { path, content, mode, owner } in self.start.files.iter().chain(&self.state) {
+        for FileEntry { path, content, mode, owner } in self.start.files.iter().chain(&self.state) {
             match content {
                 Some(content) => fs::write(path, content).unwrap(),
                 None => fs::create_dir(path).unwrap(),
@@ -160,10 +164,10 @@ impl Scene {
             chown(path, Some(owner.0), Some(owner.1)).unwrap();
             fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777)).unwrap();
         }
-        self.hang_up();
-        assert_eq!(self.look(&[]), self.start, "put back");
-        let metadata = Metadata::start();
-        self.guest.configure("", &metadata.url());
+        self.reload_sshd();
+        assert_eq!(self.take_snapshot(&[]), self.start, "put back");
+        let metadata = MetadataService::start();
+        self.guest.write_agent_config("", &metadata.url());
         metadata
     }
 
@@ -174,7 +178,7 @@ impl Scene {
     }
 
     /// sshd reads its files, and has read them.
-    fn hang_up(&self) {
+    fn reload_sshd(&self) {
         let written = || {
             let metadata = fs::metadata(self.guest.path("sshd.pid")).ok()?;
             let text = fs::read_to_string(self.guest.path("sshd.pid")).ok()?;
@@ -187,62 +191,62 @@ impl Scene {
             let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
             u64::from_str_radix(caught.trim(), 16).unwrap() & 1 != 0
         };
-        soon("sshd to hear", || hears().then_some(()));
-        let old = soon("a pid file", written);
+        wait_briefly_for("sshd to hear", || hears().then_some(()));
+        let old = wait_briefly_for("a pid file", written);
         kill(Pid::from_raw(pid as i32), Signal::SIGHUP).unwrap();
-        soon("sshd to read its files", || written().filter(|now| *now != old && hears()));
+        wait_briefly_for("sshd to read its files", || written().filter(|now| *now != old && hears()));
     }
 
     /// What a command may touch, whatever stands there.
-    fn files(&self) -> Vec<Entry> {
+    fn list_files(&self) -> Vec<FileEntry> {
         let mut files = Vec::new();
         for directory in ["keys", "sshd_config.d"] {
-            files.extend(entries(&self.guest.path(directory)));
+            files.extend(list_entries(&self.guest.path(directory)));
         }
         for entry in fs::read_dir(self.guest.folder.path()).unwrap().flatten() {
             let name = entry.file_name().into_string().unwrap();
             let kept = ["agent.toml", "componentInfo.cfg", "keys", "sshd_config.d", "state", "run"];
             let of_tests = [".log", ".pid", ".key", ".key.pub"].iter().any(|end| name.ends_with(end));
             if !kept.contains(&name.as_str()) && !of_tests && !name.starts_with("host_key") {
-                files.extend(entry_of(&entry.path()));
+                files.extend(read_entry(&entry.path()));
             }
         }
         if let Some(home) = &self.home {
-            files.extend(entries(&home.0));
+            files.extend(list_entries(&home.0));
         }
         files
     }
 
-    fn state(&self) -> Value {
+    fn read_state(&self) -> Value {
         let text = fs::read(self.guest.path("state/state.json")).unwrap_or_else(|_| b"{}".to_vec());
         serde_json::from_slice(&text).unwrap()
     }
 
     /// As it is now, without what the user added to these files.
-    pub fn look(&self, edited: &[PathBuf]) -> Look {
-        let mut files = self.files();
+    pub fn take_snapshot(&self, edited: &[PathBuf]) -> GuestSnapshot {
+        let mut files = self.list_files();
         for entry in &mut files {
             let Some(content) = &mut entry.content else { continue };
             if edited.contains(&entry.path) {
-                let without = content.strip_suffix(HIS_LINE);
+                let without = content.strip_suffix(USER_LINE);
                 *content = without.unwrap_or_else(|| panic!("his line is gone: {content}")).to_owned();
             }
         }
-        let state = self.state();
-        Look {
+        let state = self.read_state();
+        GuestSnapshot {
             files,
             binding: state["binding"].clone(),
             password_auth: state["passWordAuth"].clone(),
-            allows_password: self.files_allow_password(),
+            allows_password: self.config_allows_password(),
         }
     }
 
     /// The user goes on with his day; the files he edited.
-    pub fn user_edits(&self) -> Vec<PathBuf> {
+    pub fn apply_user_edits(&self) -> Vec<PathBuf> {
         let mut edited = Vec::new();
         for path in [self.guest.key_file(), self.guest.path("sshd_config")] {
             if let Ok(text) = fs::read_to_string(&path) {
-                fs::write(&path, text + HIS_LINE).unwrap();
+                fs::write(&path, text + USER_LINE).unwrap();
                 edited.push(path);
             }
         }
@@ -250,7 +254,7 @@ impl Scene {
     }
 
     /// What the live files say, by sshd itself, which must accept them.
-    fn files_allow_password(&self) -> bool {
+    fn config_allows_password(&self) -> bool {
         let output =
             Command::new("/usr/sbin/sshd").arg("-T").arg("-f").arg(self.guest.path("sshd_config")).output();
         let output = output.unwrap();
@@ -261,22 +265,22 @@ impl Scene {
 
     /// Nothing is half done: every file is old or new, sshd does what they say, nothing is left over. What takes long
     /// is asked at some numbers: `status`, which finds nothing wrong, at every second, and who gets in at every sixteenth.
-    pub fn settled(&self, edited: &[PathBuf], number: usize) -> Now {
-        assert_eq!(self.state()["undelivered"], json!(null), "an undelivered result");
+    pub fn assert_settled(&self, edited: &[PathBuf], number: usize) -> CommandState {
+        assert_eq!(self.read_state()["undelivered"], json!(null), "an undelivered result");
         assert!(
-            !self.guest.path("run").join(NEW_CHANNEL_STATE).exists(),
+            !self.guest.path("run").join(CHANNEL_STATUS_TEMP_FILE).exists(),
             "the channel's state, half written"
         );
-        let now = self.settled_but_for_the_daemon(edited);
+        let now = self.assert_settled_except_delivery(edited);
         if number % 16 == 1 {
-            let text: String = self.files().into_iter().filter_map(|entry| entry.content).collect();
+            let text: String = self.list_files().into_iter().filter_map(|entry| entry.content).collect();
             for key in self.keys.all() {
                 let stands = text.contains(key.line.split(' ').nth(1).unwrap());
-                assert_eq!(self.guest.sshd.lets_in(key), stands, "{}", key.private.display());
+                assert_eq!(self.guest.sshd.accepts_key(key), stands, "{}", key.private.display());
             }
         }
         if number % 2 == 1 {
-            let output = self.guest.agent(&["status", "--json"]);
+            let output = self.guest.run_agent(&["status", "--json"]);
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             let problems = report["problems"].as_array().unwrap().iter();
             let problems: Vec<&Value> =
@@ -287,10 +291,10 @@ impl Scene {
     }
 
     /// The same where it is for a daemon to deliver the result, and to write the channel's state anew.
-    pub fn settled_but_for_the_daemon(&self, edited: &[PathBuf]) -> Now {
-        assert_eq!(self.state()["intent"], json!(null), "an open intent");
-        for (directory, allowed) in [("state", &["state.json"][..]), ("run", &OF_THE_DAEMON[..])] {
-            for entry in entries(&self.guest.path(directory)) {
+    pub fn assert_settled_except_delivery(&self, edited: &[PathBuf]) -> CommandState {
+        assert_eq!(self.read_state()["intent"], json!(null), "an open intent");
+        for (directory, allowed) in [("state", &["state.json"][..]), ("run", &DAEMON_RUN_FILES[..])] {
+            for entry in list_entries(&self.guest.path(directory)) {
                 let name = entry.path.file_name().unwrap().to_str().unwrap();
                 assert!(
                     entry.path == self.guest.path(directory) || allowed.contains(&name),
@@ -299,10 +303,10 @@ impl Scene {
                 );
             }
         }
-        let look = self.look(edited);
+        let look = self.take_snapshot(edited);
         let now = match &look {
-            look if *look == self.before => Now::Before,
-            look if look.clone().masked() == self.after => Now::After,
+            look if *look == self.before => CommandState::Before,
+            look if look.clone().mask_timestamps() == self.after => CommandState::After,
             look => panic!("neither old nor new: {look:#?}\nold: {:#?}\nnew: {:#?}", self.before, self.after),
         };
         assert_eq!(
@@ -315,7 +319,7 @@ impl Scene {
 }
 
 /// Waits for what comes within milliseconds.
-fn soon<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+fn wait_briefly_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(seen) = look() {
@@ -329,27 +333,27 @@ fn soon<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A directory and what is below it.
-fn entries(path: &Path) -> Vec<Entry> {
-    let mut found: Vec<Entry> = entry_of(path).into_iter().collect();
+fn list_entries(path: &Path) -> Vec<FileEntry> {
+    let mut found: Vec<FileEntry> = read_entry(path).into_iter().collect();
     let mut names: Vec<PathBuf> = match fs::read_dir(path) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(_) => Vec::new(),
     };
     names.sort();
     for name in names {
-        if name.is_dir() { found.extend(entries(&name)) } else { found.extend(entry_of(&name)) }
+        if name.is_dir() { found.extend(list_entries(&name)) } else { found.extend(read_entry(&name)) }
     }
     found
 }
 
-fn entry_of(path: &Path) -> Option<Entry> {
+fn read_entry(path: &Path) -> Option<FileEntry> {
     let metadata = path.symlink_metadata().ok()?;
     let content = (!metadata.is_dir()).then(|| fs::read_to_string(path).unwrap());
     let owner = (metadata.uid(), metadata.gid());
-    Some(Entry { path: path.to_owned(), content, mode: metadata.mode(), owner })
+    Some(FileEntry { path: path.to_owned(), content, mode: metadata.mode(), owner })
 }
 
-fn without_times(content: &str) -> String {
+fn mask_times(content: &str) -> String {
     let mut masked = String::new();
     for word in content.split_inclusive([' ', '\n']) {
         let is_time = word.len() == 21 && word.starts_with("20") && word.trim_end().ends_with('Z');

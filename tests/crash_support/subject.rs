@@ -6,16 +6,18 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
-use crate::support::{Folder, Key, attach, detach, set_password_auth, with};
+use crate::support::{
+    TestDir, TestKey, attach_command, detach_command, set_password_auth_command, with_field,
+};
 
 /// A command on a guest.
-pub struct Subject {
+pub struct CrashScenario {
     pub name: &'static str,
     /// Where the user's key file stands, and whether sshd has a drop-in directory.
-    pub guest: Shape,
+    pub guest: GuestLayout,
     /// At the console, before.
-    pub prepare: fn(&Keys) -> Vec<Value>,
-    pub command: fn(&Keys) -> Value,
+    pub prepare: fn(&FixtureKeys) -> Vec<Value>,
+    pub command: fn(&FixtureKeys) -> Value,
     /// Whether it is one of the four that are tried at full width; the others add what differs in them.
     pub is_main: bool,
     /// Whether an attach was cut off before, right after sshd was told: what is tried is how it is taken back.
@@ -24,99 +26,99 @@ pub struct Subject {
 
 /// How a guest's files are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum GuestLayout {
     /// A key file with lines of the user's, a drop-in directory.
-    Usual,
+    Standard,
     /// No drop-in directory: the setting goes into the main file.
     WithoutDropIns,
     /// Neither key file nor its directory, below the user's home.
     WithoutKeyDirectory,
 }
 
-pub static SUBJECTS: [Subject; 8] = [
-    Subject {
+pub static SCENARIOS: [CrashScenario; 8] = [
+    CrashScenario {
         name: "attach no",
-        guest: Shape::Usual,
+        guest: GuestLayout::Standard,
         prepare: |_| vec![],
-        command: |keys| attach("my-test", &keys.key, "no"),
+        command: |keys| attach_command("my-test", &keys.key, "no"),
         is_main: true,
         interrupted: false,
     },
-    Subject {
+    CrashScenario {
         name: "attach replace",
-        guest: Shape::Usual,
-        prepare: |keys| vec![attach("my-test", &keys.key, "no")],
-        command: |keys| with(attach("other", &keys.other, "yes"), "replace", json!(true)),
+        guest: GuestLayout::Standard,
+        prepare: |keys| vec![attach_command("my-test", &keys.key, "no")],
+        command: |keys| with_field(attach_command("other", &keys.other, "yes"), "replace", json!(true)),
         is_main: true,
         interrupted: false,
     },
-    Subject {
+    CrashScenario {
         name: "detach",
-        guest: Shape::Usual,
-        prepare: |keys| vec![attach("my-test", &keys.key, "no")],
-        command: |_| detach("my-test"),
+        guest: GuestLayout::Standard,
+        prepare: |keys| vec![attach_command("my-test", &keys.key, "no")],
+        command: |_| detach_command("my-test"),
         is_main: true,
         interrupted: false,
     },
-    Subject {
+    CrashScenario {
         name: "setPasswordAuth no",
-        guest: Shape::Usual,
-        prepare: |keys| vec![attach("my-test", &keys.key, "yes")],
-        command: |_| set_password_auth("no"),
+        guest: GuestLayout::Standard,
+        prepare: |keys| vec![attach_command("my-test", &keys.key, "yes")],
+        command: |_| set_password_auth_command("no"),
         is_main: true,
         interrupted: false,
     },
-    Subject {
+    CrashScenario {
         name: "setPasswordAuth yes",
-        guest: Shape::Usual,
-        prepare: |keys| vec![attach("my-test", &keys.key, "no")],
-        command: |_| set_password_auth("yes"),
+        guest: GuestLayout::Standard,
+        prepare: |keys| vec![attach_command("my-test", &keys.key, "no")],
+        command: |_| set_password_auth_command("yes"),
         is_main: false,
         interrupted: false,
     },
-    Subject {
+    CrashScenario {
         name: "attach no, in the main file",
-        guest: Shape::WithoutDropIns,
+        guest: GuestLayout::WithoutDropIns,
         prepare: |_| vec![],
-        command: |keys| attach("my-test", &keys.key, "no"),
+        command: |keys| attach_command("my-test", &keys.key, "no"),
         is_main: false,
         interrupted: false,
     },
-    Subject {
+    CrashScenario {
         name: "attach no, no directory",
-        guest: Shape::WithoutKeyDirectory,
+        guest: GuestLayout::WithoutKeyDirectory,
         prepare: |_| vec![],
-        command: |keys| attach("my-test", &keys.key, "no"),
+        command: |keys| attach_command("my-test", &keys.key, "no"),
         is_main: false,
         interrupted: false,
     },
-    Subject {
+    CrashScenario {
         name: "recovery",
-        guest: Shape::Usual,
+        guest: GuestLayout::Standard,
         prepare: |_| vec![],
-        command: |_| detach("nobodys"),
+        command: |_| detach_command("nobodys"),
         is_main: false,
         interrupted: true,
     },
 ];
 
 /// Who uses a guest. Made once a process: ssh-keygen(1) takes longer than it takes to write them down.
-pub struct Keys {
+pub struct FixtureKeys {
     /// Bound, or to be bound.
-    pub key: Key,
-    pub other: Key,
+    pub key: TestKey,
+    pub other: TestKey,
     /// The user's own, in the file from the start.
-    pub own: Key,
+    pub own: TestKey,
 }
 
-impl Keys {
+impl FixtureKeys {
     /// Their files in this folder.
-    pub fn write(folder: &Path) -> Self {
+    pub fn write_to(folder: &Path) -> Self {
         static MADE: OnceLock<[(String, String); 3]> = OnceLock::new();
         let made = MADE.get_or_init(|| {
-            let folder = Folder::new();
+            let folder = TestDir::new();
             ["me", "other", "own"].map(|name| {
-                let Key { private, line } = Key::new(&folder, name);
+                let TestKey { private, line } = TestKey::new(&folder, name);
                 (fs::read_to_string(private).unwrap(), line)
             })
         });
@@ -128,12 +130,12 @@ impl Keys {
                 fs::write(&private, secret).unwrap();
                 fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).unwrap();
                 fs::write(private.with_extension("key.pub"), line).unwrap();
-                Key { private, line: line.clone() }
+                TestKey { private, line: line.clone() }
             });
         Self { key, other, own }
     }
 
-    pub fn all(&self) -> [&Key; 3] {
+    pub fn all(&self) -> [&TestKey; 3] {
         [&self.key, &self.other, &self.own]
     }
 }

@@ -9,24 +9,24 @@ use keypair_agent::policy::observation::Account;
 
 /// Nobody's here.
 pub const USER: u32 = 61_003;
-pub const STRANGER: u32 = 61_004;
+pub const STRANGER_UID: u32 = 61_004;
 
 /// What no file that the user can read ever says.
 pub const SECRET: &str = "root's own";
 
 /// A folder with a home in it. What is shared by the processes of one run.
-pub struct Land(PathBuf);
+pub struct HomeFixture(PathBuf);
 
 /// What there is of an entry: kind and mode, owner, group, bytes or the names in it.
-pub type Entry = (u32, u32, u32, Vec<u8>);
+pub type EntryStat = (u32, u32, u32, Vec<u8>);
 
-impl Land {
-    pub fn at(folder: &Path) -> Self {
+impl HomeFixture {
+    pub fn new(folder: &Path) -> Self {
         Self(folder.to_owned())
     }
 
     /// Lays it out.
-    pub fn prepare(&self) {
+    pub fn create_files(&self) {
         let file = |name: &str, owner: u32, mode: u32| {
             fs::write(self.0.join(name), format!("{SECRET}: {name}\n")).unwrap();
             chown(self.0.join(name), Some(owner), Some(owner)).unwrap();
@@ -42,8 +42,8 @@ impl Land {
         directory("victim/ssh", 0, 0o700);
         file("victim/ssh/authorized_keys", 0, 0o600);
         directory("empty", 0, 0o755);
-        directory("stranger", STRANGER, 0o755);
-        file("stranger/authorized_keys", STRANGER, 0o600);
+        directory("stranger", STRANGER_UID, 0o755);
+        file("stranger/authorized_keys", STRANGER_UID, 0o600);
         // Whoever can write a file may give it another name where he likes, although hard links are protected.
         file("everyones", 0, 0o666);
         fs::write(self.0.join("everyones"), "everyone's\n").unwrap();
@@ -79,18 +79,18 @@ impl Land {
     }
 
     /// All that is none of the user's: what lies around the home by its path, and root's things in it by their inode.
-    pub fn victims(&self) -> BTreeMap<String, Entry> {
+    pub fn snapshot_victims(&self) -> BTreeMap<String, EntryStat> {
         let mut seen = BTreeMap::new();
         for name in ["victim", "empty", "stranger", "everyones"] {
-            look(&self.0.join(name), &mut seen, &|path, _| path.to_string_lossy().into_owned());
+            collect_entries(&self.0.join(name), &mut seen, &|path, _| path.to_string_lossy().into_owned());
         }
         // He may write there himself; the agent never.
         for (_, (.., content)) in seen.iter_mut().filter(|(path, _)| path.ends_with("everyones")) {
             content.retain(|byte| *byte == b'k');
         }
         let mut in_home = BTreeMap::new();
-        look(&self.home(), &mut in_home, &|_, inode| inode.to_string());
-        for inode in [self.inode("home/treasure"), self.inode("home/treasure/secret")] {
+        collect_entries(&self.home(), &mut in_home, &|_, inode| inode.to_string());
+        for inode in [self.initial_inode("home/treasure"), self.initial_inode("home/treasure/secret")] {
             let mut entry = in_home.remove(&inode).unwrap_or_else(|| panic!("{inode} is gone"));
             // It may have stood in the place of `.ssh`.
             if entry.0 & 0o170_000 == 0o040_000 {
@@ -102,7 +102,7 @@ impl Land {
     }
 
     /// The inode that something had at the beginning; kept in a file, since its name is the user's to change.
-    fn inode(&self, name: &str) -> String {
+    fn initial_inode(&self, name: &str) -> String {
         let kept = self.0.join(format!("inode-{}", name.replace('/', "-")));
         if !kept.exists() {
             fs::write(&kept, fs::metadata(self.0.join(name)).unwrap().ino().to_string()).unwrap();
@@ -111,10 +111,10 @@ impl Land {
     }
 
     /// Files that the user can read although they say what is root's.
-    pub fn leaks(&self) -> Vec<PathBuf> {
+    pub fn find_leaks(&self) -> Vec<PathBuf> {
         let mut leaks = Vec::new();
         let mut seen = BTreeMap::new();
-        look(&self.home(), &mut seen, &|path, _| path.to_string_lossy().into_owned());
+        collect_entries(&self.home(), &mut seen, &|path, _| path.to_string_lossy().into_owned());
         for (path, (mode, owner, _, content)) in seen {
             let is_file = mode & 0o170_000 == 0o100_000;
             let readable = owner == USER || mode & 0o004 != 0;
@@ -127,7 +127,7 @@ impl Land {
 }
 
 /// Everything from `path` down, links not followed, each under its key.
-fn look(path: &Path, seen: &mut BTreeMap<String, Entry>, key: &dyn Fn(&Path, u64) -> String) {
+fn collect_entries(path: &Path, seen: &mut BTreeMap<String, EntryStat>, key: &dyn Fn(&Path, u64) -> String) {
     let metadata = path.symlink_metadata().unwrap();
     let mut content = Vec::new();
     if metadata.is_file() {
@@ -137,7 +137,7 @@ fn look(path: &Path, seen: &mut BTreeMap<String, Entry>, key: &dyn Fn(&Path, u64
         names.sort();
         content = names.iter().flat_map(|name| [name.as_encoded_bytes(), b"/"].concat()).collect();
         for name in names {
-            look(&path.join(name), seen, key);
+            collect_entries(&path.join(name), seen, key);
         }
     }
     seen.insert(key(path, metadata.ino()), (metadata.mode(), metadata.uid(), metadata.gid(), content));

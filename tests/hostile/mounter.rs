@@ -10,12 +10,12 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::land::{Land, USER};
-use crate::support::dice::Dice;
+use super::land::{HomeFixture, USER};
+use crate::support::dice::SeededRng;
 
 /// Mounts over `.ssh` and takes it away again until the file `done` is there; how often.
-pub fn work(land: &Land, seed: u64) -> usize {
-    let mut dice = Dice::of(seed);
+pub fn run_mount_attack(land: &HomeFixture, seed: u64) -> usize {
+    let mut dice = SeededRng::from_seed(seed);
     let mut mounted = 0;
     let place = land.home().join(".ssh");
     let options = format!("uid={USER},gid={USER},mode=700,size=1m");
@@ -27,18 +27,18 @@ pub fn work(land: &Land, seed: u64) -> usize {
             let none = Some("none");
             if mount(none, target.as_str(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).is_ok() {
                 mounted += 1;
-                sleep(Duration::from_millis(dice.roll(4) as u64));
+                sleep(Duration::from_millis(dice.next_below(4) as u64));
                 let _ = fs::metadata(&place);
-                take_away(land);
+                unmount_all(land);
             }
         }
-        sleep(Duration::from_millis(dice.roll(8) as u64));
+        sleep(Duration::from_millis(dice.next_below(8) as u64));
     }
     mounted
 }
 
 /// The user may have moved what was mounted over.
-fn take_away(land: &Land) {
+fn unmount_all(land: &HomeFixture) {
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     let places = table.lines().filter_map(|line| line.split(' ').nth(1));
     for place in places.filter(|place| Path::new(place).starts_with(land.home())) {

@@ -11,11 +11,11 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use super::land::Land;
-use crate::support::dice::Dice;
+use super::land::HomeFixture;
+use crate::support::dice::SeededRng;
 
 /// What he can do to a path.
-const DEEDS: [&str; 14] = [
+const PATH_ATTACKS: [&str; 14] = [
     "aside and back",
     "link to a victim",
     "link to his own",
@@ -33,43 +33,48 @@ const DEEDS: [&str; 14] = [
 ];
 
 /// Goes on until the file `done` is there; how often each deed succeeded.
-pub fn work(land: &Land, seed: u64) -> BTreeMap<String, usize> {
-    let mut dice = Dice::of(seed);
+pub fn run_path_attacks(land: &HomeFixture, seed: u64) -> BTreeMap<String, usize> {
+    let mut dice = SeededRng::from_seed(seed);
     let mut count = BTreeMap::new();
     fs::create_dir_all(land.home().join(".ssh")).unwrap();
     fs::write(land.home().join("own"), "his own\n").unwrap();
     while !land.path("done").exists() {
         let key_files = land.key_files();
-        let key_file = &key_files[dice.roll(2)];
+        let key_file = &key_files[dice.next_below(2)];
         let directory = key_file.parent().unwrap();
-        let (kind, done) = match dice.roll(10) {
-            0..=2 => deed(land, &mut dice, directory, "directory"),
-            3 => deed(
+        let (kind, done) = match dice.next_below(10) {
+            0..=2 => attack_path(land, &mut dice, directory, "directory"),
+            3 => attack_path(
                 land,
                 &mut dice,
                 directory.parent().filter(|up| *up != land.home()).unwrap_or(directory),
                 "parent",
             ),
-            4..=6 => deed(land, &mut dice, key_file, "file"),
-            7 => temporaries(land, &mut dice, directory),
+            4..=6 => attack_path(land, &mut dice, key_file, "file"),
+            7 => attack_temp_file(land, &mut dice, directory),
             // The way is free again, so that there is something to fight about.
-            _ => ("the way is free", free(land, directory, key_file)),
+            _ => ("the way is free", restore_path(land, directory, key_file)),
         };
         *count.entry(kind.to_owned()).or_default() += usize::from(done.is_ok());
     }
     count
 }
 
-fn deed(land: &Land, dice: &mut Dice, path: &Path, what: &str) -> (&'static str, io::Result<()>) {
-    let deed = DEEDS[dice.roll(DEEDS.len())];
+fn attack_path(
+    land: &HomeFixture,
+    dice: &mut SeededRng,
+    path: &Path,
+    what: &str,
+) -> (&'static str, io::Result<()>) {
+    let deed = PATH_ATTACKS[dice.next_below(PATH_ATTACKS.len())];
     let aside = land.home().join(format!("aside-{what}"));
     let home = land.home();
     let victims =
         ["victim", "victim/authorized_keys", "empty", "stranger", "stranger/authorized_keys", "everyones"];
-    let victim = land.path(victims[dice.roll(victims.len())]);
+    let victim = land.path(victims[dice.next_below(victims.len())]);
     // Where something is to take the path's place, what is there steps aside.
     let instead = |place: &dyn Fn() -> io::Result<()>| {
-        remove(&aside);
+        remove_own(&aside);
         let _ = fs::rename(path, &aside);
         place()
     };
@@ -84,16 +89,17 @@ fn deed(land: &Land, dice: &mut Dice, path: &Path, what: &str) -> (&'static str,
         "hard link of his own" => instead(&|| fs::hard_link(home.join("own"), path)),
         "hard link of a victim" => instead(&|| fs::hard_link(&victim, path)),
         "root's thing in its place" => {
-            let thing = home.join(["treasure", "roots"][dice.roll(2)]);
+            let thing = home.join(["treasure", "roots"][dice.next_below(2)]);
             instead(&|| fs::rename(&thing, path)).and_then(|()| fs::rename(path, &thing))
         }
-        "his file" => say(OpenOptions::new().create(true).truncate(true), path, "his\n"),
-        "append" => say(OpenOptions::new().append(true), path, "more\n"),
-        "mode" => {
-            fs::set_permissions(path, fs::Permissions::from_mode([0o700, 0o777, 0o600, 0o000][dice.roll(4)]))
-        }
+        "his file" => write_nonblocking(OpenOptions::new().create(true).truncate(true), path, "his\n"),
+        "append" => write_nonblocking(OpenOptions::new().append(true), path, "more\n"),
+        "mode" => fs::set_permissions(
+            path,
+            fs::Permissions::from_mode([0o700, 0o777, 0o600, 0o000][dice.next_below(4)]),
+        ),
         _ => {
-            remove(path);
+            remove_own(path);
             Ok(())
         }
     };
@@ -101,7 +107,11 @@ fn deed(land: &Land, dice: &mut Dice, path: &Path, what: &str) -> (&'static str,
 }
 
 /// The agent's file before it has its name is in his directory too.
-fn temporaries(land: &Land, dice: &mut Dice, directory: &Path) -> (&'static str, io::Result<()>) {
+fn attack_temp_file(
+    land: &HomeFixture,
+    dice: &mut SeededRng,
+    directory: &Path,
+) -> (&'static str, io::Result<()>) {
     let find = || {
         let found = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
         found.into_iter().find(|path| path.to_string_lossy().contains(".keypair-agent-"))
@@ -110,42 +120,44 @@ fn temporaries(land: &Land, dice: &mut Dice, directory: &Path) -> (&'static str,
         return ("no temporary to be seen", Ok(()));
     };
     let away = land.home().join("stolen");
-    match dice.roll(4) {
+    match dice.next_below(4) {
         0 => ("temporary stolen", fs::rename(&path, away)),
         1 => (
             "temporary replaced by a link",
-            swap(&path, &away, || symlink(land.path("victim/authorized_keys"), &path)),
+            replace_file(&path, &away, || symlink(land.path("victim/authorized_keys"), &path)),
         ),
         2 => (
             "temporary replaced by a file",
-            swap(&path, &away, || say(OpenOptions::new().create(true), &path, "planted\n")),
+            replace_file(&path, &away, || {
+                write_nonblocking(OpenOptions::new().create(true), &path, "planted\n")
+            }),
         ),
         _ => ("temporary linked", fs::hard_link(&path, away)),
     }
 }
 
-fn swap(path: &Path, away: &Path, place: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+fn replace_file(path: &Path, away: &Path, place: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     fs::rename(path, away)?;
     place()
 }
 
-fn free(land: &Land, directory: &Path, key_file: &Path) -> io::Result<()> {
+fn restore_path(land: &HomeFixture, directory: &Path, key_file: &Path) -> io::Result<()> {
     let parents: Vec<PathBuf> = directory.ancestors().map(Path::to_owned).collect();
     for parent in parents.into_iter().rev().filter(|parent| parent.starts_with(land.home())) {
         if parent.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
-            remove(&parent);
+            remove_own(&parent);
         }
         let _ = fs::create_dir(&parent);
         let _ = fs::set_permissions(&parent, fs::Permissions::from_mode(0o755));
     }
     if !key_file.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
-        remove(key_file);
+        remove_own(key_file);
     }
-    say(OpenOptions::new().create(true).append(true), key_file, "")
+    write_nonblocking(OpenOptions::new().create(true).append(true), key_file, "")
 }
 
 /// As far as it is his to remove: root's things are put back where they were.
-fn remove(path: &Path) {
+fn remove_own(path: &Path) {
     let Ok(metadata) = path.symlink_metadata() else { return };
     if !metadata.is_dir() {
         let _ = fs::remove_file(path);
@@ -156,6 +168,6 @@ fn remove(path: &Path) {
 }
 
 /// Writes, without waiting for whoever reads a FIFO.
-fn say(how: &mut OpenOptions, path: &Path, words: &str) -> io::Result<()> {
+fn write_nonblocking(how: &mut OpenOptions, path: &Path, words: &str) -> io::Result<()> {
     how.write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?.write_all(words.as_bytes())
 }

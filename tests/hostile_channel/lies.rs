@@ -9,57 +9,61 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::daemon::{Daemon, Size, queued};
-use crate::support::liar::Liar;
-use crate::support::signing::{envelope, expiring, signed};
-use crate::support::{Form, Guest, Key, Metadata, attach, available, detach, set_password_auth, with};
+use crate::support::daemon::{Daemon, ProcessUsage, make_channel_command};
+use crate::support::liar::FuzzingServer;
+use crate::support::signing::{make_envelope, make_expiring_command, sign_command};
+use crate::support::{
+    GuestOptions, MetadataService, TestGuest, TestKey, attach_command, detach_command, has_tools,
+    set_password_auth_command, with_field,
+};
 use serde_json::{Value, json};
 
 /// For how many seconds; `make test-hostile-answers` says two hours.
-const TIME: &str = "KEYPAIR_HOSTILE_ANSWERS";
-const SHORT: u64 = 20;
+const FUZZ_SECONDS_VAR: &str = "KEYPAIR_HOSTILE_ANSWERS";
+const DEFAULT_FUZZ_SECONDS: u64 = 20;
 /// The luck of the answers; said where it fails.
 const SEED: &str = "KEYPAIR_HOSTILE_SEED";
 /// The genuine command, and its sequence: above all that a liar may have said.
-const GOOD: &str = "good";
-const LAST: u64 = (1 << 53) - 1;
+const GENUINE_COMMAND_ID: &str = "good";
+const GENUINE_SEQUENCE: u64 = (1 << 53) - 1;
 /// From so many polls on memory is looked at: before, it grows to what one command after another needs.
-const MEASURED_FROM: usize = 200;
+const WARMUP_POLLS: usize = 200;
 
-fn number(variable: &str, default: u64) -> u64 {
+fn read_env_number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
 }
 
 /// An agent under a liar, and what the service behind him says at the end.
-struct Scene {
+struct FuzzedAgent {
     name: &'static str,
-    metadata: Metadata,
-    guest: Guest,
-    liar: Liar,
+    metadata: MetadataService,
+    guest: TestGuest,
+    liar: FuzzingServer,
     /// Made when it is handed out: its signature lasts a day at most.
     good: Box<dyn FnOnce() -> Value + Send>,
 }
 
 /// What is close to a command, and the genuine one.
-type Said = (Vec<Value>, Box<dyn FnOnce() -> Value + Send>);
+type CommandPool = (Vec<Value>, Box<dyn FnOnce() -> Value + Send>);
 
-impl Scene {
+impl FuzzedAgent {
     /// `agent` is its configuration.
     fn new(
         name: &'static str,
-        agent: impl FnOnce(&Guest) -> String,
-        says: impl FnOnce(&Guest) -> Said,
+        agent: impl FnOnce(&TestGuest) -> String,
+        says: impl FnOnce(&TestGuest) -> CommandPool,
     ) -> Self {
-        let metadata = Metadata::start();
-        let guest = Guest::of(Form { metadata: Some(&metadata), ..Form::default() });
+        let metadata = MetadataService::start();
+        let guest =
+            TestGuest::with_options(GuestOptions { metadata: Some(&metadata), ..GuestOptions::default() });
         let (pool, good) = says(&guest);
         let pool = pool.iter().map(|value| value.to_string().into_bytes()).collect();
-        let liar = Liar::start(&metadata, number(SEED, 7), pool);
-        guest.configure(&agent(&guest), &liar.url());
+        let liar = FuzzingServer::start(&metadata, read_env_number(SEED, 7), pool);
+        guest.write_agent_config(&agent(&guest), &liar.url());
         Self { name, metadata, guest, liar, good }
     }
 
-    fn lives_through_it(self, time: Duration) {
+    fn run_for(self, time: Duration) {
         let Self { name, metadata, guest, liar, good } = self;
         let before = guest.snapshot();
         let mut daemon = Daemon::start(&guest);
@@ -68,12 +72,13 @@ impl Scene {
         while begun.elapsed() < time {
             thread::sleep(Duration::from_millis(100));
             assert!(daemon.is_alive(), "{name}: {}", daemon.log());
-            if liar.polls() >= MEASURED_FROM && first.is_none() {
-                first = Some(Size::of(&daemon, &guest));
+            if liar.poll_count() >= WARMUP_POLLS && first.is_none() {
+                first = Some(ProcessUsage::measure(&daemon, &guest));
             }
         }
-        let (elapsed, polls, results) = (begun.elapsed().as_secs() as usize, liar.polls(), liar.results());
-        let last = Size::of(&daemon, &guest);
+        let (elapsed, polls, results) =
+            (begun.elapsed().as_secs() as usize, liar.poll_count(), liar.result_count());
+        let last = ProcessUsage::measure(&daemon, &guest);
         println!("{name}: {polls} polls and {results} results in {elapsed} s; {first:?}, then {last:?}");
         assert!(polls > 0);
         assert!(
@@ -81,83 +86,113 @@ impl Scene {
             "{name}: {polls} polls, {results} results in {elapsed} s"
         );
         if let Some(first) = first {
-            assert!(last.is_no_more_memory_than(&first), "{name}: {first:?} {last:?}");
+            assert!(last.has_memory_within(&first), "{name}: {first:?} {last:?}");
         }
         assert_eq!(guest.snapshot(), before, "{name}");
         let log = fs::read_to_string(guest.path("sshd.log")).unwrap();
         assert!(!log.contains("SIGHUP"), "{name}: sshd was told of something: {log}");
         // Who he says that this is was taken for it, where nothing pins that: the service says it again.
-        liar.steps_aside();
+        liar.start_forwarding();
         drop(daemon);
         let _daemon = Daemon::start(&guest);
         metadata.queue(good());
-        let result = metadata.wait_for_result(GOOD);
+        let result = metadata.wait_for_result(GENUINE_COMMAND_ID);
         assert_eq!(result["status"], "succeeded", "{name}: {result}");
     }
 }
 
-fn unsigned() -> Scene {
-    let nothing = |_: &Guest| String::new();
-    Scene::new("whom anybody may command", nothing, |guest| {
-        let key = Key::new(&guest.folder, "k");
-        let weak = with(attach("my-test", &key, "no"), "publicKey", json!("ssh-rsa AAAA"));
+fn start_unsigned_agent() -> FuzzedAgent {
+    let nothing = |_: &TestGuest| String::new();
+    FuzzedAgent::new("whom anybody may command", nothing, |guest| {
+        let key = TestKey::new(&guest.folder, "k");
+        let weak = with_field(attach_command("my-test", &key, "no"), "publicKey", json!("ssh-rsa AAAA"));
         let name = json!("../../../../x");
         // Spoilt too, none of them is one to obey.
         let pool = vec![
-            queued("c-1", 1, weak.clone()),
-            queued("c-2", 2, with(weak, "publicKey", json!("command=\"x\" ssh-ed25519 AAAA"))),
-            queued("c-3", 3, set_password_auth("maybe")),
-            queued("c-4", 4, detach("my-test")),
-            queued("c-5", 5, with(attach("my-test", &key, "no"), "keyName", name.clone())),
-            with(queued("c-6", 6, attach("my-test", &key, "no")), "commandId", name),
+            make_channel_command("c-1", 1, weak.clone()),
+            make_channel_command(
+                "c-2",
+                2,
+                with_field(weak, "publicKey", json!("command=\"x\" ssh-ed25519 AAAA")),
+            ),
+            make_channel_command("c-3", 3, set_password_auth_command("maybe")),
+            make_channel_command("c-4", 4, detach_command("my-test")),
+            make_channel_command(
+                "c-5",
+                5,
+                with_field(attach_command("my-test", &key, "no"), "keyName", name.clone()),
+            ),
+            with_field(
+                make_channel_command("c-6", 6, attach_command("my-test", &key, "no")),
+                "commandId",
+                name,
+            ),
             json!({ "payload": "e30=", "signature": "-----BEGIN SSH SIGNATURE-----" }),
         ];
-        (pool, Box::new(move || queued(GOOD, LAST, attach("my-test", &key, "no"))))
+        (
+            pool,
+            Box::new(move || {
+                make_channel_command(
+                    GENUINE_COMMAND_ID,
+                    GENUINE_SEQUENCE,
+                    attach_command("my-test", &key, "no"),
+                )
+            }),
+        )
     })
 }
 
 /// A command that lasts as long as the lies.
-fn lasting(id: &str, sequence: u64, command: Value) -> Value {
-    expiring(time::Duration::hours(20), id, sequence, command)
+fn make_long_lived_command(id: &str, sequence: u64, command: Value) -> Value {
+    make_expiring_command(time::Duration::hours(20), id, sequence, command)
 }
 
-fn must_be_signed() -> Scene {
+fn start_signed_agent() -> FuzzedAgent {
     // Who he says this is counts for nothing then.
-    let agent = |guest: &Guest| {
+    let agent = |guest: &TestGuest| {
         let trusted = guest.path("allowed_signers");
         format!("instance_id = \"i-test\"\ntrusted_signers = \"{}\"", trusted.display())
     };
-    Scene::new("whose commands must be signed", agent, |guest| {
-        let (key, platform) = (Key::new(&guest.folder, "k"), Key::new(&guest.folder, "platform"));
+    FuzzedAgent::new("whose commands must be signed", agent, |guest| {
+        let (key, platform) = (TestKey::new(&guest.folder, "k"), TestKey::new(&guest.folder, "platform"));
         fs::write(guest.path("allowed_signers"), format!("platform {}\n", platform.line)).unwrap();
-        let bind = || attach("my-test", &key, "no");
-        let elsewhere = with(lasting("c-1", 1, bind()), "instanceId", json!("i-other"));
-        let genuine = signed(&platform, &lasting("c-2", 2, bind()));
-        let payload = lasting("c-3", 3, bind()).to_string().into_bytes();
+        let bind = || attach_command("my-test", &key, "no");
+        let elsewhere = with_field(make_long_lived_command("c-1", 1, bind()), "instanceId", json!("i-other"));
+        let genuine = sign_command(&platform, &make_long_lived_command("c-2", 2, bind()));
+        let payload = make_long_lived_command("c-3", 3, bind()).to_string().into_bytes();
         let pool = vec![
-            lasting("c-4", 4, bind()),
-            lasting("c-5", 5, set_password_auth("no")),
-            signed(&key, &lasting("c-6", 6, bind())),
-            signed(&platform, &elsewhere),
-            signed(&platform, &expiring(-time::Duration::MINUTE, "c-7", 7, bind())),
-            signed(&platform, &expiring(time::Duration::hours(30), "c-8", 8, bind())),
-            signed(&platform, &queued("c-9", 9, bind())),
-            envelope(&payload, genuine["signature"].as_str().unwrap()),
+            make_long_lived_command("c-4", 4, bind()),
+            make_long_lived_command("c-5", 5, set_password_auth_command("no")),
+            sign_command(&key, &make_long_lived_command("c-6", 6, bind())),
+            sign_command(&platform, &elsewhere),
+            sign_command(&platform, &make_expiring_command(-time::Duration::MINUTE, "c-7", 7, bind())),
+            sign_command(&platform, &make_expiring_command(time::Duration::hours(30), "c-8", 8, bind())),
+            sign_command(&platform, &make_channel_command("c-9", 9, bind())),
+            make_envelope(&payload, genuine["signature"].as_str().unwrap()),
         ];
-        let good = move || signed(&platform, &lasting(GOOD, LAST, attach("my-test", &key, "no")));
+        let good = move || {
+            sign_command(
+                &platform,
+                &make_long_lived_command(
+                    GENUINE_COMMAND_ID,
+                    GENUINE_SEQUENCE,
+                    attach_command("my-test", &key, "no"),
+                ),
+            )
+        };
         (pool, Box::new(good))
     })
 }
 
 #[test]
-fn hours_of_lies() {
-    if !available(&["sshd", "ssh", "ssh-keygen"]) {
+fn daemon_survives_random_responses() {
+    if !has_tools(&["sshd", "ssh", "ssh-keygen"]) {
         return;
     }
-    let time = Duration::from_secs(number(TIME, SHORT));
-    println!("{SEED}={}", number(SEED, 7));
+    let time = Duration::from_secs(read_env_number(FUZZ_SECONDS_VAR, DEFAULT_FUZZ_SECONDS));
+    println!("{SEED}={}", read_env_number(SEED, 7));
     thread::scope(|scope| {
-        scope.spawn(|| unsigned().lives_through_it(time));
-        scope.spawn(|| must_be_signed().lives_through_it(time));
+        scope.spawn(|| start_unsigned_agent().run_for(time));
+        scope.spawn(|| start_signed_agent().run_for(time));
     });
 }

@@ -2,38 +2,38 @@
 
 use std::fmt;
 
-use crate::matrix_support::lab::Lab;
-use crate::matrix_support::row::{KeyType, Row};
-use crate::support::dice::Dice;
+use crate::matrix_support::lab::MatrixEnvironment;
+use crate::matrix_support::row::{KeyType, MatrixCase};
+use crate::support::dice::SeededRng;
 
 use super::pieces;
 
 /// What is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Course {
+pub enum CommandPlan {
     /// Attach K with `no`.
-    No,
+    AttachNo,
     /// Attach K with `no`, then detach it.
-    NoThenDetach,
+    AttachNoThenDetach,
     /// Attach K with `yes`, then the same with `no`.
-    YesThenNo,
+    AttachYesThenNo,
     /// Attach K with `yes`, then L in its place, with `no`.
-    YesThenReplace,
+    AttachYesThenReplace,
     /// `setPasswordAuth no`, for the user's own keys.
     SetPasswordNo,
 }
 
 /// Where the main file includes the drop-ins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Include {
-    Behind,
-    Nowhere,
+pub enum IncludePlacement {
+    AtEnd,
+    Missing,
     InMatch,
     Relative,
     OneFile,
 }
 
-/// A part of a guest that can be left out. `@USER@` and `@HOME@` are the target user's, `@KEY@` is K, `@OTHER_KEY@`
+/// A part of a guest that can be left out. `@USER_UID@` and `@USER_HOME_LABEL@` are the target user's, `@TEST_KEY_LINE@` is K, `@OTHER_KEY@`
 /// his own key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
@@ -43,7 +43,7 @@ pub enum Piece {
     Block(String),
     /// A file that the main file may include.
     DropIn(&'static str, String),
-    Include(Include),
+    Include(IncludePlacement),
     /// Words of sshd's command line.
     Arguments(Vec<String>),
     /// Where sshd listens: a line, the address and the port that clients go to.
@@ -57,7 +57,7 @@ pub enum Piece {
     /// sh after that: sshd has not read what it does.
     Pending(String),
     /// sh between the first command and the second.
-    Between(String),
+    BetweenCommands(String),
 }
 
 impl fmt::Display for Piece {
@@ -76,54 +76,58 @@ impl fmt::Display for Piece {
                 write!(f, "{path}: {}", text.get(..200).unwrap_or(&text))
             }
             Self::Setup(script) => write!(f, "before: {script}"),
-            Self::Between(script) => write!(f, "between the commands: {script}"),
+            Self::BetweenCommands(script) => write!(f, "between the commands: {script}"),
             Self::Pending(script) => write!(f, "not read yet: {script}"),
         }
     }
 }
 
 #[derive(Debug, Clone)]
-pub struct Case {
+pub struct FuzzCase {
     pub number: u64,
     pub user: &'static str,
     pub key: KeyType,
-    pub course: Course,
+    pub course: CommandPlan,
     pub pieces: Vec<Piece>,
 }
 
-impl Case {
+impl FuzzCase {
     /// The same for the same seed, number and OpenSSH.
-    pub fn new(lab: &Lab, seed: u64, number: u64) -> Self {
-        let mut dice = Dice::of(mixed(seed ^ mixed(number)));
-        let user = if dice.roll(5) < 2 { "root" } else { "u" };
-        let key = match dice.roll(10) {
+    pub fn new(lab: &MatrixEnvironment, seed: u64, number: u64) -> Self {
+        let mut dice = SeededRng::from_seed(splitmix64(seed ^ splitmix64(number)));
+        let user = if dice.next_below(5) < 2 { "root" } else { "u" };
+        let key = match dice.next_below(10) {
             0 if lab.has_openssl => KeyType::Rsa,
             1 if lab.has_openssl => KeyType::Ecdsa,
             _ => KeyType::Ed25519,
         };
-        let course = match dice.roll(20) {
-            0..=9 => Course::No,
-            10..=11 => Course::NoThenDetach,
-            12..=13 => Course::YesThenNo,
-            14..=16 => Course::YesThenReplace,
-            _ => Course::SetPasswordNo,
+        let course = match dice.next_below(20) {
+            0..=9 => CommandPlan::AttachNo,
+            10..=11 => CommandPlan::AttachNoThenDetach,
+            12..=13 => CommandPlan::AttachYesThenNo,
+            14..=16 => CommandPlan::AttachYesThenReplace,
+            _ => CommandPlan::SetPasswordNo,
         };
-        let mut pieces = pieces::some(&mut dice, lab);
-        if course == Course::SetPasswordNo {
-            let file = format!("{}/.ssh/authorized_keys", home(user));
+        let mut pieces = pieces::random_pieces(&mut dice, lab);
+        if course == CommandPlan::SetPasswordNo {
+            let file = format!("{}/.ssh/authorized_keys", home_directory(user));
             pieces.insert(0, Piece::Key(file, "@OTHER_KEY@\n".into()));
         }
-        if matches!(course, Course::NoThenDetach | Course::YesThenNo | Course::YesThenReplace)
-            && dice.roll(2) == 0
+        if matches!(
+            course,
+            CommandPlan::AttachNoThenDetach
+                | CommandPlan::AttachYesThenNo
+                | CommandPlan::AttachYesThenReplace
+        ) && dice.next_below(2) == 0
         {
-            pieces.push(pieces::between(&mut dice));
+            pieces.push(pieces::random_intermediate_script(&mut dice));
         }
         Self { number, user, key, course, pieces }
     }
 
     /// The guest that it describes.
-    pub fn row(&self) -> Row {
-        let mut row = Row::empty(&format!("case {}", self.number), self.user, self.key);
+    pub fn to_matrix_case(&self) -> MatrixCase {
+        let mut row = MatrixCase::empty(&format!("case {}", self.number), self.user, self.key);
         let (mut first, mut behind, mut blocks) = (String::new(), String::new(), String::new());
         let mut include = Some("Include /etc/ssh/sshd_config.d/*.conf\n");
         // The one address of a named source that has a name.
@@ -141,11 +145,13 @@ impl Case {
                 Piece::Include(place) => {
                     let line = include.take().unwrap_or_default();
                     match place {
-                        Include::Behind => behind += line,
-                        Include::Nowhere => {}
-                        Include::InMatch => blocks += "Match all\nInclude /etc/ssh/sshd_config.d/*.conf\n",
-                        Include::Relative => include = Some("Include sshd_config.d/*.conf\n"),
-                        Include::OneFile => {
+                        IncludePlacement::AtEnd => behind += line,
+                        IncludePlacement::Missing => {}
+                        IncludePlacement::InMatch => {
+                            blocks += "Match all\nInclude /etc/ssh/sshd_config.d/*.conf\n"
+                        }
+                        IncludePlacement::Relative => include = Some("Include sshd_config.d/*.conf\n"),
+                        IncludePlacement::OneFile => {
                             include = Some("Include /etc/ssh/sshd_config.d/50-other.conf\n");
                         }
                     }
@@ -161,7 +167,7 @@ impl Case {
                     row.files.insert(path.clone(), text.clone());
                 }
                 Piece::Setup(script) => row.setup += &format!("{script}\n"),
-                Piece::Between(_) => {}
+                Piece::BetweenCommands(_) => {}
                 Piece::Pending(script) => row.pending += &format!("{script}\n"),
             }
         }
@@ -170,7 +176,7 @@ impl Case {
             "{include}{first}PermitRootLogin yes\nUsePAM yes\nKbdInteractiveAuthentication no\n{behind}{blocks}"
         );
         row.files.insert("/etc/ssh/sshd_config".into(), main);
-        let fill = |text: &str| self.filled_in(text);
+        let fill = |text: &str| self.expand_placeholders(text);
         row.files = row.files.iter().map(|(path, text)| (fill(path), fill(text))).collect();
         row.setup = fill(&row.setup);
         row.pending = fill(&row.pending);
@@ -179,52 +185,52 @@ impl Case {
         row
     }
 
-    fn filled_in(&self, text: &str) -> String {
-        text.replace("@USER@", self.user).replace("@HOME@", home(self.user))
+    fn expand_placeholders(&self, text: &str) -> String {
+        text.replace("@USER@", self.user).replace("@HOME@", home_directory(self.user))
     }
 
     /// What somebody does between the commands, if anything.
-    pub fn between(&self) -> Option<String> {
+    pub fn intermediate_script(&self) -> Option<String> {
         self.pieces.iter().find_map(|piece| match piece {
-            Piece::Between(script) => Some(self.filled_in(script)),
+            Piece::BetweenCommands(script) => Some(self.expand_placeholders(script)),
             _ => None,
         })
     }
 
     /// Whether a piece names it.
-    pub fn has(&self, what: &str) -> bool {
+    pub fn mentions(&self, what: &str) -> bool {
         self.pieces.iter().any(|piece| format!("{piece:?}").contains(what))
     }
 
     /// Whether somebody edits sshd's files and does not tell sshd.
-    pub fn is_pending(&self) -> bool {
+    pub fn has_unread_edits(&self) -> bool {
         self.pieces.iter().any(|piece| match piece {
             Piece::Pending(_) => true,
-            Piece::Between(script) => script.contains("sshd_config") && !script.contains("-HUP"),
+            Piece::BetweenCommands(script) => script.contains("sshd_config") && !script.contains("-HUP"),
             _ => false,
         })
     }
 
-    pub fn without(&self, index: usize) -> Self {
+    pub fn without_piece(&self, index: usize) -> Self {
         let mut smaller = self.clone();
         smaller.pieces.remove(index);
         smaller
     }
 }
 
-impl fmt::Display for Case {
+impl fmt::Display for FuzzCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}, {}, {:?}", self.course, self.user, self.key)?;
         self.pieces.iter().try_for_each(|piece| write!(f, "\n    | {piece}"))
     }
 }
 
-pub fn home(user: &str) -> &'static str {
+pub fn home_directory(user: &str) -> &'static str {
     if user == "root" { "/root" } else { "/home/u" }
 }
 
 /// Numbers that are close together are far apart then (splitmix64).
-fn mixed(number: u64) -> u64 {
+fn splitmix64(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

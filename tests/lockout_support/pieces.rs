@@ -1,18 +1,18 @@
 //! The pieces that cases are made of. Addresses of 198.51.100.0/24, 10.1.2.3 and names of example.com are what rules
 //! name; the judge comes from none of them.
 
-use crate::matrix_support::lab::Lab;
-use crate::matrix_support::row::Version;
-use crate::support::dice::Dice;
+use crate::matrix_support::lab::MatrixEnvironment;
+use crate::matrix_support::row::OpensshVersion;
+use crate::support::dice::SeededRng;
 
-use super::case::{Include, Piece};
+use super::case::{IncludePlacement, Piece};
 
 /// From one to seven of them, most cases with few.
-pub fn some(dice: &mut Dice, lab: &Lab) -> Vec<Piece> {
-    let count = 1 + dice.roll(3) + dice.roll(3) * dice.roll(3);
+pub fn random_pieces(dice: &mut SeededRng, lab: &MatrixEnvironment) -> Vec<Piece> {
+    let count = 1 + dice.next_below(3) + dice.next_below(3) * dice.next_below(3);
     let mut pieces: Vec<Piece> = Vec::new();
     for _ in 0..count {
-        let piece = one(dice, lab);
+        let piece = random_piece(dice, lab);
         // sshd may be told once where to listen, and one Include is enough.
         let is_again = pieces.iter().any(|other| {
             matches!(
@@ -27,38 +27,45 @@ pub fn some(dice: &mut Dice, lab: &Lab) -> Vec<Piece> {
     pieces
 }
 
-fn one(dice: &mut Dice, lab: &Lab) -> Vec<Piece> {
-    match dice.roll(100) {
+fn random_piece(dice: &mut SeededRng, lab: &MatrixEnvironment) -> Vec<Piece> {
+    match dice.next_below(100) {
         0..=22 => {
-            let line = global(dice, lab.version);
-            with_files(dice, Piece::Global, line)
+            let line = random_global_line(dice, lab.version);
+            add_referenced_files(dice, Piece::Global, line)
         }
         23..=31 => {
-            let line = key_files(dice);
-            with_files(dice, Piece::Global, line)
+            let line = random_key_files_line(dice);
+            add_referenced_files(dice, Piece::Global, line)
         }
         32..=48 => {
-            let block = block(dice, lab.version);
-            with_files(dice, Piece::Block, block)
+            let block = random_match_block(dice, lab.version);
+            add_referenced_files(dice, Piece::Block, block)
         }
-        49..=66 => key(dice),
-        67..=74 => vec![account(dice)],
-        75..=81 => vec![modes(dice)],
+        49..=66 => random_key_lines(dice),
+        67..=74 => vec![random_account_setup(dice)],
+        75..=81 => vec![random_permissions_setup(dice)],
         82..=85 => {
-            let name = *pick(dice, &["00-a.conf", "+a.conf", "50-other.conf", "zz.conf", "00-a.conf.bak"]);
-            let text = if dice.roll(3) == 0 {
-                block(dice, lab.version)
+            let name =
+                *pick_random(dice, &["00-a.conf", "+a.conf", "50-other.conf", "zz.conf", "00-a.conf.bak"]);
+            let text = if dice.next_below(3) == 0 {
+                random_match_block(dice, lab.version)
             } else {
-                format!("{}\n", global(dice, lab.version))
+                format!("{}\n", random_global_line(dice, lab.version))
             };
-            with_files(dice, |text| Piece::DropIn(name, text), text)
+            add_referenced_files(dice, |text| Piece::DropIn(name, text), text)
         }
-        86..=88 => vec![Piece::Include(*pick(
+        86..=88 => vec![Piece::Include(*pick_random(
             dice,
-            &[Include::Behind, Include::Nowhere, Include::InMatch, Include::Relative, Include::OneFile],
+            &[
+                IncludePlacement::AtEnd,
+                IncludePlacement::Missing,
+                IncludePlacement::InMatch,
+                IncludePlacement::Relative,
+                IncludePlacement::OneFile,
+            ],
         ))],
         89..=90 => vec![Piece::Arguments(
-            pick(
+            pick_random(
                 dice,
                 &[
                     "-o PasswordAuthentication=yes",
@@ -79,21 +86,21 @@ fn one(dice: &mut Dice, lab: &Lab) -> Vec<Piece> {
             .map(str::to_owned)
             .collect(),
         )],
-        91..=96 => listen(dice),
-        _ => vec![pending(dice)],
+        91..=96 => random_listener(dice),
+        _ => vec![random_unread_edit(dice)],
     }
 }
 
-fn pick<'a, T>(dice: &mut Dice, all: &'a [T]) -> &'a T {
-    &all[dice.roll(all.len())]
+fn pick_random<'a, T>(dice: &mut SeededRng, all: &'a [T]) -> &'a T {
+    &all[dice.next_below(all.len())]
 }
 
 /// What names a file gets one.
-fn with_files(dice: &mut Dice, make: impl Fn(String) -> Piece, text: String) -> Vec<Piece> {
+fn add_referenced_files(dice: &mut SeededRng, make: impl Fn(String) -> Piece, text: String) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut file = |path: &str, text: &str| pieces.push(Piece::File(path.into(), text.into()));
     if text.contains("/etc/ssh/revoked.krl") {
-        let whose = pick(dice, &["@KEY@", "@OTHER_KEY@"]);
+        let whose = pick_random(dice, &["@KEY@", "@OTHER_KEY@"]);
         let script =
             format!("echo '{whose}' >/tmp/r.pub; ssh-keygen -q -k -f /etc/ssh/revoked.krl /tmp/r.pub");
         pieces.push(Piece::Setup(script));
@@ -107,11 +114,11 @@ fn with_files(dice: &mut Dice, make: impl Fn(String) -> Piece, text: String) -> 
             "@OTHER_KEY@\nthis is no key\n",
             "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n",
         ];
-        file("/etc/ssh/revoked", pick::<&str>(dice, &words));
+        file("/etc/ssh/revoked", pick_random::<&str>(dice, &words));
     } else if text.contains("/etc/ssh/banner") {
-        file("/etc/ssh/banner", BANNER);
+        file("/etc/ssh/banner", DECEPTIVE_BANNER);
     } else if text.contains("/usr/local/bin/keys") {
-        let what = pick(dice, &["@KEY@", "@OTHER_KEY@", "command=\"/bin/false\" @KEY@", "# none"]);
+        let what = pick_random(dice, &["@KEY@", "@OTHER_KEY@", "command=\"/bin/false\" @KEY@", "# none"]);
         file("/usr/local/bin/keys", &format!("#!/bin/sh\necho '{what}'\n"));
         pieces.push(Piece::Setup("chmod 755 /usr/local/bin/keys".into()));
     }
@@ -122,12 +129,12 @@ fn with_files(dice: &mut Dice, make: impl Fn(String) -> Piece, text: String) -> 
 }
 
 /// What an ssh client says of itself, said by a server.
-const BANNER: &str = "debug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n\
+const DECEPTIVE_BANNER: &str = "debug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n\
     debug1: Authentications that can continue: publickey\r\nConnection refused\r\n\
     ssh: connect to host 127.0.0.1 port 22: Connection refused\n\rdebug1: Authentications that can continue: none\n\
     Permission denied (publickey).\n";
 
-fn global(dice: &mut Dice, version: Version) -> String {
+fn random_global_line(dice: &mut SeededRng, version: OpensshVersion) -> String {
     let mut lines = vec![
         "StrictModes yes",
         "StrictModes no",
@@ -230,33 +237,34 @@ fn global(dice: &mut Dice, version: Version) -> String {
         "ssh-rsa",
         "ssh-*",
     ];
-    let name = if version >= Version(8, 5) { "PubkeyAcceptedAlgorithms" } else { "PubkeyAcceptedKeyTypes" };
-    if dice.roll(12) == 0 {
-        return format!("{name} {}", pick(dice, &algorithms));
+    let name =
+        if version >= OpensshVersion(8, 5) { "PubkeyAcceptedAlgorithms" } else { "PubkeyAcceptedKeyTypes" };
+    if dice.next_below(12) == 0 {
+        return format!("{name} {}", pick_random(dice, &algorithms));
     }
-    if version >= Version(8, 7) {
+    if version >= OpensshVersion(8, 7) {
         lines.extend([
             "KbdInteractiveAuthentication yes",
             "KbdInteractiveAuthentication yes",
             "kbdinteractiveauthentication no",
         ]);
     }
-    if version >= Version(9, 1) {
+    if version >= OpensshVersion(9, 1) {
         lines.extend(["RequiredRSASize 3072", "RequiredRSASize 2048", "RequiredRSASize 16384"]);
     }
-    if version >= Version(9, 8) {
+    if version >= OpensshVersion(9, 8) {
         lines.extend(["PerSourcePenalties no", "PerSourcePenalties authfail:30s", "PerSourceMaxStartups 1"]);
     }
-    if version >= Version(9, 9) {
+    if version >= OpensshVersion(9, 9) {
         lines.extend(["RefuseConnection yes", "RefuseConnection no"]);
     }
-    if version >= Version(10, 3) {
+    if version >= OpensshVersion(10, 3) {
         lines.extend(["RevokedKeys /etc/ssh/revoked /etc/ssh/revoked"]);
     }
-    (*pick(dice, &lines)).to_owned()
+    (*pick_random(dice, &lines)).to_owned()
 }
 
-fn key_files(dice: &mut Dice) -> String {
+fn random_key_files_line(dice: &mut SeededRng) -> String {
     let values = [
         ".ssh/authorized_keys",
         ".ssh/authorized_keys .ssh/authorized_keys2",
@@ -283,10 +291,10 @@ fn key_files(dice: &mut Dice) -> String {
         "%h//.ssh//authorized_keys",
         "/etc/ssh/shared /etc/ssh/keys/%u .ssh/authorized_keys",
     ];
-    format!("AuthorizedKeysFile {}", pick(dice, &values))
+    format!("AuthorizedKeysFile {}", pick_random(dice, &values))
 }
 
-fn block(dice: &mut Dice, version: Version) -> String {
+fn random_match_block(dice: &mut SeededRng, version: OpensshVersion) -> String {
     let conditions = [
         "User @USER@",
         "User @USER@",
@@ -343,24 +351,29 @@ fn block(dice: &mut Dice, version: Version) -> String {
         "Banner /etc/ssh/banner",
         "X11Forwarding no",
     ];
-    let mut text = format!("Match {}\n", pick(dice, &conditions));
-    for _ in 0..1 + dice.roll(2) {
-        let line = match dice.roll(10) {
-            0 => key_files(dice),
-            1 if version >= Version(8, 7) => "KbdInteractiveAuthentication yes".into(),
-            2 if version >= Version(7, 5) => format!("LogLevel {}", pick(dice, &["QUIET", "DEBUG1"])),
-            3 if version >= Version(8, 5) => {
-                format!("PubkeyAcceptedAlgorithms {}", pick(dice, &["rsa-sha2-512", "ssh-ed25519", "ssh-*"]))
+    let mut text = format!("Match {}\n", pick_random(dice, &conditions));
+    for _ in 0..1 + dice.next_below(2) {
+        let line = match dice.next_below(10) {
+            0 => random_key_files_line(dice),
+            1 if version >= OpensshVersion(8, 7) => "KbdInteractiveAuthentication yes".into(),
+            2 if version >= OpensshVersion(7, 5) => {
+                format!("LogLevel {}", pick_random(dice, &["QUIET", "DEBUG1"]))
             }
-            4 if version >= Version(9, 9) => "RefuseConnection yes".into(),
-            _ => (*pick(dice, &bodies)).to_owned(),
+            3 if version >= OpensshVersion(8, 5) => {
+                format!(
+                    "PubkeyAcceptedAlgorithms {}",
+                    pick_random(dice, &["rsa-sha2-512", "ssh-ed25519", "ssh-*"])
+                )
+            }
+            4 if version >= OpensshVersion(9, 9) => "RefuseConnection yes".into(),
+            _ => (*pick_random(dice, &bodies)).to_owned(),
         };
         text += &format!("    {line}\n");
     }
     text
 }
 
-fn key(dice: &mut Dice) -> Vec<Piece> {
+fn random_key_lines(dice: &mut SeededRng) -> Vec<Piece> {
     let lines = [
         "@OTHER_KEY@\n",
         "@OTHER_KEY@\n",
@@ -394,11 +407,11 @@ fn key(dice: &mut Dice) -> Vec<Piece> {
         "from=\"198.51.100.0/24\" @OTHER_KEY@\n",
         "command=\"/bin/false\" @OTHER_KEY@\n",
     ];
-    let mut text = (*pick(dice, &lines)).to_owned();
-    if dice.roll(30) == 0 {
+    let mut text = (*pick_random(dice, &lines)).to_owned();
+    if dice.next_below(30) == 0 {
         text = format!("# {}\n{text}", "x".repeat(9000));
     }
-    let file = match dice.roll(10) {
+    let file = match dice.next_below(10) {
         0 => "@HOME@/.ssh/authorized_keys2",
         1 => "/etc/ssh/shared",
         2 => "/etc/ssh/keys/@USER@",
@@ -408,7 +421,7 @@ fn key(dice: &mut Dice) -> Vec<Piece> {
     vec![Piece::Key(file.into(), text)]
 }
 
-fn account(dice: &mut Dice) -> Piece {
+fn random_account_setup(dice: &mut SeededRng) -> Piece {
     let scripts = [
         "sed -i 's/^@USER@:/@USER@:!/' /etc/shadow",
         "sed -i 's/^@USER@:[^:]*:/@USER@:!:/' /etc/shadow",
@@ -436,10 +449,10 @@ fn account(dice: &mut Dice) -> Piece {
         "sed -i 's/^@include common-account/@include missing/' /etc/pam.d/sshd",
         "sed -i '1i account [success=1 default=ignore] pam_permit.so' /etc/pam.d/sshd",
     ];
-    Piece::Setup((*pick(dice, &scripts)).to_owned())
+    Piece::Setup((*pick_random(dice, &scripts)).to_owned())
 }
 
-fn modes(dice: &mut Dice) -> Piece {
+fn random_permissions_setup(dice: &mut SeededRng) -> Piece {
     let scripts = [
         "chmod 775 @HOME@",
         "chmod 777 @HOME@",
@@ -471,11 +484,11 @@ fn modes(dice: &mut Dice) -> Piece {
         "mkdir -p @HOME@/.ssh/authorized_keys",
         "mkdir -p @HOME@/.ssh; touch @HOME@/.ssh/authorized_keys; ln @HOME@/.ssh/authorized_keys @HOME@/.ssh/twin",
     ];
-    Piece::Setup((*pick(dice, &scripts)).to_owned())
+    Piece::Setup((*pick_random(dice, &scripts)).to_owned())
 }
 
 /// What somebody does between two commands.
-pub fn between(dice: &mut Dice) -> Piece {
+pub fn random_intermediate_script(dice: &mut SeededRng) -> Piece {
     let scripts = [
         "test @USER@ = root || { mkdir -p /data; mv @HOME@ /data/u; sed -i 's#:@HOME@:#:/data/u:#' /etc/passwd; }",
         "test @USER@ = root || { mkdir -p /data; mv @HOME@ /data/u; ln -s ../data/u @HOME@; }",
@@ -496,11 +509,12 @@ pub fn between(dice: &mut Dice) -> Piece {
         "echo 'this is no key' >/etc/ssh/revoked; sed -i '1i RevokedKeys /etc/ssh/revoked' /etc/ssh/sshd_config; @HUP@",
         "printf '%s\\n' 'command=\"/bin/false\" @KEY@' | cat - @HOME@/.ssh/authorized_keys >/tmp/k; cat /tmp/k >@HOME@/.ssh/authorized_keys",
     ];
-    let script = pick(dice, &scripts).replace("@HUP@", "kill -HUP \"$(cat /run/sshd.pid)\"; sleep 0.3");
-    Piece::Between(script)
+    let script =
+        pick_random(dice, &scripts).replace("@HUP@", "kill -HUP \"$(cat /run/sshd.pid)\"; sleep 0.3");
+    Piece::BetweenCommands(script)
 }
 
-fn listen(dice: &mut Dice) -> Vec<Piece> {
+fn random_listener(dice: &mut SeededRng) -> Vec<Piece> {
     let places = [
         ("ListenAddress 10.99.0.1", "10.99.0.1", 22),
         ("ListenAddress 10.99.0.1\nPort 22", "10.99.0.1", 22),
@@ -514,11 +528,11 @@ fn listen(dice: &mut Dice) -> Vec<Piece> {
         ("ListenAddress 10.99.0.1:2222", "10.99.0.1", 2222),
         ("ListenAddress [::]:2222\nListenAddress 10.99.0.1:2222", "10.99.0.1", 2222),
     ];
-    let (line, to, port) = *pick(dice, &places);
+    let (line, to, port) = *pick_random(dice, &places);
     vec![Piece::Listen(line.into(), to, port)]
 }
 
-fn pending(dice: &mut Dice) -> Piece {
+fn random_unread_edit(dice: &mut SeededRng) -> Piece {
     let lines = [
         "AllowUsers somebody",
         "AllowUsers @USER@",
@@ -540,5 +554,5 @@ fn pending(dice: &mut Dice) -> Piece {
         "Banner none",
         "StrictModes no",
     ];
-    Piece::Pending(format!("sed -i '1i {}' /etc/ssh/sshd_config", pick(dice, &lines)))
+    Piece::Pending(format!("sed -i '1i {}' /etc/ssh/sshd_config", pick_random(dice, &lines)))
 }

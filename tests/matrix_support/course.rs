@@ -9,33 +9,33 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use super::client::{Seen, Way, With, login};
-use super::guest::{Guest, both};
+use super::client::{Credential, LoginAttempt, LoginTarget, login};
+use super::guest::{NamespaceGuest, combined_output};
 use super::judge;
-use super::lab::Lab;
-use super::row::{Expected, ProofKind, Row, View};
+use super::lab::MatrixEnvironment;
+use super::row::{AttachExpectation, LoginExpectation, MatrixCase, ProofKind};
 use super::snapshot::Snapshot;
-use crate::support::{attach, detach};
+use crate::support::{attach_command, detach_command};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trial {
-    No,
-    Yes,
+pub enum MatrixScenario {
+    AttachNo,
+    AttachYes,
     /// The agent is killed before it could write its result.
     Rollback,
     /// sshd does not survive its reload.
     FailingReload,
 }
 
-impl Trial {
-    pub const ALL: [Self; 4] = [Self::No, Self::Yes, Self::Rollback, Self::FailingReload];
+impl MatrixScenario {
+    pub const ALL: [Self; 4] = [Self::AttachNo, Self::AttachYes, Self::Rollback, Self::FailingReload];
 }
 
-impl fmt::Display for Trial {
+impl fmt::Display for MatrixScenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::No => "no",
-            Self::Yes => "yes",
+            Self::AttachNo => "no",
+            Self::AttachYes => "yes",
             Self::Rollback => "rollback",
             Self::FailingReload => "failing reload",
         })
@@ -43,7 +43,7 @@ impl fmt::Display for Trial {
 }
 
 /// What the trial with `no` says of the others.
-struct Known {
+struct AttachBaseline {
     /// Whether it changed sshd's files and told a running sshd.
     reloads: bool,
     /// Whether it changed any file.
@@ -53,34 +53,34 @@ struct Known {
 }
 
 /// A guest, and how often its sshd was asked from loopback.
-struct Stand<'a> {
-    guest: Guest<'a>,
+struct GuestSession<'a> {
+    guest: NamespaceGuest<'a>,
     commands: usize,
     own_questions: usize,
 }
 
-pub struct Course<'a> {
-    lab: &'a Lab,
-    row: &'a Row,
-    stand: Option<Stand<'a>>,
+pub struct CaseRunner<'a> {
+    lab: &'a MatrixEnvironment,
+    row: &'a MatrixCase,
+    stand: Option<GuestSession<'a>>,
     was_looked_at: bool,
-    known: Option<Known>,
+    known: Option<AttachBaseline>,
     tried: usize,
     faults: Vec<String>,
 }
 
 /// Every trial of a row: how many, and what was not as it should be. A rollback and a failing reload of a command that
 /// changes nothing are left to the thorough run, on a root file system that was named.
-pub fn run(lab: &Lab, row: &Row) -> (usize, Vec<(Trial, String)>) {
+pub fn run_case(lab: &MatrixEnvironment, row: &MatrixCase) -> (usize, Vec<(MatrixScenario, String)>) {
     let mut course =
-        Course { lab, row, stand: None, was_looked_at: false, known: None, tried: 0, faults: Vec::new() };
+        CaseRunner { lab, row, stand: None, was_looked_at: false, known: None, tried: 0, faults: Vec::new() };
     let mut all = Vec::new();
-    for trial in Trial::ALL {
-        if !lab.is_thorough && course.is_left_out(trial) {
+    for trial in MatrixScenario::ALL {
+        if !lab.is_thorough && course.is_skipped(trial) {
             continue;
         }
         course.tried += 1;
-        if let Err(fault) = course.attempt(trial) {
+        if let Err(fault) = course.run_scenario(trial) {
             course.faults.push(fault);
         }
         if let (false, Some(stand)) = (course.faults.is_empty(), &course.stand) {
@@ -88,7 +88,7 @@ pub fn run(lab: &Lab, row: &Row) -> (usize, Vec<(Trial, String)>) {
         }
         // The next trial begins in the state that the row describes. The one with the rollback counts the calls of
         // the first, so it begins where that one did: with no state file and no key file, if the row has none.
-        if !course.faults.is_empty() || row.wants_fresh_guests() || trial == Trial::Yes {
+        if !course.faults.is_empty() || row.needs_fresh_guests() || trial == MatrixScenario::AttachYes {
             course.stand = None;
         }
         all.extend(course.faults.drain(..).map(|fault| (trial, fault)));
@@ -98,76 +98,76 @@ pub fn run(lab: &Lab, row: &Row) -> (usize, Vec<(Trial, String)>) {
 
 /// `make test` has time for a third of the rollbacks, the failing reloads, the attaches with `yes` of which the row says
 /// nothing, and what `plan` and `check` foretell: the same rows each time. `make test-sshd` tries all.
-fn is_one_of_three(row: &Row) -> bool {
+fn is_sampled(row: &MatrixCase) -> bool {
     row.name.bytes().map(usize::from).sum::<usize>().is_multiple_of(3)
 }
 
-impl<'a> Course<'a> {
+impl<'a> CaseRunner<'a> {
     /// Whether `make test` leaves this trial to the thorough run.
-    fn is_left_out(&self, trial: Trial) -> bool {
+    fn is_skipped(&self, trial: MatrixScenario) -> bool {
         match trial {
-            Trial::No => false,
-            Trial::Yes => self.row.yes.is_usual() && !is_one_of_three(self.row),
+            MatrixScenario::AttachNo => false,
+            MatrixScenario::AttachYes => self.row.yes.is_default() && !is_sampled(self.row),
             // Where the trial with `no` changes nothing, these repeat it.
-            Trial::Rollback | Trial::FailingReload => {
-                !is_one_of_three(self.row) || self.known.as_ref().is_some_and(|known| !known.changes)
+            MatrixScenario::Rollback | MatrixScenario::FailingReload => {
+                !is_sampled(self.row) || self.known.as_ref().is_some_and(|known| !known.changes)
             }
         }
     }
 
-    fn attempt(&mut self, trial: Trial) -> Result<(), String> {
+    fn run_scenario(&mut self, trial: MatrixScenario) -> Result<(), String> {
         if self.stand.is_none() {
-            let guest = Guest::new(self.lab, self.row)?;
+            let guest = NamespaceGuest::new(self.lab, self.row)?;
             // The row may have asked already.
-            let own_questions = questions(&guest.log());
-            self.stand = Some(Stand { guest, commands: 0, own_questions });
+            let own_questions = count_loopback_connections(&guest.log());
+            self.stand = Some(GuestSession { guest, commands: 0, own_questions });
         }
         if !self.was_looked_at {
             self.was_looked_at = true;
-            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
-            self.note("before any command", faults);
+            let faults = self.check_login(&self.row.expected_before(), self.row.before.key.is_some());
+            self.record_faults("before any command", faults);
         }
         match trial {
-            Trial::No => self.attach("no", &self.row.no)?,
-            Trial::Yes => self.attach("yes", &self.row.yes)?,
-            Trial::Rollback => self.rollback()?,
-            Trial::FailingReload => self.failing_reload()?,
+            MatrixScenario::AttachNo => self.check_attach("no", &self.row.no)?,
+            MatrixScenario::AttachYes => self.check_attach("yes", &self.row.yes)?,
+            MatrixScenario::Rollback => self.check_rollback()?,
+            MatrixScenario::FailingReload => self.check_failing_reload()?,
         }
         if self.row.valid
             && self.row.host_key
-            && let Some(complaint) = self.guest().complaint()
+            && let Some(complaint) = self.guest().find_config_error()
         {
             self.faults.push(format!("sshd -t refuses the configuration at the end: {complaint}"));
         }
         Ok(())
     }
 
-    fn attach(&mut self, setting: &str, expected: &'a Expected) -> Result<(), String> {
-        let before = self.snapshot();
-        let command = attach("matrix", self.lab.key(self.row.key), setting);
-        let asked_before = questions(&self.guest().log());
-        let is_foretold = self.lab.is_thorough || is_one_of_three(self.row);
-        let planned = is_foretold.then(|| self.guest().agent(&[], &["plan", "-"], &command.to_string()));
+    fn check_attach(&mut self, setting: &str, expected: &'a AttachExpectation) -> Result<(), String> {
+        let before = self.take_snapshot();
+        let command = attach_command("matrix", self.lab.key(self.row.key), setting);
+        let asked_before = count_loopback_connections(&self.guest().log());
+        let is_foretold = self.lab.is_thorough || is_sampled(self.row);
+        let planned = is_foretold.then(|| self.guest().run_agent(&[], &["plan", "-"], &command.to_string()));
         let checked =
-            (is_foretold && setting == "no").then(|| self.guest().agent(&[], &["check", "--json"], ""));
-        let asked = questions(&self.guest().log()).saturating_sub(asked_before);
+            (is_foretold && setting == "no").then(|| self.guest().run_agent(&[], &["check", "--json"], ""));
+        let asked = count_loopback_connections(&self.guest().log()).saturating_sub(asked_before);
         if let Some(stand) = &mut self.stand {
             stand.own_questions += asked;
         }
-        if let Some(difference) = before.difference(&self.snapshot()) {
+        if let Some(difference) = before.describe_changes(&self.take_snapshot()) {
             self.faults.push(format!("plan or check changed files: {difference}"));
         }
-        let (result, output) = self.apply(&command, &[])?;
+        let (result, output) = self.apply_command(&command, &[])?;
         let succeeded = result["status"] == "succeeded";
         if let Some(planned) = planned.filter(|_| !self.row.refused_by_a_write) {
-            self.note("plan", judge::plan(&planned, &result));
+            self.record_faults("plan", judge::compare_plan(&planned, &result));
         }
         if let Some(checked) = checked.filter(|_| !self.row.check_differs && !self.row.refused_by_a_write) {
-            self.note("check", judge::check(&checked, &result));
+            self.record_faults("check", judge::compare_check(&checked, &result));
         }
-        self.note("", judge::result(expected, &result));
-        let after = self.snapshot();
-        let difference = before.difference(&after);
+        self.record_faults("", judge::compare_result(expected, &result));
+        let after = self.take_snapshot();
+        let difference = before.describe_changes(&after);
         if !succeeded && let Some(difference) = &difference {
             self.faults.push(format!("it failed, and changed files: {difference}"));
         }
@@ -175,58 +175,60 @@ impl<'a> Course<'a> {
             self.faults.push(format!("changed is {}, and it did this: {difference:?}", result["changed"]));
         }
         let key_file = PathBuf::from(result["authorizedKeysFile"].as_str().unwrap_or_default());
-        let tells_sshd = (expected.reloads || after.differs_in_sshd(&before, &key_file)) && self.row.running;
+        let tells_sshd = (expected.reloads || after.has_sshd_changes(&before, &key_file)) && self.row.running;
         if setting == "no" {
-            let result_stored_by = self.last_rename();
-            self.known = Some(Known { reloads: tells_sshd, changes: difference.is_some(), result_stored_by });
+            let result_stored_by = self.find_last_rename();
+            self.known =
+                Some(AttachBaseline { reloads: tells_sshd, changes: difference.is_some(), result_stored_by });
         }
-        self.guest().shell(&expected.then)?;
+        self.guest().run_script(&expected.then)?;
 
         let wanted = if succeeded == expected.reason.is_none() {
-            self.row.after(expected, setting == "no")
+            self.row.expected_after(expected, setting == "no")
         } else {
             // Judged already. What is left to see is that a failure changed nothing.
-            if succeeded { View::default() } else { self.row.before() }
+            if succeeded { LoginExpectation::default() } else { self.row.expected_before() }
         };
         let is_open = self.row.running || !expected.then.is_empty();
-        let key = (is_open && succeeded).then(|| self.see(&self.way(), self.with_key()));
-        let password = is_open.then(|| self.see(&self.way(), With::Password));
-        let faults = judge::view(&wanted, key.as_ref(), password.as_ref());
-        self.note("then", faults);
+        let key = (is_open && succeeded)
+            .then(|| self.login_with_retry(&self.default_target(), self.bound_key_credential()));
+        let password = is_open.then(|| self.login_with_retry(&self.default_target(), Credential::Password));
+        let faults = judge::compare_login(&wanted, key.as_ref(), password.as_ref());
+        self.record_faults("then", faults);
         if let (true, Some(key), Some(password)) = (succeeded, &key, &password) {
-            self.note("the result", judge::effective(self.row, &result, password));
-            self.hold_proof(expected, tells_sshd, &result, key.let_in);
+            self.record_faults("the result", judge::compare_effective(self.row, &result, password));
+            self.check_proof(expected, tells_sshd, &result, key.let_in);
         }
         if succeeded {
-            self.other_clients(expected);
+            self.check_other_clients(expected);
         }
         if !expected.then.is_empty() {
             return Ok(());
         }
 
         if succeeded {
-            let (result, _) = self.apply(&detach("matrix"), &[])?;
+            let (result, _) = self.apply_command(&detach_command("matrix"), &[])?;
             if result["status"] != "succeeded" {
                 self.faults.push(format!("the detach failed: {result}"));
             }
-            let now = self.snapshot();
+            let now = self.take_snapshot();
             if now.content(&key_file) != before.content(&key_file) {
                 self.faults.push("the detach does not give back the bytes of the key file".into());
             }
         }
-        let undo = self.guest().agent(&[], &["undo"], "");
+        let undo = self.guest().run_agent(&[], &["undo"], "");
         // Where it may not look, it cannot say that nothing of ours is there.
         if !undo.status.success() && result["reason"] != "UNSAFE_PATH" {
-            self.faults.push(format!("undo failed: {}", both(&undo)));
+            self.faults.push(format!("undo failed: {}", combined_output(&undo)));
         }
-        let now = self.snapshot().without_empty_leftovers(&before, &key_file);
-        if let Some(difference) = before.difference(&now) {
+        let now = self.take_snapshot().without_empty_leftovers(&before, &key_file);
+        if let Some(difference) = before.describe_changes(&now) {
             self.faults.push(format!("undo does not give everything back: {difference}"));
         }
         // After a failure it was looked at above; pending edits are live by now.
         if self.row.pending.is_empty() && succeeded {
-            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
-            self.note("after undo", faults);
+            let faults = self.check_login(&self.row.expected_before(), self.row.before.key.is_some());
+            self.record_faults("after undo", faults);
         }
         if !self.faults.is_empty() {
             let log = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -236,57 +238,68 @@ impl<'a> Course<'a> {
     }
 
     /// What the proof says, and that sshd was not asked more often than it may be.
-    fn hold_proof(&mut self, expected: &Expected, tells_sshd: bool, result: &Value, key_lets_in: bool) {
+    fn check_proof(
+        &mut self,
+        expected: &AttachExpectation,
+        tells_sshd: bool,
+        result: &Value,
+        key_lets_in: bool,
+    ) {
         let kind = if self.row.running { expected.proof } else { ProofKind::NotTaken };
         // Where the agent says that it asked; a question of ours there may well be the first.
         let asked = result["proof"]["address"].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
         let asked = asked.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], self.row.port)));
         let (to, port) = (asked.ip().to_string(), asked.port());
-        let way = Way { from: Some(to.clone()), to, port, ..self.way() };
-        let loopback = self.see(&way, With::Nothing);
+        let way = LoginTarget { from: Some(to.clone()), to, port, ..self.default_target() };
+        let loopback = self.login_with_retry(&way, Credential::None);
         if let Some(stand) = &mut self.stand {
             stand.own_questions += 1;
         }
-        self.note("", judge::proof(kind, tells_sshd, result, key_lets_in, &loopback));
+        self.record_faults("", judge::compare_proof(kind, tells_sshd, result, key_lets_in, &loopback));
     }
 
-    fn other_clients(&mut self, expected: &Expected) {
+    fn check_other_clients(&mut self, expected: &AttachExpectation) {
         for client in &expected.client {
-            let usual = self.way();
-            let way = Way {
+            let usual = self.default_target();
+            let way = LoginTarget {
                 user: client.user.clone().unwrap_or(usual.user),
                 from: client.from.clone(),
                 to: client.to.clone().unwrap_or(usual.to),
                 port: client.port.unwrap_or(usual.port),
             };
-            let wanted = View { offers: client.offers.clone(), key: client.key, password: client.password };
-            let key = client.key.map(|_| self.see(&way, self.key_of(&way.user)));
-            let password =
-                (key.is_none() || client.password.is_some()).then(|| self.see(&way, With::Password));
-            let faults = judge::view(&wanted, key.as_ref(), password.as_ref());
-            self.note(&format!("for {way}"), faults);
+            let wanted = LoginExpectation {
+                offers: client.offers.clone(),
+                key: client.key,
+                password: client.password,
+            };
+            let key = client.key.map(|_| self.login_with_retry(&way, self.credential_of(&way.user)));
+            let password = (key.is_none() || client.password.is_some())
+                .then(|| self.login_with_retry(&way, Credential::Password));
+            let faults = judge::compare_login(&wanted, key.as_ref(), password.as_ref());
+            self.record_faults(&format!("for {way}"), faults);
         }
     }
 
-    fn rollback(&mut self) -> Result<(), String> {
-        let Some(Known { result_stored_by: Some((call, nth)), changes, reloads }) = &self.known else {
+    fn check_rollback(&mut self) -> Result<(), String> {
+        let Some(AttachBaseline { result_stored_by: Some((call, nth)), changes, reloads }) = &self.known
+        else {
             return Err("the trial with `no` stored no result, so there is no moment to kill it at".into());
         };
         let (changes, reloads) = (*changes, *reloads);
         let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
         let trace = format!("trace={call}");
-        let before = self.snapshot();
-        let command = attach("matrix", self.lab.key(self.row.key), "no").to_string();
-        let log = self.trace_log();
+        let before = self.take_snapshot();
+        let command = attach_command("matrix", self.lab.key(self.row.key), "no").to_string();
+        let log = self.trace_log_path();
         let tracer = ["strace", "-f", "-qq", "-o", log.to_str().unwrap(), "-e", &trace, "-e", &inject];
-        let output = self.guest().agent(&tracer, &["apply", "-"], &command);
+        let output = self.guest().run_agent(&tracer, &["apply", "-"], &command);
         if !output.stdout.is_empty() {
-            return Err(format!("it was not killed before its result: {}", both(&output)));
+            return Err(format!("it was not killed before its result: {}", combined_output(&output)));
         }
-        if changes && self.snapshot() == before {
+        if changes && self.take_snapshot() == before {
             self.faults.push("it was killed before it did anything".into());
         }
-        let (result, _) = self.apply(&detach("nobodys"), &[])?;
+        let (result, _) = self.apply_command(&detach_command("nobodys"), &[])?;
         // What keeps a command from being tried at all keeps this one too.
         let is_quiet = result["reason"].is_null()
             || result["reason"] == "NOT_ATTACHED"
@@ -294,41 +307,45 @@ impl<'a> Course<'a> {
         if !is_quiet || result["changed"] != false {
             self.faults.push(format!("the next command: {result}"));
         }
-        if let Some(difference) = before.difference(&self.snapshot()) {
+        if let Some(difference) = before.describe_changes(&self.take_snapshot()) {
             self.faults.push(format!("the recovery does not give everything back: {difference}"));
         }
         if self.row.pending.is_empty() || !reloads {
-            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
-            self.note("after the recovery", faults);
+            let faults = self.check_login(&self.row.expected_before(), self.row.before.key.is_some());
+            self.record_faults("after the recovery", faults);
         }
         Ok(())
     }
 
-    fn failing_reload(&mut self) -> Result<(), String> {
+    fn check_failing_reload(&mut self) -> Result<(), String> {
         let reloads = self.known.as_ref().is_some_and(|known| known.reloads);
-        self.guest().break_sshds_program()?;
-        let before = self.snapshot();
-        let (result, _) = self.apply(&attach("matrix", self.lab.key(self.row.key), "no"), &[])?;
+        self.guest().break_sshd_binary()?;
+        let before = self.take_snapshot();
+        let (result, _) =
+            self.apply_command(&attach_command("matrix", self.lab.key(self.row.key), "no"), &[])?;
         let reason = match &self.row.no.reason {
             None if reloads => Some("SSHD_RELOAD_FAILED".to_owned()),
             reason => reason.clone(),
         };
         let failed = reason.is_some();
         // A refusal is judged by the trial with `no`.
-        self.note(
+        self.record_faults(
             "",
-            judge::result(&Expected { reason, ..Expected::default() }, &result_without_warnings(&result)),
+            judge::compare_result(
+                &AttachExpectation { reason, ..AttachExpectation::default() },
+                &strip_warnings(&result),
+            ),
         );
         if !failed {
             return Ok(());
         }
-        if let Some(difference) = before.difference(&self.snapshot()) {
+        if let Some(difference) = before.describe_changes(&self.take_snapshot()) {
             self.faults.push(format!("it failed, and changed files: {difference}"));
         }
         if self.row.pending.is_empty() || !reloads {
-            let faults = self.view(&self.row.before(), self.row.before.key.is_some());
-            self.note("after the failure", faults);
-        } else if !self.see(&self.way(), With::Password).answered {
+            let faults = self.check_login(&self.row.expected_before(), self.row.before.key.is_some());
+            self.record_faults("after the failure", faults);
+        } else if !self.login_with_retry(&self.default_target(), Credential::Password).answered {
             // What it offers is that of the pending edits, and it has to be alive.
             self.faults.push("after the failure nobody answers".into());
         }
@@ -336,13 +353,14 @@ impl<'a> Course<'a> {
     }
 
     /// What the target user sees, by a password and, where it matters, by the key.
-    fn view(&self, wanted: &View, also_by_key: bool) -> Vec<String> {
+    fn check_login(&self, wanted: &LoginExpectation, also_by_key: bool) -> Vec<String> {
         if !self.row.running {
             return Vec::new();
         }
-        let key = also_by_key.then(|| self.see(&self.way(), self.with_key()));
-        let password = self.see(&self.way(), With::Password);
-        let mut faults = judge::view(wanted, key.as_ref(), Some(&password));
+        let key =
+            also_by_key.then(|| self.login_with_retry(&self.default_target(), self.bound_key_credential()));
+        let password = self.login_with_retry(&self.default_target(), Credential::Password);
+        let mut faults = judge::compare_login(wanted, key.as_ref(), Some(&password));
         if !password.answered && wanted.offers.as_ref().is_some_and(|offers| !offers.is_empty()) {
             faults.push(format!("nobody answers: {}", password.said));
         }
@@ -350,7 +368,7 @@ impl<'a> Course<'a> {
     }
 
     /// Again, if sshd turned it away while the one before was still on its way out: `MaxStartups`.
-    fn see(&self, way: &Way, with: With<'_>) -> Seen {
+    fn login_with_retry(&self, way: &LoginTarget, with: Credential<'_>) -> LoginAttempt {
         let mut known = 0;
         loop {
             let seen = login(self.lab, self.guest(), way, with);
@@ -365,22 +383,26 @@ impl<'a> Course<'a> {
         }
     }
 
-    fn way(&self) -> Way {
-        let Row { user, to, port, .. } = self.row;
-        Way { user: user.clone(), from: None, to: to.clone(), port: *port }
+    fn default_target(&self) -> LoginTarget {
+        let MatrixCase { user, to, port, .. } = self.row;
+        LoginTarget { user: user.clone(), from: None, to: to.clone(), port: *port }
     }
 
-    fn with_key(&self) -> With<'a> {
-        With::Key(&self.lab.key(self.row.key).private)
+    fn bound_key_credential(&self) -> Credential<'a> {
+        Credential::Key(&self.lab.key(self.row.key).private)
     }
 
-    fn key_of(&self, user: &str) -> With<'a> {
-        if user == self.row.user { self.with_key() } else { With::Key(&self.lab.other.private) }
+    fn credential_of(&self, user: &str) -> Credential<'a> {
+        if user == self.row.user {
+            self.bound_key_credential()
+        } else {
+            Credential::Key(&self.lab.other.private)
+        }
     }
 
     /// `apply`, while strace(1) notes what is renamed; its result.
-    fn apply(&mut self, command: &Value, arguments: &[&str]) -> Result<(Value, Output), String> {
-        let log = self.trace_log();
+    fn apply_command(&mut self, command: &Value, arguments: &[&str]) -> Result<(Value, Output), String> {
+        let log = self.trace_log_path();
         let tracer = [
             "strace",
             "-f",
@@ -395,29 +417,30 @@ impl<'a> Course<'a> {
         let traced = command["passWordAuth"] == "no" && self.known.is_none();
         let tracer = if traced { &tracer[..] } else { &[] };
         let words: Vec<&str> = ["apply", "-"].iter().chain(arguments).copied().collect();
-        let output = self.guest().agent(tracer, &words, &command.to_string());
+        let output = self.guest().run_agent(tracer, &words, &command.to_string());
         let stand = self.stand.as_mut().unwrap();
         stand.commands += 1;
-        let (asked, allowed) = (questions(&stand.guest.log()), 2 * stand.commands + stand.own_questions);
+        let (asked, allowed) =
+            (count_loopback_connections(&stand.guest.log()), 2 * stand.commands + stand.own_questions);
         if asked > allowed {
             let text = format!("{asked} connections from loopback for {} commands", stand.commands);
             self.faults.push(text);
         }
-        let result: Value =
-            serde_json::from_slice(&output.stdout).map_err(|_| format!("no result: {}", both(&output)))?;
+        let result: Value = serde_json::from_slice(&output.stdout)
+            .map_err(|_| format!("no result: {}", combined_output(&output)))?;
         if output.status.success() != (result["status"] == "succeeded") {
             self.faults.push(format!("its exit status is {}: {result}", output.status));
         }
         Ok((result, output))
     }
 
-    fn trace_log(&self) -> PathBuf {
+    fn trace_log_path(&self) -> PathBuf {
         self.lab.folder.path().join(format!("strace.{}", self.guest().pid()))
     }
 
     /// The last rename of the agent's: of the state that holds its result.
-    fn last_rename(&self) -> Option<(String, usize)> {
-        let text = fs::read_to_string(self.trace_log()).ok()?;
+    fn find_last_rename(&self) -> Option<(String, usize)> {
+        let text = fs::read_to_string(self.trace_log_path()).ok()?;
         let calls: Vec<&str> = text
             .lines()
             .filter(|line| !line.contains("resumed"))
@@ -428,28 +451,28 @@ impl<'a> Course<'a> {
         Some((last, nth))
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot::of(self.guest(), &self.row.home(), &self.row.keeps)
+    fn take_snapshot(&self) -> Snapshot {
+        Snapshot::capture(self.guest(), &self.row.home(), &self.row.keeps)
     }
 
-    fn guest(&self) -> &Guest<'a> {
+    fn guest(&self) -> &NamespaceGuest<'a> {
         &self.stand.as_ref().unwrap().guest
     }
 
-    fn note(&mut self, when: &str, faults: Vec<String>) {
+    fn record_faults(&mut self, when: &str, faults: Vec<String>) {
         let head = if when.is_empty() { String::new() } else { format!("{when}: ") };
         self.faults.extend(faults.into_iter().map(|fault| head.clone() + &fault));
     }
 }
 
-fn result_without_warnings(result: &Value) -> Value {
+fn strip_warnings(result: &Value) -> Value {
     let mut result = result.clone();
     result["warnings"] = json!([]);
     result
 }
 
 /// How many connections sshd had from loopback, by its log.
-pub fn questions(log: &str) -> usize {
+pub fn count_loopback_connections(log: &str) -> usize {
     let ports: BTreeSet<&str> = log
         .lines()
         .filter(|line| !line.contains("listening on"))
@@ -461,6 +484,6 @@ pub fn questions(log: &str) -> usize {
 }
 
 /// Where the rows are.
-pub fn rows() -> &'static Path {
+pub fn case_directory() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/matrix"))
 }

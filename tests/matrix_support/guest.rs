@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::lab::{Lab, PASSWORD_HASH, PATH};
-use super::row::{Row, Version};
+use super::lab::{MatrixEnvironment, PASSWORD_HASH, PATH};
+use super::row::{MatrixCase, OpensshVersion};
 
 /// What a guest must not inherit of the machine that the test runs on.
-const CLEARED: [&str; 7] = [
+const CLEARED_PATHS: [&str; 7] = [
     "etc/ssh/sshd_config",
     "etc/ssh/sshd_config.d",
     "usr/etc/ssh",
@@ -24,18 +24,18 @@ const CLEARED: [&str; 7] = [
     "run/nologin",
 ];
 
-pub struct Guest<'a> {
-    lab: &'a Lab,
-    row: &'a Row,
+pub struct NamespaceGuest<'a> {
+    lab: &'a MatrixEnvironment,
+    row: &'a MatrixCase,
     init: Child,
     pid: String,
     log: Arc<Mutex<String>>,
     ended: Arc<AtomicBool>,
 }
 
-impl<'a> Guest<'a> {
+impl<'a> NamespaceGuest<'a> {
     /// A guest in the state that the row describes, before any command.
-    pub fn new(lab: &'a Lab, row: &'a Row) -> Result<Self, String> {
+    pub fn new(lab: &'a MatrixEnvironment, row: &'a MatrixCase) -> Result<Self, String> {
         let mut init = Command::new("unshare")
             .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"])
             .arg(include_str!("guest.sh"))
@@ -54,68 +54,73 @@ impl<'a> Guest<'a> {
         if said.is_err() || guest.pid.is_empty() {
             return Err("the guest's namespaces or overlay could not be made".into());
         }
-        guest.furnish().map_err(|error| format!("the guest's files: {error}"))?;
-        guest.shell(&row.setup)?;
+        guest.set_up_files().map_err(|error| format!("the guest's files: {error}"))?;
+        guest.run_script(&row.setup)?;
         if row.running {
             guest.start_sshd()?;
         }
-        guest.shell(&row.pending)?;
+        guest.run_script(&row.pending)?;
         Ok(guest)
     }
 
     /// A path of the guest's, as the test sees it. Its parents must hold no absolute links.
-    pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+    pub fn host_path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         Path::new("/proc").join(&self.pid).join("root").join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    fn furnish(&self) -> std::io::Result<()> {
+    fn set_up_files(&self) -> std::io::Result<()> {
         self.listen_to_syslog()?;
-        for path in CLEARED {
-            let path = self.at(path);
+        for path in CLEARED_PATHS {
+            let path = self.host_path(path);
             match path.symlink_metadata() {
                 Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path)?,
                 Ok(_) => fs::remove_file(&path)?,
                 Err(_) => {}
             }
         }
-        for entry in fs::read_dir(self.at("/etc/ssh"))?.flatten() {
+        for entry in fs::read_dir(self.host_path("/etc/ssh"))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with("ssh_host_") {
                 fs::remove_file(entry.path())?;
             }
         }
-        fs::create_dir(self.at("/etc/ssh/sshd_config.d"))?;
+        fs::create_dir(self.host_path("/etc/ssh/sshd_config.d"))?;
         if self.row.host_key {
-            let to = self.at("/etc/ssh/ssh_host_ed25519_key");
+            let to = self.host_path("/etc/ssh/ssh_host_ed25519_key");
             fs::copy(self.lab.host_key(), &to)?;
             fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
             fs::copy(self.lab.host_key().with_extension("key.pub"), to.with_extension("pub"))?;
         }
         // pam_unix waits two seconds after a wrong password; nothing here is about that.
-        if let Ok(text) = fs::read_to_string(self.at("/etc/pam.d/common-auth")) {
-            fs::write(self.at("/etc/pam.d/common-auth"), text.replace("pam_unix.so", "pam_unix.so nodelay"))?;
+        if let Ok(text) = fs::read_to_string(self.host_path("/etc/pam.d/common-auth")) {
+            fs::write(
+                self.host_path("/etc/pam.d/common-auth"),
+                text.replace("pam_unix.so", "pam_unix.so nodelay"),
+            )?;
         }
-        self.accounts()?;
+        self.write_accounts()?;
         self.write("/usr/local/share/jcloud/agent/core/componentInfo.cfg", "3.0.1042\n")?;
-        let Row { user, agent, .. } = self.row;
+        let MatrixCase { user, agent, .. } = self.row;
         self.write("/etc/keypair-agent/config.toml", &format!("target_user = \"{user}\"\n{agent}\n"))?;
         for (path, text) in &self.row.files {
-            self.write(path, &self.filled_in(text))?;
+            self.write(path, &self.expand_placeholders(text))?;
         }
         Ok(())
     }
 
     /// The row's words for what differs between runs. Before OpenSSH 8.7 a global line that turns keyboard-interactive
     /// off has the older name, as every file of that time has it; before 8.2 nothing can be included.
-    fn filled_in(&self, text: &str) -> String {
+    fn expand_placeholders(&self, text: &str) -> String {
         let text = text
             .replace("@KEY@", &self.lab.key(self.row.key).line)
             .replace("@OTHER_KEY@", &self.lab.other.line);
         let version = self.lab.version;
         let lines = text.split_inclusive('\n').map(|line| {
             match line.strip_prefix("KbdInteractiveAuthentication no") {
-                Some(rest) if version < Version(8, 7) => format!("ChallengeResponseAuthentication no{rest}"),
-                _ if version < Version(8, 2) && line.starts_with("Include ") => format!("# {line}"),
+                Some(rest) if version < OpensshVersion(8, 7) => {
+                    format!("ChallengeResponseAuthentication no{rest}")
+                }
+                _ if version < OpensshVersion(8, 2) && line.starts_with("Include ") => format!("# {line}"),
                 _ => line.to_owned(),
             }
         });
@@ -123,16 +128,16 @@ impl<'a> Guest<'a> {
     }
 
     pub fn write(&self, path: &str, text: &str) -> std::io::Result<()> {
-        let path = self.at(path);
+        let path = self.host_path(path);
         fs::create_dir_all(path.parent().unwrap())?;
         fs::write(path, text)
     }
 
     /// Passwords for the target user and the row's accounts, and for nobody else.
-    fn accounts(&self) -> std::io::Result<()> {
-        let Row { user, accounts, password_only, .. } = self.row;
-        let [mut passwd, mut group, mut shadow] =
-            ["passwd", "group", "shadow"].map(|name| fs::read_to_string(self.at("/etc").join(name)).unwrap());
+    fn write_accounts(&self) -> std::io::Result<()> {
+        let MatrixCase { user, accounts, password_only, .. } = self.row;
+        let [mut passwd, mut group, mut shadow] = ["passwd", "group", "shadow"]
+            .map(|name| fs::read_to_string(self.host_path("/etc").join(name)).unwrap());
         shadow = shadow
             .lines()
             .map(|line| {
@@ -157,7 +162,7 @@ impl<'a> Guest<'a> {
             passwd += &format!("{name}:x:{uid}:{uid}::/home/{name}:/bin/sh\n");
             group += &format!("{name}:x:{uid}:\n");
             shadow += &format!("{name}:{PASSWORD_HASH}:19000:0:99999:7:::\n");
-            let home = self.at("/home").join(name);
+            let home = self.host_path("/home").join(name);
             fs::create_dir_all(&home)?;
             chown(&home, Some(uid), Some(uid))?;
             if accounts.contains(name) {
@@ -167,14 +172,14 @@ impl<'a> Guest<'a> {
             }
         }
         for (name, text) in [("passwd", passwd), ("group", group), ("shadow", shadow)] {
-            fs::write(self.at("/etc").join(name), text)?;
+            fs::write(self.host_path("/etc").join(name), text)?;
         }
         Ok(())
     }
 
     /// Keeps what sshd says of its connections. Nobody else listens on the guest's /dev/log.
     fn listen_to_syslog(&self) -> std::io::Result<()> {
-        let socket = UnixDatagram::bind(self.at("/dev/log"))?;
+        let socket = UnixDatagram::bind(self.host_path("/dev/log"))?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         let (log, ended) = (Arc::clone(&self.log), Arc::clone(&self.ended));
         std::thread::spawn(move || {
@@ -198,7 +203,7 @@ impl<'a> Guest<'a> {
     }
 
     /// A program in the guest.
-    pub fn command(&self, program: &str) -> Command {
+    pub fn guest_command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.pid, "-m", "-n", "-p", "-r", "-w", program]);
         command.env_clear().env("PATH", PATH).env("HOME", "/root").stdin(Stdio::null());
@@ -206,7 +211,7 @@ impl<'a> Guest<'a> {
     }
 
     /// A program outside, in the guest's network alone.
-    pub fn outside(&self, program: &str) -> Command {
+    pub fn network_command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.pid, "-n", program]);
         command.env_clear().env("PATH", PATH).stdin(Stdio::null());
@@ -214,24 +219,33 @@ impl<'a> Guest<'a> {
     }
 
     /// A script of the row's.
-    pub fn shell(&self, script: &str) -> Result<(), String> {
+    pub fn run_script(&self, script: &str) -> Result<(), String> {
         if script.is_empty() {
             return Ok(());
         }
-        let output = self.command("/bin/sh").args(["-ec", &self.filled_in(script)]).output().unwrap();
-        if output.status.success() { Ok(()) } else { Err(format!("the row's script: {}", both(&output))) }
+        let output =
+            self.guest_command("/bin/sh").args(["-ec", &self.expand_placeholders(script)]).output().unwrap();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("the row's script: {}", combined_output(&output)))
+        }
     }
 
     fn start_sshd(&self) -> Result<(), String> {
         let start = format!("{}\nexec /usr/local/sbin/sshd \"$@\"", self.row.program);
-        let output =
-            self.command("/bin/sh").args(["-ec", &start, "sshd"]).args(&self.row.arguments).output().unwrap();
+        let output = self
+            .guest_command("/bin/sh")
+            .args(["-ec", &start, "sshd"])
+            .args(&self.row.arguments)
+            .output()
+            .unwrap();
         if !output.status.success() {
-            return Err(format!("sshd does not start: {}", both(&output)));
+            return Err(format!("sshd does not start: {}", combined_output(&output)));
         }
         // It is written once sshd listens. It ends without it where it can bind no address.
         let end = Instant::now() + Duration::from_secs(20);
-        while !fs::read_to_string(self.at("/run/sshd.pid")).is_ok_and(|pid| pid.ends_with('\n')) {
+        while !fs::read_to_string(self.host_path("/run/sshd.pid")).is_ok_and(|pid| pid.ends_with('\n')) {
             if Instant::now() >= end {
                 return Err("sshd writes no pid file".into());
             }
@@ -242,24 +256,26 @@ impl<'a> Guest<'a> {
 
     /// From now on sshd cannot execute itself anew: a SIGHUP ends it. What stands in the place of its program answers
     /// questions all the same, as a program does that misses a library only when it listens.
-    pub fn break_sshds_program(&self) -> Result<(), String> {
+    pub fn break_sshd_binary(&self) -> Result<(), String> {
         let script = include_str!("../support/answers_and_dies.sh");
         self.write("/usr/local/sbin/sshd.new", script).map_err(|error| error.to_string())?;
-        self.shell("chmod 755 /usr/local/sbin/sshd.new; mv /usr/local/sbin/sshd.new /usr/local/sbin/sshd")
+        self.run_script(
+            "chmod 755 /usr/local/sbin/sshd.new; mv /usr/local/sbin/sshd.new /usr/local/sbin/sshd",
+        )
     }
 
     /// What `sshd -t` has against the configuration.
-    pub fn complaint(&self) -> Option<String> {
+    pub fn find_config_error(&self) -> Option<String> {
         let program = if self.row.running { "/usr/local/sbin/sshd" } else { "/usr/sbin/sshd" };
-        let output = self.command(program).arg("-t").args(&self.row.arguments).output().unwrap();
-        (!output.status.success()).then(|| both(&output))
+        let output = self.guest_command(program).arg("-t").args(&self.row.arguments).output().unwrap();
+        (!output.status.success()).then(|| combined_output(&output))
     }
 
     /// The agent, with something on its standard input; under `tracer` where it has words.
-    pub fn agent(&self, tracer: &[&str], arguments: &[&str], input: &str) -> Output {
-        let inner = self.command("/usr/bin/keypair-agent");
+    pub fn run_agent(&self, tracer: &[&str], arguments: &[&str], input: &str) -> Output {
+        let inner = self.guest_command("/usr/bin/keypair-agent");
         let mut command = match tracer {
-            [] => self.command("/usr/bin/keypair-agent"),
+            [] => self.guest_command("/usr/bin/keypair-agent"),
             [program, options @ ..] => {
                 let mut command = Command::new(program);
                 command.args(options).arg(inner.get_program()).args(inner.get_args());
@@ -278,7 +294,7 @@ impl<'a> Guest<'a> {
     }
 }
 
-impl Drop for Guest<'_> {
+impl Drop for NamespaceGuest<'_> {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         // The end of its input ends it, and --kill-child the rest.
@@ -288,7 +304,7 @@ impl Drop for Guest<'_> {
 }
 
 /// Whether this machine lets us make guests: a container may not.
-pub fn can_be_made() -> bool {
+pub fn can_create_guests() -> bool {
     let script = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && \
                   mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w o /mnt/r && ip link set lo up";
     let output = Command::new("unshare")
@@ -306,7 +322,7 @@ pub fn can_be_made() -> bool {
 }
 
 /// What a program said.
-pub fn both(output: &Output) -> String {
+pub fn combined_output(output: &Output) -> String {
     let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).trim().to_owned());
     text.join(" ").trim().to_owned()
 }

@@ -5,15 +5,15 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use super::client::Seen;
-use super::guest::both;
-use super::row::{Expected, ProofKind, Row, View};
+use super::client::LoginAttempt;
+use super::guest::combined_output;
+use super::row::{AttachExpectation, LoginExpectation, MatrixCase, ProofKind};
 
 /// Reasons that were meant to be one thing and are another, in words.
 pub type Faults = Vec<String>;
 
 /// The result against what the row says of it.
-pub fn result(expected: &Expected, result: &Value) -> Faults {
+pub fn compare_result(expected: &AttachExpectation, result: &Value) -> Faults {
     let mut faults = Faults::new();
     let status = if expected.reason.is_none() { "succeeded" } else { "failed" };
     let reason = expected.reason.as_deref();
@@ -52,10 +52,10 @@ pub fn result(expected: &Expected, result: &Value) -> Faults {
 }
 
 /// `plan` comes to the verdict that the attach comes to.
-pub fn plan(planned: &Output, result: &Value) -> Faults {
+pub fn compare_plan(planned: &Output, result: &Value) -> Faults {
     let succeeded = result["status"] == "succeeded";
     if planned.status.success() != succeeded {
-        return vec![format!("says {}, and the attach: {result}", both(planned))];
+        return vec![format!("says {}, and the attach: {result}", combined_output(planned))];
     }
     let said: Value = serde_json::from_slice(&planned.stdout).unwrap_or(Value::Null);
     if !succeeded && said["reason"] != result["reason"] {
@@ -65,15 +65,15 @@ pub fn plan(planned: &Output, result: &Value) -> Faults {
 }
 
 /// `check` comes to the verdict that an attach with `no` comes to.
-pub fn check(checked: &Output, result: &Value) -> Faults {
+pub fn compare_check(checked: &Output, result: &Value) -> Faults {
     match checked.status.success() == (result["status"] == "succeeded") {
         true => Faults::new(),
-        false => vec![format!("says {}, and the attach: {result}", both(checked))],
+        false => vec![format!("says {}, and the attach: {result}", combined_output(checked))],
     }
 }
 
 /// What the result calls effective, against what a client is offered.
-pub fn effective(row: &Row, result: &Value, seen: &Seen) -> Faults {
+pub fn compare_effective(row: &MatrixCase, result: &Value, seen: &LoginAttempt) -> Faults {
     let Some(effective) = result["effective"].as_object() else {
         return vec![format!("nothing is said to be effective: {result}")];
     };
@@ -91,7 +91,7 @@ pub fn effective(row: &Row, result: &Value, seen: &Seen) -> Faults {
         let is_on = effective[name] == true;
         let offered = seen.offers.contains(method);
         // A list of methods may keep one that is on from being offered, never the other way.
-        if is_on != offered && !(is_on && row.names_method_lists()) {
+        if is_on != offered && !(is_on && row.sets_authentication_methods()) {
             faults.push(format!("{name} is said to be {is_on}, and a client is offered {:?}", seen.offers));
         }
     }
@@ -99,7 +99,13 @@ pub fn effective(row: &Row, result: &Value, seen: &Seen) -> Faults {
 }
 
 /// The proof, against what a client at loopback is offered and whether the key really lets in.
-pub fn proof(kind: ProofKind, both_due: bool, result: &Value, key_lets_in: bool, loopback: &Seen) -> Faults {
+pub fn compare_proof(
+    kind: ProofKind,
+    both_due: bool,
+    result: &Value,
+    key_lets_in: bool,
+    loopback: &LoginAttempt,
+) -> Faults {
     let proof = &result["proof"];
     let mut faults = Faults::new();
     if kind == ProofKind::None {
@@ -130,7 +136,11 @@ pub fn proof(kind: ProofKind, both_due: bool, result: &Value, key_lets_in: bool,
 }
 
 /// What is seen against what should be; `None` where nothing was looked at.
-pub fn view(expected: &View, key: Option<&Seen>, password: Option<&Seen>) -> Faults {
+pub fn compare_login(
+    expected: &LoginExpectation,
+    key: Option<&LoginAttempt>,
+    password: Option<&LoginAttempt>,
+) -> Faults {
     let mut faults = Faults::new();
     if let (Some(offers), Some(seen)) = (&expected.offers, password.or(key)) {
         let wanted: BTreeSet<String> = offers.iter().cloned().collect();

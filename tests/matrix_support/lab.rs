@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::row::{KeyType, Version};
-use crate::support::{Folder, Key};
+use super::row::{KeyType, OpensshVersion};
+use crate::support::{TestDir, TestKey};
 
 /// Every account's that has one.
 pub const PASSWORD: &str = "let-me-in";
@@ -18,8 +18,8 @@ pub const PASSWORD_HASH: &str = "$6$rounds=1000$matrix$LO7ykdxJaW4DGi948fnCHmAYB
 /// The directories of programs, in the guest and outside.
 pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub struct Lab {
-    pub folder: Folder,
+pub struct MatrixEnvironment {
+    pub folder: TestDir,
     /// The lower layer of every guest.
     pub root: PathBuf,
     /// The prefix of another OpenSSH, which every guest has in place of the one of its root file system.
@@ -27,39 +27,39 @@ pub struct Lab {
     /// Whether trials that can change nothing are tried too.
     pub is_thorough: bool,
     pub agent: PathBuf,
-    pub version: Version,
+    pub version: OpensshVersion,
     /// Whether this OpenSSH has RSA and ECDSA: a build without OpenSSL has neither.
     pub has_openssl: bool,
     /// Whether it has Debian's changes.
     pub is_debian: bool,
-    pub ed25519: Key,
-    pub rsa: Key,
-    pub ecdsa: Key,
+    pub ed25519: TestKey,
+    pub rsa: TestKey,
+    pub ecdsa: TestKey,
     /// The key of accounts that have one of their own.
-    pub other: Key,
+    pub other: TestKey,
     /// A key that takes another's place.
-    pub second: Key,
+    pub second: TestKey,
     next_address: AtomicU32,
 }
 
-impl Lab {
+impl MatrixEnvironment {
     pub fn new() -> Self {
         let named = std::env::var_os("KEYPAIR_MATRIX_ROOT");
         let is_thorough = named.is_some();
         let root = named.map_or_else(|| "/".into(), PathBuf::from);
         let agent = std::env::var_os("KEYPAIR_MATRIX_AGENT")
             .map_or_else(|| env!("CARGO_BIN_EXE_keypair-agent").into(), PathBuf::from);
-        sweep();
-        let folder = Folder::new();
+        remove_stale_directories();
+        let folder = TestDir::new();
         let openssh = std::env::var_os("KEYPAIR_MATRIX_OPENSSH").map(PathBuf::from);
-        let text = what_sshd_is(&root, openssh.as_deref());
-        let version = Version::find(&text).unwrap_or_else(|| panic!("no OpenSSH version in {text:?}"));
+        let text = query_sshd_version(&root, openssh.as_deref());
+        let version = OpensshVersion::find(&text).unwrap_or_else(|| panic!("no OpenSSH version in {text:?}"));
         let lab = Self {
-            ed25519: Key::new(&folder, "ed25519"),
-            rsa: Key::of_type(&folder, "rsa", &["-t", "rsa", "-b", "2048"]),
-            ecdsa: Key::of_type(&folder, "ecdsa", &["-t", "ecdsa"]),
-            other: Key::new(&folder, "other"),
-            second: Key::new(&folder, "second"),
+            ed25519: TestKey::new(&folder, "ed25519"),
+            rsa: TestKey::of_type(&folder, "rsa", &["-t", "rsa", "-b", "2048"]),
+            ecdsa: TestKey::of_type(&folder, "ecdsa", &["-t", "ecdsa"]),
+            other: TestKey::new(&folder, "other"),
+            second: TestKey::new(&folder, "second"),
             folder,
             root,
             openssh,
@@ -70,14 +70,14 @@ impl Lab {
             is_debian: ["Debian", "Ubuntu"].iter().any(|name| text.contains(name)),
             next_address: AtomicU32::new(0),
         };
-        Key::new(&lab.folder, "host");
+        TestKey::new(&lab.folder, "host");
         fs::create_dir(lab.mount_point()).unwrap();
         fs::write(lab.askpass(), format!("#!/bin/sh\necho {PASSWORD}\n")).unwrap();
         fs::set_permissions(lab.askpass(), fs::Permissions::from_mode(0o755)).unwrap();
         lab
     }
 
-    pub fn key(&self, kind: KeyType) -> &Key {
+    pub fn key(&self, kind: KeyType) -> &TestKey {
         match kind {
             KeyType::Ed25519 => &self.ed25519,
             KeyType::Rsa => &self.rsa,
@@ -100,7 +100,7 @@ impl Lab {
     }
 
     /// An address for one login in the server's family: sshd remembers what an address did (PerSourcePenalties).
-    pub fn client_address(&self, server: &str) -> String {
+    pub fn next_client_address(&self, server: &str) -> String {
         let number = self.next_address.fetch_add(1, Ordering::Relaxed);
         if server.contains(':') {
             return format!("fd99::1:{:x}", 1 + number);
@@ -110,7 +110,7 @@ impl Lab {
 }
 
 /// Removes what labs left behind that were killed: guests end with them, their folder does not.
-fn sweep() {
+fn remove_stale_directories() {
     for entry in fs::read_dir("/run").unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(pid) = name.strip_prefix("keypair-agent-test.").and_then(|rest| rest.split('.').next())
@@ -124,7 +124,7 @@ fn sweep() {
 }
 
 /// What the guests' sshd says it is. It knows no option for that before 9.0, but says it when asked wrongly.
-fn what_sshd_is(root: &Path, openssh: Option<&Path>) -> String {
+fn query_sshd_version(root: &Path, openssh: Option<&Path>) -> String {
     let mut command = match openssh {
         Some(prefix) => Command::new(prefix.join("sbin/sshd")),
         None => {

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::lab::Lab;
+use super::lab::MatrixEnvironment;
 
 /// OpenSSH's version, as far as rows depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(pub u32, pub u32);
+pub struct OpensshVersion(pub u32, pub u32);
 
-impl Version {
+impl OpensshVersion {
     /// The first of a text such as `OpenSSH_9.2p1 Debian-2`.
     pub fn find(text: &str) -> Option<Self> {
         let (_, rest) = text.split_once("OpenSSH_")?;
@@ -26,7 +26,7 @@ impl Version {
     }
 }
 
-impl<'de> Deserialize<'de> for Version {
+impl<'de> Deserialize<'de> for OpensshVersion {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).ok_or_else(|| D::Error::custom("an OpenSSH version, as in \"9.2\""))
@@ -56,14 +56,14 @@ pub enum KeyType {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Row {
+pub struct MatrixCase {
     /// The file's name.
     #[serde(skip)]
     pub name: String,
     pub what: String,
     pub source: Source,
-    pub since: Option<Version>,
-    pub until: Option<Version>,
+    pub since: Option<OpensshVersion>,
+    pub until: Option<OpensshVersion>,
     #[serde(default)]
     pub debian: bool,
     #[serde(default)]
@@ -107,15 +107,15 @@ pub struct Row {
     #[serde(default = "ssh_port")]
     pub port: u16,
     #[serde(default)]
-    pub before: View,
-    pub no: Expected,
-    pub yes: Expected,
+    pub before: LoginExpectation,
+    pub no: AttachExpectation,
+    pub yes: AttachExpectation,
 }
 
-/// What a client sees; what is absent is said by [`Row::before`], [`Row::after`].
+/// What a client sees; what is absent is said by [`MatrixCase::before`], [`MatrixCase::after`].
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct View {
+pub struct LoginExpectation {
     pub offers: Option<Vec<String>>,
     pub key: Option<bool>,
     pub password: Option<bool>,
@@ -124,7 +124,7 @@ pub struct View {
 /// What becomes of an attach.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Expected {
+pub struct AttachExpectation {
     /// Why it fails; absent, it succeeds.
     pub reason: Option<String>,
     /// Parts of the result's message.
@@ -149,7 +149,7 @@ pub struct Expected {
     pub password: Option<bool>,
     /// Other clients.
     #[serde(default)]
-    pub client: Vec<Client>,
+    pub client: Vec<ClientExpectation>,
 }
 
 /// How far the running sshd is asked, where the command changes its files.
@@ -167,9 +167,9 @@ pub enum ProofKind {
     None,
 }
 
-impl Expected {
+impl AttachExpectation {
     /// Whether the row says nothing of this attach: it succeeds as it does everywhere.
-    pub fn is_usual(&self) -> bool {
+    pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -177,7 +177,7 @@ impl Expected {
 /// Another client than the target user's from an address that no rule names.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Client {
+pub struct ClientExpectation {
     pub user: Option<String>,
     pub from: Option<String>,
     pub to: Option<String>,
@@ -209,12 +209,12 @@ fn ssh_port() -> u16 {
     22
 }
 
-impl Row {
+impl MatrixCase {
     /// Every row of a directory, by name.
     ///
     /// # Panics
     /// Where a file is no row.
-    pub fn all(directory: &Path) -> Vec<Self> {
+    pub fn load_all(directory: &Path) -> Vec<Self> {
         let mut paths: Vec<PathBuf> =
             fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
@@ -238,12 +238,12 @@ impl Row {
     }
 
     /// Whether the lab's OpenSSH is one that the row is about.
-    pub fn is_for(&self, lab: &Lab) -> bool {
+    pub fn applies_to(&self, lab: &MatrixEnvironment) -> bool {
         self.since.is_none_or(|since| since <= lab.version)
             && self.until.is_none_or(|until| lab.version < until)
             && (lab.has_openssl || !self.openssl && self.key == KeyType::Ed25519)
             && (lab.is_debian || !self.debian)
-            && (lab.version >= Version(8, 2) || !self.includes_files())
+            && (lab.version >= OpensshVersion(8, 2) || !self.includes_files())
     }
 
     /// Whether it has files that the main file includes: OpenSSH 8.2 is the first that does.
@@ -253,17 +253,19 @@ impl Row {
     }
 
     /// Whether a trial leaves another guest than it found, although all of ours is taken back.
-    pub fn wants_fresh_guests(&self) -> bool {
+    pub fn needs_fresh_guests(&self) -> bool {
         !self.pending.is_empty() || !self.no.then.is_empty() || !self.yes.then.is_empty()
     }
 
     /// What is seen before any command, with nothing left open.
-    pub fn before(&self) -> View {
+    pub fn expected_before(&self) -> LoginExpectation {
         if !self.running {
-            return View { offers: Some(Vec::new()), key: Some(false), password: Some(false) };
+            return LoginExpectation { offers: Some(Vec::new()), key: Some(false), password: Some(false) };
         }
-        View {
-            offers: Some(self.before.offers.clone().unwrap_or_else(|| words(&["publickey", "password"]))),
+        LoginExpectation {
+            offers: Some(
+                self.before.offers.clone().unwrap_or_else(|| to_strings(&["publickey", "password"])),
+            ),
             key: Some(self.before.key.unwrap_or(false)),
             password: Some(self.before.password.unwrap_or(true)),
         }
@@ -271,15 +273,23 @@ impl Row {
 
     /// What is seen after a command: where nothing else is said, a refused one leaves all as it was, a `no` leaves
     /// the key, a `yes` adds the password to it.
-    pub fn after(&self, expected: &Expected, no: bool) -> View {
+    pub fn expected_after(&self, expected: &AttachExpectation, no: bool) -> LoginExpectation {
         let usual = if expected.reason.is_some() || (!self.running && expected.then.is_empty()) {
-            self.before()
+            self.expected_before()
         } else if no {
-            View { offers: Some(words(&["publickey"])), key: Some(true), password: Some(false) }
+            LoginExpectation {
+                offers: Some(to_strings(&["publickey"])),
+                key: Some(true),
+                password: Some(false),
+            }
         } else {
-            View { offers: Some(words(&["publickey", "password"])), key: Some(true), password: Some(true) }
+            LoginExpectation {
+                offers: Some(to_strings(&["publickey", "password"])),
+                key: Some(true),
+                password: Some(true),
+            }
         };
-        View {
+        LoginExpectation {
             offers: expected.offers.clone().or(usual.offers),
             key: expected.key.or(usual.key),
             password: expected.password.or(usual.password),
@@ -287,7 +297,7 @@ impl Row {
     }
 
     /// Whether some configuration may keep a method that is on from being offered at first.
-    pub fn names_method_lists(&self) -> bool {
+    pub fn sets_authentication_methods(&self) -> bool {
         let name = "authenticationmethods";
         self.files
             .values()
@@ -305,6 +315,6 @@ impl Row {
     }
 }
 
-fn words(words: &[&str]) -> Vec<String> {
+fn to_strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }

@@ -5,13 +5,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::guest::Guest;
+use super::guest::NamespaceGuest;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot(BTreeMap<PathBuf, Entry>);
+pub struct Snapshot(BTreeMap<PathBuf, SnapshotEntry>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+struct SnapshotEntry {
     kind: &'static str,
     mode: u32,
     owner: (u32, u32),
@@ -20,20 +20,20 @@ struct Entry {
 
 impl Snapshot {
     /// Of sshd's configuration, the home and the key file's directory, and of what else the row names.
-    pub fn of(guest: &Guest<'_>, home: &Path, others: &[PathBuf]) -> Self {
+    pub fn capture(guest: &NamespaceGuest<'_>, home: &Path, others: &[PathBuf]) -> Self {
         let mut snapshot = Self(BTreeMap::new());
-        snapshot.add(guest, home);
+        snapshot.add_entry(guest, home);
         for path in [Path::new("/etc/ssh"), Path::new("/usr/etc/ssh"), &home.join(".ssh")] {
-            snapshot.add_all(guest, path);
+            snapshot.add_tree(guest, path);
         }
         for path in others {
-            snapshot.add_all(guest, path);
+            snapshot.add_tree(guest, path);
         }
         snapshot
     }
 
-    fn add(&mut self, guest: &Guest<'_>, path: &Path) -> bool {
-        let real = guest.at(path);
+    fn add_entry(&mut self, guest: &NamespaceGuest<'_>, path: &Path) -> bool {
+        let real = guest.host_path(path);
         let Ok(metadata) = real.symlink_metadata() else { return false };
         let (kind, content) = if metadata.is_dir() {
             ("directory", Vec::new())
@@ -45,14 +45,15 @@ impl Snapshot {
             ("special", Vec::new())
         };
         let owner = (metadata.uid(), metadata.gid());
-        self.0.insert(path.to_owned(), Entry { kind, mode: metadata.mode() & 0o7777, owner, content });
+        self.0
+            .insert(path.to_owned(), SnapshotEntry { kind, mode: metadata.mode() & 0o7777, owner, content });
         metadata.is_dir()
     }
 
-    fn add_all(&mut self, guest: &Guest<'_>, path: &Path) {
-        if self.add(guest, path) {
-            for entry in fs::read_dir(guest.at(path)).unwrap().flatten() {
-                self.add_all(guest, &path.join(entry.file_name()));
+    fn add_tree(&mut self, guest: &NamespaceGuest<'_>, path: &Path) {
+        if self.add_entry(guest, path) {
+            for entry in fs::read_dir(guest.host_path(path)).unwrap().flatten() {
+                self.add_tree(guest, &path.join(entry.file_name()));
             }
         }
     }
@@ -77,13 +78,13 @@ impl Snapshot {
     }
 
     /// Whether sshd's own files differ.
-    pub fn differs_in_sshd(&self, other: &Self, key_file: &Path) -> bool {
-        self.differences(other).iter().any(|(path, _)| {
+    pub fn has_sshd_changes(&self, other: &Self, key_file: &Path) -> bool {
+        self.list_changes(other).iter().any(|(path, _)| {
             path != key_file && (path.starts_with("/etc/ssh") || path.starts_with("/usr/etc/ssh"))
         })
     }
 
-    fn differences(&self, now: &Self) -> Vec<(PathBuf, String)> {
+    fn list_changes(&self, now: &Self) -> Vec<(PathBuf, String)> {
         let paths: std::collections::BTreeSet<&PathBuf> = self.0.keys().chain(now.0.keys()).collect();
         paths
             .into_iter()
@@ -101,15 +102,15 @@ impl Snapshot {
     }
 
     /// How `now` differs, for a person; `None` where it does not.
-    pub fn difference(&self, now: &Self) -> Option<String> {
-        let all = self.differences(now);
+    pub fn describe_changes(&self, now: &Self) -> Option<String> {
+        let all = self.list_changes(now);
         let lines: Vec<String> =
             all.iter().map(|(path, said)| format!("{} {said}", path.display())).collect();
         (!lines.is_empty()).then(|| lines.join("; "))
     }
 }
 
-impl std::fmt::Display for Entry {
+impl std::fmt::Display for SnapshotEntry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = self.content.escape_ascii().to_string();
         let (uid, gid) = self.owner;

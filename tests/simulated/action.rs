@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::control_plane::Command;
-use super::edit::Edit;
-use super::fault::{Fault, What};
-use super::machine::Component;
+use super::control_plane::SimCommand;
+use super::edit::UserEdit;
+use super::fault::{FaultKind, InjectedFault};
+use super::machine::ComponentState;
 
 /// How much of everything may still happen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -38,7 +38,7 @@ pub struct Budget {
 
 impl Budget {
     /// Takes one out of what `which` picks; `None` where nothing of it is left.
-    pub fn spent(mut self, which: fn(&mut Self) -> &mut u8) -> Option<Self> {
+    pub fn spend_one(mut self, which: fn(&mut Self) -> &mut u8) -> Option<Self> {
         let left = which(&mut self);
         *left = left.checked_sub(1)?;
         self.disturbances = self.disturbances.checked_sub(1)?;
@@ -46,58 +46,58 @@ impl Budget {
     }
 
     /// What is left after a fault.
-    pub fn after(mut self, what: What) -> Option<Self> {
+    pub fn spend_fault(mut self, what: FaultKind) -> Option<Self> {
         match what {
-            What::PowerCut { .. } | What::Kill => {
+            FaultKind::PowerCut { .. } | FaultKind::Kill => {
                 self.crashes = self.crashes.checked_sub(1)?;
                 Some(self)
             }
-            What::Fails | What::FailsLate => self.spent(|left| &mut left.failures),
-            What::Stop => self.spent(|left| &mut left.stops),
-            What::Edit(_) => self.spent(|left| &mut left.edits),
+            FaultKind::StepFailure | FaultKind::LateFailure => self.spend_one(|left| &mut left.failures),
+            FaultKind::Sigterm => self.spend_one(|left| &mut left.stops),
+            FaultKind::Edit(_) => self.spend_one(|left| &mut left.edits),
         }
     }
 }
 
 /// What may happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub enum SimAction {
     /// The agent starts: it recovers, learns which instance this is, looks what is undelivered.
-    Start(Option<Fault>),
+    Start(Option<InjectedFault>),
     /// The service hands a command out, and the agent performs it.
-    HandOut(Command, Option<Fault>),
+    HandOut(SimCommand, Option<InjectedFault>),
     /// The agent delivers the result that is due.
     Deliver {
         /// Whether the answer is lost on its way.
         answer_lost: bool,
         /// What disturbs it.
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     },
     /// `keypair-agent undo`.
-    Undo(Option<Fault>),
+    Undo(Option<InjectedFault>),
     /// The user edits a file.
-    Edit(Edit),
+    Edit(UserEdit),
     /// The component is another.
-    Component(Component),
+    Component(ComponentState),
     /// The disk starts as another instance's.
     Clone,
     /// The clock passes the end of the command that has one.
-    TimePasses,
+    ClockJump,
 }
 
-impl Action {
+impl SimAction {
     /// What disturbs it.
-    pub fn fault(&self) -> Option<Fault> {
+    pub fn fault(&self) -> Option<InjectedFault> {
         match self {
             Self::Start(fault)
             | Self::HandOut(_, fault)
             | Self::Deliver { fault, .. }
             | Self::Undo(fault) => *fault,
-            Self::Edit(_) | Self::Component(_) | Self::Clone | Self::TimePasses => None,
+            Self::Edit(_) | Self::Component(_) | Self::Clone | Self::ClockJump => None,
         }
     }
 
-    pub fn with(self, fault: Fault) -> Self {
+    pub fn with_fault(self, fault: InjectedFault) -> Self {
         let fault = Some(fault);
         match self {
             Self::Start(_) => Self::Start(fault),
@@ -109,7 +109,7 @@ impl Action {
     }
 }
 
-impl fmt::Display for Action {
+impl fmt::Display for SimAction {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start(_) => out.write_str("the agent starts")?,
@@ -122,7 +122,7 @@ impl fmt::Display for Action {
             Self::Edit(edit) => write!(out, "{edit}")?,
             Self::Component(component) => write!(out, "the component is now {component:?}")?,
             Self::Clone => out.write_str("the disk is copied, and starts as another instance")?,
-            Self::TimePasses => out.write_str("the clock passes the end of the first command")?,
+            Self::ClockJump => out.write_str("the clock passes the end of the first command")?,
         }
         match self.fault() {
             Some(fault) => write!(out, "; {fault}"),

@@ -3,29 +3,29 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::keys::Pair;
+use super::keys::PlatformKeyPair;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Order {
+pub enum SimOrder {
     /// Bind a key pair, then set password login; `replace` takes a bound one away in the same step.
     Attach {
         /// Which.
-        pair: Pair,
+        pair: PlatformKeyPair,
         /// `passWordAuth`.
         passwords: bool,
         /// `replace`.
         replace: bool,
     },
     /// Unbind it.
-    Detach(Pair),
+    Detach(PlatformKeyPair),
     /// Set password login alone.
     SetPasswordAuth(bool),
 }
 
-impl Order {
+impl SimOrder {
     /// `passWordAuth`.
-    pub fn passwords(self) -> Option<bool> {
+    pub fn password_auth(self) -> Option<bool> {
         match self {
             Self::Attach { passwords, .. } | Self::SetPasswordAuth(passwords) => Some(passwords),
             Self::Detach(_) => None,
@@ -38,18 +38,18 @@ pub const INSTANCES: [&str; 2] = ["i-one", "i-clone"];
 
 /// A command as the channel hands it over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Command {
+pub struct SimCommand {
     /// Its place among the commands, from 0.
     pub number: usize,
     /// For which of [`INSTANCES`].
     pub instance: usize,
     /// What is to be done.
-    pub order: Order,
+    pub order: SimOrder,
     /// Until when; seconds since 1970.
     pub expires_at: Option<i64>,
 }
 
-impl Command {
+impl SimCommand {
     /// Its `commandId`.
     pub fn id(&self) -> String {
         format!("c{}-{}", self.number + 1, INSTANCES[self.instance])
@@ -61,25 +61,25 @@ impl Command {
     }
 
     /// Its bytes.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let word = |passwords: bool| if passwords { "yes" } else { "no" };
         let mut command = serde_json::json!({
             "commandId": self.id(), "sequence": self.sequence(), "instanceId": INSTANCES[self.instance],
         });
         let mut set = |name: &str, value: serde_json::Value| command[name] = value;
         match self.order {
-            Order::Attach { pair, passwords, replace } => {
+            SimOrder::Attach { pair, passwords, replace } => {
                 set("action", "attach".into());
                 set("keyName", pair.name().into());
-                set("publicKey", pair.key().into());
+                set("publicKey", pair.public_key().into());
                 set("passWordAuth", word(passwords).into());
                 set("replace", replace.into());
             }
-            Order::Detach(pair) => {
+            SimOrder::Detach(pair) => {
                 set("action", "detach".into());
                 set("keyName", pair.name().into());
             }
-            Order::SetPasswordAuth(passwords) => {
+            SimOrder::SetPasswordAuth(passwords) => {
                 set("action", "setPasswordAuth".into());
                 set("passWordAuth", word(passwords).into());
             }
@@ -107,7 +107,7 @@ pub enum Stored {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlPlane {
     /// What is to be done, in order of sequence.
-    pub orders: Vec<Order>,
+    pub orders: Vec<SimOrder>,
     /// Until when the first of them is to be obeyed, where that is said.
     pub first_expires_at: Option<i64>,
     /// Which of [`INSTANCES`] it speaks to.
@@ -118,30 +118,30 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     /// The command of this number, as this instance gets it.
-    pub fn command(&self, number: usize, instance: usize) -> Command {
+    pub fn command_at(&self, number: usize, instance: usize) -> SimCommand {
         let expires_at = self.first_expires_at.filter(|_| number == 0);
-        Command { number, instance, order: self.orders[number], expires_at }
+        SimCommand { number, instance, order: self.orders[number], expires_at }
     }
 
     /// Whether a command has a result; for a clone, those that its origin answered are done with.
     pub fn is_answered(&self, number: usize) -> bool {
-        (0..=self.instance).any(|instance| self.results.contains_key(&self.command(number, instance).id()))
+        (0..=self.instance).any(|instance| self.results.contains_key(&self.command_at(number, instance).id()))
     }
 
     /// The commands without a result, the oldest first.
-    pub fn unanswered(&self) -> impl Iterator<Item = Command> {
+    pub fn unanswered_commands(&self) -> impl Iterator<Item = SimCommand> {
         let open = (0..self.orders.len()).filter(|number| !self.is_answered(*number));
-        open.map(|number| self.command(number, self.instance))
+        open.map(|number| self.command_at(number, self.instance))
     }
 
     /// Keeps a result, the first of each command.
-    pub fn put(&mut self, id: &str, result: &str) -> Stored {
+    pub fn store_result(&mut self, id: &str, result: &str) -> Stored {
         let kept = self.results.entry(id.to_owned()).or_insert_with(|| result.to_owned());
         if kept == result { Stored::Accepted } else { Stored::Conflict }
     }
 }
 
-impl fmt::Display for Order {
+impl fmt::Display for SimOrder {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = |passwords: &bool| if *passwords { "yes" } else { "no" };
         match self {
@@ -155,7 +155,7 @@ impl fmt::Display for Order {
     }
 }
 
-impl fmt::Display for Command {
+impl fmt::Display for SimCommand {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{} ({})", self.id(), self.order)
     }

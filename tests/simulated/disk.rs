@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::place::{Place, Who};
+use super::place::{AccountState, HostEnvironment};
 
 /// The key file in the first home.
 pub const KEY_FILE: &str = "/root/.ssh/authorized_keys";
@@ -16,13 +16,13 @@ pub const OTHER_KEY_FILE: &str = "/data/.ssh/authorized_keys";
 /// Every file that may hold a key of ours.
 pub const KEY_FILES: [&str; 2] = [KEY_FILE, OTHER_KEY_FILE];
 /// sshd's main file.
-pub const MAIN: &str = "/etc/ssh/sshd_config";
+pub const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
 /// The directory of its drop-ins.
 pub const DROP_INS: &str = "/etc/ssh/sshd_config.d";
 /// Ours among them.
 pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-keypair-agent.conf";
 /// The state file, and its directory.
-pub const STATE: &str = "/var/lib/keypair-agent/state.json";
+pub const STATE_FILE: &str = "/var/lib/keypair-agent/state.json";
 const STATE_DIRECTORY: &str = "/var/lib/keypair-agent";
 
 /// Files, directories, temporaries.
@@ -32,14 +32,14 @@ pub struct Disk {
     directories: BTreeSet<PathBuf>,
     stale: BTreeSet<PathBuf>,
     /// Whose home it is, what is mounted, and what a private sshd could be asked.
-    pub place: Place,
+    pub place: HostEnvironment,
     /// What is not seen of the first home: that of the volume where it is not mounted, else what lies below it.
-    unseen: Home,
+    unseen: HomeFiles,
 }
 
 /// The key file of a home.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Home {
+struct HomeFiles {
     keys: Option<Arc<[u8]>>,
     has_directory: bool,
     has_temporary: bool,
@@ -52,12 +52,12 @@ impl Disk {
             files: BTreeMap::new(),
             directories: BTreeSet::from([DROP_INS.into(), STATE_DIRECTORY.into()]),
             stale: BTreeSet::new(),
-            place: Place::default(),
-            unseen: Home::default(),
+            place: HostEnvironment::default(),
+            unseen: HomeFiles::default(),
         };
-        disk.put(MAIN, main.as_bytes());
+        disk.write_file(MAIN_CONFIG, main.as_bytes());
         if let Some(keys) = keys {
-            disk.put(KEY_FILE, keys.as_bytes());
+            disk.write_file(KEY_FILE, keys.as_bytes());
         }
         disk
     }
@@ -68,12 +68,12 @@ impl Disk {
     }
 
     /// The same; a file that is not there reads as an empty one.
-    pub fn text(&self, path: impl AsRef<Path>) -> &[u8] {
+    pub fn read_or_empty(&self, path: impl AsRef<Path>) -> &[u8] {
         self.read(path).unwrap_or_default()
     }
 
     /// Replaces a file, or makes it and its directory.
-    pub fn put(&mut self, path: impl AsRef<Path>, content: &[u8]) {
+    pub fn write_file(&mut self, path: impl AsRef<Path>, content: &[u8]) {
         let path = path.as_ref();
         if let Some(directory) = path.parent() {
             self.directories.insert(directory.to_owned());
@@ -82,12 +82,12 @@ impl Disk {
     }
 
     /// Takes a file away.
-    pub fn take(&mut self, path: impl AsRef<Path>) {
+    pub fn remove_file(&mut self, path: impl AsRef<Path>) {
         self.files.remove(path.as_ref());
     }
 
     /// Takes a directory away if it is empty, temporaries of ours aside.
-    pub fn take_directory(&mut self, directory: &Path) {
+    pub fn remove_empty_directory(&mut self, directory: &Path) {
         if !self.files.keys().any(|file| file.parent() == Some(directory)) {
             self.directories.remove(directory);
             self.stale.remove(directory);
@@ -100,7 +100,7 @@ impl Disk {
     }
 
     /// Leaves a temporary beside `path`, as a write that is cut short does.
-    pub fn leave_temporary(&mut self, path: &Path) {
+    pub fn leave_temp_file(&mut self, path: &Path) {
         if let Some(directory) = path.parent() {
             self.directories.insert(directory.to_owned());
             self.stale.insert(directory.to_owned());
@@ -108,14 +108,14 @@ impl Disk {
     }
 
     /// Sweeps those beside `path`.
-    pub fn sweep(&mut self, path: impl AsRef<Path>) {
+    pub fn remove_temp_files(&mut self, path: impl AsRef<Path>) {
         if let Some(directory) = path.as_ref().parent() {
             self.stale.remove(directory);
         }
     }
 
     /// Whether one is left anywhere.
-    pub fn has_temporaries(&self) -> bool {
+    pub fn has_temp_files(&self) -> bool {
         !self.stale.is_empty()
     }
 
@@ -131,25 +131,25 @@ impl Disk {
     /// The file that sshd reads for the target user.
     pub fn key_file(&self) -> &'static str {
         match self.place.who {
-            Who::Root | Who::Renamed | Who::Nobody => KEY_FILE,
-            Who::Moved | Who::Heir | Who::Anew => OTHER_KEY_FILE,
+            AccountState::Original | AccountState::Renamed | AccountState::Deleted => KEY_FILE,
+            AccountState::Moved | AccountState::Successor | AccountState::Recreated => OTHER_KEY_FILE,
         }
     }
 
     /// What stands in it.
-    pub fn keys(&self) -> &[u8] {
-        self.text(self.key_file())
+    pub fn read_key_file(&self) -> &[u8] {
+        self.read_or_empty(self.key_file())
     }
 
     /// Mounts the volume of the first home, or takes it away.
-    pub fn switch_volume(&mut self) {
+    pub fn toggle_volume(&mut self) {
         let path = Path::new(SSH_DIRECTORY);
-        let seen = Home {
+        let seen = HomeFiles {
             keys: self.files.remove(Path::new(KEY_FILE)),
             has_directory: self.directories.remove(path),
             has_temporary: self.stale.remove(path),
         };
-        let Home { keys, has_directory, has_temporary } = std::mem::replace(&mut self.unseen, seen);
+        let HomeFiles { keys, has_directory, has_temporary } = std::mem::replace(&mut self.unseen, seen);
         self.files.extend(keys.map(|keys| (KEY_FILE.into(), keys)));
         self.directories.extend(has_directory.then(|| path.to_owned()));
         self.stale.extend(has_temporary.then(|| path.to_owned()));
@@ -157,27 +157,27 @@ impl Disk {
     }
 
     /// The key file that is not seen.
-    pub fn unseen_keys(&self) -> &[u8] {
+    pub fn hidden_keys(&self) -> &[u8] {
         self.unseen.keys.as_deref().unwrap_or_default()
     }
 
     /// Whether all but the state stands as it does in `other`.
-    pub fn is_like(&self, other: &Self) -> bool {
+    pub fn equals_except_state(&self, other: &Self) -> bool {
         let but_state = |disk: &Self| {
             let mut files = disk.files.clone();
-            files.remove(Path::new(STATE));
+            files.remove(Path::new(STATE_FILE));
             files
         };
         but_state(self) == but_state(other) && self.directories == other.directories
     }
 
     /// For the hash of a state, besides the parts.
-    pub fn surroundings(&self) -> impl std::hash::Hash {
+    pub fn hashable_environment(&self) -> impl std::hash::Hash {
         (self.place, &self.unseen)
     }
 
     /// For the hash of a state.
-    pub fn parts(&self) -> impl Iterator<Item = (&PathBuf, &[u8])> {
+    pub fn hashable_entries(&self) -> impl Iterator<Item = (&PathBuf, &[u8])> {
         let nothing: &[u8] = &[];
         let names = self.directories.iter().chain(&self.stale).map(move |path| (path, nothing));
         self.files.iter().map(|(path, content)| (path, &**content)).chain(names)

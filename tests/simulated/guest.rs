@@ -8,43 +8,43 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use keypair_agent::guest::files::FileError;
-use keypair_agent::guest::{Guest, HostKey, Identity, LockFailure, OperatingSystem};
+use keypair_agent::guest::{Guest, HostInfo, HostKeyFingerprint, LockFailure, OperatingSystem};
 use keypair_agent::policy::connection;
 use keypair_agent::policy::edit::FileKind;
-use keypair_agent::policy::effective::Effective;
+use keypair_agent::policy::effective::EffectiveConfig;
 use keypair_agent::policy::observation::{
-    Account, Answer, ConfigTree, Connection, FileId, Holder, KeyFile, Login, Person, Reload, Shadow,
-    ShadowEntry, Sshd,
+    Account, ConfigTree, Connection, FileId, KeyFile, KeyFileOwner, LocalAccount, Login, ReloadMethod,
+    Shadow, ShadowEntry, Sshd, SshdAnswer,
 };
 use keypair_agent::policy::outcome::{Reason, Refusal};
-use keypair_agent::policy::proof::Seen;
+use keypair_agent::policy::proof::ProbeResult;
 use keypair_agent::policy::public_key::PublicKey;
 use keypair_agent::policy::trial::{
-    Acceptance, KeyMatch, RefusalCause, Rejection, TrialAnswer, TrialQuestion,
+    Acceptance, KeyMatch, RefusalCause, Rejection, TrialOutcome, TrialRequest,
 };
 use keypair_agent::policy::types::{CommandId, ContentHash};
 use time::OffsetDateTime;
 
-use super::disk::STATE;
-use super::fault::{BRING_BACK, PROBE, RELOAD, SAVE_STATE, TRIAL, WRITE_SETTING};
+use super::disk::STATE_FILE;
+use super::fault::{PROBE_SSHD, RELOAD, RESTORE_SSHD, SAVE_STATE, TRY_KEY, WRITE_SETTING};
 use super::keys;
-use super::machine::{Begun, Component, Look, Machine};
-use super::place::{Trial, VOLUME};
-use super::sshd::{Config, tree};
+use super::machine::{AccessPoint, ComponentState, SimulatedMachine, StepStart};
+use super::place::{HOME_VOLUME, TrialMode};
+use super::sshd::{SimSshdConfig, tree};
 
 /// A handle on the machine, so that it outlives the transaction.
 #[derive(Debug, Clone)]
-pub struct Simulated(pub Rc<RefCell<Machine>>);
+pub struct SimulatedGuest(pub Rc<RefCell<SimulatedMachine>>);
 
-const fn look(name: &'static str, keys: bool, sshd: bool) -> Look {
-    Look { keys, sshd, name }
+const fn access_point(name: &'static str, keys: bool, sshd: bool) -> AccessPoint {
+    AccessPoint { keys, sshd, name }
 }
 
 /// The look at a file, by its kind.
-fn at(kind: &FileKind, of_keys: &'static str, of_sshd: &'static str) -> Look {
+fn access_point_by_kind(kind: &FileKind, of_keys: &'static str, of_sshd: &'static str) -> AccessPoint {
     match kind {
-        FileKind::AuthorizedKeys { .. } => look(of_keys, true, false),
-        FileKind::SshdConfig => look(of_sshd, false, true),
+        FileKind::AuthorizedKeys { .. } => access_point(of_keys, true, false),
+        FileKind::SshdConfig => access_point(of_sshd, false, true),
     }
 }
 
@@ -57,56 +57,58 @@ fn refusal(reason: Reason, why: &str) -> Refusal {
     Refusal::new(reason, why)
 }
 
-fn gone() -> Refusal {
+fn machine_down_refusal() -> Refusal {
     refusal(Reason::IoError, "the machine is down")
 }
 
-impl Simulated {
+impl SimulatedGuest {
     /// A look that nothing comes of; false where the agent is no more.
-    fn looks(&self, look: Look) -> bool {
-        self.0.borrow_mut().look(look)
+    fn record_access(&self, look: AccessPoint) -> bool {
+        self.0.borrow_mut().record_access(look)
     }
 
     /// A step, and the check of what it did. `late` is what a step leaves that fails after the fact.
-    fn step<R, E>(
+    fn run_step<R, E>(
         &self,
-        look: Look,
+        look: AccessPoint,
         path: Option<&str>,
-        effect: impl FnOnce(&mut Machine) -> Result<R, E>,
-        late: impl FnOnce(&mut Machine),
+        effect: impl FnOnce(&mut SimulatedMachine) -> Result<R, E>,
+        late: impl FnOnce(&mut SimulatedMachine),
         error: impl FnOnce() -> E,
     ) -> Result<R, E> {
         let mut machine = self.0.borrow_mut();
-        match machine.begin(look, path) {
-            Begun::Goes => machine.watched(effect),
-            Begun::FailsLate => {
+        match machine.begin_step(look, path) {
+            StepStart::Proceed => machine.check_effect(effect),
+            StepStart::FailLate => {
                 late(&mut machine);
                 Err(error())
             }
-            Begun::Fails | Begun::Over => Err(error()),
+            StepStart::Fail | StepStart::Aborted => Err(error()),
         }
     }
 }
 
-impl Simulated {
-    fn private_answer(&self, question: &TrialQuestion) -> TrialAnswer {
+impl SimulatedGuest {
+    fn answer_trial(&self, question: &TrialRequest) -> TrialOutcome {
         let machine = self.0.borrow();
         let place = machine.disk.place;
         match place.trial {
-            Trial::NotTaken => return TrialAnswer::NotTaken("no ssh client".to_owned()),
-            Trial::NotShown if !question.key_files.is_empty() => {
-                return TrialAnswer::NotShown("no namespace can be made".to_owned());
+            TrialMode::Unavailable => return TrialOutcome::NotTaken("no ssh client".to_owned()),
+            TrialMode::WithoutPlannedFiles if !question.key_files.is_empty() => {
+                return TrialOutcome::NotShown("no namespace can be made".to_owned());
             }
-            Trial::Told | Trial::NotShown => {}
+            TrialMode::Available | TrialMode::WithoutPlannedFiles => {}
         }
-        let Ok(config) = Config::of(&machine.disk, &question.ahead) else {
-            return TrialAnswer::NotTaken("bad configuration option".to_owned());
+        let Ok(config) = SimSshdConfig::from_disk(&machine.disk, &question.ahead) else {
+            return TrialOutcome::NotTaken("bad configuration option".to_owned());
         };
         let methods = config.methods();
         let file = machine.disk.key_file();
         let planned = question.key_files.iter().find(|planned| planned.path.to_str() == Some(file));
-        let content = planned.map_or_else(|| machine.disk.text(file), |planned| &planned.content[..]);
-        let refused = |cause| TrialAnswer::Refused(Rejection { cause, said: None, methods: methods.clone() });
+        let content =
+            planned.map_or_else(|| machine.disk.read_or_empty(file), |planned| &planned.content[..]);
+        let refused =
+            |cause| TrialOutcome::Refused(Rejection { cause, said: None, methods: methods.clone() });
         if !methods.iter().any(|method| method == "publickey") {
             return refused(RefusalCause::MethodNotOffered);
         }
@@ -116,8 +118,8 @@ impl Simulated {
         if place.refuses_keys {
             return refused(RefusalCause::Modes(file.to_owned()));
         }
-        match keys::line_of(content, &question.key.line()) {
-            Some(line) => TrialAnswer::Accepted(Acceptance {
+        match keys::find_key_line(content, &question.key.line()) {
+            Some(line) => TrialOutcome::Accepted(Acceptance {
                 at: KeyMatch { file: file.to_owned(), line },
                 restrictions: Vec::new(),
                 methods,
@@ -127,18 +129,18 @@ impl Simulated {
     }
 }
 
-fn hash_of(content: Option<&[u8]>) -> Option<ContentHash> {
-    content.map(ContentHash::of)
+fn content_hash(content: Option<&[u8]>) -> Option<ContentHash> {
+    content.map(ContentHash::from_content)
 }
 
-fn answers(config: &Config, connections: &[Connection]) -> Vec<Answer> {
-    let effective = Effective::parse(&config.text());
+fn build_answers(config: &SimSshdConfig, connections: &[Connection]) -> Vec<SshdAnswer> {
+    let effective = EffectiveConfig::parse(&config.text());
     let answer =
-        |connection: &Connection| Answer { connection: connection.clone(), effective: effective.clone() };
+        |connection: &Connection| SshdAnswer { connection: connection.clone(), effective: effective.clone() };
     connections.iter().map(answer).collect()
 }
 
-impl Guest for Simulated {
+impl Guest for SimulatedGuest {
     type Lock = ();
 
     fn now(&self) -> OffsetDateTime {
@@ -163,36 +165,38 @@ impl Guest for Simulated {
     fn load_state(&self) -> Result<Option<Vec<u8>>, FileError> {
         let machine = self.0.borrow();
         match machine.call.is_over {
-            true => Err(io_error(STATE.as_ref())),
-            false => Ok(machine.disk.read(STATE).map(<[u8]>::to_vec)),
+            true => Err(io_error(STATE_FILE.as_ref())),
+            false => Ok(machine.disk.read(STATE_FILE).map(<[u8]>::to_vec)),
         }
     }
 
     fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError> {
-        let save = |machine: &mut Machine| machine.disk.put(STATE, bytes);
-        let saved = |machine: &mut Machine| {
+        let save = |machine: &mut SimulatedMachine| machine.disk.write_file(STATE_FILE, bytes);
+        let saved = |machine: &mut SimulatedMachine| {
             save(machine);
             Ok(())
         };
-        self.step(look(SAVE_STATE, false, false), Some(STATE), saved, save, || io_error(STATE.as_ref()))
+        self.run_step(access_point(SAVE_STATE, false, false), Some(STATE_FILE), saved, save, || {
+            io_error(STATE_FILE.as_ref())
+        })
     }
 
     fn component_info(&self) -> Result<Vec<u8>, String> {
         match self.0.borrow().component {
-            Component::New => Ok(b"3.0.1042.d89c570\n".to_vec()),
-            Component::Old => Ok(b"3.0.999\n".to_vec()),
-            Component::Missing => Err("it does not exist".to_owned()),
+            ComponentState::Current => Ok(b"3.0.1042.d89c570\n".to_vec()),
+            ComponentState::Outdated => Ok(b"3.0.999\n".to_vec()),
+            ComponentState::Missing => Err("it does not exist".to_owned()),
         }
     }
 
     /// Nobody signs here, and the machine has no UUID.
-    fn root_file(&self, _: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    fn read_root_owned_file(&self, _: &Path) -> Result<Option<Vec<u8>>, FileError> {
         Ok(None)
     }
 
-    fn account(&self, user: &str) -> Result<Account, Refusal> {
+    fn lookup_account(&self, user: &str) -> Result<Account, Refusal> {
         if self.0.borrow().call.is_over {
-            return Err(gone());
+            return Err(machine_down_refusal());
         }
         let account = self.0.borrow().disk.place.account();
         account
@@ -200,9 +204,14 @@ impl Guest for Simulated {
             .ok_or_else(|| refusal(Reason::UserNotFound, &format!("there is no user {user}")))
     }
 
-    fn holder(&self, user: &str, uid: Option<u32>, path: &Path) -> Result<Holder, Refusal> {
+    fn resolve_key_file_owner(
+        &self,
+        user: &str,
+        uid: Option<u32>,
+        path: &Path,
+    ) -> Result<KeyFileOwner, Refusal> {
         if self.0.borrow().call.is_over {
-            return Err(gone());
+            return Err(machine_down_refusal());
         }
         let disk = &self.0.borrow().disk;
         let has_directory = path.parent().is_some_and(|directory| disk.has_directory(directory));
@@ -210,23 +219,23 @@ impl Guest for Simulated {
     }
 
     fn file_id(&self, path: &Path) -> Option<FileId> {
-        Some(id(path))
+        Some(make_file_id(path))
     }
 
     fn is_mounted(&self, point: &Path) -> bool {
-        point != Path::new(VOLUME) || self.0.borrow().disk.place.is_mounted
+        point != Path::new(HOME_VOLUME) || self.0.borrow().disk.place.is_mounted
     }
 
-    fn key_file(&self, _account: &Account, path: &Path) -> Result<KeyFile, FileError> {
-        if !self.looks(look("read authorized_keys", true, false)) {
+    fn read_key_file(&self, _account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+        if !self.record_access(access_point("read authorized_keys", true, false)) {
             return Err(io_error(path));
         }
         let machine = self.0.borrow();
         Ok(KeyFile {
             path: path.to_owned(),
-            id: id(path),
-            mount: Some(match path.starts_with(VOLUME) && machine.disk.place.is_mounted {
-                true => VOLUME.into(),
+            id: make_file_id(path),
+            mount: Some(match path.starts_with(HOME_VOLUME) && machine.disk.place.is_mounted {
+                true => HOME_VOLUME.into(),
                 false => "/".into(),
             }),
             content: machine.disk.read(path).map(|bytes| bytes.to_vec().into()),
@@ -238,7 +247,7 @@ impl Guest for Simulated {
     }
 
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-        match self.looks(at(kind, "read authorized_keys", "read sshd's file")) {
+        match self.record_access(access_point_by_kind(kind, "read authorized_keys", "read sshd's file")) {
             true => Ok(self.0.borrow().disk.read(path).map(<[u8]>::to_vec)),
             false => Err(io_error(path)),
         }
@@ -251,15 +260,15 @@ impl Guest for Simulated {
         expected: Option<&ContentHash>,
         content: &[u8],
     ) -> Result<(), FileError> {
-        let write = |machine: &mut Machine| {
-            if hash_of(machine.disk.read(path)).as_ref() != expected {
+        let write = |machine: &mut SimulatedMachine| {
+            if content_hash(machine.disk.read(path)).as_ref() != expected {
                 return Err(FileError::Changed { path: path.to_owned() });
             }
-            machine.disk.put(path, content);
+            machine.disk.write_file(path, content);
             Ok(())
         };
-        let look = at(kind, "write authorized_keys", WRITE_SETTING);
-        self.step(look, path.to_str(), write, |_| {}, || io_error(path))
+        let look = access_point_by_kind(kind, "write authorized_keys", WRITE_SETTING);
+        self.run_step(look, path.to_str(), write, |_| {}, || io_error(path))
     }
 
     fn remove(
@@ -269,29 +278,29 @@ impl Guest for Simulated {
         expected: &ContentHash,
         directory: Option<&Path>,
     ) -> Result<(), FileError> {
-        let remove = |machine: &mut Machine| {
-            if hash_of(machine.disk.read(path)).is_some_and(|now| now != *expected) {
+        let remove = |machine: &mut SimulatedMachine| {
+            if content_hash(machine.disk.read(path)).is_some_and(|now| now != *expected) {
                 return Err(FileError::Changed { path: path.to_owned() });
             }
-            machine.disk.take(path);
-            directory.into_iter().for_each(|directory| machine.disk.take_directory(directory));
+            machine.disk.remove_file(path);
+            directory.into_iter().for_each(|directory| machine.disk.remove_empty_directory(directory));
             Ok(())
         };
-        let look = at(kind, "remove authorized_keys", "remove sshd's file");
-        self.step(look, None, remove, |_| {}, || io_error(path))
+        let look = access_point_by_kind(kind, "remove authorized_keys", "remove sshd's file");
+        self.run_step(look, None, remove, |_| {}, || io_error(path))
     }
 
-    fn sweep(&mut self, _kind: &FileKind, path: &Path) {
+    fn remove_stale_temporaries(&mut self, _kind: &FileKind, path: &Path) {
         let mut machine = self.0.borrow_mut();
         if !machine.call.is_over {
-            machine.disk.sweep(path);
+            machine.disk.remove_temp_files(path);
         }
     }
 
-    fn sweep_state(&mut self) {
+    fn clean_state_and_run_dirs(&mut self) {
         let mut machine = self.0.borrow_mut();
         if !machine.call.is_over {
-            machine.disk.sweep(STATE);
+            machine.disk.remove_temp_files(STATE_FILE);
         }
     }
 
@@ -299,18 +308,18 @@ impl Guest for Simulated {
         Ok(())
     }
 
-    fn sshd(&self, user: &str) -> Result<Sshd, Refusal> {
-        if !self.looks(look("ask sshd", false, true)) {
-            return Err(gone());
+    fn inspect_sshd(&self, user: &str) -> Result<Sshd, Refusal> {
+        if !self.record_access(access_point("ask sshd", false, true)) {
+            return Err(machine_down_refusal());
         }
         let machine = self.0.borrow();
-        let Some(files) = machine.files() else {
+        let Some(files) = machine.read_config() else {
             return Err(refusal(Reason::SshdConfigAlreadyInvalid, "sshd -t: bad configuration option"));
         };
-        let first = Effective::parse(&files.text());
+        let first = EffectiveConfig::parse(&files.text());
         let reload = match &machine.running {
-            Some(_) => Reload::Unit("ssh.service".to_owned()),
-            None => Reload::None("ssh.service is inactive".to_owned()),
+            Some(_) => ReloadMethod::Unit("ssh.service".to_owned()),
+            None => ReloadMethod::None("ssh.service is inactive".to_owned()),
         };
         Ok(Sshd {
             binary: "/usr/sbin/sshd".into(),
@@ -319,40 +328,40 @@ impl Guest for Simulated {
             is_awaited: false,
             main_is_writable: true,
             config: tree(&machine.disk),
-            answers: answers(&files, &connection::connections(user, &first, &[])),
+            answers: build_answers(&files, &connection::list_neutral_connections(user, &first, &[])),
             reload,
             has_read_its_files: Some(machine.running.as_ref() == Some(&files)),
             others: Vec::new(),
         })
     }
 
-    fn may_run_sshd(&self) -> Result<bool, Refusal> {
+    fn is_sshd_possibly_running(&self) -> Result<bool, Refusal> {
         Ok(self.0.borrow().running.is_some())
     }
 
     fn sshd_files(&self) -> Result<ConfigTree, Refusal> {
-        match self.looks(look("read sshd's files", false, true)) {
+        match self.record_access(access_point("read sshd's files", false, true)) {
             true => Ok(tree(&self.0.borrow().disk)),
-            false => Err(gone()),
+            false => Err(machine_down_refusal()),
         }
     }
 
-    fn ask(
+    fn query_effective_config(
         &self,
         _sshd: &Sshd,
         ahead: Option<&str>,
         connections: &[Connection],
-    ) -> Result<Vec<Answer>, Refusal> {
-        if !self.looks(look("ask sshd", false, true)) {
-            return Err(gone());
+    ) -> Result<Vec<SshdAnswer>, Refusal> {
+        if !self.record_access(access_point("ask sshd", false, true)) {
+            return Err(machine_down_refusal());
         }
-        match Config::of(&self.0.borrow().disk, ahead.unwrap_or_default()) {
-            Ok(config) => Ok(answers(&config, connections)),
+        match SimSshdConfig::from_disk(&self.0.borrow().disk, ahead.unwrap_or_default()) {
+            Ok(config) => Ok(build_answers(&config, connections)),
             Err(_) => Err(refusal(Reason::SshdConfigRejected, "sshd -t: bad configuration option")),
         }
     }
 
-    fn login(&self, _account: &Account, _sshd: &Sshd) -> Login {
+    fn read_login_restrictions(&self, _account: &Account, _sshd: &Sshd) -> Login {
         Login {
             shadow: Shadow::Entry(ShadowEntry {
                 is_locked: false,
@@ -372,34 +381,34 @@ impl Guest for Simulated {
     }
 
     /// A private sshd, with key file and configuration as they will be.
-    fn trial(&self, _sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer> {
-        let answer = match self.looks(look(TRIAL, true, true)) {
-            false => TrialAnswer::NotTaken("the machine is down".to_owned()),
-            true => self.private_answer(question),
+    fn run_trial(&self, _sshd: &Sshd, question: &TrialRequest) -> Vec<TrialOutcome> {
+        let answer = match self.record_access(access_point(TRY_KEY, true, true)) {
+            false => TrialOutcome::NotTaken("the machine is down".to_owned()),
+            true => self.answer_trial(question),
         };
         question.connections.iter().map(|_| answer.clone()).collect()
     }
 
-    fn people(&self) -> Result<Vec<Person>, Refusal> {
+    fn people(&self) -> Result<Vec<LocalAccount>, Refusal> {
         let account = self.0.borrow().disk.place.account();
         Ok(account
-            .map(|account| Person { account, has_password: true, has_key: false })
+            .map(|account| LocalAccount { account, has_password: true, has_key: false })
             .into_iter()
             .collect())
     }
 
-    fn has_client(&self) -> bool {
-        self.0.borrow().disk.place.trial != Trial::NotTaken
+    fn has_ssh_client(&self) -> bool {
+        self.0.borrow().disk.place.trial != TrialMode::Unavailable
     }
 
-    fn probe(
+    fn probe_sshd(
         &self,
         _sshd: &Sshd,
         _address: SocketAddr,
         _user: &str,
         key: Option<&PublicKey>,
-    ) -> Result<Seen, String> {
-        if !self.looks(look(PROBE, true, false)) {
+    ) -> Result<ProbeResult, String> {
+        if !self.record_access(access_point(PROBE_SSHD, true, false)) {
             return Err("the machine is down".to_owned());
         }
         let machine = self.0.borrow();
@@ -407,56 +416,57 @@ impl Guest for Simulated {
         let methods = running.methods();
         let offers = methods.iter().any(|method| method == "publickey");
         let disk = &machine.disk;
-        let accepts = |key: &PublicKey| !disk.place.refuses_keys && keys::holds(disk.keys(), &key.line());
+        let accepts =
+            |key: &PublicKey| !disk.place.refuses_keys && keys::has_key(disk.read_key_file(), &key.line());
         let accepts_key = key.filter(|_| offers).map(accepts);
-        Ok(Seen { methods, accepts_key })
+        Ok(ProbeResult { methods, accepts_key })
     }
 
-    fn reload_is_safe(&self, _sshd: &Sshd) -> Result<(), Refusal> {
-        if !self.looks(look("see whether a reload is safe", false, true)) {
-            return Err(gone());
+    fn check_reload_safe(&self, _sshd: &Sshd) -> Result<(), Refusal> {
+        if !self.record_access(access_point("see whether a reload is safe", false, true)) {
+            return Err(machine_down_refusal());
         }
-        match self.0.borrow().files() {
+        match self.0.borrow().read_config() {
             Some(_) => Ok(()),
             None => Err(refusal(Reason::SshdReloadUnsafe, "sshd would not live with its files")),
         }
     }
 
-    fn reload(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
-        if matches!(sshd.reload, Reload::None(_)) {
+    fn reload_sshd(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
+        if matches!(sshd.reload, ReloadMethod::None(_)) {
             return Ok(());
         }
         // What it cannot read kills it; one that is gone already cannot be told.
-        let reload = |machine: &mut Machine| {
+        let reload = |machine: &mut SimulatedMachine| {
             if machine.running.is_some() {
-                machine.start();
+                machine.boot();
             }
             machine.running.as_ref().map(|_| ()).ok_or_else(reload_failed)
         };
-        let dies = |machine: &mut Machine| machine.running = None;
-        self.step(look(RELOAD, false, true), None, reload, dies, reload_failed)
+        let dies = |machine: &mut SimulatedMachine| machine.running = None;
+        self.run_step(access_point(RELOAD, false, true), None, reload, dies, reload_failed)
     }
 
-    fn bring_back(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
-        if matches!(sshd.reload, Reload::None(_)) {
+    fn ensure_sshd_running(&mut self, sshd: &Sshd) -> Result<(), Refusal> {
+        if matches!(sshd.reload, ReloadMethod::None(_)) {
             return Ok(());
         }
-        let bring_back = |machine: &mut Machine| {
+        let bring_back = |machine: &mut SimulatedMachine| {
             if machine.running.is_none() {
-                machine.start();
+                machine.boot();
             }
             machine.running.as_ref().map(|_| ()).ok_or_else(reload_failed)
         };
-        self.step(look(BRING_BACK, false, true), None, bring_back, |_| {}, reload_failed)
+        self.run_step(access_point(RESTORE_SSHD, false, true), None, bring_back, |_| {}, reload_failed)
     }
 
-    fn identity(&self) -> Identity {
+    fn identity(&self) -> HostInfo {
         let os =
             OperatingSystem { name: None, version: None, kernel: None, architecture: "x86_64".to_owned() };
-        Identity { host_name: None, os }
+        HostInfo { host_name: None, os }
     }
 
-    fn host_keys(&self, _sshd: &Sshd) -> Vec<HostKey> {
+    fn host_key_fingerprints(&self, _sshd: &Sshd) -> Vec<HostKeyFingerprint> {
         Vec::new()
     }
 }
@@ -465,6 +475,6 @@ fn reload_failed() -> Refusal {
     refusal(Reason::SshdReloadFailed, "sshd does not listen")
 }
 
-fn id(path: &Path) -> FileId {
+fn make_file_id(path: &Path) -> FileId {
     FileId { device: 0, inode: 0, name: path.to_owned() }
 }

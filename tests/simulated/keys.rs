@@ -3,7 +3,7 @@
 
 /// A key pair of the platform's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Pair {
+pub enum PlatformKeyPair {
     /// One.
     K,
     /// Another.
@@ -28,7 +28,7 @@ pub const USERS_COPY_OF_K: &str =
 const BEGIN: &[u8] = b"# BEGIN keypair-agent";
 const END: &[u8] = b"# END keypair-agent";
 
-impl Pair {
+impl PlatformKeyPair {
     /// Its name on the platform.
     pub fn name(self) -> &'static str {
         match self {
@@ -38,7 +38,7 @@ impl Pair {
     }
 
     /// Its public half.
-    pub fn key(self) -> &'static str {
+    pub fn public_key(self) -> &'static str {
         match self {
             Self::K => KEY_K,
             Self::L | Self::KWithAnotherKey => KEY_L,
@@ -47,7 +47,7 @@ impl Pair {
 
     /// The block that binds it, as KP-5.4 writes it.
     pub fn block(self) -> String {
-        let (name, key) = (self.name(), self.key());
+        let (name, key) = (self.name(), self.public_key());
         format!(
             "# BEGIN keypair-agent {name} (bound by the cloud; \"keypair-agent undo\" takes it out)\n{key}\n\
              # END keypair-agent {name}\n"
@@ -55,16 +55,16 @@ impl Pair {
     }
 
     /// The pair whose block this is.
-    pub fn of_block(block: &[u8]) -> Option<Self> {
+    pub fn from_block(block: &[u8]) -> Option<Self> {
         [Self::K, Self::L, Self::KWithAnotherKey].into_iter().find(|pair| pair.block().as_bytes() == block)
     }
 }
 
-fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn split_lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
     content.split_inclusive(|byte| *byte == b'\n')
 }
 
-fn is_our_key(line: &[u8]) -> bool {
+fn is_agent_key(line: &[u8]) -> bool {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     line == KEY_K.as_bytes() || line == KEY_L.as_bytes()
 }
@@ -74,16 +74,16 @@ fn is_marker(line: &[u8]) -> bool {
 }
 
 /// An authorized_keys file in two: ours, and the user's.
-pub fn apart(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+pub fn split_key_file(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let (ours, users): (Vec<&[u8]>, Vec<&[u8]>) =
-        lines(content).partition(|line| is_marker(line) || is_our_key(line));
+        split_lines(content).partition(|line| is_marker(line) || is_agent_key(line));
     (ours.concat(), users.concat())
 }
 
 /// The same of sshd's main file: what stands from marker to marker is ours.
-pub fn main_file_apart(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+pub fn split_main_file(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut inside = false;
-    let (ours, users): (Vec<&[u8]>, Vec<&[u8]>) = lines(content).partition(|line| {
+    let (ours, users): (Vec<&[u8]>, Vec<&[u8]>) = split_lines(content).partition(|line| {
         let is_ours = inside || is_marker(line);
         inside = is_ours && !line.starts_with(END);
         is_ours
@@ -92,26 +92,26 @@ pub fn main_file_apart(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// The keys of ours that stand in a file.
-pub fn keys_of_ours(content: &[u8]) -> Vec<&[u8]> {
-    lines(content)
-        .filter(|line| is_our_key(line))
+pub fn agent_keys(content: &[u8]) -> Vec<&[u8]> {
+    split_lines(content)
+        .filter(|line| is_agent_key(line))
         .map(|line| line.strip_suffix(b"\n").unwrap_or(line))
         .collect()
 }
 
 /// Whether any line would let in: every key of this simulation is one.
-pub fn holds_a_key(content: &[u8]) -> bool {
-    lines(content).any(|line| line.starts_with(b"ssh-ed25519 "))
+pub fn has_any_key(content: &[u8]) -> bool {
+    split_lines(content).any(|line| line.starts_with(b"ssh-ed25519 "))
 }
 
 /// Whether this very key would let in.
-pub fn holds(content: &[u8], key: &str) -> bool {
-    line_of(content, key).is_some()
+pub fn has_key(content: &[u8], key: &str) -> bool {
+    find_key_line(content, key).is_some()
 }
 
 /// The line, from 1, at which this very key stands.
-pub fn line_of(content: &[u8], key: &str) -> Option<usize> {
+pub fn find_key_line(content: &[u8], key: &str) -> Option<usize> {
     let blob = key.split(' ').nth(1).unwrap_or_default();
     let is_it = |line: &[u8]| line.split(|byte| *byte == b' ').nth(1) == Some(blob.as_bytes());
-    lines(content).position(is_it).map(|index| index + 1)
+    split_lines(content).position(is_it).map(|index| index + 1)
 }

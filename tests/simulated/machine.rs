@@ -6,27 +6,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use keypair_agent::policy::command::ActionName;
 use keypair_agent::transaction::state::{Intent, State};
 
-use super::disk::{Disk, KEY_FILES, MAIN, STATE};
-use super::edit::{Edit, Keys, without_setting};
-use super::fault::{BRING_BACK, END, Fault, RELOAD, SAVE_STATE, WRITE_SETTING, What};
+use super::disk::{Disk, KEY_FILES, MAIN_CONFIG, STATE_FILE};
+use super::edit::{KeyFileMove, UserEdit, remove_agent_setting};
+use super::fault::{END_OF_CALL, FaultKind, InjectedFault, RELOAD, RESTORE_SSHD, SAVE_STATE, WRITE_SETTING};
 use super::keys;
-use super::property::{Property, Violation};
-use super::sshd::Config;
+use super::property::{Invariant, Violation};
+use super::sshd::SimSshdConfig;
 
 /// The platform's component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Component {
+pub enum ComponentState {
     /// Just new enough.
-    New,
+    Current,
     /// A little too old, by numbers and not by letters.
-    Old,
+    Outdated,
     /// Not there.
     Missing,
 }
 
 /// What a look is at: an edit counts only ahead of a look at what it edits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
+pub struct AccessPoint {
     /// authorized_keys.
     pub keys: bool,
     /// sshd's files.
@@ -37,13 +37,13 @@ pub struct Look {
 
 /// The whole machine.
 #[derive(Debug, Clone)]
-pub struct Machine {
+pub struct SimulatedMachine {
     /// Its disk.
     pub disk: Disk,
     /// What the listener has read; `None` where none lives.
-    pub running: Option<Config>,
+    pub running: Option<SimSshdConfig>,
     /// The component as it is installed.
-    pub component: Component,
+    pub component: ComponentState,
     /// Seconds since 1970.
     pub now: i64,
     /// The disk as the last finished command left it, with the user's edits since: what a failure, and a recovery,
@@ -57,14 +57,14 @@ pub struct Machine {
     /// What went wrong, the first of it.
     pub violation: Option<Violation>,
     /// What goes on now.
-    pub call: Call,
+    pub call: CallRecord,
 }
 
 /// One call of the transaction: what is watched in it, what disturbs it, how far it is.
 #[derive(Debug, Clone, Default)]
-pub struct Call {
+pub struct CallRecord {
     /// What disturbs it.
-    pub fault: Option<Fault>,
+    pub fault: Option<InjectedFault>,
     /// The keys that may stand while it lasts, besides the one that stood before.
     pub asked: Vec<&'static str>,
     /// Whether it may leave root without a way in: a detach alone.
@@ -76,9 +76,9 @@ pub struct Call {
     /// The steps so far: whatever changes the machine.
     pub steps: Vec<&'static str>,
     /// The looks so far, steps among them: all between which an edit may come.
-    pub looks: Vec<Look>,
+    pub looks: Vec<AccessPoint>,
     /// What sshd ran by when nothing was in flight.
-    pub running_at_rest: Option<Config>,
+    pub running_at_rest: Option<SimSshdConfig>,
     /// Whether root's password let him in at its begin.
     pub had_password: bool,
     /// Whether the fault has come.
@@ -89,184 +89,189 @@ pub struct Call {
     pub stop: Arc<AtomicBool>,
 }
 
-impl Call {
+impl CallRecord {
     /// Whether `undo` has forgotten all but a result that is on its way.
     pub fn has_forgotten(&self, state: &State) -> bool {
         let mut rest = state.clone();
         rest.undelivered = None;
-        self.is_undo && !rest.remembers_anything()
+        self.is_undo && !rest.has_recorded_data()
     }
 
     /// Whether the user has edited a file in its midst.
-    fn is_edited(&self) -> bool {
-        self.struck && self.fault.is_some_and(|fault| matches!(fault.what, What::Edit(_)))
+    fn has_edit(&self) -> bool {
+        self.struck && self.fault.is_some_and(|fault| matches!(fault.what, FaultKind::Edit(_)))
     }
 }
 
 /// How a step begins.
-pub enum Begun {
+pub enum StepStart {
     /// It takes place.
-    Goes,
+    Proceed,
     /// It fails.
-    Fails,
+    Fail,
     /// It takes place, and fails.
-    FailsLate,
+    FailLate,
     /// Nothing takes place any more.
-    Over,
+    Aborted,
 }
 
 /// Whether root has a way in: by the running sshd, and by one that would start now.
-struct Ways {
+struct LoginPaths {
     running: bool,
     files: Option<bool>,
 }
 
-impl Machine {
+impl SimulatedMachine {
     /// A machine that has just started with this disk.
     pub fn new(disk: Disk) -> Self {
         let mut machine = Self {
             rest: disk.clone(),
             disk,
             running: None,
-            component: Component::New,
+            component: ComponentState::Current,
             now: 0,
             edited: false,
             setting_taken_midway: false,
             violation: None,
-            call: Call::default(),
+            call: CallRecord::default(),
         };
-        machine.start();
+        machine.boot();
         machine
     }
 
     /// A start of the machine: sshd reads its files, and does not live with what it cannot read.
-    pub fn start(&mut self) {
-        self.running = self.files();
+    pub fn boot(&mut self) {
+        self.running = self.read_config();
     }
 
     /// What sshd's files say; `None` where it would not start with them.
-    pub fn files(&self) -> Option<Config> {
-        Config::of(&self.disk, "").ok()
+    pub fn read_config(&self) -> Option<SimSshdConfig> {
+        SimSshdConfig::from_disk(&self.disk, "").ok()
     }
 
     /// An edit by the user: of the disk, and of what is to be given back. While an interrupted detach is open, nobody can
     /// tell whether it or the user took our block out: it is put back, until the detach comes again.
-    pub fn edit(&mut self, edit: Edit) {
-        self.setting_taken_midway |= edit == Edit::RemovesSetting && self.open_intent().is_some();
-        let is_kept = self.is_detach_open() && !edit.is_of_the_place();
-        let kept = KEY_FILES.map(|file| keys::apart(self.rest.text(file)).0).into_iter();
+    pub fn apply_edit(&mut self, edit: UserEdit) {
+        self.setting_taken_midway |= edit == UserEdit::RemoveSetting && self.open_intent().is_some();
+        let is_kept = self.has_open_detach() && !edit.is_environment_edit();
+        let kept = KEY_FILES.map(|file| keys::split_key_file(self.rest.read_or_empty(file)).0).into_iter();
         let kept: Vec<(&str, Vec<u8>)> =
             KEY_FILES.into_iter().zip(kept).filter(|(_, kept)| is_kept && !kept.is_empty()).collect();
         edit.apply(&mut self.disk);
         edit.apply(&mut self.rest);
         for (file, kept) in kept {
-            let users = keys::apart(self.rest.text(file)).1;
-            self.rest.put(file, &[kept, users].concat());
+            let users = keys::split_key_file(self.rest.read_or_empty(file)).1;
+            self.rest.write_file(file, &[kept, users].concat());
         }
         self.edited = true;
     }
 
     /// Whether the intent of a detach is open that this call has not written itself.
-    pub fn is_detach_open(&self) -> bool {
+    pub fn has_open_detach(&self) -> bool {
         let is_detach = |intent: Intent| intent.command.outline.action == Some(ActionName::Detach);
         !self.call.steps.contains(&SAVE_STATE) && self.open_intent().is_some_and(is_detach)
     }
 
     /// Whether an edit may come between two calls. A copy of what a command in flight has left would be the user's own; and
     /// what a recovery does not find on a volume that is not mounted just then, it leaves there: neither is followed.
-    pub fn may_be_edited(&self, edit: Edit) -> bool {
-        let hides = matches!(edit, Edit::Moves(Keys::Moved | Keys::Copied) | Edit::SwitchesVolume);
+    pub fn can_edit(&self, edit: UserEdit) -> bool {
+        let hides = matches!(
+            edit,
+            UserEdit::MoveHome(KeyFileMove::Moved | KeyFileMove::Copied) | UserEdit::ToggleVolume
+        );
         let mut disk = self.disk.clone();
         edit.apply(&mut disk);
         disk != self.disk && !(hides && self.open_intent().is_some())
     }
 
     fn open_intent(&self) -> Option<Intent> {
-        State::parse(self.disk.read(STATE)).ok().and_then(|state| state.intent)
+        State::parse(self.disk.read(STATE_FILE)).ok().and_then(|state| state.intent)
     }
 
     /// A look of the agent's; false where it is no more.
-    pub fn look(&mut self, look: Look) -> bool {
-        if let Some(Fault { at, what: What::Edit(edit), .. }) = self.call.fault
+    pub fn record_access(&mut self, look: AccessPoint) -> bool {
+        if let Some(InjectedFault { at, what: FaultKind::Edit(edit), .. }) = self.call.fault
             && at == self.call.looks.len()
             && !self.call.is_over
         {
             self.call.struck = true;
-            self.edit(edit);
+            self.apply_edit(edit);
         }
         self.call.looks.push(look);
         !self.call.is_over
     }
 
     /// A step of the agent's.
-    pub fn begin(&mut self, look: Look, path: Option<&str>) -> Begun {
-        if !self.look(look) {
-            return Begun::Over;
+    pub fn begin_step(&mut self, look: AccessPoint, path: Option<&str>) -> StepStart {
+        if !self.record_access(look) {
+            return StepStart::Aborted;
         }
         let number = self.call.steps.len();
         self.call.steps.push(look.name);
-        let Some(Fault { at, what, .. }) = self.call.fault.filter(|fault| fault.at == number) else {
-            return Begun::Goes;
+        let Some(InjectedFault { at, what, .. }) = self.call.fault.filter(|fault| fault.at == number) else {
+            return StepStart::Proceed;
         };
         debug_assert_eq!(at, number);
         match what {
-            What::PowerCut { temporary } => {
+            FaultKind::PowerCut { temporary } => {
                 if let (true, Some(path)) = (temporary, path) {
-                    self.disk.leave_temporary(path.as_ref());
+                    self.disk.leave_temp_file(path.as_ref());
                 }
                 self.crash(what);
-                Begun::Over
+                StepStart::Aborted
             }
-            What::Kill => {
+            FaultKind::Kill => {
                 self.crash(what);
-                Begun::Over
+                StepStart::Aborted
             }
-            What::Fails => {
+            FaultKind::StepFailure => {
                 self.call.struck = true;
-                Begun::Fails
+                StepStart::Fail
             }
-            What::FailsLate => {
+            FaultKind::LateFailure => {
                 self.call.struck = true;
-                Begun::FailsLate
+                StepStart::FailLate
             }
-            What::Stop => {
+            FaultKind::Sigterm => {
                 self.call.struck = true;
                 self.call.stop.store(true, Ordering::Relaxed);
-                Begun::Goes
+                StepStart::Proceed
             }
-            What::Edit(_) => Begun::Goes,
+            FaultKind::Edit(_) => StepStart::Proceed,
         }
     }
 
     /// The end of a call: a crash may come here too, and an edit.
-    pub fn end(&mut self) {
-        self.look_back();
+    pub fn end_call(&mut self) {
+        self.check_late_edit();
         match self.call.fault {
-            Some(Fault { at, what, .. }) if what.is_crash() && at == self.call.steps.len() => {
+            Some(InjectedFault { at, what, .. }) if what.is_crash() && at == self.call.steps.len() => {
                 self.crash(what)
             }
-            Some(Fault { at, what: What::Edit(edit), .. }) if at == self.call.looks.len() => self.edit(edit),
+            Some(InjectedFault { at, what: FaultKind::Edit(edit), .. }) if at == self.call.looks.len() => {
+                self.apply_edit(edit)
+            }
             _ => {}
         }
     }
 
     /// An edit in the midst of the call may take the key away just before passwords go off. Where it comes ahead of the
     /// last look at the key before that, it is noticed.
-    fn look_back(&mut self) {
-        let Some(Fault { at, what: What::Edit(_), .. }) = self.call.fault else { return };
-        let is_change = |look: &Look| [WRITE_SETTING, RELOAD].contains(&look.name);
+    fn check_late_edit(&mut self) {
+        let Some(InjectedFault { at, what: FaultKind::Edit(_), .. }) = self.call.fault else { return };
+        let is_change = |look: &AccessPoint| [WRITE_SETTING, RELOAD].contains(&look.name);
         let looks = self.call.looks.iter().take_while(|look| !is_change(look)).enumerate();
         let last = looks.filter(|(_, look)| look.keys).map(|(number, _)| number).last();
-        let is_locked = self.call.had_password && !self.ways().running && !self.is_no_fault_of_ours();
+        let is_locked = self.call.had_password && !self.login_paths().running && !self.is_lockout_excused();
         if self.running.is_some() && self.call.struck && last.is_some_and(|last| at <= last) && is_locked {
-            self.report(
-                Property::NeverLockedOut,
+            self.report_violation(
+                Invariant::NeverLockedOut,
                 "the running sshd takes no password at the end, and no key of root's",
             );
         }
     }
 
-    fn crash(&mut self, what: What) {
+    fn crash(&mut self, what: FaultKind) {
         if self.call.is_over {
             return;
         }
@@ -274,96 +279,98 @@ impl Machine {
         self.call.is_over = true;
         // A listener that died of its reload while the agent is killed stays down: it does not know any more that one
         // ran. Somebody at the console starts it.
-        if matches!(what, What::PowerCut { .. }) || self.running.is_none() {
-            self.start();
+        if matches!(what, FaultKind::PowerCut { .. }) || self.running.is_none() {
+            self.boot();
         }
     }
 
     /// Does what a step does, and looks what it did.
-    pub fn watched<R>(&mut self, effect: impl FnOnce(&mut Self) -> R) -> R {
-        let before = self.ways();
-        let had_key = KEY_FILES.iter().any(|file| !keys::keys_of_ours(self.disk.text(file)).is_empty());
+    pub fn check_effect<R>(&mut self, effect: impl FnOnce(&mut Self) -> R) -> R {
+        let before = self.login_paths();
+        let had_key =
+            KEY_FILES.iter().any(|file| !keys::agent_keys(self.disk.read_or_empty(file)).is_empty());
         let done = effect(self);
-        let after = self.ways();
-        let is_excused = self.is_no_fault_of_ours() || self.call.is_edited();
+        let after = self.login_paths();
+        let is_excused = self.is_lockout_excused() || self.call.has_edit();
         if before.running && !after.running && !is_excused {
-            self.report(
-                Property::NeverLockedOut,
+            self.report_violation(
+                Invariant::NeverLockedOut,
                 "the running sshd takes no password now, and no key of root's",
             );
         }
         if before.files == Some(true) && after.files == Some(false) && !is_excused {
-            self.report(
-                Property::NeverLockedOut,
+            self.report_violation(
+                Invariant::NeverLockedOut,
                 "an sshd that starts now takes no password, and no key of root's",
             );
         }
-        self.watch_files(had_key);
+        self.check_files(had_key);
         done
     }
 
     /// Whether the running sshd lets root in by his password.
-    pub fn takes_roots_password(&self) -> bool {
+    pub fn accepts_root_password(&self) -> bool {
         self.running.as_ref().is_some_and(|config| config.lets_in_by_password(self.disk.place))
     }
 
-    fn ways(&self) -> Ways {
-        Ways {
+    fn login_paths(&self) -> LoginPaths {
+        LoginPaths {
             running: self.running.as_ref().is_some_and(|config| config.lets_in(&self.disk)),
-            files: self.files().map(|config| config.lets_in(&self.disk)),
+            files: self.read_config().map(|config| config.lets_in(&self.disk)),
         }
     }
 
     /// Whether it is a detach, or root had no way in before this command, which has to be as before, or what the user wrote
     /// himself leaves him none where that is what is asked for (undo), or by an edit of his.
-    fn is_no_fault_of_ours(&self) -> bool {
-        let has_way = |disk: &Disk, running: Option<&Config>| {
-            let files = Config::of(disk, "").ok();
+    fn is_lockout_excused(&self) -> bool {
+        let has_way = |disk: &Disk, running: Option<&SimSshdConfig>| {
+            let files = SimSshdConfig::from_disk(disk, "").ok();
             running.or(files.as_ref()).is_some_and(|config| config.lets_in(disk))
         };
         let had_way = has_way(&self.rest, self.call.running_at_rest.as_ref()) && has_way(&self.rest, None);
         let mut his = self.disk.clone();
-        without_setting(&mut his);
-        let (_, keys) = keys::apart(his.keys());
-        his.put(his.key_file(), &keys);
+        remove_agent_setting(&mut his);
+        let (_, keys) = keys::split_key_file(his.read_key_file());
+        his.write_file(his.key_file(), &keys);
         self.call.is_detach || !had_way || self.call.is_undo && !has_way(&his, None)
     }
 
     /// What holds of the files at every instant.
-    fn watch_files(&mut self, had_key: bool) {
+    fn check_files(&mut self, had_key: bool) {
         let of_all = |disk: &Disk| -> Vec<Vec<u8>> {
-            let keys = KEY_FILES.iter().flat_map(|file| keys::keys_of_ours(disk.text(file)));
+            let keys = KEY_FILES.iter().flat_map(|file| keys::agent_keys(disk.read_or_empty(file)));
             keys.map(<[u8]>::to_vec).collect()
         };
         let (ours, before) = (of_all(&self.disk), of_all(&self.rest));
         let asked = |key: &Vec<u8>| {
             before.contains(key) || self.call.asked.iter().any(|asked| asked.as_bytes() == key.as_slice())
         };
-        let users = |disk: &Disk| KEY_FILES.map(|file| keys::apart(disk.text(file)).1);
-        let holds_two = |file: &&str| keys::keys_of_ours(self.disk.text(file)).len() > 1;
+        let users = |disk: &Disk| KEY_FILES.map(|file| keys::split_key_file(disk.read_or_empty(file)).1);
+        let holds_two = |file: &&str| keys::agent_keys(self.disk.read_or_empty(file)).len() > 1;
         let is_intact = users(&self.disk) == users(&self.rest)
-            && keys::main_file_apart(self.disk.text(MAIN)).1 == keys::main_file_apart(self.rest.text(MAIN)).1;
+            && keys::split_main_file(self.disk.read_or_empty(MAIN_CONFIG)).1
+                == keys::split_main_file(self.rest.read_or_empty(MAIN_CONFIG)).1;
         let found = if KEY_FILES.iter().any(holds_two) {
-            Some((Property::NeverTwoKeys, "two keys of ours stand in authorized_keys"))
+            Some((Invariant::NeverTwoKeys, "two keys of ours stand in authorized_keys"))
         } else if !ours.iter().all(asked) {
             Some((
-                Property::NeverAnUnaskedKey,
+                Invariant::NoUnrequestedKey,
                 "a key of ours stands in authorized_keys that nobody asked for",
             ))
         } else if self.call.replaces && had_key && !before.is_empty() && ours.is_empty() {
-            Some((Property::NeverTwoKeys, "neither the old key nor the new one stands in authorized_keys"))
+            Some((Invariant::NeverTwoKeys, "neither the old key nor the new one stands in authorized_keys"))
         } else if !is_intact {
-            Some((Property::UsersBytes, "a byte of the user's is another"))
+            Some((Invariant::UserBytesKept, "a byte of the user's is another"))
         } else {
             None
         };
         if let Some((property, what)) = found {
-            self.report(property, what);
+            self.report_violation(property, what);
         }
     }
 
     /// Notes what is wrong, the first of it.
-    pub fn report(&mut self, property: Property, what: impl Into<String>) {
+    pub fn report_violation(&mut self, property: Invariant, what: impl Into<String>) {
         if self.violation.is_none() {
             self.violation = Some(Violation { property, what: what.into() });
         }
@@ -371,37 +378,40 @@ impl Machine {
 }
 
 /// The faults that may strike a call of these steps and looks, by kind.
-pub fn faults(call: &Call) -> Vec<Fault> {
+pub fn list_faults(call: &CallRecord) -> Vec<InjectedFault> {
     let mut faults = Vec::new();
-    let ends = call.steps.iter().copied().chain([END]);
+    let ends = call.steps.iter().copied().chain([END_OF_CALL]);
     for (at, step) in ends.enumerate() {
-        let mut add = |what| faults.push(Fault { at, step, what });
+        let mut add = |what| faults.push(InjectedFault { at, step, what });
         // Whatever lies between two steps changes nothing, so that a crash there is one before the second of them.
-        add(What::PowerCut { temporary: false });
-        add(What::Kill);
-        if step == END {
+        add(FaultKind::PowerCut { temporary: false });
+        add(FaultKind::Kill);
+        if step == END_OF_CALL {
             continue;
         }
-        if ![RELOAD, BRING_BACK].contains(&step) {
-            add(What::PowerCut { temporary: true });
+        if ![RELOAD, RESTORE_SSHD].contains(&step) {
+            add(FaultKind::PowerCut { temporary: true });
         }
-        add(What::Fails);
+        add(FaultKind::StepFailure);
         if [RELOAD, SAVE_STATE].contains(&step) {
-            add(What::FailsLate);
+            add(FaultKind::LateFailure);
         }
-        add(What::Stop);
+        add(FaultKind::Sigterm);
     }
     faults
 }
 
 /// The places in a call where this edit makes a difference: ahead of each look at what it edits. Ahead of another one
 /// it is as ahead of the next. At the end it is as after the call.
-pub fn edits(call: &Call, edit: Edit) -> Vec<Fault> {
-    if edit.is_of_the_place() {
+pub fn list_edit_faults(call: &CallRecord, edit: UserEdit) -> Vec<InjectedFault> {
+    if edit.is_environment_edit() {
         return Vec::new();
     }
-    let is_seen = |look: &Look| if edit.is_of_keys() { look.keys } else { look.sshd };
+    let is_seen = |look: &AccessPoint| if edit.is_key_file_edit() { look.keys } else { look.sshd };
     let looks = call.looks.iter().enumerate().filter(|(_, look)| is_seen(look));
     // Ahead of the first look it is as before the call.
-    looks.skip(1).map(|(at, look)| Fault { at, step: look.name, what: What::Edit(edit) }).collect()
+    looks
+        .skip(1)
+        .map(|(at, look)| InjectedFault { at, step: look.name, what: FaultKind::Edit(edit) })
+        .collect()
 }

@@ -2,103 +2,111 @@
 
 use std::path::Path;
 
-use keypair_agent::policy::observation::{Account, Fate, Holder};
+use keypair_agent::policy::observation::{Account, KeyFileOwner, UserStatus};
 
 use super::disk::SSH_DIRECTORY;
 
 /// The mount point of the first home's volume.
-pub const VOLUME: &str = "/root";
+pub const HOME_VOLUME: &str = "/root";
 
 /// The surroundings of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct HostEnvironment {
     /// What became of the user for whom the first key is bound.
-    pub who: Who,
+    pub who: AccountState,
     /// Whether the volume of the first home is mounted.
     pub is_mounted: bool,
     /// Whether sshd refuses every key, for a reason that only sshd knows.
     pub refuses_keys: bool,
     /// How a private sshd can be asked.
-    pub trial: Trial,
+    pub trial: TrialMode,
 }
 
-impl Default for Place {
+impl Default for HostEnvironment {
     fn default() -> Self {
-        Self { who: Who::Root, is_mounted: true, refuses_keys: false, trial: Trial::Told }
+        Self {
+            who: AccountState::Original,
+            is_mounted: true,
+            refuses_keys: false,
+            trial: TrialMode::Available,
+        }
     }
 }
 
 /// The one account that is not a service's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Who {
+pub enum AccountState {
     /// As at the beginning.
-    Root,
+    Original,
     /// He has another home.
     Moved,
     /// He has another name, and is the target user by that one.
     Renamed,
     /// He is gone, and another one is the target user.
-    Heir,
+    Successor,
     /// He is gone, and one of his name was made, with another uid and another home.
-    Anew,
+    Recreated,
     /// He is gone, and is the target user still.
-    Nobody,
+    Deleted,
 }
 
 /// How a private sshd can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Trial {
+pub enum TrialMode {
     /// It says what it would do.
-    Told,
+    Available,
     /// It says so of the key files as they stand: planned ones cannot be shown to it.
-    NotShown,
+    WithoutPlannedFiles,
     /// No ssh client is installed: nobody can be asked, the running sshd neither.
-    NotTaken,
+    Unavailable,
 }
 
-impl Place {
+impl HostEnvironment {
     /// The name of the target user, as it is configured.
-    pub fn target(self) -> &'static str {
+    pub fn target_user(self) -> &'static str {
         match self.who {
-            Who::Root | Who::Moved | Who::Anew | Who::Nobody => "root",
-            Who::Renamed => "admin",
-            Who::Heir => "heir",
+            AccountState::Original
+            | AccountState::Moved
+            | AccountState::Recreated
+            | AccountState::Deleted => "root",
+            AccountState::Renamed => "admin",
+            AccountState::Successor => "heir",
         }
     }
 
     /// The account; `None` where nobody is left.
     pub fn account(self) -> Option<Account> {
         let (uid, home) = match self.who {
-            Who::Root | Who::Renamed => (0, "/root"),
-            Who::Moved => (0, "/data"),
-            Who::Heir | Who::Anew => (1001, "/data"),
-            Who::Nobody => return None,
+            AccountState::Original | AccountState::Renamed => (0, "/root"),
+            AccountState::Moved => (0, "/data"),
+            AccountState::Successor | AccountState::Recreated => (1001, "/data"),
+            AccountState::Deleted => return None,
         };
         Some(Account {
-            name: self.target().to_owned(),
+            name: self.target_user().to_owned(),
             uid,
             gid: uid,
             home: home.into(),
             shell: "/bin/bash".into(),
-            groups: vec![self.target().to_owned()],
+            groups: vec![self.target_user().to_owned()],
         })
     }
 
     /// As whom a file is reached: see `Guest::holder`. The first home is of uid 0.
-    pub fn holder(self, user: &str, uid: Option<u32>, path: &Path, has_directory: bool) -> Holder {
+    pub fn holder(self, user: &str, uid: Option<u32>, path: &Path, has_directory: bool) -> KeyFileOwner {
         let owner = has_directory.then_some(if path.starts_with(SSH_DIRECTORY) { 0 } else { 1001 });
         let known = self.account();
         let is_his = |account: &Account| {
             uid.is_none_or(|uid| uid == account.uid || owner.is_none_or(|owner| owner != uid))
         };
         if let Some(account) = known.clone().filter(|account| account.name == user && is_his(account)) {
-            return Holder { account, fate: Fate::Present };
+            return KeyFileOwner { account, fate: UserStatus::Present };
         }
         if let Some(account) = known.filter(|account| Some(account.uid) == uid) {
-            return Holder { account, fate: Fate::Renamed };
+            return KeyFileOwner { account, fate: UserStatus::Renamed };
         }
         let uid = uid.or(owner).unwrap_or_default();
-        let account = Account { uid, gid: uid, name: user.to_owned(), ..Account::without_entry(user) };
-        Holder { account, fate: Fate::Gone }
+        let account = Account { uid, gid: uid, name: user.to_owned(), ..Account::placeholder(user) };
+        KeyFileOwner { account, fate: UserStatus::Gone }
     }
 }

@@ -2,7 +2,7 @@
 
 /// An invariant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Property {
+pub enum Invariant {
     /// KP-4's table.
     Outcome,
     /// One result a command, and the same bytes whenever it is handed out again (KP-4.7, KP-7.3).
@@ -13,9 +13,9 @@ pub enum Property {
     /// Never two keys of ours, nor none while one replaces the other (KP-4.2).
     NeverTwoKeys,
     /// Never a key that was not asked for.
-    NeverAnUnaskedKey,
+    NoUnrequestedKey,
     /// Each byte of the user's (KP-5.5, KP-6.13).
-    UsersBytes,
+    UserBytesKept,
     /// `succeeded` is true of the running sshd and of authorized_keys at that moment.
     SucceededIsTrue,
     /// `failed` left everything as it was (KP-4.9).
@@ -26,15 +26,15 @@ pub enum Property {
     Answered,
 }
 
-impl Property {
+impl Invariant {
     /// All of them.
     pub const ALL: [Self; 10] = [
         Self::Outcome,
         Self::OneResult,
         Self::NeverLockedOut,
         Self::NeverTwoKeys,
-        Self::NeverAnUnaskedKey,
-        Self::UsersBytes,
+        Self::NoUnrequestedKey,
+        Self::UserBytesKept,
         Self::SucceededIsTrue,
         Self::FailedChangesNothing,
         Self::Recovered,
@@ -48,8 +48,8 @@ impl Property {
             Self::OneResult => "one result a command, the same bytes every time",
             Self::NeverLockedOut => "passwords are never off without a key that lets in",
             Self::NeverTwoKeys => "never two keys of ours, nor none in between",
-            Self::NeverAnUnaskedKey => "never a key that was not asked for",
-            Self::UsersBytes => "the user's bytes are intact",
+            Self::NoUnrequestedKey => "never a key that was not asked for",
+            Self::UserBytesKept => "the user's bytes are intact",
             Self::SucceededIsTrue => "a succeeded result is true",
             Self::FailedChangesNothing => "a failed command leaves everything as it was",
             Self::Recovered => "recovery finishes or takes back",
@@ -62,7 +62,7 @@ impl Property {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Violation {
     /// Which invariant does not hold.
-    pub property: Property,
+    pub property: Invariant,
     /// What was seen.
     pub what: String,
 }

@@ -2,13 +2,13 @@
 
 use std::hash::{Hash, Hasher};
 
-use super::disk::STATE;
-use super::world::{Agent, World};
+use super::disk::STATE_FILE;
+use super::world::{AgentState, Simulation};
 
 /// Two states are the same where all is the same but moments: how often a command was tried shows in timestamps
 /// alone, which nobody reads back. Whether two results of one command are the same, to the byte, is judged on the
 /// way to a state, not by comparing states.
-impl Hash for World {
+impl Hash for Simulation {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let Self {
             machine,
@@ -22,15 +22,17 @@ impl Hash for World {
             is_late,
             parsed: _,
         } = self;
-        (machine.disk.surroundings(), machine.rest.surroundings()).hash(hasher);
-        for (path, content) in machine.disk.parts() {
+        (machine.disk.hashable_environment(), machine.rest.hashable_environment()).hash(hasher);
+        for (path, content) in machine.disk.hashable_entries() {
             path.hash(hasher);
-            hash_but_moments(content, hasher);
+            hash_without_timestamps(content, hasher);
         }
         0xff_u8.hash(hasher);
-        for (path, content) in machine.rest.parts().filter(|(path, _)| path.as_os_str() != STATE) {
+        for (path, content) in
+            machine.rest.hashable_entries().filter(|(path, _)| path.as_os_str() != STATE_FILE)
+        {
             path.hash(hasher);
-            hash_but_moments(content, hasher);
+            hash_without_timestamps(content, hasher);
         }
         (
             &machine.running,
@@ -41,19 +43,19 @@ impl Hash for World {
         )
             .hash(hasher);
         match agent {
-            Agent::Down => 0_u8.hash(hasher),
-            Agent::Up { due, settled } => {
+            AgentState::Down => 0_u8.hash(hasher),
+            AgentState::Up { due, settled } => {
                 (1_u8, settled).hash(hasher);
                 if let Some(due) = due {
                     (&due.id, due.recorded).hash(hasher);
-                    hash_but_moments(due.result.as_bytes(), hasher);
+                    hash_without_timestamps(due.result.as_bytes(), hasher);
                 }
             }
         }
         (&control_plane.orders, control_plane.instance, control_plane.first_expires_at).hash(hasher);
         for (id, result) in control_plane.results.iter().chain(&known.seen) {
             id.hash(hasher);
-            hash_but_moments(result.as_bytes(), hasher);
+            hash_without_timestamps(result.as_bytes(), hasher);
         }
         (known.bound, &known.highest, &known.interrupted, &known.unrecorded, &known.fleeting).hash(hasher);
         known.instance.hash(hasher);
@@ -62,18 +64,18 @@ impl Hash for World {
 }
 
 /// How a moment of this simulation begins, and how long it is.
-const MOMENT: &[u8] = b"2026-12-";
-const MOMENT_LENGTH: usize = "2026-12-01T00:00:00Z".len();
+const TIMESTAMP_PREFIX: &[u8] = b"2026-12-";
+const TIMESTAMP_LENGTH: usize = "2026-12-01T00:00:00Z".len();
 
-fn hash_but_moments<H: Hasher>(content: &[u8], hasher: &mut H) {
+fn hash_without_timestamps<H: Hasher>(content: &[u8], hasher: &mut H) {
     let mut from = 0;
     let mut at = 0;
-    while let Some(dash) = content[at..].iter().position(|byte| *byte == MOMENT[4]) {
+    while let Some(dash) = content[at..].iter().position(|byte| *byte == TIMESTAMP_PREFIX[4]) {
         let begin = (at + dash).saturating_sub(4);
         at += dash + 1;
-        if content[begin..].starts_with(MOMENT) && begin >= from {
+        if content[begin..].starts_with(TIMESTAMP_PREFIX) && begin >= from {
             content[from..begin].hash(hasher);
-            from = (begin + MOMENT_LENGTH).min(content.len());
+            from = (begin + TIMESTAMP_LENGTH).min(content.len());
             at = from;
         }
     }
@@ -81,7 +83,7 @@ fn hash_but_moments<H: Hasher>(content: &[u8], hasher: &mut H) {
 }
 
 /// By the same measure.
-impl PartialEq for World {
+impl PartialEq for Simulation {
     fn eq(&self, other: &Self) -> bool {
         let hash = |world: &Self| {
             let mut hasher = std::hash::DefaultHasher::new();

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use keypair_agent::policy::observation::{Account, ConfigTree, Included};
+use keypair_agent::policy::observation::{Account, ConfigTree, IncludedFiles};
 
-use super::disk::{DROP_INS, Disk, MAIN};
+use super::disk::{DROP_INS, Disk, MAIN_CONFIG};
 use super::keys;
-use super::place::Place;
+use super::place::HostEnvironment;
 
 /// The keywords that count here, and their defaults.
 const KEYWORDS: [(&str, &str); 5] = [
@@ -26,25 +26,25 @@ const REST: &str = "port 22\nlistenaddress 0.0.0.0:22\nlistenaddress [::]:22\nau
 
 /// The values of the keywords, in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Config(Vec<String>);
+pub struct SimSshdConfig(Vec<String>);
 
 /// A keyword that sshd does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Invalid;
+pub struct UnknownKeyword;
 
-impl Config {
+impl SimSshdConfig {
     /// What the files say, with these lines ahead.
-    pub fn of(disk: &Disk, ahead: &str) -> Result<Self, Invalid> {
+    pub fn from_disk(disk: &Disk, ahead: &str) -> Result<Self, UnknownKeyword> {
         let mut values = BTreeMap::new();
         read(ahead, disk, &mut values)?;
-        read(&String::from_utf8_lossy(disk.text(MAIN)), disk, &mut values)?;
+        read(&String::from_utf8_lossy(disk.read_or_empty(MAIN_CONFIG)), disk, &mut values)?;
         let value = |(keyword, default): &(&str, &str)| {
             values.get(*keyword).cloned().unwrap_or_else(|| (*default).to_owned())
         };
         Ok(Self(KEYWORDS.iter().map(value).collect()))
     }
 
-    fn is(&self, keyword: &str, value: &str) -> bool {
+    fn has_value(&self, keyword: &str, value: &str) -> bool {
         KEYWORDS.iter().zip(&self.0).any(|((name, _), said)| *name == keyword && said == value)
     }
 
@@ -60,53 +60,54 @@ impl Config {
 
     /// `PasswordAuthentication`.
     pub fn password_authentication(&self) -> bool {
-        self.is("passwordauthentication", "yes")
+        self.has_value("passwordauthentication", "yes")
     }
 
     /// Whether anybody's password opens the door, by either method.
     pub fn takes_passwords(&self) -> bool {
         self.password_authentication()
-            || self.is("kbdinteractiveauthentication", "yes") && self.is("usepam", "yes")
+            || self.has_value("kbdinteractiveauthentication", "yes") && self.has_value("usepam", "yes")
     }
 
     /// Whether the target user's does.
-    pub fn lets_in_by_password(&self, place: Place) -> bool {
+    pub fn lets_in_by_password(&self, place: HostEnvironment) -> bool {
         self.takes_passwords() && self.permits_password(place)
     }
 
     /// Whether it would if passwords were taken.
-    pub fn permits_password(&self, place: Place) -> bool {
-        place.account().is_some_and(|account| account.uid != 0 || self.is("permitrootlogin", "yes"))
+    pub fn permits_password(&self, place: HostEnvironment) -> bool {
+        place.account().is_some_and(|account| account.uid != 0 || self.has_value("permitrootlogin", "yes"))
     }
 
     /// Whether a key of his opens it, if there is one, as far as the guard and `sshd -T` can tell.
-    pub fn permits_keys(&self, place: Place) -> bool {
-        let is_permitted = |account: Account| account.uid != 0 || !self.is("permitrootlogin", "no");
-        self.is("pubkeyauthentication", "yes") && place.account().is_some_and(is_permitted)
+    pub fn permits_keys(&self, place: HostEnvironment) -> bool {
+        let is_permitted = |account: Account| account.uid != 0 || !self.has_value("permitrootlogin", "no");
+        self.has_value("pubkeyauthentication", "yes") && place.account().is_some_and(is_permitted)
     }
 
     /// Whether one really does.
-    pub fn takes_keys(&self, place: Place) -> bool {
+    pub fn takes_keys(&self, place: HostEnvironment) -> bool {
         self.permits_keys(place) && !place.refuses_keys
     }
 
     /// Whether the target user has a way in.
     pub fn lets_in(&self, disk: &Disk) -> bool {
-        self.lets_in_by_password(disk.place) || self.takes_keys(disk.place) && keys::holds_a_key(disk.keys())
+        self.lets_in_by_password(disk.place)
+            || self.takes_keys(disk.place) && keys::has_any_key(disk.read_key_file())
     }
 
     /// The methods that are offered.
     pub fn methods(&self) -> Vec<String> {
         let all = [
-            ("publickey", self.is("pubkeyauthentication", "yes")),
+            ("publickey", self.has_value("pubkeyauthentication", "yes")),
             ("password", self.password_authentication()),
-            ("keyboard-interactive", self.is("kbdinteractiveauthentication", "yes")),
+            ("keyboard-interactive", self.has_value("kbdinteractiveauthentication", "yes")),
         ];
         all.into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name.to_owned()).collect()
     }
 }
 
-fn read(text: &str, disk: &Disk, values: &mut BTreeMap<String, String>) -> Result<(), Invalid> {
+fn read(text: &str, disk: &Disk, values: &mut BTreeMap<String, String>) -> Result<(), UnknownKeyword> {
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let (keyword, value) = line.split_once(' ').unwrap_or((line, ""));
         let keyword = keyword.trim_end_matches('=').to_ascii_lowercase();
@@ -117,7 +118,7 @@ fn read(text: &str, disk: &Disk, values: &mut BTreeMap<String, String>) -> Resul
         } else if KEYWORDS.iter().any(|(known, _)| *known == keyword) {
             values.entry(keyword).or_insert_with(|| value.to_owned());
         } else {
-            return Err(Invalid);
+            return Err(UnknownKeyword);
         }
     }
     Ok(())
@@ -129,14 +130,16 @@ fn drop_ins(disk: &Disk) -> impl Iterator<Item = (&PathBuf, &[u8])> {
 
 /// The files and what the Include of the main file leads to.
 pub fn tree(disk: &Disk) -> ConfigTree {
-    let mut tree = ConfigTree { main: MAIN.into(), ..ConfigTree::default() };
-    tree.files.insert(MAIN.into(), disk.text(MAIN).to_vec());
-    let main = String::from_utf8_lossy(disk.text(MAIN)).into_owned();
+    let mut tree = ConfigTree { main: MAIN_CONFIG.into(), ..ConfigTree::default() };
+    tree.files.insert(MAIN_CONFIG.into(), disk.read_or_empty(MAIN_CONFIG).to_vec());
+    let main = String::from_utf8_lossy(disk.read_or_empty(MAIN_CONFIG)).into_owned();
     for (number, _) in (1..).zip(main.lines()).filter(|(_, line)| line.starts_with("Include ")) {
         let files = drop_ins(disk).map(|(path, _)| path.clone()).collect();
         let pattern = PathBuf::from(DROP_INS).join("*.conf");
-        tree.includes
-            .insert((MAIN.into(), number), vec![Included { pattern, directory_exists: true, files }]);
+        tree.includes.insert(
+            (MAIN_CONFIG.into(), number),
+            vec![IncludedFiles { pattern, directory_exists: true, files }],
+        );
         tree.files.extend(drop_ins(disk).map(|(path, content)| (path.clone(), content.to_vec())));
     }
     // Ours is seen without an Include, too.

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{Guest, wait_for, with};
+use super::{TestGuest, wait_for, with_field};
 
 /// A daemon. It ends with the test.
 pub struct Daemon {
@@ -19,19 +19,19 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub fn start(guest: &Guest) -> Self {
-        Self::start_with(guest, &[])
+    pub fn start(guest: &TestGuest) -> Self {
+        Self::start_with_env(guest, &[])
     }
 
     /// With these variables besides.
-    pub fn start_with(guest: &Guest, variables: &[(&str, &str)]) -> Self {
-        let mut command = guest.command(&["run"]);
+    pub fn start_with_env(guest: &TestGuest, variables: &[(&str, &str)]) -> Self {
+        let mut command = guest.agent_command(&["run"]);
         command.envs(variables.iter().copied());
         Self::spawn(guest, command)
     }
 
     /// By a command that becomes it.
-    pub fn spawn(guest: &Guest, mut command: Command) -> Self {
+    pub fn spawn(guest: &TestGuest, mut command: Command) -> Self {
         let log = guest.path("run.log");
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         Self { child: command.stderr(stderr).spawn().unwrap(), log }
@@ -76,14 +76,14 @@ impl Drop for Daemon {
 
 /// What may not grow.
 #[derive(Debug)]
-pub struct Size {
+pub struct ProcessUsage {
     pub rss_kib: u64,
     pub descriptors: usize,
     pub state_bytes: u64,
 }
 
-impl Size {
-    pub fn of(daemon: &Daemon, guest: &Guest) -> Self {
+impl ProcessUsage {
+    pub fn measure(daemon: &Daemon, guest: &TestGuest) -> Self {
         let process = format!("/proc/{}", daemon.pid());
         let status = fs::read_to_string(format!("{process}/status")).unwrap();
         let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -95,26 +95,26 @@ impl Size {
     }
 
     /// Within 5 % or 256 KiB.
-    pub fn is_no_more_memory_than(&self, first: &Self) -> bool {
+    pub fn has_memory_within(&self, first: &Self) -> bool {
         self.rss_kib <= (first.rss_kib + 256).max(first.rss_kib * 105 / 100)
     }
 }
 
 /// A console's command as the service of `i-test` hands it out.
-pub fn queued(id: &str, sequence: u64, command: Value) -> Value {
-    let command = with(command, "commandId", json!(id));
-    with(with(command, "sequence", json!(sequence)), "instanceId", json!("i-test"))
+pub fn make_channel_command(id: &str, sequence: u64, command: Value) -> Value {
+    let command = with_field(command, "commandId", json!(id));
+    with_field(with_field(command, "sequence", json!(sequence)), "instanceId", json!("i-test"))
 }
 
 /// A socket that stands for systemd's.
-pub struct Manager {
+pub struct NotifySocket {
     socket: UnixDatagram,
     pub path: PathBuf,
     said: Vec<String>,
 }
 
-impl Manager {
-    pub fn listen(guest: &Guest) -> Self {
+impl NotifySocket {
+    pub fn listen(guest: &TestGuest) -> Self {
         let path = guest.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -122,7 +122,7 @@ impl Manager {
     }
 
     /// All that was said so far, an assignment a line.
-    pub fn said(&mut self) -> &[String] {
+    pub fn messages(&mut self) -> &[String] {
         let mut datagram = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut datagram) {
             let text = String::from_utf8(datagram[..length].to_vec()).unwrap();
@@ -132,7 +132,7 @@ impl Manager {
     }
 
     /// Waits for a line; the first that fits.
-    pub fn wait_for(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
-        wait_for(what, || self.said().iter().find(|line| fits(line)).cloned())
+    pub fn wait_for_message(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
+        wait_for(what, || self.messages().iter().find(|line| fits(line)).cloned())
     }
 }

@@ -13,13 +13,13 @@ use std::thread::JoinHandle;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Folder, available};
+use super::{TestDir, has_tools};
 
 /// FUSE_INIT of linux/fuse.h.
-const INIT: u32 = 26;
+const FUSE_INIT: u32 = 26;
 
 /// A mount whose server is away. It answers with an error once this value goes.
-pub struct Mount {
+pub struct HungFuseMount {
     point: PathBuf,
     ended: Arc<AtomicBool>,
     server: Option<JoinHandle<()>>,
@@ -27,17 +27,18 @@ pub struct Mount {
 
 /// Whether there is FUSE here.
 pub fn has_fuse() -> bool {
-    available(&["mount"]) && Path::new("/dev/fuse").exists() || super::skipped("/dev/fuse does not exist")
+    has_tools(&["mount"]) && Path::new("/dev/fuse").exists()
+        || super::report_skipped("/dev/fuse does not exist")
 }
 
-impl Mount {
+impl HungFuseMount {
     /// One that everybody may use, as an administrator's.
-    pub fn of_root(point: &Path) -> Self {
+    pub fn mount_for_all(point: &Path) -> Self {
         Self::new(point, 0, ",allow_other")
     }
 
     /// One that this user alone may use: that root is refused is the kernel's own doing.
-    pub fn of_user(point: &Path, uid: u32) -> Self {
+    pub fn mount_for_user(point: &Path, uid: u32) -> Self {
         Self::new(point, uid, "")
     }
 
@@ -49,7 +50,7 @@ impl Mount {
         let until = Arc::clone(&ended);
         let server = std::thread::spawn(move || {
             while !until.load(Ordering::SeqCst) {
-                read_one(&device);
+                serve_fuse_request(&device);
             }
         });
         Self { point: point.to_owned(), ended, server: Some(server) }
@@ -57,7 +58,7 @@ impl Mount {
 }
 
 /// Reads a request. The first one is answered, or nothing else would be sent.
-fn read_one(mut device: &File) {
+fn serve_fuse_request(mut device: &File) {
     let mut ends = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
     if poll(&mut ends, PollTimeout::from(50_u8)).unwrap_or(0) == 0 {
         return;
@@ -65,7 +66,7 @@ fn read_one(mut device: &File) {
     let mut request = vec![0; 1024 * 1024];
     let Ok(40..) = device.read(&mut request) else { return };
     let opcode = u32::from_ne_bytes(request[4..8].try_into().unwrap());
-    if opcode == INIT {
+    if opcode == FUSE_INIT {
         let mut reply = Vec::new();
         reply.extend_from_slice(&80_u32.to_ne_bytes());
         reply.extend_from_slice(&0_i32.to_ne_bytes());
@@ -78,7 +79,7 @@ fn read_one(mut device: &File) {
     }
 }
 
-impl Drop for Mount {
+impl Drop for HungFuseMount {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
         // With the descriptor the connection ends, and whoever hangs is let go.
@@ -88,11 +89,11 @@ impl Drop for Mount {
 }
 
 /// A source of the name service that hangs, is slow or ends the process that asks.
-pub struct NameService {
+pub struct FaultyNssModule {
     folder: PathBuf,
 }
 
-const SOURCE: &str = r#"
+const NSS_MODULE_SOURCE: &str = r#"
 #include <nss.h>
 #include <pwd.h>
 #include <grp.h>
@@ -111,21 +112,23 @@ enum nss_status _nss_hesiod_getgrgid_r(gid_t g, struct group *r, char *b, size_t
 enum nss_status _nss_hesiod_initgroups_dyn(const char *u, gid_t g, long *st, long *si, gid_t **gs, long l, int *e) { return answer(); }
 "#;
 
-impl NameService {
+impl FaultyNssModule {
     /// Makes it a source of these databases, in lines of nsswitch.conf(5) that call it `hesiod`; `None` where that cannot be
     /// done here.
-    pub fn new(folder: &Folder, lines: &str) -> Option<Self> {
-        if !available(&["gcc", "mount"]) {
+    pub fn new(folder: &TestDir, lines: &str) -> Option<Self> {
+        if !has_tools(&["gcc", "mount"]) {
             return None;
         }
         let library = ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64"]
             .map(|directory| Path::new(directory).join("libnss_hesiod.so.2"));
         let Some(library) = library.into_iter().find(|library| library.exists()) else {
-            super::skipped("there is no libnss_hesiod.so.2 in whose place another source could be put");
+            super::report_skipped(
+                "there is no libnss_hesiod.so.2 in whose place another source could be put",
+            );
             return None;
         };
         let at = |name: &str| folder.path().join(name);
-        fs::write(at("source.c"), SOURCE).unwrap();
+        fs::write(at("source.c"), NSS_MODULE_SOURCE).unwrap();
         let made = Command::new("gcc")
             .args(["-w", "-shared", "-fPIC", &format!("-DPLACE=\"{}\"", folder.path().display()), "-o"])
             .args([at("source.so"), at("source.c")])
@@ -139,12 +142,12 @@ impl NameService {
     }
 
     /// From now on it does this: `hang`, `slow`, `abort`.
-    pub fn does(&self, what: &str) {
+    pub fn enable_fault(&self, what: &str) {
         fs::write(self.folder.join(what), "").unwrap();
     }
 
     /// And no more.
-    pub fn does_not(&self, what: &str) {
+    pub fn disable_fault(&self, what: &str) {
         fs::remove_file(self.folder.join(what)).unwrap();
     }
 }

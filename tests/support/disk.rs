@@ -8,59 +8,59 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use super::strace::{Bytes, Call};
+use super::strace::{DiskCall, EscapedBytes};
 
 /// What is in a guest's folder, by its relative paths; the folder itself is the empty one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Tree(pub BTreeMap<PathBuf, Entry>);
+pub struct FileTree(pub BTreeMap<PathBuf, FileTreeEntry>);
 
 /// A file, or a directory (which has no content).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Entry {
+pub struct FileTreeEntry {
     pub content: Option<String>,
     pub mode: u32,
     pub owner: (u32, u32),
 }
 
 /// Not on the disk, or not of those whose loss is looked at: logs, pid files, what the tests configure.
-fn is_left_out(name: &Path) -> bool {
+fn is_excluded(name: &Path) -> bool {
     let is_log = name.extension().is_some_and(|extension| extension == "log" || extension == "pid");
     is_log || ["run", "agent.toml", "passwd"].iter().any(|other| name == Path::new(other))
 }
 
-pub fn is_temporary(path: &Path) -> bool {
+pub fn is_temp_file(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".keypair-agent-"))
 }
 
-impl Tree {
+impl FileTree {
     pub fn read(folder: &Path) -> Self {
         let mut tree = Self::default();
-        tree.read_at(folder, PathBuf::new());
+        tree.read_entry(folder, PathBuf::new());
         tree
     }
 
-    fn read_at(&mut self, folder: &Path, name: PathBuf) {
+    fn read_entry(&mut self, folder: &Path, name: PathBuf) {
         let path = folder.join(&name);
         let metadata = path.symlink_metadata().unwrap();
         // Characters of Latin-1, so that a string shows any bytes and loses none.
-        let content = metadata.is_file().then(|| text(&fs::read(&path).unwrap()));
+        let content = metadata.is_file().then(|| decode_latin1(&fs::read(&path).unwrap()));
         let mode = metadata.mode() & 0o7777;
-        self.0.insert(name.clone(), Entry { content, mode, owner: (metadata.uid(), metadata.gid()) });
+        self.0.insert(name.clone(), FileTreeEntry { content, mode, owner: (metadata.uid(), metadata.gid()) });
         if metadata.is_dir() {
             for entry in fs::read_dir(&path).unwrap() {
                 let below = name.join(entry.unwrap().file_name());
-                if !is_left_out(&below) {
-                    self.read_at(folder, below);
+                if !is_excluded(&below) {
+                    self.read_entry(folder, below);
                 }
             }
         }
     }
 
     /// Makes the folder hold this and nothing else.
-    pub fn lay_out(&self, folder: &Path) {
+    pub fn restore_to(&self, folder: &Path) {
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
-            if is_left_out(Path::new(&entry.file_name())) {
+            if is_excluded(Path::new(&entry.file_name())) {
                 continue;
             }
             match entry.file_type().unwrap().is_dir() {
@@ -71,7 +71,7 @@ impl Tree {
         for (name, entry) in &self.0 {
             let path = folder.join(name);
             match &entry.content {
-                Some(content) => fs::write(&path, bytes(content)).unwrap(),
+                Some(content) => fs::write(&path, encode_latin1(content)).unwrap(),
                 None if *name == Path::new("") => {}
                 None => fs::create_dir(&path).unwrap(),
             }
@@ -81,33 +81,33 @@ impl Tree {
     }
 
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
-        self.0.get(Path::new(name))?.content.as_deref().map(bytes)
+        self.0.get(Path::new(name))?.content.as_deref().map(encode_latin1)
     }
 
     /// All but the temporaries.
-    pub fn named(&self) -> Self {
-        Self(self.0.clone().into_iter().filter(|(path, _)| !is_temporary(path)).collect())
+    pub fn without_temp_files(&self) -> Self {
+        Self(self.0.clone().into_iter().filter(|(path, _)| !is_temp_file(path)).collect())
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+fn decode_latin1(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }
 
-fn bytes(text: &str) -> Vec<u8> {
+fn encode_latin1(text: &str) -> Vec<u8> {
     text.chars().map(|character| u8::try_from(u32::from(character)).unwrap()).collect()
 }
 
 /// A file or a directory, whatever its name.
 #[derive(Clone, Debug)]
 struct Inode {
-    body: Body,
+    body: InodeContent,
     mode: u32,
     owner: (u32, u32),
 }
 
 #[derive(Clone, Debug)]
-enum Body {
+enum InodeContent {
     File(Vec<u8>),
     /// Names, and which inode each is.
     Directory(BTreeMap<OsString, usize>),
@@ -115,21 +115,21 @@ enum Body {
 
 /// A change of an inode.
 #[derive(Clone, Debug)]
-enum Change {
+enum InodeChange {
     Append(Vec<u8>),
-    Mode(u32),
-    Owner(u32, u32),
+    Chmod(u32),
+    Chown(u32, u32),
     /// Names that come, or go, at once.
-    Names(Vec<(OsString, Option<usize>)>),
+    SetEntries(Vec<(OsString, Option<usize>)>),
 }
 
 impl Inode {
-    fn after(mut self, change: &Change) -> Self {
+    fn with_change(mut self, change: &InodeChange) -> Self {
         match (change, &mut self.body) {
-            (Change::Mode(mode), _) => self.mode = *mode,
-            (Change::Owner(user, group), _) => self.owner = (*user, *group),
-            (Change::Append(more), Body::File(bytes)) => bytes.extend(more),
-            (Change::Names(names), Body::Directory(entries)) => {
+            (InodeChange::Chmod(mode), _) => self.mode = *mode,
+            (InodeChange::Chown(user, group), _) => self.owner = (*user, *group),
+            (InodeChange::Append(more), InodeContent::File(bytes)) => bytes.extend(more),
+            (InodeChange::SetEntries(names), InodeContent::Directory(entries)) => {
                 for (name, inode) in names {
                     match inode {
                         Some(inode) => drop(entries.insert(name.clone(), *inode)),
@@ -145,29 +145,29 @@ impl Inode {
 
 /// An inode as it is for certain, and the changes since.
 #[derive(Clone, Debug)]
-struct Kept {
+struct TrackedInode {
     synced: Inode,
-    since: Vec<Change>,
+    since: Vec<InodeChange>,
 }
 
-impl Kept {
-    fn now(&self) -> Inode {
-        self.since.iter().fold(self.synced.clone(), Inode::after)
+impl TrackedInode {
+    fn current(&self) -> Inode {
+        self.since.iter().fold(self.synced.clone(), Inode::with_change)
     }
 
     /// All that the power may leave of it.
-    fn possible(&self) -> Vec<Inode> {
+    fn crash_states(&self) -> Vec<Inode> {
         let mut possible = vec![self.synced.clone()];
         let mut so_far = self.synced.clone();
         for change in &self.since {
-            if let Change::Append(more) = change
+            if let InodeChange::Append(more) = change
                 && more.len() > 1
             {
-                let half = Change::Append(more[..more.len() / 2].to_vec());
-                let hole = Change::Append(vec![0; more.len()]);
-                possible.extend([half, hole].iter().map(|part| so_far.clone().after(part)));
+                let half = InodeChange::Append(more[..more.len() / 2].to_vec());
+                let hole = InodeChange::Append(vec![0; more.len()]);
+                possible.extend([half, hole].iter().map(|part| so_far.clone().with_change(part)));
             }
-            so_far = so_far.after(change);
+            so_far = so_far.with_change(change);
             possible.push(so_far.clone());
         }
         possible
@@ -175,105 +175,113 @@ impl Kept {
 }
 
 /// The disk under a guest's folder, from call to call.
-pub struct Disk {
+pub struct DiskModel {
     folder: PathBuf,
     /// The first one is the folder.
-    inodes: Vec<Kept>,
+    inodes: Vec<TrackedInode>,
 }
 
-impl Disk {
+impl DiskModel {
     /// All that is there is synced.
-    pub fn new(folder: &Path, tree: &Tree) -> Self {
+    pub fn new(folder: &Path, tree: &FileTree) -> Self {
         let mut disk = Self { folder: folder.to_owned(), inodes: Vec::new() };
         for (name, entry) in &tree.0 {
             let body = match &entry.content {
-                Some(content) => Body::File(bytes(content)),
-                None => Body::Directory(BTreeMap::new()),
+                Some(content) => InodeContent::File(encode_latin1(content)),
+                None => InodeContent::Directory(BTreeMap::new()),
             };
-            let inode = disk.add(Inode { body, mode: entry.mode, owner: entry.owner });
+            let inode = disk.add_inode(Inode { body, mode: entry.mode, owner: entry.owner });
             if let Some(name) = name.file_name() {
-                let parent = disk.parent(&folder.join(tree.0.keys().nth(inode).unwrap()));
-                let Body::Directory(entries) = &mut disk.inodes[parent].synced.body else { unreachable!() };
+                let parent = disk.find_parent(&folder.join(tree.0.keys().nth(inode).unwrap()));
+                let InodeContent::Directory(entries) = &mut disk.inodes[parent].synced.body else {
+                    unreachable!()
+                };
                 entries.insert(name.to_owned(), inode);
             }
         }
         disk
     }
 
-    fn add(&mut self, inode: Inode) -> usize {
-        self.inodes.push(Kept { synced: inode, since: Vec::new() });
+    fn add_inode(&mut self, inode: Inode) -> usize {
+        self.inodes.push(TrackedInode { synced: inode, since: Vec::new() });
         self.inodes.len() - 1
     }
 
     /// What bears this name now.
-    fn find(&self, path: &Path) -> usize {
+    fn find_inode(&self, path: &Path) -> usize {
         let names = path.strip_prefix(&self.folder).unwrap().components();
-        names.fold(0, |inode, name| match self.inodes[inode].now().body {
-            Body::Directory(entries) => {
+        names.fold(0, |inode, name| match self.inodes[inode].current().body {
+            InodeContent::Directory(entries) => {
                 *entries.get(name.as_os_str()).unwrap_or_else(|| panic!("there is no {}", path.display()))
             }
-            Body::File(_) => panic!("{} is below a file", path.display()),
+            InodeContent::File(_) => panic!("{} is below a file", path.display()),
         })
     }
 
-    fn parent(&self, path: &Path) -> usize {
-        self.find(path.parent().unwrap())
+    fn find_parent(&self, path: &Path) -> usize {
+        self.find_inode(path.parent().unwrap())
     }
 
-    fn change(&mut self, path: &Path, change: Change) {
-        let inode = self.find(path);
+    fn push_change(&mut self, path: &Path, change: InodeChange) {
+        let inode = self.find_inode(path);
         self.inodes[inode].since.push(change);
     }
 
-    fn name(&mut self, path: &Path, inode: Option<usize>) {
+    fn set_entry(&mut self, path: &Path, inode: Option<usize>) {
         let name = path.file_name().unwrap().to_owned();
-        self.change(path.parent().unwrap(), Change::Names(vec![(name, inode)]));
+        self.push_change(path.parent().unwrap(), InodeChange::SetEntries(vec![(name, inode)]));
     }
 
     /// Takes a call in.
-    pub fn after(&mut self, call: &Call) {
+    pub fn apply_call(&mut self, call: &DiskCall) {
         match call {
-            Call::Create(path, mode) => {
-                let inode = self.add(Inode { body: Body::File(Vec::new()), mode: *mode, owner: (0, 0) });
-                self.name(path, Some(inode));
+            DiskCall::Create(path, mode) => {
+                let inode = self.add_inode(Inode {
+                    body: InodeContent::File(Vec::new()),
+                    mode: *mode,
+                    owner: (0, 0),
+                });
+                self.set_entry(path, Some(inode));
             }
-            Call::MakeDirectory(path, mode) => {
-                let body = Body::Directory(BTreeMap::new());
-                let inode = self.add(Inode { body, mode: *mode, owner: (0, 0) });
-                self.name(path, Some(inode));
+            DiskCall::Mkdir(path, mode) => {
+                let body = InodeContent::Directory(BTreeMap::new());
+                let inode = self.add_inode(Inode { body, mode: *mode, owner: (0, 0) });
+                self.set_entry(path, Some(inode));
             }
-            Call::Write(path, Bytes(bytes)) => self.change(path, Change::Append(bytes.clone())),
-            Call::Mode(path, mode) => self.change(path, Change::Mode(*mode)),
-            Call::Owner(path, user, group) => self.change(path, Change::Owner(*user, *group)),
-            Call::Change(path) => panic!("not known to the model: a change of {}", path.display()),
-            Call::Sync(path) => {
-                let inode = self.find(path);
+            DiskCall::Write(path, EscapedBytes(bytes)) => {
+                self.push_change(path, InodeChange::Append(bytes.clone()))
+            }
+            DiskCall::Chmod(path, mode) => self.push_change(path, InodeChange::Chmod(*mode)),
+            DiskCall::Chown(path, user, group) => self.push_change(path, InodeChange::Chown(*user, *group)),
+            DiskCall::OtherChange(path) => panic!("not known to the model: a change of {}", path.display()),
+            DiskCall::Fsync(path) => {
+                let inode = self.find_inode(path);
                 let kept = &mut self.inodes[inode];
-                *kept = Kept { synced: kept.now(), since: Vec::new() };
+                *kept = TrackedInode { synced: kept.current(), since: Vec::new() };
             }
-            Call::Rename(from, to) => {
+            DiskCall::Rename(from, to) => {
                 assert_eq!(from.parent(), to.parent(), "not known to the model: two directories");
-                let inode = self.find(from);
+                let inode = self.find_inode(from);
                 let name = |path: &Path| path.file_name().unwrap().to_owned();
                 let names = vec![(name(from), None), (name(to), Some(inode))];
-                self.change(from.parent().unwrap(), Change::Names(names));
+                self.push_change(from.parent().unwrap(), InodeChange::SetEntries(names));
             }
-            Call::Unlink(path) | Call::RemoveDirectory(path) => self.name(path, None),
-            Call::Signal | Call::Report => {}
+            DiskCall::Unlink(path) | DiskCall::Rmdir(path) => self.set_entry(path, None),
+            DiskCall::Signal | DiskCall::PutResult => {}
         }
     }
 
     /// What a look at it shows while the power is there.
-    pub fn now(&self) -> Tree {
-        let inodes: Vec<Inode> = self.inodes.iter().map(Kept::now).collect();
-        tree(&inodes)
+    pub fn current_tree(&self) -> FileTree {
+        let inodes: Vec<Inode> = self.inodes.iter().map(TrackedInode::current).collect();
+        build_file_tree(&inodes)
     }
 
     /// All that it may hold if the power goes now.
-    pub fn possible(&self) -> BTreeSet<Tree> {
+    pub fn crash_trees(&self) -> BTreeSet<FileTree> {
         let mut disks: Vec<Vec<Inode>> = vec![Vec::new()];
         for kept in &self.inodes {
-            let possible = kept.possible();
+            let possible = kept.crash_states();
             disks = disks
                 .iter()
                 .flat_map(|disk| {
@@ -285,25 +293,25 @@ impl Disk {
                 })
                 .collect();
         }
-        disks.iter().map(|inodes| tree(inodes)).collect()
+        disks.iter().map(|inodes| build_file_tree(inodes)).collect()
     }
 }
 
-fn tree(inodes: &[Inode]) -> Tree {
-    fn grow(inodes: &[Inode], number: usize, name: PathBuf, tree: &mut Tree) {
+fn build_file_tree(inodes: &[Inode]) -> FileTree {
+    fn add_subtree(inodes: &[Inode], number: usize, name: PathBuf, tree: &mut FileTree) {
         let Inode { body, mode, owner } = &inodes[number];
         let content = match body {
-            Body::File(bytes) => Some(text(bytes)),
-            Body::Directory(entries) => {
+            InodeContent::File(bytes) => Some(decode_latin1(bytes)),
+            InodeContent::Directory(entries) => {
                 for (entry, inode) in entries {
-                    grow(inodes, *inode, name.join(entry), tree);
+                    add_subtree(inodes, *inode, name.join(entry), tree);
                 }
                 None
             }
         };
-        tree.0.insert(name, Entry { content, mode: *mode, owner: *owner });
+        tree.0.insert(name, FileTreeEntry { content, mode: *mode, owner: *owner });
     }
-    let mut grown = Tree::default();
-    grow(inodes, 0, PathBuf::new(), &mut grown);
+    let mut grown = FileTree::default();
+    add_subtree(inodes, 0, PathBuf::new(), &mut grown);
     grown
 }

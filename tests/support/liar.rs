@@ -8,18 +8,18 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::Metadata;
-use super::dice::Dice;
-use super::server::Server;
+use super::MetadataService;
+use super::dice::SeededRng;
+use super::server::LoopbackServer;
 
 /// A liar. He ends with the test.
-pub struct Liar {
-    server: Server,
-    shared: Arc<Shared>,
+pub struct FuzzingServer {
+    server: LoopbackServer,
+    shared: Arc<FuzzingState>,
 }
 
-struct Shared {
-    dice: Mutex<Dice>,
+struct FuzzingState {
+    dice: Mutex<SeededRng>,
     /// What he hands out besides nonsense: bodies that come close to a command.
     pool: Vec<Vec<u8>>,
     service: SocketAddr,
@@ -28,11 +28,11 @@ struct Shared {
     results: AtomicUsize,
 }
 
-impl Liar {
+impl FuzzingServer {
     /// In front of `service`.
-    pub fn start(service: &Metadata, seed: u64, pool: Vec<Vec<u8>>) -> Self {
-        let shared = Arc::new(Shared {
-            dice: Mutex::new(Dice::of(seed)),
+    pub fn start(service: &MetadataService, seed: u64, pool: Vec<Vec<u8>>) -> Self {
+        let shared = Arc::new(FuzzingState {
+            dice: Mutex::new(SeededRng::from_seed(seed)),
             pool,
             service: service.address(),
             honest: AtomicBool::new(false),
@@ -40,7 +40,7 @@ impl Liar {
             results: AtomicUsize::new(0),
         });
         let for_thread = Arc::clone(&shared);
-        let server = Server::start(move |stream, _| for_thread.serve(stream));
+        let server = LoopbackServer::start(move |stream, _| for_thread.serve_fuzzed(stream));
         Self { server, shared }
     }
 
@@ -49,25 +49,25 @@ impl Liar {
     }
 
     /// From now on the service is heard.
-    pub fn steps_aside(&self) {
+    pub fn start_forwarding(&self) {
         self.shared.honest.store(true, Ordering::Relaxed);
     }
 
     /// How often he was asked for a command.
-    pub fn polls(&self) -> usize {
+    pub fn poll_count(&self) -> usize {
         self.shared.polls.load(Ordering::Relaxed)
     }
 
     /// How many results he was brought, tries of the same among them.
-    pub fn results(&self) -> usize {
+    pub fn result_count(&self) -> usize {
         self.shared.results.load(Ordering::Relaxed)
     }
 }
 
-impl Shared {
-    fn serve(&self, mut stream: TcpStream) {
+impl FuzzingState {
+    fn serve_fuzzed(&self, mut stream: TcpStream) {
         if self.honest.load(Ordering::Relaxed) {
-            return pass_on(stream, self.service);
+            return proxy_connection(stream, self.service);
         }
         let mut head = Vec::new();
         let mut bytes = [0; 4096];
@@ -86,20 +86,20 @@ impl Shared {
         let (answer, manner) = {
             let mut dice = self.dice.lock().unwrap();
             // Who never says an id is never asked for a command.
-            let answer = if head.starts_with(b"GET") && !asks_for_command && dice.roll(2) == 0 {
-                ok(["i-test", "\"i-test\"", "i-other"][dice.roll(3)].as_bytes())
+            let answer = if head.starts_with(b"GET") && !asks_for_command && dice.next_below(2) == 0 {
+                build_ok_response(["i-test", "\"i-test\"", "i-other"][dice.next_below(3)].as_bytes())
             } else {
-                answer(&mut dice, &self.pool)
+                random_response(&mut dice, &self.pool)
             };
-            (answer, Manner::of(&mut dice))
+            (answer, SendMode::random(&mut dice))
         };
         // Whoever asked need not hear all of it.
-        let _ = manner.say(&mut stream, &answer);
+        let _ = manner.send(&mut stream, &answer);
     }
 }
 
 /// One connection, both ways.
-fn pass_on(stream: TcpStream, service: SocketAddr) {
+fn proxy_connection(stream: TcpStream, service: SocketAddr) {
     let Ok(other) = TcpStream::connect(service) else { return };
     let (mut from, mut to) = (stream.try_clone().unwrap(), other.try_clone().unwrap());
     let back = thread::spawn(move || {
@@ -113,34 +113,34 @@ fn pass_on(stream: TcpStream, service: SocketAddr) {
 }
 
 /// How an answer is said.
-enum Manner {
-    Whole,
+enum SendMode {
+    Full,
     /// A few bytes at a time, at first.
-    Drips,
+    Slow,
     /// No more than this much of a thousand.
-    Cut(usize),
+    Truncated(usize),
     /// Nothing more comes for so long.
-    Lingers(Duration),
+    DelayedClose(Duration),
     /// Without end, while somebody reads.
     Endless,
 }
 
-impl Manner {
-    fn of(dice: &mut Dice) -> Self {
-        match dice.roll(10) {
-            0 => Self::Drips,
-            1 => Self::Cut(dice.roll(1000)),
-            2 => Self::Lingers(Duration::from_millis(dice.roll(3000) as u64)),
+impl SendMode {
+    fn random(dice: &mut SeededRng) -> Self {
+        match dice.next_below(10) {
+            0 => Self::Slow,
+            1 => Self::Truncated(dice.next_below(1000)),
+            2 => Self::DelayedClose(Duration::from_millis(dice.next_below(3000) as u64)),
             3 => Self::Endless,
-            _ => Self::Whole,
+            _ => Self::Full,
         }
     }
 
-    fn say(&self, stream: &mut TcpStream, answer: &[u8]) -> io::Result<()> {
+    fn send(&self, stream: &mut TcpStream, answer: &[u8]) -> io::Result<()> {
         match self {
-            Self::Whole => stream.write_all(answer),
-            Self::Cut(thousandths) => stream.write_all(&answer[..answer.len() * thousandths / 1000]),
-            Self::Drips => {
+            Self::Full => stream.write_all(answer),
+            Self::Truncated(thousandths) => stream.write_all(&answer[..answer.len() * thousandths / 1000]),
+            Self::Slow => {
                 let (first, rest) = answer.split_at(answer.len().min(100));
                 for few in first.chunks(3) {
                     stream.write_all(few)?;
@@ -148,7 +148,7 @@ impl Manner {
                 }
                 stream.write_all(rest)
             }
-            Self::Lingers(time) => {
+            Self::DelayedClose(time) => {
                 stream.write_all(answer)?;
                 thread::sleep(*time);
                 Ok(())
@@ -165,83 +165,89 @@ impl Manner {
     }
 }
 
-fn ok(body: &[u8]) -> Vec<u8> {
-    with_head(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()), body)
+fn build_ok_response(body: &[u8]) -> Vec<u8> {
+    concat_head(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()), body)
 }
 
-fn with_head(head: &str, body: &[u8]) -> Vec<u8> {
+fn concat_head(head: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
 /// Some bytes in an answer's place.
-fn answer(dice: &mut Dice, pool: &[Vec<u8>]) -> Vec<u8> {
-    let body = body(dice, pool);
+fn random_response(dice: &mut SeededRng, pool: &[Vec<u8>]) -> Vec<u8> {
+    let body = random_body(dice, pool);
     let length = body.len();
-    let answer = match dice.roll(20) {
-        0 => (0..dice.roll(4096)).map(|_| dice.roll(256) as u8).collect(),
+    let answer = match dice.next_below(20) {
+        0 => (0..dice.next_below(4096)).map(|_| dice.next_below(256) as u8).collect(),
         1 => Vec::new(),
-        2 => with_head(&format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(dice.roll(3000))), &body),
-        3 => with_head(&format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(dice.roll(70_000))), &body),
+        2 => concat_head(
+            &format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(dice.next_below(3000))),
+            &body,
+        ),
+        3 => concat_head(
+            &format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(dice.next_below(70_000))),
+            &body,
+        ),
         4 => {
-            let status = 100 + dice.roll(900);
-            with_head(&format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n"), &body)
+            let status = 100 + dice.next_below(900);
+            concat_head(&format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n"), &body)
         }
-        5 => with_head(&format!("HTTP/1.1 204 No Content\r\nContent-Length: {length}\r\n\r\n"), &body),
+        5 => concat_head(&format!("HTTP/1.1 204 No Content\r\nContent-Length: {length}\r\n\r\n"), &body),
         6 | 14 => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
         7 => {
-            let size = ["0", "2", "ffffffffffffffff", "10000000000000000", "-1", "x", ""][dice.roll(7)];
+            let size = ["0", "2", "ffffffffffffffff", "10000000000000000", "-1", "x", ""][dice.next_below(7)];
             let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n");
             [head.as_bytes(), &body, format!("\r\n{size}\r\n\r\n").as_bytes()].concat()
         }
         8 => {
-            let said = [length / 2, length + 1, 70_000, usize::MAX][dice.roll(4)];
-            with_head(&format!("HTTP/1.1 200 OK\r\nContent-Length: {said}\r\n\r\n"), &body)
+            let said = [length / 2, length + 1, 70_000, usize::MAX][dice.next_below(4)];
+            concat_head(&format!("HTTP/1.1 200 OK\r\nContent-Length: {said}\r\n\r\n"), &body)
         }
-        9 => with_head(
+        9 => concat_head(
             &format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nContent-Length: 1\r\n\r\n"),
             &body,
         ),
-        10 => [ok(&body), ok(&body)].concat(),
-        11 => with_head("HTTP/1.0 200 OK\r\n\r\n", &body),
-        12 => with_head("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", &body),
+        10 => [build_ok_response(&body), build_ok_response(&body)].concat(),
+        11 => concat_head("HTTP/1.0 200 OK\r\n\r\n", &body),
+        12 => concat_head("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", &body),
         13 => {
-            let pause = ["0", "1", "-1", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", ""][dice.roll(6)];
-            with_head(&format!("HTTP/1.1 503 Busy\r\nRetry-After: {pause}\r\n\r\n"), &body)
+            let pause = ["0", "1", "-1", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", ""][dice.next_below(6)];
+            concat_head(&format!("HTTP/1.1 503 Busy\r\nRetry-After: {pause}\r\n\r\n"), &body)
         }
-        _ => ok(&body),
+        _ => build_ok_response(&body),
     };
-    if dice.roll(8) == 0 { spoilt(dice, answer) } else { answer }
+    if dice.next_below(8) == 0 { mutate_bytes(dice, answer) } else { answer }
 }
 
 /// Some bytes in a command's place.
-fn body(dice: &mut Dice, pool: &[Vec<u8>]) -> Vec<u8> {
-    let size = dice.roll(70_000);
-    match dice.roll(12) {
+fn random_body(dice: &mut SeededRng, pool: &[Vec<u8>]) -> Vec<u8> {
+    let size = dice.next_below(70_000);
+    match dice.next_below(12) {
         0 => "[".repeat(size).into_bytes(),
         1 => format!("{{\"commandId\":\"c-1\",\"x\":{}", "{\"a\":".repeat(size / 5)).into_bytes(),
         2 => format!("{{\"commandId\":\"c-{}\",\"keyName\":\"{}\"}}", size, "k".repeat(size)).into_bytes(),
         3 => format!("{{{}\"commandId\":\"c-1\"}}", "\"commandId\":\"c-2\",".repeat(size / 18)).into_bytes(),
         4 => br#"{"commandId":"c-\ud800","action":"\udfff\ud800","keyName":"\u0000"}"#.to_vec(),
         5 => format!("{{\"commandId\":\"c-{size}\",\"sequence\":{}e{size}}}", size).into_bytes(),
-        6 => (0..size / 10).map(|_| dice.roll(256) as u8).collect(),
+        6 => (0..size / 10).map(|_| dice.next_below(256) as u8).collect(),
         7 => b"[]".to_vec(),
         8 => {
-            let taken = pool[dice.roll(pool.len())].clone();
-            spoilt(dice, taken)
+            let taken = pool[dice.next_below(pool.len())].clone();
+            mutate_bytes(dice, taken)
         }
-        _ => pool[dice.roll(pool.len())].clone(),
+        _ => pool[dice.next_below(pool.len())].clone(),
     }
 }
 
 /// The same with a few bytes that are others, gone or twice there.
-fn spoilt(dice: &mut Dice, mut bytes: Vec<u8>) -> Vec<u8> {
-    for _ in 0..=dice.roll(4) {
+fn mutate_bytes(dice: &mut SeededRng, mut bytes: Vec<u8>) -> Vec<u8> {
+    for _ in 0..=dice.next_below(4) {
         if bytes.is_empty() {
             break;
         }
-        let at = dice.roll(bytes.len());
-        match dice.roll(3) {
-            0 => bytes[at] ^= 1 << dice.roll(8),
+        let at = dice.next_below(bytes.len());
+        match dice.next_below(3) {
+            0 => bytes[at] ^= 1 << dice.next_below(8),
             1 => drop(bytes.remove(at)),
             _ => bytes.insert(at, bytes[at]),
         }

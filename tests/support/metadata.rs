@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use base64ct::{Base64, Encoding};
 use serde_json::Value;
 
-use super::server::Server;
+use super::server::LoopbackServer;
 
 /// What it answers to `keypair/command` instead of a command.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fault {
+pub enum PollFault {
     /// A status line, headers and body, as they are.
     Raw(Vec<u8>),
     /// Nothing, while the connection stays.
@@ -25,15 +25,15 @@ pub enum Fault {
 
 /// What was asked of it, in the order of its coming.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum ServiceRequest {
     /// `instance-id`
-    Instance,
+    InstanceId,
     /// `keypair/command`, with its `wait`.
     Poll(u64),
     /// A result, whatever it was answered.
     Result(String),
     /// `keypair/agent`
-    Agent,
+    AgentReport,
 }
 
 #[derive(Default)]
@@ -42,7 +42,7 @@ struct Inner {
     results: Vec<(String, String)>,
     announced: Vec<Value>,
     polls: Vec<Instant>,
-    fault: Option<Fault>,
+    fault: Option<PollFault>,
     refuse_results: bool,
     result_status: Option<u16>,
     /// The most bytes of a result that are taken.
@@ -50,20 +50,20 @@ struct Inner {
     keep_commands: bool,
     instance: Option<String>,
     attempts: Vec<(String, String)>,
-    asked: Vec<Asked>,
+    asked: Vec<ServiceRequest>,
 }
 
 /// The service. It ends with the test.
-pub struct Metadata {
-    server: Server,
+pub struct MetadataService {
+    server: LoopbackServer,
     shared: Arc<(Mutex<Inner>, Condvar)>,
 }
 
-impl Metadata {
+impl MetadataService {
     pub fn start() -> Self {
         let shared = Arc::new((Mutex::new(Inner::default()), Condvar::new()));
         let for_thread = Arc::clone(&shared);
-        let server = Server::start(move |stream, stop| serve(stream, &for_thread, stop));
+        let server = LoopbackServer::start(move |stream, stop| serve_connection(stream, &for_thread, stop));
         Self { server, shared }
     }
 
@@ -81,7 +81,7 @@ impl Metadata {
         self.shared.1.notify_all();
     }
 
-    pub fn fault(&self, fault: Option<Fault>) {
+    pub fn set_fault(&self, fault: Option<PollFault>) {
         self.shared.0.lock().unwrap().fault = fault;
         self.shared.1.notify_all();
     }
@@ -92,7 +92,7 @@ impl Metadata {
     }
 
     /// What results are answered, without being stored; `None`: as the specification says.
-    pub fn answer_results(&self, status: Option<u16>) {
+    pub fn set_result_status(&self, status: Option<u16>) {
         self.shared.0.lock().unwrap().result_status = status;
     }
 
@@ -107,8 +107,8 @@ impl Metadata {
     }
 
     /// Takes the command out of the queue, answered or not.
-    pub fn withdraw(&self, id: &str) {
-        self.shared.0.lock().unwrap().commands.retain(|command| id_of(command) != id);
+    pub fn withdraw_command(&self, id: &str) {
+        self.shared.0.lock().unwrap().commands.retain(|command| command_id_of(command) != id);
     }
 
     /// Forgets a stored result: it was another one that has it, not the platform.
@@ -117,27 +117,27 @@ impl Metadata {
     }
 
     /// Begins anew, with nothing queued and nothing stored.
-    pub fn forget(&self) {
+    pub fn reset(&self) {
         *self.shared.0.lock().unwrap() = Inner::default();
     }
 
     /// Has a result already.
-    pub fn has_stored(&self, id: &str, text: &str) {
+    pub fn insert_result(&self, id: &str, text: &str) {
         self.shared.0.lock().unwrap().results.push((id.to_owned(), text.to_owned()));
     }
 
     /// Who it says the guest is.
-    pub fn instance(&self, id: &str) {
+    pub fn set_instance_id(&self, id: &str) {
         self.shared.0.lock().unwrap().instance = Some(id.to_owned());
     }
 
     /// Every result that came, stored or not, byte for byte.
-    pub fn attempts(&self) -> Vec<(String, String)> {
+    pub fn result_attempts(&self) -> Vec<(String, String)> {
         self.shared.0.lock().unwrap().attempts.clone()
     }
 
     /// All that was asked.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn requests(&self) -> Vec<ServiceRequest> {
         self.shared.0.lock().unwrap().asked.clone()
     }
 
@@ -162,7 +162,7 @@ impl Metadata {
         super::wait_for(&format!("the result of {id}"), || self.result(id))
     }
 
-    pub fn announced(&self) -> Vec<Value> {
+    pub fn agent_reports(&self) -> Vec<Value> {
         self.shared.0.lock().unwrap().announced.clone()
     }
 
@@ -172,7 +172,7 @@ impl Metadata {
     }
 }
 
-impl Drop for Metadata {
+impl Drop for MetadataService {
     fn drop(&mut self) {
         // Whoever waits for a command sees it when he wakes.
         self.server.stop();
@@ -181,41 +181,41 @@ impl Drop for Metadata {
 }
 
 /// A command's id, in an envelope or without.
-fn id_of(command: &Value) -> Value {
+fn command_id_of(command: &Value) -> Value {
     let payload = command["payload"].as_str().and_then(|payload| Base64::decode_vec(payload).ok());
     let payload = payload.and_then(|payload| serde_json::from_slice::<Value>(&payload).ok());
     payload.as_ref().unwrap_or(command)["commandId"].clone()
 }
 
-fn serve(stream: TcpStream, shared: &(Mutex<Inner>, Condvar), stop: &AtomicBool) {
+fn serve_connection(stream: TcpStream, shared: &(Mutex<Inner>, Condvar), stop: &AtomicBool) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     loop {
-        let Some((method, path, body)) = request(&mut reader) else { return };
+        let Some((method, path, body)) = read_request(&mut reader) else { return };
         let path = path.strip_prefix("/metadata/latest/").unwrap_or(&path).to_owned();
         let (resource, query) = path.split_once('?').unwrap_or((&path, ""));
         let answered = match (method.as_str(), resource) {
             ("GET", "instance-id") => {
                 let mut inner = shared.0.lock().unwrap();
-                inner.asked.push(Asked::Instance);
+                inner.asked.push(ServiceRequest::InstanceId);
                 let id = inner.instance.clone().unwrap_or_else(|| "i-test".to_owned());
                 drop(inner);
-                answer(&mut stream, 200, &format!("\"{id}\""))
+                write_response(&mut stream, 200, &format!("\"{id}\""))
             }
-            ("GET", "keypair/command") => command(&mut stream, shared, query, stop),
+            ("GET", "keypair/command") => answer_poll(&mut stream, shared, query, stop),
             ("PUT", "keypair/agent") => {
                 let mut inner = shared.0.lock().unwrap();
-                inner.asked.push(Asked::Agent);
+                inner.asked.push(ServiceRequest::AgentReport);
                 inner.announced.push(serde_json::from_slice(&body).unwrap());
                 drop(inner);
-                answer(&mut stream, 200, "")
+                write_response(&mut stream, 200, "")
             }
             ("PUT", result) if result.starts_with("keypair/results/") => {
                 let id = result.trim_start_matches("keypair/results/");
-                let status = store(shared, id, &body);
-                answer(&mut stream, status, "")
+                let status = store_result(shared, id, &body);
+                write_response(&mut stream, status, "")
             }
-            _ => answer(&mut stream, 404, ""),
+            _ => write_response(&mut stream, 404, ""),
         };
         if answered.is_none() {
             return;
@@ -223,7 +223,7 @@ fn serve(stream: TcpStream, shared: &(Mutex<Inner>, Condvar), stop: &AtomicBool)
     }
 }
 
-fn request(reader: &mut BufReader<TcpStream>) -> Option<(String, String, Vec<u8>)> {
+fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, String, Vec<u8>)> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let mut words = line.split_whitespace();
@@ -246,12 +246,12 @@ fn request(reader: &mut BufReader<TcpStream>) -> Option<(String, String, Vec<u8>
     Some((method, path, body))
 }
 
-fn answer(stream: &mut TcpStream, status: u16, body: &str) -> Option<()> {
+fn write_response(stream: &mut TcpStream, status: u16, body: &str) -> Option<()> {
     let length = if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     write!(stream, "HTTP/1.1 {status} X\r\n{length}\r\n{body}").ok()
 }
 
-fn command(
+fn answer_poll(
     stream: &mut TcpStream,
     (inner, changed): &(Mutex<Inner>, Condvar),
     query: &str,
@@ -261,14 +261,14 @@ fn command(
     let end = Instant::now() + Duration::from_secs(wait);
     let mut guard = inner.lock().unwrap();
     guard.polls.push(Instant::now());
-    guard.asked.push(Asked::Poll(wait));
+    guard.asked.push(ServiceRequest::Poll(wait));
     loop {
         if stop.load(Ordering::Relaxed) {
             return None;
         }
         match guard.fault.clone() {
             None => {}
-            Some(Fault::Raw(bytes)) => {
+            Some(PollFault::Raw(bytes)) => {
                 drop(guard);
                 let _ = stream.write_all(&bytes);
                 return None;
@@ -277,7 +277,7 @@ fn command(
                 drop(guard);
                 let mut head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n".iter();
                 while !stop.load(Ordering::Relaxed) {
-                    if fault == Fault::Drip
+                    if fault == PollFault::Drip
                         && let Some(byte) = head.next()
                         && stream.write_all(&[*byte]).is_err()
                     {
@@ -291,22 +291,22 @@ fn command(
         if let Some(command) = guard.commands.front() {
             let body = command.to_string();
             drop(guard);
-            return answer(stream, 200, &body);
+            return write_response(stream, 200, &body);
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             drop(guard);
-            return answer(stream, 204, "");
+            return write_response(stream, 204, "");
         }
         guard = changed.wait_timeout(guard, left).unwrap().0;
     }
 }
 
-fn store((inner, changed): &(Mutex<Inner>, Condvar), id: &str, body: &[u8]) -> u16 {
+fn store_result((inner, changed): &(Mutex<Inner>, Condvar), id: &str, body: &[u8]) -> u16 {
     let mut inner = inner.lock().unwrap();
     let text = String::from_utf8(body.to_vec()).unwrap();
     inner.attempts.push((id.to_owned(), text.clone()));
-    inner.asked.push(Asked::Result(id.to_owned()));
+    inner.asked.push(ServiceRequest::Result(id.to_owned()));
     if inner.refuse_results {
         return 503;
     }
@@ -321,7 +321,7 @@ fn store((inner, changed): &(Mutex<Inner>, Condvar), id: &str, body: &[u8]) -> u
     }
     inner.results.push((id.to_owned(), text));
     if !inner.keep_commands {
-        inner.commands.retain(|command| id_of(command) != id);
+        inner.commands.retain(|command| command_id_of(command) != id);
     }
     changed.notify_all();
     200

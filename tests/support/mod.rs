@@ -25,26 +25,26 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub use metadata::Metadata;
-pub use sshd::Sshd;
+pub use metadata::MetadataService;
+pub use sshd::TestSshd;
 
 /// Says why a test cannot run here, and whether it can.
-pub fn available(what: &[&str]) -> bool {
+pub fn has_tools(what: &[&str]) -> bool {
     for tool in what {
         let found =
             ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
         if !found {
-            return skipped(&format!("{tool} is not installed"));
+            return report_skipped(&format!("{tool} is not installed"));
         }
     }
     if !nix::unistd::geteuid().is_root() {
-        return skipped("not root, and a private sshd that logs root in needs it");
+        return report_skipped("not root, and a private sshd that logs root in needs it");
     }
     true
 }
 
 /// Not by `eprintln!`, whose words a passing test keeps to itself.
-fn skipped(why: &str) -> bool {
+fn report_skipped(why: &str) -> bool {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
     false
 }
@@ -62,16 +62,16 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A test of this program in a process of its own, which these words start.
-pub fn apart(words: &[&str], program: &Path, test: &str) -> Command {
+pub fn build_isolated_test(words: &[&str], program: &Path, test: &str) -> Command {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).arg(program).args(["--exact", test, "--ignored", "--nocapture"]);
     command
 }
 
 /// A private folder whose every parent is root's, so that StrictModes accepts it.
-pub struct Folder(PathBuf);
+pub struct TestDir(PathBuf);
 
-impl Folder {
+impl TestDir {
     pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -85,7 +85,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TestDir {
     fn drop(&mut self) {
         let _ = Command::new("chattr").args(["-R", "-i"]).arg(&self.0).stderr(Stdio::null()).status();
         let _ = fs::remove_dir_all(&self.0);
@@ -93,15 +93,15 @@ impl Drop for Folder {
 }
 
 /// A guest: folder, sshd, component, configuration.
-pub struct Guest {
-    pub sshd: Sshd,
-    pub folder: Folder,
+pub struct TestGuest {
+    pub sshd: TestSshd,
+    pub folder: TestDir,
     pub config: PathBuf,
 }
 
 /// What differs between guests.
 #[derive(Default)]
-pub struct Form<'a> {
+pub struct GuestOptions<'a> {
     /// Lines of the main file, ahead of the lines every guest has.
     pub main: &'a str,
     /// Whether the main file has no drop-in directory.
@@ -113,26 +113,27 @@ pub struct Form<'a> {
     /// Whether sshd runs from a copy of its binary, `sshd9` in the folder, which a test can replace.
     pub copied_binary: bool,
     /// Where the metadata service is.
-    pub metadata: Option<&'a Metadata>,
+    pub metadata: Option<&'a MetadataService>,
 }
 
-impl Guest {
+impl TestGuest {
     pub fn new() -> Self {
-        Self::of(Form::default())
+        Self::with_options(GuestOptions::default())
     }
 
-    pub fn of(form: Form<'_>) -> Self {
-        let folder = Folder::new();
-        let sshd = Sshd::start(folder.path(), &form);
+    pub fn with_options(form: GuestOptions<'_>) -> Self {
+        let folder = TestDir::new();
+        let sshd = TestSshd::start(folder.path(), &form);
         let guest = Self { config: folder.path().join("agent.toml"), sshd, folder };
-        guest.component("3.0.1042");
-        let metadata = form.metadata.map_or("http://127.0.0.1:9/metadata/latest".to_owned(), Metadata::url);
-        guest.configure(form.agent, &metadata);
+        guest.write_component_info("3.0.1042");
+        let metadata =
+            form.metadata.map_or("http://127.0.0.1:9/metadata/latest".to_owned(), MetadataService::url);
+        guest.write_agent_config(form.agent, &metadata);
         guest
     }
 
     /// Writes the agent's configuration, with these lines ahead of its tables.
-    pub fn configure(&self, agent: &str, metadata_url: &str) {
+    pub fn write_agent_config(&self, agent: &str, metadata_url: &str) {
         fs::write(
             &self.config,
             format!(
@@ -149,7 +150,7 @@ impl Guest {
         self.folder.path().join(name)
     }
 
-    pub fn component(&self, content: &str) {
+    pub fn write_component_info(&self, content: &str) {
         fs::write(self.path("componentInfo.cfg"), content).unwrap();
     }
 
@@ -176,19 +177,19 @@ impl Guest {
         fs::rename(new, self.path("sshd9")).unwrap();
     }
 
-    pub fn agent(&self, arguments: &[&str]) -> Output {
-        self.agent_with_input(arguments, "")
+    pub fn run_agent(&self, arguments: &[&str]) -> Output {
+        self.run_agent_with_input(arguments, "")
     }
 
-    pub fn agent_with_input(&self, arguments: &[&str], input: &str) -> Output {
+    pub fn run_agent_with_input(&self, arguments: &[&str], input: &str) -> Output {
         use std::io::Write;
-        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = self.agent_command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     }
 
     /// The agent as a process that is yet to be started.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub fn agent_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keypair-agent"));
         command.args(arguments).arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -197,7 +198,7 @@ impl Guest {
 
     /// `apply` of a command; its result, which must agree with the exit status.
     pub fn apply(&self, command: &Value) -> Value {
-        let output = self.agent_with_input(&["apply", "-"], &command.to_string());
+        let output = self.run_agent_with_input(&["apply", "-"], &command.to_string());
         let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
             panic!(
                 "no result: {}{}",
@@ -238,17 +239,17 @@ impl Guest {
 }
 
 /// A key pair of the user's, made by ssh-keygen.
-pub struct Key {
+pub struct TestKey {
     pub private: PathBuf,
     pub line: String,
 }
 
-impl Key {
-    pub fn new(folder: &Folder, name: &str) -> Self {
+impl TestKey {
+    pub fn new(folder: &TestDir, name: &str) -> Self {
         Self::of_type(folder, name, &["-t", "ed25519"])
     }
 
-    pub fn of_type(folder: &Folder, name: &str, kind: &[&str]) -> Self {
+    pub fn of_type(folder: &TestDir, name: &str, kind: &[&str]) -> Self {
         let private = folder.path().join(format!("{name}.key"));
         let done = Command::new("ssh-keygen")
             .args(["-q", "-N", "", "-C", &format!("{name}@laptop"), "-f"])
@@ -271,29 +272,29 @@ impl Key {
 }
 
 /// What a result warns of, but for the sshds of the tests that run beside this one.
-pub fn warnings(result: &Value) -> Vec<&str> {
+pub fn warning_reasons(result: &Value) -> Vec<&str> {
     let reasons =
         result["warnings"].as_array().unwrap().iter().map(|warning| warning["reason"].as_str().unwrap());
     reasons.filter(|reason| *reason != "SECOND_SSHD").collect()
 }
 
 /// An `attach` for the console.
-pub fn attach(name: &str, key: &Key, password_auth: &str) -> Value {
+pub fn attach_command(name: &str, key: &TestKey, password_auth: &str) -> Value {
     serde_json::json!({ "action": "attach", "keyName": name, "publicKey": key.line, "passWordAuth": password_auth })
 }
 
 /// A `detach` for the console.
-pub fn detach(name: &str) -> Value {
+pub fn detach_command(name: &str) -> Value {
     serde_json::json!({ "action": "detach", "keyName": name })
 }
 
 /// A `setPasswordAuth` for the console.
-pub fn set_password_auth(password_auth: &str) -> Value {
+pub fn set_password_auth_command(password_auth: &str) -> Value {
     serde_json::json!({ "action": "setPasswordAuth", "passWordAuth": password_auth })
 }
 
 /// A command with a field set or, by `null`, taken out.
-pub fn with(mut command: Value, name: &str, value: Value) -> Value {
+pub fn with_field(mut command: Value, name: &str, value: Value) -> Value {
     let fields = command.as_object_mut().unwrap();
     match value {
         Value::Null => drop(fields.remove(name)),

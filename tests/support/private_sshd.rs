@@ -47,31 +47,31 @@ pub struct PrivateSshd {
 
 impl PrivateSshd {
     /// Its files alone: nothing runs.
-    pub fn files(lines: &str) -> Self {
+    pub fn new_stopped(lines: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("private-sshd-").tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let sshd = Self { directory, port: free_port(), child: None };
-        let key = sshd.at("host_key");
+        let key = sshd.path("host_key");
         let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(key).status();
         assert!(made.unwrap().success());
-        sshd.configure(lines);
+        sshd.write_config(lines);
         sshd
     }
 
     /// Writes its configuration: what it needs, and `lines`.
-    pub fn configure(&self, lines: &str) {
+    pub fn write_config(&self, lines: &str) {
         let text = format!(
             "Port {}\nListenAddress 127.0.0.1\nHostKey {}\nPidFile {}\nUsePAM no\n{lines}\n",
             self.port,
-            self.at("host_key").display(),
+            self.path("host_key").display(),
             self.pid_file().display()
         );
         fs::write(self.config(), text).unwrap();
     }
 
     /// As a daemon.
-    pub fn daemon(lines: &str, arguments: &[&str]) -> Self {
-        let mut sshd = Self::files(lines);
+    pub fn start_daemon(lines: &str, arguments: &[&str]) -> Self {
+        let mut sshd = Self::new_stopped(lines);
         sshd.start(Path::new(SSHD), arguments);
         sshd
     }
@@ -96,16 +96,16 @@ impl PrivateSshd {
         wait_until("the private sshd writes its pid file", || self.pid().is_some());
     }
 
-    pub fn at(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     pub fn config(&self) -> PathBuf {
-        self.at("sshd_config")
+        self.path("sshd_config")
     }
 
     pub fn pid_file(&self) -> PathBuf {
-        self.at("pid")
+        self.path("pid")
     }
 
     pub fn pid(&self) -> Option<i32> {
@@ -118,51 +118,51 @@ impl PrivateSshd {
             binary: PathBuf::from(SSHD),
             config: self.config(),
             pid_file: Some(self.pid_file()),
-            run_dir: self.at("run"),
+            run_dir: self.path("run"),
         }
     }
 
     /// A copy of the real program whose own directory is another one than /etc/ssh, with a main file and a drop-in there.
     /// The path of a built-in directory keeps its length.
-    pub fn built_for_own_directory(&self) -> BuiltFor {
-        let real = self.at("conf");
+    pub fn copy_with_own_sysconfdir(&self) -> RelocatedSshd {
+        let real = self.path("conf");
         let directory = PathBuf::from(format!("/run/{:03x}", std::process::id() & 0xfff));
         fs::create_dir_all(real.join("d")).unwrap();
         let _ = fs::remove_file(&directory);
         std::os::unix::fs::symlink(&real, &directory).unwrap();
         let edit = format!(r"s#/etc/ssh\([/\x00]\)#{}\1#g", directory.display());
-        let program = self.at("sshd");
+        let program = self.path("sshd");
         let done_by =
             format!("sed '{edit}' {SSHD} > {0}.new; chmod 755 {0}.new; mv {0}.new {0}", program.display());
-        done(Command::new("sh").args(["-ec", &done_by]));
+        run_checked(Command::new("sh").args(["-ec", &done_by]));
         let main = fs::read_to_string(self.config()).unwrap();
         fs::write(real.join("sshd_config"), format!("Include d/*.conf\n{main}")).unwrap();
         fs::write(real.join("d/a.conf"), "PasswordAuthentication no\n").unwrap();
-        BuiltFor { program, config: directory.join("sshd_config"), link: directory }
+        RelocatedSshd { program, config: directory.join("sshd_config"), link: directory }
     }
 
     /// Starts a program by the main file that it was built with, as a daemon.
-    pub fn start_without_main(&mut self, binary: &Path) {
+    pub fn start_with_default_config(&mut self, binary: &Path) {
         let mut command = Command::new(binary);
         command.current_dir(self.directory.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        done(&mut command);
+        run_checked(&mut command);
         wait_until("the private sshd writes its pid file", || self.pid().is_some());
     }
 
     /// A copy of the real program. By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel
     /// test, and the kernel then runs no such file (ETXTBSY).
-    pub fn copy_of_program(&self, name: &str) -> PathBuf {
-        let copy = self.at(name);
-        done(Command::new("cp").arg(SSHD).arg(&copy));
+    pub fn copy_program(&self, name: &str) -> PathBuf {
+        let copy = self.path(name);
+        run_checked(Command::new("cp").arg(SSHD).arg(&copy));
         copy
     }
 
     /// Puts a script in the place of a program, as an upgrade does it: another file under the same name.
     pub fn replace_program(&self, program: &Path, script: &str) {
-        fs::write(self.at("script"), script).unwrap();
+        fs::write(self.path("script"), script).unwrap();
         let new = program.with_extension("new");
-        done(Command::new("install").arg("-m755").arg(self.at("script")).arg(&new));
+        run_checked(Command::new("install").arg("-m755").arg(self.path("script")).arg(&new));
         fs::rename(new, program).unwrap();
     }
 
@@ -179,7 +179,7 @@ impl PrivateSshd {
 
     /// Ends it, if it runs.
     pub fn stop(&mut self) {
-        let listener = self.pid().filter(|pid| self.is_ours(*pid));
+        let listener = self.pid().filter(|pid| self.is_own_process(*pid));
         if let Some(pid) = listener {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
@@ -189,13 +189,13 @@ impl PrivateSshd {
             let _ = child.wait();
         }
         let deadline = Instant::now() + Duration::from_secs(10);
-        while listener.is_some_and(|pid| self.is_ours(pid)) && Instant::now() < deadline {
+        while listener.is_some_and(|pid| self.is_own_process(pid)) && Instant::now() < deadline {
             sleep(Duration::from_millis(5));
         }
     }
 
     /// Whether a pid is a process that was started in our directory.
-    fn is_ours(&self, pid: i32) -> bool {
+    fn is_own_process(&self, pid: i32) -> bool {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
         let directory = self.directory.path();
@@ -211,24 +211,24 @@ impl Drop for PrivateSshd {
 }
 
 /// An sshd that was built for another directory, which is gone with it.
-pub struct BuiltFor {
+pub struct RelocatedSshd {
     pub program: PathBuf,
     pub config: PathBuf,
     link: PathBuf,
 }
 
-impl Drop for BuiltFor {
+impl Drop for RelocatedSshd {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.link);
     }
 }
 
-fn done(command: &mut Command) {
+fn run_checked(command: &mut Command) {
     assert!(command.status().unwrap().success(), "{command:?}");
 }
 
 /// A program that answers every question as the real sshd, and ends where it is to listen.
-pub const ANSWERS_AND_DIES: &str = include_str!("answers_and_dies.sh");
+pub const DYING_SSHD_SCRIPT: &str = include_str!("answers_and_dies.sh");
 
 /// Waits for something that will come; fails by its name where it does not.
 pub fn wait_until(what: &str, mut come: impl FnMut() -> bool) {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-pub struct Server {
+pub struct LoopbackServer {
     pub address: SocketAddr,
     stop: Arc<AtomicBool>,
 }
 
-impl Server {
+impl LoopbackServer {
     /// Serves each connection so; what it is given besides says when all are to end.
     pub fn start(serve: impl Fn(TcpStream, &AtomicBool) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -36,7 +36,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for LoopbackServer {
     fn drop(&mut self) {
         self.stop();
     }

@@ -9,26 +9,26 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use super::daemon::queued;
-use super::{Key, with};
+use super::daemon::make_channel_command;
+use super::{TestKey, with_field};
 
 /// A time from now, in RFC 3339.
-pub fn in_(duration: Duration) -> Value {
+pub fn rfc3339_after(duration: Duration) -> Value {
     json!((OffsetDateTime::now_utc() + duration).format(&Rfc3339).unwrap())
 }
 
 /// A command that expires so long from now.
-pub fn expiring(after: Duration, id: &str, sequence: u64, command: Value) -> Value {
-    with(queued(id, sequence, command), "expiresAt", in_(after))
+pub fn make_expiring_command(after: Duration, id: &str, sequence: u64, command: Value) -> Value {
+    with_field(make_channel_command(id, sequence, command), "expiresAt", rfc3339_after(after))
 }
 
 /// A command that expires soon, in the future.
-pub fn fresh(id: &str, sequence: u64, command: Value) -> Value {
-    expiring(Duration::minutes(10), id, sequence, command)
+pub fn make_fresh_command(id: &str, sequence: u64, command: Value) -> Value {
+    make_expiring_command(Duration::minutes(10), id, sequence, command)
 }
 
 /// `ssh-keygen -Y sign`.
-pub fn signature_in(namespace: &str, key: &Path, payload: &[u8]) -> String {
+pub fn sign_in_namespace(namespace: &str, key: &Path, payload: &[u8]) -> String {
     let mut child = Command::new("ssh-keygen")
         .args(["-q", "-Y", "sign", "-n", namespace, "-f"])
         .arg(key)
@@ -42,15 +42,15 @@ pub fn signature_in(namespace: &str, key: &Path, payload: &[u8]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn signature(key: &Key, payload: &[u8]) -> String {
-    signature_in("keypair-agent", &key.private, payload)
+pub fn sign_payload(key: &TestKey, payload: &[u8]) -> String {
+    sign_in_namespace("keypair-agent", &key.private, payload)
 }
 
-pub fn envelope(payload: &[u8], signature: &str) -> Value {
+pub fn make_envelope(payload: &[u8], signature: &str) -> Value {
     json!({ "payload": Base64::encode_string(payload), "signature": signature })
 }
 
-pub fn signed(key: &Key, command: &Value) -> Value {
+pub fn sign_command(key: &TestKey, command: &Value) -> Value {
     let payload = command.to_string().into_bytes();
-    envelope(&payload, &signature(key, &payload))
+    make_envelope(&payload, &sign_payload(key, &payload))
 }

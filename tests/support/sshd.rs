@@ -5,9 +5,9 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::{Form, Key, wait_for};
+use super::{GuestOptions, TestKey, wait_for};
 
-pub struct Sshd {
+pub struct TestSshd {
     child: Child,
     folder: PathBuf,
     pub port: u16,
@@ -18,8 +18,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-impl Sshd {
-    pub fn start(folder: &Path, form: &Form<'_>) -> Self {
+impl TestSshd {
+    pub fn start(folder: &Path, form: &GuestOptions<'_>) -> Self {
         for directory in ["keys", "sshd_config.d"] {
             fs::create_dir(folder.join(directory)).unwrap();
         }
@@ -38,7 +38,7 @@ impl Sshd {
         // A free port may be somebody else's by the time sshd binds it: then sshd ends, and takes another one.
         for _ in 0..20 {
             let port = free_port();
-            fs::write(folder.join("sshd_config"), Self::config(folder, form, port)).unwrap();
+            fs::write(folder.join("sshd_config"), Self::render_config(folder, form, port)).unwrap();
             let child = Self::spawn(&program, folder, form.arguments);
             let mut sshd = Self { child, folder: folder.to_owned(), port };
             let is_up = wait_for("sshd to listen or to end", || {
@@ -53,7 +53,7 @@ impl Sshd {
         panic!("sshd does not start: {}", fs::read_to_string(folder.join("sshd.log")).unwrap());
     }
 
-    fn config(folder: &Path, form: &Form<'_>, port: u16) -> String {
+    fn render_config(folder: &Path, form: &GuestOptions<'_>, port: u16) -> String {
         let dir = folder.display();
         let include = match form.without_drop_ins {
             true => String::new(),
@@ -107,19 +107,19 @@ impl Sshd {
     }
 
     /// As after a boot: another listener, on the files as they are. Nobody else may take its port meanwhile.
-    pub fn boot(&mut self) {
-        self.boot_with(&[]);
+    pub fn start_listener_again(&mut self) {
+        self.start_listener_with_args(&[]);
     }
 
     /// As for a machine that is off: nobody listens, and no pid file is left.
-    pub fn shut_down(&mut self) {
+    pub fn stop_and_remove_pid_file(&mut self) {
         self.stop();
         let _ = fs::remove_file(self.folder.join("sshd.pid"));
     }
 
     /// The same as [`Self::boot`], with these arguments besides.
-    pub fn boot_with(&mut self, arguments: &[&str]) {
-        self.shut_down();
+    pub fn start_listener_with_args(&mut self, arguments: &[&str]) {
+        self.stop_and_remove_pid_file();
         let pid_file = self.folder.join("sshd.pid");
         self.child = Self::spawn(Path::new("/usr/sbin/sshd"), &self.folder, arguments);
         wait_for("sshd to listen", || {
@@ -132,7 +132,7 @@ impl Sshd {
         });
     }
 
-    fn client(&self) -> Command {
+    fn ssh_command(&self) -> Command {
         let mut command = Command::new("ssh");
         command
             .args([
@@ -154,16 +154,16 @@ impl Sshd {
     }
 
     /// Whether this key lets root in.
-    pub fn lets_in(&self, key: &Key) -> bool {
-        let mut client = self.client();
+    pub fn accepts_key(&self, key: &TestKey) -> bool {
+        let mut client = self.ssh_command();
         client.arg("-i").arg(&key.private).args(["root@127.0.0.1", "true"]);
         client.stderr(Stdio::null()).status().unwrap().success()
     }
 
     /// The methods that the running sshd offers.
-    pub fn offers(&self) -> Vec<String> {
+    pub fn offered_methods(&self) -> Vec<String> {
         wait_for("sshd's offer", || {
-            let mut client = self.client();
+            let mut client = self.ssh_command();
             client.args(["-v", "-o", "PreferredAuthentications=none", "root@127.0.0.1", "true"]);
             let output = client.output().unwrap();
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -174,11 +174,11 @@ impl Sshd {
 
     /// Whether the running sshd offers password login.
     pub fn offers_password(&self) -> bool {
-        self.offers().iter().any(|method| method == "password")
+        self.offered_methods().iter().any(|method| method == "password")
     }
 }
 
-impl Drop for Sshd {
+impl Drop for TestSshd {
     fn drop(&mut self) {
         self.stop();
     }

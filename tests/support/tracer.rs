@@ -23,11 +23,11 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::Guest;
+use super::TestGuest;
 
 /// A call: the same one in every trace of the same command.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Call {
+pub struct TracedCall {
     pub name: &'static str,
     /// What it is about, without what differs from guest to guest.
     pub path: String,
@@ -37,33 +37,33 @@ pub struct Call {
     pub changes: bool,
 }
 
-impl Call {
+impl TracedCall {
     /// The first call of this name and path, one that changes something.
-    pub fn first(name: &'static str, path: &str) -> Self {
+    pub fn first_mutation(name: &'static str, path: &str) -> Self {
         Self { name, path: path.to_owned(), nth: 1, changes: true }
     }
 
     /// The signal to sshd.
-    pub fn reload() -> Self {
-        Self::first("kill", SIGNAL)
+    pub fn reload_signal() -> Self {
+        Self::first_mutation("kill", RELOAD_SIGNAL_NAME)
     }
 }
 
-const SIGNAL: &str = "SIGHUP to sshd";
+const RELOAD_SIGNAL_NAME: &str = "SIGHUP to sshd";
 
 /// What becomes of the process at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed {
+pub enum Injection {
     KillBefore,
     KillAfter,
     Fail(Errno),
 }
 
 /// How it ended.
-pub struct Ended {
+pub struct TraceOutcome {
     pub status: WaitStatus,
     /// Its calls, in the order of their beginning.
-    pub calls: Vec<Call>,
+    pub calls: Vec<TracedCall>,
     /// Whether it came to the call that something was to become of.
     pub reached: bool,
 }
@@ -72,14 +72,14 @@ pub struct Ended {
 pub struct Tracee {
     pub pid: Pid,
     closing: Arc<AtomicBool>,
-    tracer: JoinHandle<Ended>,
+    tracer: JoinHandle<TraceOutcome>,
 }
 
 impl Tracee {
     /// The agent with these arguments, what it says in `out.log` and `err.log` of the guest's folder.
     #[allow(clippy::zombie_processes)] // The tracer waits for all that it traces.
-    pub fn start(guest: &Guest, arguments: &[&str], deed: Option<(Call, Deed)>) -> Self {
-        let agent = guest.command(arguments);
+    pub fn start(guest: &TestGuest, arguments: &[&str], deed: Option<(TracedCall, Injection)>) -> Self {
+        let agent = guest.agent_command(arguments);
         // The shell waits until it is traced, and becomes the agent then.
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "read go; exec \"$@\" </dev/null", "sh"]).arg(agent.get_program());
@@ -87,7 +87,7 @@ impl Tracee {
         command.stdout(File::create(guest.path("out.log")).unwrap());
         command.stderr(File::create(guest.path("err.log")).unwrap());
         let sshd = guest.sshd.pid().to_string();
-        let names = Names { folder: guest.folder.path().to_owned(), sshd, own: String::new() };
+        let names = PathNormalizer { folder: guest.folder.path().to_owned(), sshd, own: String::new() };
         let closing = Arc::new(AtomicBool::new(false));
         let (tell, told) = channel();
         let closes = Arc::clone(&closing);
@@ -102,9 +102,9 @@ impl Tracee {
             ptrace::seize(pid, options).unwrap();
             tell.send(pid).unwrap();
             child.stdin.take().unwrap().write_all(b"\n").unwrap();
-            let names = Names { own: pid.to_string(), ..names };
+            let names = PathNormalizer { own: pid.to_string(), ..names };
             let (counts, calls) = (HashMap::new(), Vec::new());
-            Tracer { pid, names, deed, closing: closes, is_agent: false, counts, calls }.attend()
+            Tracer { pid, names, deed, closing: closes, is_agent: false, counts, calls }.run_event_loop()
         });
         let pid = Receiver::recv(&told).unwrap();
         Self { pid, closing, tracer }
@@ -116,25 +116,29 @@ impl Tracee {
     }
 
     /// SIGTERM; what it does from now on is not listed.
-    pub fn terminate(self) -> Ended {
+    pub fn terminate(self) -> TraceOutcome {
         self.closing.store(true, Ordering::SeqCst);
         let _ = kill(self.pid, Signal::SIGTERM);
         self.wait()
     }
 
-    pub fn wait(self) -> Ended {
+    pub fn wait(self) -> TraceOutcome {
         self.tracer.join().unwrap()
     }
 }
 
 /// `apply` of a command.
-pub fn apply(guest: &Guest, command: &Value, deed: Option<(Call, Deed)>) -> Ended {
+pub fn apply_traced(
+    guest: &TestGuest,
+    command: &Value,
+    deed: Option<(TracedCall, Injection)>,
+) -> TraceOutcome {
     let file = guest.path("command.log");
     fs::write(&file, command.to_string()).unwrap();
     Tracee::start(guest, &["apply", file.to_str().unwrap()], deed).wait()
 }
 
-impl Ended {
+impl TraceOutcome {
     /// Whether it was killed where it should be.
     pub fn was_killed(&self) -> bool {
         self.reached && matches!(self.status, WaitStatus::Signaled(_, Signal::SIGKILL, _))
@@ -143,25 +147,25 @@ impl Ended {
 
 struct Tracer {
     pid: Pid,
-    names: Names,
-    deed: Option<(Call, Deed)>,
+    names: PathNormalizer,
+    deed: Option<(TracedCall, Injection)>,
     closing: Arc<AtomicBool>,
     /// Whether it is the shell no more.
     is_agent: bool,
     counts: HashMap<(&'static str, String), usize>,
-    calls: Vec<Call>,
+    calls: Vec<TracedCall>,
 }
 
 /// What a thread of it is in the middle of.
 #[derive(Default)]
-struct Thread {
+struct ThreadState {
     in_call: bool,
-    pending: Option<Deed>,
+    pending: Option<Injection>,
 }
 
 impl Tracer {
-    fn attend(mut self) -> Ended {
-        let mut threads: HashMap<Pid, Thread> = HashMap::new();
+    fn run_event_loop(mut self) -> TraceOutcome {
+        let mut threads: HashMap<Pid, ThreadState> = HashMap::new();
         let mut reached = false;
         loop {
             // A thread that is gone meanwhile is no matter; neither is the one that another one's exec replaced.
@@ -174,28 +178,28 @@ impl Tracer {
                     let thread = threads.entry(pid).or_default();
                     thread.in_call = !thread.in_call;
                     if thread.in_call {
-                        let deed = self.enter(pid);
+                        let deed = self.record_syscall_entry(pid);
                         match deed {
-                            Some(Deed::KillBefore) => {
+                            Some(Injection::KillBefore) => {
                                 reached = true;
                                 skip(pid);
                                 kill(self.pid, Signal::SIGKILL).unwrap();
                             }
-                            Some(Deed::Fail(_)) => skip(pid),
-                            Some(Deed::KillAfter) | None => {}
+                            Some(Injection::Fail(_)) => skip(pid),
+                            Some(Injection::KillAfter) | None => {}
                         }
                         thread.pending = deed;
                     } else {
                         match thread.pending.take() {
-                            Some(Deed::KillAfter) => {
+                            Some(Injection::KillAfter) => {
                                 reached = true;
                                 kill(self.pid, Signal::SIGKILL).unwrap();
                             }
-                            Some(Deed::Fail(errno)) => {
+                            Some(Injection::Fail(errno)) => {
                                 reached = true;
                                 answer(pid, errno);
                             }
-                            Some(Deed::KillBefore) | None => {}
+                            Some(Injection::KillBefore) | None => {}
                         }
                     }
                     go_on(pid, None);
@@ -205,13 +209,13 @@ impl Tracer {
                         // The shell's own exec may be seen too.
                         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
                         self.is_agent = program == Path::new(env!("CARGO_BIN_EXE_keypair-agent"));
-                        threads.insert(pid, Thread { in_call: true, pending: None });
+                        threads.insert(pid, ThreadState { in_call: true, pending: None });
                     }
                     go_on(pid, None);
                 }
                 WaitStatus::Stopped(pid, signal) => go_on(pid, Some(signal)),
                 status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) if pid == self.pid => {
-                    return Ended { status, calls: self.calls, reached };
+                    return TraceOutcome { status, calls: self.calls, reached };
                 }
                 _ => {}
             }
@@ -219,14 +223,14 @@ impl Tracer {
     }
 
     /// What is to become of the call that a thread begins.
-    fn enter(&mut self, pid: Pid) -> Option<Deed> {
+    fn record_syscall_entry(&mut self, pid: Pid) -> Option<Injection> {
         if !self.is_agent || self.closing.load(Ordering::SeqCst) {
             return None;
         }
-        let (name, path, changes) = self.names.call(pid, &registers(pid)?)?;
+        let (name, path, changes) = self.names.describe_syscall(pid, &registers(pid)?)?;
         let count = self.counts.entry((name, path.clone())).or_default();
         *count += 1;
-        let call = Call { name, path, nth: *count, changes };
+        let call = TracedCall { name, path, nth: *count, changes };
         let deed = self.deed.as_ref().filter(|(at, _)| *at == call).map(|(_, deed)| *deed);
         self.calls.push(call);
         deed
@@ -273,7 +277,7 @@ fn skip(_: Pid) {}
 fn answer(_: Pid, _: Errno) {}
 
 /// Says where it cannot be done.
-pub fn available() -> bool {
+pub fn is_tracing_supported() -> bool {
     if !cfg!(target_arch = "x86_64") {
         eprintln!("SKIPPED: the registers of a system call are known on x86_64 alone");
     }
@@ -281,23 +285,23 @@ pub fn available() -> bool {
 }
 
 /// How things are called that are called otherwise in every guest.
-struct Names {
+struct PathNormalizer {
     folder: PathBuf,
     sshd: String,
     own: String,
 }
 
-impl Names {
+impl PathNormalizer {
     /// Name, path, and whether it can change something, of a call that is looked at.
-    fn call(
+    fn describe_syscall(
         &self,
         pid: Pid,
         Registers { number, arguments: [a, b, c, d] }: &Registers,
     ) -> Option<(&'static str, String, bool)> {
         let (a, b, c, d) = (*a, *b, *c, *d);
-        let of_fd = |name: &'static str| Some((name, self.shown(&opened(pid, a)?), true));
+        let of_fd = |name: &'static str| Some((name, self.normalize_path(&read_fd_path(pid, a)?), true));
         let at = |name: &'static str, directory: u64, path: u64| {
-            Some((name, self.shown(&self.joined(pid, directory, path)?), true))
+            Some((name, self.normalize_path(&self.resolve_path(pid, directory, path)?), true))
         };
         let here = libc::AT_FDCWD as u64;
         match *number {
@@ -305,25 +309,25 @@ impl Names {
                 let (name, path, _) = at("openat", a, b)?;
                 // The flags of openat2 are the first word of what is pointed to, open_how(2type).
                 let flags = match *number {
-                    libc::SYS_openat2 => u64::from_ne_bytes(memory(pid, c, 8)?.try_into().ok()?),
+                    libc::SYS_openat2 => u64::from_ne_bytes(read_memory(pid, c, 8)?.try_into().ok()?),
                     _ => c,
                 } as i32;
                 let changes = flags & (libc::O_CREAT | libc::O_TRUNC) != 0 || flags & libc::O_ACCMODE != 0;
                 Some((if changes { "openat for writing" } else { name }, path, changes))
             }
             libc::SYS_read | libc::SYS_pread64 => of_fd("read").map(|(name, path, _)| (name, path, false)),
-            libc::SYS_write | libc::SYS_pwrite64 => match opened(pid, a)? {
-                path if path.starts_with("socket:") => sent(&memory(pid, b, c.min(128))?),
-                path => Some(("write", self.shown(&path), true)),
+            libc::SYS_write | libc::SYS_pwrite64 => match read_fd_path(pid, a)? {
+                path if path.starts_with("socket:") => parse_put_request(&read_memory(pid, b, c.min(128))?),
+                path => Some(("write", self.normalize_path(&path), true)),
             },
-            libc::SYS_sendto => sent(&memory(pid, b, c.min(128))?),
-            libc::SYS_writev => match opened(pid, a)? {
+            libc::SYS_sendto => parse_put_request(&read_memory(pid, b, c.min(128))?),
+            libc::SYS_writev => match read_fd_path(pid, a)? {
                 path if path.starts_with("socket:") => {
-                    let vector = memory(pid, b, 16)?;
+                    let vector = read_memory(pid, b, 16)?;
                     let word = |at: usize| Some(u64::from_ne_bytes(vector.get(at..at + 8)?.try_into().ok()?));
-                    sent(&memory(pid, word(0)?, word(8)?.min(128))?)
+                    parse_put_request(&read_memory(pid, word(0)?, word(8)?.min(128))?)
                 }
-                path => Some(("write", self.shown(&path), true)),
+                path => Some(("write", self.normalize_path(&path), true)),
             },
             libc::SYS_ftruncate => of_fd("ftruncate"),
             libc::SYS_fchmod => of_fd("fchmod"),
@@ -347,22 +351,22 @@ impl Names {
             libc::SYS_rmdir | libc::SYS_unlink => at("unlink", here, a),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_chmod => at("chmod", here, a),
-            libc::SYS_kill if b == libc::SIGHUP as u64 => Some(("kill", SIGNAL.to_owned(), true)),
+            libc::SYS_kill if b == libc::SIGHUP as u64 => Some(("kill", RELOAD_SIGNAL_NAME.to_owned(), true)),
             _ => None,
         }
     }
 
     /// A path of the tracee's, from the directory of a descriptor.
-    fn joined(&self, pid: Pid, directory: u64, path: u64) -> Option<String> {
-        let bytes = text(pid, path)?;
+    fn resolve_path(&self, pid: Pid, directory: u64, path: u64) -> Option<String> {
+        let bytes = read_c_string(pid, path)?;
         if bytes.starts_with('/') || directory as i32 == libc::AT_FDCWD {
             return Some(bytes);
         }
-        let directory = opened(pid, directory)?;
+        let directory = read_fd_path(pid, directory)?;
         Some(if bytes == "." { directory } else { format!("{}/{bytes}", directory.trim_end_matches('/')) })
     }
 
-    fn shown(&self, path: &str) -> String {
+    fn normalize_path(&self, path: &str) -> String {
         if let Some((kind, _)) = path.split_once(":[") {
             return kind.to_owned();
         }
@@ -390,18 +394,18 @@ impl Names {
 }
 
 /// A request that tells the service something.
-fn sent(bytes: &[u8]) -> Option<(&'static str, String, bool)> {
+fn parse_put_request(bytes: &[u8]) -> Option<(&'static str, String, bool)> {
     let text = String::from_utf8_lossy(bytes);
     let (_, resource) = text.lines().next()?.strip_prefix("PUT ")?.split_once("/latest/")?;
     Some(("PUT", resource.split(' ').next()?.to_owned(), true))
 }
 
-fn opened(pid: Pid, descriptor: u64) -> Option<String> {
+fn read_fd_path(pid: Pid, descriptor: u64) -> Option<String> {
     let path = fs::read_link(format!("/proc/{pid}/fd/{}", descriptor as i32)).ok()?;
     Some(path.to_string_lossy().into_owned())
 }
 
-fn memory(pid: Pid, address: u64, length: u64) -> Option<Vec<u8>> {
+fn read_memory(pid: Pid, address: u64, length: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; length as usize];
     let read = File::open(format!("/proc/{pid}/mem")).ok()?.read_at(&mut bytes, address).ok()?;
     bytes.truncate(read);
@@ -409,11 +413,11 @@ fn memory(pid: Pid, address: u64, length: u64) -> Option<Vec<u8>> {
 }
 
 /// A string of the tracee's; it may end where its page does.
-fn text(pid: Pid, address: u64) -> Option<String> {
+fn read_c_string(pid: Pid, address: u64) -> Option<String> {
     let page_ends = 4096 - address % 4096;
-    let mut bytes = memory(pid, address, page_ends)?;
+    let mut bytes = read_memory(pid, address, page_ends)?;
     if !bytes.contains(&0) {
-        bytes.extend(memory(pid, address + page_ends, 4096)?);
+        bytes.extend(read_memory(pid, address + page_ends, 4096)?);
     }
     let end = bytes.iter().position(|byte| *byte == 0)?;
     bytes.truncate(end);

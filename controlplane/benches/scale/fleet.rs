@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Server, binary, file};
+use crate::support::{Server, controlplane_command, write_temp_file};
 
 /// A second of the fleet's.
 #[derive(Debug, Clone)]
-pub(crate) struct Second {
+pub(crate) struct SecondSample {
     pub(crate) waiting: u64,
     pub(crate) asked: u64,
     pub(crate) first_tries: u64,
@@ -22,13 +22,13 @@ pub(crate) struct Second {
     pub(crate) reported: Vec<u64>,
 }
 
-impl Second {
+impl SecondSample {
     /// How many requests failed in it.
     pub(crate) fn failures(&self) -> u64 {
         self.failed.values().sum()
     }
 
-    fn read(line: &str) -> Self {
+    fn from_json_line(line: &str) -> Self {
         let line: Value = serde_json::from_str(line).unwrap();
         let sum = |counts: &Value| counts.as_object().unwrap().values().filter_map(Value::as_u64).sum();
         let times = |times: &Value| times.as_array().unwrap().iter().filter_map(Value::as_u64).collect();
@@ -44,30 +44,32 @@ impl Second {
 }
 
 /// The file that tells a control plane of the agents' instances.
-pub(crate) fn inventory(agents: u64) -> String {
-    let printed =
-        binary().args(["fleet", "--agents", &agents.to_string(), "--print-instances"]).output().unwrap();
+pub(crate) fn write_inventory_file(agents: u64) -> String {
+    let printed = controlplane_command()
+        .args(["fleet", "--agents", &agents.to_string(), "--print-instances"])
+        .output()
+        .unwrap();
     assert!(printed.status.success());
-    file(std::str::from_utf8(&printed.stdout).unwrap())
+    write_temp_file(std::str::from_utf8(&printed.stdout).unwrap())
 }
 
 /// The instances that a control plane knows, by id.
-pub(crate) fn instances(server: &Server) -> Vec<&str> {
+pub(crate) fn known_instance_ids(server: &Server) -> Vec<&str> {
     server.bases.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
 /// A running fleet, ended with the value.
-pub(crate) struct Fleet {
+pub(crate) struct FleetProcess {
     child: Child,
     agents: u64,
-    seconds: Arc<Mutex<Vec<Second>>>,
+    seconds: Arc<Mutex<Vec<SecondSample>>>,
     reading: Option<JoinHandle<()>>,
 }
 
-impl Fleet {
+impl FleetProcess {
     /// Starts it; the agents begin within `ramp` seconds.
     pub(crate) fn start(agents: u64, servers: &[String], ramp: u64) -> Self {
-        let mut child = binary();
+        let mut child = controlplane_command();
         child.args(["fleet", "--agents", &agents.to_string(), "--ramp", &ramp.to_string()]);
         for server in servers {
             child.args(["--metadata", server]);
@@ -78,7 +80,7 @@ impl Fleet {
         let read = seconds.clone();
         let reading = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                read.lock().unwrap().push(Second::read(&line));
+                read.lock().unwrap().push(SecondSample::from_json_line(&line));
             }
         });
         Self { child, agents, seconds, reading: Some(reading) }
@@ -89,26 +91,26 @@ impl Fleet {
     }
 
     /// How many seconds it has told of.
-    pub(crate) fn now(&self) -> usize {
+    pub(crate) fn elapsed_seconds(&self) -> usize {
         self.seconds.lock().unwrap().len()
     }
 
     /// The seconds told of since then.
-    pub(crate) fn since(&self, begin: usize) -> Vec<Second> {
+    pub(crate) fn samples_since(&self, begin: usize) -> Vec<SecondSample> {
         self.seconds.lock().unwrap()[begin..].to_vec()
     }
 
     /// The next `count` seconds, as they pass.
-    pub(crate) fn pass(&self, count: usize) -> Vec<Second> {
-        let begin = self.now();
-        while self.now() < begin + count {
+    pub(crate) fn wait_seconds(&self, count: usize) -> Vec<SecondSample> {
+        let begin = self.elapsed_seconds();
+        while self.elapsed_seconds() < begin + count {
             sleep(Duration::from_millis(50));
         }
-        self.since(begin)[..count].to_vec()
+        self.samples_since(begin)[..count].to_vec()
     }
 
     /// Waits until every agent has its long poll held.
-    pub(crate) fn await_all(&self, patience: Duration) {
+    pub(crate) fn wait_until_all_polling(&self, patience: Duration) {
         let begun = Instant::now();
         while self.seconds.lock().unwrap().last().is_none_or(|last| last.waiting < self.agents) {
             assert!(begun.elapsed() < patience, "not all wait: {:?}", self.seconds.lock().unwrap().last());
@@ -117,7 +119,7 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for FleetProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

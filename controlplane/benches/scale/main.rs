@@ -15,40 +15,46 @@ mod process;
 mod scenes;
 mod trouble;
 
-use keypair_controlplane::descriptors::raise_limit;
+use keypair_controlplane::descriptors::raise_nofile_limit;
 
-use page::Figures;
-use trouble::Trouble;
+use page::Measurements;
+use trouble::ProxyFault;
 
 /// How many the figures in docs/scale.md are of.
-const AGENTS: u64 = 10_000;
+const DEFAULT_AGENTS: u64 = 10_000;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, word, to] = arguments.as_slice()
-        && word == trouble::WORD
+        && word == trouble::PROXY_SUBCOMMAND
     {
-        return trouble::run(to.parse().unwrap());
+        return trouble::run_proxy(to.parse().unwrap());
     }
-    let agents = std::env::var("KEYPAIR_SCALE_AGENTS").map_or(AGENTS, |number| number.parse().unwrap());
-    raise_limit().unwrap();
-    let quiet = scenes::quiet(agents);
-    let shared = scenes::attach_shared(agents);
-    let memory = scenes::attach_in_memory(agents);
-    let idle = scenes::idle(agents);
+    let agents =
+        std::env::var("KEYPAIR_SCALE_AGENTS").map_or(DEFAULT_AGENTS, |number| number.parse().unwrap());
+    raise_nofile_limit().unwrap();
+    let quiet = scenes::measure_quiet(agents);
+    let shared = scenes::measure_attach_shared(agents);
+    let memory = scenes::measure_attach_in_memory(agents);
+    let idle = scenes::measure_idle(agents);
     // Two at a time: what is measured here are counts.
     let ((half_fails, killed), (slow, ended)) = std::thread::scope(|threads| {
-        let one = threads
-            .spawn(|| (scenes::trouble(agents, Trouble::HalfFails), scenes::restart(agents, "KILL", 20)));
-        let other =
-            threads.spawn(|| (scenes::trouble(agents, Trouble::Slow), scenes::restart(agents, "TERM", 2)));
+        let one = threads.spawn(|| {
+            (
+                scenes::measure_fault(agents, ProxyFault::HalfFails),
+                scenes::measure_restart(agents, "KILL", 20),
+            )
+        });
+        let other = threads.spawn(|| {
+            (scenes::measure_fault(agents, ProxyFault::Slow), scenes::measure_restart(agents, "TERM", 2))
+        });
         (one.join().unwrap(), other.join().unwrap())
     });
-    let figures = Figures { agents, quiet, idle, memory, shared, killed, ended, half_fails, slow };
-    println!("{}", figures.table());
-    if agents == AGENTS {
-        figures.write();
+    let figures = Measurements { agents, quiet, idle, memory, shared, killed, ended, half_fails, slow };
+    println!("{}", figures.measurements_table());
+    if agents == DEFAULT_AGENTS {
+        figures.update_docs();
     }
-    let broken = figures.broken();
+    let broken = figures.failed_expectations();
     assert!(broken.is_empty(), "not as promised: {broken:#?}");
 }

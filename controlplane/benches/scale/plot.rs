@@ -10,29 +10,34 @@ const TOP: f64 = 34.0;
 const BOTTOM: f64 = 36.0;
 
 /// A row of bars.
-pub(crate) struct Bars<'a> {
+pub(crate) struct BarSeries<'a> {
     pub(crate) name: &'a str,
     pub(crate) color: &'a str,
     pub(crate) values: Vec<u64>,
 }
 
 /// A level that is looked at.
-pub(crate) struct Level<'a> {
+pub(crate) struct ReferenceLine<'a> {
     pub(crate) name: &'a str,
     pub(crate) value: f64,
 }
 
 /// The next of 1, 2, 5, 10, 20, … that is not less.
-fn round_step(least: f64) -> f64 {
+fn round_up_tick(least: f64) -> f64 {
     let power = 10_f64.powf(least.max(1.0).log10().floor());
     [1.0, 2.0, 5.0, 10.0].map(|digit| digit * power).into_iter().find(|step| *step >= least).unwrap_or(least)
 }
 
 /// The bars of one second stand one before the other, the first at the back; `origin` is the second that is called 0.
-pub(crate) fn chart(title: &str, origin: usize, rows: &[Bars<'_>], levels: &[Level<'_>]) -> String {
+pub(crate) fn render_chart(
+    title: &str,
+    origin: usize,
+    rows: &[BarSeries<'_>],
+    levels: &[ReferenceLine<'_>],
+) -> String {
     let highest = rows.iter().flat_map(|row| &row.values).copied().max().unwrap_or(0) as f64;
     let most = levels.iter().map(|level| level.value).fold(highest, f64::max);
-    let tick = round_step(most / 4.0);
+    let tick = round_up_tick(most / 4.0);
     let top = most * 1.1;
     let count = rows.iter().map(|row| row.values.len()).max().unwrap_or(0);
     let step = (WIDTH - LEFT - RIGHT) / count.max(1) as f64;
@@ -55,7 +60,7 @@ pub(crate) fn chart(title: &str, origin: usize, rows: &[Bars<'_>], levels: &[Lev
         }
         svg += "</g>\n";
     }
-    for Level { name, value } in levels {
+    for ReferenceLine { name, value } in levels {
         let at = y(*value);
         let _ = writeln!(
             svg,

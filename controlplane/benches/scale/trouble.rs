@@ -7,64 +7,64 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use keypair_agent::channel::backoff::random;
-use keypair_controlplane::descriptors::raise_limit;
+use keypair_agent::channel::backoff::random_u64;
+use keypair_controlplane::descriptors::raise_nofile_limit;
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 
 /// How late a slow service is.
-pub(crate) const SLOW: Duration = Duration::from_secs(5);
+pub(crate) const SLOW_DELAY: Duration = Duration::from_secs(5);
 
 /// How the way is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum ProxyFault {
     None,
     /// Every second connection, by chance, gets 503 and nothing else.
     HalfFails,
-    /// Each goes on only after [`SLOW`].
+    /// Each goes on only after [`SLOW_DELAY`].
     Slow,
 }
 
-const TROUBLES: [Trouble; 3] = [Trouble::None, Trouble::HalfFails, Trouble::Slow];
+const ALL_FAULTS: [ProxyFault; 3] = [ProxyFault::None, ProxyFault::HalfFails, ProxyFault::Slow];
 
 /// What makes this program the proxy.
-pub(crate) const WORD: &str = "trouble";
+pub(crate) const PROXY_SUBCOMMAND: &str = "trouble";
 
 /// The proxy's process, ended with the value.
-pub(crate) struct Proxy {
+pub(crate) struct FaultProxy {
     child: Child,
     orders: ChildStdin,
     said: BufReader<ChildStdout>,
     pub(crate) address: String,
 }
 
-impl Proxy {
+impl FaultProxy {
     pub(crate) fn start(to: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([WORD, to])
+            .args([PROXY_SUBCOMMAND, to])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap());
-        let address = line(&mut said);
+        let address = read_trimmed_line(&mut said);
         Self { orders: child.stdin.take().unwrap(), said, child, address }
     }
 
     /// From now on the way is so. How many connections were made to suffer before.
-    pub(crate) fn make(&mut self, trouble: Trouble) -> u64 {
+    pub(crate) fn set_fault(&mut self, trouble: ProxyFault) -> u64 {
         writeln!(self.orders, "{}", trouble as u8).unwrap();
-        line(&mut self.said).parse().unwrap()
+        read_trimmed_line(&mut self.said).parse().unwrap()
     }
 }
 
-fn line(from: &mut impl BufRead) -> String {
+fn read_trimmed_line(from: &mut impl BufRead) -> String {
     let mut line = String::new();
     from.read_line(&mut line).unwrap();
     line.trim().to_owned()
 }
 
-impl Drop for Proxy {
+impl Drop for FaultProxy {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -72,8 +72,8 @@ impl Drop for Proxy {
 }
 
 /// The proxy itself, until its orders end.
-pub(crate) fn run(to: SocketAddr) {
-    raise_limit().unwrap();
+pub(crate) fn run_proxy(to: SocketAddr) {
+    raise_nofile_limit().unwrap();
     let trouble = Arc::new(AtomicU8::new(0));
     let suffered = Arc::new(AtomicU64::new(0));
     let (told, counted) = (trouble.clone(), suffered.clone());
@@ -90,20 +90,25 @@ pub(crate) fn run(to: SocketAddr) {
         println!("{}", listener.local_addr().unwrap());
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let trouble = TROUBLES[usize::from(trouble.load(Ordering::SeqCst))];
-            tokio::spawn(pass(stream, to, trouble, suffered.clone()));
+            let trouble = ALL_FAULTS[usize::from(trouble.load(Ordering::SeqCst))];
+            tokio::spawn(forward_connection(stream, to, trouble, suffered.clone()));
         }
     });
 }
 
-async fn pass(mut from: TcpStream, to: SocketAddr, trouble: Trouble, suffered: Arc<AtomicU64>) {
+async fn forward_connection(
+    mut from: TcpStream,
+    to: SocketAddr,
+    trouble: ProxyFault,
+    suffered: Arc<AtomicU64>,
+) {
     match trouble {
-        Trouble::None => {}
-        Trouble::Slow => {
+        ProxyFault::None => {}
+        ProxyFault::Slow => {
             suffered.fetch_add(1, Ordering::SeqCst);
-            tokio::time::sleep(SLOW).await;
+            tokio::time::sleep(SLOW_DELAY).await;
         }
-        Trouble::HalfFails if random().is_multiple_of(2) => {
+        ProxyFault::HalfFails if random_u64().is_multiple_of(2) => {
             suffered.fetch_add(1, Ordering::SeqCst);
             // The request is read first: a connection that is closed over it is a reset to its sender.
             let _ = from.readable().await;
@@ -115,7 +120,7 @@ async fn pass(mut from: TcpStream, to: SocketAddr, trouble: Trouble, suffered: A
                 .await;
             return;
         }
-        Trouble::HalfFails => {}
+        ProxyFault::HalfFails => {}
     }
     if let Ok(mut to) = TcpStream::connect(to).await {
         let _ = copy_bidirectional_with_sizes(&mut from, &mut to, 1024, 1024).await;

@@ -3,29 +3,29 @@
 use axum::Extension;
 use axum::extract::{Path, State};
 use futures_util::future::join_all;
-use keypair_agent::channel::backoff::{random, uniform};
+use keypair_agent::channel::backoff::{random_u64, uniform_duration};
 use keypair_agent::policy::outcome;
 use keypair_agent::policy::types::KeyName;
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
-use super::body::{Fields, RawBody};
-use super::envelope::{Handled, Reply};
+use super::body::{RawBody, RequestFields};
+use super::envelope::{HandlerResult, Reply};
 use super::error::ApiError;
 use super::{instances, keypairs};
 use crate::ids::RequestId;
 use crate::inventory::{Instance, OsType, Status};
 use crate::keypair::{Region, StoredKeyPair};
-use crate::platform::Platform;
-use crate::store::{Order, OrderVerb, Placed, Refused};
+use crate::platform::AppState;
+use crate::store::{Order, OrderError, OrderKind, QueuedCommand};
 
 /// When a store that failed is asked again, at the earliest.
-const AGAIN: Duration = Duration::from_secs(2);
+const STORE_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// What is asked of a key pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verb {
+enum AttachKind {
     Attach,
     Detach,
 }
@@ -35,12 +35,12 @@ enum Verb {
 /// # Errors
 /// Those of KP-9.3 and KP-9.4.
 pub async fn attach(
-    State(platform): State<Platform>,
+    State(platform): State<AppState>,
     Extension(request): Extension<RequestId>,
     Path(target): Path<(String, String)>,
     body: RawBody,
-) -> Handled {
-    bind(&platform, request, target, body, Verb::Attach).await
+) -> HandlerResult {
+    attach_or_detach(&platform, request, target, body, AttachKind::Attach).await
 }
 
 /// Answers `POST /v1/regions/{region}/keypairs/{keyName}:detach`.
@@ -48,54 +48,54 @@ pub async fn attach(
 /// # Errors
 /// Those of KP-9.3 and KP-9.4.
 pub async fn detach(
-    State(platform): State<Platform>,
+    State(platform): State<AppState>,
     Extension(request): Extension<RequestId>,
     Path(target): Path<(String, String)>,
     body: RawBody,
-) -> Handled {
-    bind(&platform, request, target, body, Verb::Detach).await
+) -> HandlerResult {
+    attach_or_detach(&platform, request, target, body, AttachKind::Detach).await
 }
 
-async fn bind(
-    platform: &Platform,
+async fn attach_or_detach(
+    platform: &AppState,
     request: RequestId,
     (region, key_name): (String, String),
     body: RawBody,
-    verb: Verb,
-) -> Handled {
-    let region = keypairs::region(&region)?;
-    let fields = Fields::read(body)?;
+    verb: AttachKind,
+) -> HandlerResult {
+    let region = keypairs::parse_region(&region)?;
+    let fields = RequestFields::from_body(body)?;
     let ids = fields.instance_ids()?;
     let password_auth = match verb {
-        Verb::Attach => Some(fields.password_auth()?),
-        Verb::Detach => None,
+        AttachKind::Attach => Some(fields.password_auth()?),
+        AttachKind::Detach => None,
     };
     // A name that cannot be is a name that is not there.
-    let no_key_pair = || ApiError::NoKeyPair(key_name.clone());
+    let no_key_pair = || ApiError::KeyPairNotFound(key_name.clone());
     let key_name: KeyName = key_name.parse().map_err(|_| no_key_pair())?;
-    let key_pair = platform.store.key_pair(&region, &key_name).await?.ok_or_else(no_key_pair)?;
-    let instances = fit_instances(platform, &region, &ids).await?;
+    let key_pair = platform.store.find_key_pair(&region, &key_name).await?.ok_or_else(no_key_pair)?;
+    let instances = find_eligible_instances(platform, &region, &ids).await?;
     let order = Order {
         request,
         region,
         verb: match password_auth {
-            Some(password_auth) => OrderVerb::Attach(key_name.clone(), password_auth),
-            None => OrderVerb::Detach(key_name.clone()),
+            Some(password_auth) => OrderKind::Attach(key_name.clone(), password_auth),
+            None => OrderKind::Detach(key_name.clone()),
         },
         instances: instances.iter().map(|(instance, _)| instance.id.clone()).collect(),
     };
-    let placed = platform.place(&order).await?.map_err(|refused| match (refused, verb) {
-        (Refused::NoKeyPair, _) => ApiError::NoKeyPair(key_name.to_string()),
-        (Refused::Bound(id), Verb::Attach) => ApiError::AlreadyAttached(id),
-        (Refused::Bound(id), Verb::Detach) => ApiError::OtherAttached(id),
+    let placed = platform.queue_order(&order).await?.map_err(|refused| match (refused, verb) {
+        (OrderError::KeyPairNotFound, _) => ApiError::KeyPairNotFound(key_name.to_string()),
+        (OrderError::AlreadyBound(id), AttachKind::Attach) => ApiError::AlreadyAttached(id),
+        (OrderError::AlreadyBound(id), AttachKind::Detach) => ApiError::OtherKeyPairAttached(id),
     })?;
     // After a detach nothing is bound.
-    log_placed(&order, password_auth.is_some().then_some(&key_pair), &placed);
+    log_queued_commands(&order, password_auth.is_some().then_some(&key_pair), &placed);
     let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + platform.attach_wait;
     // All at once, here and for the states: a store answers many questions together.
     let waits = instances.iter().zip(&placed);
-    let accepted = waits.map(|((_, status), placed)| accepted(platform, status, placed, deadline));
+    let accepted = waits.map(|((_, status), placed)| wait_for_success(platform, status, placed, deadline));
     for ((instance, _), accepted) in instances.iter().zip(join_all(accepted).await) {
         match accepted {
             true => succeeded.push(instance.id.as_str()),
@@ -107,41 +107,48 @@ async fn bind(
 
 /// The instances named and the state of each, where all of them are there, run Linux, and are running or stopped: each
 /// fault is looked for on all instances before the next one is.
-async fn fit_instances<'a>(
-    platform: &'a Platform,
+async fn find_eligible_instances<'a>(
+    platform: &'a AppState,
     region: &Region,
     ids: &[&str],
 ) -> Result<Vec<(&'a Instance, Status)>, ApiError> {
     let instances: Vec<&Instance> =
-        ids.iter().map(|id| instances::find(platform, region, id)).collect::<Result<_, _>>()?;
+        ids.iter().map(|id| instances::find_instance(platform, region, id)).collect::<Result<_, _>>()?;
     if instances.iter().any(|instance| instance.os_type == OsType::Windows) {
         return Err(ApiError::WindowsOs);
     }
-    let statuses = join_all(instances.iter().map(|instance| instances::fit_status(platform, instance))).await;
+    let statuses =
+        join_all(instances.iter().map(|instance| instances::require_running_or_stopped(platform, instance)))
+            .await;
     instances.into_iter().zip(statuses).map(|(instance, status)| Ok((instance, status?))).collect()
 }
 
 /// Whether an instance counts as successful: a stopped one at once, a running one when its guest says so
 /// before the deadline. What comes later is stored all the same. The command is queued by now, so that a store which cannot be
 /// asked is a guest that was not heard of.
-async fn accepted(platform: &Platform, status: &Status, placed: &Placed, deadline: Instant) -> bool {
+async fn wait_for_success(
+    platform: &AppState,
+    status: &Status,
+    placed: &QueuedCommand,
+    deadline: Instant,
+) -> bool {
     if *status == Status::Stopped {
         return true;
     }
     tokio::select! {
         // A result that is there is seen also by who does not wait at all.
         biased;
-        status = outcome_of(platform, placed) => return status == outcome::Status::Succeeded,
+        status = wait_for_outcome(platform, placed) => return status == outcome::Status::Succeeded,
         () = tokio::time::sleep_until(deadline) => {}
-        () = platform.shutdown.begun() => {}
+        () = platform.shutdown.triggered() => {}
     }
     warn!(instance = %placed.instance, command = %placed.command, "the guest is silent; the command stays queued");
     false
 }
 
 /// How a command ended, once it has.
-async fn outcome_of(platform: &Platform, placed: &Placed) -> outcome::Status {
-    let mut changes = platform.store.changes(&placed.instance);
+async fn wait_for_outcome(platform: &AppState, placed: &QueuedCommand) -> outcome::Status {
+    let mut changes = platform.store.watch_changes(&placed.instance);
     loop {
         changes.borrow_and_update();
         match platform.store.outcome(&placed.instance, &placed.command).await {
@@ -155,19 +162,20 @@ async fn outcome_of(platform: &Platform, placed: &Placed) -> outcome::Status {
             Err(error) => {
                 debug!(instance = %placed.instance, "{error}");
                 // Not by thousands at once.
-                tokio::time::sleep(AGAIN + uniform(AGAIN, random())).await;
+                tokio::time::sleep(STORE_RETRY_DELAY + uniform_duration(STORE_RETRY_DELAY, random_u64()))
+                    .await;
             }
         }
     }
 }
 
 /// Says which commands an order led to, and which key pair is bound by them.
-pub(super) fn log_placed(order: &Order, bound: Option<&StoredKeyPair>, placed: &[Placed]) {
+pub(super) fn log_queued_commands(order: &Order, bound: Option<&StoredKeyPair>, placed: &[QueuedCommand]) {
     let verb = order.verb.action();
     let key_name = order.verb.key_name().map(tracing::field::display);
     let key = bound.map(|bound| bound.key_pair.public_key.fingerprint().sha256);
     let key = key.as_deref();
-    for Placed { instance, command, fresh } in placed {
+    for QueuedCommand { instance, command, fresh } in placed {
         let said = if *fresh { "queued" } else { "asked for again, still queued" };
         info!(%instance, %command, key_name, key, "{verb}: {said}");
     }

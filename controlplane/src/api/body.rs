@@ -14,15 +14,15 @@ pub type RawBody = Result<Bytes, BytesRejection>;
 
 /// The fields of a request's body; `null` counts as absent.
 #[derive(Debug)]
-pub struct Fields(Map<String, Value>);
+pub struct RequestFields(Map<String, Value>);
 
-impl Fields {
+impl RequestFields {
     /// Reads a body.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` where it is no JSON object or too long.
-    pub fn read(body: RawBody) -> Result<Self, ApiError> {
-        let bytes = body.map_err(|_| too_long())?;
+    pub fn from_body(body: RawBody) -> Result<Self, ApiError> {
+        let bytes = body.map_err(|_| body_too_long())?;
         Self::parse(&bytes)
     }
 
@@ -30,7 +30,7 @@ impl Fields {
         // serde_json's own message may quote the input; its place does not.
         serde_json::from_slice(bytes).map(Self).map_err(|error| {
             let (line, column) = (error.line(), error.column());
-            invalid(format!("the body is not a JSON object (line {line}, column {column})"))
+            invalid_argument(format!("the body is not a JSON object (line {line}, column {column})"))
         })
     }
 
@@ -42,11 +42,11 @@ impl Fields {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` where it is not, or is no text.
-    pub fn text(&self, name: &str) -> Result<&str, ApiError> {
+    pub fn required_str(&self, name: &str) -> Result<&str, ApiError> {
         match self.get(name) {
             Some(Value::String(text)) => Ok(text),
-            Some(_) => Err(invalid(format!("{name} is not a string"))),
-            None => Err(invalid(format!("{name} is missing"))),
+            Some(_) => Err(invalid_argument(format!("{name} is not a string"))),
+            None => Err(invalid_argument(format!("{name} is missing"))),
         }
     }
 
@@ -55,8 +55,8 @@ impl Fields {
     /// # Errors
     /// `INVALID_ARGUMENT` where it is missing, or no name.
     pub fn key_name(&self) -> Result<KeyName, ApiError> {
-        let refused = |error: Invalid| invalid(format!("keyName is refused: {error}"));
-        self.text("keyName")?.parse().map_err(refused)
+        let refused = |error: Invalid| invalid_argument(format!("keyName is refused: {error}"));
+        self.required_str("keyName")?.parse().map_err(refused)
     }
 
     /// `instanceIds`, each once, in the order given.
@@ -64,8 +64,8 @@ impl Fields {
     /// # Errors
     /// `INVALID_ARGUMENT` where it is not an array of at least one text.
     pub fn instance_ids(&self) -> Result<Vec<&str>, ApiError> {
-        let wrong = || invalid("instanceIds is not an array of instance ids");
-        let values = self.get("instanceIds").ok_or_else(|| invalid("instanceIds is missing"))?;
+        let wrong = || invalid_argument("instanceIds is not an array of instance ids");
+        let values = self.get("instanceIds").ok_or_else(|| invalid_argument("instanceIds is missing"))?;
         let (mut ids, mut seen) = (Vec::new(), HashSet::new());
         for value in values.as_array().ok_or_else(wrong)? {
             let id = value.as_str().ok_or_else(wrong)?;
@@ -74,7 +74,7 @@ impl Fields {
             }
         }
         if ids.is_empty() {
-            return Err(invalid("instanceIds is empty: at least one instance is needed"));
+            return Err(invalid_argument("instanceIds is empty: at least one instance is needed"));
         }
         Ok(ids)
     }
@@ -90,24 +90,26 @@ impl Fields {
                 None => continue,
                 Some(Value::Bool(true)) => PasswordAuth::Yes,
                 Some(Value::Bool(false)) => PasswordAuth::No,
-                Some(Value::String(text)) => text.parse().map_err(|error| invalid(format!("{error}")))?,
-                Some(_) => return Err(invalid("passWordAuth is 'yes' or 'no'")),
+                Some(Value::String(text)) => {
+                    text.parse().map_err(|error| invalid_argument(format!("{error}")))?
+                }
+                Some(_) => return Err(invalid_argument("passWordAuth is 'yes' or 'no'")),
             };
             if found.is_some_and(|first| first != value) {
-                return Err(invalid("passWordAuth is given in both spellings, and they differ"));
+                return Err(invalid_argument("passWordAuth is given in both spellings, and they differ"));
             }
             found = Some(value);
         }
-        found.ok_or_else(|| invalid("passWordAuth is missing: 'yes' or 'no' is needed"))
+        found.ok_or_else(|| invalid_argument("passWordAuth is missing: 'yes' or 'no' is needed"))
     }
 }
 
 /// A body that is too long, or whose sender went away.
-pub fn too_long() -> ApiError {
-    invalid("the body cannot be read: 1 MiB is read at most")
+pub fn body_too_long() -> ApiError {
+    invalid_argument("the body cannot be read: 1 MiB is read at most")
 }
 
-fn invalid(what: impl Into<String>) -> ApiError {
+fn invalid_argument(what: impl Into<String>) -> ApiError {
     ApiError::InvalidArgument(what.into())
 }
 
@@ -116,12 +118,12 @@ fn invalid(what: impl Into<String>) -> ApiError {
 mod tests {
     use super::*;
 
-    fn fields(text: &str) -> Fields {
-        Fields::parse(text.as_bytes()).unwrap()
+    fn parse_fields(text: &str) -> RequestFields {
+        RequestFields::parse(text.as_bytes()).unwrap()
     }
 
     #[test]
-    fn password_auth_has_two_spellings_and_many_words() {
+    fn password_auth_accepts_both_spellings_and_all_values() {
         for (text, meant) in [
             (r#"{"passWordAuth":"yes"}"#, PasswordAuth::Yes),
             (r#"{"passwordAuth":"No"}"#, PasswordAuth::No),
@@ -131,7 +133,7 @@ mod tests {
             (r#"{"passWordAuth":false,"passwordAuth":null}"#, PasswordAuth::No),
             (r#"{"passWordAuth":"no","passwordAuth":false}"#, PasswordAuth::No),
         ] {
-            assert_eq!(fields(text).password_auth(), Ok(meant), "{text}");
+            assert_eq!(parse_fields(text).password_auth(), Ok(meant), "{text}");
         }
         for text in [
             "{}",
@@ -141,22 +143,25 @@ mod tests {
             r#"{"passWordAuth":"yes","passwordAuth":"no"}"#,
             r#"{"passWordAuth":"yes","passwordAuth":"maybe"}"#,
         ] {
-            assert!(matches!(fields(text).password_auth(), Err(ApiError::InvalidArgument(_))), "{text}");
+            assert!(
+                matches!(parse_fields(text).password_auth(), Err(ApiError::InvalidArgument(_))),
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn instance_ids_are_kept_once_and_in_order() {
-        assert_eq!(fields(r#"{"instanceIds":["b","a","b"]}"#).instance_ids().unwrap(), ["b", "a"]);
+    fn instance_ids_are_deduplicated_in_order() {
+        assert_eq!(parse_fields(r#"{"instanceIds":["b","a","b"]}"#).instance_ids().unwrap(), ["b", "a"]);
         for text in ["{}", r#"{"instanceIds":[]}"#, r#"{"instanceIds":"a"}"#, r#"{"instanceIds":["a",1]}"#] {
-            assert!(fields(text).instance_ids().is_err(), "{text}");
+            assert!(parse_fields(text).instance_ids().is_err(), "{text}");
         }
     }
 
     #[test]
-    fn a_body_is_an_object_and_never_repeated() {
+    fn body_parse_error_does_not_echo_input() {
         for text in ["", "[]", "null", "{\"a\":", "ssh-ed25519 AAAA"] {
-            let error = Fields::parse(text.as_bytes()).unwrap_err().to_string();
+            let error = RequestFields::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("line ") && !error.contains("AAAA"), "{error}");
         }
     }

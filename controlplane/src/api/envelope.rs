@@ -16,15 +16,15 @@ use crate::ids::RequestId;
 pub struct Reply(pub Value);
 
 /// What a handler returns.
-pub type Handled = Result<Reply, ApiError>;
+pub type HandlerResult = Result<Reply, ApiError>;
 
 #[derive(Clone)]
-struct Content(Result<Value, ApiError>);
+struct EnvelopeContent(Result<Value, ApiError>);
 
 impl IntoResponse for Reply {
     fn into_response(self) -> Response {
         let mut response = StatusCode::OK.into_response();
-        response.extensions_mut().insert(Content(Ok(self.0)));
+        response.extensions_mut().insert(EnvelopeContent(Ok(self.0)));
         response
     }
 }
@@ -32,19 +32,19 @@ impl IntoResponse for Reply {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.http_status().into_response();
-        response.extensions_mut().insert(Content(Err(self)));
+        response.extensions_mut().insert(EnvelopeContent(Err(self)));
         response
     }
 }
 
 /// Gives a request its id, and its answer the envelope; logs one line.
-pub async fn wrap(mut request: Request, next: Next) -> Response {
-    let id = RequestId::fresh();
+pub async fn wrap_in_envelope(mut request: Request, next: Next) -> Response {
+    let id = RequestId::generate();
     request.extensions_mut().insert(id.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;
-    let content = match response.extensions_mut().remove::<Content>() {
-        Some(Content(content)) => content,
+    let content = match response.extensions_mut().remove::<EnvelopeContent>() {
+        Some(EnvelopeContent(content)) => content,
         None => Err(ApiError::from_http_status(response.status())),
     };
     let body = match content {
@@ -54,7 +54,7 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         }
         Err(error) => {
             *response.status_mut() = error.http_status();
-            info!(request = %id, "{method} {path}: {}", loggable(&error));
+            info!(request = %id, "{method} {path}: {}", redact_for_log(&error));
             let (code, status) = (error.http_status().as_u16(), error.status());
             json!({ "requestId": id.as_str(), "error": { "code": code, "status": status, "message": error.to_string() } })
         }
@@ -70,7 +70,7 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
 }
 
 /// The error without what must not be logged: the text given as a public key.
-fn loggable(error: &ApiError) -> String {
+fn redact_for_log(error: &ApiError) -> String {
     match error {
         ApiError::MalformedPublicKey(_) => "Malformed PublicKey".to_owned(),
         // What the caller named is repeated; quoted, so that it cannot forge a line of the log.

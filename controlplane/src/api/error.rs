@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use keypair_agent::policy::types::InstanceId;
 use tracing::error;
 
-use super::authenticate::Unauthentic;
+use super::authenticate::AuthError;
 use crate::inventory::Status;
 use crate::store::StoreError;
 
@@ -20,25 +20,25 @@ pub enum ApiError {
     /// An attach, and something is bound.
     AlreadyAttached(InstanceId),
     /// A detach, and another key pair is bound.
-    OtherAttached(InstanceId),
+    OtherKeyPairAttached(InstanceId),
     /// No such instance in the region.
-    NoInstance(String),
+    InstanceNotFound(String),
     /// No such key pair in the region.
-    NoKeyPair(String),
+    KeyPairNotFound(String),
     /// An import under a name that is taken.
     NameInUse(String),
     /// An import of something that is no public key that can be bound; the text given.
     MalformedPublicKey(String),
     /// No such request, or one of long ago.
-    NoRequest(String),
+    RequestNotFound(String),
     /// The request is not signed as it must be.
-    Unauthentic(Unauthentic),
+    Unauthenticated(AuthError),
     /// Any other bad parameter: which, and what would do.
     InvalidArgument(String),
     /// No such path.
-    NoSuchPath,
+    PathNotFound,
     /// The path does not know this method.
-    NoSuchMethod,
+    MethodNotAllowed,
     /// Something here failed, and nothing was changed; the log says what.
     Internal,
     /// Nobody knows whether something was changed.
@@ -52,15 +52,16 @@ impl ApiError {
             Self::WindowsOs
             | Self::InvalidStatus(_)
             | Self::AlreadyAttached(_)
-            | Self::OtherAttached(_)
+            | Self::OtherKeyPairAttached(_)
             | Self::NameInUse(_)
             | Self::MalformedPublicKey(_)
             | Self::InvalidArgument(_) => StatusCode::BAD_REQUEST,
-            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoRequest(_) | Self::NoSuchPath => {
-                StatusCode::NOT_FOUND
-            }
-            Self::Unauthentic(_) => StatusCode::UNAUTHORIZED,
-            Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::InstanceNotFound(_)
+            | Self::KeyPairNotFound(_)
+            | Self::RequestNotFound(_)
+            | Self::PathNotFound => StatusCode::NOT_FOUND,
+            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -71,13 +72,16 @@ impl ApiError {
             Self::WindowsOs
             | Self::InvalidStatus(_)
             | Self::AlreadyAttached(_)
-            | Self::OtherAttached(_)
+            | Self::OtherKeyPairAttached(_)
             | Self::NameInUse(_)
             | Self::MalformedPublicKey(_) => "FAILED_PRECONDITION",
             Self::InvalidArgument(_) => "INVALID_ARGUMENT",
-            Self::NoInstance(_) | Self::NoKeyPair(_) | Self::NoRequest(_) | Self::NoSuchPath => "NOT_FOUND",
-            Self::Unauthentic(_) => "ACCESS_ERROR",
-            Self::NoSuchMethod => "METHOD_NOT_ALLOWED",
+            Self::InstanceNotFound(_)
+            | Self::KeyPairNotFound(_)
+            | Self::RequestNotFound(_)
+            | Self::PathNotFound => "NOT_FOUND",
+            Self::Unauthenticated(_) => "ACCESS_ERROR",
+            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             Self::Internal => "INTERNAL",
             Self::Unknown => "UNKNOWN",
         }
@@ -86,8 +90,8 @@ impl ApiError {
     /// What is said of an answer that no handler of ours gave.
     pub fn from_http_status(status: StatusCode) -> Self {
         match status {
-            StatusCode::NOT_FOUND => Self::NoSuchPath,
-            StatusCode::METHOD_NOT_ALLOWED => Self::NoSuchMethod,
+            StatusCode::NOT_FOUND => Self::PathNotFound,
+            StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
             _ if status.is_client_error() => Self::InvalidArgument("the request cannot be read".into()),
             _ => Self::Unknown,
         }
@@ -100,16 +104,16 @@ impl fmt::Display for ApiError {
             Self::WindowsOs => f.write_str("Windows OS doesn't support attach keypair."),
             Self::InvalidStatus(status) => write!(f, "Invalid instance status {status}"),
             Self::AlreadyAttached(id) => write!(f, "Already attached key pair. instance id {id}"),
-            Self::OtherAttached(id) => write!(f, "Already attached other keypair. instance id {id}"),
-            Self::NoInstance(id) => write!(f, "Instance '{id}' not found."),
-            Self::NoKeyPair(name) => write!(f, "Keypair '{name}' not found"),
+            Self::OtherKeyPairAttached(id) => write!(f, "Already attached other keypair. instance id {id}"),
+            Self::InstanceNotFound(id) => write!(f, "Instance '{id}' not found."),
+            Self::KeyPairNotFound(name) => write!(f, "Keypair '{name}' not found"),
             Self::NameInUse(name) => write!(f, "KeyName '{name}' already in use"),
             Self::MalformedPublicKey(text) => write!(f, "Malformed PublicKey {text}"),
-            Self::NoRequest(id) => write!(f, "Request '{id}' not found."),
-            Self::Unauthentic(why) => why.fmt(f),
+            Self::RequestNotFound(id) => write!(f, "Request '{id}' not found."),
+            Self::Unauthenticated(why) => why.fmt(f),
             Self::InvalidArgument(what) => f.write_str(what),
-            Self::NoSuchPath => f.write_str("no such path here"),
-            Self::NoSuchMethod => f.write_str("this path does not know this method"),
+            Self::PathNotFound => f.write_str("no such path here"),
+            Self::MethodNotAllowed => f.write_str("this path does not know this method"),
             Self::Internal => f.write_str("Internal server error"),
             Self::Unknown => f.write_str("Unknown server error"),
         }
@@ -128,18 +132,18 @@ impl From<StoreError> for ApiError {
     }
 }
 
-impl From<Unauthentic> for ApiError {
-    fn from(why: Unauthentic) -> Self {
-        Self::Unauthentic(why)
+impl From<AuthError> for ApiError {
+    fn from(why: AuthError) -> Self {
+        Self::Unauthenticated(why)
     }
 }
 
 /// Answers a path that is none.
-pub async fn no_such_path() -> ApiError {
-    ApiError::NoSuchPath
+pub async fn path_not_found() -> ApiError {
+    ApiError::PathNotFound
 }
 
 /// Answers a method that the path does not know.
-pub async fn no_such_method() -> ApiError {
-    ApiError::NoSuchMethod
+pub async fn method_not_allowed() -> ApiError {
+    ApiError::MethodNotAllowed
 }

@@ -7,39 +7,43 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tracing::info;
 
-use super::bind::log_placed;
-use super::body::{Fields, RawBody};
-use super::envelope::{Handled, Reply};
+use super::bind::log_queued_commands;
+use super::body::{RawBody, RequestFields};
+use super::envelope::{HandlerResult, Reply};
 use super::error::ApiError;
 use super::keypairs;
 use super::list_query::{self, ListQuery, RawQuery};
 use crate::ids::RequestId;
 use crate::inventory::{Instance, OsType, Status};
 use crate::keypair::Region;
-use crate::lifecycle::{self, Verb};
-use crate::platform::Platform;
-use crate::store::{Order, OrderVerb, StoreError};
+use crate::lifecycle::{self, InstanceAction};
+use crate::platform::AppState;
+use crate::store::{Order, OrderKind, StoreError};
 
 /// Answers `GET /v1/regions/{region}/instances`.
 ///
 /// # Errors
 /// Those of KP-9.3.
-pub async fn list(State(platform): State<Platform>, Path(region): Path<String>, query: RawQuery) -> Handled {
-    let region = keypairs::region(&region)?;
-    let query = ListQuery::read(&list_query::pairs(query)?, &["instanceId", "status"])?;
+pub async fn list_instances(
+    State(platform): State<AppState>,
+    Path(region): Path<String>,
+    query: RawQuery,
+) -> HandlerResult {
+    let region = keypairs::parse_region(&region)?;
+    let query = ListQuery::from_pairs(&list_query::parse_query_pairs(query)?, &["instanceId", "status"])?;
     let here: Vec<_> = platform.inventory.iter().filter(|instance| instance.region == region).collect();
     let statuses = join_all(here.iter().map(|instance| platform.status(instance))).await;
     let mut wanted = Vec::new();
     for (instance, status) in here.into_iter().zip(statuses) {
         let status = status?;
         let words = status.to_string();
-        if query.wants(|field| if field == "status" { &words } else { instance.id.as_str() }) {
+        if query.matches(|field| if field == "status" { &words } else { instance.id.as_str() }) {
             wanted.push((instance, status));
         }
     }
     let mut page = Vec::new();
     for (instance, status) in query.page(&wanted) {
-        page.push(described(&platform, instance, status).await?);
+        page.push(instance_to_json(&platform, instance, status).await?);
     }
     Ok(Reply(json!({ "instances": page, "totalCount": wanted.len() })))
 }
@@ -48,35 +52,47 @@ pub async fn list(State(platform): State<Platform>, Path(region): Path<String>, 
 ///
 /// # Errors
 /// Those of KP-9.3.
-pub async fn one(State(platform): State<Platform>, Path((region, id)): Path<(String, String)>) -> Handled {
-    let region = keypairs::region(&region)?;
-    let instance = find(&platform, &region, &id)?;
+pub async fn get_instance(
+    State(platform): State<AppState>,
+    Path((region, id)): Path<(String, String)>,
+) -> HandlerResult {
+    let region = keypairs::parse_region(&region)?;
+    let instance = find_instance(&platform, &region, &id)?;
     let status = platform.status(instance).await?;
-    Ok(Reply(json!({ "instance": described(&platform, instance, &status).await? })))
+    Ok(Reply(json!({ "instance": instance_to_json(&platform, instance, &status).await? })))
 }
 
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:startInstance`.
 ///
 /// # Errors
 /// Those of KP-9.3.
-pub async fn start(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
-    bring(&platform, target, Verb::Start).await
+pub async fn start_instance(
+    State(platform): State<AppState>,
+    Path(target): Path<(String, String)>,
+) -> HandlerResult {
+    change_instance_state(&platform, target, InstanceAction::Start).await
 }
 
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:stopInstance`.
 ///
 /// # Errors
 /// Those of KP-9.3.
-pub async fn stop(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
-    bring(&platform, target, Verb::Stop).await
+pub async fn stop_instance(
+    State(platform): State<AppState>,
+    Path(target): Path<(String, String)>,
+) -> HandlerResult {
+    change_instance_state(&platform, target, InstanceAction::Stop).await
 }
 
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:rebootInstance`.
 ///
 /// # Errors
 /// Those of KP-9.3.
-pub async fn reboot(State(platform): State<Platform>, Path(target): Path<(String, String)>) -> Handled {
-    bring(&platform, target, Verb::Reboot).await
+pub async fn reboot_instance(
+    State(platform): State<AppState>,
+    Path(target): Path<(String, String)>,
+) -> HandlerResult {
+    change_instance_state(&platform, target, InstanceAction::Reboot).await
 }
 
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:modifyInstancePassword`: turns password login on, which is the
@@ -85,35 +101,39 @@ pub async fn reboot(State(platform): State<Platform>, Path(target): Path<(String
 /// # Errors
 /// Those of KP-9.3.
 pub async fn reset_password(
-    State(platform): State<Platform>,
+    State(platform): State<AppState>,
     Extension(request): Extension<RequestId>,
     Path((region, id)): Path<(String, String)>,
     body: RawBody,
-) -> Handled {
-    let region = keypairs::region(&region)?;
-    fit_password(Fields::read(body)?.text("password")?)?;
-    let instance = find(&platform, &region, &id)?;
-    fit_status(&platform, instance).await?;
+) -> HandlerResult {
+    let region = keypairs::parse_region(&region)?;
+    validate_password(RequestFields::from_body(body)?.required_str("password")?)?;
+    let instance = find_instance(&platform, &region, &id)?;
+    require_running_or_stopped(&platform, instance).await?;
     if instance.os_type == OsType::Linux {
         let order =
-            Order { request, region, verb: OrderVerb::AllowPasswords, instances: vec![instance.id.clone()] };
+            Order { request, region, verb: OrderKind::AllowPasswords, instances: vec![instance.id.clone()] };
         // It names no key pair, and what is bound does not matter: nothing refuses it.
-        let placed = platform.place(&order).await?.unwrap_or_default();
-        log_placed(&order, None, &placed);
+        let placed = platform.queue_order(&order).await?.unwrap_or_default();
+        log_queued_commands(&order, None, &placed);
     }
     Ok(Reply(json!({})))
 }
 
 /// Brings an instance into another state: from the one that was seen, whoever else tries.
-async fn bring(platform: &Platform, (region, id): (String, String), verb: Verb) -> Handled {
-    let region = keypairs::region(&region)?;
-    let instance = find(platform, &region, &id)?;
+async fn change_instance_state(
+    platform: &AppState,
+    (region, id): (String, String),
+    verb: InstanceAction,
+) -> HandlerResult {
+    let region = keypairs::parse_region(&region)?;
+    let instance = find_instance(platform, &region, &id)?;
     loop {
         let before = platform.store.state(&instance.id).await?;
         let now = OffsetDateTime::now_utc();
-        let status = lifecycle::status_by(instance, before.as_ref(), now);
-        let to = verb.from(&status).ok_or(ApiError::InvalidStatus(status))?;
-        let state = lifecycle::State { status: to, since: now };
+        let status = lifecycle::current_status(instance, before.as_ref(), now);
+        let to = verb.next_status(&status).ok_or(ApiError::InvalidStatus(status))?;
+        let state = lifecycle::InstanceState { status: to, since: now };
         if platform.store.change_state(&instance.id, before.as_ref(), &state).await? {
             info!(instance = %instance.id, "it is {}", state.status);
             return Ok(Reply(json!({})));
@@ -122,7 +142,7 @@ async fn bring(platform: &Platform, (region, id): (String, String), verb: Verb) 
 }
 
 /// The platform's rule: 8 to 30 characters, of at least three kinds out of four.
-fn fit_password(password: &str) -> Result<(), ApiError> {
+fn validate_password(password: &str) -> Result<(), ApiError> {
     let kinds: [fn(char) -> bool; 4] = [
         |c| c.is_ascii_uppercase(),
         |c| c.is_ascii_lowercase(),
@@ -142,17 +162,24 @@ fn fit_password(password: &str) -> Result<(), ApiError> {
 /// The instance of that id in that region.
 ///
 /// # Errors
-/// [`ApiError::NoInstance`].
-pub(super) fn find<'a>(platform: &'a Platform, region: &Region, id: &str) -> Result<&'a Instance, ApiError> {
+/// [`ApiError::InstanceNotFound`].
+pub(super) fn find_instance<'a>(
+    platform: &'a AppState,
+    region: &Region,
+    id: &str,
+) -> Result<&'a Instance, ApiError> {
     let found = platform.inventory.get(id).filter(|instance| instance.region == *region);
-    found.ok_or_else(|| ApiError::NoInstance(id.to_owned()))
+    found.ok_or_else(|| ApiError::InstanceNotFound(id.to_owned()))
 }
 
 /// The state of an instance, where its agent answers, or will at the next boot.
 ///
 /// # Errors
 /// [`ApiError::InvalidStatus`].
-pub(super) async fn fit_status(platform: &Platform, instance: &Instance) -> Result<Status, ApiError> {
+pub(super) async fn require_running_or_stopped(
+    platform: &AppState,
+    instance: &Instance,
+) -> Result<Status, ApiError> {
     match platform.status(instance).await? {
         status @ Status::Other(_) => Err(ApiError::InvalidStatus(status)),
         status => Ok(status),
@@ -160,7 +187,11 @@ pub(super) async fn fit_status(platform: &Platform, instance: &Instance) -> Resu
 }
 
 /// What is shown of an instance: fields of the platform's, and what its agent last said of itself.
-async fn described(platform: &Platform, instance: &Instance, status: &Status) -> Result<Value, StoreError> {
+async fn instance_to_json(
+    platform: &AppState,
+    instance: &Instance,
+    status: &Status,
+) -> Result<Value, StoreError> {
     let bound = platform.store.binding(&instance.id).await?;
     // It was an object when it came.
     let agent =
@@ -183,9 +214,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords() {
+    fn password_must_mix_three_kinds_of_characters() {
         for good in ["Abcdefg1", "abcdef1!", "ABCDEF1 ", "Aa!45678901234567890123456789z", "Abcdefg，"] {
-            assert_eq!(fit_password(good), Ok(()), "{good}");
+            assert_eq!(validate_password(good), Ok(()), "{good}");
         }
         for bad in [
             "",
@@ -196,7 +227,7 @@ mod tests {
             "Abcdefg1é",
             "Abcdefg1\n",
         ] {
-            let error = fit_password(bad).map_err(|error| error.to_string());
+            let error = validate_password(bad).map_err(|error| error.to_string());
             assert!(error.as_ref().is_err_and(|text| bad.is_empty() || !text.contains(bad)), "{bad}");
         }
     }

@@ -16,8 +16,8 @@ pub type RawQuery = Result<Query<Vec<(String, String)>>, QueryRejection>;
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` where it cannot be read.
-pub fn pairs(query: RawQuery) -> Result<Vec<(String, String)>, ApiError> {
-    query.map(|Query(pairs)| pairs).map_err(|_| invalid("the query cannot be read".into()))
+pub fn parse_query_pairs(query: RawQuery) -> Result<Vec<(String, String)>, ApiError> {
+    query.map(|Query(pairs)| pairs).map_err(|_| invalid_argument("the query cannot be read".into()))
 }
 
 /// What part of a list is wanted.
@@ -37,17 +37,17 @@ impl ListQuery {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` where a number is none or out of range, or a filter is unknown or incomplete.
-    pub fn read(pairs: &[(String, String)], fields: &[&str]) -> Result<Self, ApiError> {
+    pub fn from_pairs(pairs: &[(String, String)], fields: &[&str]) -> Result<Self, ApiError> {
         let mut query = Self { page_number: 1, page_size: 20, filters: Vec::new() };
         let mut filters: BTreeMap<&str, Filter> = BTreeMap::new();
         for (name, value) in pairs {
             let parts: Vec<&str> = name.split('.').collect();
             match parts.as_slice() {
-                ["pageNumber"] => query.page_number = number(name, value, 1, usize::MAX)?,
-                ["pageSize"] => query.page_size = number(name, value, 10, 100)?,
+                ["pageNumber"] => query.page_number = parse_number_in_range(name, value, 1, usize::MAX)?,
+                ["pageSize"] => query.page_size = parse_number_in_range(name, value, 10, 100)?,
                 ["filters", index, "name"] => filters.entry(index).or_default().name = Some(value),
                 ["filters", index, "operator"] if value != "eq" => {
-                    return Err(invalid(format!("filters.{index}.operator is not 'eq'")));
+                    return Err(invalid_argument(format!("filters.{index}.operator is not 'eq'")));
                 }
                 ["filters", index, "values", _] => {
                     filters.entry(index).or_default().values.push(value.clone());
@@ -59,10 +59,10 @@ impl ListQuery {
             match filter.name.filter(|name| fields.contains(name)) {
                 None => {
                     let fields = fields.join("', '");
-                    return Err(invalid(format!("filters.{index}.name is not one of '{fields}'")));
+                    return Err(invalid_argument(format!("filters.{index}.name is not one of '{fields}'")));
                 }
                 Some(_) if filter.values.is_empty() => {
-                    return Err(invalid(format!("filters.{index} has no values")));
+                    return Err(invalid_argument(format!("filters.{index} has no values")));
                 }
                 Some(name) => query.filters.push((name.to_owned(), filter.values)),
             }
@@ -71,7 +71,7 @@ impl ListQuery {
     }
 
     /// Whether the filters let something with these fields pass.
-    pub fn wants<'a>(&self, field: impl Fn(&str) -> &'a str) -> bool {
+    pub fn matches<'a>(&self, field: impl Fn(&str) -> &'a str) -> bool {
         self.filters.iter().all(|(name, values)| values.iter().any(|value| value == field(name)))
     }
 
@@ -87,15 +87,15 @@ struct Filter<'a> {
     values: Vec<String>,
 }
 
-fn number(name: &str, text: &str, least: usize, most: usize) -> Result<usize, ApiError> {
+fn parse_number_in_range(name: &str, text: &str, least: usize, most: usize) -> Result<usize, ApiError> {
     match text.parse() {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
-        _ if most == usize::MAX => Err(invalid(format!("{name} is not an integer from {least}"))),
-        _ => Err(invalid(format!("{name} is not an integer from {least} to {most}"))),
+        _ if most == usize::MAX => Err(invalid_argument(format!("{name} is not an integer from {least}"))),
+        _ => Err(invalid_argument(format!("{name} is not an integer from {least} to {most}"))),
     }
 }
 
-fn invalid(what: String) -> ApiError {
+fn invalid_argument(what: String) -> ApiError {
     ApiError::InvalidArgument(what)
 }
 
@@ -104,18 +104,18 @@ fn invalid(what: String) -> ApiError {
 mod tests {
     use super::*;
 
-    fn read(pairs: &[(&str, &str)]) -> Result<ListQuery, ApiError> {
+    fn parse_list_query(pairs: &[(&str, &str)]) -> Result<ListQuery, ApiError> {
         let owned: Vec<_> = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        ListQuery::read(&owned, &["keyNames", "status"])
+        ListQuery::from_pairs(&owned, &["keyNames", "status"])
     }
 
     #[test]
-    fn pages() {
-        let query = read(&[("regionId", "x")]).unwrap();
+    fn list_query_selects_page() {
+        let query = parse_list_query(&[("regionId", "x")]).unwrap();
         assert_eq!((query.page_number, query.page_size), (1, 20));
         let list: Vec<usize> = (0..25).collect();
         let page = |number| {
-            let query = read(&[("pageNumber", number), ("pageSize", "10")]).unwrap();
+            let query = parse_list_query(&[("pageNumber", number), ("pageSize", "10")]).unwrap();
             query.page(&list).copied().collect::<Vec<_>>()
         };
         assert_eq!(page("3"), [20, 21, 22, 23, 24]);
@@ -127,28 +127,28 @@ mod tests {
             ("pageSize", "101"),
             ("pageSize", ""),
         ] {
-            assert!(read(&[(name, value)]).is_err(), "{name}={value}");
+            assert!(parse_list_query(&[(name, value)]).is_err(), "{name}={value}");
         }
     }
 
     #[test]
-    fn filters() {
-        let query = read(&[
+    fn list_query_filters_by_field_values() {
+        let query = parse_list_query(&[
             ("filters.1.name", "keyNames"),
             ("filters.1.operator", "eq"),
             ("filters.1.values.1", "a"),
             ("filters.1.values.2", "b"),
         ])
         .unwrap();
-        assert!(query.wants(|_| "a") && query.wants(|_| "b") && !query.wants(|_| "c"));
-        assert!(read(&[]).unwrap().wants(|_| "c"));
+        assert!(query.matches(|_| "a") && query.matches(|_| "b") && !query.matches(|_| "c"));
+        assert!(parse_list_query(&[]).unwrap().matches(|_| "c"));
         for bad in [
             vec![("filters.1.name", "colour"), ("filters.1.values.1", "a")],
             vec![("filters.1.values.1", "a")],
             vec![("filters.1.name", "keyNames")],
             vec![("filters.1.name", "keyNames"), ("filters.1.values.1", "a"), ("filters.1.operator", "like")],
         ] {
-            assert!(read(&bad).is_err(), "{bad:?}");
+            assert!(parse_list_query(&bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -6,11 +6,11 @@ use axum::response::{IntoResponse, Response};
 use prometheus::TEXT_FORMAT;
 use tracing::error;
 
-use crate::platform::Platform;
+use crate::platform::AppState;
 
 /// Answers `GET /metrics`.
-pub async fn show(State(platform): State<Platform>) -> Response {
-    match platform.metrics.text() {
+pub async fn get_metrics(State(platform): State<AppState>) -> Response {
+    match platform.metrics.encode_text() {
         Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(error) => {
             error!("{error}");

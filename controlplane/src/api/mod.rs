@@ -7,7 +7,7 @@ use axum::http::Uri;
 use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use axum::routing::{delete, get, post};
 
-use crate::platform::Platform;
+use crate::platform::AppState;
 
 pub mod authenticate;
 pub mod bind;
@@ -22,45 +22,45 @@ pub mod requests;
 pub mod signature;
 
 /// The most that is read of a request's body: the ids of tens of thousands of instances fit in.
-const MAX_BODY: usize = 1024 * 1024;
+const MAX_API_BODY_BYTES: usize = 1024 * 1024;
 
-/// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; `with_verb_apart` makes
+/// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; `split_action_segment` makes
 /// a segment of its own of it, so that each resource knows its own methods.
-pub fn router(platform: Platform) -> Router {
+pub fn router(platform: AppState) -> Router {
     let routes = Router::new()
-        .route("/v1/regions/{region}/keypairs", get(keypairs::describe).post(keypairs::create))
-        .route("/v1/regions/{region}/keypairs/!import", post(keypairs::import))
-        .route("/v1/regions/{region}/keypairs/{name}", delete(keypairs::delete))
+        .route("/v1/regions/{region}/keypairs", get(keypairs::list_key_pairs).post(keypairs::create_key_pair))
+        .route("/v1/regions/{region}/keypairs/!import", post(keypairs::import_key_pair))
+        .route("/v1/regions/{region}/keypairs/{name}", delete(keypairs::delete_key_pair))
         .route("/v1/regions/{region}/keypairs/{name}/!attach", post(bind::attach))
         .route("/v1/regions/{region}/keypairs/{name}/!detach", post(bind::detach))
-        .route("/v1/regions/{region}/instances", get(instances::list))
-        .route("/v1/regions/{region}/instances/{id}", get(instances::one))
-        .route("/v1/regions/{region}/instances/{id}/!startInstance", post(instances::start))
-        .route("/v1/regions/{region}/instances/{id}/!stopInstance", post(instances::stop))
-        .route("/v1/regions/{region}/instances/{id}/!rebootInstance", post(instances::reboot))
+        .route("/v1/regions/{region}/instances", get(instances::list_instances))
+        .route("/v1/regions/{region}/instances/{id}", get(instances::get_instance))
+        .route("/v1/regions/{region}/instances/{id}/!startInstance", post(instances::start_instance))
+        .route("/v1/regions/{region}/instances/{id}/!stopInstance", post(instances::stop_instance))
+        .route("/v1/regions/{region}/instances/{id}/!rebootInstance", post(instances::reboot_instance))
         .route("/v1/regions/{region}/instances/{id}/!modifyInstancePassword", post(instances::reset_password))
-        .route("/v1/regions/{region}/requests/{request}", get(requests::one))
-        .fallback(error::no_such_path)
-        .method_not_allowed_fallback(error::no_such_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .route("/v1/regions/{region}/requests/{request}", get(requests::get_request))
+        .fallback(error::path_not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
         .with_state(platform.clone());
     // Around the routes, so that they see what these make of a request; the last one is the outermost.
     let api = Router::new()
         .fallback_service(routes)
-        .layer(map_request(with_verb_apart))
-        .layer(from_fn_with_state(platform.clone(), authenticate::check))
-        .layer(from_fn(envelope::wrap));
+        .layer(map_request(split_action_segment))
+        .layer(from_fn_with_state(platform.clone(), authenticate::require_signature))
+        .layer(from_fn(envelope::wrap_in_envelope));
     // Beside all that: who scrapes does not sign, and reads no envelope; but what is refused stands in one.
-    let no_such_method = error::no_such_method.layer(from_fn(envelope::wrap));
+    let method_not_allowed = error::method_not_allowed.layer(from_fn(envelope::wrap_in_envelope));
     Router::new()
-        .route("/metrics", get(metrics::show).fallback(no_such_method))
+        .route("/metrics", get(metrics::get_metrics).fallback(method_not_allowed))
         .with_state(platform)
         .fallback_service(api)
 }
 
 /// Finds the verb behind the last segment's last colon, which some clients encode. What the caller wrote himself in the
 /// form of the result is encoded first, and so is no verb.
-async fn with_verb_apart(mut request: Request) -> Request {
+async fn split_action_segment(mut request: Request) -> Request {
     let uri = request.uri();
     let mut path = uri.path().replace('!', "%21").replace("%3A", ":").replace("%3a", ":");
     if let Some((before, last)) = path.rsplit_once('/')

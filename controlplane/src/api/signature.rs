@@ -64,7 +64,7 @@ pub struct Authorization<'a> {
 }
 
 impl<'a> Authorization<'a> {
-    /// Reads `ALGORITHM Credential=ID/DATE/REGION/SERVICE/TERMINATOR, SignedHeaders=A;B, Signature=HEX`.
+    /// Reads `ALGORITHM Credential=COMMAND_ID/DATE/GUESTS_PER_REGION/SERVICE/TERMINATOR, SignedHeaders=A;B, Signature=HEX`.
     /// `None` where it is anything else.
     pub fn parse(text: &'a str) -> Option<Self> {
         let (algorithm, rest) = text.trim().split_once(' ')?;
@@ -84,12 +84,12 @@ impl<'a> Authorization<'a> {
 
     /// Whether it signs this request, by the holder of this secret. The comparison takes the same time wherever the
     /// two differ.
-    pub fn signs(&self, request: &SignedRequest<'_>, secret: &str) -> bool {
+    pub fn verify(&self, request: &SignedRequest<'_>, secret: &str) -> bool {
         let Some(headers) = self.canonical_headers(request.headers) else { return false };
         let body = to_hex(&Sha256::digest(request.body));
         let scope = format!("{}/{}/{}/{}", self.date, self.region, self.service, self.scheme.terminator());
         let first = [self.scheme.secret_prefix(), secret].concat().into_bytes();
-        let key = scope.split('/').fold(first, |key, part| hmac(&key, part));
+        let key = scope.split('/').fold(first, |key, part| hmac_sha256(&key, part));
         let mut holds = false;
         for path in self.canonical_paths(request.path) {
             for query in self.canonical_queries(request.query) {
@@ -98,14 +98,15 @@ impl<'a> Authorization<'a> {
                     format!("{}\n{path}\n{query}\n{headers}\n{signed_headers}\n{body}", request.method);
                 let digest = to_hex(&Sha256::digest(canonical));
                 let to_sign = format!("{}\n{}\n{scope}\n{digest}", self.scheme.algorithm(), request.date);
-                holds |= mac(&key, &to_sign).is_some_and(|mac| mac.verify_slice(&self.signature).is_ok());
+                holds |=
+                    new_hmac(&key, &to_sign).is_some_and(|mac| mac.verify_slice(&self.signature).is_ok());
             }
         }
         holds
     }
 
     fn canonical_paths<'b>(&self, path: &'b str) -> Vec<Cow<'b, str>> {
-        let normal = Cow::Owned(normal_path(path));
+        let normal = Cow::Owned(normalize_path(path));
         match self.scheme {
             Scheme::Jdcloud3 => vec![normal],
             Scheme::Jdcloud2 => vec![normal, Cow::Borrowed(path)],
@@ -113,15 +114,17 @@ impl<'a> Authorization<'a> {
     }
 
     fn canonical_queries<'b>(&self, query: &'b str) -> Vec<Cow<'b, str>> {
-        let normal =
-            Cow::Owned(query_of(sorted(pairs(query).map(|(name, value)| (encoded(&name), encoded(&value))))));
+        let normal = Cow::Owned(join_query_pairs(sort_pairs(
+            decode_query_pairs(query).map(|(name, value)| (percent_encode(&name), percent_encode(&value))),
+        )));
         match self.scheme {
             Scheme::Jdcloud3 => vec![normal],
             Scheme::Jdcloud2 => {
                 // Sorted before it is encoded.
-                let other = sorted(form_urlencoded::parse(query.as_bytes()).into_owned());
-                let other =
-                    query_of(other.into_iter().map(|(name, value)| (encoded(&name), encoded(&value))));
+                let other = sort_pairs(form_urlencoded::parse(query.as_bytes()).into_owned());
+                let other = join_query_pairs(
+                    other.into_iter().map(|(name, value)| (percent_encode(&name), percent_encode(&value))),
+                );
                 vec![normal, Cow::Owned(other), Cow::Borrowed(query)]
             }
         }
@@ -136,7 +139,7 @@ impl<'a> Authorization<'a> {
             let value = values.ok().filter(|values| !values.is_empty())?.join(",");
             let value = match self.scheme {
                 Scheme::Jdcloud3 => value,
-                Scheme::Jdcloud2 => single_blanks(&value),
+                Scheme::Jdcloud2 => collapse_spaces(&value),
             };
             lines += &format!("{name}:{value}\n");
         }
@@ -162,8 +165,8 @@ pub struct SignedRequest<'a> {
 }
 
 /// One slash between two segments, and everything encoded that may be.
-fn normal_path(path: &str) -> String {
-    let decoded = decoded(path);
+fn normalize_path(path: &str) -> String {
+    let decoded = percent_decode(path);
     let mut normal = String::from("/");
     for part in decoded.split_inclusive('/').filter(|part| *part != "/") {
         normal.extend(utf8_percent_encode(part, RESERVED_IN_PATH));
@@ -172,36 +175,36 @@ fn normal_path(path: &str) -> String {
 }
 
 /// The pairs of a query that have a name; a name without a value has an empty one.
-fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+fn decode_query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query
         .split('&')
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .map(|(name, value)| (decoded(name), decoded(value)))
+        .map(|(name, value)| (percent_decode(name), percent_decode(value)))
         .filter(|(name, _)| !name.is_empty())
 }
 
-fn sorted(pairs: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+fn sort_pairs(pairs: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
     let mut pairs: Vec<_> = pairs.collect();
     pairs.sort();
     pairs
 }
 
-fn query_of(pairs: impl IntoIterator<Item = (String, String)>) -> String {
+fn join_query_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> String {
     let pairs: Vec<String> = pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     pairs.join("&")
 }
 
 /// A plus is a blank, and what is no escape stays as it is.
-fn decoded(text: &str) -> String {
+fn percent_decode(text: &str) -> String {
     percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
-fn encoded(text: &str) -> String {
+fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// Blanks that follow one another are one.
-fn single_blanks(text: &str) -> String {
+fn collapse_spaces(text: &str) -> String {
     let mut single = String::with_capacity(text.len());
     for c in text.chars() {
         if c != ' ' || !single.ends_with(' ') {
@@ -211,15 +214,15 @@ fn single_blanks(text: &str) -> String {
     single
 }
 
-fn mac(key: &[u8], text: &str) -> Option<Hmac<Sha256>> {
+fn new_hmac(key: &[u8], text: &str) -> Option<Hmac<Sha256>> {
     // A key of any length is one.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     mac.update(text.as_bytes());
     Some(mac)
 }
 
-fn hmac(key: &[u8], text: &str) -> Vec<u8> {
-    mac(key, text).map(|mac| mac.finalize().into_bytes().to_vec()).unwrap_or_default()
+fn hmac_sha256(key: &[u8], text: &str) -> Vec<u8> {
+    new_hmac(key, text).map(|mac| mac.finalize().into_bytes().to_vec()).unwrap_or_default()
 }
 
 /// Lower-case hexadecimal digits.

@@ -24,19 +24,19 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use crate::args::FleetArgs;
 use crate::descriptors;
-use crate::shutdown::{EndSignals, Shutdown};
-use stand_in::StandIn;
-use tally::Tally;
-use watched::Watched;
+use crate::shutdown::{Shutdown, TerminationSignals};
+use stand_in::NullGuest;
+use tally::Counters;
+use watched::InstrumentedChannel;
 
 /// The descriptors of the process itself.
-const DESCRIPTORS_BESIDE: u64 = 64;
+const RESERVED_DESCRIPTORS: u64 = 64;
 
 /// The threads on which the agents' guests act; on one machine more would not act faster.
 const GUEST_THREADS: usize = 2;
 
 /// How long the agents may take to end.
-const GRACE: Duration = Duration::from_secs(2);
+const AGENT_STOP_GRACE_PERIOD: Duration = Duration::from_secs(2);
 
 /// Why the fleet does not run.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub enum FleetError {
         allowed: u64,
     },
     /// An instance's base is no URL that an agent takes.
-    Base(InvalidUrl),
+    InvalidMetadataUrl(InvalidUrl),
     /// The system refuses what every process needs.
     System(&'static str, io::Error),
 }
@@ -69,7 +69,7 @@ impl fmt::Display for FleetError {
                 "so many agents need {needed} descriptors, and this process may have {allowed}: raise the hard limit \
                  (ulimit -Hn), or start fewer (--agents)"
             ),
-            Self::Base(error) => write!(f, "--metadata: {error}"),
+            Self::InvalidMetadataUrl(error) => write!(f, "--metadata: {error}"),
             Self::System(what, cause) => write!(f, "{what}: {cause}"),
         }
     }
@@ -78,7 +78,7 @@ impl fmt::Display for FleetError {
 impl std::error::Error for FleetError {}
 
 /// The id of an agent's instance.
-fn instance_id(number: u32) -> String {
+fn fleet_instance_id(number: u32) -> String {
     format!("i-fleet-{number:06}")
 }
 
@@ -91,10 +91,10 @@ pub fn run(args: &FleetArgs) -> Result<(), FleetError> {
         return print_instances(args.agents)
             .map_err(|cause| FleetError::System("cannot write to the standard output", cause));
     }
-    let allowed = descriptors::raise_limit()
+    let allowed = descriptors::raise_nofile_limit()
         .map_err(|cause| FleetError::System("cannot raise the limit of descriptors", cause))?;
     // A poll each; what runs here is told beside it, but not by all at once.
-    let needed = u64::from(args.agents) * 3 / 2 + DESCRIPTORS_BESIDE;
+    let needed = u64::from(args.agents) * 3 / 2 + RESERVED_DESCRIPTORS;
     if allowed < needed {
         return Err(FleetError::TooFewDescriptors { needed, allowed });
     }
@@ -104,7 +104,7 @@ pub fn run(args: &FleetArgs) -> Result<(), FleetError> {
         .build()
         .map_err(|cause| FleetError::System("cannot start the runtime", cause))?;
     let agents = LocalSet::new();
-    let ended = agents.block_on(&runtime, fleet(args, &agents));
+    let ended = agents.block_on(&runtime, run_agents(args, &agents));
     runtime.shutdown_background();
     ended
 }
@@ -113,29 +113,29 @@ pub fn run(args: &FleetArgs) -> Result<(), FleetError> {
 fn print_instances(agents: u32) -> io::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     for number in 0..agents {
-        writeln!(out, "[[instance]]\nid = \"{}\"", instance_id(number))?;
+        writeln!(out, "[[instance]]\nid = \"{}\"", fleet_instance_id(number))?;
     }
     out.flush()
 }
 
-async fn fleet(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
+async fn run_agents(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
     let mut signals =
-        EndSignals::catch().map_err(|cause| FleetError::System("cannot catch signals", cause))?;
-    let tally = Rc::new(Tally::default());
+        TerminationSignals::register().map_err(|cause| FleetError::System("cannot catch signals", cause))?;
+    let tally = Rc::new(Counters::default());
     let (trigger, shutdown) = Shutdown::channel();
     let ramp = Duration::from_secs(args.ramp);
     let long_poll = Duration::from_secs(args.long_poll.into());
     let mut running = Vec::new();
     for (number, server) in (0..args.agents).zip(args.metadata.iter().cycle()) {
-        let channel = Watched::new(base(*server, number)?, tally.clone());
+        let channel = InstrumentedChannel::new(metadata_base_url(*server, number)?, tally.clone());
         let start = ramp * number / args.agents;
         let shutdown = shutdown.clone();
         running.push(agents.spawn_local(async move {
             tokio::select! {
                 () = sleep(start) => {}
-                () = shutdown.begun() => return,
+                () = shutdown.triggered() => return,
             }
-            agent::run_among_others(channel, StandIn::default(), long_poll, shutdown.begun()).await;
+            agent::run_embedded(channel, NullGuest::default(), long_poll, shutdown.triggered()).await;
         }));
     }
     let second = Duration::from_secs(1);
@@ -145,9 +145,9 @@ async fn fleet(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
     loop {
         tokio::select! {
             _ = seconds.tick() => {
-                say(&tally).map_err(|cause| FleetError::System("cannot write to the standard output", cause))?;
+                print_second(&tally).map_err(|cause| FleetError::System("cannot write to the standard output", cause))?;
             }
-            () = signals.received() => break,
+            () = signals.recv() => break,
         }
     }
     trigger.fire();
@@ -158,16 +158,18 @@ async fn fleet(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetError> {
         }
     };
     // Those that are in a call end with the process.
-    let _ = tokio::time::timeout(GRACE, ends).await;
+    let _ = tokio::time::timeout(AGENT_STOP_GRACE_PERIOD, ends).await;
     Ok(())
 }
 
-fn base(server: SocketAddr, number: u32) -> Result<BaseUrl, FleetError> {
-    format!("http://{server}/{}/metadata/latest", instance_id(number)).parse().map_err(FleetError::Base)
+fn metadata_base_url(server: SocketAddr, number: u32) -> Result<BaseUrl, FleetError> {
+    format!("http://{server}/{}/metadata/latest", fleet_instance_id(number))
+        .parse()
+        .map_err(FleetError::InvalidMetadataUrl)
 }
 
 /// One line of JSON on what happened since the last one.
-fn say(tally: &Tally) -> io::Result<()> {
+fn print_second(tally: &Counters) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, &tally.take())?;
     out.write_all(b"\n")?;

@@ -4,11 +4,13 @@
 use std::sync::atomic::AtomicBool;
 
 use keypair_agent::VERSION;
-use keypair_agent::agent::Transactions;
-use keypair_agent::policy::command::{self, Command, Origin, Received};
-use keypair_agent::policy::outcome::{Code, EffectiveReport, KeyProof, Outcome, Proof, Refusal, Status};
+use keypair_agent::agent::CommandEngine;
+use keypair_agent::policy::command::{self, Command, Origin, ReceivedCommand};
+use keypair_agent::policy::outcome::{
+    Code, CommandResult, EffectiveReport, KeyAcceptance, ProbeReport, Refusal, Status,
+};
 use keypair_agent::policy::types::{CommandId, InstanceId, PasswordAuth};
-use keypair_agent::transaction::perform::{Answered, Performed};
+use keypair_agent::transaction::perform::{CompletedCommand, Execution};
 use keypair_agent::transaction::state::StoredResult;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -16,18 +18,18 @@ use time::format_description::well_known::Rfc3339;
 
 /// A guest that is none.
 #[derive(Debug, Default)]
-pub(super) struct StandIn {
+pub(super) struct NullGuest {
     instance: Option<InstanceId>,
     /// The last command that was carried out, and its result.
     last: Option<(Command, StoredResult)>,
 }
 
-impl StandIn {
-    fn outcome(&self, received: &Received, refused: Option<&Refusal>) -> Outcome {
+impl NullGuest {
+    fn build_outcome(&self, received: &ReceivedCommand, refused: Option<&Refusal>) -> CommandResult {
         let command = received.command.as_ref().ok();
         let public_key = command.and_then(|command| command.action.public_key());
         let passwords = received.password_auth == Some(PasswordAuth::Yes);
-        Outcome {
+        CommandResult {
             command_id: received.id.clone(),
             instance_id: self.instance.as_ref().map(|id| id.as_str().to_owned()),
             action: received.action,
@@ -49,8 +51,8 @@ impl StandIn {
                 pubkey_authentication: true,
             }),
             trial: None,
-            proof: Some(Proof {
-                key: KeyProof::NotTaken,
+            proof: Some(ProbeReport {
+                key: KeyAcceptance::NotTaken,
                 methods: None,
                 address: None,
                 not_taken: Some("there is no sshd here".to_owned()),
@@ -64,7 +66,7 @@ impl StandIn {
     }
 }
 
-impl Transactions for StandIn {
+impl CommandEngine for NullGuest {
     fn recover(&mut self) -> Result<(), String> {
         Ok(())
     }
@@ -73,37 +75,37 @@ impl Transactions for StandIn {
         None
     }
 
-    fn adopt(&mut self, id: &InstanceId) -> Result<(), String> {
+    fn adopt_instance_id(&mut self, id: &InstanceId) -> Result<(), String> {
         self.instance = Some(id.clone());
         Ok(())
     }
 
-    fn perform(&mut self, bytes: &[u8], _: &AtomicBool) -> Performed {
-        let received = match read(bytes) {
+    fn execute_command(&mut self, bytes: &[u8], _: &AtomicBool) -> Execution {
+        let received = match parse_received_command(bytes) {
             Ok(received) => received,
-            Err(why) => return Performed::Unanswered(why),
+            Err(why) => return Execution::NotExecuted(why),
         };
         if let Some((_, stored)) = self.last.as_ref().filter(|(_, stored)| stored.command_id == received.id) {
-            return Performed::Answered(answered(stored, true, true));
+            return Execution::Completed(to_answered(stored, true, true));
         }
-        let outcome = self.outcome(&received, received.command.as_ref().err());
+        let outcome = self.build_outcome(&received, received.command.as_ref().err());
         let stored = StoredResult { command_id: received.id, result: outcome.to_json() };
-        let done = answered(&stored, received.command.is_ok(), false);
+        let done = to_answered(&stored, received.command.is_ok(), false);
         if let Ok(command) = received.command {
             self.last = Some((command, stored));
         }
-        Performed::Answered(done)
+        Execution::Completed(done)
     }
 
-    fn undelivered(&mut self) -> Result<Option<StoredResult>, String> {
+    fn undelivered_result(&mut self) -> Result<Option<StoredResult>, String> {
         Ok(None)
     }
 
-    fn delivered(&mut self, _: &CommandId) -> Result<(), String> {
+    fn mark_delivered(&mut self, _: &CommandId) -> Result<(), String> {
         Ok(())
     }
 
-    fn describe(&mut self) -> String {
+    fn build_agent_report(&mut self) -> String {
         let last = self.last.as_ref().map(|(command, _)| command);
         let bound = last.and_then(|command| Some((command.action.key_name()?, command.action.public_key()?)));
         json!({
@@ -134,13 +136,13 @@ impl Transactions for StandIn {
 }
 
 /// What can be told of a command; or why it cannot be answered.
-pub(super) fn read(bytes: &[u8]) -> Result<Received, String> {
+pub(super) fn parse_received_command(bytes: &[u8]) -> Result<ReceivedCommand, String> {
     let nobody = CommandId::try_from("none".to_owned()).map_err(|error| error.to_string())?;
-    command::parse(bytes, Origin::Channel, &nobody).map_err(|error| error.to_string())
+    command::parse_command(bytes, Origin::Channel, &nobody).map_err(|error| error.to_string())
 }
 
-fn answered(stored: &StoredResult, succeeded: bool, repeated: bool) -> Answered {
-    Answered {
+fn to_answered(stored: &StoredResult, succeeded: bool, repeated: bool) -> CompletedCommand {
+    CompletedCommand {
         id: stored.command_id.clone(),
         result: stored.result.clone(),
         succeeded,

@@ -6,25 +6,25 @@ use std::time::Duration;
 
 use keypair_agent::channel::base_url::BaseUrl;
 use keypair_agent::channel::http::HttpChannel;
-use keypair_agent::channel::{Channel, ChannelError, Delivery, Kind, Polled, Stored};
+use keypair_agent::channel::{Channel, ChannelError, ChannelErrorKind, Delivery, Polled, StoreResponse};
 use keypair_agent::policy::types::{CommandId, InstanceId};
 
-use super::stand_in::read;
-use super::tally::{Call, Tally};
+use super::stand_in::parse_received_command;
+use super::tally::{AgentCall, Counters};
 
 /// One agent's channel.
-pub(super) struct Watched {
+pub(super) struct InstrumentedChannel {
     base: BaseUrl,
     channel: HttpChannel,
-    tally: Rc<Tally>,
+    tally: Rc<Counters>,
     /// How many calls failed one after another; what runs here is told beside and does not count.
     failures: Cell<u32>,
     /// When the command in hand was queued.
     queued: Cell<Option<u64>>,
 }
 
-impl Watched {
-    pub(super) fn new(base: BaseUrl, tally: Rc<Tally>) -> Self {
+impl InstrumentedChannel {
+    pub(super) fn new(base: BaseUrl, tally: Rc<Counters>) -> Self {
         Self {
             channel: HttpChannel::new(base.clone()),
             base,
@@ -34,31 +34,35 @@ impl Watched {
         }
     }
 
-    fn begin(&self, call: Call) {
-        self.tally.asked(call, self.failures.get() == 1 && call != Call::Agent);
+    fn record_call_start(&self, call: AgentCall) {
+        self.tally.count_request(call, self.failures.get() == 1 && call != AgentCall::Agent);
     }
 
-    fn end<A>(&self, call: Call, answer: Result<A, ChannelError>) -> Result<A, ChannelError> {
-        self.tally.ended(answer.as_ref().err().map(failure));
+    fn record_call_end<A>(
+        &self,
+        call: AgentCall,
+        answer: Result<A, ChannelError>,
+    ) -> Result<A, ChannelError> {
+        self.tally.count_response(answer.as_ref().err().map(failure_name));
         if let Err(error) = &answer {
-            self.say_if_first(error);
+            self.print_first_failure(error);
         }
-        if call != Call::Agent {
+        if call != AgentCall::Agent {
             self.failures.set(if answer.is_ok() { 0 } else { self.failures.get().saturating_add(1) });
         }
         answer
     }
 }
 
-impl Watched {
+impl InstrumentedChannel {
     /// A person who starts a fleet wants to know why nothing comes of it; what follows is counted.
-    fn say_if_first(&self, error: &ChannelError) {
+    fn print_first_failure(&self, error: &ChannelError) {
         if self.tally.is_first_failure() {
             let remedy = match error.kind() {
-                Kind::Status(404) => {
+                ChannelErrorKind::Status(404) => {
                     "; it does not know this instance: give it the file of --print-instances (serve --instances)"
                 }
-                Kind::Refused => "; --metadata says where it is",
+                ChannelErrorKind::ConnectionRefused => "; --metadata says where it is",
                 _ => "",
             };
             eprintln!(
@@ -70,56 +74,59 @@ impl Watched {
 }
 
 /// A failure's name: a status, or a word.
-fn failure(error: &ChannelError) -> String {
+fn failure_name(error: &ChannelError) -> String {
     match error.kind() {
-        Kind::Status(status) => status.to_string(),
-        Kind::Refused => "refused".to_owned(),
-        Kind::Cut => "cut".to_owned(),
-        Kind::TimedOut => "timedOut".to_owned(),
-        Kind::Forbidden | Kind::NoWay | Kind::Connect(_) | Kind::Unusable(_) => error.to_string(),
+        ChannelErrorKind::Status(status) => status.to_string(),
+        ChannelErrorKind::ConnectionRefused => "refused".to_owned(),
+        ChannelErrorKind::Disconnected => "cut".to_owned(),
+        ChannelErrorKind::TimedOut => "timedOut".to_owned(),
+        ChannelErrorKind::Forbidden
+        | ChannelErrorKind::Unreachable
+        | ChannelErrorKind::Connect(_)
+        | ChannelErrorKind::Unusable(_) => error.to_string(),
     }
 }
 
 /// When a command was queued: its sequence is the time, in milliseconds since 1970 (KP-9.8).
-fn queued(delivery: &Delivery) -> Option<u64> {
-    read(&delivery.bytes).ok()?.command.ok()?.sequence.map(u64::from)
+fn queued_at_millis(delivery: &Delivery) -> Option<u64> {
+    parse_received_command(&delivery.bytes).ok()?.command.ok()?.sequence.map(u64::from)
 }
 
-impl Channel for Watched {
-    async fn instance_id(&self) -> Result<InstanceId, ChannelError> {
-        self.begin(Call::InstanceId);
-        self.end(Call::InstanceId, self.channel.instance_id().await)
+impl Channel for InstrumentedChannel {
+    async fn fetch_instance_id(&self) -> Result<InstanceId, ChannelError> {
+        self.record_call_start(AgentCall::InstanceId);
+        self.record_call_end(AgentCall::InstanceId, self.channel.fetch_instance_id().await)
     }
 
-    async fn next(&self, wait: Duration) -> Result<Polled, ChannelError> {
-        self.begin(Call::Command);
-        let waiting = (!wait.is_zero()).then(|| self.tally.waits());
-        let polled = self.channel.next(wait).await;
+    async fn poll_command(&self, wait: Duration) -> Result<Polled, ChannelError> {
+        self.record_call_start(AgentCall::Command);
+        let waiting = (!wait.is_zero()).then(|| self.tally.track_waiting_poll());
+        let polled = self.channel.poll_command(wait).await;
         drop(waiting);
         // No queue is a failed poll to an agent.
         if matches!(polled, Ok(Polled::NoQueue(_))) {
-            self.tally.ended(Some("404".to_owned()));
+            self.tally.count_response(Some("404".to_owned()));
             self.failures.set(self.failures.get().saturating_add(1));
             return polled;
         }
         if let Ok(Polled::Command(delivery)) = &polled {
-            self.queued.set(queued(delivery));
-            self.queued.get().inspect(|queued| self.tally.received(*queued));
+            self.queued.set(queued_at_millis(delivery));
+            self.queued.get().inspect(|queued| self.tally.record_command_latency(*queued));
         }
-        self.end(Call::Command, polled)
+        self.record_call_end(AgentCall::Command, polled)
     }
 
-    async fn store(&self, id: &CommandId, result: &str) -> Result<Stored, ChannelError> {
-        self.begin(Call::Result);
-        let stored = self.end(Call::Result, self.channel.store(id, result).await);
-        if let (Ok(Stored::Accepted), Some(queued)) = (&stored, self.queued.take()) {
-            self.tally.reported(queued);
+    async fn store_result(&self, id: &CommandId, result: &str) -> Result<StoreResponse, ChannelError> {
+        self.record_call_start(AgentCall::Result);
+        let stored = self.record_call_end(AgentCall::Result, self.channel.store_result(id, result).await);
+        if let (Ok(StoreResponse::Accepted), Some(queued)) = (&stored, self.queued.take()) {
+            self.tally.record_result_latency(queued);
         }
         stored
     }
 
     async fn announce(&self, document: &str) -> Result<(), ChannelError> {
-        self.begin(Call::Agent);
-        self.end(Call::Agent, self.channel.announce(document).await)
+        self.record_call_start(AgentCall::Agent);
+        self.record_call_end(AgentCall::Agent, self.channel.announce(document).await)
     }
 }

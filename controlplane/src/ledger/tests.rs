@@ -23,23 +23,23 @@ fn key_pair(name: &str, id: &str) -> StoredKeyPair {
 
 /// A ledger with the outside world around it: which key pairs are live, ids and a clock.
 #[derive(Default)]
-struct Scene {
+struct LedgerFixture {
     ledger: Ledger,
     deleted: Vec<String>,
     commands: u64,
     now: u64,
 }
 
-impl Scene {
-    fn stamp(&mut self) -> Stamp {
+impl LedgerFixture {
+    fn next_identity(&mut self) -> CommandIdentity {
         self.commands += 1;
-        Stamp { id: format!("c{}", self.commands).parse().unwrap(), now: self.now }
+        CommandIdentity { id: format!("c{}", self.commands).parse().unwrap(), now: self.now }
     }
 
-    fn take(&mut self, next: Result<Next, NotNow>) -> Result<String, NotNow> {
+    fn enqueue(&mut self, next: Result<QueueDecision, QueueError>) -> Result<String, QueueError> {
         Ok(match next? {
-            Next::Waiting(id) => id.to_string(),
-            Next::Queue(entry) => {
+            QueueDecision::AlreadyQueued(id) => id.to_string(),
+            QueueDecision::Enqueue(entry) => {
                 let id = entry.command.id.to_string();
                 self.ledger.push(*entry);
                 id
@@ -48,21 +48,21 @@ impl Scene {
     }
 
     /// The id of the command that binds the key pair: a name, and an id behind a slash.
-    fn attach(&mut self, name: &str, password_auth: PasswordAuth) -> Result<String, NotNow> {
-        let stamp = self.stamp();
+    fn attach(&mut self, name: &str, password_auth: PasswordAuth) -> Result<String, QueueError> {
+        let stamp = self.next_identity();
         let wanted = Binding { key_pair: key_pair(name.split('/').next().unwrap(), name), password_auth };
         let live = |bound: &StoredKeyPair| !self.deleted.contains(&bound.id);
         let next = self.ledger.attach(&"i-1".parse().unwrap(), &wanted, live, stamp);
-        self.take(next)
+        self.enqueue(next)
     }
 
-    fn detach(&mut self, name: &str) -> Result<String, NotNow> {
-        let stamp = self.stamp();
+    fn detach(&mut self, name: &str) -> Result<String, QueueError> {
+        let stamp = self.next_identity();
         let next = self.ledger.detach(&"i-1".parse().unwrap(), &name.parse().unwrap(), stamp);
-        self.take(next)
+        self.enqueue(next)
     }
 
-    fn answer(&mut self, id: &str, status: &str) -> Settled {
+    fn store_result(&mut self, id: &str, status: &str) -> StoreResultOutcome {
         let outcome = json!({
             "commandId": id, "instanceId": "i-1", "action": "attach", "status": status, "code": "OK",
             "reason": null, "message": "", "changed": true, "keyName": null, "fingerprint": null,
@@ -71,18 +71,18 @@ impl Scene {
             "finishedAt": "2026-01-01T00:00:00Z", "durationMs": 1
         });
         let bytes = outcome.to_string().into_bytes();
-        self.ledger.settle(Answer { outcome: serde_json::from_value(outcome).unwrap(), bytes })
+        self.ledger.store_result(ReceivedResult { outcome: serde_json::from_value(outcome).unwrap(), bytes })
     }
 
-    fn bound(&self) -> Option<&str> {
+    fn bound_key_pair_id(&self) -> Option<&str> {
         self.ledger.binding().map(|binding| binding.key_pair.id.as_str())
     }
 
-    fn next(&self) -> Option<&str> {
+    fn next_command_id(&self) -> Option<&str> {
         self.ledger.oldest_unanswered().map(|command| command.id.as_str())
     }
 
-    fn replaces(&self, id: &str) -> bool {
+    fn is_replacing(&self, id: &str) -> bool {
         let entry = self.ledger.entry(&id.parse().unwrap()).unwrap();
         matches!(entry.command.action, Action::Attach { replace: true, .. })
     }
@@ -92,140 +92,140 @@ use PasswordAuth::{No, Yes};
 
 /// KP-9.5.
 #[test]
-fn a_queued_attach_counts_as_attached() {
-    let mut scene = Scene::default();
+fn attach_queued_counts_as_bound() {
+    let mut scene = LedgerFixture::default();
     scene.attach("k", No).unwrap();
-    assert_eq!(scene.bound(), Some("k"));
-    assert_eq!(scene.attach("l", No), Err(NotNow::Bound));
-    assert_eq!(scene.attach("k", Yes), Err(NotNow::Bound), "another setting is another attach");
+    assert_eq!(scene.bound_key_pair_id(), Some("k"));
+    assert_eq!(scene.attach("l", No), Err(QueueError::AlreadyBound));
+    assert_eq!(scene.attach("k", Yes), Err(QueueError::AlreadyBound), "another setting is another attach");
 }
 
 /// KP-9.5.
 #[test]
-fn the_same_attach_again_is_the_queued_command_until_it_is_answered() {
-    let mut scene = Scene::default();
+fn attach_repeated_returns_queued_command_until_answered() {
+    let mut scene = LedgerFixture::default();
     let first = scene.attach("k", No).unwrap();
     assert_eq!(scene.attach("k", No).unwrap(), first);
-    scene.answer(&first, "succeeded");
-    assert_eq!(scene.attach("k", No), Err(NotNow::Bound));
+    scene.store_result(&first, "succeeded");
+    assert_eq!(scene.attach("k", No), Err(QueueError::AlreadyBound));
 }
 
 #[test]
-fn a_failed_attach_frees_the_instance() {
-    let mut scene = Scene::default();
+fn attach_failed_leaves_instance_unbound() {
+    let mut scene = LedgerFixture::default();
     let first = scene.attach("k", No).unwrap();
-    assert!(matches!(scene.answer(&first, "failed"), Settled::Stored(_)));
-    assert_eq!((scene.bound(), scene.next()), (None, None));
+    assert!(matches!(scene.store_result(&first, "failed"), StoreResultOutcome::Stored(_)));
+    assert_eq!((scene.bound_key_pair_id(), scene.next_command_id()), (None, None));
     let second = scene.attach("l", No).unwrap();
-    assert!(!scene.replaces(&second));
+    assert!(!scene.is_replacing(&second));
 }
 
 #[test]
-fn a_failed_detach_leaves_it_bound() {
-    let mut scene = Scene::default();
+fn detach_failed_leaves_instance_bound() {
+    let mut scene = LedgerFixture::default();
     let attach = scene.attach("k", No).unwrap();
-    scene.answer(&attach, "succeeded");
+    scene.store_result(&attach, "succeeded");
     let detach = scene.detach("k").unwrap();
-    assert_eq!(scene.bound(), None);
-    scene.answer(&detach, "failed");
-    assert_eq!(scene.bound(), Some("k"));
+    assert_eq!(scene.bound_key_pair_id(), None);
+    scene.store_result(&detach, "failed");
+    assert_eq!(scene.bound_key_pair_id(), Some("k"));
     let detach = scene.detach("k").unwrap();
-    scene.answer(&detach, "succeeded");
-    assert_eq!(scene.bound(), None);
+    scene.store_result(&detach, "succeeded");
+    assert_eq!(scene.bound_key_pair_id(), None);
 }
 
 #[test]
-fn another_key_pair_is_not_detached() {
-    let mut scene = Scene::default();
+fn detach_of_other_key_pair_is_refused() {
+    let mut scene = LedgerFixture::default();
     scene.attach("k", No).unwrap();
-    assert_eq!(scene.detach("l"), Err(NotNow::Bound));
+    assert_eq!(scene.detach("l"), Err(QueueError::AlreadyBound));
 }
 
 #[test]
-fn a_detach_of_nothing_is_queued_once() {
-    let mut scene = Scene::default();
+fn detach_with_nothing_bound_is_queued_once() {
+    let mut scene = LedgerFixture::default();
     let first = scene.detach("k").unwrap();
     assert_eq!(scene.detach("k").unwrap(), first);
     let other = scene.detach("l").unwrap();
     assert_ne!(other, first);
-    scene.answer(&first, "succeeded");
-    scene.answer(&other, "succeeded");
+    scene.store_result(&first, "succeeded");
+    scene.store_result(&other, "succeeded");
     assert_ne!(scene.detach("l").unwrap(), other);
 }
 
 /// KP-9.7.
 #[test]
-fn a_deleted_key_pair_is_replaced_and_stays_where_that_fails() {
-    let mut scene = Scene::default();
+fn deleted_key_pair_is_replaced_unless_new_attach_fails() {
+    let mut scene = LedgerFixture::default();
     let first = scene.attach("k", No).unwrap();
-    scene.answer(&first, "succeeded");
+    scene.store_result(&first, "succeeded");
     scene.deleted.push("k".into());
-    assert_eq!(scene.bound(), Some("k"), "it goes on working in the guest");
+    assert_eq!(scene.bound_key_pair_id(), Some("k"), "it goes on working in the guest");
     let second = scene.attach("l", No).unwrap();
-    assert!(scene.replaces(&second));
-    assert_eq!(scene.bound(), Some("l"));
-    assert_eq!(scene.attach("m", No), Err(NotNow::Bound));
-    scene.answer(&second, "failed");
-    assert_eq!(scene.bound(), Some("k"));
+    assert!(scene.is_replacing(&second));
+    assert_eq!(scene.bound_key_pair_id(), Some("l"));
+    assert_eq!(scene.attach("m", No), Err(QueueError::AlreadyBound));
+    scene.store_result(&second, "failed");
+    assert_eq!(scene.bound_key_pair_id(), Some("k"));
     let third = scene.attach("m", No).unwrap();
-    assert!(scene.replaces(&third));
-    scene.answer(&third, "succeeded");
-    assert_eq!(scene.bound(), Some("m"));
+    assert!(scene.is_replacing(&third));
+    scene.store_result(&third, "succeeded");
+    assert_eq!(scene.bound_key_pair_id(), Some("m"));
 }
 
 #[test]
-fn a_namesake_of_a_deleted_key_pair_is_another() {
-    let mut scene = Scene::default();
+fn reimported_key_name_is_a_different_key_pair() {
+    let mut scene = LedgerFixture::default();
     scene.attach("k/1", No).unwrap();
     scene.deleted.push("k/1".into());
     let second = scene.attach("k/2", No).unwrap();
-    assert!(scene.replaces(&second));
+    assert!(scene.is_replacing(&second));
     // By name it can be unbound all the same: the guest knows names alone.
     scene.detach("k").unwrap();
-    assert_eq!(scene.bound(), None);
+    assert_eq!(scene.bound_key_pair_id(), None);
 }
 
 #[test]
-fn a_silent_guest_gets_everything_in_order() {
-    let mut scene = Scene::default();
+fn unanswered_commands_are_returned_in_queue_order() {
+    let mut scene = LedgerFixture::default();
     let one = scene.attach("k", No).unwrap();
     let two = scene.detach("k").unwrap();
     let three = scene.attach("l", Yes).unwrap();
-    assert_eq!(scene.bound(), Some("l"));
+    assert_eq!(scene.bound_key_pair_id(), Some("l"));
     for id in [one, two, three] {
-        assert_eq!(scene.next(), Some(id.as_str()));
-        scene.answer(&id, "succeeded");
+        assert_eq!(scene.next_command_id(), Some(id.as_str()));
+        scene.store_result(&id, "succeeded");
     }
-    assert_eq!((scene.next(), scene.bound()), (None, Some("l")));
+    assert_eq!((scene.next_command_id(), scene.bound_key_pair_id()), (None, Some("l")));
 }
 
 #[test]
-fn a_late_word_on_an_older_command_says_nothing_about_now() {
-    let mut scene = Scene::default();
+fn late_result_of_older_command_keeps_binding() {
+    let mut scene = LedgerFixture::default();
     let attach = scene.attach("k", No).unwrap();
     let detach = scene.detach("k").unwrap();
-    scene.answer(&detach, "succeeded");
-    scene.answer(&attach, "succeeded");
-    assert_eq!(scene.bound(), None);
+    scene.store_result(&detach, "succeeded");
+    scene.store_result(&attach, "succeeded");
+    assert_eq!(scene.bound_key_pair_id(), None);
 }
 
 #[test]
-fn results_are_stored_once() {
-    let mut scene = Scene::default();
+fn result_repeated_is_duplicate_and_changed_is_conflict() {
+    let mut scene = LedgerFixture::default();
     let id = scene.attach("k", No).unwrap();
     let sequence = scene.ledger.entry(&id.parse().unwrap()).unwrap().sequence;
-    let settlement = Settlement { action: ActionName::Attach, sequence };
-    assert_eq!(scene.answer(&id, "succeeded"), Settled::Stored(settlement));
-    assert_eq!(scene.answer(&id, "succeeded"), Settled::Again);
-    assert_eq!(scene.answer(&id, "failed"), Settled::Conflict);
-    assert_eq!(scene.answer("other", "failed"), Settled::Unknown);
-    assert_eq!(scene.bound(), Some("k"));
+    let settlement = CompletedCommand { action: ActionName::Attach, sequence };
+    assert_eq!(scene.store_result(&id, "succeeded"), StoreResultOutcome::Stored(settlement));
+    assert_eq!(scene.store_result(&id, "succeeded"), StoreResultOutcome::Duplicate);
+    assert_eq!(scene.store_result(&id, "failed"), StoreResultOutcome::Conflict);
+    assert_eq!(scene.store_result("other", "failed"), StoreResultOutcome::UnknownCommand);
+    assert_eq!(scene.bound_key_pair_id(), Some("k"));
 }
 
 /// KP-9.12.
 #[test]
-fn a_bad_signature_closes_a_command_after_an_hour() {
-    let mut scene = Scene::default();
+fn bad_signature_result_closes_command_after_an_hour() {
+    let mut scene = LedgerFixture::default();
     let id = scene.attach("k", No).unwrap();
     let bad = |ledger: &mut Ledger, id: &str, now: u64| {
         let outcome = json!({
@@ -236,31 +236,35 @@ fn a_bad_signature_closes_a_command_after_an_hour() {
             "finishedAt": "2026-01-01T00:00:00Z", "durationMs": 1
         });
         let bytes = outcome.to_string().into_bytes();
-        ledger.settle_at(Answer { outcome: serde_json::from_value(outcome).unwrap(), bytes }, now)
+        ledger
+            .store_result_at(ReceivedResult { outcome: serde_json::from_value(outcome).unwrap(), bytes }, now)
     };
     // Nobody was given it: the hour has not begun.
-    assert_eq!(bad(&mut scene.ledger, &id, u64::MAX), Settled::Kept);
-    assert!(scene.ledger.hand_out(1000).is_some());
-    assert!(scene.ledger.hand_out(2000).is_none());
-    for now in [1000, 900, 999 + KEPT_FOR] {
-        assert_eq!(bad(&mut scene.ledger, &id, now), Settled::Kept);
-        assert_eq!(scene.next(), Some(id.as_str()));
+    assert_eq!(bad(&mut scene.ledger, &id, u64::MAX), StoreResultOutcome::Redelivered);
+    assert!(scene.ledger.mark_handed_out(1000).is_some());
+    assert!(scene.ledger.mark_handed_out(2000).is_none());
+    for now in [1000, 900, 999 + BAD_SIGNATURE_REDELIVERY_MILLIS] {
+        assert_eq!(bad(&mut scene.ledger, &id, now), StoreResultOutcome::Redelivered);
+        assert_eq!(scene.next_command_id(), Some(id.as_str()));
     }
-    assert_eq!(bad(&mut scene.ledger, "other", 1000), Settled::Unknown);
-    assert!(matches!(bad(&mut scene.ledger, &id, 1000 + KEPT_FOR), Settled::Stored(_)));
-    assert_eq!((scene.next(), scene.bound()), (None, None));
+    assert_eq!(bad(&mut scene.ledger, "other", 1000), StoreResultOutcome::UnknownCommand);
+    assert!(matches!(
+        bad(&mut scene.ledger, &id, 1000 + BAD_SIGNATURE_REDELIVERY_MILLIS),
+        StoreResultOutcome::Stored(_)
+    ));
+    assert_eq!((scene.next_command_id(), scene.bound_key_pair_id()), (None, None));
     // The genuine result counts at once, and a late copy's no more.
     let id = scene.attach("k", No).unwrap();
-    scene.ledger.hand_out(5000);
-    assert_eq!(bad(&mut scene.ledger, &id, 5001), Settled::Kept);
-    assert!(matches!(scene.answer(&id, "succeeded"), Settled::Stored(_)));
-    assert_eq!(bad(&mut scene.ledger, &id, 5002), Settled::Conflict);
+    scene.ledger.mark_handed_out(5000);
+    assert_eq!(bad(&mut scene.ledger, &id, 5001), StoreResultOutcome::Redelivered);
+    assert!(matches!(scene.store_result(&id, "succeeded"), StoreResultOutcome::Stored(_)));
+    assert_eq!(bad(&mut scene.ledger, &id, 5002), StoreResultOutcome::Conflict);
 }
 
 /// KP-9.8.
 #[test]
-fn sequences_follow_the_clock_and_always_rise() {
-    let mut scene = Scene::default();
+fn sequences_follow_clock_and_always_rise() {
+    let mut scene = LedgerFixture::default();
     let mut sequences = Vec::new();
     for now in [1000, 1000, 500, 2000] {
         scene.now = now;
@@ -269,34 +273,34 @@ fn sequences_follow_the_clock_and_always_rise() {
     }
     assert_eq!(sequences, [1000, 1001, 1002, 2000]);
     scene.now = u64::MAX;
-    assert!(matches!(scene.detach("k"), Err(NotNow::NoSequence(_))));
+    assert!(matches!(scene.detach("k"), Err(QueueError::SequenceExhausted(_))));
 }
 
 #[test]
-fn answered_commands_are_forgotten_in_the_end_and_unanswered_ones_never() {
-    let mut scene = Scene::default();
+fn answered_commands_are_dropped_unanswered_ones_kept() {
+    let mut scene = LedgerFixture::default();
     let silent = scene.detach("silent").unwrap();
     let first = scene.detach("k0").unwrap();
-    scene.answer(&first, "succeeded");
-    for number in 1..=ANSWERED_KEPT {
+    scene.store_result(&first, "succeeded");
+    for number in 1..=MAX_ANSWERED_COMMANDS {
         let id = scene.detach(&format!("k{number}")).unwrap();
-        scene.answer(&id, "succeeded");
+        scene.store_result(&id, "succeeded");
     }
-    assert_eq!(scene.answer(&first, "succeeded"), Settled::Unknown);
-    assert_eq!(scene.ledger.entries.len(), ANSWERED_KEPT + 1);
-    assert_eq!(scene.next(), Some(silent.as_str()));
+    assert_eq!(scene.store_result(&first, "succeeded"), StoreResultOutcome::UnknownCommand);
+    assert_eq!(scene.ledger.entries.len(), MAX_ANSWERED_COMMANDS + 1);
+    assert_eq!(scene.next_command_id(), Some(silent.as_str()));
 }
 
 #[test]
-fn an_attach_is_the_queued_one_also_behind_a_reset_of_the_password() {
-    let mut scene = Scene::default();
+fn attach_repeated_after_password_reset_returns_queued() {
+    let mut scene = LedgerFixture::default();
     let attach = scene.attach("k", No).unwrap();
-    let stamp = scene.stamp();
+    let stamp = scene.next_identity();
     let next = scene.ledger.allow_passwords(&"i-1".parse().unwrap(), stamp);
-    let reset = scene.take(next).unwrap();
+    let reset = scene.enqueue(next).unwrap();
     assert_eq!(scene.attach("k", No), Ok(attach));
-    assert_eq!(scene.attach("k", Yes), Err(NotNow::Bound));
-    let stamp = scene.stamp();
+    assert_eq!(scene.attach("k", Yes), Err(QueueError::AlreadyBound));
+    let stamp = scene.next_identity();
     let next = scene.ledger.allow_passwords(&"i-1".parse().unwrap(), stamp);
-    assert_eq!(scene.take(next), Ok(reset));
+    assert_eq!(scene.enqueue(next), Ok(reset));
 }

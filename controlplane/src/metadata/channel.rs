@@ -6,7 +6,7 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use keypair_agent::policy::outcome::Outcome;
+use keypair_agent::policy::outcome::CommandResult;
 use keypair_agent::policy::types::CommandId;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -14,20 +14,20 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{MetadataError, Subject, json};
+use super::{CallerInstance, MetadataError, respond_with_json};
 use crate::clock;
 use crate::inventory::Instance;
-use crate::ledger::{Answer, Settled};
+use crate::ledger::{ReceivedResult, StoreResultOutcome};
 use crate::metrics::PollAnswer;
-use crate::platform::Platform;
+use crate::platform::AppState;
 use crate::store::StoreError;
 
 /// The longest a poll waits, whatever it asks for.
-const MAX_WAIT: Duration = Duration::from_secs(300);
+const MAX_POLL_WAIT: Duration = Duration::from_secs(300);
 
 /// The query of a poll; without `wait` it does not wait.
 #[derive(Deserialize)]
-pub struct Poll {
+pub struct PollQuery {
     #[serde(default)]
     wait: u64,
 }
@@ -37,60 +37,61 @@ pub struct Poll {
 ///
 /// # Errors
 /// [`MetadataError`], where the poll is none, or the service ends under it.
-pub async fn command(
-    State(platform): State<Platform>,
-    Subject(instance): Subject,
-    poll: Result<Query<Poll>, QueryRejection>,
+pub async fn get_command(
+    State(platform): State<AppState>,
+    CallerInstance(instance): CallerInstance,
+    poll: Result<Query<PollQuery>, QueryRejection>,
 ) -> Result<Response, MetadataError> {
-    let Query(poll) = poll.map_err(|_| MetadataError::Bad("wait is not a number of seconds".into()))?;
-    let command = await_command(&platform, &instance, Duration::from_secs(poll.wait)).await;
-    platform.metrics.poll_answered(match &command {
+    let Query(poll) =
+        poll.map_err(|_| MetadataError::BadRequest("wait is not a number of seconds".into()))?;
+    let command = wait_for_command(&platform, &instance, Duration::from_secs(poll.wait)).await;
+    platform.metrics.count_poll(match &command {
         Ok(Some(_)) => PollAnswer::Command,
         Ok(None) => PollAnswer::Nothing,
-        Err(MetadataError::Ending) => PollAnswer::Ended,
+        Err(MetadataError::ShuttingDown) => PollAnswer::Ended,
         Err(_) => PollAnswer::Failed,
     });
-    Ok(command?.map_or_else(|| StatusCode::NO_CONTENT.into_response(), json))
+    Ok(command?.map_or_else(|| StatusCode::NO_CONTENT.into_response(), respond_with_json))
 }
 
 /// The oldest command without a result, as it is handed out, where there is one within this time.
-async fn await_command(
-    platform: &Platform,
+async fn wait_for_command(
+    platform: &AppState,
     instance: &Instance,
     wait: Duration,
 ) -> Result<Option<String>, MetadataError> {
-    let deadline = Instant::now() + wait.min(MAX_WAIT);
-    let mut changes = platform.store.changes(&instance.id);
+    let deadline = Instant::now() + wait.min(MAX_POLL_WAIT);
+    let mut changes = platform.store.watch_changes(&instance.id);
     loop {
         changes.borrow_and_update();
-        if let Some(command) = platform.store.hand_out(&instance.id, clock::now()).await? {
+        if let Some(command) = platform.store.hand_out(&instance.id, clock::now_millis()).await? {
             let text = match &platform.signing_key {
                 None => {
                     serde_json::to_string(&command).map_err(|error| StoreError::Failed(error.to_string()))?
                 }
                 Some(key) => key
-                    .seal(&command, OffsetDateTime::now_utc())
+                    .sign_command(&command, OffsetDateTime::now_utc())
                     .map_err(|error| StoreError::Failed(error.to_string()))?,
             };
             info!(instance = %instance.id, command = %command.id, "handed out");
-            platform.metrics.handed_out(command.action.name());
+            platform.metrics.count_handed_out(command.action.name());
             return Ok(Some(text));
         }
         if wait.is_zero() {
             return Ok(None);
         }
-        let _waiting = platform.metrics.poll_waits();
+        let _waiting = platform.metrics.track_waiting_poll();
         tokio::select! {
             changed = changes.changed() => changed.map_err(|_| StoreError::Failed("it tells no changes".into()))?,
             () = tokio::time::sleep_until(deadline) => return Ok(None),
-            () = platform.shutdown.begun() => return Err(MetadataError::Ending),
+            () = platform.shutdown.triggered() => return Err(MetadataError::ShuttingDown),
         }
     }
 }
 
 /// The command whose result it is.
 #[derive(Deserialize)]
-pub struct OfCommand {
+pub struct ResultPath {
     command: String,
 }
 
@@ -98,39 +99,44 @@ pub struct OfCommand {
 ///
 /// # Errors
 /// [`MetadataError`]: not found, no result of that command, or another one is stored.
-pub async fn result(
-    State(platform): State<Platform>,
-    Subject(instance): Subject,
-    Path(OfCommand { command }): Path<OfCommand>,
+pub async fn put_result(
+    State(platform): State<AppState>,
+    CallerInstance(instance): CallerInstance,
+    Path(ResultPath { command }): Path<ResultPath>,
     body: Result<axum::body::Bytes, BytesRejection>,
 ) -> Result<StatusCode, MetadataError> {
     let id: CommandId = command.parse().map_err(|_| MetadataError::NotFound)?;
-    let (outcome, bytes) = match outcome_of(&id, body) {
+    let (outcome, bytes) = match parse_result_body(&id, body) {
         Ok(said) => said,
         // An unknown command is not found, whatever is said of it; where all is well, settling asks that too.
-        Err(_) if !platform.store.knows(&instance.id, &id).await? => return Err(MetadataError::NotFound),
+        Err(_) if !platform.store.has_command(&instance.id, &id).await? => {
+            return Err(MetadataError::NotFound);
+        }
         Err(error) => return Err(error),
     };
-    match platform.settle(&instance.id, Answer { outcome, bytes }).await? {
-        Settled::Stored(_) | Settled::Kept | Settled::Again => Ok(StatusCode::NO_CONTENT),
-        Settled::Conflict => Err(MetadataError::Conflict),
-        Settled::Unknown => Err(MetadataError::NotFound),
+    match platform.store_result(&instance.id, ReceivedResult { outcome, bytes }).await? {
+        StoreResultOutcome::Stored(_) | StoreResultOutcome::Redelivered | StoreResultOutcome::Duplicate => {
+            Ok(StatusCode::NO_CONTENT)
+        }
+        StoreResultOutcome::Conflict => Err(MetadataError::Conflict),
+        StoreResultOutcome::UnknownCommand => Err(MetadataError::NotFound),
     }
 }
 
 /// The result of that command which a body is, with all its bytes: a store keeps text, fields that nobody looks at too.
-fn outcome_of(
+fn parse_result_body(
     id: &CommandId,
     body: Result<axum::body::Bytes, BytesRejection>,
-) -> Result<(Outcome, Vec<u8>), MetadataError> {
-    let bytes = body.map_err(|_| MetadataError::Bad("a result has 64 KiB at most".into()))?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| MetadataError::Bad("a result is UTF-8".into()))?;
-    let outcome: Outcome = serde_json::from_str(text).map_err(|error| {
+) -> Result<(CommandResult, Vec<u8>), MetadataError> {
+    let bytes = body.map_err(|_| MetadataError::BadRequest("a result has 64 KiB at most".into()))?;
+    let text =
+        std::str::from_utf8(&bytes).map_err(|_| MetadataError::BadRequest("a result is UTF-8".into()))?;
+    let outcome: CommandResult = serde_json::from_str(text).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        MetadataError::Bad(format!("this is not a result (line {line}, column {column})"))
+        MetadataError::BadRequest(format!("this is not a result (line {line}, column {column})"))
     })?;
     if outcome.command_id != *id {
-        return Err(MetadataError::Bad("this is the result of another command".into()));
+        return Err(MetadataError::BadRequest("this is the result of another command".into()));
     }
     Ok((outcome, bytes.to_vec()))
 }
@@ -139,18 +145,18 @@ fn outcome_of(
 ///
 /// # Errors
 /// [`MetadataError::Bad`] where it is no JSON object.
-pub async fn agent(
-    State(platform): State<Platform>,
-    Subject(instance): Subject,
+pub async fn put_agent_report(
+    State(platform): State<AppState>,
+    CallerInstance(instance): CallerInstance,
     body: Result<axum::body::Bytes, BytesRejection>,
 ) -> Result<StatusCode, MetadataError> {
-    let bytes = body.map_err(|_| MetadataError::Bad("a report has 64 KiB at most".into()))?;
-    let report: Map<String, Value> =
-        serde_json::from_slice(&bytes).map_err(|_| MetadataError::Bad("a report is a JSON object".into()))?;
+    let bytes = body.map_err(|_| MetadataError::BadRequest("a report has 64 KiB at most".into()))?;
+    let report: Map<String, Value> = serde_json::from_slice(&bytes)
+        .map_err(|_| MetadataError::BadRequest("a report is a JSON object".into()))?;
     let version = report.get("agentVersion").and_then(Value::as_str).unwrap_or_default();
     let component = report.get("componentVersion").and_then(Value::as_str).unwrap_or_default();
     info!(instance = %instance.id, ?version, ?component, "the agent reported");
-    platform.store.keep_report(&instance.id, bytes.to_vec()).await?;
-    platform.metrics.reported();
+    platform.store.store_report(&instance.id, bytes.to_vec()).await?;
+    platform.metrics.count_report();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,59 +10,59 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
-use keypair_agent::channel::backoff::{random, whole_seconds};
+use keypair_agent::channel::backoff::{random_u64, uniform_seconds};
 use tracing::error;
 
-use crate::face::Peer;
+use crate::face::PeerAddr;
 use crate::inventory::Instance;
-use crate::platform::Platform;
+use crate::platform::AppState;
 use crate::store::StoreError;
 
 pub mod channel;
 pub mod tree;
 
 /// The most that is read of a body.
-const MAX_BODY: usize = 64 * 1024;
+const MAX_METADATA_BODY_BYTES: usize = 64 * 1024;
 
 /// The longest that an agent is told to stay away, in seconds.
-const AWAY_MAX: u64 = 30;
+const MAX_RETRY_AFTER_SECONDS: u64 = 30;
 
 /// The metadata service's routes.
-pub fn router(platform: Platform) -> Router {
+pub fn router(platform: AppState) -> Router {
     Router::new()
-        .nest("/metadata/latest", base())
-        .nest("/{instance}/metadata/latest", base())
-        .route("/metadata/latest/", get(tree::get))
-        .route("/{instance}/metadata/latest/", get(tree::get))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .nest("/metadata/latest", instance_routes())
+        .nest("/{instance}/metadata/latest", instance_routes())
+        .route("/metadata/latest/", get(tree::get_metadata))
+        .route("/{instance}/metadata/latest/", get(tree::get_metadata))
+        .layer(DefaultBodyLimit::max(MAX_METADATA_BODY_BYTES))
         .with_state(platform)
 }
 
 /// What one instance's base holds.
-fn base() -> Router<Platform> {
+fn instance_routes() -> Router<AppState> {
     Router::new()
-        .route("/keypair/command", get(channel::command))
-        .route("/keypair/results/{command}", put(channel::result))
-        .route("/keypair/agent", put(channel::agent))
-        .route("/", get(tree::get))
-        .route("/{*path}", get(tree::get))
+        .route("/keypair/command", get(channel::get_command))
+        .route("/keypair/results/{command}", put(channel::put_result))
+        .route("/keypair/agent", put(channel::put_agent_report))
+        .route("/", get(tree::get_metadata))
+        .route("/{*path}", get(tree::get_metadata))
 }
 
 /// The instance that a call is about: the path names it, or the caller's address does.
-pub struct Subject(pub Instance);
+pub struct CallerInstance(pub Instance);
 
-impl FromRequestParts<Platform> for Subject {
+impl FromRequestParts<AppState> for CallerInstance {
     type Rejection = MetadataError;
 
-    async fn from_request_parts(parts: &mut Parts, platform: &Platform) -> Result<Self, MetadataError> {
+    async fn from_request_parts(parts: &mut Parts, platform: &AppState) -> Result<Self, MetadataError> {
         let Path(segments) = Path::<HashMap<String, String>>::from_request_parts(parts, platform)
             .await
             .map_err(|_| MetadataError::NotFound)?;
         let instance = match segments.get("instance") {
             Some(id) => platform.inventory.get(id),
             None => {
-                let peer = parts.extensions.get::<Peer>();
-                peer.and_then(|Peer(caller)| platform.inventory.of_caller(caller.ip()))
+                let peer = parts.extensions.get::<PeerAddr>();
+                peer.and_then(|PeerAddr(caller)| platform.inventory.find_by_caller(caller.ip()))
             }
         };
         instance.cloned().map(Self).ok_or(MetadataError::NotFound)
@@ -75,11 +75,11 @@ pub enum MetadataError {
     /// Nothing of that name, or no such instance.
     NotFound,
     /// The call makes no sense, and why.
-    Bad(String),
+    BadRequest(String),
     /// Another result is stored.
     Conflict,
     /// The service ends; another one, or the next, will answer.
-    Ending,
+    ShuttingDown,
     /// The store does not do its work.
     Store(StoreError),
 }
@@ -88,9 +88,9 @@ impl IntoResponse for MetadataError {
     fn into_response(self) -> Response {
         let (status, text) = match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "not found".to_owned()),
-            Self::Bad(why) => (StatusCode::BAD_REQUEST, why),
+            Self::BadRequest(why) => (StatusCode::BAD_REQUEST, why),
             Self::Conflict => (StatusCode::CONFLICT, "another result of this command is stored".to_owned()),
-            Self::Ending => (StatusCode::SERVICE_UNAVAILABLE, "the service is ending".to_owned()),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "the service is ending".to_owned()),
             Self::Store(cause) => {
                 error!("{cause}");
                 (StatusCode::SERVICE_UNAVAILABLE, "the store is not available".to_owned())
@@ -98,15 +98,17 @@ impl IntoResponse for MetadataError {
         };
         let mut response = (status, text + "\n").into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(away(random())));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds(random_u64())));
         }
         response
     }
 }
 
 /// How many seconds one agent stays away: all are sent away at once, and must not come back at once.
-fn away(random: u64) -> u64 {
-    whole_seconds(Duration::from_secs(AWAY_MAX), random)
+fn retry_after_seconds(random: u64) -> u64 {
+    uniform_seconds(Duration::from_secs(MAX_RETRY_AFTER_SECONDS), random)
 }
 
 impl From<StoreError> for MetadataError {
@@ -116,7 +118,7 @@ impl From<StoreError> for MetadataError {
 }
 
 /// A JSON answer.
-fn json(text: String) -> Response {
+fn respond_with_json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
@@ -126,11 +128,11 @@ mod tests {
 
     /// KP-9.11.
     #[test]
-    fn agents_stay_away_for_each_number_of_seconds_as_often() {
-        let step = u64::MAX / AWAY_MAX;
-        for seconds in 1..=AWAY_MAX {
-            assert_eq!(away(step * (seconds - 1) + step / 2), seconds);
+    fn retry_after_seconds_are_uniformly_distributed() {
+        let step = u64::MAX / MAX_RETRY_AFTER_SECONDS;
+        for seconds in 1..=MAX_RETRY_AFTER_SECONDS {
+            assert_eq!(retry_after_seconds(step * (seconds - 1) + step / 2), seconds);
         }
-        assert_eq!((away(0), away(u64::MAX)), (1, AWAY_MAX));
+        assert_eq!((retry_after_seconds(0), retry_after_seconds(u64::MAX)), (1, MAX_RETRY_AFTER_SECONDS));
     }
 }

@@ -6,13 +6,13 @@ use base64ct::{Base64, Encoding};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{MetadataError, Subject, json as json_response};
+use super::{CallerInstance, MetadataError, respond_with_json as json_response};
 use crate::inventory::Instance;
-use crate::platform::Platform;
+use crate::platform::AppState;
 
 /// The part of a path behind the base; absent for the base itself.
 #[derive(Deserialize)]
-pub struct Below {
+pub struct TreePath {
     #[serde(default)]
     path: String,
 }
@@ -21,21 +21,21 @@ pub struct Below {
 ///
 /// # Errors
 /// [`MetadataError::NotFound`] for what is not in it.
-pub async fn get(
-    State(platform): State<Platform>,
-    Subject(instance): Subject,
-    Path(Below { path }): Path<Below>,
+pub async fn get_metadata(
+    State(platform): State<AppState>,
+    CallerInstance(instance): CallerInstance,
+    Path(TreePath { path }): Path<TreePath>,
 ) -> Result<Response, MetadataError> {
     let bound = platform.store.binding(&instance.id).await?;
     let key = bound.map(|binding| binding.key_pair.key_pair.public_key.line());
-    read(&instance, key.as_deref(), &path)
+    metadata_value(&instance, key.as_deref(), &path)
         .map(|value| json_response(value.to_string()))
         .ok_or(MetadataError::NotFound)
 }
 
 /// What stands at `path` for an instance that is bound to the key of this line. With nothing bound there is
 /// no `ssh-keys`: an empty one could be taken for a key.
-fn read(instance: &Instance, key: Option<&str>, path: &str) -> Option<Value> {
+fn metadata_value(instance: &Instance, key: Option<&str>, path: &str) -> Option<Value> {
     Some(match path.trim_matches('/') {
         "" => json!([
             "attributes/",
@@ -73,18 +73,21 @@ mod tests {
     use crate::inventory::Inventory;
 
     #[test]
-    fn every_name_of_a_directory_is_there() {
+    fn metadata_directory_entries_all_resolve() {
         let inventory = Inventory::load(&["i-1".into()], None).unwrap();
         let instance = inventory.get("i-1").unwrap();
         let mut directories = vec![String::new()];
         let mut leaves = 0;
         while let Some(directory) = directories.pop() {
-            for name in read(instance, Some("a key"), &directory).unwrap().as_array().unwrap() {
+            for name in metadata_value(instance, Some("a key"), &directory).unwrap().as_array().unwrap() {
                 let path = format!("{directory}{}", name.as_str().unwrap());
                 match path.ends_with('/') {
                     true => directories.push(path),
                     false => {
-                        assert!(read(instance, Some("a key"), &path).unwrap().is_string(), "{path}");
+                        assert!(
+                            metadata_value(instance, Some("a key"), &path).unwrap().is_string(),
+                            "{path}"
+                        );
                         leaves += 1;
                     }
                 }
@@ -94,12 +97,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_bound_is_no_key() {
+    fn ssh_keys_are_absent_without_binding() {
         let inventory = Inventory::load(&["i-1".into()], None).unwrap();
         let instance = inventory.get("i-1").unwrap();
-        assert_eq!(read(instance, None, "attributes/"), Some(json!(["hostname"])));
-        assert_eq!(read(instance, None, "attributes/ssh-keys"), None);
-        assert_eq!(read(instance, Some("a b"), "attributes/ssh-keys"), Some(json!("YSBi")));
-        assert_eq!(read(instance, None, "keypair"), None);
+        assert_eq!(metadata_value(instance, None, "attributes/"), Some(json!(["hostname"])));
+        assert_eq!(metadata_value(instance, None, "attributes/ssh-keys"), None);
+        assert_eq!(metadata_value(instance, Some("a b"), "attributes/ssh-keys"), Some(json!("YSBi")));
+        assert_eq!(metadata_value(instance, None, "keypair"), None);
     }
 }

@@ -8,9 +8,9 @@ use tokio::sync::watch;
 
 /// A counter an instance, which goes up with its news.
 #[derive(Debug, Default)]
-pub(super) struct Changes(Mutex<HashMap<InstanceId, watch::Sender<u64>>>);
+pub(super) struct ChangeNotifier(Mutex<HashMap<InstanceId, watch::Sender<u64>>>);
 
-impl Changes {
+impl ChangeNotifier {
     /// Sees each change from now on.
     pub(super) fn subscribe(&self, instance: &InstanceId) -> watch::Receiver<u64> {
         let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -18,7 +18,7 @@ impl Changes {
     }
 
     /// Something of this instance changed.
-    pub(super) fn tell(&self, instance: &InstanceId) {
+    pub(super) fn notify(&self, instance: &InstanceId) {
         let senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = senders.get(instance) {
             sender.send_modify(|count| *count = count.wrapping_add(1));
@@ -26,7 +26,7 @@ impl Changes {
     }
 
     /// Something of some instances may have changed.
-    pub(super) fn tell_all(&self) {
+    pub(super) fn notify_all(&self) {
         for sender in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
             sender.send_modify(|count| *count = count.wrapping_add(1));
         }

@@ -10,34 +10,34 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keypair_agent::policy::command::{ActionName, Command};
-use keypair_agent::policy::outcome::Outcome;
+use keypair_agent::policy::outcome::CommandResult;
 use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, PasswordAuth};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::ids::{self, RequestId};
 use crate::keypair::{Region, StoredKeyPair};
-use crate::ledger::{Answer, Binding, Ledger, Next, NotNow, Settled};
-use crate::lifecycle::State;
+use crate::ledger::{Binding, Ledger, QueueDecision, QueueError, ReceivedResult, StoreResultOutcome};
+use crate::lifecycle::InstanceState;
 
 mod changes;
 mod memory;
 mod sql;
 
-pub use memory::Memory;
-pub use sql::Sql;
+pub use memory::MemoryStore;
+pub use sql::SqlStore;
 
 /// How often expired signatures are taken out.
-const PURGE: Duration = Duration::from_secs(60);
+const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// When they were last.
 #[derive(Debug, Default)]
-struct Purged(Option<Instant>);
+struct PurgeTimer(Option<Instant>);
 
-impl Purged {
+impl PurgeTimer {
     /// Whether it is time again; whoever is told so does it.
-    fn is_due(&mut self) -> bool {
-        let is_due = self.0.is_none_or(|last| last.elapsed() > PURGE);
+    fn restart_if_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|last| last.elapsed() > PURGE_INTERVAL);
         if is_due {
             self.0 = Some(Instant::now());
         }
@@ -53,14 +53,14 @@ pub struct Order {
     /// Where the key pair and the instances are.
     pub region: Region,
     /// What is to be done.
-    pub verb: OrderVerb,
+    pub verb: OrderKind,
     /// The instances, each once.
     pub instances: Vec<InstanceId>,
 }
 
 /// What is to be done on an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OrderVerb {
+pub enum OrderKind {
     /// Bind the key pair of this name, with this password setting.
     Attach(KeyName, PasswordAuth),
     /// Unbind the key pair of this name.
@@ -69,7 +69,7 @@ pub enum OrderVerb {
     AllowPasswords,
 }
 
-impl OrderVerb {
+impl OrderKind {
     /// The key pair it is about.
     pub fn key_name(&self) -> Option<&KeyName> {
         match self {
@@ -89,33 +89,35 @@ impl OrderVerb {
 }
 
 /// An order's verb, its key pair looked up.
-enum Wanted {
+enum ResolvedOrder {
     Attach(Binding),
     Detach(KeyName),
     AllowPasswords,
 }
 
-impl Wanted {
+impl ResolvedOrder {
     /// Of a verb, and the key pair that has its name now.
-    fn of(verb: &OrderVerb, named: Option<&StoredKeyPair>) -> Result<Self, Refused> {
+    fn resolve(verb: &OrderKind, named: Option<&StoredKeyPair>) -> Result<Self, OrderError> {
         match verb {
-            OrderVerb::Attach(_, password_auth) => {
-                let key_pair = named.ok_or(Refused::NoKeyPair)?.clone();
+            OrderKind::Attach(_, password_auth) => {
+                let key_pair = named.ok_or(OrderError::KeyPairNotFound)?.clone();
                 Ok(Self::Attach(Binding { key_pair, password_auth: *password_auth }))
             }
-            OrderVerb::Detach(name) => named.map(|_| Self::Detach(name.clone())).ok_or(Refused::NoKeyPair),
-            OrderVerb::AllowPasswords => Ok(Self::AllowPasswords),
+            OrderKind::Detach(name) => {
+                named.map(|_| Self::Detach(name.clone())).ok_or(OrderError::KeyPairNotFound)
+            }
+            OrderKind::AllowPasswords => Ok(Self::AllowPasswords),
         }
     }
 
     /// What it takes on this instance.
-    fn step(
+    fn decide_for_instance(
         &self,
         instance: &InstanceId,
         ledger: &Ledger,
         is_live: impl Fn(&StoredKeyPair) -> bool,
-    ) -> Result<Result<Next, Refused>, StoreError> {
-        let stamp = ids::fresh_stamp()?;
+    ) -> Result<Result<QueueDecision, OrderError>, StoreError> {
+        let stamp = ids::new_command_identity()?;
         let next = match self {
             Self::Attach(binding) => ledger.attach(instance, binding, is_live, stamp),
             Self::Detach(name) => ledger.detach(instance, name, stamp),
@@ -123,35 +125,35 @@ impl Wanted {
         };
         match next {
             Ok(next) => Ok(Ok(next)),
-            Err(NotNow::Bound) => Ok(Err(Refused::Bound(instance.clone()))),
-            Err(NotNow::NoSequence(error)) => Err(error.into()),
+            Err(QueueError::AlreadyBound) => Ok(Err(OrderError::AlreadyBound(instance.clone()))),
+            Err(QueueError::SequenceExhausted(error)) => Err(error.into()),
         }
     }
 }
 
 /// What a request asked of one instance, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fate {
+pub struct CommandStatus {
     /// The instance.
     pub instance: InstanceId,
     /// The command it was given.
     pub command: Command,
     /// The guest's answer, once there is one.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<CommandResult>,
 }
 
 /// Why an order is refused; nothing of it is queued.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused {
+pub enum OrderError {
     /// There is no key pair of that name in that region.
-    NoKeyPair,
+    KeyPairNotFound,
     /// The instance has another binding: any for an attach, another's for a detach.
-    Bound(InstanceId),
+    AlreadyBound(InstanceId),
 }
 
 /// The command that an instance has been given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
+pub struct QueuedCommand {
     /// The instance.
     pub instance: InstanceId,
     /// Its command.
@@ -162,7 +164,7 @@ pub struct Placed {
 
 /// A key pair with the instances it is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedKeyPair {
     /// The key pair.
     pub key_pair: StoredKeyPair,
     /// The instances, by id.
@@ -199,68 +201,76 @@ impl From<Invalid> for StoreError {
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Keeps a new key pair; `false` where its name is in use in its region.
-    async fn import(&self, key_pair: StoredKeyPair) -> Result<bool, StoreError>;
+    async fn insert_key_pair(&self, key_pair: StoredKeyPair) -> Result<bool, StoreError>;
 
     /// The key pair that has that name now.
-    async fn key_pair(&self, region: &Region, name: &KeyName) -> Result<Option<StoredKeyPair>, StoreError>;
+    async fn find_key_pair(
+        &self,
+        region: &Region,
+        name: &KeyName,
+    ) -> Result<Option<StoredKeyPair>, StoreError>;
 
     /// Forgets a key pair; what is bound to it stays so in the guests. `false` where there is none.
-    async fn delete(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError>;
+    async fn delete_key_pair(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError>;
 
     /// The key pairs of a region, by name.
-    async fn list(&self, region: &Region) -> Result<Vec<Listed>, StoreError>;
+    async fn list_key_pairs(&self, region: &Region) -> Result<Vec<ListedKeyPair>, StoreError>;
 
     /// Queues a command for every instance of the order, or for none; they are found by the order's request then.
-    async fn place(&self, order: &Order) -> Result<Result<Vec<Placed>, Refused>, StoreError>;
+    async fn queue_order(&self, order: &Order) -> Result<Result<Vec<QueuedCommand>, OrderError>, StoreError>;
 
     /// What an instance is bound to, every unanswered command taken as done.
     async fn binding(&self, instance: &InstanceId) -> Result<Option<Binding>, StoreError>;
 
     /// The oldest command of an instance that has no result.
-    async fn next(&self, instance: &InstanceId) -> Result<Option<Command>, StoreError>;
+    async fn next_command(&self, instance: &InstanceId) -> Result<Option<Command>, StoreError>;
 
     /// The same, which is handed out at `now`, in milliseconds since 1970: the first time is kept.
     async fn hand_out(&self, instance: &InstanceId, now: u64) -> Result<Option<Command>, StoreError>;
 
     /// Whether an instance has, or lately had, that command.
-    async fn knows(&self, instance: &InstanceId, command: &CommandId) -> Result<bool, StoreError>;
+    async fn has_command(&self, instance: &InstanceId, command: &CommandId) -> Result<bool, StoreError>;
 
     /// Keeps the result of a command, or the command after a `BAD_SIGNATURE` within an hour.
-    async fn settle(&self, instance: &InstanceId, answer: Answer) -> Result<Settled, StoreError>;
+    async fn store_result(
+        &self,
+        instance: &InstanceId,
+        answer: ReceivedResult,
+    ) -> Result<StoreResultOutcome, StoreError>;
 
     /// The result of a command, once there is one.
     async fn outcome(
         &self,
         instance: &InstanceId,
         command: &CommandId,
-    ) -> Result<Option<Outcome>, StoreError>;
+    ) -> Result<Option<CommandResult>, StoreError>;
 
     /// What a request asked for, by instance; nothing where there was no such request, or all its commands are forgotten.
-    async fn fates(&self, request: &RequestId) -> Result<Vec<Fate>, StoreError>;
+    async fn command_statuses(&self, request: &RequestId) -> Result<Vec<CommandStatus>, StoreError>;
 
     /// Keeps an instance's new state, in place of the one that it had; `false` where it has another one by now.
     async fn change_state(
         &self,
         instance: &InstanceId,
-        before: Option<&State>,
-        state: &State,
+        before: Option<&InstanceState>,
+        state: &InstanceState,
     ) -> Result<bool, StoreError>;
 
     /// An instance's last new state; `None` where it is as it always was.
-    async fn state(&self, instance: &InstanceId) -> Result<Option<State>, StoreError>;
+    async fn state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, StoreError>;
 
     /// Whether a signature is seen for the first time; it is remembered until `until`.
-    async fn is_first(&self, signature: &str, until: OffsetDateTime) -> Result<bool, StoreError>;
+    async fn record_signature(&self, signature: &str, until: OffsetDateTime) -> Result<bool, StoreError>;
 
     /// Keeps what the agent says of itself, in place of what it said before.
-    async fn keep_report(&self, instance: &InstanceId, report: Vec<u8>) -> Result<(), StoreError>;
+    async fn store_report(&self, instance: &InstanceId, report: Vec<u8>) -> Result<(), StoreError>;
 
     /// What the agent last said of itself.
     async fn report(&self, instance: &InstanceId) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Sees a change whenever commands or results of the instance changed. Whoever subscribes before he reads
     /// misses nothing.
-    fn changes(&self, instance: &InstanceId) -> watch::Receiver<u64>;
+    fn watch_changes(&self, instance: &InstanceId) -> watch::Receiver<u64>;
 }
 
 /// Which store to use, as `--store` names it.
@@ -322,9 +332,9 @@ impl StoreUrl {
     /// Where it is not there, is another process's, or of a newer version.
     pub async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
         Ok(match self {
-            Self::Memory => Arc::new(Memory::default()),
-            Self::Sqlite(path) => Arc::new(Sql::open_sqlite(path).await?),
-            Self::Postgres(url) => Arc::new(Sql::open_postgres(url).await?),
+            Self::Memory => Arc::new(MemoryStore::default()),
+            Self::Sqlite(path) => Arc::new(SqlStore::open_sqlite(path).await?),
+            Self::Postgres(url) => Arc::new(SqlStore::open_postgres(url).await?),
         })
     }
 }
@@ -335,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stores_are_named_and_shown_without_a_password() {
+    fn store_url_is_displayed_without_password() {
         for (text, shown) in [
             ("memory:", "memory:"),
             ("sqlite:/var/lib/x.db", "sqlite:/var/lib/x.db"),

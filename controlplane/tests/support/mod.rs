@@ -17,18 +17,18 @@ pub(crate) mod postgres;
 pub(crate) mod text_format;
 
 /// How long a call may take before the test fails; nothing is measured with it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The region of every instance that is not said to be elsewhere.
 pub(crate) const REGION: &str = "/v1/regions/cn-north-1";
 
 /// The binary under test.
-pub(crate) fn binary() -> Command {
+pub(crate) fn controlplane_command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_keypair-controlplane"))
 }
 
 /// A file in the tests' own directory that no other test has.
-pub(crate) fn file(content: &str) -> String {
+pub(crate) fn write_temp_file(content: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let path = format!("{}/{}-{number}.toml", env!("CARGO_TARGET_TMPDIR"), std::process::id());
@@ -37,7 +37,7 @@ pub(crate) fn file(content: &str) -> String {
 }
 
 /// A folder that no other test has, empty.
-pub(crate) fn folder(name: &str) -> PathBuf {
+pub(crate) fn create_temp_dir(name: &str) -> PathBuf {
     let path = PathBuf::from(format!("{}/{name}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir_all(&path).unwrap();
@@ -45,7 +45,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 }
 
 /// The public key number `number`, as an OpenSSH line.
-pub(crate) fn key(number: u8) -> String {
+pub(crate) fn public_key_line(number: u8) -> String {
     let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &[number; 32]].concat();
     format!("ssh-ed25519 {} owner@laptop", Base64::encode_string(&blob))
 }
@@ -67,12 +67,12 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it with free ports and these flags besides.
     pub(crate) fn start(flags: &[&str]) -> Self {
-        Self::start_at("127.0.0.1:0", "127.0.0.1:0", flags)
+        Self::start_on("127.0.0.1:0", "127.0.0.1:0", flags)
     }
 
     /// Starts it with its faces there and these flags besides.
-    pub(crate) fn start_at(api: &str, metadata: &str, flags: &[&str]) -> Self {
-        let mut child = binary()
+    pub(crate) fn start_on(api: &str, metadata: &str, flags: &[&str]) -> Self {
+        let mut child = controlplane_command()
             .args(["serve", "--api", api, "--metadata", metadata])
             .args(flags)
             .stdin(Stdio::null())
@@ -102,8 +102,8 @@ impl Server {
     }
 
     /// Sends a signal, waits for the end, and gives the exit status and the log.
-    pub(crate) fn end(mut self, signal: &str) -> (ExitStatus, String) {
-        self.signal(signal);
+    pub(crate) fn stop_with_signal(mut self, signal: &str) -> (ExitStatus, String) {
+        self.send_signal(signal);
         let status = self.child.wait().unwrap();
         self.logging.take().unwrap().join().unwrap();
         let log = self.log.0.lock().unwrap().clone();
@@ -111,40 +111,40 @@ impl Server {
     }
 
     /// Waits until the log holds this text.
-    pub(crate) fn await_log(&self, expected: &str) {
+    pub(crate) fn wait_for_log(&self, expected: &str) {
         let (text, more) = &*self.log;
         let missing = |text: &mut String| !text.contains(expected);
-        let (text, waited) = more.wait_timeout_while(text.lock().unwrap(), PATIENCE, missing).unwrap();
+        let (text, waited) = more.wait_timeout_while(text.lock().unwrap(), CALL_TIMEOUT, missing).unwrap();
         assert!(!waited.timed_out(), "{expected} is not in:\n{text}");
     }
 
     /// Sends a signal to this process alone.
-    pub(crate) fn signal(&self, signal: &str) {
+    pub(crate) fn send_signal(&self, signal: &str) {
         let kill = format!("kill -{signal} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     /// A call of the API with a JSON body, as curl -d would send it.
-    pub(crate) fn call(&self, method: &str, path: &str, body: &str) -> Response {
+    pub(crate) fn call_api(&self, method: &str, path: &str, body: &str) -> Response {
         http(&self.api, method, path, body)
     }
 
     /// Imports key number `number` under `name` into the usual region.
     pub(crate) fn import(&self, name: &str, number: u8) -> Response {
-        let body = json!({ "keyName": name, "publicKey": key(number) });
-        self.call("POST", &format!("{REGION}/keypairs:import"), &body.to_string())
+        let body = json!({ "keyName": name, "publicKey": public_key_line(number) });
+        self.call_api("POST", &format!("{REGION}/keypairs:import"), &body.to_string())
     }
 
     /// Binds a key pair.
     pub(crate) fn attach(&self, name: &str, instances: &[&str], password_auth: &str) -> Response {
         let body = json!({ "instanceIds": instances, "passWordAuth": password_auth });
-        self.call("POST", &format!("{REGION}/keypairs/{name}:attach"), &body.to_string())
+        self.call_api("POST", &format!("{REGION}/keypairs/{name}:attach"), &body.to_string())
     }
 
     /// Unbinds a key pair.
     pub(crate) fn detach(&self, name: &str, instances: &[&str]) -> Response {
         let body = json!({ "instanceIds": instances });
-        self.call("POST", &format!("{REGION}/keypairs/{name}:detach"), &body.to_string())
+        self.call_api("POST", &format!("{REGION}/keypairs/{name}:detach"), &body.to_string())
     }
 
     /// Its process.
@@ -153,7 +153,7 @@ impl Server {
     }
 
     /// `host:port` of the metadata service; it needs an instance to be told.
-    pub(crate) fn metadata(&self) -> String {
+    pub(crate) fn metadata_address(&self) -> String {
         let base = self.bases.as_object().unwrap().values().next().unwrap().as_str().unwrap();
         base.strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned()
     }
@@ -201,24 +201,24 @@ impl Guest {
     }
 
     /// Answers a command.
-    pub(crate) fn answer(&self, command: &Value, status: &str) -> Response {
+    pub(crate) fn put_result(&self, command: &Value, status: &str) -> Response {
         let id = command["commandId"].as_str().unwrap();
-        self.put(&format!("/keypair/results/{id}"), &outcome(id, &self.instance, status).to_string())
+        self.put(&format!("/keypair/results/{id}"), &result_json(id, &self.instance, status).to_string())
     }
 
     /// Answers the next command in a thread, and gives that command.
-    pub(crate) fn answer_next(&self, status: &'static str) -> JoinHandle<Value> {
+    pub(crate) fn spawn_answer_next(&self, status: &'static str) -> JoinHandle<Value> {
         let guest = self.clone();
         std::thread::spawn(move || {
             let command = guest.poll(60);
-            assert_eq!(guest.answer(&command, status).status, 204);
+            assert_eq!(guest.put_result(&command, status).status, 204);
             command
         })
     }
 }
 
 /// A result with every field.
-pub(crate) fn outcome(id: &str, instance: &str, status: &str) -> Value {
+pub(crate) fn result_json(id: &str, instance: &str, status: &str) -> Value {
     let failed = status == "failed";
     json!({
         "commandId": id, "instanceId": instance, "action": "attach", "status": status,
@@ -260,7 +260,7 @@ impl Response {
     }
 
     /// Holds a `503` of the metadata service to the seconds that it may tell an agent to stay away.
-    pub(crate) fn assert_away(&self) {
+    pub(crate) fn assert_retry_after(&self) {
         let seconds: u64 = self.header("retry-after").unwrap().parse().unwrap();
         assert!(self.status == 503 && (1..=30).contains(&seconds), "{self:?}");
     }
@@ -288,22 +288,22 @@ pub(crate) fn http(host: &str, method: &str, path: &str, body: &str) -> Response
 
 /// One HTTP exchange with somebody who may die within it.
 pub(crate) fn try_http(host: &str, method: &str, path: &str, body: &str) -> io::Result<Response> {
-    exchange(host, method, path, "", body)
+    http_with_headers(host, method, path, "", body)
 }
 
 /// The same with headers of one's own, each with its line end.
-pub(crate) fn exchange(
+pub(crate) fn http_with_headers(
     host: &str,
     method: &str,
     path: &str,
     headers: &str,
     body: &str,
 ) -> io::Result<Response> {
-    received(try_send(host, host, method, path, headers, body)?)
+    read_response(try_send_request(host, host, method, path, headers, body)?)
 }
 
 /// The response to what was sent.
-pub(crate) fn received(mut stream: TcpStream) -> io::Result<Response> {
+pub(crate) fn read_response(mut stream: TcpStream) -> io::Result<Response> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, format!("no response: {text:?}"));
@@ -320,12 +320,12 @@ pub(crate) fn received(mut stream: TcpStream) -> io::Result<Response> {
 }
 
 /// Sends a request and leaves the response to be read.
-pub(crate) fn send(host: &str, method: &str, path: &str, body: &str) -> TcpStream {
-    try_send(host, host, method, path, "", body).unwrap()
+pub(crate) fn send_request(host: &str, method: &str, path: &str, body: &str) -> TcpStream {
+    try_send_request(host, host, method, path, "", body).unwrap()
 }
 
 /// Sends a request with headers of one's own to somebody who may be called by another name.
-pub(crate) fn try_send(
+pub(crate) fn try_send_request(
     address: &str,
     host: &str,
     method: &str,
@@ -334,7 +334,7 @@ pub(crate) fn try_send(
     body: &str,
 ) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(CALL_TIMEOUT))?;
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\
          Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",

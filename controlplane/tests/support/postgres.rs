@@ -15,7 +15,7 @@ pub(crate) struct Postgres {
 }
 
 /// Where Debian keeps what only the database's own user starts.
-fn programs() -> Option<PathBuf> {
+fn find_postgres_bin_dir() -> Option<PathBuf> {
     let in_path = std::env::var_os("PATH");
     let of_path = std::env::split_paths(in_path.as_ref()?).map(|folder| folder.join("initdb"));
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -37,7 +37,7 @@ impl Postgres {
     }
 
     fn start_with(settings: &[&str]) -> Option<Self> {
-        let Some(programs) = programs() else {
+        let Some(programs) = find_postgres_bin_dir() else {
             // Not by the macro, whose words a passing test keeps to itself.
             let _ = writeln!(std::io::stderr(), "SKIPPED: no PostgreSQL here (initdb)");
             return None;

@@ -17,7 +17,11 @@ impl Scrape {
             let wrong = |what: &str| format!("{what}: {line}");
             let help = line.strip_prefix("# HELP ").ok_or_else(|| wrong("no HELP before a number"))?;
             let (name, words) = help.split_once(' ').ok_or_else(|| wrong("HELP without words"))?;
-            if !is_name(name, true) || words.trim() != words || words.contains('\\') || seen.contains(&name) {
+            if !is_valid_name(name, true)
+                || words.trim() != words
+                || words.contains('\\')
+                || seen.contains(&name)
+            {
                 return Err(wrong("HELP"));
             }
             seen.push(name);
@@ -74,7 +78,7 @@ impl Sample {
         let wrong = |what: &str| format!("{what}: {line}");
         let end = line.find(['{', ' ']).ok_or_else(|| wrong("no number"))?;
         let (name, mut rest) = line.split_at(end);
-        if !is_name(name, true) {
+        if !is_valid_name(name, true) {
             return Err(wrong("a name that is none"));
         }
         let mut labels = BTreeMap::new();
@@ -82,8 +86,9 @@ impl Sample {
             loop {
                 let (label, behind) =
                     inside.split_once("=\"").ok_or_else(|| wrong("a label without a value"))?;
-                let (value, behind) = quoted(behind).ok_or_else(|| wrong("a value that does not end"))?;
-                if !is_name(label, false) || labels.insert(label.to_owned(), value).is_some() {
+                let (value, behind) =
+                    parse_quoted(behind).ok_or_else(|| wrong("a value that does not end"))?;
+                if !is_valid_name(label, false) || labels.insert(label.to_owned(), value).is_some() {
                     return Err(wrong("a label that is none, or comes twice"));
                 }
                 if let Some(behind) = behind.strip_prefix('}') {
@@ -110,7 +115,7 @@ impl Sample {
 }
 
 /// A value up to its quote, and what comes behind.
-fn quoted(text: &str) -> Option<(String, &str)> {
+fn parse_quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut rest = text.char_indices();
     loop {
@@ -126,7 +131,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     }
 }
 
-fn is_name(text: &str, colons: bool) -> bool {
+fn is_valid_name(text: &str, colons: bool) -> bool {
     let may_be = |c: char| c.is_ascii_alphanumeric() || c == '_' || colons && c == ':';
     text.chars().all(may_be) && text.starts_with(|c: char| !c.is_ascii_digit())
 }

@@ -1,18 +1,18 @@
 //! The log's lines on commands and results: one a command, one an outcome. Key text is in none of them.
 
-use crate::channel::{ChannelError, Delivery, Stored};
+use crate::channel::{ChannelError, Delivery, StoreResponse};
 use crate::logging::Event;
-use crate::policy::command::{Received, parse};
-use crate::policy::outcome::{Code, Outcome};
+use crate::policy::command::{ReceivedCommand, parse_command};
+use crate::policy::outcome::{Code, CommandResult};
 use crate::policy::types::{CommandId, InstanceId, KeyName};
 
 /// What can be told of a command before it is performed; nothing where it has no usable id.
-pub(super) fn read(delivery: &Delivery) -> Option<Received> {
+pub(super) fn parse_for_log(delivery: &Delivery) -> Option<ReceivedCommand> {
     let no_id = "none".parse().ok()?;
-    parse(&delivery.bytes, delivery.origin, &no_id).ok()
+    parse_command(&delivery.bytes, delivery.origin, &no_id).ok()
 }
 
-pub(super) fn received(received: &Received) {
+pub(super) fn log_received(received: &ReceivedCommand) {
     let action = received.action.map_or("a command".to_owned(), |action| action.to_string());
     tracing::info!(
         MESSAGE_ID = Event::CommandReceived.id(),
@@ -22,8 +22,8 @@ pub(super) fn received(received: &Received) {
     );
 }
 
-pub(super) fn outcome(id: &CommandId, result: &str, repeated: bool) {
-    let Ok(outcome) = serde_json::from_str::<Outcome>(result) else {
+pub(super) fn log_outcome(id: &CommandId, result: &str, repeated: bool) {
+    let Ok(outcome) = serde_json::from_str::<CommandResult>(result) else {
         // The result is ours; one that is not understood here still goes out as it is.
         tracing::info!(command = %id, "answered");
         return;
@@ -50,40 +50,40 @@ pub(super) fn outcome(id: &CommandId, result: &str, repeated: bool) {
             tracing::warn!(MESSAGE_ID = Event::CommandRefused.id(), command = %id, key, reason, "refused: {message}");
         }
         Code::Internal => {
-            tracing::error!(MESSAGE_ID = Event::CommandBroken.id(), command = %id, key, reason, "failed: {message}");
+            tracing::error!(MESSAGE_ID = Event::CommandFailed.id(), command = %id, key, reason, "failed: {message}");
         }
     }
 }
 
-pub(super) fn stored(id: &CommandId, stored: Stored) {
+pub(super) fn log_delivery(id: &CommandId, stored: StoreResponse) {
     let why = match stored {
-        Stored::Accepted => {
+        StoreResponse::Accepted => {
             tracing::debug!(MESSAGE_ID = Event::ResultDelivered.id(), command = %id, "result delivered");
             return;
         }
-        Stored::Unknown => "the service does not know the command (404)".to_owned(),
-        Stored::Conflict => "the service has stored another result (409)".to_owned(),
-        Stored::Refused(status) => format!("the service answered {status}"),
+        StoreResponse::Unknown => "the service does not know the command (404)".to_owned(),
+        StoreResponse::Conflict => "the service has stored another result (409)".to_owned(),
+        StoreResponse::Refused(status) => format!("the service answered {status}"),
     };
     tracing::warn!(MESSAGE_ID = Event::ResultRefused.id(), command = %id, "the result is not taken: {why}");
 }
 
-pub(super) fn shortened(id: &CommandId, status: u16) {
+pub(super) fn log_shortened_result(id: &CommandId, status: u16) {
     tracing::warn!(
         MESSAGE_ID = Event::ResultRefused.id(), command = %id,
         "the service refuses the form of the result ({status}): a short one is sent in its place"
     );
 }
 
-pub(super) fn instance(id: &InstanceId) {
-    tracing::info!(MESSAGE_ID = Event::InstanceKnown.id(), instance = %id, "the metadata service says: this is {id}");
+pub(super) fn log_instance_id(id: &InstanceId) {
+    tracing::info!(MESSAGE_ID = Event::InstanceIdentified.id(), instance = %id, "the metadata service says: this is {id}");
 }
 
-pub(super) fn trouble(what: &str, why: &str) {
-    tracing::error!(MESSAGE_ID = Event::TransactionTrouble.id(), "{what}: {why}");
+pub(super) fn log_failure(what: &str, why: &str) {
+    tracing::error!(MESSAGE_ID = Event::TransactionFailed.id(), "{what}: {why}");
 }
 
-pub(super) fn announce_failed(error: &ChannelError) {
+pub(super) fn log_announce_failure(error: &ChannelError) {
     tracing::warn!(
         MESSAGE_ID = Event::AnnounceFailed.id(),
         "the service was not told what runs here: {error}"
@@ -94,13 +94,13 @@ pub(super) fn announce_failed(error: &ChannelError) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::logging::capture::Captured;
+    use crate::logging::capture::CapturedLog;
     use crate::policy::command::Origin;
 
     const COMMAND: &str = r#"{"commandId": "c-1", "sequence": 7, "action": "attach", "instanceId": "i-1",
         "keyName": "my-test", "publicKey": "ssh-ed25519 AAAAC3SECRET me@laptop", "passWordAuth": "no"}"#;
 
-    fn result(code: &str, reason: &str, changed: bool) -> String {
+    fn result_json(code: &str, reason: &str, changed: bool) -> String {
         let warnings = match changed {
             true => {
                 r#"[{"reason": "NO_WAY_IN", "message": "no key and no password is left", "file": null, "line": null}]"#
@@ -117,16 +117,16 @@ mod tests {
 
     /// KP-3.34.
     #[test]
-    fn one_line_a_command_and_an_outcome_and_no_key() {
-        let captured = Captured::begin();
+    fn log_has_one_line_per_command_and_outcome_without_key() {
+        let captured = CapturedLog::start_capture();
         let id = "c-1".parse().unwrap();
-        received(&read(&Delivery { bytes: COMMAND.into(), origin: Origin::Channel }).unwrap());
-        outcome(&id, &result("OK", "null", true), false);
-        outcome(&id, &result("OK", "null", false), true);
-        outcome(&id, &result("FAILED_PRECONDITION", "\"LOCKOUT_GUARD\"", false), false);
-        outcome(&id, &result("INTERNAL", "\"IO_ERROR\"", false), false);
-        stored(&id, Stored::Accepted);
-        stored(&id, Stored::Refused(403));
+        log_received(&parse_for_log(&Delivery { bytes: COMMAND.into(), origin: Origin::Channel }).unwrap());
+        log_outcome(&id, &result_json("OK", "null", true), false);
+        log_outcome(&id, &result_json("OK", "null", false), true);
+        log_outcome(&id, &result_json("FAILED_PRECONDITION", "\"LOCKOUT_GUARD\"", false), false);
+        log_outcome(&id, &result_json("INTERNAL", "\"IO_ERROR\"", false), false);
+        log_delivery(&id, StoreResponse::Accepted);
+        log_delivery(&id, StoreResponse::Refused(403));
         assert_eq!(
             captured.lines(),
             [
@@ -142,9 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_usable_id_is_not_told_as_a_command() {
+    fn command_without_usable_id_is_not_logged() {
         for bytes in ["", "{}", "[]", r#"{"commandId": ".."}"#] {
-            assert!(read(&Delivery { bytes: bytes.into(), origin: Origin::Channel }).is_none(), "{bytes}");
+            assert!(
+                parse_for_log(&Delivery { bytes: bytes.into(), origin: Origin::Channel }).is_none(),
+                "{bytes}"
+            );
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::agent::*;
 use crate::channel::Polled;
 
 /// Ends once a command is in flight.
-async fn in_flight(diary: Diary) {
+async fn wait_until_in_flight(diary: CallLog) {
     while diary.count("perform") == 0 {
         tokio::task::yield_now().await;
     }
@@ -22,29 +22,36 @@ async fn in_flight(diary: Diary) {
 
 /// KP-8.13.
 #[tokio::test(start_paused = true)]
-async fn an_idle_one_ends_at_once() {
-    let diary = World::new().for_seconds(10).await.diary;
+async fn idle_agent_stops_at_once() {
+    let diary = AgentFixture::new().run_for_seconds(10).await.diary;
     assert_eq!(diary.times("STOPPING=1"), [10_000]);
     assert_eq!(diary.times("end"), [10_000]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_waits_to_deliver_ends_at_once() {
-    let world = World::new();
-    world.service.store.borrow_mut().extend((0..9).map(|_| (SECOND, status(500))));
-    assert_eq!(world.polls([command("c-1")]).for_seconds(10).await.diary.times("end"), [10_000]);
+async fn agent_waiting_to_deliver_stops_at_once() {
+    let world = AgentFixture::new();
+    world.service.store.borrow_mut().extend((0..9).map(|_| (SECOND, status_error(500))));
+    assert_eq!(
+        world.with_polls([polled_command("c-1")]).run_for_seconds(10).await.diary.times("end"),
+        [10_000]
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_in_flight_is_told_and_its_result_gets_one_try() {
+async fn command_in_flight_at_stop_gets_one_delivery_try() {
     for (after, expected) in [(SECOND, true), (60 * SECOND, false)] {
         let (_sender, hold) = mpsc::channel();
-        let mut world = World::new();
+        let mut world = AgentFixture::new();
         world.room.hold = Some(hold);
-        world.service.store.borrow_mut().push_back((after, Ok(crate::channel::Stored::Accepted)));
+        world.service.store.borrow_mut().push_back((after, Ok(crate::channel::StoreResponse::Accepted)));
         let seen = world.diary.clone();
-        let diary = world.polls([command("c-1"), command("c-2")]).until(in_flight(seen)).await.diary;
-        assert!(diary.place("STOPPING=1") < diary.place("perform stopped"));
+        let diary = world
+            .with_polls([polled_command("c-1"), polled_command("c-2")])
+            .run_loop_until(wait_until_in_flight(seen))
+            .await
+            .diary;
+        assert!(diary.first_index("STOPPING=1") < diary.first_index("perform stopped"));
         assert_eq!((diary.count("perform"), diary.count("store c-1"), diary.count("next")), (2, 1, 1));
         assert_eq!(diary.count("delivered c-1") == 1, expected);
         assert!(diary.times("end")[0] <= 2000);
@@ -53,20 +60,23 @@ async fn a_command_in_flight_is_told_and_its_result_gets_one_try() {
 
 /// KP-8.13.
 #[tokio::test(start_paused = true)]
-async fn a_command_that_does_not_end_is_left_after_fifteen_seconds() {
+async fn unresponsive_command_is_abandoned_after_fifteen_seconds() {
     let (sender, hold) = mpsc::channel();
-    let mut world = World::new();
+    let mut world = AgentFixture::new();
     world.room.hold = Some(hold);
     world.room.heeds_stop = false;
     let seen = world.diary.clone();
     let clock = async {
-        in_flight(seen.clone()).await;
+        wait_until_in_flight(seen.clone()).await;
         // A blocking call holds the test's clock still, so it is moved by hand.
         while seen.count("end") == 0 {
             advance(SECOND / 4).await;
         }
     };
-    let (ran, ()) = tokio::join!(world.polls([command("c-1")]).until(in_flight(seen.clone())), clock);
+    let (ran, ()) = tokio::join!(
+        world.with_polls([polled_command("c-1")]).run_loop_until(wait_until_in_flight(seen.clone())),
+        clock
+    );
     let waited = ran.diary.times("end")[0] - ran.diary.times("STOPPING=1")[0];
     assert!((15_000..=15_500).contains(&waited), "{waited}");
     assert_eq!(ran.diary.count("store"), 0);
@@ -75,23 +85,23 @@ async fn a_command_that_does_not_end_is_left_after_fifteen_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_watchdog_hears_from_us_at_half_its_time() {
-    let mut world = World::new();
+async fn watchdog_is_notified_at_half_its_interval() {
+    let mut world = AgentFixture::new();
     world.watchdog = Some(30 * SECOND);
-    let diary = world.for_seconds(65).await.diary;
+    let diary = world.run_for_seconds(65).await.diary;
     assert_eq!(diary.times("WATCHDOG=1"), [15_000, 30_000, 45_000, 60_000]);
-    assert_eq!(World::new().for_seconds(65).await.diary.count("WATCHDOG=1"), 0);
+    assert_eq!(AgentFixture::new().run_for_seconds(65).await.diary.count("WATCHDOG=1"), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_watchdog_hears_from_us_while_a_command_is_in_flight() {
+async fn watchdog_is_notified_while_command_is_in_flight() {
     let (sender, hold) = mpsc::channel();
-    let mut world = World::new();
+    let mut world = AgentFixture::new();
     world.room.hold = Some(hold);
     world.watchdog = Some(30 * SECOND);
     let seen = world.diary.clone();
     let stop = async {
-        in_flight(seen.clone()).await;
+        wait_until_in_flight(seen.clone()).await;
         while seen.count("WATCHDOG=1") < 3 {
             advance(SECOND / 4).await;
         }
@@ -100,8 +110,9 @@ async fn the_watchdog_hears_from_us_while_a_command_is_in_flight() {
             tokio::task::yield_now().await;
         }
     };
-    let diary = world.polls([command("c-1"), Ok(Polled::Nothing)]).until(stop).await.diary;
-    assert!(diary.place("WATCHDOG=1") < diary.place("store c-1"));
+    let diary =
+        world.with_polls([polled_command("c-1"), Ok(Polled::NoCommand)]).run_loop_until(stop).await.diary;
+    assert!(diary.first_index("WATCHDOG=1") < diary.first_index("store c-1"));
     assert_eq!(diary.count("READY=1"), 1);
 }
 
@@ -131,24 +142,27 @@ fn run_serves_and_ends_with_sigterm() {
             }
         }
     });
-    let settings = Settings { base_url, long_poll: 60 * SECOND, run_dir: dir.path().to_owned() };
+    let settings = AgentSettings { base_url, long_poll: 60 * SECOND, run_dir: dir.path().to_owned() };
     let room = || {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async { World::new().room })
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(async { AgentFixture::new().room })
     };
     let (first, second) = (settings.clone(), settings);
-    let (first_room, second_room) = (room(), room());
-    let running = std::thread::spawn(move || run(first, first_room));
+    let (first_engine, second_engine) = (room(), room());
+    let running = std::thread::spawn(move || run(first, first_engine));
     let deadline = RealInstant::now() + 20 * SECOND;
     let polled = || {
-        crate::channel::state::ChannelState::read(dir.path())
+        crate::channel::state::ChannelStatus::read(dir.path())
             .is_ok_and(|state| state.last_poll_succeeded == Some(true))
     };
     while !polled() {
         assert!(RealInstant::now() < deadline);
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(crate::channel::run_lock::holder(dir.path()), Some(Some(std::process::id())));
-    let refused = run(second, second_room).unwrap_err();
+    assert_eq!(crate::channel::run_lock::find_lock_holder(dir.path()), Some(Some(std::process::id())));
+    let refused = run(second, second_engine).unwrap_err();
     assert!(refused.to_string().contains("at work"), "{refused}");
     // SIGHUP is ignored; the long poll is in flight after two seconds.
     kill(Pid::this(), Signal::SIGHUP).unwrap();
@@ -158,5 +172,5 @@ fn run_serves_and_ends_with_sigterm() {
     kill(Pid::this(), Signal::SIGTERM).unwrap();
     running.join().unwrap().unwrap();
     assert!(told.elapsed() < 2 * SECOND, "{:?}", told.elapsed());
-    assert_eq!(crate::channel::run_lock::holder(dir.path()), None);
+    assert_eq!(crate::channel::run_lock::find_lock_holder(dir.path()), None);
 }

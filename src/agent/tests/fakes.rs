@@ -9,25 +9,25 @@ use sd_notify::NotifyState;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::agent::course::Course;
-use crate::agent::report::{Manager, Report};
+use crate::agent::course::PollLoop;
+use crate::agent::report::{ServiceManager, StatusReporter};
 use crate::agent::*;
-use crate::channel::state::ChannelState;
-use crate::channel::{ChannelError, Delivery, Polled, Stored};
+use crate::channel::state::ChannelStatus;
+use crate::channel::{ChannelError, Delivery, Polled, StoreResponse};
 use crate::policy::command::Origin;
-use crate::transaction::perform::Answered;
+use crate::transaction::perform::CompletedCommand;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// What happened, and when, in milliseconds.
 #[derive(Clone)]
-pub(super) struct Diary {
+pub(super) struct CallLog {
     begun: Instant,
     lines: Arc<Mutex<Vec<(u64, String)>>>,
 }
 
-impl Diary {
-    pub(super) fn note(&self, line: impl Into<String>) {
+impl CallLog {
+    pub(super) fn record(&self, line: impl Into<String>) {
         let at = u64::try_from(self.begun.elapsed().as_millis()).unwrap();
         self.lines.lock().unwrap().push((at, line.into()));
     }
@@ -47,7 +47,7 @@ impl Diary {
     }
 
     /// Where the first such line stands.
-    pub(super) fn place(&self, prefix: &str) -> usize {
+    pub(super) fn first_index(&self, prefix: &str) -> usize {
         let found = self.lines().iter().position(|line| line.starts_with(prefix));
         found.unwrap_or_else(|| panic!("no {prefix}: {:?}", self.lines()))
     }
@@ -56,53 +56,53 @@ impl Diary {
 /// Answers in order, each after a while; then the usual ones.
 pub(super) type Script<A> = RefCell<VecDeque<(Duration, Result<A, ChannelError>)>>;
 
-pub(super) struct Service {
-    diary: Diary,
+pub(super) struct ScriptedService {
+    diary: CallLog,
     pub(super) instance: Script<&'static str>,
     pub(super) next: Script<Polled>,
-    pub(super) store: Script<Stored>,
+    pub(super) store: Script<StoreResponse>,
     pub(super) announce: Script<()>,
 }
 
-async fn play<A>(script: &Script<A>, usual: A) -> Result<A, ChannelError> {
+async fn next_scripted<A>(script: &Script<A>, usual: A) -> Result<A, ChannelError> {
     let scripted = script.borrow_mut().pop_front();
     let Some((after, answer)) = scripted else { return Ok(usual) };
     sleep(after).await;
     answer
 }
 
-impl Channel for Service {
-    async fn instance_id(&self) -> Result<InstanceId, ChannelError> {
-        self.diary.note("instance-id");
-        Ok(play(&self.instance, "i-1").await?.parse().unwrap())
+impl Channel for ScriptedService {
+    async fn fetch_instance_id(&self) -> Result<InstanceId, ChannelError> {
+        self.diary.record("instance-id");
+        Ok(next_scripted(&self.instance, "i-1").await?.parse().unwrap())
     }
 
-    async fn next(&self, wait: Duration) -> Result<Polled, ChannelError> {
-        self.diary.note(format!("next {}", wait.as_secs()));
+    async fn poll_command(&self, wait: Duration) -> Result<Polled, ChannelError> {
+        self.diary.record(format!("next {}", wait.as_secs()));
         if self.next.borrow().is_empty() {
             sleep(wait).await;
         }
-        play(&self.next, Polled::Nothing).await
+        next_scripted(&self.next, Polled::NoCommand).await
     }
 
-    async fn store(&self, id: &CommandId, result: &str) -> Result<Stored, ChannelError> {
-        self.diary.note(format!("store {id} {result}"));
-        play(&self.store, Stored::Accepted).await
+    async fn store_result(&self, id: &CommandId, result: &str) -> Result<StoreResponse, ChannelError> {
+        self.diary.record(format!("store {id} {result}"));
+        next_scripted(&self.store, StoreResponse::Accepted).await
     }
 
     async fn announce(&self, document: &str) -> Result<(), ChannelError> {
-        self.diary.note(format!("announce {document}"));
-        play(&self.announce, ()).await
+        self.diary.record(format!("announce {document}"));
+        next_scripted(&self.announce, ()).await
     }
 }
 
 /// The transaction room.
-pub(super) struct Room {
-    diary: Diary,
+pub(super) struct FakeEngine {
+    diary: CallLog,
     pub(super) configured: Option<InstanceId>,
     pub(super) undelivered: Option<StoredResult>,
     pub(super) adoptions: VecDeque<Result<(), String>>,
-    pub(super) performed: VecDeque<Performed>,
+    pub(super) performed: VecDeque<Execution>,
     /// Holds a command in flight until something comes, or `stop` is set.
     pub(super) hold: Option<Receiver<()>>,
     /// Whether a command in flight heeds `stop`.
@@ -110,9 +110,9 @@ pub(super) struct Room {
     pub(super) recovered: Result<(), String>,
 }
 
-impl Transactions for Room {
+impl CommandEngine for FakeEngine {
     fn recover(&mut self) -> Result<(), String> {
-        self.diary.note("recover");
+        self.diary.record("recover");
         self.recovered.clone()
     }
 
@@ -120,40 +120,40 @@ impl Transactions for Room {
         self.configured.clone()
     }
 
-    fn adopt(&mut self, id: &InstanceId) -> Result<(), String> {
-        self.diary.note(format!("adopt {id}"));
+    fn adopt_instance_id(&mut self, id: &InstanceId) -> Result<(), String> {
+        self.diary.record(format!("adopt {id}"));
         self.adoptions.pop_front().unwrap_or(Ok(()))
     }
 
-    fn perform(&mut self, bytes: &[u8], stop: &AtomicBool) -> Performed {
-        self.diary.note("perform");
+    fn execute_command(&mut self, bytes: &[u8], stop: &AtomicBool) -> Execution {
+        self.diary.record("perform");
         if let Some(hold) = &self.hold {
             while hold.recv_timeout(Duration::from_millis(5)).is_err() {
                 if self.heeds_stop && stop.load(Ordering::SeqCst) {
-                    self.diary.note("perform stopped");
+                    self.diary.record("perform stopped");
                     break;
                 }
             }
         }
-        self.performed.pop_front().unwrap_or_else(|| answered(std::str::from_utf8(bytes).unwrap()))
+        self.performed.pop_front().unwrap_or_else(|| completed(std::str::from_utf8(bytes).unwrap()))
     }
 
-    fn undelivered(&mut self) -> Result<Option<StoredResult>, String> {
-        self.diary.note("undelivered");
+    fn undelivered_result(&mut self) -> Result<Option<StoredResult>, String> {
+        self.diary.record("undelivered");
         Ok(self.undelivered.clone())
     }
 
-    fn delivered(&mut self, id: &CommandId) -> Result<(), String> {
-        self.diary.note(format!("delivered {id}"));
+    fn mark_delivered(&mut self, id: &CommandId) -> Result<(), String> {
+        self.diary.record(format!("delivered {id}"));
         Ok(())
     }
 
     fn replace_result(&mut self, id: &CommandId, _result: &str) -> Result<(), String> {
-        self.diary.note(format!("replace {id}"));
+        self.diary.record(format!("replace {id}"));
         Ok(())
     }
 
-    fn describe(&mut self) -> String {
+    fn build_agent_report(&mut self) -> String {
         "document".to_owned()
     }
 
@@ -162,35 +162,35 @@ impl Transactions for Room {
     }
 }
 
-impl Manager for Diary {
-    fn tell(&self, news: &[NotifyState<'_>]) {
+impl ServiceManager for CallLog {
+    fn notify(&self, news: &[NotifyState<'_>]) {
         for news in news {
-            self.note(news.to_string());
+            self.record(news.to_string());
         }
     }
 }
 
 /// Everything a test sets up before it lets the loop go.
-pub(super) struct World {
-    pub(super) diary: Diary,
-    pub(super) service: Service,
-    pub(super) room: Room,
+pub(super) struct AgentFixture {
+    pub(super) diary: CallLog,
+    pub(super) service: ScriptedService,
+    pub(super) room: FakeEngine,
     pub(super) watchdog: Option<Duration>,
     pub(super) random: fn() -> u64,
     pub(super) run_dir: TempDir,
 }
 
-impl World {
+impl AgentFixture {
     pub(super) fn new() -> Self {
-        let diary = Diary { begun: Instant::now(), lines: Arc::default() };
-        let service = Service {
+        let diary = CallLog { begun: Instant::now(), lines: Arc::default() };
+        let service = ScriptedService {
             diary: diary.clone(),
             instance: Script::default(),
             next: Script::default(),
             store: Script::default(),
             announce: Script::default(),
         };
-        let room = Room {
+        let room = FakeEngine {
             diary: diary.clone(),
             configured: None,
             undelivered: None,
@@ -206,41 +206,41 @@ impl World {
     }
 
     /// What the polls give, at once.
-    pub(super) fn polls(self, polls: impl IntoIterator<Item = Result<Polled, ChannelError>>) -> Self {
+    pub(super) fn with_polls(self, polls: impl IntoIterator<Item = Result<Polled, ChannelError>>) -> Self {
         self.service.next.borrow_mut().extend(polls.into_iter().map(|polled| (Duration::ZERO, polled)));
         self
     }
 
     /// Lets the loop go until `stop`.
-    pub(super) async fn until(self, stop: impl Future<Output = ()>) -> Ran {
-        let report = Report::new(Some(self.run_dir.path().to_owned()), self.diary.clone());
-        let course = Course::new(self.service, self.room, report, 60 * SECOND, self.random);
-        serve(&course, stop, self.watchdog).await;
-        self.diary.note("end");
-        Ran { state: ChannelState::read(self.run_dir.path()).unwrap(), diary: self.diary }
+    pub(super) async fn run_loop_until(self, stop: impl Future<Output = ()>) -> FinishedRun {
+        let report = StatusReporter::new(Some(self.run_dir.path().to_owned()), self.diary.clone());
+        let course = PollLoop::new(self.service, self.room, report, 60 * SECOND, self.random);
+        run_until_stopped(&course, stop, self.watchdog).await;
+        self.diary.record("end");
+        FinishedRun { state: ChannelStatus::read(self.run_dir.path()).unwrap(), diary: self.diary }
     }
 
-    pub(super) async fn for_seconds(self, seconds: u64) -> Ran {
-        self.until(sleep(Duration::from_secs(seconds))).await
+    pub(super) async fn run_for_seconds(self, seconds: u64) -> FinishedRun {
+        self.run_loop_until(sleep(Duration::from_secs(seconds))).await
     }
 }
 
 /// What is left to look at.
-pub(super) struct Ran {
-    pub(super) diary: Diary,
-    pub(super) state: ChannelState,
+pub(super) struct FinishedRun {
+    pub(super) diary: CallLog,
+    pub(super) state: ChannelStatus,
 }
 
-pub(super) fn command(id: &str) -> Result<Polled, ChannelError> {
+pub(super) fn polled_command(id: &str) -> Result<Polled, ChannelError> {
     Ok(Polled::Command(Delivery { bytes: id.as_bytes().to_vec(), origin: Origin::Channel }))
 }
 
-pub(super) fn answered(id: &str) -> Performed {
-    Performed::Answered(result_of(id))
+pub(super) fn completed(id: &str) -> Execution {
+    Execution::Completed(completed_command(id))
 }
 
-pub(super) fn result_of(id: &str) -> Answered {
-    Answered {
+pub(super) fn completed_command(id: &str) -> CompletedCommand {
+    CompletedCommand {
         id: id.parse().unwrap(),
         result: format!("result-{id}"),
         succeeded: true,
@@ -251,6 +251,6 @@ pub(super) fn result_of(id: &str) -> Answered {
     }
 }
 
-pub(super) fn status<A>(status: u16) -> Result<A, ChannelError> {
+pub(super) fn status_error<A>(status: u16) -> Result<A, ChannelError> {
     Err(ChannelError::Status { status, retry_after: None })
 }

@@ -17,23 +17,23 @@ use super::error::{Context, FileError};
 use super::label;
 
 /// The POSIX ACL of a file, acl(5).
-pub(super) const ACL: &str = "system.posix_acl_access";
+pub(super) const XATTR_POSIX_ACL: &str = "system.posix_acl_access";
 /// The SELinux label of a file.
-pub(super) const SELINUX: &str = "security.selinux";
+pub(super) const XATTR_SELINUX: &str = "security.selinux";
 
 /// Extended attributes by descriptor, xattr(7); a filesystem without them has none.
 pub(super) struct XattrFile(File);
 
 impl XattrFile {
     /// The attributes of what is open here (not as a mere place, O_PATH).
-    pub(super) fn of(descriptor: impl AsFd) -> io::Result<Self> {
+    pub(super) fn from_fd(descriptor: impl AsFd) -> io::Result<Self> {
         Ok(Self(File::from(descriptor.as_fd().try_clone_to_owned()?)))
     }
 
     /// An attribute's value.
     pub(super) fn get(&self, name: impl AsRef<OsStr>) -> io::Result<Option<Vec<u8>>> {
         match self.0.get_xattr(name) {
-            Err(error) if not_supported(&error) => Ok(None),
+            Err(error) if is_not_supported(&error) => Ok(None),
             answer => answer,
         }
     }
@@ -47,21 +47,21 @@ impl XattrFile {
     }
 
     /// Takes an attribute away, where there is one.
-    fn clear(&self, name: &str) -> io::Result<()> {
+    fn remove_if_present(&self, name: &str) -> io::Result<()> {
         if self.get(name)?.is_some() { self.0.remove_xattr(name) } else { Ok(()) }
     }
 
     /// The names of the user's own attributes.
-    fn user_names(&self) -> io::Result<Vec<std::ffi::OsString>> {
+    fn list_user_xattrs(&self) -> io::Result<Vec<std::ffi::OsString>> {
         match self.0.list_xattr() {
             Ok(names) => Ok(names.filter(|name| name.as_bytes().starts_with(b"user.")).collect()),
-            Err(error) if not_supported(&error) => Ok(Vec::new()),
+            Err(error) if is_not_supported(&error) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
 }
 
-fn not_supported(error: &io::Error) -> bool {
+fn is_not_supported(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32)
 }
 
@@ -81,24 +81,25 @@ pub(super) fn set_owner_and_mode(
 }
 
 /// Makes `new` like `old` (whose facts are `stat`) in all but its bytes.
-pub(super) fn carry_over(old: &File, stat: &FileStat, new: &File, path: &Path) -> Result<(), FileError> {
+pub(super) fn copy_metadata(old: &File, stat: &FileStat, new: &File, path: &Path) -> Result<(), FileError> {
     set_owner_and_mode(new, (stat.st_uid, stat.st_gid), stat.st_mode, path)?;
-    let old = XattrFile::of(old).context("examine", path)?;
-    let new = XattrFile::of(new).context("examine", path)?;
-    match old.get(ACL).context("read the ACL of", path)? {
-        Some(acl) => new.set(ACL, &acl).context("set the ACL of", path)?,
+    let old = XattrFile::from_fd(old).context("examine", path)?;
+    let new = XattrFile::from_fd(new).context("examine", path)?;
+    match old.get(XATTR_POSIX_ACL).context("read the ACL of", path)? {
+        Some(acl) => new.set(XATTR_POSIX_ACL, &acl).context("set the ACL of", path)?,
         // The directory's default ACL gave the new file one that the old file has not.
-        None => new.clear(ACL).context("clear the ACL of", path)?,
+        None => new.remove_if_present(XATTR_POSIX_ACL).context("clear the ACL of", path)?,
     }
-    if let Some(label) = old.get(SELINUX).context("read the SELinux label of", path)? {
-        match new.set(SELINUX, &label) {
+    if let Some(label) = old.get(XATTR_SELINUX).context("read the SELinux label of", path)? {
+        match new.set(XATTR_SELINUX, &label) {
             // Where no SELinux runs, a label that an earlier kernel left takes CAP_SYS_ADMIN to set, which the unit
             // does not have. It means nothing there, and turning SELinux on again takes a relabelling anyway.
-            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) && !label::selinux_runs() => {}
+            Err(error)
+                if error.raw_os_error() == Some(Errno::EPERM as i32) && !label::is_selinux_enabled() => {}
             set => set.context("set the SELinux label of", path)?,
         }
     }
-    for name in old.user_names().context("list the attributes of", path)? {
+    for name in old.list_user_xattrs().context("list the attributes of", path)? {
         if let Some(value) = old.get(&name).context("read an attribute of", path)? {
             new.set(&name, &value).context("set an attribute of", path)?;
         }

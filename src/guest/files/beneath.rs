@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
 /// What the kernel is asked to refuse besides a link as the name itself: one on the way, /proc's, a step upwards.
-const NO_LINK: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
+const RESOLVE_NO_LINKS: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
     .union(ResolveFlag::RESOLVE_NO_SYMLINKS)
     .union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
@@ -20,7 +20,7 @@ pub(super) fn open_beneath(directory: impl AsFd, name: &OsStr, flags: OFlag) -> 
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     loop {
         let opened = if has_openat2() {
-            openat2(&directory, name, OpenHow::new().flags(flags).resolve(NO_LINK))
+            openat2(&directory, name, OpenHow::new().flags(flags).resolve(RESOLVE_NO_LINKS))
         } else {
             openat(&directory, name, flags, Mode::empty())
         };
@@ -33,12 +33,12 @@ pub(super) fn open_beneath(directory: impl AsFd, name: &OsStr, flags: OFlag) -> 
 
 /// Asked once: a kernel does not learn it, and a filter of system calls (seccomp(2)) does not go.
 fn has_openat2() -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
+    static IS_SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *IS_SUPPORTED.get_or_init(|| {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = Path::new("/");
         let asked = open(root, flags, Mode::empty())
-            .and_then(|root| openat2(root, ".", OpenHow::new().flags(flags).resolve(NO_LINK)));
+            .and_then(|root| openat2(root, ".", OpenHow::new().flags(flags).resolve(RESOLVE_NO_LINKS)));
         !matches!(asked, Err(Errno::ENOSYS | Errno::EPERM))
     })
 }

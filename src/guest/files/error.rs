@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
-use crate::policy::foreign::foreign_path;
+use crate::policy::foreign::sanitize_path;
 
 /// What keeps a file from being read or replaced. Its text is one line: path, cause, remedy.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub enum FileError {
         why: String,
     },
     /// There is no such directory.
-    Missing {
+    MissingDirectory {
         /// The directory.
         path: PathBuf,
     },
@@ -67,7 +67,7 @@ impl FileError {
             Self::Unsafe { path, .. }
             | Self::Hidden { path, .. }
             | Self::Changed { path }
-            | Self::Missing { path }
+            | Self::MissingDirectory { path }
             | Self::TooLarge { path, .. }
             | Self::Io { path, .. } => path,
         }
@@ -89,19 +89,30 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 impl fmt::Display for FileError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unsafe { path, why } | Self::Hidden { path, why } => write!(out, "{}: {why}", shown(path)),
-            Self::Changed { path } => {
-                write!(out, "{}: it was changed by someone else meanwhile; try again", shown(path))
+            Self::Unsafe { path, why } | Self::Hidden { path, why } => {
+                write!(out, "{}: {why}", display_path(path))
             }
-            Self::Missing { path } => {
-                write!(out, "{}: no such directory; create it, or correct the configuration", shown(path))
+            Self::Changed { path } => {
+                write!(out, "{}: it was changed by someone else meanwhile; try again", display_path(path))
+            }
+            Self::MissingDirectory { path } => {
+                write!(
+                    out,
+                    "{}: no such directory; create it, or correct the configuration",
+                    display_path(path)
+                )
             }
             Self::TooLarge { path, limit } => {
-                write!(out, "{}: larger than {}; take out what it does not need", shown(path), size(*limit))
+                write!(
+                    out,
+                    "{}: larger than {}; take out what it does not need",
+                    display_path(path),
+                    format_size(*limit)
+                )
             }
             Self::Io { path, action, source } => {
-                write!(out, "cannot {action} {}: {source}", shown(path))?;
-                match remedy(source, geteuid().is_root()) {
+                write!(out, "cannot {action} {}: {source}", display_path(path))?;
+                match suggest_remedy(source, geteuid().is_root()) {
                     Some(remedy) => write!(out, "; {remedy}"),
                     None => Ok(()),
                 }
@@ -120,7 +131,7 @@ impl std::error::Error for FileError {
 }
 
 /// What helps against an error of the system.
-fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
+fn suggest_remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
     let remedy = match Errno::from_raw(error.raw_os_error()?) {
         Errno::EACCES if is_root => {
             "root is refused here, as on a root-squashed NFS export or by a security module: export it with \
@@ -146,12 +157,12 @@ fn remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
 }
 
 /// A path on one line, cut.
-pub(super) fn shown(path: &Path) -> String {
-    foreign_path(path)
+pub(super) fn display_path(path: &Path) -> String {
+    sanitize_path(path)
 }
 
 /// A limit in words.
-fn size(bytes: usize) -> String {
+fn format_size(bytes: usize) -> String {
     const MEBIBYTE: usize = 1024 * 1024;
     match bytes {
         bytes if bytes >= MEBIBYTE && bytes % MEBIBYTE == 0 => format!("{} MiB", bytes / MEBIBYTE),
@@ -166,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_that_names_path_cause_and_remedy() {
+    fn error_text_is_one_line_with_path_cause_and_remedy() {
         let error = FileError::TooLarge { path: "/a\nb".into(), limit: 16 << 20 };
         assert_eq!(error.to_string(), "/a\\nb: larger than 16 MiB; take out what it does not need");
         let full: Result<(), _> = Err(Errno::ENOSPC);
@@ -175,11 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn root_that_is_refused_is_told_of_nfs() {
+    fn permission_error_as_root_mentions_nfs() {
         for errno in [Errno::EACCES, Errno::EPERM] {
             let error = io::Error::from(errno);
-            assert!(remedy(&error, true).is_some_and(|text| text.contains("root-squashed NFS")));
-            assert_eq!(remedy(&error, false), Some("run it as root"));
+            assert!(suggest_remedy(&error, true).is_some_and(|text| text.contains("root-squashed NFS")));
+            assert_eq!(suggest_remedy(&error, false), Some("run it as root"));
         }
     }
 }

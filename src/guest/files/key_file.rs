@@ -9,31 +9,31 @@ use crate::policy::types::ContentHash;
 
 use super::super::accounts;
 use super::directory::{CreatedDirectory, Directory};
-use super::error::{FileError, shown};
-use super::label::{self, Labelled};
-use super::read::{open_in, reach};
-use super::replace::{Fresh, Replaced, Target};
-use super::sweep::sweep_directory;
-use super::walk::{DirectoryId, Walk, Way, is_own, split};
+use super::error::{FileError, display_path};
+use super::label::{self, PathLabel};
+use super::read::{ensure_responsive, open_regular_file};
+use super::replace::{FileTarget, NewFileAttrs, ReplaceOutcome};
+use super::sweep::remove_temporaries_in;
+use super::walk::{DirectoryId, PathWalker, TrustPolicy, is_root_or_current_user, split_parent_and_name};
 
 /// How much of an authorized_keys file is read.
-pub const KEY_FILE_LIMIT: usize = 16 * 1024 * 1024;
+pub const MAX_KEY_FILE_BYTES: usize = 16 * 1024 * 1024;
 /// The mode of a new authorized_keys file.
 const NEW_FILE_MODE: u32 = 0o600;
 
 /// The way to the user's file.
-struct KeyPath<'a> {
-    walk: Walk,
-    way: Way,
+struct ResolvedKeyFile<'a> {
+    walk: PathWalker,
+    way: TrustPolicy,
     name: &'a OsStr,
     /// The user's home; `None` where there is none.
     home: Option<DirectoryId>,
 }
 
-impl<'a> KeyPath<'a> {
+impl<'a> ResolvedKeyFile<'a> {
     /// Walks to the file's directory, in a home that exists.
-    fn walk(account: &Account, path: &'a Path) -> Result<Self, FileError> {
-        let key_path = Self::walk_anyway(account, path)?;
+    fn resolve_in_existing_home(account: &Account, path: &'a Path) -> Result<Self, FileError> {
+        let key_path = Self::resolve(account, path)?;
         let is_in_home = account.home.is_absolute() && path.starts_with(&account.home);
         if is_in_home && key_path.home.is_none() {
             let why = format!("the home of {} does not exist; create it, owned by him", account.name);
@@ -43,45 +43,45 @@ impl<'a> KeyPath<'a> {
     }
 
     /// Walks as far towards the file's directory as there is a way.
-    fn walk_anyway(account: &Account, path: &'a Path) -> Result<Self, FileError> {
-        let (parent, name) = split(path)?;
-        reach(&account.home)?;
-        reach(path)?;
+    fn resolve(account: &Account, path: &'a Path) -> Result<Self, FileError> {
+        let (parent, name) = split_parent_and_name(path)?;
+        ensure_responsive(&account.home)?;
+        ensure_responsive(path)?;
         let home = match account.home.is_absolute() {
-            true => DirectoryId::at(&account.home)?,
+            true => DirectoryId::from_path(&account.home)?,
             false => None,
         };
-        let way = Way::User(account.uid);
-        let walk = Walk::to_directory(way, home, parent)?;
+        let way = TrustPolicy::OwnedByUserOrRoot(account.uid);
+        let walk = PathWalker::walk_to(way, home, parent)?;
         let key_path = Self { walk, way, name, home };
-        key_path.refuse_roots_home(account, path)?;
+        key_path.check_not_in_root_home(account, path)?;
         Ok(key_path)
     }
 
     /// Whether this stage is the home, or below it.
-    fn is_owners(&self, index: usize) -> bool {
-        let home = self.walk.stages().iter().position(|stage| Some(stage.id()) == self.home);
+    fn is_home_or_below(&self, index: usize) -> bool {
+        let home = self.walk.components().iter().position(|stage| Some(stage.id()) == self.home);
         home.is_some_and(|home| home <= index)
     }
 
     /// Whether the walk came through the home.
     fn is_below_home(&self) -> bool {
-        self.walk.stages().iter().any(|stage| Some(stage.id()) == self.home)
+        self.walk.components().iter().any(|stage| Some(stage.id()) == self.home)
     }
 
     /// A key of somebody else's in root's home would let him in as root, whatever path leads there.
-    fn refuse_roots_home(&self, account: &Account, path: &Path) -> Result<(), FileError> {
-        if is_own(account.uid) {
+    fn check_not_in_root_home(&self, account: &Account, path: &Path) -> Result<(), FileError> {
+        if is_root_or_current_user(account.uid) {
             return Ok(());
         }
-        let Some(roots) = roots_home() else { return Ok(()) };
-        let stages = self.walk.stages();
+        let Some(roots) = find_root_home() else { return Ok(()) };
+        let stages = self.walk.components();
         let deepest = stages.iter().rposition(|stage| Some(stage.id()) == self.home || stage.id() == roots);
         match deepest.and_then(|index| stages.get(index)) {
             Some(stage) if stage.id() == roots => {
                 let why = format!(
                     "leads into {}, the home of root: a key of {} there would let in as root; name another file",
-                    shown(&stage.path),
+                    display_path(&stage.path),
                     account.name
                 );
                 Err(FileError::unsafe_path(path, why))
@@ -98,50 +98,50 @@ impl<'a> KeyPath<'a> {
     }
 
     /// The file, in a directory that exists.
-    fn target<'t>(&self, directory: &'t Directory) -> Target<'t>
+    fn target<'t>(&self, directory: &'t Directory) -> FileTarget<'t>
     where
         'a: 't,
     {
-        Target { directory, name: self.name, way: self.way, limit: KEY_FILE_LIMIT }
+        FileTarget { directory, name: self.name, way: self.way, limit: MAX_KEY_FILE_BYTES }
     }
 
     /// The file's directory; `None` where it does not exist.
-    fn directory(&self) -> Result<Option<Directory>, FileError> {
-        if self.walk.missing.is_empty() { Ok(Some(self.walk.last()?.open()?)) } else { Ok(None) }
+    fn open_directory(&self) -> Result<Option<Directory>, FileError> {
+        if self.walk.missing.is_empty() { Ok(Some(self.walk.last()?.open_directory()?)) } else { Ok(None) }
     }
 }
 
 /// The home of root; `None` where it is `/`, which holds everybody's files.
-fn roots_home() -> Option<DirectoryId> {
-    let home = accounts::home_of_root()?;
-    reach(&home).ok()?;
-    let home = DirectoryId::at(&home).ok()??;
-    (DirectoryId::at(Path::new("/")).ok()?? != home).then_some(home)
+fn find_root_home() -> Option<DirectoryId> {
+    let home = accounts::root_home()?;
+    ensure_responsive(&home).ok()?;
+    let home = DirectoryId::from_path(&home).ok()??;
+    (DirectoryId::from_path(Path::new("/")).ok()?? != home).then_some(home)
 }
 
 /// Reads the user's file by the safe way of KP-5.11 and KP-5.12. No file, or no directory for it, is `content: None`;
 /// a home that does not exist is unsafe.
-pub fn observe_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
-    observe(KeyPath::walk(account, path)?, path)
+pub fn read_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+    read_resolved_key_file(ResolvedKeyFile::resolve_in_existing_home(account, path)?, path)
 }
 
 /// The same where something is to be taken out: in a home that does not exist there is nothing.
-pub fn observe_standing_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
-    observe(KeyPath::walk_anyway(account, path)?, path)
+pub fn read_key_file_for_removal(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
+    read_resolved_key_file(ResolvedKeyFile::resolve(account, path)?, path)
 }
 
 /// Which file a path leads to, links on the way followed; `None` where its directory does not exist. Nothing is judged:
 /// this is for comparing.
-pub fn file_id(path: &Path) -> Option<FileId> {
-    let (parent, name) = split(path).ok()?;
-    reach(parent).ok()?;
-    let DirectoryId { device, inode } = DirectoryId::at(parent).ok()??;
+pub fn resolve_file_id(path: &Path) -> Option<FileId> {
+    let (parent, name) = split_parent_and_name(path).ok()?;
+    ensure_responsive(parent).ok()?;
+    let DirectoryId { device, inode } = DirectoryId::from_path(parent).ok()??;
     Some(FileId { device, inode, name: name.into() })
 }
 
-fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
+fn read_resolved_key_file(key_path: ResolvedKeyFile<'_>, path: &Path) -> Result<KeyFile, FileError> {
     let mut content = None;
-    let directory = key_path.directory()?;
+    let directory = key_path.open_directory()?;
     let missing_directory = match directory {
         Some(_) => None,
         None => path.parent().map(Path::to_owned),
@@ -156,36 +156,38 @@ fn observe(key_path: KeyPath<'_>, path: &Path) -> Result<KeyFile, FileError> {
 }
 
 /// The SELinux labels of what exists on the way to the user's file.
-pub fn labels_to_key_file(account: &Account, path: &Path) -> Result<Vec<Labelled>, FileError> {
-    let key_path = KeyPath::walk_anyway(account, path)?;
-    let stages = key_path.walk.stages().iter().enumerate();
-    let stages = stages.map(|(index, stage)| label::of_stage(stage, key_path.is_owners(index)));
-    let passed = key_path.walk.passed().iter().map(|stage| label::of_stage(stage, false));
-    let mut found: Vec<Labelled> = passed.chain(stages).collect::<Result<_, _>>()?;
-    if let Some(directory) = key_path.directory()?
-        && let Some(opened) = open_in(&directory, key_path.name)?
+pub fn read_key_file_labels(account: &Account, path: &Path) -> Result<Vec<PathLabel>, FileError> {
+    let key_path = ResolvedKeyFile::resolve(account, path)?;
+    let stages = key_path.walk.components().iter().enumerate();
+    let stages =
+        stages.map(|(index, stage)| label::read_component_label(stage, key_path.is_home_or_below(index)));
+    let passed = key_path.walk.traversed().iter().map(|stage| label::read_component_label(stage, false));
+    let mut found: Vec<PathLabel> = passed.chain(stages).collect::<Result<_, _>>()?;
+    if let Some(directory) = key_path.open_directory()?
+        && let Some(opened) = open_regular_file(&directory, key_path.name)?
     {
-        found.push(label::of_file(&opened.file, directory.entry(key_path.name))?);
+        found.push(label::read_file_label(&opened.file, directory.entry_path(key_path.name))?);
     }
     Ok(found)
 }
 
 /// Sets a label on the way to the user's file, which is walked anew.
-pub fn relabel_to_key_file(account: &Account, relabel: &Relabel) -> Result<(), FileError> {
+pub fn relabel_key_file_path(account: &Account, relabel: &Relabel) -> Result<(), FileError> {
     let Relabel { file, place, was, label } = relabel;
-    let key_path = KeyPath::walk_anyway(account, file)?;
-    let mut stages = key_path.walk.stages().iter().enumerate();
-    let stage = stages.find(|(index, stage)| stage.path == *place && key_path.is_owners(*index));
+    let key_path = ResolvedKeyFile::resolve(account, file)?;
+    let mut stages = key_path.walk.components().iter().enumerate();
+    let stage = stages.find(|(index, stage)| stage.path == *place && key_path.is_home_or_below(*index));
     if let Some((_, stage)) = stage {
-        return label::replace(stage.open()?, place, was.as_ref(), label);
+        return label::replace_label(stage.open_directory()?, place, was.as_ref(), label);
     }
-    let directory = key_path.directory()?.filter(|directory| directory.entry(key_path.name) == *place);
+    let directory =
+        key_path.open_directory()?.filter(|directory| directory.entry_path(key_path.name) == *place);
     let opened = match &directory {
         Some(directory) => key_path.target(directory).read()?,
         None => None,
     };
     match opened {
-        Some((opened, _)) => label::replace(&opened.file, place, was.as_ref(), label),
+        Some((opened, _)) => label::replace_label(&opened.file, place, was.as_ref(), label),
         None => Err(FileError::Changed { path: place.clone() }),
     }
 }
@@ -198,49 +200,49 @@ pub fn replace_key_file(
     path: &Path,
     expected: Option<&ContentHash>,
     content: &[u8],
-) -> Result<Replaced, FileError> {
-    let key_path = KeyPath::walk(account, path)?;
+) -> Result<ReplaceOutcome, FileError> {
+    let key_path = ResolvedKeyFile::resolve_in_existing_home(account, path)?;
     let owner = (account.uid, account.gid);
-    let fresh = Fresh { owner, mode: NEW_FILE_MODE, label_path: path };
-    if let Some(directory) = key_path.directory()? {
+    let fresh = NewFileAttrs { owner, mode: NEW_FILE_MODE, label_path: path };
+    if let Some(directory) = key_path.open_directory()? {
         let created_file = key_path.target(&directory).replace(expected, content, &fresh)?;
-        return Ok(Replaced { created_directory: None, created_file });
+        return Ok(ReplaceOutcome { created_directory: None, created_file });
     }
     if expected.is_some() {
         return Err(FileError::Changed { path: path.to_owned() });
     }
     let created = match (key_path.walk.missing.as_slice(), key_path.is_below_home()) {
-        ([name], true) => CreatedDirectory::create(key_path.walk.last()?.open()?, name, owner)?,
-        _ => return Err(no_directory(path)),
+        ([name], true) => CreatedDirectory::create(key_path.walk.last()?.open_directory()?, name, owner)?,
+        _ => return Err(missing_directory_error(path)),
     };
     let created_file = key_path.target(&created.directory).replace(None, content, &fresh)?;
-    Ok(Replaced { created_directory: Some(created.keep()), created_file })
+    Ok(ReplaceOutcome { created_directory: Some(created.keep()), created_file })
 }
 
 /// Hands on the user's file as [`replace_key_file`] would meet it, or the directory in which the file's own directory would
 /// be made.
-pub(super) fn with_target(
+pub(super) fn with_key_file_target(
     account: &Account,
     path: &Path,
     expected: Option<&ContentHash>,
-    file: impl FnOnce(&Target<'_>, Option<&ContentHash>) -> Result<(), FileError>,
+    file: impl FnOnce(&FileTarget<'_>, Option<&ContentHash>) -> Result<(), FileError>,
     above: impl FnOnce(&Directory) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
-    let key_path = KeyPath::walk(account, path)?;
-    if let Some(directory) = key_path.directory()? {
+    let key_path = ResolvedKeyFile::resolve_in_existing_home(account, path)?;
+    if let Some(directory) = key_path.open_directory()? {
         return file(&key_path.target(&directory), expected);
     }
     if expected.is_some() {
         return Err(FileError::Changed { path: path.to_owned() });
     }
     match (key_path.walk.missing.as_slice(), key_path.is_below_home()) {
-        ([_], true) => above(&key_path.walk.last()?.open()?),
-        _ => Err(no_directory(path)),
+        ([_], true) => above(&key_path.walk.last()?.open_directory()?),
+        _ => Err(missing_directory_error(path)),
     }
 }
 
 /// That the file's directory does not exist, and is not one that is made.
-fn no_directory(path: &Path) -> FileError {
+fn missing_directory_error(path: &Path) -> FileError {
     let why = "its directory does not exist; create it, owned by root or the user and not world-writable";
     FileError::unsafe_path(path, why)
 }
@@ -255,18 +257,18 @@ pub fn remove_created_key_file(
     expected: &ContentHash,
     directory: Option<&Path>,
 ) -> Result<(), FileError> {
-    let key_path = KeyPath::walk_anyway(account, path)?;
-    let Some(held) = key_path.directory()? else { return Ok(()) };
+    let key_path = ResolvedKeyFile::resolve(account, path)?;
+    let Some(held) = key_path.open_directory()? else { return Ok(()) };
     key_path.target(&held).remove(expected)?;
     let Some(directory) = directory else { return Ok(()) };
-    let [.., above, own] = key_path.walk.stages() else { return Ok(()) };
+    let [.., above, own] = key_path.walk.components() else { return Ok(()) };
     // Only the file's own directory, below the home: none of those is a link, so the stage above holds it.
     let is_below = key_path.is_below_home() && Some(own.id()) != key_path.home;
-    let is_own = is_below && directory_is(directory, path, &own.path);
+    let is_own = is_below && is_parent_directory(directory, path, &own.path);
     let Some(name) = own.path.file_name().filter(|_| is_own) else { return Ok(()) };
-    sweep_directory(&held, key_path.way)?;
-    let above = above.open()?;
-    if above.remove_empty(name)? {
+    remove_temporaries_in(&held, key_path.way)?;
+    let above = above.open_directory()?;
+    if above.rmdir_if_empty(name)? {
         above.sync()?;
     }
     Ok(())
@@ -274,15 +276,15 @@ pub fn remove_created_key_file(
 
 /// Removes our temporaries from the directory of the user's authorized_keys file at `path` (KP-5.10); how
 /// many there were. Done under the lock on the state directory, as [`super::sweep()`] is.
-pub fn sweep_key_directory(account: &Account, path: &Path) -> Result<usize, FileError> {
-    let key_path = KeyPath::walk_anyway(account, path)?;
-    match key_path.directory()? {
-        Some(directory) => sweep_directory(&directory, key_path.way),
+pub fn remove_key_dir_temporaries(account: &Account, path: &Path) -> Result<usize, FileError> {
+    let key_path = ResolvedKeyFile::resolve(account, path)?;
+    match key_path.open_directory()? {
+        Some(directory) => remove_temporaries_in(&directory, key_path.way),
         None => Ok(0),
     }
 }
 
 /// Whether `directory` names the file's directory, as configured or as resolved.
-fn directory_is(directory: &Path, file: &Path, resolved: &Path) -> bool {
+fn is_parent_directory(directory: &Path, file: &Path, resolved: &Path) -> bool {
     Some(directory) == file.parent() || directory == resolved
 }

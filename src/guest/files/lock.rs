@@ -16,28 +16,28 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::directory::Directory;
-use super::error::{Context, FileError, shown};
+use super::error::{Context, FileError, display_path};
 use super::read::read_file;
-use crate::policy::holders::{has_ids, holders};
+use crate::policy::holders::{find_flock_holders, has_ids};
 
 /// flock(2) has no time limit, so it is asked again: another process is waited for, which says nothing when it
 /// is done.
-const ASK_AGAIN: Duration = Duration::from_millis(20);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often it is looked who holds a lock that is not to be had.
-const LOOKS: usize = 3;
+const HOLDER_CHECK_COUNT: usize = 3;
 
 /// What is locked where somebody else holds the directory's lock.
-const LOCK_FILE: &str = "state.lock";
+const FALLBACK_LOCK_FILE: &str = "state.lock";
 
 /// The lock, held until it is dropped, or the process ends.
 #[derive(Debug)]
 #[must_use = "the lock is held only as long as this lives"]
-pub struct Guard {
+pub struct LockGuard {
     descriptors: Vec<OwnedFd>,
 }
 
-impl Drop for Guard {
+impl Drop for LockGuard {
     fn drop(&mut self) {
         self.descriptors.iter().for_each(unlock);
     }
@@ -71,7 +71,7 @@ impl fmt::Display for LockError {
             Self::Held { path, pid, waited } => (path, pid, waited),
             Self::File(error) => return error.fmt(out),
         };
-        write!(out, "{}: locked by ", shown(path))?;
+        write!(out, "{}: locked by ", display_path(path))?;
         match pid {
             Some(pid) => write!(out, "process {pid}")?,
             None => write!(out, "another process")?,
@@ -104,57 +104,58 @@ impl From<FileError> for LockError {
 /// Somebody who could open the directory while its mode let him may hold a lock on it for ever. Then a file that nobody
 /// else can open is locked in its place. Where that file stands, it is locked beside the directory too, so that the two
 /// ways shut each other out.
-pub(super) fn lock(directory: &Directory, timeout: Duration) -> Result<Guard, LockError> {
+pub(super) fn lock_directory(directory: &Directory, timeout: Duration) -> Result<LockGuard, LockError> {
     let asked = Instant::now();
-    let mut descriptor = directory.reopened()?;
+    let mut descriptor = directory.reopen()?;
     loop {
-        descriptor = match attempt(directory, descriptor)? {
-            Attempt::Locked(guard) => return Ok(guard),
-            Attempt::Held(descriptor) => descriptor,
+        descriptor = match attempt_lock(directory, descriptor)? {
+            LockAttempt::Locked(guard) => return Ok(guard),
+            LockAttempt::Held(descriptor) => descriptor,
         };
         let waited = asked.elapsed();
         if waited >= timeout {
-            let pid = holders_of(&descriptor).and_then(|pids| pids.into_iter().find(|pid| is_ours(*pid)));
+            let pid = find_lock_holders(&descriptor)
+                .and_then(|pids| pids.into_iter().find(|pid| is_same_user_process(*pid)));
             return Err(LockError::Held { path: directory.path.clone(), pid, waited });
         }
-        sleep(ASK_AGAIN.min(timeout - waited));
+        sleep(LOCK_RETRY_INTERVAL.min(timeout - waited));
     }
 }
 
-enum Attempt {
-    Locked(Guard),
+enum LockAttempt {
+    Locked(LockGuard),
     Held(OwnedFd),
 }
 
-fn attempt(directory: &Directory, descriptor: OwnedFd) -> Result<Attempt, LockError> {
+fn attempt_lock(directory: &Directory, descriptor: OwnedFd) -> Result<LockAttempt, LockError> {
     let mut has_directory = false;
     // What is let go between the two looks is nobody's.
-    for _ in 0..LOOKS {
-        has_directory = try_lock(&descriptor, directory)?;
+    for _ in 0..HOLDER_CHECK_COUNT {
+        has_directory = try_flock(&descriptor, directory)?;
         if has_directory {
             break;
         }
-        if one_of_us_holds(&descriptor) {
-            return Ok(Attempt::Held(descriptor));
+        if is_held_by_same_user(&descriptor) {
+            return Ok(LockAttempt::Held(descriptor));
         }
     }
-    let mut guard = Guard { descriptors: Vec::new() };
-    if let Some(file) = lock_file(directory, !has_directory)? {
-        let is_locked = try_lock(&file, directory)?;
+    let mut guard = LockGuard { descriptors: Vec::new() };
+    if let Some(file) = open_lock_file(directory, !has_directory)? {
+        let is_locked = try_flock(&file, directory)?;
         guard.descriptors.extend(is_locked.then_some(file));
         // One of us may have got the directory in between, and not have seen the file.
-        if !is_locked || !has_directory && one_of_us_holds(&descriptor) {
+        if !is_locked || !has_directory && is_held_by_same_user(&descriptor) {
             if has_directory {
                 unlock(&descriptor);
             }
-            return Ok(Attempt::Held(descriptor));
+            return Ok(LockAttempt::Held(descriptor));
         }
     }
     guard.descriptors.push(descriptor);
-    Ok(Attempt::Locked(guard))
+    Ok(LockAttempt::Locked(guard))
 }
 
-fn try_lock(descriptor: &OwnedFd, directory: &Directory) -> Result<bool, LockError> {
+fn try_flock(descriptor: &OwnedFd, directory: &Directory) -> Result<bool, LockError> {
     match flock(descriptor, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
@@ -166,9 +167,9 @@ fn try_lock(descriptor: &OwnedFd, directory: &Directory) -> Result<bool, LockErr
 }
 
 /// The file that is locked in the directory's place; made where `create` says so.
-fn lock_file(directory: &Directory, create: bool) -> Result<Option<OwnedFd>, LockError> {
-    let name = OsStr::new(LOCK_FILE);
-    let path = directory.entry(name);
+fn open_lock_file(directory: &Directory, create: bool) -> Result<Option<OwnedFd>, LockError> {
+    let name = OsStr::new(FALLBACK_LOCK_FILE);
+    let path = directory.entry_path(name);
     let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let flags = if create { flags | OFlag::O_CREAT } else { flags };
     let file = match openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
@@ -185,12 +186,12 @@ fn lock_file(directory: &Directory, create: bool) -> Result<Option<OwnedFd>, Loc
 }
 
 /// Whether the lock is held by a process of ours. Where that cannot be told it is.
-fn one_of_us_holds(descriptor: &OwnedFd) -> bool {
-    holders_of(descriptor).is_none_or(|pids| pids.into_iter().any(is_ours))
+fn is_held_by_same_user(descriptor: &OwnedFd) -> bool {
+    find_lock_holders(descriptor).is_none_or(|pids| pids.into_iter().any(is_same_user_process))
 }
 
 /// Whether it is a process of ours: of root's, but in tests.
-fn is_ours(pid: i32) -> bool {
+fn is_same_user_process(pid: i32) -> bool {
     let status = read_file(Path::new(&format!("/proc/{pid}/status")), 1 << 16);
     match status {
         Ok(Some(status)) => {
@@ -203,8 +204,13 @@ fn is_ours(pid: i32) -> bool {
 }
 
 /// Who holds the lock; `None` where that cannot be told.
-fn holders_of(descriptor: &OwnedFd) -> Option<Vec<i32>> {
+fn find_lock_holders(descriptor: &OwnedFd) -> Option<Vec<i32>> {
     let stat = fstat(descriptor).ok()?;
     let locks = read_file("/proc/locks".as_ref(), 1 << 20).ok()??;
-    Some(holders(&String::from_utf8_lossy(&locks), major(stat.st_dev), minor(stat.st_dev), stat.st_ino))
+    Some(find_flock_holders(
+        &String::from_utf8_lossy(&locks),
+        major(stat.st_dev),
+        minor(stat.st_dev),
+        stat.st_ino,
+    ))
 }

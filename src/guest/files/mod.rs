@@ -37,20 +37,21 @@ mod tests;
 
 pub use error::FileError;
 pub use key_file::{
-    KEY_FILE_LIMIT, file_id, labels_to_key_file, observe_key_file, observe_standing_key_file,
-    relabel_to_key_file, remove_created_key_file, replace_key_file, sweep_key_directory,
+    MAX_KEY_FILE_BYTES, read_key_file, read_key_file_for_removal, read_key_file_labels,
+    relabel_key_file_path, remove_created_key_file, remove_key_dir_temporaries, replace_key_file,
+    resolve_file_id,
 };
-pub use label::Labelled;
-pub use lock::{Guard, LockError};
-pub(super) use mounts::Mounts;
-pub use mounts::{View, is_mounted, view};
+pub use label::PathLabel;
+pub use lock::{LockError, LockGuard};
+pub(super) use mounts::MountTable;
+pub use mounts::{PathView, compare_view_with_process, is_mounted};
 pub use read::read_file;
-pub(super) use read::{identity, reach, resolved};
-pub use replace::Replaced;
+pub(super) use read::{canonicalize_path, device_and_inode, ensure_responsive};
+pub use replace::ReplaceOutcome;
 pub use root_file::{
-    ROOT_FILE_LIMIT, labels_to_root_file, read_root_file, relabel_root_file, remove_root_file,
+    MAX_ROOT_FILE_BYTES, read_root_file, read_root_file_labels, relabel_root_file, remove_root_file,
     replace_root_file,
 };
-pub use state::{STATE_FILE, StateDirectory};
-pub use sweep::sweep;
-pub use writable::{key_file_is_writable, root_file_is_writable};
+pub use state::{STATE_FILE_NAME, StateDirectory};
+pub use sweep::remove_root_dir_temporaries;
+pub use writable::{check_key_file_writable, check_root_file_writable};

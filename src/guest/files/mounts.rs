@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::super::scout::MountName;
-use super::read::{reach, read_file, resolved};
+use super::super::scout::MountIdentity;
+use super::read::{canonicalize_path, ensure_responsive, read_file};
 
-const MOUNTINFO: &str = "/proc/self/mountinfo";
-const MOUNTINFO_LIMIT: usize = 16 * 1024 * 1024;
-const FDINFO_LIMIT: usize = 64 * 1024;
+const MOUNTINFO_PATH: &str = "/proc/self/mountinfo";
+const MAX_MOUNTINFO_BYTES: usize = 16 * 1024 * 1024;
+const MAX_FDINFO_BYTES: usize = 64 * 1024;
 
 /// What an automounter has mounted in the place of a volume that is not mounted yet.
-const TRIGGER: &str = "autofs";
+const AUTOFS_TYPE: &str = "autofs";
 
 /// A line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
+struct MountInfoEntry {
     id: u64,
     parent: u64,
     device: String,
@@ -35,60 +35,63 @@ struct Mount {
 
 /// All mounts of this process's namespace, in the order in which they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::guest) struct Mounts(Vec<Mount>);
+pub(in crate::guest) struct MountTable(Vec<MountInfoEntry>);
 
 /// How this process sees a path, held against how another one sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum View {
+pub enum PathView {
     /// Both see the same file.
     Same,
     /// This one sees another file, or none: of what is mounted here for it.
-    Another(PathBuf),
+    Hidden(PathBuf),
     /// This one alone cannot write: by this mount point.
     ReadOnly(PathBuf),
 }
 
 /// How a path is seen here, and by the process `pid`; `None` where that has another root directory, or cannot be told.
-pub fn view(path: &Path, pid: i32) -> Option<View> {
-    let own = Mounts::read()?;
+pub fn compare_view_with_process(path: &Path, pid: i32) -> Option<PathView> {
+    let own = MountTable::read()?;
     let table = PathBuf::from(format!("/proc/{pid}/mountinfo"));
-    let other = Mounts::parse(&read_file(&table, MOUNTINFO_LIMIT).ok()??);
+    let other = MountTable::parse(&read_file(&table, MAX_MOUNTINFO_BYTES).ok()??);
     let root = Path::new("/");
-    if own.place(root)? != other.place(root)? {
+    if own.locate_on_device(root)? != other.locate_on_device(root)? {
         return None;
     }
     // As far as it exists: what covers it ends the way.
-    let resolved =
-        path.ancestors().find_map(|above| Some(join(&resolved(above)?, path.strip_prefix(above).ok()?)));
-    Some(own.compared(&other, &resolved?))
+    let resolved = path
+        .ancestors()
+        .find_map(|above| Some(join_path(&canonicalize_path(above)?, path.strip_prefix(above).ok()?)));
+    Some(own.compare_view(&other, &resolved?))
 }
 
-impl Mounts {
+impl MountTable {
     /// The table as it stands; `None` where it cannot be read.
     pub(in crate::guest) fn read() -> Option<Self> {
-        Some(Self::parse(&read_file(Path::new(MOUNTINFO), MOUNTINFO_LIMIT).ok()??))
+        Some(Self::parse(&read_file(Path::new(MOUNTINFO_PATH), MAX_MOUNTINFO_BYTES).ok()??))
     }
 
     fn parse(content: &[u8]) -> Self {
-        Self(content.split(|byte| *byte == b'\n').filter_map(parse_line).collect())
+        Self(content.split(|byte| *byte == b'\n').filter_map(parse_mountinfo_line).collect())
     }
 
-    fn of_id(&self, id: u64) -> Option<&Mount> {
+    fn find_by_id(&self, id: u64) -> Option<&MountInfoEntry> {
         self.0.iter().find(|mount| mount.id == id)
     }
 
     /// The mount that a directory is on. `path` has no links in it.
-    fn holder(&self, directory: impl AsFd, path: &Path) -> Option<&Mount> {
-        match mount_id(directory) {
-            Some(id) => self.of_id(id),
+    fn find_by_fd(&self, directory: impl AsFd, path: &Path) -> Option<&MountInfoEntry> {
+        match read_mount_id(directory) {
+            Some(id) => self.find_by_id(id),
             // Before Linux 3.15.
-            None => self.on_the_way(path),
+            None => self.find_by_path(path),
         }
     }
 
     /// The mount on which a path without links is, as path_resolution(7) comes to it.
-    fn on_the_way(&self, path: &Path) -> Option<&Mount> {
-        let is_first = |mount: &&Mount| self.of_id(mount.parent).is_none_or(|parent| parent.id == mount.id);
+    fn find_by_path(&self, path: &Path) -> Option<&MountInfoEntry> {
+        let is_first = |mount: &&MountInfoEntry| {
+            self.find_by_id(mount.parent).is_none_or(|parent| parent.id == mount.id)
+        };
         let mut mount = self.0.iter().find(|mount| mount.point == Path::new("/") && is_first(mount))?;
         for _ in &self.0 {
             let above = self.0.iter().filter(|next| {
@@ -103,43 +106,45 @@ impl Mounts {
     }
 
     /// Which file of which file system a path without links leads to.
-    fn place<'a>(&'a self, path: &Path) -> Option<(&'a str, PathBuf)> {
-        let mount = self.on_the_way(path)?;
-        Some((&mount.device, join(&mount.root, path.strip_prefix(&mount.point).ok()?)))
+    fn locate_on_device<'a>(&'a self, path: &Path) -> Option<(&'a str, PathBuf)> {
+        let mount = self.find_by_path(path)?;
+        Some((&mount.device, join_path(&mount.root, path.strip_prefix(&mount.point).ok()?)))
     }
 
     /// How another process sees a path.
-    fn compared(&self, other: &Self, path: &Path) -> View {
-        let (Some(here), Some(there)) = (self.on_the_way(path), other.on_the_way(path)) else {
-            return View::Same;
+    fn compare_view(&self, other: &Self, path: &Path) -> PathView {
+        let (Some(here), Some(there)) = (self.find_by_path(path), other.find_by_path(path)) else {
+            return PathView::Same;
         };
-        if self.place(path) != other.place(path) {
-            View::Another(here.point.clone())
+        if self.locate_on_device(path) != other.locate_on_device(path) {
+            PathView::Hidden(here.point.clone())
         } else if here.is_read_only && !there.is_read_only {
-            View::ReadOnly(here.point.clone())
+            PathView::ReadOnly(here.point.clone())
         } else {
-            View::Same
+            PathView::Same
         }
     }
 
     /// The mount that a path without links is on.
-    pub(in crate::guest) fn above(&self, path: &Path) -> Option<MountName> {
-        let Mount { point, device, kind, .. } = self.on_the_way(path)?;
+    pub(in crate::guest) fn identify_mount(&self, path: &Path) -> Option<MountIdentity> {
+        let MountInfoEntry { point, device, kind, .. } = self.find_by_path(path)?;
         let point = point.as_os_str().as_bytes().to_vec();
-        Some(MountName { point, device: device.clone(), kind: kind.clone() })
+        Some(MountIdentity { point, device: device.clone(), kind: kind.clone() })
     }
 
     /// The mount below which other files would be seen if it were not there. A directory that is mounted on itself, as
     /// systemd does for `ReadWritePaths`, shows what is there without it.
-    fn opaque<'a>(&'a self, mut mount: &'a Mount) -> &'a Mount {
+    fn resolve_self_bind<'a>(&'a self, mut mount: &'a MountInfoEntry) -> &'a MountInfoEntry {
         // As many steps as there are mounts: the table may have changed while it was read.
         for _ in &self.0 {
-            let Some(parent) = self.of_id(mount.parent).filter(|parent| parent.id != mount.id) else { break };
+            let Some(parent) = self.find_by_id(mount.parent).filter(|parent| parent.id != mount.id) else {
+                break;
+            };
             let is_itself = parent.device == mount.device
                 && mount
                     .point
                     .strip_prefix(&parent.point)
-                    .is_ok_and(|below| join(&parent.root, below) == mount.root);
+                    .is_ok_and(|below| join_path(&parent.root, below) == mount.root);
             if !is_itself {
                 break;
             }
@@ -150,19 +155,19 @@ impl Mounts {
 }
 
 /// Joined without a slash at the end where `below` is empty.
-fn join(root: &Path, below: &Path) -> PathBuf {
+fn join_path(root: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) }
 }
 
 /// `36 35 98:0 /root /point options optional... - type source super`.
-fn parse_line(line: &[u8]) -> Option<Mount> {
+fn parse_mountinfo_line(line: &[u8]) -> Option<MountInfoEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let mut text = || fields.next().map(|field| String::from_utf8_lossy(field).into_owned());
     let (id, parent, device) = (text()?.parse().ok()?, text()?.parse().ok()?, text()?);
-    let (root, point) = (unescaped(fields.next()?), unescaped(fields.next()?));
+    let (root, point) = (unescape_octal(fields.next()?), unescape_octal(fields.next()?));
     let is_read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount {
+    Some(MountInfoEntry {
         id,
         parent,
         device,
@@ -174,7 +179,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// Blanks, newlines and backslashes are written in octal.
-fn unescaped(field: &[u8]) -> PathBuf {
+fn unescape_octal(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {
@@ -193,30 +198,30 @@ fn unescaped(field: &[u8]) -> PathBuf {
 }
 
 /// The id of the mount that a descriptor is on; `None` before Linux 3.15.
-fn mount_id(descriptor: impl AsFd) -> Option<u64> {
+fn read_mount_id(descriptor: impl AsFd) -> Option<u64> {
     let path = format!("/proc/self/fdinfo/{}", descriptor.as_fd().as_raw_fd());
-    let content = read_file(Path::new(&path), FDINFO_LIMIT).ok()??;
+    let content = read_file(Path::new(&path), MAX_FDINFO_BYTES).ok()??;
     let text = String::from_utf8_lossy(&content);
     text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }
 
 /// The mount point of the file system that a directory is on; `None` where that cannot be told.
-pub(super) fn mount_point(directory: impl AsFd, path: &Path) -> Option<PathBuf> {
-    let mounts = Mounts::read()?;
-    let mount = mounts.opaque(mounts.holder(directory, path)?);
+pub(super) fn find_mount_point(directory: impl AsFd, path: &Path) -> Option<PathBuf> {
+    let mounts = MountTable::read()?;
+    let mount = mounts.resolve_self_bind(mounts.find_by_fd(directory, path)?);
     Some(mount.point.clone())
 }
 
 /// Whether something is mounted at `point` and can be reached there. A volume that is mounted when it is used is
 /// mounted by this. One that does not answer is mounted: whoever reads a file there is told of it.
 pub fn is_mounted(point: &Path) -> bool {
-    if reach(point).is_err() {
+    if ensure_responsive(point).is_err() {
         return true;
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let Ok(place) = open(point, flags, Mode::empty()) else { return false };
-    let Some(mounts) = Mounts::read() else { return false };
-    mounts.holder(&place, point).is_some_and(|mount| mount.point == point && mount.kind != TRIGGER)
+    let Some(mounts) = MountTable::read() else { return false };
+    mounts.find_by_fd(&place, point).is_some_and(|mount| mount.point == point && mount.kind != AUTOFS_TYPE)
 }
 
 #[cfg(test)]
@@ -224,7 +229,7 @@ pub fn is_mounted(point: &Path) -> bool {
 mod tests {
     use super::*;
 
-    const TABLE: &[u8] = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+    const MOUNTINFO_SAMPLE: &[u8] = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
         21 20 8:1 /home /home rw shared:1 master:2 - ext4 /dev/sda1 rw\n\
         22 21 8:1 /srv/u /home/u rw - ext4 /dev/sda1 rw\n\
         23 22 0:40 / /home/u/a\\040b\\134 rw - tmpfs none rw\n\
@@ -232,38 +237,38 @@ mod tests {
         25 24 8:2 / /auto rw - ext4 /dev/sda2 rw\n\
         broken\n";
 
-    fn mounts() -> Mounts {
-        Mounts::parse(TABLE)
+    fn sample_mounts() -> MountTable {
+        MountTable::parse(MOUNTINFO_SAMPLE)
     }
 
     #[test]
-    fn a_directory_mounted_on_itself_hides_nothing() {
-        let mounts = mounts();
-        let of = |id| mounts.opaque(mounts.of_id(id).unwrap()).point.clone();
+    fn self_bind_mount_hides_nothing() {
+        let mounts = sample_mounts();
+        let of = |id| mounts.resolve_self_bind(mounts.find_by_id(id).unwrap()).point.clone();
         assert_eq!([of(20), of(21), of(22), of(25)], ["/", "/", "/home/u", "/auto"].map(PathBuf::from));
         assert_eq!(of(23), PathBuf::from("/home/u/a b\\"));
     }
 
     #[test]
-    fn what_a_sandbox_hides() {
+    fn sandbox_mounts_are_reported_hidden_or_read_only() {
         let inner = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
             30 20 8:1 / / ro - ext4 /dev/sda1 rw\n\
             31 30 8:1 /home /home rw - ext4 /dev/sda1 rw\n\
             32 31 8:1 /srv/u /home/u rw - ext4 /dev/sda1 rw\n\
             33 30 0:9 /systemd/inaccessible/dir /root ro - tmpfs tmpfs rw\n";
-        let (own, other) = (Mounts::parse(inner), mounts());
-        let seen = |path: &str| own.compared(&other, Path::new(path));
-        assert_eq!(seen("/root/.ssh/authorized_keys"), View::Another("/root".into()));
-        assert_eq!(seen("/home/u/.ssh/k"), View::Same);
-        assert_eq!(seen("/home/v/.ssh/k"), View::Same);
-        assert_eq!(seen("/etc/ssh/sshd_config"), View::ReadOnly("/".into()));
-        assert_eq!(seen("/auto/u/k"), View::Another("/".into()));
-        assert_eq!(other.compared(&own, Path::new("/etc/ssh/sshd_config")), View::Same);
+        let (own, other) = (MountTable::parse(inner), sample_mounts());
+        let seen = |path: &str| own.compare_view(&other, Path::new(path));
+        assert_eq!(seen("/root/.ssh/authorized_keys"), PathView::Hidden("/root".into()));
+        assert_eq!(seen("/home/u/.ssh/k"), PathView::Same);
+        assert_eq!(seen("/home/v/.ssh/k"), PathView::Same);
+        assert_eq!(seen("/etc/ssh/sshd_config"), PathView::ReadOnly("/".into()));
+        assert_eq!(seen("/auto/u/k"), PathView::Hidden("/".into()));
+        assert_eq!(other.compare_view(&own, Path::new("/etc/ssh/sshd_config")), PathView::Same);
     }
 
     #[test]
-    fn without_ids_the_deepest_and_last_one_holds() {
-        let mounts = mounts();
+    fn mount_lookup_by_path_takes_deepest_and_last() {
+        let mounts = sample_mounts();
         let kind = |path: &str| {
             let above = mounts.0.iter().filter(|mount| Path::new(path).starts_with(&mount.point));
             above.max_by_key(|mount| mount.point.components().count()).map(|mount| mount.kind.clone())
@@ -274,9 +279,9 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_has_mounts() {
+    fn mount_point_of_proc_is_found() {
         let proc = std::fs::File::open("/proc").unwrap();
-        assert_eq!(mount_point(&proc, Path::new("/proc")), Some("/proc".into()));
+        assert_eq!(find_mount_point(&proc, Path::new("/proc")), Some("/proc".into()));
         assert!(is_mounted(Path::new("/proc")) && !is_mounted(Path::new("/proc/self/fd")));
         assert!(!is_mounted(Path::new("/nowhere")));
     }

@@ -9,32 +9,32 @@ use nix::unistd::{fchown, getegid, geteuid};
 
 use super::directory::Directory;
 use super::error::{Context, FileError};
-use super::walk::{Walk, Way};
+use super::walk::{PathWalker, TrustPolicy};
 
 /// What mkfs(8) puts at the top of a volume.
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// Makes the directory at `path` ours, before its owner is judged. Only where root alone can have put it there: one to which
 /// a link or a way of others leads, or that is not there, is left to who opens it.
-pub(super) fn take_over(path: &Path) -> Result<(), FileError> {
+pub(super) fn take_ownership(path: &Path) -> Result<(), FileError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-    let Ok(walk) = Walk::to_directory(Way::Root, None, parent) else { return Ok(()) };
-    if !walk.missing.is_empty() || walk.judge_last().is_err() {
+    let Ok(walk) = PathWalker::walk_to(TrustPolicy::RootOnly, None, parent) else { return Ok(()) };
+    if !walk.missing.is_empty() || walk.check_last_writers().is_err() {
         return Ok(());
     }
-    match walk.last()?.open()?.subdirectory(name) {
-        Ok(directory) => enforce(&directory),
+    match walk.last()?.open_directory()?.open_subdirectory(name) {
+        Ok(directory) => enforce_owner_and_mode(&directory),
         Err(_) => Ok(()),
     }
 }
 
 /// Sets owner and mode where they are others. A directory in which others have directories of theirs (`/run`, `/var/lib`)
 /// is left as it is: nothing of ours in it depends on its mode.
-pub(super) fn enforce(directory: &Directory) -> Result<(), FileError> {
+pub(super) fn enforce_owner_and_mode(directory: &Directory) -> Result<(), FileError> {
     let stat = fstat(directory).context("examine", &directory.path)?;
     let (user, group) = (geteuid(), getegid());
     let is_own = stat.st_uid == user.as_raw();
-    if is_own && stat.st_mode & 0o7777 == Mode::S_IRWXU.bits() || holds_directories(directory)? {
+    if is_own && stat.st_mode & 0o7777 == Mode::S_IRWXU.bits() || has_subdirectories(directory)? {
         return Ok(());
     }
     if !is_own {
@@ -43,8 +43,8 @@ pub(super) fn enforce(directory: &Directory) -> Result<(), FileError> {
     fchmod(directory, Mode::S_IRWXU).context("set the mode of", &directory.path)
 }
 
-fn holds_directories(directory: &Directory) -> Result<bool, FileError> {
-    let mut listing = Dir::from_fd(directory.reopened()?).context("list", &directory.path)?;
+fn has_subdirectories(directory: &Directory) -> Result<bool, FileError> {
+    let mut listing = Dir::from_fd(directory.reopen()?).context("list", &directory.path)?;
     for entry in listing.iter() {
         let entry = entry.context("list", &directory.path)?;
         let is_usual = [".", "..", LOST_AND_FOUND].map(str::as_bytes).contains(&entry.file_name().to_bytes());
@@ -62,12 +62,12 @@ mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
-    fn mode(path: &Path) -> u32 {
+    fn read_mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o7777
     }
 
     #[test]
-    fn mode_and_owner_are_set_but_of_a_shared_directory() {
+    fn own_directory_mode_and_owner_are_fixed_unless_shared() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         let own = folder.path().join("own");
@@ -75,31 +75,31 @@ mod tests {
         fs::create_dir(own.join(LOST_AND_FOUND)).unwrap();
         for open_to_others in [0o755, 0o777, 0o1770, 0o2750] {
             fs::set_permissions(&own, Permissions::from_mode(open_to_others)).unwrap();
-            take_over(&own).unwrap();
-            assert_eq!(mode(&own), 0o700, "{open_to_others:o}");
+            take_ownership(&own).unwrap();
+            assert_eq!(read_mode(&own), 0o700, "{open_to_others:o}");
         }
         if geteuid().is_root() {
             chown(&own, Some(65534), Some(65534)).unwrap();
-            take_over(&own).unwrap();
+            take_ownership(&own).unwrap();
             let owner = fs::metadata(&own).unwrap();
             assert_eq!((owner.uid(), owner.gid()), (0, 0));
         }
         fs::create_dir(own.join("of-others")).unwrap();
         fs::set_permissions(&own, Permissions::from_mode(0o755)).unwrap();
-        take_over(&own).unwrap();
-        assert_eq!(mode(&own), 0o755);
-        take_over(&folder.path().join("missing")).unwrap();
-        take_over(&folder.path().join("missing/below")).unwrap();
+        take_ownership(&own).unwrap();
+        assert_eq!(read_mode(&own), 0o755);
+        take_ownership(&folder.path().join("missing")).unwrap();
+        take_ownership(&folder.path().join("missing/below")).unwrap();
     }
 
     #[test]
-    fn what_a_link_leads_to_is_left_alone() {
+    fn own_directory_behind_symlink_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let (there, link) = (folder.path().join("there"), folder.path().join("link"));
         fs::create_dir(&there).unwrap();
         fs::set_permissions(&there, Permissions::from_mode(0o755)).unwrap();
         std::os::unix::fs::symlink(&there, &link).unwrap();
-        take_over(&link).unwrap();
-        assert_eq!(mode(&there), 0o755);
+        take_ownership(&link).unwrap();
+        assert_eq!(read_mode(&there), 0o755);
     }
 }

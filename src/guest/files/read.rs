@@ -12,15 +12,16 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 
 use super::super::scout;
 use super::beneath::open_beneath;
-use super::directory::{Directory, file_type, kind_in_words};
+use super::directory::{Directory, describe_file_type, file_type};
 use super::error::{Context, FileError};
 
 /// A FIFO or device that comes in between is opened without waiting for it, open(2).
-const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
+const READ_FLAGS: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
 /// A regular file that is open for reading, and what fstat(2) said.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenFile {
     /// The file.
     pub(super) file: File,
     /// Owner, mode, inode.
@@ -28,37 +29,37 @@ pub(super) struct Opened {
 }
 
 /// Opens `name` in a directory, following no link; `None` where there is nothing.
-pub(super) fn open_in(directory: &Directory, name: &OsStr) -> Result<Option<Opened>, FileError> {
-    let path = directory.entry(name);
+pub(super) fn open_regular_file(directory: &Directory, name: &OsStr) -> Result<Option<OpenFile>, FileError> {
+    let path = directory.entry_path(name);
     // Looked at before it is opened: opening a device can do something to it.
-    let Some(there) = directory.look(name)? else { return Ok(None) };
-    refuse_irregular(&there, &path)?;
-    let file = match open_beneath(directory, name, READ) {
+    let Some(there) = directory.stat_entry(name)? else { return Ok(None) };
+    check_regular_file(&there, &path)?;
+    let file = match open_beneath(directory, name, READ_FLAGS) {
         Ok(descriptor) => File::from(descriptor),
         Err(Errno::ENOENT) => return Ok(None),
         Err(error) => return Err(error).context("open", &path),
     };
-    opened(file, &path).map(Some)
+    verify_opened(file, &path).map(Some)
 }
 
 /// Judges what was opened, which need not be what was looked at.
-fn opened(file: File, path: &Path) -> Result<Opened, FileError> {
+fn verify_opened(file: File, path: &Path) -> Result<OpenFile, FileError> {
     let stat = fstat(&file).context("examine", path)?;
-    refuse_irregular(&stat, path)?;
-    Ok(Opened { file, stat })
+    check_regular_file(&stat, path)?;
+    Ok(OpenFile { file, stat })
 }
 
-fn refuse_irregular(stat: &FileStat, path: &Path) -> Result<(), FileError> {
+fn check_regular_file(stat: &FileStat, path: &Path) -> Result<(), FileError> {
     if file_type(stat) == SFlag::S_IFREG {
         return Ok(());
     }
-    let why = format!("{}, where a regular file belongs; remove it", kind_in_words(stat));
+    let why = format!("{}, where a regular file belongs; remove it", describe_file_type(stat));
     Err(FileError::unsafe_path(path, why))
 }
 
-impl Opened {
+impl OpenFile {
     /// All its bytes, from the beginning.
-    pub(super) fn read(&mut self, limit: usize, path: &Path) -> Result<Vec<u8>, FileError> {
+    pub(super) fn read_all(&mut self, limit: usize, path: &Path) -> Result<Vec<u8>, FileError> {
         // In one piece: growing would hold the bytes twice.
         let size = usize::try_from(self.stat.st_size).unwrap_or_default().min(limit);
         let mut content = Vec::with_capacity(size.saturating_add(1));
@@ -76,21 +77,21 @@ impl Opened {
 ///
 /// # Errors
 /// [`FileError::Io`], which names the mount that does not.
-pub(in crate::guest) fn reach(path: &Path) -> Result<(), FileError> {
-    scout::reach(path).context("reach", path)
+pub(in crate::guest) fn ensure_responsive(path: &Path) -> Result<(), FileError> {
+    scout::check_responsive(path).context("reach", path)
 }
 
 /// A path without links, realpath(3); `None` where nothing is there, or it does not answer.
-pub(in crate::guest) fn resolved(path: &Path) -> Option<PathBuf> {
-    reach(path).ok().and_then(|()| std::fs::canonicalize(path).ok())
+pub(in crate::guest) fn canonicalize_path(path: &Path) -> Option<PathBuf> {
+    ensure_responsive(path).ok().and_then(|()| std::fs::canonicalize(path).ok())
 }
 
 /// Which file stands at a path, links followed: device and inode, stat(2).
 ///
 /// # Errors
 /// The system's; that it does not answer.
-pub(in crate::guest) fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    scout::reach(path)?;
+pub(in crate::guest) fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
+    scout::check_responsive(path)?;
     std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
@@ -98,16 +99,16 @@ pub(in crate::guest) fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// that leads nowhere is none either). Whatever stands there, the call returns: what is no regular file is
 /// refused, and what never answers is [`FileError::Io`].
 pub fn read_file(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
-    reach(path)?;
+    ensure_responsive(path)?;
     match stat(path) {
-        Ok(stat) => refuse_irregular(&stat, path)?,
+        Ok(stat) => check_regular_file(&stat, path)?,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(error) => return Err(error).context("examine", path),
     }
-    let file = match open(path, READ, Mode::empty()) {
+    let file = match open(path, READ_FLAGS, Mode::empty()) {
         Ok(descriptor) => File::from(descriptor),
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(error) => return Err(error).context("open", path),
     };
-    opened(file, path)?.read(limit, path).map(Some)
+    verify_opened(file, path)?.read_all(limit, path).map(Some)
 }

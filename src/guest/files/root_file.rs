@@ -10,25 +10,25 @@ use crate::policy::selinux::Relabel;
 use crate::policy::types::ContentHash;
 
 use super::error::FileError;
-use super::label::{self, Labelled};
-use super::read::{open_in, reach};
-use super::replace::{Fresh, Replaced, Target};
-use super::walk::{Walk, Way, judge_writers, split};
+use super::label::{self, PathLabel};
+use super::read::{ensure_responsive, open_regular_file};
+use super::replace::{FileTarget, NewFileAttrs, ReplaceOutcome};
+use super::walk::{PathWalker, TrustPolicy, check_writers, split_parent_and_name};
 
 /// How much of such a file is read.
-pub const ROOT_FILE_LIMIT: usize = 1024 * 1024;
+pub const MAX_ROOT_FILE_BYTES: usize = 1024 * 1024;
 
 /// The walk to the file's directory, and the file's name in it.
-pub(super) fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), FileError> {
-    let (parent, name) = split(path)?;
-    reach(path)?;
-    let mut walk = Walk::to_directory(Way::Root, None, parent)?;
+pub(super) fn walk_to_root_file(path: &Path, follow_file: bool) -> Result<(PathWalker, OsString), FileError> {
+    let (parent, name) = split_parent_and_name(path)?;
+    ensure_responsive(path)?;
+    let mut walk = PathWalker::walk_to(TrustPolicy::RootOnly, None, parent)?;
     let mut name = name.to_owned();
     if walk.missing.is_empty() {
         if follow_file {
-            name = walk.follow_file(name)?;
+            name = walk.follow_file_links(name)?;
         }
-        walk.judge_last()?;
+        walk.check_last_writers()?;
     }
     Ok((walk, name))
 }
@@ -36,18 +36,21 @@ pub(super) fn walk(path: &Path, follow_file: bool) -> Result<(Walk, OsString), F
 /// Reads a file of root's, links followed; `None` where there is none. It is refused where somebody else can change it,
 /// or the way to it.
 pub fn read_root_file(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    let (walk, name) = walk(path, true)?;
+    let (walk, name) = walk_to_root_file(path, true)?;
     if !walk.missing.is_empty() {
         return Ok(None);
     }
-    let directory = walk.last()?.open()?;
-    let Some(mut opened) = open_in(&directory, &name)? else { return Ok(None) };
-    let path = directory.entry(&name);
-    if !Way::Root.may_own(opened.stat.st_uid) {
-        return Err(FileError::unsafe_path(&path, Way::Root.owner_remedy(opened.stat.st_uid, &path)));
+    let directory = walk.last()?.open_directory()?;
+    let Some(mut opened) = open_regular_file(&directory, &name)? else { return Ok(None) };
+    let path = directory.entry_path(&name);
+    if !TrustPolicy::RootOnly.allows_owner(opened.stat.st_uid) {
+        return Err(FileError::unsafe_path(
+            &path,
+            TrustPolicy::RootOnly.describe_wrong_owner(opened.stat.st_uid, &path),
+        ));
     }
-    judge_writers(Way::Root, &opened.stat, &path, || Ok(&opened.file))?;
-    opened.read(ROOT_FILE_LIMIT, &path).map(Some)
+    check_writers(TrustPolicy::RootOnly, &opened.stat, &path, || Ok(&opened.file))?;
+    opened.read_all(MAX_ROOT_FILE_BYTES, &path).map(Some)
 }
 
 /// Puts `content` in the place of a file of root's, which has to be the one that was observed (`None`: there was
@@ -58,24 +61,29 @@ pub fn replace_root_file(
     expected: Option<&ContentHash>,
     content: &[u8],
     mode_if_new: u32,
-) -> Result<Replaced, FileError> {
-    let (walk, name) = walk(path, true)?;
+) -> Result<ReplaceOutcome, FileError> {
+    let (walk, name) = walk_to_root_file(path, true)?;
     if !walk.missing.is_empty() {
-        return Err(missing(path, expected));
+        return Err(missing_parent_error(path, expected));
     }
-    let directory = walk.last()?.open()?;
-    let label_path = directory.entry(&name);
+    let directory = walk.last()?.open_directory()?;
+    let label_path = directory.entry_path(&name);
     let owner = (geteuid().as_raw(), getegid().as_raw());
-    let fresh = Fresh { owner, mode: mode_if_new, label_path: &label_path };
-    let target = Target { directory: &directory, name: &name, way: Way::Root, limit: ROOT_FILE_LIMIT };
+    let fresh = NewFileAttrs { owner, mode: mode_if_new, label_path: &label_path };
+    let target = FileTarget {
+        directory: &directory,
+        name: &name,
+        way: TrustPolicy::RootOnly,
+        limit: MAX_ROOT_FILE_BYTES,
+    };
     let created_file = target.replace(expected, content, &fresh)?;
-    Ok(Replaced { created_directory: None, created_file })
+    Ok(ReplaceOutcome { created_directory: None, created_file })
 }
 
 /// What it means that the file's directory does not exist.
-pub(super) fn missing(path: &Path, expected: Option<&ContentHash>) -> FileError {
+pub(super) fn missing_parent_error(path: &Path, expected: Option<&ContentHash>) -> FileError {
     match (expected, path.parent()) {
-        (None, Some(parent)) => FileError::Missing { path: parent.to_owned() },
+        (None, Some(parent)) => FileError::MissingDirectory { path: parent.to_owned() },
         _ => FileError::Changed { path: path.to_owned() },
     }
 }
@@ -83,23 +91,28 @@ pub(super) fn missing(path: &Path, expected: Option<&ContentHash>) -> FileError 
 /// Removes a file of ours among sshd's if it still is `expected`; one that is gone already is no error. No link
 /// is followed: a drop-in of ours is none.
 pub fn remove_root_file(path: &Path, expected: &ContentHash) -> Result<(), FileError> {
-    let (walk, name) = walk(path, false)?;
+    let (walk, name) = walk_to_root_file(path, false)?;
     if !walk.missing.is_empty() {
         return Ok(());
     }
-    let directory = walk.last()?.open()?;
-    Target { directory: &directory, name: &name, way: Way::Root, limit: ROOT_FILE_LIMIT }.remove(expected)
+    let directory = walk.last()?.open_directory()?;
+    FileTarget { directory: &directory, name: &name, way: TrustPolicy::RootOnly, limit: MAX_ROOT_FILE_BYTES }
+        .remove(expected)
 }
 
 /// The SELinux labels of what exists on the way to a file of root's.
-pub fn labels_to_root_file(path: &Path) -> Result<Vec<Labelled>, FileError> {
-    let (walk, name) = walk(path, true)?;
-    let stages = walk.passed().iter().chain(walk.stages()).map(|stage| label::of_stage(stage, false));
-    let mut found: Vec<Labelled> = stages.collect::<Result<_, _>>()?;
+pub fn read_root_file_labels(path: &Path) -> Result<Vec<PathLabel>, FileError> {
+    let (walk, name) = walk_to_root_file(path, true)?;
+    let stages = walk
+        .traversed()
+        .iter()
+        .chain(walk.components())
+        .map(|stage| label::read_component_label(stage, false));
+    let mut found: Vec<PathLabel> = stages.collect::<Result<_, _>>()?;
     if walk.missing.is_empty() {
-        let directory = walk.last()?.open()?;
-        if let Some(opened) = open_in(&directory, &name)? {
-            found.push(label::of_file(&opened.file, directory.entry(&name))?);
+        let directory = walk.last()?.open_directory()?;
+        if let Some(opened) = open_regular_file(&directory, &name)? {
+            found.push(label::read_file_label(&opened.file, directory.entry_path(&name))?);
         }
     }
     Ok(found)
@@ -108,12 +121,12 @@ pub fn labels_to_root_file(path: &Path) -> Result<Vec<Labelled>, FileError> {
 /// Sets the label of a file of root's.
 pub fn relabel_root_file(relabel: &Relabel) -> Result<(), FileError> {
     let Relabel { file, place, was, label } = relabel;
-    let (walk, name) = walk(file, true)?;
-    let directory = walk.last()?.open()?;
-    let is_there = walk.missing.is_empty() && directory.entry(&name) == *place;
-    let opened = if is_there { open_in(&directory, &name)? } else { None };
+    let (walk, name) = walk_to_root_file(file, true)?;
+    let directory = walk.last()?.open_directory()?;
+    let is_there = walk.missing.is_empty() && directory.entry_path(&name) == *place;
+    let opened = if is_there { open_regular_file(&directory, &name)? } else { None };
     match opened {
-        Some(opened) => label::replace(&opened.file, place, was.as_ref(), label),
+        Some(opened) => label::replace_label(&opened.file, place, was.as_ref(), label),
         None => Err(FileError::Changed { path: place.clone() }),
     }
 }

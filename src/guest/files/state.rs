@@ -11,15 +11,15 @@ use nix::unistd::{getegid, geteuid};
 use super::attributes::set_owner_and_mode;
 use super::directory::Directory;
 use super::error::{Context, FileError};
-use super::lock::{Guard, LockError, lock};
+use super::lock::{LockError, LockGuard, lock_directory};
 use super::own_directory;
-use super::replace::Target;
-use super::sweep::sweep_directory;
-use super::temporary::Temporary;
-use super::walk::{Walk, Way, judge_writers};
+use super::replace::FileTarget;
+use super::sweep::remove_temporaries_in;
+use super::temporary::TemporaryFile;
+use super::walk::{PathWalker, TrustPolicy, check_writers};
 
 /// Its name.
-pub const STATE_FILE: &str = "state.json";
+pub const STATE_FILE_NAME: &str = "state.json";
 const STATE_FILE_MODE: u32 = 0o600;
 
 /// The state directory, held by its descriptor: what is done here is done in the directory that was opened,
@@ -35,30 +35,31 @@ impl StateDirectory {
     /// [`FileError::Missing`].
     pub fn open(path: &Path, create: bool) -> Result<Self, FileError> {
         if create {
-            own_directory::take_over(path)?;
+            own_directory::take_ownership(path)?;
         }
-        let mut walk = Walk::to_directory(Way::Root, None, path)?;
+        let mut walk = PathWalker::walk_to(TrustPolicy::RootOnly, None, path)?;
         while let Some(name) = walk.missing.first() {
             if !create {
-                return Err(FileError::Missing { path: path.to_owned() });
+                return Err(FileError::MissingDirectory { path: path.to_owned() });
             }
-            let parent = walk.last()?.open()?;
+            let parent = walk.last()?.open_directory()?;
             match mkdirat(&parent, name.as_os_str(), Mode::S_IRWXU) {
                 Ok(()) => {
                     // Whatever the umask took away. Nobody else can have put another there: the walk judged.
-                    fchmod(parent.subdirectory(name)?, Mode::S_IRWXU).context("set the mode of", path)?;
+                    fchmod(parent.open_subdirectory(name)?, Mode::S_IRWXU)
+                        .context("set the mode of", path)?;
                     parent.sync()?;
                 }
                 Err(Errno::EEXIST) => {}
-                Err(error) => return Err(error).context("create", &parent.entry(name)),
+                Err(error) => return Err(error).context("create", &parent.entry_path(name)),
             }
-            walk = Walk::to_directory(Way::Root, None, path)?;
+            walk = PathWalker::walk_to(TrustPolicy::RootOnly, None, path)?;
         }
-        let directory = walk.last()?.open()?;
+        let directory = walk.last()?.open_directory()?;
         if create {
-            own_directory::enforce(&directory)?;
+            own_directory::enforce_owner_and_mode(&directory)?;
         }
-        walk.judge_last()?;
+        walk.check_last_writers()?;
         Ok(Self { directory })
     }
 
@@ -69,30 +70,30 @@ impl StateDirectory {
 
     /// Where the state file is, for messages.
     pub fn file_path(&self) -> PathBuf {
-        self.directory.entry(OsStr::new(STATE_FILE))
+        self.directory.entry_path(OsStr::new(STATE_FILE_NAME))
     }
 
     /// Takes the lock under which every change is made (KP-8.11), and waits `timeout` for it at most; with
     /// no time at all it is tried once.
-    pub fn lock(&self, timeout: Duration) -> Result<Guard, LockError> {
-        lock(&self.directory, timeout)
+    pub fn lock(&self, timeout: Duration) -> Result<LockGuard, LockError> {
+        lock_directory(&self.directory, timeout)
     }
 
     /// The state file's bytes; `None` where there is none yet. One that somebody else could have written is refused: a
     /// directory that is ours now may have been open to all before.
     pub fn load(&self, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
-        let name = OsStr::new(STATE_FILE);
-        let target = Target { directory: &self.directory, name, way: Way::Root, limit };
+        let name = OsStr::new(STATE_FILE_NAME);
+        let target = FileTarget { directory: &self.directory, name, way: TrustPolicy::RootOnly, limit };
         let Some((opened, content)) = target.read()? else { return Ok(None) };
-        judge_writers(Way::Root, &opened.stat, &self.file_path(), || Ok(&opened.file))?;
+        check_writers(TrustPolicy::RootOnly, &opened.stat, &self.file_path(), || Ok(&opened.file))?;
         Ok(Some(content))
     }
 
     /// Replaces the state file, 0600: after a crash at any instant it is the old one or the new one, whole. When
     /// this returns, the new one is on the disk.
     pub fn save(&self, content: &[u8]) -> Result<(), FileError> {
-        let name = OsStr::new(STATE_FILE);
-        let mut temporary = Temporary::create(&self.directory)?;
+        let name = OsStr::new(STATE_FILE_NAME);
+        let mut temporary = TemporaryFile::create(&self.directory)?;
         temporary.write(content, name)?;
         let owner = (geteuid().as_raw(), getegid().as_raw());
         set_owner_and_mode(&temporary.file, owner, STATE_FILE_MODE, &self.file_path())?;
@@ -102,12 +103,12 @@ impl StateDirectory {
 
     /// Sees to it that what an earlier process renamed is on the disk: it may have ended before it was, and what is read
     /// here is told on.
-    pub fn settle(&self) -> Result<(), FileError> {
+    pub fn sync_directory(&self) -> Result<(), FileError> {
         self.directory.sync()
     }
 
     /// Removes temporaries that a crash left here; how many there were. Under the lock.
-    pub fn sweep(&self) -> Result<usize, FileError> {
-        sweep_directory(&self.directory, Way::Root)
+    pub fn remove_state_temporaries(&self) -> Result<usize, FileError> {
+        remove_temporaries_in(&self.directory, TrustPolicy::RootOnly)
     }
 }

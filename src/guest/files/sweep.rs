@@ -10,22 +10,22 @@ use nix::sys::stat::SFlag;
 use super::directory::{Directory, file_type};
 use super::error::{Context, FileError};
 use super::temporary::is_temporary_name;
-use super::walk::{Walk, Way};
+use super::walk::{PathWalker, TrustPolicy};
 
 /// Removes our temporaries from a directory of root's (sshd's drop-ins, the state); how many there were. Done
 /// under the lock on the state directory, else it takes away what another process is about to rename.
-pub fn sweep(directory: &Path) -> Result<usize, FileError> {
-    let walk = Walk::to_directory(Way::Root, None, directory)?;
+pub fn remove_root_dir_temporaries(directory: &Path) -> Result<usize, FileError> {
+    let walk = PathWalker::walk_to(TrustPolicy::RootOnly, None, directory)?;
     if !walk.missing.is_empty() {
         return Ok(0);
     }
-    sweep_directory(&walk.last()?.open()?, Way::Root)
+    remove_temporaries_in(&walk.last()?.open_directory()?, TrustPolicy::RootOnly)
 }
 
 /// Removes our temporaries: a name as only we make it, a regular file, owned by one who may own files on this
 /// way. unlinkat(2) follows no link, whatever is put there meanwhile.
-pub(super) fn sweep_directory(directory: &Directory, way: Way) -> Result<usize, FileError> {
-    let mut listing = Dir::from_fd(directory.reopened()?).context("list", &directory.path)?;
+pub(super) fn remove_temporaries_in(directory: &Directory, way: TrustPolicy) -> Result<usize, FileError> {
+    let mut listing = Dir::from_fd(directory.reopen()?).context("list", &directory.path)?;
     let mut swept = 0;
     for entry in listing.iter() {
         let entry = entry.context("list", &directory.path)?;
@@ -33,8 +33,8 @@ pub(super) fn sweep_directory(directory: &Directory, way: Way) -> Result<usize, 
         if !is_temporary_name(name) {
             continue;
         }
-        let Some(stat) = directory.look(name)? else { continue };
-        if file_type(&stat) == SFlag::S_IFREG && way.may_own(stat.st_uid) && directory.unlink(name)? {
+        let Some(stat) = directory.stat_entry(name)? else { continue };
+        if file_type(&stat) == SFlag::S_IFREG && way.allows_owner(stat.st_uid) && directory.unlink(name)? {
             swept += 1;
         }
     }

@@ -14,28 +14,34 @@ use rustix::fs::{RenameFlags, renameat_with};
 use super::directory::Directory;
 use super::error::{Context, FileError};
 
-/// Hidden, and without `.conf`: sshd's `Include *.conf` does not see it (tried).
-const PREFIX: &str = ".keypair-agent-";
-const SUFFIX: &str = ".tmp";
-const RANDOM_DIGITS: usize = 16;
+/// Hidden, and without `.conf`: sshd's `IncludePlacement *.conf` does not see it (tried).
+const TEMP_NAME_PREFIX: &str = ".keypair-agent-";
+const TEMP_NAME_SUFFIX: &str = ".tmp";
+const TEMP_NAME_HEX_DIGITS: usize = 16;
 
 /// Whether this is a name that a temporary of ours has.
 pub(super) fn is_temporary_name(name: &OsStr) -> bool {
-    let random =
-        name.as_bytes().strip_prefix(PREFIX.as_bytes()).and_then(|rest| rest.strip_suffix(SUFFIX.as_bytes()));
+    let random = name
+        .as_bytes()
+        .strip_prefix(TEMP_NAME_PREFIX.as_bytes())
+        .and_then(|rest| rest.strip_suffix(TEMP_NAME_SUFFIX.as_bytes()));
     random.is_some_and(|random| {
-        random.len() == RANDOM_DIGITS && random.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        random.len() == TEMP_NAME_HEX_DIGITS
+            && random.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
 /// A name nobody can guess: the keys of the standard hasher come from the system's random source.
-fn random_name() -> OsString {
+fn generate_temporary_name() -> OsString {
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    OsString::from(format!("{PREFIX}{random:0width$x}{SUFFIX}", width = RANDOM_DIGITS))
+    OsString::from(format!(
+        "{TEMP_NAME_PREFIX}{random:0width$x}{TEMP_NAME_SUFFIX}",
+        width = TEMP_NAME_HEX_DIGITS
+    ))
 }
 
 /// A file that is being written. Dropped before it was renamed, it is unlinked.
-pub(super) struct Temporary<'a> {
+pub(super) struct TemporaryFile<'a> {
     directory: &'a Directory,
     name: OsString,
     /// The file, open for writing.
@@ -43,12 +49,12 @@ pub(super) struct Temporary<'a> {
     renamed: bool,
 }
 
-impl<'a> Temporary<'a> {
+impl<'a> TemporaryFile<'a> {
     /// An empty file of ours, 0600 whatever the umask takes away, that did not exist before.
     pub(super) fn create(directory: &'a Directory) -> Result<Self, FileError> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         loop {
-            let name = random_name();
+            let name = generate_temporary_name();
             match openat(directory, name.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR) {
                 Ok(descriptor) => {
                     return Ok(Self { directory, name, file: File::from(descriptor), renamed: false });
@@ -61,27 +67,27 @@ impl<'a> Temporary<'a> {
 
     /// Writes all of `content`. A full disk shows here.
     pub(super) fn write(&mut self, content: &[u8], target: &OsStr) -> Result<(), FileError> {
-        self.file.write_all(content).context("write", &self.directory.entry(target))
+        self.file.write_all(content).context("write", &self.directory.entry_path(target))
     }
 
     /// Makes bytes and attributes durable.
     pub(super) fn sync(&self, target: &OsStr) -> Result<(), FileError> {
-        self.file.sync_all().context("sync", &self.directory.entry(target))
+        self.file.sync_all().context("sync", &self.directory.entry_path(target))
     }
 
     /// Takes the place of `target`, or becomes it where there was none; the directory is synced then.
     pub(super) fn rename(mut self, target: &OsStr, replaces: bool) -> Result<(), FileError> {
-        let path = self.directory.entry(target);
+        let path = self.directory.entry_path(target);
         let ours = fstat(&self.file).context("examine", &path)?;
         if replaces {
             renameat(self.directory, self.name.as_os_str(), self.directory, target)
                 .context("replace", &path)?;
         } else {
-            self.rename_to_nothing(target)?;
+            self.rename_no_replace(target)?;
         }
         self.renamed = true;
         // The directory's owner can have put another file under the random name; then that one moved.
-        let there = self.directory.look(target)?;
+        let there = self.directory.stat_entry(target)?;
         if there.is_none_or(|there| (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)) {
             return Err(FileError::Changed { path });
         }
@@ -94,8 +100,8 @@ impl<'a> Temporary<'a> {
     }
 
     /// rename(2) that replaces nothing; what appeared meanwhile stays.
-    fn rename_to_nothing(&self, target: &OsStr) -> Result<(), FileError> {
-        let path = self.directory.entry(target);
+    fn rename_no_replace(&self, target: &OsStr) -> Result<(), FileError> {
+        let path = self.directory.entry_path(target);
         // The system call itself: the C library has a function for it since 2.28 only.
         let flags = RenameFlags::NOREPLACE;
         match renameat_with(self.directory, self.name.as_os_str(), self.directory, target, flags)
@@ -107,14 +113,14 @@ impl<'a> Temporary<'a> {
             Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
             Err(error) => return Err(error).context("create", &path),
         }
-        if self.directory.look(target)?.is_some() {
+        if self.directory.stat_entry(target)?.is_some() {
             return Err(FileError::Changed { path });
         }
         renameat(self.directory, self.name.as_os_str(), self.directory, target).context("create", &path)
     }
 }
 
-impl Drop for Temporary<'_> {
+impl Drop for TemporaryFile<'_> {
     fn drop(&mut self) {
         // What cannot be removed stays until a sweep. What was removed must not come back with a power cut, when the
         // command has its result and nobody looks for it any more.
@@ -129,9 +135,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_names_are_known_and_no_others() {
-        assert!(is_temporary_name(&random_name()));
-        assert_ne!(random_name(), random_name());
+    fn temporary_names_are_recognized_and_others_are_not() {
+        assert!(is_temporary_name(&generate_temporary_name()));
+        assert_ne!(generate_temporary_name(), generate_temporary_name());
         for other in [
             ".keypair-agent-.tmp",
             "keypair-agent-0123456789abcdef.tmp",

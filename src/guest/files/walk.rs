@@ -14,14 +14,14 @@ use nix::fcntl::{OFlag, open, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::{getegid, geteuid};
 
-use super::attributes::{ACL, XattrFile};
+use super::attributes::{XATTR_POSIX_ACL, XattrFile};
 use super::beneath::open_beneath;
-use super::directory::{Directory, file_type, kind_in_words};
-use super::error::{Context, FileError, shown};
-use super::mounts::mount_point;
+use super::directory::{Directory, describe_file_type, file_type};
+use super::error::{Context, FileError, display_path};
+use super::mounts::find_mount_point;
 
 /// As many links as the kernel follows, path_resolution(7).
-const LINKS: u32 = 40;
+const MAX_SYMLINKS: u32 = 40;
 
 const GROUP_WRITE: u32 = 0o020;
 const WORLD_WRITE: u32 = 0o002;
@@ -29,37 +29,37 @@ const STICKY: u32 = 0o1000;
 
 /// Who may own and change the components of a way.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Way {
+pub(super) enum TrustPolicy {
     /// Root and this user (KP-5.12).
-    User(u32),
+    OwnedByUserOrRoot(u32),
     /// Root alone (KP-6.14).
-    Root,
+    RootOnly,
 }
 
 /// Whether this is root, or the user that we run as where we are not root.
-pub(super) fn is_own(uid: u32) -> bool {
+pub(super) fn is_root_or_current_user(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
 }
 
-impl Way {
+impl TrustPolicy {
     /// Whether a directory or file may be this user's.
-    pub(super) fn may_own(self, uid: u32) -> bool {
+    pub(super) fn allows_owner(self, uid: u32) -> bool {
         match self {
-            Self::User(user) => uid == user || is_own(uid),
-            Self::Root => is_own(uid),
+            Self::OwnedByUserOrRoot(user) => uid == user || is_root_or_current_user(uid),
+            Self::RootOnly => is_root_or_current_user(uid),
         }
     }
 
     /// Who may, in words, and the remedy.
-    pub(super) fn owner_remedy(self, uid: u32, path: &Path) -> String {
-        let path = shown(path);
+    pub(super) fn describe_wrong_owner(self, uid: u32, path: &Path) -> String {
+        let path = display_path(path);
         match self {
-            Self::User(_) => {
+            Self::OwnedByUserOrRoot(_) => {
                 format!(
                     "owned by uid {uid}, who is neither root nor the user; check it, then `chown root {path}`"
                 )
             }
-            Self::Root => format!("owned by uid {uid}, not by root; check it, then `chown root {path}`"),
+            Self::RootOnly => format!("owned by uid {uid}, not by root; check it, then `chown root {path}`"),
         }
     }
 }
@@ -75,16 +75,16 @@ pub(super) struct DirectoryId {
 
 impl DirectoryId {
     /// That of a directory that was examined.
-    pub(super) fn of(stat: &FileStat) -> Self {
+    pub(super) fn from_stat(stat: &FileStat) -> Self {
         Self { device: stat.st_dev, inode: stat.st_ino }
     }
 
     /// That of the directory that a path leads to, links followed, a volume mounted that is mounted when it is used;
     /// `None` where there is none.
-    pub(super) fn at(path: &Path) -> Result<Option<Self>, FileError> {
+    pub(super) fn from_path(path: &Path) -> Result<Option<Self>, FileError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         match open(path, flags, Mode::empty()) {
-            Ok(place) => Ok(Some(Self::of(&fstat(&place).context("examine", path)?))),
+            Ok(place) => Ok(Some(Self::from_stat(&fstat(&place).context("examine", path)?))),
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
             Err(error) => Err(error).context("open", path),
         }
@@ -93,7 +93,7 @@ impl DirectoryId {
 
 /// A directory on the way, or a link that was followed.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct PathComponent {
     place: OwnedFd,
     /// Its path without links.
     pub(super) path: PathBuf,
@@ -101,58 +101,62 @@ pub(super) struct Stage {
     pub(super) stat: FileStat,
 }
 
-impl Stage {
+impl PathComponent {
     /// The same directory, open for reading.
-    pub(super) fn open(&self) -> Result<Directory, FileError> {
-        Directory::from_place(&self.place, &self.path)
+    pub(super) fn open_directory(&self) -> Result<Directory, FileError> {
+        Directory::from_path_fd(&self.place, &self.path)
     }
 
     /// Its path for calls that know no descriptor, proc_pid_fd(5). Also of a link it is the link itself.
-    pub(super) fn in_proc(&self) -> PathBuf {
+    pub(super) fn proc_fd_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.place.as_raw_fd()))
     }
 
     /// Which directory it is.
     pub(super) fn id(&self) -> DirectoryId {
-        DirectoryId::of(&self.stat)
+        DirectoryId::from_stat(&self.stat)
     }
 
     /// The mount point that it is on.
     pub(super) fn mount_point(&self) -> Option<PathBuf> {
-        mount_point(&self.place, &self.path)
+        find_mount_point(&self.place, &self.path)
     }
 }
 
 /// Where the walk has come to.
 #[derive(Debug)]
-pub(super) struct Walk {
-    way: Way,
+pub(super) struct PathWalker {
+    way: TrustPolicy,
     /// The directory below which no link is followed.
     home: Option<DirectoryId>,
     /// From `/` to the deepest directory that exists; never empty.
-    stages: Vec<Stage>,
+    stages: Vec<PathComponent>,
     /// The directories that do not exist, below the last stage.
     pub(super) missing: Vec<OsString>,
     links: u32,
     /// What was passed through and is no stage any more: links, and the directories from which they led away.
-    passed: Vec<Stage>,
+    passed: Vec<PathComponent>,
 }
 
-impl Walk {
-    fn from_root(way: Way, home: Option<DirectoryId>) -> Result<Self, FileError> {
+impl PathWalker {
+    fn from_root(way: TrustPolicy, home: Option<DirectoryId>) -> Result<Self, FileError> {
         let path = PathBuf::from("/");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let place = open(&path, flags, Mode::empty()).context("open", &path)?;
         let mut walk =
             Self { way, home, stages: Vec::new(), missing: Vec::new(), links: 0, passed: Vec::new() };
-        walk.push(place, path)?;
+        walk.check_and_push(place, path)?;
         Ok(walk)
     }
 
     /// Walks to a directory; what is missing at its end is listed. Below `home` no link is followed.
-    pub(super) fn to_directory(way: Way, home: Option<DirectoryId>, path: &Path) -> Result<Self, FileError> {
+    pub(super) fn walk_to(
+        way: TrustPolicy,
+        home: Option<DirectoryId>,
+        path: &Path,
+    ) -> Result<Self, FileError> {
         let mut walk = Self::from_root(way, home)?;
-        for name in names(path)? {
+        for name in normal_components(path)? {
             if !walk.missing.is_empty() || !walk.enter(&name)? {
                 walk.missing.push(name);
             }
@@ -163,36 +167,37 @@ impl Walk {
     /// Whether a link in the last stage may be followed: not below the home, nor below a directory of the user's own,
     /// where he can put one link of root's in the place of another.
     fn may_follow(&self) -> bool {
-        let Way::User(user) = self.way else { return true };
+        let TrustPolicy::OwnedByUserOrRoot(user) = self.way else { return true };
         !self.stages.iter().any(|stage| {
-            Some(stage.id()) == self.home || (stage.stat.st_uid == user && !is_own(stage.stat.st_uid))
+            Some(stage.id()) == self.home
+                || (stage.stat.st_uid == user && !is_root_or_current_user(stage.stat.st_uid))
         })
     }
 
     /// The deepest directory that exists.
-    pub(super) fn last(&self) -> Result<&Stage, FileError> {
+    pub(super) fn last(&self) -> Result<&PathComponent, FileError> {
         // Never empty: `/` is there from the start and `..` does not leave it.
-        self.stages.last().ok_or_else(|| FileError::Missing { path: "/".into() })
+        self.stages.last().ok_or_else(|| FileError::MissingDirectory { path: "/".into() })
     }
 
     /// All stages, `/` first.
-    pub(super) fn stages(&self) -> &[Stage] {
+    pub(super) fn components(&self) -> &[PathComponent] {
         &self.stages
     }
 
     /// Links that were followed, and directories that are no stages any more.
-    pub(super) fn passed(&self) -> &[Stage] {
+    pub(super) fn traversed(&self) -> &[PathComponent] {
         &self.passed
     }
 
     /// The path of an entry of the last stage.
-    fn here(&self, name: &OsStr) -> Result<PathBuf, FileError> {
+    fn entry_path(&self, name: &OsStr) -> Result<PathBuf, FileError> {
         Ok(self.last()?.path.join(name))
     }
 
     /// One component down; whether there is such a directory.
     fn enter(&mut self, name: &OsStr) -> Result<bool, FileError> {
-        let path = self.here(name)?;
+        let path = self.entry_path(name)?;
         // O_DIRECTORY makes an automounter mount what belongs here, open(2).
         let place = match open_beneath(&self.last()?.place, name, OFlag::O_PATH | OFlag::O_DIRECTORY) {
             Err(Errno::ENOTDIR | Errno::ELOOP) => open_beneath(&self.last()?.place, name, OFlag::O_PATH),
@@ -206,23 +211,23 @@ impl Walk {
         let stat = fstat(&place).context("examine", &path)?;
         match file_type(&stat) {
             SFlag::S_IFDIR => {
-                self.push(place, path)?;
+                self.check_and_push(place, path)?;
                 Ok(true)
             }
             SFlag::S_IFLNK => {
-                let target = self.link_target(place, stat, &path)?;
-                self.enter_all(&target, &path)?;
+                let target = self.read_link_target(place, stat, &path)?;
+                self.enter_link_target(&target, &path)?;
                 Ok(true)
             }
             _ => Err(FileError::unsafe_path(
                 &path,
-                format!("{} stands where a directory belongs; remove it", kind_in_words(&stat)),
+                format!("{} stands where a directory belongs; remove it", describe_file_type(&stat)),
             )),
         }
     }
 
     /// Down the components of a link's target.
-    fn enter_all(&mut self, target: &Path, link: &Path) -> Result<(), FileError> {
+    fn enter_link_target(&mut self, target: &Path, link: &Path) -> Result<(), FileError> {
         for component in target.components() {
             match component {
                 Component::RootDir => self.passed.extend(self.stages.drain(1..)),
@@ -233,7 +238,8 @@ impl Walk {
                 }
                 Component::Normal(name) => {
                     if !self.enter(name)? {
-                        let why = format!("a link to {}, which does not exist; correct it", shown(target));
+                        let why =
+                            format!("a link to {}, which does not exist; correct it", display_path(target));
                         return Err(FileError::unsafe_path(link, why));
                     }
                 }
@@ -244,12 +250,12 @@ impl Walk {
     }
 
     /// Where a link leads, if it may be followed.
-    fn link_target(&mut self, link: OwnedFd, stat: FileStat, path: &Path) -> Result<PathBuf, FileError> {
+    fn read_link_target(&mut self, link: OwnedFd, stat: FileStat, path: &Path) -> Result<PathBuf, FileError> {
         if !self.may_follow() {
             let why = "a symbolic link; put the real directory or file in its place";
             return Err(FileError::unsafe_path(path, why));
         }
-        if !is_own(stat.st_uid) {
+        if !is_root_or_current_user(stat.st_uid) {
             let why = format!(
                 "a symbolic link that uid {} owns, not root; put what it leads to in its place",
                 stat.st_uid
@@ -257,48 +263,48 @@ impl Walk {
             return Err(FileError::unsafe_path(path, why));
         }
         self.links += 1;
-        if self.links > LINKS {
+        if self.links > MAX_SYMLINKS {
             return Err(Errno::ELOOP).context("follow", path);
         }
         // The empty name reads the very link that was judged, readlinkat(2).
         let target = readlinkat(&link, "").map(PathBuf::from).context("read the link", path)?;
-        self.passed.push(Stage { place: link, path: path.to_owned(), stat });
+        self.passed.push(PathComponent { place: link, path: path.to_owned(), stat });
         Ok(target)
     }
 
     /// Judges a directory and goes on from it.
-    fn push(&mut self, place: OwnedFd, path: PathBuf) -> Result<(), FileError> {
+    fn check_and_push(&mut self, place: OwnedFd, path: PathBuf) -> Result<(), FileError> {
         let stat = fstat(&place).context("examine", &path)?;
-        if !self.way.may_own(stat.st_uid) {
-            return Err(FileError::unsafe_path(&path, self.way.owner_remedy(stat.st_uid, &path)));
+        if !self.way.allows_owner(stat.st_uid) {
+            return Err(FileError::unsafe_path(&path, self.way.describe_wrong_owner(stat.st_uid, &path)));
         }
         // Under the sticky bit nobody renames what root owns, and root owns the next component (it is judged
-        // too), so on root's way such a directory may be passed through; see `judge_last`.
-        let passes = matches!(self.way, Way::Root) && stat.st_mode & STICKY != 0;
-        let stage = Stage { place, path, stat };
+        // too), so on root's way such a directory may be passed through; see `check_last_writers`.
+        let passes = matches!(self.way, TrustPolicy::RootOnly) && stat.st_mode & STICKY != 0;
+        let stage = PathComponent { place, path, stat };
         if !passes {
-            self.judge_writers(&stage)?;
+            self.check_component_writers(&stage)?;
         }
         self.stages.push(stage);
         Ok(())
     }
 
     /// Refuses a directory that others can write.
-    fn judge_writers(&self, stage: &Stage) -> Result<(), FileError> {
-        judge_writers(self.way, &stage.stat, &stage.path, || stage.open())
+    fn check_component_writers(&self, stage: &PathComponent) -> Result<(), FileError> {
+        check_writers(self.way, &stage.stat, &stage.path, || stage.open_directory())
     }
 
     /// Judges the directory the file is in: there the sticky bit does not help, since what is not there yet can
     /// be made by anyone.
-    pub(super) fn judge_last(&self) -> Result<(), FileError> {
-        self.judge_writers(self.last()?)
+    pub(super) fn check_last_writers(&self) -> Result<(), FileError> {
+        self.check_component_writers(self.last()?)
     }
 
     /// Follows `name` while a link stands there that may be followed; the file's own name at last.
-    pub(super) fn follow_file(&mut self, name: OsString) -> Result<OsString, FileError> {
+    pub(super) fn follow_file_links(&mut self, name: OsString) -> Result<OsString, FileError> {
         let mut name = name;
         loop {
-            let path = self.here(&name)?;
+            let path = self.entry_path(&name)?;
             let place = match open_beneath(&self.last()?.place, &name, OFlag::O_PATH) {
                 Ok(place) => place,
                 Err(Errno::ENOENT) => return Ok(name),
@@ -308,7 +314,7 @@ impl Walk {
             if file_type(&stat) != SFlag::S_IFLNK {
                 return Ok(name);
             }
-            let target = self.link_target(place, stat, &path)?;
+            let target = self.read_link_target(place, stat, &path)?;
             let Some(last) = target.file_name() else {
                 return Err(FileError::unsafe_path(
                     &path,
@@ -317,7 +323,7 @@ impl Walk {
             };
             let last = last.to_owned();
             if let Some(parent) = target.parent() {
-                self.enter_all(parent, &path)?;
+                self.enter_link_target(parent, &path)?;
             }
             name = last;
         }
@@ -325,18 +331,21 @@ impl Walk {
 }
 
 /// Refuses a directory or file that others can write; it is opened where its ACL has to be asked.
-pub(super) fn judge_writers<D: AsFd>(
-    way: Way,
+pub(super) fn check_writers<D: AsFd>(
+    way: TrustPolicy,
     stat: &FileStat,
     path: &Path,
     open: impl FnOnce() -> Result<D, FileError>,
 ) -> Result<(), FileError> {
     if stat.st_mode & WORLD_WRITE != 0 {
-        let why = format!("writable by everyone; `chmod o-w {}`", shown(path));
+        let why = format!("writable by everyone; `chmod o-w {}`", display_path(path));
         return Err(FileError::unsafe_path(path, why));
     }
-    if matches!(way, Way::Root) && stat.st_mode & GROUP_WRITE != 0 && !group_is_own(stat, path, open)? {
-        let why = format!("writable by gid {}; `chmod g-w {}`", stat.st_gid, shown(path));
+    if matches!(way, TrustPolicy::RootOnly)
+        && stat.st_mode & GROUP_WRITE != 0
+        && !is_trusted_group(stat, path, open)?
+    {
+        let why = format!("writable by gid {}; `chmod g-w {}`", stat.st_gid, display_path(path));
         return Err(FileError::unsafe_path(path, why));
     }
     Ok(())
@@ -344,7 +353,7 @@ pub(super) fn judge_writers<D: AsFd>(
 
 /// Whether the group that may write is root's (or ours, where we are not root) and no ACL hides others behind the
 /// group's bits.
-fn group_is_own<D: AsFd>(
+fn is_trusted_group<D: AsFd>(
     stat: &FileStat,
     path: &Path,
     open: impl FnOnce() -> Result<D, FileError>,
@@ -352,12 +361,12 @@ fn group_is_own<D: AsFd>(
     if stat.st_gid != 0 && (geteuid().is_root() || stat.st_gid != getegid().as_raw()) {
         return Ok(false);
     }
-    let acl = XattrFile::of(open()?).and_then(|file| file.get(ACL));
+    let acl = XattrFile::from_fd(open()?).and_then(|file| file.get(XATTR_POSIX_ACL));
     Ok(acl.context("read the ACL of", path)?.is_none())
 }
 
 /// The names a path is made of. It has to be absolute and without `..`, so that every name is one step down.
-fn names(path: &Path) -> Result<Vec<OsString>, FileError> {
+fn normal_components(path: &Path) -> Result<Vec<OsString>, FileError> {
     let refuse = |why: &str| FileError::unsafe_path(path, why);
     if !path.is_absolute() {
         return Err(refuse("not an absolute path; configure one that begins with `/`"));
@@ -374,7 +383,7 @@ fn names(path: &Path) -> Result<Vec<OsString>, FileError> {
 }
 
 /// Splits a file's path in its directory and its name.
-pub(super) fn split(path: &Path) -> Result<(&Path, &OsStr), FileError> {
+pub(super) fn split_parent_and_name(path: &Path) -> Result<(&Path, &OsStr), FileError> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok((parent, name)),
         _ => Err(FileError::unsafe_path(path, "names no file; configure the path of a file")),

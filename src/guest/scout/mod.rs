@@ -28,28 +28,28 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{child, pulse};
-use crate::policy::observation::Included;
-use crate::policy::outcome::printable;
+use crate::policy::observation::IncludedFiles;
+use crate::policy::outcome::escape_unprintable;
 
-pub(crate) use serve::serve;
-pub(super) use wire::{Entry, MountName};
-use wire::{Question, Reply};
+pub(crate) use serve::answer_questions;
+pub(super) use wire::{MountIdentity, PasswdEntry};
+use wire::{ScoutQuestion, ScoutReply};
 
 /// How long a look may take; what comes before and after it has the rest of KP-8.14's ten seconds.
-const LIMIT: Duration = Duration::from_secs(8);
+const SCOUT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The most scouts that are left behind; each hangs at a place of its own.
-const MOST_LEFT: usize = 8;
+const MAX_HUNG_SCOUTS: usize = 8;
 
 /// The word that makes this program a scout.
-pub(crate) const WORD: &str = "scout";
+pub(crate) const SCOUT_SUBCOMMAND: &str = "scout";
 
 /// The most that is read of one reply.
-const MAX_REPLY: usize = 4 * 1024 * 1024;
+const MAX_SCOUT_REPLY_BYTES: usize = 4 * 1024 * 1024;
 
 /// A place that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum LookupTarget {
     /// nsswitch.conf(5)'s sources of accounts.
     NameService,
     /// A mount.
@@ -64,75 +64,75 @@ pub enum Place {
     /// One of the files that a pattern matches, or a file of /proc.
     Path(PathBuf),
     /// Too many children hang already.
-    Everywhere,
+    TooManyHung,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub enum Silence {
+pub enum LookupError {
     /// None came in time.
-    NoAnswer(Place),
+    TimedOut(LookupTarget),
     /// Nobody could be sent.
     Io(io::Error),
 }
 
-impl fmt::Display for Silence {
+impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = LIMIT.as_secs();
+        let seconds = SCOUT_TIMEOUT.as_secs();
         match self {
-            Self::NoAnswer(Place::NameService) => write!(
+            Self::TimedOut(LookupTarget::NameService) => write!(
                 f,
                 "the name service did not answer within {seconds} s; mend the source in nsswitch.conf(5) that hangs \
                  (sssd, nscd, LDAP, winbind), or take it out"
             ),
-            Self::NoAnswer(Place::Mount { point, kind, .. }) => {
-                let point = printable(&point.to_string_lossy());
+            Self::TimedOut(LookupTarget::Mount { point, kind, .. }) => {
+                let point = escape_unprintable(&point.to_string_lossy());
                 write!(
                     f,
                     "the {kind} mount at {point} did not answer within {seconds} s; bring its server back, or unmount it: \
                      umount -l {point}"
                 )
             }
-            Self::NoAnswer(Place::Path(path)) => write!(
+            Self::TimedOut(LookupTarget::Path(path)) => write!(
                 f,
                 "{} did not answer within {seconds} s; look for a mount below it whose server is away",
-                printable(&path.to_string_lossy())
+                escape_unprintable(&path.to_string_lossy())
             ),
-            Self::NoAnswer(Place::Everywhere) => write!(
+            Self::TimedOut(LookupTarget::TooManyHung) => write!(
                 f,
-                "{MOST_LEFT} looks at other places hang already; unmount what does not answer (umount -l)"
+                "{MAX_HUNG_SCOUTS} looks at other places hang already; unmount what does not answer (umount -l)"
             ),
             Self::Io(error) => write!(f, "the child that was sent to look did not come back: {error}"),
         }
     }
 }
 
-impl std::error::Error for Silence {
+impl std::error::Error for LookupError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io(error) => Some(error),
-            Self::NoAnswer(_) => None,
+            Self::TimedOut(_) => None,
         }
     }
 }
 
-impl From<Silence> for io::Error {
-    fn from(silence: Silence) -> Self {
+impl From<LookupError> for io::Error {
+    fn from(silence: LookupError) -> Self {
         match silence {
-            Silence::Io(error) => error,
+            LookupError::Io(error) => error,
             silence => Self::new(io::ErrorKind::TimedOut, silence),
         }
     }
 }
 
 /// A place that does not answer, and the child that still hangs there.
-struct Silent {
-    place: Place,
+struct HungLookup {
+    place: LookupTarget,
     left: Option<Child>,
 }
 
 /// A scout that waits for questions.
-struct Scout {
+struct ScoutProcess {
     child: Child,
     questions: ChildStdin,
     replies: ChildStdout,
@@ -143,69 +143,69 @@ struct Scout {
 }
 
 /// All that this process knows of its scouts.
-struct Scouts {
+struct ScoutPool {
     /// This program; `None` where it is another that uses this crate: it looks for itself.
     program: Option<PathBuf>,
-    waiting: Option<Scout>,
-    silent: Vec<Silent>,
+    waiting: Option<ScoutProcess>,
+    silent: Vec<HungLookup>,
     /// Entries and groups that were asked for since the last [`rest`].
-    known: Vec<(Question, Reply)>,
+    known: Vec<(ScoutQuestion, ScoutReply)>,
 }
 
-static SCOUTS: Mutex<Scouts> =
-    Mutex::new(Scouts { program: None, waiting: None, silent: Vec::new(), known: Vec::new() });
+static SCOUT_POOL: Mutex<ScoutPool> =
+    Mutex::new(ScoutPool { program: None, waiting: None, silent: Vec::new(), known: Vec::new() });
 
-fn scouts() -> MutexGuard<'static, Scouts> {
-    SCOUTS.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_scout_pool() -> MutexGuard<'static, ScoutPool> {
+    SCOUT_POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// From now on this program's own children look first.
 pub(crate) fn enable() {
     // Also where the program was replaced by an upgrade, proc(5).
-    scouts().program = Some(PathBuf::from("/proc/self/exe"));
+    lock_scout_pool().program = Some(PathBuf::from("/proc/self/exe"));
 }
 
 /// At the end of a command: the scout that waits goes, and what did not answer may be asked once more, unless a child
 /// still hangs there.
-pub fn rest() {
-    let mut scouts = scouts();
+pub fn reset_scouts() {
+    let mut scouts = lock_scout_pool();
     scouts.known.clear();
-    if let Some(Scout { mut child, questions, replies, .. }) = scouts.waiting.take() {
+    if let Some(ScoutProcess { mut child, questions, replies, .. }) = scouts.waiting.take() {
         drop((questions, replies));
-        if !child::ends_within(&mut child, Duration::from_secs(1)) {
-            let _left = child::end(child);
+        if !child::wait_for_child_exit(&mut child, Duration::from_secs(1)) {
+            let _left = child::kill_child_group(child);
         }
     }
-    scouts.forget();
+    scouts.forget_ended();
 }
 
 /// Before a thread with namespaces of its own ends: a scout that it sent is in them, and goes with it.
-pub(super) fn leave() {
-    let mut scouts = scouts();
+pub(super) fn end_scout_of_thread() {
+    let mut scouts = lock_scout_pool();
     let own = thread::current().id();
     if let Some(scout) = scouts.waiting.take_if(|scout| scout.sender == own) {
-        let _left = child::end(scout.child);
+        let _left = child::kill_child_group(scout.child);
     }
 }
 
 /// What did not answer since the last [`rest`], or hangs since longer.
-pub(super) fn silent_places() -> Vec<Place> {
-    scouts().silent.iter().map(|silent| silent.place.clone()).collect()
+pub(super) fn unresponsive_targets() -> Vec<LookupTarget> {
+    lock_scout_pool().silent.iter().map(|silent| silent.place.clone()).collect()
 }
 
 /// Whether everything on the way to a path, and what stands there, answers, if only by an error.
 ///
 /// # Errors
 /// That it does not.
-pub(super) fn reach(path: &Path) -> Result<(), Silence> {
-    let mut scouts = scouts();
+pub(super) fn check_responsive(path: &Path) -> Result<(), LookupError> {
+    let mut scouts = lock_scout_pool();
     // What this process says of itself answers.
     if scouts.program.is_none() || !path.is_absolute() || path.starts_with("/proc") {
         return Ok(());
     }
-    let question = Question::Reach { path: bytes(path), silent: scouts.silent_mounts() };
-    match scouts.ask(&question, Place::Path(path.to_owned()))? {
-        Reply::Silent(mount) => Err(Silence::NoAnswer(Place::from(mount))),
+    let question = ScoutQuestion::Reach { path: path_bytes(path), silent: scouts.hung_mounts() };
+    match scouts.ask_with_retry(&question, LookupTarget::Path(path.to_owned()))? {
+        ScoutReply::Silent(mount) => Err(LookupError::TimedOut(LookupTarget::from(mount))),
         _ => Ok(()),
     }
 }
@@ -214,14 +214,14 @@ pub(super) fn reach(path: &Path) -> Result<(), Silence> {
 ///
 /// # Errors
 /// That a directory on the way does not answer.
-pub(super) fn expand(pattern: PathBuf) -> Result<Included, Silence> {
-    let question = Question::Expand(bytes(&pattern));
-    match scouts().ask(&question, Place::Path(pattern.clone()))? {
-        Reply::Expanded { directory_exists, files } => {
+pub(super) fn expand_include(pattern: PathBuf) -> Result<IncludedFiles, LookupError> {
+    let question = ScoutQuestion::Expand(path_bytes(&pattern));
+    match lock_scout_pool().ask_with_retry(&question, LookupTarget::Path(pattern.clone()))? {
+        ScoutReply::Expanded { directory_exists, files } => {
             let files = files.into_iter().map(|file| PathBuf::from(OsString::from_vec(file))).collect();
-            Ok(Included { pattern, directory_exists, files })
+            Ok(IncludedFiles { pattern, directory_exists, files })
         }
-        reply => Err(unexpected(&reply)),
+        reply => Err(unexpected_reply(&reply)),
     }
 }
 
@@ -230,12 +230,15 @@ pub(super) fn expand(pattern: PathBuf) -> Result<Included, Silence> {
 ///
 /// # Errors
 /// The system's; that it does not answer.
-pub(super) fn content(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let question = Question::Content { path: bytes(path), limit };
-    match scouts().ask(&question, Place::Path(path.to_owned())).map_err(io::Error::from)? {
-        Reply::Content(content) => Ok(content),
-        Reply::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
-        reply => Err(unexpected(&reply).into()),
+pub(super) fn read_file_prefix(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let question = ScoutQuestion::Content { path: path_bytes(path), limit };
+    match lock_scout_pool()
+        .ask_with_retry(&question, LookupTarget::Path(path.to_owned()))
+        .map_err(io::Error::from)?
+    {
+        ScoutReply::Content(content) => Ok(content),
+        ScoutReply::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
+        reply => Err(unexpected_reply(&reply).into()),
     }
 }
 
@@ -243,23 +246,23 @@ pub(super) fn content(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// That the name service does not answer, or fails.
-pub(super) fn entry(name: &str) -> io::Result<Option<Entry>> {
-    ask_for_entry(Question::Entry(name.as_bytes().to_vec()))
+pub(super) fn lookup_user_by_name(name: &str) -> io::Result<Option<PasswdEntry>> {
+    lookup_user(ScoutQuestion::Entry(name.as_bytes().to_vec()))
 }
 
 /// The same by uid.
 ///
 /// # Errors
 /// As for [`entry`].
-pub(super) fn entry_of_uid(uid: u32) -> io::Result<Option<Entry>> {
-    ask_for_entry(Question::EntryOfUid(uid))
+pub(super) fn lookup_user_by_uid(uid: u32) -> io::Result<Option<PasswdEntry>> {
+    lookup_user(ScoutQuestion::EntryOfUid(uid))
 }
 
-fn ask_for_entry(question: Question) -> io::Result<Option<Entry>> {
-    match scouts().ask_once(question)? {
-        Reply::Entry(entry) => Ok(entry),
-        Reply::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
-        reply => Err(unexpected(&reply).into()),
+fn lookup_user(question: ScoutQuestion) -> io::Result<Option<PasswdEntry>> {
+    match lock_scout_pool().ask_cached(question)? {
+        ScoutReply::Entry(entry) => Ok(entry),
+        ScoutReply::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
+        reply => Err(unexpected_reply(&reply).into()),
     }
 }
 
@@ -267,49 +270,53 @@ fn ask_for_entry(question: Question) -> io::Result<Option<Entry>> {
 ///
 /// # Errors
 /// As for [`entry`].
-pub(super) fn groups(name: &str, gid: u32) -> io::Result<Vec<String>> {
-    match scouts().ask_once(Question::Groups { name: name.as_bytes().to_vec(), gid })? {
-        Reply::Groups(groups) => Ok(groups),
-        Reply::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
-        reply => Err(unexpected(&reply).into()),
+pub(super) fn lookup_groups(name: &str, gid: u32) -> io::Result<Vec<String>> {
+    match lock_scout_pool().ask_cached(ScoutQuestion::Groups { name: name.as_bytes().to_vec(), gid })? {
+        ScoutReply::Groups(groups) => Ok(groups),
+        ScoutReply::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
+        reply => Err(unexpected_reply(&reply).into()),
     }
 }
 
-fn bytes(path: &Path) -> Vec<u8> {
+fn path_bytes(path: &Path) -> Vec<u8> {
     path.as_os_str().as_bytes().to_vec()
 }
 
-fn unexpected(_reply: &Reply) -> Silence {
-    Silence::Io(io::Error::other("it said something that was not asked"))
+fn unexpected_reply(_reply: &ScoutReply) -> LookupError {
+    LookupError::Io(io::Error::other("it said something that was not asked"))
 }
 
-impl From<MountName> for Place {
-    fn from(mount: MountName) -> Self {
-        let MountName { point, device, kind } = mount;
+impl From<MountIdentity> for LookupTarget {
+    fn from(mount: MountIdentity) -> Self {
+        let MountIdentity { point, device, kind } = mount;
         Self::Mount { point: PathBuf::from(OsStr::from_bytes(&point)), device, kind }
     }
 }
 
-impl Scouts {
+impl ScoutPool {
     /// The same question once a command: its answer stands until the next [`rest`].
-    fn ask_once(&mut self, question: Question) -> Result<Reply, Silence> {
+    fn ask_cached(&mut self, question: ScoutQuestion) -> Result<ScoutReply, LookupError> {
         if let Some((_, reply)) = self.known.iter().find(|(known, _)| *known == question) {
             return Ok(reply.clone());
         }
-        let reply = self.ask(&question, Place::NameService)?;
-        if self.program.is_some() && !matches!(reply, Reply::Failed(_)) {
+        let reply = self.ask_with_retry(&question, LookupTarget::NameService)?;
+        if self.program.is_some() && !matches!(reply, ScoutReply::Failed(_)) {
             self.known.push((question, reply.clone()));
         }
         Ok(reply)
     }
 
     /// Sends a scout. `place` is where it is as long as it says nothing else.
-    fn ask(&mut self, question: &Question, place: Place) -> Result<Reply, Silence> {
+    fn ask_with_retry(
+        &mut self,
+        question: &ScoutQuestion,
+        place: LookupTarget,
+    ) -> Result<ScoutReply, LookupError> {
         let Some(program) = self.program.clone() else {
-            return serve::answer(question, &mut |_| Ok(())).map_err(Silence::Io);
+            return serve::answer_question(question, &mut |_| Ok(())).map_err(LookupError::Io);
         };
         if self.silent.iter().any(|silent| silent.place == place) {
-            return Err(Silence::NoAnswer(place));
+            return Err(LookupError::TimedOut(place));
         }
         // One that ended by itself, or was ended by somebody, is no silence: once more.
         let mut tries = 2;
@@ -317,36 +324,38 @@ impl Scouts {
             tries -= 1;
             let mut scout = match self.waiting.take() {
                 Some(scout) => scout,
-                None if self.left() >= MOST_LEFT => return Err(Silence::NoAnswer(Place::Everywhere)),
-                None => Scout::send(&program).map_err(Silence::Io)?,
+                None if self.count_hung() >= MAX_HUNG_SCOUTS => {
+                    return Err(LookupError::TimedOut(LookupTarget::TooManyHung));
+                }
+                None => ScoutProcess::spawn(&program).map_err(LookupError::Io)?,
             };
             let mut place = place.clone();
             let answered = scout.ask(question, &mut place);
-            pulse::moved();
+            pulse::record_progress();
             match answered {
                 Ok(Some(reply)) => {
                     self.waiting = Some(scout);
                     return Ok(reply);
                 }
                 Ok(None) => {
-                    let left = child::end(scout.child);
-                    self.silent.push(Silent { place: place.clone(), left });
-                    return Err(Silence::NoAnswer(place));
+                    let left = child::kill_child_group(scout.child);
+                    self.silent.push(HungLookup { place: place.clone(), left });
+                    return Err(LookupError::TimedOut(place));
                 }
                 Err(error) => {
-                    let _left = child::end(scout.child);
+                    let _left = child::kill_child_group(scout.child);
                     if tries == 0 {
-                        return Err(Silence::Io(error));
+                        return Err(LookupError::Io(error));
                     }
                 }
             }
         }
     }
 
-    fn silent_mounts(&self) -> Vec<MountName> {
-        let mount = |silent: &Silent| match &silent.place {
-            Place::Mount { point, kind, device } => {
-                Some(MountName { point: bytes(point), device: device.clone(), kind: kind.clone() })
+    fn hung_mounts(&self) -> Vec<MountIdentity> {
+        let mount = |silent: &HungLookup| match &silent.place {
+            LookupTarget::Mount { point, kind, device } => {
+                Some(MountIdentity { point: path_bytes(point), device: device.clone(), kind: kind.clone() })
             }
             _ => None,
         };
@@ -354,7 +363,7 @@ impl Scouts {
     }
 
     /// How many children hang.
-    fn left(&mut self) -> usize {
+    fn count_hung(&mut self) -> usize {
         for silent in &mut self.silent {
             silent.left.take_if(|child| !matches!(child.try_wait(), Ok(None)));
         }
@@ -362,15 +371,15 @@ impl Scouts {
     }
 
     /// Forgets the places at which no child hangs.
-    fn forget(&mut self) {
-        self.left();
+    fn forget_ended(&mut self) {
+        self.count_hung();
         self.silent.retain(|silent| silent.left.is_some());
     }
 }
 
-impl Scout {
-    fn send(program: &Path) -> io::Result<Self> {
-        let mut child = child::partner(program, &[WORD])?;
+impl ScoutProcess {
+    fn spawn(program: &Path) -> io::Result<Self> {
+        let mut child = child::spawn_with_pipes(program, &[SCOUT_SUBCOMMAND])?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(questions), Some(replies)) => {
                 let sender = thread::current().id();
@@ -381,8 +390,8 @@ impl Scout {
     }
 
     /// The answer; `None` where none came in time. `place` follows the scout.
-    fn ask(&mut self, question: &Question, place: &mut Place) -> io::Result<Option<Reply>> {
-        let deadline = Instant::now() + LIMIT;
+    fn ask(&mut self, question: &ScoutQuestion, place: &mut LookupTarget) -> io::Result<Option<ScoutReply>> {
+        let deadline = Instant::now() + SCOUT_TIMEOUT;
         let mut line = serde_json::to_vec(question)?;
         line.push(b'\n');
         // It waits for this line, which the pipe holds as a whole.
@@ -391,11 +400,11 @@ impl Scout {
             while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 match serde_json::from_slice(&line)? {
-                    Reply::At(mount) => *place = mount.into(),
+                    ScoutReply::At(mount) => *place = mount.into(),
                     reply => return Ok(Some(reply)),
                 }
             }
-            if self.buffer.len() > MAX_REPLY {
+            if self.buffer.len() > MAX_SCOUT_REPLY_BYTES {
                 return Err(io::Error::other("it says more than is read"));
             }
             let left = deadline.saturating_duration_since(Instant::now());

@@ -13,75 +13,80 @@ use nix::fcntl::OFlag;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use super::super::config_tree;
-use super::super::files::{KEY_FILE_LIMIT, Mounts};
-use super::wire::{Entry, MountName, Question, Reply};
+use super::super::files::{MAX_KEY_FILE_BYTES, MountTable};
+use super::wire::{MountIdentity, PasswdEntry, ScoutQuestion, ScoutReply};
 
 /// The most links on the way to a file, path_resolution(7).
-const MOST_LINKS: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 
 /// Answers questions until there are no more.
 ///
 /// # Errors
 /// That nobody listens any more.
-pub(crate) fn serve(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
-    let mut say = |reply: &Reply| {
+pub(crate) fn answer_questions(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
+    let mut say = |reply: &ScoutReply| {
         let mut line = serde_json::to_vec(reply)?;
         line.push(b'\n');
         output.write_all(&line)?;
         output.flush()
     };
     for line in input.lines() {
-        let question: Question = serde_json::from_str(&line?)?;
-        let reply = answer(&question, &mut say)?;
+        let question: ScoutQuestion = serde_json::from_str(&line?)?;
+        let reply = answer_question(&question, &mut say)?;
         say(&reply)?;
     }
     Ok(())
 }
 
 /// The answer; `say` is told of each mount before it is touched.
-pub(super) fn answer(
-    question: &Question,
-    say: &mut impl FnMut(&Reply) -> io::Result<()>,
-) -> io::Result<Reply> {
-    let failed = |error: io::Error| Reply::Failed(error.raw_os_error().unwrap_or(Errno::EIO as i32));
+pub(super) fn answer_question(
+    question: &ScoutQuestion,
+    say: &mut impl FnMut(&ScoutReply) -> io::Result<()>,
+) -> io::Result<ScoutReply> {
+    let failed = |error: io::Error| ScoutReply::Failed(error.raw_os_error().unwrap_or(Errno::EIO as i32));
     Ok(match question {
-        Question::Entry(name) => match String::from_utf8(name.clone()) {
-            Ok(name) => entry(User::from_name(&name)),
-            Err(_) => Reply::Entry(None),
+        ScoutQuestion::Entry(name) => match String::from_utf8(name.clone()) {
+            Ok(name) => user_reply(User::from_name(&name)),
+            Err(_) => ScoutReply::Entry(None),
         },
-        Question::EntryOfUid(uid) => entry(User::from_uid(Uid::from_raw(*uid))),
-        Question::Groups { name, gid } => match groups(name, Gid::from_raw(*gid)) {
-            Ok(groups) => Reply::Groups(groups),
-            Err(errno) => Reply::Failed(errno as i32),
+        ScoutQuestion::EntryOfUid(uid) => user_reply(User::from_uid(Uid::from_raw(*uid))),
+        ScoutQuestion::Groups { name, gid } => match list_group_names(name, Gid::from_raw(*gid)) {
+            Ok(groups) => ScoutReply::Groups(groups),
+            Err(errno) => ScoutReply::Failed(errno as i32),
         },
-        Question::Reach { path, silent } => reach(Path::new(OsStr::from_bytes(path)), silent, say)?,
-        Question::Expand(pattern) => {
-            let found = config_tree::expand_here(PathBuf::from(OsString::from_vec(pattern.clone())));
-            let files = found.files.into_iter().map(|file| file.into_os_string().into_vec()).collect();
-            Reply::Expanded { directory_exists: found.directory_exists, files }
+        ScoutQuestion::Reach { path, silent } => {
+            traverse_path(Path::new(OsStr::from_bytes(path)), silent, say)?
         }
-        Question::Content { path, limit } => match content(Path::new(OsStr::from_bytes(path)), *limit) {
-            Ok(content) => Reply::Content(content),
-            Err(error) => failed(error),
-        },
+        ScoutQuestion::Expand(pattern) => {
+            let found =
+                config_tree::expand_glob_in_process(PathBuf::from(OsString::from_vec(pattern.clone())));
+            let files = found.files.into_iter().map(|file| file.into_os_string().into_vec()).collect();
+            ScoutReply::Expanded { directory_exists: found.directory_exists, files }
+        }
+        ScoutQuestion::Content { path, limit } => {
+            match read_prefix(Path::new(OsStr::from_bytes(path)), *limit) {
+                Ok(content) => ScoutReply::Content(content),
+                Err(error) => failed(error),
+            }
+        }
     })
 }
 
-fn entry(answer: nix::Result<Option<User>>) -> Reply {
-    match found(answer) {
-        Ok(user) => Reply::Entry(user.map(|user| Entry {
+fn user_reply(answer: nix::Result<Option<User>>) -> ScoutReply {
+    match not_found_as_none(answer) {
+        Ok(user) => ScoutReply::Entry(user.map(|user| PasswdEntry {
             name: user.name,
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
             home: user.dir.into_os_string().into_vec(),
             shell: user.shell.into_os_string().into_vec(),
         })),
-        Err(errno) => Reply::Failed(errno as i32),
+        Err(errno) => ScoutReply::Failed(errno as i32),
     }
 }
 
-fn groups(name: &[u8], primary: Gid) -> nix::Result<Vec<String>> {
-    let own = found(Group::from_gid(primary))?;
+fn list_group_names(name: &[u8], primary: Gid) -> nix::Result<Vec<String>> {
+    let own = not_found_as_none(Group::from_gid(primary))?;
     let mut groups: Vec<String> = own.into_iter().map(|group| group.name).collect();
     let login = CString::new(name).map_err(|_| Errno::EINVAL)?;
     for gid in getgrouplist(&login, primary)? {
@@ -89,13 +94,13 @@ fn groups(name: &[u8], primary: Gid) -> nix::Result<Vec<String>> {
             continue;
         }
         // A group without a name is in no one's AllowGroups: sshd leaves it out too.
-        groups.extend(found(Group::from_gid(gid))?.map(|group| group.name));
+        groups.extend(not_found_as_none(Group::from_gid(gid))?.map(|group| group.name));
     }
     Ok(groups)
 }
 
 /// "Not found" in the ways getpwnam(3) lists, some of which are errors.
-fn found<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+fn not_found_as_none<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
     match answer {
         Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
         answer => answer,
@@ -104,13 +109,13 @@ fn found<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
 
 /// Walks to a path, link after link, and reads what stands there. An error is an answer: whoever sent the scout meets it
 /// by himself.
-fn reach(
+fn traverse_path(
     path: &Path,
-    silent: &[MountName],
-    say: &mut impl FnMut(&Reply) -> io::Result<()>,
-) -> io::Result<Reply> {
-    let Some(mounts) = Mounts::read() else { return Ok(Reply::Reached) };
-    let mut pending = parts(path);
+    silent: &[MountIdentity],
+    say: &mut impl FnMut(&ScoutReply) -> io::Result<()>,
+) -> io::Result<ScoutReply> {
+    let Some(mounts) = MountTable::read() else { return Ok(ScoutReply::Reached) };
+    let mut pending = split_components(path);
     let (mut current, mut links) = (PathBuf::from("/"), 0);
     let mut last = None;
     while let Some(part) = pending.pop_front() {
@@ -119,40 +124,40 @@ fn reach(
             continue;
         }
         let next = current.join(&part);
-        let mount = mounts.above(&next);
+        let mount = mounts.identify_mount(&next);
         if mount != last {
             if let Some(mount) = &mount {
                 if silent.contains(mount) {
-                    return Ok(Reply::Silent(mount.clone()));
+                    return Ok(ScoutReply::Silent(mount.clone()));
                 }
-                say(&Reply::At(mount.clone()))?;
+                say(&ScoutReply::At(mount.clone()))?;
             }
             last = mount;
         }
-        let Ok(metadata) = fs::symlink_metadata(&next) else { return Ok(Reply::Reached) };
+        let Ok(metadata) = fs::symlink_metadata(&next) else { return Ok(ScoutReply::Reached) };
         if !metadata.is_symlink() {
             current = next;
             continue;
         }
         links += 1;
-        let Ok(target) = fs::read_link(&next) else { return Ok(Reply::Reached) };
-        if links > MOST_LINKS {
-            return Ok(Reply::Reached);
+        let Ok(target) = fs::read_link(&next) else { return Ok(ScoutReply::Reached) };
+        if links > MAX_SYMLINKS {
+            return Ok(ScoutReply::Reached);
         }
         if target.is_absolute() {
             current = PathBuf::from("/");
         }
-        for part in parts(&target).into_iter().rev() {
+        for part in split_components(&target).into_iter().rev() {
             pending.push_front(part);
         }
     }
     // An error is the reader's own to meet.
     let _ = read_through(&current);
-    Ok(Reply::Reached)
+    Ok(ScoutReply::Reached)
 }
 
 /// The components of a path that are names or steps upwards.
-fn parts(path: &Path) -> VecDeque<OsString> {
+fn split_components(path: &Path) -> VecDeque<OsString> {
     let is_step = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
     path.components().filter(is_step).map(|part| part.as_os_str().to_owned()).collect()
 }
@@ -163,18 +168,18 @@ fn read_through(path: &Path) -> io::Result<()> {
     if metadata.is_dir() {
         fs::read_dir(path)?.next().transpose()?;
     } else if metadata.is_file() {
-        io::copy(&mut open(path)?.take(KEY_FILE_LIMIT as u64 + 1), &mut io::sink())?;
+        io::copy(&mut open_nonblocking(path)?.take(MAX_KEY_FILE_BYTES as u64 + 1), &mut io::sink())?;
     }
     Ok(())
 }
 
-fn content(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+fn read_prefix(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    open(path)?.take(limit).read_to_end(&mut content)?;
+    open_nonblocking(path)?.take(limit).read_to_end(&mut content)?;
     Ok(content)
 }
 
 /// Opens for reading without waiting for a writer, and without becoming a terminal's owner.
-fn open(path: &Path) -> io::Result<File> {
+fn open_nonblocking(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits()).open(path)
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the scout is sent out for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Question {
+pub(super) enum ScoutQuestion {
     /// The entry of passwd(5) of this name.
     Entry(Vec<u8>),
     /// The entry of this uid.
@@ -22,7 +22,7 @@ pub(super) enum Question {
         /// The path.
         path: Vec<u8>,
         /// The mounts that did not answer before: nothing on them is touched.
-        silent: Vec<MountName>,
+        silent: Vec<MountIdentity>,
     },
     /// What a pattern of an Include directive matches.
     Expand(Vec<u8>),
@@ -37,17 +37,17 @@ pub(super) enum Question {
 
 /// What the scout says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Reply {
+pub(super) enum ScoutReply {
     /// No answer yet: it goes on to this mount.
-    At(MountName),
+    At(MountIdentity),
     /// `Entry` and `EntryOfUid`.
-    Entry(Option<Entry>),
+    Entry(Option<PasswdEntry>),
     /// `Groups`.
     Groups(Vec<String>),
     /// `Reach`: all of it answered, if only by an error.
     Reached,
     /// `Reach`: the way leads to a mount that did not answer before.
-    Silent(MountName),
+    Silent(MountIdentity),
     /// `Expand`.
     Expanded {
         /// Whether the pattern's directory exists.
@@ -63,7 +63,7 @@ pub(super) enum Reply {
 
 /// An entry of passwd(5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::guest) struct Entry {
+pub(in crate::guest) struct PasswdEntry {
     /// Login name.
     pub(in crate::guest) name: String,
     /// User id.
@@ -78,7 +78,7 @@ pub(in crate::guest) struct Entry {
 
 /// One mount. Another one at the same point has another device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::guest) struct MountName {
+pub(in crate::guest) struct MountIdentity {
     /// Where.
     pub(in crate::guest) point: Vec<u8>,
     /// `major:minor`.

@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use super::super::accounts;
 use super::super::files;
 use super::super::sshd::{self, SshdSettings};
-use crate::policy::sshd_config::is_our_line_in_block;
-use crate::policy::trial::{TrialAnswer, TrialQuestion};
+use crate::policy::sshd_config::is_managed_line;
+use crate::policy::trial::{TrialOutcome, TrialRequest};
 
 /// The socket's name in the run directory.
-const SOCKET: &str = "trial.sock";
+const HELPER_SOCKET_NAME: &str = "trial.sock";
 
 /// How long a question and its answer may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The most bytes of a question: a key file as it will be is in it.
 const MAX_QUESTION_BYTES: u64 = 32 * 1024 * 1024;
@@ -34,52 +34,52 @@ const MAX_CONNECTIONS: usize = 64;
 /// What the helper says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Reply {
+enum HelperReply {
     /// An answer for each connection.
-    Answers(Vec<TrialAnswer>),
+    Answers(Vec<TrialOutcome>),
     /// The question is refused; the text says why.
     Error(String),
 }
 
 /// Asks the helper; `None` where there is none.
-pub(super) fn ask(run_dir: &Path, question: &TrialQuestion) -> Option<Vec<TrialAnswer>> {
-    let path = run_dir.join(SOCKET);
+pub(super) fn ask_helper(run_dir: &Path, question: &TrialRequest) -> Option<Vec<TrialOutcome>> {
+    let path = run_dir.join(HELPER_SOCKET_NAME);
     let stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         // The socket's file outlives its unit.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            return Some(super::not_taken(question, &not_running(run_dir)));
+            return Some(super::all_not_taken(question, &describe_helper_not_running(run_dir)));
         }
-        Err(error) => return Some(unanswered(question, &path, &error.to_string())),
+        Err(error) => return Some(all_unanswered(question, &path, &error.to_string())),
     };
-    Some(match exchange(stream, question) {
-        Ok(Reply::Answers(answers)) if answers.len() == question.connections.len() => answers,
-        Ok(Reply::Answers(_)) => unanswered(question, &path, "its answer is incomplete"),
-        Ok(Reply::Error(why)) => unanswered(question, &path, &why),
-        Err(error) => unanswered(question, &path, &error.to_string()),
+    Some(match send_question(stream, question) {
+        Ok(HelperReply::Answers(answers)) if answers.len() == question.connections.len() => answers,
+        Ok(HelperReply::Answers(_)) => all_unanswered(question, &path, "its answer is incomplete"),
+        Ok(HelperReply::Error(why)) => all_unanswered(question, &path, &why),
+        Err(error) => all_unanswered(question, &path, &error.to_string()),
     })
 }
 
 /// What is missing where the helper's socket is.
-pub(super) fn not_running(run_dir: &Path) -> String {
+pub(super) fn describe_helper_not_running(run_dir: &Path) -> String {
     format!(
         "the trial's helper does not listen at {}: systemctl start keypair-agent-trial.socket",
-        run_dir.join(SOCKET).display()
+        run_dir.join(HELPER_SOCKET_NAME).display()
     )
 }
 
-fn unanswered(question: &TrialQuestion, path: &Path, why: &str) -> Vec<TrialAnswer> {
+fn all_unanswered(question: &TrialRequest, path: &Path, why: &str) -> Vec<TrialOutcome> {
     let text = format!(
         "the trial's helper at {} did not answer: {why}; see: systemctl status keypair-agent-trial.socket",
         path.display()
     );
-    super::not_taken(question, &text)
+    super::all_not_taken(question, &text)
 }
 
-fn exchange(mut stream: UnixStream, question: &TrialQuestion) -> io::Result<Reply> {
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+fn send_question(mut stream: UnixStream, question: &TrialRequest) -> io::Result<HelperReply> {
+    stream.set_read_timeout(Some(HELPER_TIMEOUT))?;
+    stream.set_write_timeout(Some(HELPER_TIMEOUT))?;
     let mut writer = BufWriter::new(&mut stream);
     serde_json::to_writer(&mut writer, question)?;
     writer.flush()?;
@@ -94,12 +94,16 @@ fn exchange(mut stream: UnixStream, question: &TrialQuestion) -> io::Result<Repl
 ///
 /// # Errors
 /// That the connection failed.
-pub fn serve(settings: &SshdSettings, input: impl Read, mut output: impl Write) -> io::Result<()> {
+pub fn serve_trial_question(
+    settings: &SshdSettings,
+    input: impl Read,
+    mut output: impl Write,
+) -> io::Result<()> {
     let mut bytes = Vec::new();
     input.take(MAX_QUESTION_BYTES + 1).read_to_end(&mut bytes)?;
-    let reply = match answer(settings, &bytes) {
-        Ok(answers) => Reply::Answers(answers),
-        Err(why) => Reply::Error(why.to_string()),
+    let reply = match run_requested_trial(settings, &bytes) {
+        Ok(answers) => HelperReply::Answers(answers),
+        Err(why) => HelperReply::Error(why.to_string()),
     };
     output.write_all(&serde_json::to_vec(&reply)?)?;
     output.flush()
@@ -138,25 +142,25 @@ impl std::error::Error for QuestionError {
     }
 }
 
-fn answer(settings: &SshdSettings, bytes: &[u8]) -> Result<Vec<TrialAnswer>, QuestionError> {
+fn run_requested_trial(settings: &SshdSettings, bytes: &[u8]) -> Result<Vec<TrialOutcome>, QuestionError> {
     if bytes.len() as u64 > MAX_QUESTION_BYTES {
         return Err(QuestionError::TooLong);
     }
-    let question: TrialQuestion = serde_json::from_slice(bytes).map_err(QuestionError::Malformed)?;
+    let question: TrialRequest = serde_json::from_slice(bytes).map_err(QuestionError::Malformed)?;
     if question.connections.len() > MAX_CONNECTIONS {
         return Err(QuestionError::NotAllowed("too many connections"));
     }
-    if !question.ahead.lines().all(|line| is_our_line_in_block(line.as_bytes())) {
+    if !question.ahead.lines().all(|line| is_managed_line(line.as_bytes())) {
         return Err(QuestionError::NotAllowed("a directive that the agent does not set"));
     }
     for planned in &question.key_files {
-        let account = accounts::account(&planned.user).ok().flatten();
+        let account = accounts::lookup_account(&planned.user).ok().flatten();
         let account = account.ok_or(QuestionError::NotAllowed("the key file of an unknown user"))?;
-        files::observe_key_file(&account, &planned.path)
+        files::read_key_file(&account, &planned.path)
             .map_err(|error| QuestionError::Refused(error.into()))?;
     }
-    let sshd = sshd::observe(settings, &question.user).map_err(QuestionError::Refused)?;
+    let sshd = sshd::inspect_sshd(settings, &question.user).map_err(QuestionError::Refused)?;
     // An unprivileged container allows the helper no namespaces either.
-    Ok(super::ask_here(settings, &sshd, &question)
+    Ok(super::ask_in_namespaces(settings, &sshd, &question)
         .unwrap_or_else(|no_namespaces| super::ask_over_pipe(settings, &sshd, &question, &no_namespaces)))
 }

@@ -18,28 +18,32 @@ use std::path::Path;
 use std::thread;
 
 use namespace::Namespaces;
-use planned_files::Stand;
-use run::{Link, PrivateSshd};
+use planned_files::PlannedFiles;
+use run::{PrivateSshd, Transport};
 
-use super::private::{PrivateDirectory, TRIAL};
+use super::private::{ScratchDir, TRIAL_DIR_PREFIX};
 use super::sshd::SshdSettings;
 use super::{child, scout, ssh_client, systemd};
 use crate::policy::observation::{ConfigTree, Sshd};
-use crate::policy::trial::{Candidate, TrialAnswer, TrialQuestion, candidate};
+use crate::policy::trial::{CandidateConfig, TrialOutcome, TrialRequest, build_candidate_config};
 
 /// Where sshd records failed logins of unknown users: a trial leaves no record.
-const BTMP: &str = "/var/log/btmp";
+const BTMP_PATH: &str = "/var/log/btmp";
 
 /// Asks a private sshd; an answer for each connection of the question.
-pub(super) fn ask(settings: &SshdSettings, sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer> {
-    match ask_here(settings, sshd, question) {
+pub(super) fn ask_private_sshd(
+    settings: &SshdSettings,
+    sshd: &Sshd,
+    question: &TrialRequest,
+) -> Vec<TrialOutcome> {
+    match ask_in_namespaces(settings, sshd, question) {
         Ok(answers) => answers,
-        Err(no_namespaces) => match helper::ask(&settings.run_dir, question) {
+        Err(no_namespaces) => match helper::ask_helper(&settings.run_dir, question) {
             Some(answers) => answers,
             None => {
                 let answers = ask_over_pipe(settings, sshd, question, &no_namespaces);
-                match systemd::is_running() {
-                    true => answers.into_iter().map(|answer| without_helper(settings, answer)).collect(),
+                match systemd::is_booted() {
+                    true => answers.into_iter().map(|answer| add_helper_hint(settings, answer)).collect(),
                     false => answers,
                 }
             }
@@ -48,11 +52,13 @@ pub(super) fn ask(settings: &SshdSettings, sshd: &Sshd, question: &TrialQuestion
 }
 
 /// Under systemd there is a helper that would have known more.
-fn without_helper(settings: &SshdSettings, answer: TrialAnswer) -> TrialAnswer {
-    let more = |why: String| format!("{}; without it: {why}", helper::not_running(&settings.run_dir));
+fn add_helper_hint(settings: &SshdSettings, answer: TrialOutcome) -> TrialOutcome {
+    let more = |why: String| {
+        format!("{}; without it: {why}", helper::describe_helper_not_running(&settings.run_dir))
+    };
     match answer {
-        TrialAnswer::NotTaken(why) => TrialAnswer::NotTaken(more(why)),
-        TrialAnswer::NotShown(why) => TrialAnswer::NotShown(more(why)),
+        TrialOutcome::NotTaken(why) => TrialOutcome::NotTaken(more(why)),
+        TrialOutcome::NotShown(why) => TrialOutcome::NotShown(more(why)),
         answer => answer,
     }
 }
@@ -61,20 +67,20 @@ fn without_helper(settings: &SshdSettings, answer: TrialAnswer) -> TrialAnswer {
 ///
 /// # Errors
 /// That this process may not make namespaces.
-fn ask_here(
+fn ask_in_namespaces(
     settings: &SshdSettings,
     sshd: &Sshd,
-    question: &TrialQuestion,
-) -> Result<Vec<TrialAnswer>, io::Error> {
-    let directory = match prepare(settings) {
+    question: &TrialRequest,
+) -> Result<Vec<TrialOutcome>, io::Error> {
+    let directory = match make_trial_directory(settings) {
         Ok(directory) => directory,
-        Err(why) => return Ok(not_taken(question, &why)),
+        Err(why) => return Ok(all_not_taken(question, &why)),
     };
     let answers = thread::scope(|scope| {
         let asked = scope.spawn(|| {
             let namespaces = Namespaces::enter()?;
-            let answers = in_namespaces(namespaces, directory.path(), sshd, question);
-            scout::leave();
+            let answers = ask_each_connection(namespaces, directory.path(), sshd, question);
+            scout::end_scout_of_thread();
             Ok(answers)
         });
         asked.join().unwrap_or_else(|_| Err(io::Error::other("the thread of the trial ended")))
@@ -82,46 +88,46 @@ fn ask_here(
     // Whom the name service knows here alone is asked about where it can be reached.
     let asks_again = !question.needs_addresses && question.key_files.is_empty();
     if asks_again && answers.iter().any(|(_, knows_user)| !knows_user) {
-        return Ok(over_pipe(directory.path(), sshd, question));
+        return Ok(ask_once_over_pipe(directory.path(), sshd, question));
     }
     Ok(answers.into_iter().map(|(answer, _)| answer).collect())
 }
 
 /// The private directory, if there is a client to ask with.
-fn prepare(settings: &SshdSettings) -> Result<PrivateDirectory, String> {
-    if !child::finds(ssh_client::PROGRAM) {
+fn make_trial_directory(settings: &SshdSettings) -> Result<ScratchDir, String> {
+    if !child::is_installed(ssh_client::SSH_PROGRAM) {
         return Err("there is no ssh client: install openssh-client (openssh-clients)".to_owned());
     }
-    PrivateDirectory::make(&settings.run_dir, TRIAL).map_err(|error| {
+    ScratchDir::create(&settings.run_dir, TRIAL_DIR_PREFIX).map_err(|error| {
         format!("no private directory can be made in {}: {error}", settings.run_dir.display())
     })
 }
 
-fn not_taken(question: &TrialQuestion, why: &str) -> Vec<TrialAnswer> {
-    question.connections.iter().map(|_| TrialAnswer::NotTaken(why.to_owned())).collect()
+fn all_not_taken(question: &TrialRequest, why: &str) -> Vec<TrialOutcome> {
+    question.connections.iter().map(|_| TrialOutcome::NotTaken(why.to_owned())).collect()
 }
 
 /// In the thread that entered them: each answer, and whether sshd knew the user.
-fn in_namespaces(
+fn ask_each_connection(
     mut namespaces: Namespaces,
     directory: &Path,
     sshd: &Sshd,
-    question: &TrialQuestion,
-) -> Vec<(TrialAnswer, bool)> {
-    let all = |answer: TrialAnswer| question.connections.iter().map(|_| (answer.clone(), true)).collect();
-    let mut stand = Stand { directory, namespaces: &namespaces, count: 0 };
+    question: &TrialRequest,
+) -> Vec<(TrialOutcome, bool)> {
+    let all = |answer: TrialOutcome| question.connections.iter().map(|_| (answer.clone(), true)).collect();
+    let mut stand = PlannedFiles { directory, namespaces: &namespaces, count: 0 };
     for planned in &question.key_files {
-        if let Err(error) = stand.show_key_file(planned) {
-            return all(TrialAnswer::NotShown(format!(
+        if let Err(error) = stand.mount_key_file(planned) {
+            return all(TrialOutcome::NotShown(format!(
                 "{} cannot be shown to a private sshd as it will be: {error}",
                 planned.path.display()
             )));
         }
     }
-    let config = match show_candidate(&mut stand, &sshd.config, &question.ahead) {
+    let config = match mount_candidate_config(&mut stand, &sshd.config, &question.ahead) {
         Ok(config) => config,
         Err(error) => {
-            return all(TrialAnswer::NotTaken(format!(
+            return all(TrialOutcome::NotTaken(format!(
                 "sshd's configuration cannot be shown to a private sshd as it will be: {error}"
             )));
         }
@@ -140,14 +146,14 @@ fn in_namespaces(
             Ok(added)
         });
         answers.push(match routed {
-            Ok(true) => private.ask(Link::Tcp(connection)),
-            Ok(false) => (TrialAnswer::NoSuchFamily, true),
+            Ok(true) => private.ask(Transport::Tcp(connection)),
+            Ok(false) => (TrialOutcome::NoSuchFamily, true),
             Err(error) => {
                 let text = format!(
                     "{} and {} cannot be addresses of the trial: {error}",
                     connection.addr, connection.laddr
                 );
-                (TrialAnswer::NotTaken(text), true)
+                (TrialOutcome::NotTaken(text), true)
             }
         });
     }
@@ -155,50 +161,54 @@ fn in_namespaces(
 }
 
 /// The candidate's main file as a private file; included files that differ at their own paths.
-fn show_candidate(stand: &mut Stand<'_>, tree: &ConfigTree, ahead: &str) -> io::Result<std::path::PathBuf> {
-    let Candidate { main, included } = candidate(tree, ahead);
+fn mount_candidate_config(
+    stand: &mut PlannedFiles<'_>,
+    tree: &ConfigTree,
+    ahead: &str,
+) -> io::Result<std::path::PathBuf> {
+    let CandidateConfig { main, included } = build_candidate_config(tree, ahead);
     for (path, content) in &included {
-        stand.show_content(path, content)?;
+        stand.mount_content(path, content)?;
     }
-    if Path::new(BTMP).is_file() {
-        let empty = stand.file(b"")?;
-        stand.namespaces.show(&empty, Path::new(BTMP))?;
+    if Path::new(BTMP_PATH).is_file() {
+        let empty = stand.write_private_file(b"")?;
+        stand.namespaces.bind_mount(&empty, Path::new(BTMP_PATH))?;
     }
-    stand.file(&main)
+    stand.write_private_file(&main)
 }
 
 /// Where no namespace can be made: sshd sees no address, and the key files as they stand.
 fn ask_over_pipe(
     settings: &SshdSettings,
     sshd: &Sshd,
-    question: &TrialQuestion,
+    question: &TrialRequest,
     no_namespaces: &io::Error,
-) -> Vec<TrialAnswer> {
+) -> Vec<TrialOutcome> {
     if question.needs_addresses {
         let why = format!(
             "sshd's configuration depends on addresses, and no network namespace can be made here to ask it with one: \
              {no_namespaces}"
         );
-        return not_taken(question, &why);
+        return all_not_taken(question, &why);
     }
     if !question.key_files.is_empty() {
         let why = format!("no mount namespace can be made here: {no_namespaces}");
-        return question.connections.iter().map(|_| TrialAnswer::NotShown(why.clone())).collect();
+        return question.connections.iter().map(|_| TrialOutcome::NotShown(why.clone())).collect();
     }
-    match prepare(settings) {
-        Ok(directory) => over_pipe(directory.path(), sshd, question),
-        Err(why) => not_taken(question, &why),
+    match make_trial_directory(settings) {
+        Ok(directory) => ask_once_over_pipe(directory.path(), sshd, question),
+        Err(why) => all_not_taken(question, &why),
     }
 }
 
 /// One run over a pipe stands for every connection: the configuration does not tell them apart.
-fn over_pipe(directory: &Path, sshd: &Sshd, question: &TrialQuestion) -> Vec<TrialAnswer> {
+fn ask_once_over_pipe(directory: &Path, sshd: &Sshd, question: &TrialRequest) -> Vec<TrialOutcome> {
     let config = directory.join("candidate");
-    let Candidate { main, .. } = candidate(&sshd.config, &question.ahead);
+    let CandidateConfig { main, .. } = build_candidate_config(&sshd.config, &question.ahead);
     if let Err(error) = std::fs::write(&config, main) {
-        return not_taken(question, &format!("cannot write {}: {error}", config.display()));
+        return all_not_taken(question, &format!("cannot write {}: {error}", config.display()));
     }
     let mut private = PrivateSshd::new(sshd, question, directory, config);
-    let (answer, _) = private.ask(Link::Pipe);
+    let (answer, _) = private.ask(Transport::Pipe);
     question.connections.iter().map(|_| answer.clone()).collect()
 }

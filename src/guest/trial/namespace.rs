@@ -60,7 +60,7 @@ impl Namespaces {
     pub(super) fn wait_until_connected(&self, one: IpAddr, other: IpAddr) -> io::Result<()> {
         let deadline = Instant::now() + CONNECTED_TIMEOUT;
         loop {
-            match exchange(one, other) {
+            match exchange_udp_packets(one, other) {
                 Err(_) if Instant::now() < deadline => sleep(CONNECTED_POLL_INTERVAL),
                 exchanged => return exchanged,
             }
@@ -71,7 +71,7 @@ impl Namespaces {
     ///
     /// # Errors
     /// Those of mount(2).
-    pub(super) fn show(&self, source: &Path, target: &Path) -> io::Result<()> {
+    pub(super) fn bind_mount(&self, source: &Path, target: &Path) -> io::Result<()> {
         Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
     }
 
@@ -79,13 +79,13 @@ impl Namespaces {
     ///
     /// # Errors
     /// Those of mount(2).
-    pub(super) fn show_tree(&self, source: &Path, target: &Path) -> io::Result<()> {
+    pub(super) fn bind_mount_recursive(&self, source: &Path, target: &Path) -> io::Result<()> {
         Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
     }
 }
 
 /// One packet of UDP each way.
-fn exchange(one: IpAddr, other: IpAddr) -> io::Result<()> {
+fn exchange_udp_packets(one: IpAddr, other: IpAddr) -> io::Result<()> {
     let (near, far) = (UdpSocket::bind((one, 0))?, UdpSocket::bind((other, 0))?);
     near.connect(far.local_addr()?)?;
     far.connect(near.local_addr()?)?;

@@ -49,7 +49,7 @@ impl Netlink {
         body.extend(LOOPBACK_INDEX.to_ne_bytes());
         body.extend(IFF_UP.to_ne_bytes());
         body.extend(IFF_UP.to_ne_bytes());
-        self.request(RTM_NEWLINK, 0, &body)
+        self.send_request(RTM_NEWLINK, 0, &body)
     }
 
     /// Gives the loopback device an address; one that it has already is no error.
@@ -70,13 +70,13 @@ impl Netlink {
             body.extend(kind.to_ne_bytes());
             body.extend(&bytes);
         }
-        match self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &body) {
+        match self.send_request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &body) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             done => done,
         }
     }
 
-    fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    fn send_request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
         self.sequence += 1;
         let length = u32::try_from(16 + body.len()).map_err(io::Error::other)?;
         // struct nlmsghdr
@@ -91,12 +91,12 @@ impl Netlink {
         sendto(socket, &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         let mut answer = [0_u8; 4096];
         let received = recv(socket, &mut answer, MsgFlags::empty())?;
-        error_of(answer.get(..received).unwrap_or_default())
+        parse_ack(answer.get(..received).unwrap_or_default())
     }
 }
 
 /// The kernel's answer to a request: an NLMSG_ERROR with a negative errno, or with 0.
-fn error_of(answer: &[u8]) -> io::Result<()> {
+fn parse_ack(answer: &[u8]) -> io::Result<()> {
     let malformed = || io::Error::other("the kernel's netlink answer is malformed");
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     let errno = answer.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);

@@ -12,13 +12,13 @@ use crate::guest::accounts;
 use crate::policy::trial::PlannedKeyFile;
 
 /// The most entries of a directory that are shown again beside a new file.
-const MAX_ENTRIES: usize = 4096;
+const MAX_COPIED_ENTRIES: usize = 4096;
 
 /// The extended attribute with a file's access control list: acl(5).
-const ACL: &str = "system.posix_acl_access";
+const XATTR_POSIX_ACL: &str = "system.posix_acl_access";
 
 /// Where the stand-ins are kept: a private directory.
-pub(super) struct Stand<'a> {
+pub(super) struct PlannedFiles<'a> {
     /// The private directory.
     pub(super) directory: &'a Path,
     /// The namespaces in which they are shown.
@@ -27,16 +27,16 @@ pub(super) struct Stand<'a> {
     pub(super) count: usize,
 }
 
-impl Stand<'_> {
+impl PlannedFiles<'_> {
     /// Shows a key file with its planned content: a file that exists keeps owner, mode and ACL; a new one is 0600 and
     /// the user's, and so is a directory that has to be made for it, 0700.
     ///
     /// # Errors
     /// Why it cannot be shown.
-    pub(super) fn show_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
+    pub(super) fn mount_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
         match fs::metadata(&planned.path) {
-            Ok(_) => self.show_content(&planned.path, &planned.content),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.show_new_key_file(planned),
+            Ok(_) => self.mount_content(&planned.path, &planned.content),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.mount_new_key_file(planned),
             Err(error) => Err(error),
         }
     }
@@ -45,16 +45,16 @@ impl Stand<'_> {
     ///
     /// # Errors
     /// Why it cannot be shown.
-    pub(super) fn show_content(&mut self, path: &Path, content: &[u8]) -> io::Result<()> {
+    pub(super) fn mount_content(&mut self, path: &Path, content: &[u8]) -> io::Result<()> {
         let metadata = fs::metadata(path)?;
-        let copy = self.file(content)?;
+        let copy = self.write_private_file(content)?;
         copy_attributes(path, &metadata, &copy)?;
-        self.namespaces.show(&copy, path)
+        self.namespaces.bind_mount(&copy, path)
     }
 
     /// A directory cannot get an entry by a mount: a copy of it that has the entry stands in its place.
-    fn show_new_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
-        let account = accounts::account(&planned.user).map_err(io::Error::other)?;
+    fn mount_new_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
+        let account = accounts::lookup_account(&planned.user).map_err(io::Error::other)?;
         let account = account.ok_or_else(|| io::Error::other("the user of the key file does not exist"))?;
         let missing = || io::Error::other("no directory on the way to the key file exists");
         let mut existing = planned.path.parent().ok_or_else(missing)?;
@@ -66,7 +66,7 @@ impl Stand<'_> {
         if fs::canonicalize(existing)?.parent().is_none() {
             return Err(io::Error::other("nothing can stand in the place of the root directory"));
         }
-        let copy = self.directory_like(existing)?;
+        let copy = self.copy_directory(existing)?;
         let mut directory = copy.clone();
         for name in below.into_iter().rev() {
             directory.push(name);
@@ -74,18 +74,18 @@ impl Stand<'_> {
             chown(&directory, Some(account.uid), Some(account.gid))?;
         }
         let file = directory.join(planned.path.file_name().ok_or_else(missing)?);
-        write_new(&file, &planned.content)?;
+        write_new_file(&file, &planned.content)?;
         chown(&file, Some(account.uid), Some(account.gid))?;
-        self.namespaces.show_tree(&copy, existing)
+        self.namespaces.bind_mount_recursive(&copy, existing)
     }
 
     /// A directory with owner, mode and entries of another one.
-    fn directory_like(&mut self, original: &Path) -> io::Result<PathBuf> {
+    fn copy_directory(&mut self, original: &Path) -> io::Result<PathBuf> {
         let copy = self.next_path();
         DirBuilder::new().mode(0o700).create(&copy)?;
         for (count, entry) in fs::read_dir(original)?.enumerate() {
-            if count >= MAX_ENTRIES {
-                let text = format!("{} has more than {MAX_ENTRIES} entries", original.display());
+            if count >= MAX_COPIED_ENTRIES {
+                let text = format!("{} has more than {MAX_COPIED_ENTRIES} entries", original.display());
                 return Err(io::Error::other(text));
             }
             let entry = entry?;
@@ -96,9 +96,9 @@ impl Stand<'_> {
             } else {
                 match kind.is_dir() {
                     true => DirBuilder::new().create(&to)?,
-                    false => write_new(&to, b"")?,
+                    false => write_new_file(&to, b"")?,
                 }
-                match self.namespaces.show_tree(&from, &to) {
+                match self.namespaces.bind_mount_recursive(&from, &to) {
                     // It went away while the directory was listed.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     shown => shown?,
@@ -111,9 +111,9 @@ impl Stand<'_> {
     }
 
     /// A private file with this content.
-    pub(super) fn file(&mut self, content: &[u8]) -> io::Result<PathBuf> {
+    pub(super) fn write_private_file(&mut self, content: &[u8]) -> io::Result<PathBuf> {
         let path = self.next_path();
-        write_new(&path, content)?;
+        write_new_file(&path, content)?;
         Ok(path)
     }
 
@@ -123,7 +123,7 @@ impl Stand<'_> {
     }
 }
 
-fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_new_file(path: &Path, content: &[u8]) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content)
 }
 
@@ -131,8 +131,8 @@ fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
 fn copy_attributes(original: &Path, metadata: &fs::Metadata, copy: &Path) -> io::Result<()> {
     chown(copy, Some(metadata.uid()), Some(metadata.gid()))?;
     fs::set_permissions(copy, Permissions::from_mode(metadata.permissions().mode() & 0o7777))?;
-    match xattr::get(original, OsStr::from_bytes(ACL.as_bytes())) {
-        Ok(Some(acl)) => xattr::set(copy, ACL, &acl),
+    match xattr::get(original, OsStr::from_bytes(XATTR_POSIX_ACL.as_bytes())) {
+        Ok(Some(acl)) => xattr::set(copy, XATTR_POSIX_ACL, &acl),
         Ok(None) => Ok(()),
         Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => Ok(()),
         Err(error) => Err(error),

@@ -13,12 +13,14 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::netlink::LOOPBACK_INDEX;
-use crate::guest::child::Background;
+use crate::guest::child::BackgroundChild;
 use crate::guest::host_key;
-use crate::guest::ssh_client::{ClientQuestion, FAST_KEX, Route, read_log, shell_word};
+use crate::guest::ssh_client::{ClientProbe, FAST_KEX, Route, quote_shell_word, read_log};
 use crate::policy::observation::{Connection, Sshd};
 use crate::policy::public_key::PublicKey;
-use crate::policy::trial::{ClientReport, KeyMatch, ServerReport, TrialAnswer, TrialQuestion, read};
+use crate::policy::trial::{
+    ClientReport, KeyMatch, ServerReport, TrialOutcome, TrialRequest, interpret_logs,
+};
 
 /// How often the end of the client is looked for while nobody connects.
 const ACCEPT_POLL_MS: u8 = 50;
@@ -27,10 +29,10 @@ const ACCEPT_POLL_MS: u8 = 50;
 const SERVER_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What sshd says where it has no host key.
-const NO_HOST_KEY: &str = "no hostkeys available";
+const NO_HOST_KEY_MESSAGE: &str = "no hostkeys available";
 
 /// The most that is read of a key file for the options of one line.
-const MAX_KEY_FILE_BYTES: usize = 16 * 1024 * 1024;
+const MAX_MATCHED_FILE_BYTES: usize = 16 * 1024 * 1024;
 
 /// A private sshd that is yet to be run.
 pub(super) struct PrivateSshd<'a> {
@@ -52,7 +54,7 @@ pub(super) struct PrivateSshd<'a> {
 
 /// How the client reaches the private sshd.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Link<'c> {
+pub(super) enum Transport<'c> {
     /// As this connection, in a network namespace.
     Tcp(&'c Connection),
     /// Over a pipe: sshd sees no address.
@@ -60,7 +62,7 @@ pub(super) enum Link<'c> {
 }
 
 /// What one run left behind.
-struct Logs {
+struct RunLogs {
     client: String,
     server: String,
 }
@@ -69,7 +71,7 @@ impl<'a> PrivateSshd<'a> {
     /// The listener's own program and options, with the candidate's main file and a private directory.
     pub(super) fn new(
         sshd: &'a Sshd,
-        question: &'a TrialQuestion,
+        question: &'a TrialRequest,
         directory: &'a Path,
         config: PathBuf,
     ) -> Self {
@@ -86,17 +88,17 @@ impl<'a> PrivateSshd<'a> {
 
     /// Asks, with the cheapest key exchange first and the client's default where that is missing; once more with a
     /// throw-away host key where there is none. Whether sshd knew the user is told beside the answer.
-    pub(super) fn ask(&mut self, link: Link<'_>) -> (TrialAnswer, bool) {
+    pub(super) fn ask(&mut self, link: Transport<'_>) -> (TrialOutcome, bool) {
         let mut kex = Some(FAST_KEX);
         loop {
-            let logs = match self.run(link, kex) {
+            let logs = match self.run_once(link, kex) {
                 Ok(logs) => logs,
-                Err(why) => return (TrialAnswer::NotTaken(why), true),
+                Err(why) => return (TrialOutcome::NotTaken(why), true),
             };
-            if self.host_key.is_none() && logs.server.contains(NO_HOST_KEY) {
-                match self.make_host_key() {
+            if self.host_key.is_none() && logs.server.contains(NO_HOST_KEY_MESSAGE) {
+                match self.generate_host_key() {
                     Ok(key) => self.host_key = Some(key),
-                    Err(why) => return (TrialAnswer::NotTaken(why), true),
+                    Err(why) => return (TrialOutcome::NotTaken(why), true),
                 }
                 continue;
             }
@@ -106,12 +108,12 @@ impl<'a> PrivateSshd<'a> {
                 continue;
             }
             let server = ServerReport::parse(&logs.server);
-            let answer = read(&ClientReport::parse(&logs.client), &server, line_of);
-            return (answer, !server.knows_no_user());
+            let answer = interpret_logs(&ClientReport::parse(&logs.client), &server, read_matched_line);
+            return (answer, !server.is_unknown_user());
         }
     }
 
-    fn run(&self, link: Link<'_>, kex: Option<&str>) -> Result<Logs, String> {
+    fn run_once(&self, link: Transport<'_>, kex: Option<&str>) -> Result<RunLogs, String> {
         let log = self.directory.join("server.log");
         match std::fs::remove_file(&log) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -120,29 +122,29 @@ impl<'a> PrivateSshd<'a> {
             _ => {}
         }
         let client = match link {
-            Link::Tcp(connection) => self.run_over_tcp(connection, &log, kex)?,
-            Link::Pipe => self.run_over_pipe(&log, kex)?,
+            Transport::Tcp(connection) => self.run_over_tcp(connection, &log, kex)?,
+            Transport::Pipe => self.run_over_pipe(&log, kex)?,
         };
         // Without a connection there is no log: then the client says why.
-        Ok(Logs { client, server: read_log(&log).unwrap_or_default() })
+        Ok(RunLogs { client, server: read_log(&log).unwrap_or_default() })
     }
 
     fn run_over_tcp(&self, connection: &Connection, log: &Path, kex: Option<&str>) -> Result<String, String> {
         let address = socket_address(connection.laddr, connection.lport);
         let listener =
             TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
-        let question = self.question(
+        let question = self.client_question(
             Route::Tcp {
                 from: Some(connection.addr),
-                to: address_text(connection.laddr),
+                to: format_address(connection.laddr),
                 port: connection.lport,
             },
             kex,
         );
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
-            let server = scope.spawn(|| self.serve(&listener, log, kex, &is_over));
-            let asked = question.ask();
+            let server = scope.spawn(|| self.serve_connection(&listener, log, kex, &is_over));
+            let asked = question.run();
             is_over.store(true, Ordering::Relaxed);
             let served = server.join().unwrap_or_else(|_| Err("the private sshd's thread ended".to_owned()));
             let log = asked.map_err(|error| error.to_string())?;
@@ -152,7 +154,7 @@ impl<'a> PrivateSshd<'a> {
     }
 
     /// Hands the one connection to a private sshd.
-    fn serve(
+    fn serve_connection(
         &self,
         listener: &TcpListener,
         log: &Path,
@@ -160,33 +162,36 @@ impl<'a> PrivateSshd<'a> {
         is_over: &AtomicBool,
     ) -> Result<(), String> {
         let failed = |error: io::Error| format!("the private connection failed: {error}");
-        let Some(stream) = accept(listener, is_over).map_err(failed)? else { return Ok(()) };
+        let Some(stream) = accept_connection(listener, is_over).map_err(failed)? else { return Ok(()) };
         let output = OwnedFd::from(stream.try_clone().map_err(failed)?);
         let input = OwnedFd::from(stream);
         let log = File::create(log).map_err(failed)?;
         let descriptors = [Stdio::from(input), Stdio::from(output), Stdio::from(log)];
-        let mut sshd = Background::start(self.binary, &self.arguments(kex), descriptors)
+        let mut sshd = BackgroundChild::start(self.binary, &self.arguments(kex), descriptors)
             .map_err(|error| error.to_string())?;
         while !is_over.load(Ordering::Relaxed) {
-            if sshd.ends_within(Duration::from_millis(20)) {
+            if sshd.wait_for_exit(Duration::from_millis(20)) {
                 return Ok(());
             }
         }
-        sshd.ends_within(SERVER_END_TIMEOUT);
+        sshd.wait_for_exit(SERVER_END_TIMEOUT);
         Ok(())
     }
 
     fn run_over_pipe(&self, log: &Path, kex: Option<&str>) -> Result<String, String> {
-        let mut words = vec![shell_word(&self.binary.to_string_lossy())];
-        words.extend(self.arguments(kex).iter().map(|word| shell_word(word)));
+        let mut words = vec![quote_shell_word(&self.binary.to_string_lossy())];
+        words.extend(self.arguments(kex).iter().map(|word| quote_shell_word(word)));
         // The client puts `exec` in front of it.
-        let command = format!("{} 2>{}", words.join(" "), shell_word(&log.to_string_lossy()));
-        let log = self.question(Route::Command(&command), kex).ask().map_err(|error| error.to_string())?;
+        let command = format!("{} 2>{}", words.join(" "), quote_shell_word(&log.to_string_lossy()));
+        let log = self
+            .client_question(Route::ProxyCommand(&command), kex)
+            .run()
+            .map_err(|error| error.to_string())?;
         Ok(log.text)
     }
 
-    fn question<'q>(&'q self, route: Route<'q>, kex: Option<&'q str>) -> ClientQuestion<'q> {
-        ClientQuestion {
+    fn client_question<'q>(&'q self, route: Route<'q>, kex: Option<&'q str>) -> ClientProbe<'q> {
+        ClientProbe {
             directory: self.directory,
             user: self.user,
             key: Some(self.key),
@@ -214,16 +219,16 @@ impl<'a> PrivateSshd<'a> {
     }
 
     /// A host key for this run alone.
-    fn make_host_key(&self) -> Result<PathBuf, String> {
+    fn generate_host_key(&self) -> Result<PathBuf, String> {
         let path = self.directory.join("host_key");
-        let made = host_key::make(&path);
+        let made = host_key::generate_host_key(&path);
         made.map_err(|fault| format!("sshd has no host key, and none can be made for the trial: {fault}"))?;
         Ok(path)
     }
 }
 
 /// Waits for the connection; `None` where the client ended without one.
-fn accept(listener: &TcpListener, is_over: &AtomicBool) -> io::Result<Option<TcpStream>> {
+fn accept_connection(listener: &TcpListener, is_over: &AtomicBool) -> io::Result<Option<TcpStream>> {
     loop {
         let mut ends = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ends, PollTimeout::from(ACCEPT_POLL_MS)) {
@@ -245,7 +250,7 @@ pub(super) fn socket_address(address: IpAddr, port: u16) -> SocketAddr {
     }
 }
 
-fn address_text(address: IpAddr) -> String {
+fn format_address(address: IpAddr) -> String {
     if is_link_local(address) { format!("{address}%lo") } else { address.to_string() }
 }
 
@@ -254,8 +259,8 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// A line of a key file, for its options.
-fn line_of(at: &KeyMatch) -> Option<Vec<u8>> {
-    let content = crate::guest::files::read_file(Path::new(&at.file), MAX_KEY_FILE_BYTES).ok()??;
+fn read_matched_line(at: &KeyMatch) -> Option<Vec<u8>> {
+    let content = crate::guest::files::read_file(Path::new(&at.file), MAX_MATCHED_FILE_BYTES).ok()??;
     let line = content.split(|byte| *byte == b'\n').nth(at.line.checked_sub(1)?)?;
     Some(line.to_vec())
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Action, ActionName, Command, KeyPair, Origin, Received, Unanswerable};
+use super::{Action, ActionName, Command, KeyPair, Origin, ReceivedCommand, Unanswerable};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::public_key::PublicKey;
 use crate::policy::signature::Envelope;
@@ -23,35 +23,40 @@ use crate::policy::types::{CommandId, KeyName, PasswordAuth, Sequence};
 ///
 /// # Errors
 /// [`Unanswerable`] where the channel's bytes are not a JSON object with a usable `commandId`.
-pub fn parse(bytes: &[u8], origin: Origin, fallback_id: &CommandId) -> Result<Received, Unanswerable> {
-    let read = Fields::of_command(bytes).and_then(|(fields, envelope)| Ok((fields.id()?, fields, envelope)));
+pub fn parse_command(
+    bytes: &[u8],
+    origin: Origin,
+    fallback_id: &CommandId,
+) -> Result<ReceivedCommand, Unanswerable> {
+    let read = CommandFields::from_command_bytes(bytes)
+        .and_then(|(fields, envelope)| Ok((fields.command_id()?, fields, envelope)));
     let (id, fields, envelope) = match (read, origin) {
         (Ok((Some(id), fields, envelope)), _) => (id, fields, envelope),
         (Ok((None, fields, envelope)), Origin::Console) => (fallback_id.clone(), fields, envelope),
         (Ok((None, ..)), Origin::Channel) => return Err(Unanswerable("the command has no commandId".into())),
         (Err(why), Origin::Channel) => return Err(why),
         (Err(Unanswerable(why)), Origin::Console) => {
-            return Ok(Received {
+            return Ok(ReceivedCommand {
                 id: fallback_id.clone(),
                 action: None,
                 instance_id: None,
                 key_name: None,
                 password_auth: None,
                 envelope: None,
-                command: Err(malformed(why)),
+                command: Err(malformed_command(why)),
             });
         }
     };
-    let refusal = match fields.command(&id, origin) {
-        Ok(command) => return Ok(Received { envelope, ..command.into() }),
+    let refusal = match fields.to_command(&id, origin) {
+        Ok(command) => return Ok(ReceivedCommand { envelope, ..command.into() }),
         Err(refusal) => refusal,
     };
     let action = fields.action();
-    let named = fields.string("keyName").ok().flatten().and_then(|name| name.parse().ok());
-    Ok(Received {
+    let named = fields.get_string("keyName").ok().flatten().and_then(|name| name.parse().ok());
+    Ok(ReceivedCommand {
         id,
         action,
-        instance_id: fields.string("instanceId").ok().flatten().map(str::to_owned),
+        instance_id: fields.get_string("instanceId").ok().flatten().map(str::to_owned),
         key_name: named.filter(|_| action != Some(ActionName::SetPasswordAuth)),
         password_auth: fields.password_auth().ok().filter(|_| action != Some(ActionName::Detach)),
         envelope,
@@ -60,34 +65,34 @@ pub fn parse(bytes: &[u8], origin: Origin, fallback_id: &CommandId) -> Result<Re
 }
 
 /// The fields of a JSON object; the first of two of the same name, and that there were two.
-struct Fields {
+struct CommandFields {
     map: BTreeMap<String, Value>,
-    repeated: Option<String>,
-    contradictory_id: bool,
-    signature_is_no_text: bool,
+    duplicate_field: Option<String>,
+    has_conflicting_ids: bool,
+    has_non_string_signature: bool,
 }
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for CommandFields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct FieldsVisitor;
         impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields;
+            type Value = CommandFields;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields {
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<CommandFields, A::Error> {
+                let mut fields = CommandFields {
                     map: BTreeMap::new(),
-                    repeated: None,
-                    contradictory_id: false,
-                    signature_is_no_text: false,
+                    duplicate_field: None,
+                    has_conflicting_ids: false,
+                    has_non_string_signature: false,
                 };
                 while let Some((name, value)) = access.next_entry::<String, Value>()? {
                     match fields.map.get(&name) {
                         None => drop(fields.map.insert(name, value)),
                         Some(first) => {
-                            fields.contradictory_id |= name == "commandId" && *first != value;
-                            fields.repeated.get_or_insert(name);
+                            fields.has_conflicting_ids |= name == "commandId" && *first != value;
+                            fields.duplicate_field.get_or_insert(name);
                         }
                     }
                 }
@@ -98,12 +103,12 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-impl Fields {
+impl CommandFields {
     /// The fields of a command, bare or as an envelope's payload.
-    fn of_command(bytes: &[u8]) -> Result<(Self, Option<Envelope>), Unanswerable> {
+    fn from_command_bytes(bytes: &[u8]) -> Result<(Self, Option<Envelope>), Unanswerable> {
         let outer = Self::from_json(bytes)?;
         let (payload, signature) = match (outer.get("payload"), outer.get("signature")) {
-            (Some(Value::String(payload)), Some(signature)) if !outer.has("commandId") => {
+            (Some(Value::String(payload)), Some(signature)) if !outer.has_field("commandId") => {
                 (payload, signature)
             }
             _ => return Ok((outer, None)),
@@ -112,20 +117,20 @@ impl Fields {
             .map_err(|_| Unanswerable("the envelope's payload is not base64".into()))?;
         let mut fields = Self::from_json(&payload)?;
         // A fault of the envelope is the command's.
-        fields.repeated = outer.repeated.clone().or(fields.repeated);
+        fields.duplicate_field = outer.duplicate_field.clone().or(fields.duplicate_field);
         match signature {
             Value::String(signature) => {
                 let signature = signature.clone();
                 Ok((fields, Some(Envelope { payload, signature })))
             }
-            _ => Ok((Self { signature_is_no_text: true, ..fields }, None)),
+            _ => Ok((Self { has_non_string_signature: true, ..fields }, None)),
         }
     }
 
     /// The `commandId`; `None` where there is none.
-    fn id(&self) -> Result<Option<CommandId>, Unanswerable> {
+    fn command_id(&self) -> Result<Option<CommandId>, Unanswerable> {
         match self.get("commandId") {
-            Some(_) if self.contradictory_id => {
+            Some(_) if self.has_conflicting_ids => {
                 Err(Unanswerable("the command has two different commandIds".into()))
             }
             None => Ok(None),
@@ -153,20 +158,20 @@ impl Fields {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
-    fn has(&self, name: &str) -> bool {
+    fn has_field(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
-    fn string(&self, name: &str) -> Result<Option<&str>, Refusal> {
+    fn get_string(&self, name: &str) -> Result<Option<&str>, Refusal> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(malformed(format!("{name} is not a string"))),
+            Some(_) => Err(malformed_command(format!("{name} is not a string"))),
         }
     }
 
     fn action(&self) -> Option<ActionName> {
-        match self.string("action") {
+        match self.get_string("action") {
             Ok(Some("attach")) => Some(ActionName::Attach),
             Ok(Some("detach")) => Some(ActionName::Detach),
             Ok(Some("setPasswordAuth")) => Some(ActionName::SetPasswordAuth),
@@ -186,7 +191,9 @@ impl Fields {
                 Some(Value::String(text)) => {
                     text.parse().map_err(|_| invalid("is neither 'yes' nor 'no'"))?
                 }
-                Some(_) => return Err(malformed(format!("{name} is neither a string nor a boolean"))),
+                Some(_) => {
+                    return Err(malformed_command(format!("{name} is neither a string nor a boolean")));
+                }
             };
             if found.is_some_and(|first| first != value) {
                 return Err(invalid("is given in both spellings, and they differ"));
@@ -199,14 +206,14 @@ impl Fields {
     fn key_name(&self) -> Result<KeyName, Refusal> {
         let invalid =
             |why: String| Refusal::new(Reason::InvalidKeyName, format!("keyName is refused: {why}"));
-        match self.string("keyName")? {
+        match self.get_string("keyName")? {
             None => Err(invalid("it is missing".into())),
             Some(text) => text.parse().map_err(|error| invalid(format!("{error}"))),
         }
     }
 
     fn public_key(&self) -> Result<PublicKey, Refusal> {
-        match self.string("publicKey")? {
+        match self.get_string("publicKey")? {
             None => Err(Refusal::new(Reason::InvalidPublicKey, "publicKey is missing")),
             Some(text) => PublicKey::parse(text).and_then(|key| {
                 // It would move a cursor wherever the file is shown.
@@ -222,18 +229,18 @@ impl Fields {
     fn sequence(&self, origin: Origin) -> Result<Option<Sequence>, Refusal> {
         match (self.get("sequence"), origin) {
             (None, Origin::Console) => Ok(None),
-            (None, Origin::Channel) => Err(malformed("sequence is missing")),
+            (None, Origin::Channel) => Err(malformed_command("sequence is missing")),
             (Some(value), _) => value
                 .as_u64()
                 .and_then(|number| Sequence::try_from(number).ok())
                 .map(Some)
-                .ok_or_else(|| malformed("sequence is not an integer from 1 to 2^53-1")),
+                .ok_or_else(|| malformed_command("sequence is not an integer from 1 to 2^53-1")),
         }
     }
 
-    fn command(&self, id: &CommandId, origin: Origin) -> Result<Command, Refusal> {
-        if let Some(name) = &self.repeated {
-            return Err(malformed(match name.as_str() {
+    fn to_command(&self, id: &CommandId, origin: Origin) -> Result<Command, Refusal> {
+        if let Some(name) = &self.duplicate_field {
+            return Err(malformed_command(match name.as_str() {
                 known @ ("commandId" | "sequence" | "action" | "instanceId" | "keyName" | "publicKey"
                 | "passWordAuth" | "passwordAuth" | "replace" | "expiresAt") => {
                     format!("{known} is given twice")
@@ -241,33 +248,33 @@ impl Fields {
                 _ => "a field is given twice".to_owned(),
             }));
         }
-        if self.signature_is_no_text {
-            return Err(malformed("the envelope's signature is not a string"));
+        if self.has_non_string_signature {
+            return Err(malformed_command("the envelope's signature is not a string"));
         }
         let sequence = self.sequence(origin)?;
-        let instance_id = self.string("instanceId")?.map(str::to_owned);
+        let instance_id = self.get_string("instanceId")?.map(str::to_owned);
         if instance_id.is_none() && origin == Origin::Channel {
-            return Err(malformed("instanceId is missing"));
+            return Err(malformed_command("instanceId is missing"));
         }
-        let expires_at = match self.string("expiresAt")? {
+        let expires_at = match self.get_string("expiresAt")? {
             None => None,
             Some(text) => Some(
                 OffsetDateTime::parse(text, &Rfc3339)
-                    .map_err(|_| malformed("expiresAt is not an RFC 3339 time"))?,
+                    .map_err(|_| malformed_command("expiresAt is not an RFC 3339 time"))?,
             ),
         };
-        let name = match self.string("action")? {
-            None => return Err(malformed("action is missing")),
-            Some(_) => self
-                .action()
-                .ok_or_else(|| malformed("action is none of 'attach', 'detach' and 'setPasswordAuth'"))?,
+        let name = match self.get_string("action")? {
+            None => return Err(malformed_command("action is missing")),
+            Some(_) => self.action().ok_or_else(|| {
+                malformed_command("action is none of 'attach', 'detach' and 'setPasswordAuth'")
+            })?,
         };
         let action = match name {
             ActionName::Attach => {
                 let replace = match self.get("replace") {
                     None => false,
                     Some(Value::Bool(replace)) => *replace,
-                    Some(_) => return Err(malformed("replace is not a boolean")),
+                    Some(_) => return Err(malformed_command("replace is not a boolean")),
                 };
                 // All that is malformed comes before the reasons a field has of its own.
                 let faults = [self.key_name().err(), self.public_key().err(), self.password_auth().err()];
@@ -288,7 +295,7 @@ impl Fields {
     }
 }
 
-fn malformed(why: impl Into<String>) -> Refusal {
+fn malformed_command(why: impl Into<String>) -> Refusal {
     Refusal::new(Reason::MalformedCommand, format!("the command is malformed: {}", why.into()))
 }
 
@@ -300,60 +307,60 @@ mod tests {
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx";
 
-    fn fallback() -> CommandId {
+    fn fallback_id() -> CommandId {
         "made".parse().unwrap()
     }
 
-    fn received(text: &str) -> Received {
-        parse(text.as_bytes(), Origin::Channel, &fallback()).unwrap()
+    fn parse_from_channel(text: &str) -> ReceivedCommand {
+        parse_command(text.as_bytes(), Origin::Channel, &fallback_id()).unwrap()
     }
 
-    fn attach(rest: &str) -> String {
+    fn attach_json(rest: &str) -> String {
         format!(r#"{{"commandId":"c","sequence":1,"instanceId":"i","action":"attach"{rest}}}"#)
     }
 
-    fn whole(password_auth: &str) -> String {
-        attach(&format!(r#","keyName":"k","publicKey":"{KEY}","passWordAuth":{password_auth}"#))
+    fn complete_attach_json(password_auth: &str) -> String {
+        attach_json(&format!(r#","keyName":"k","publicKey":"{KEY}","passWordAuth":{password_auth}"#))
     }
 
     #[test]
-    fn a_command_survives_its_own_serialization() {
+    fn command_serialized_and_parsed_is_unchanged() {
         for text in [
-            whole("\"no\""),
+            complete_attach_json("\"no\""),
             r#"{"commandId":"c","sequence":9007199254740991,"instanceId":"i","action":"detach","keyName":"k"}"#.into(),
             r#"{"commandId":"c","sequence":1,"instanceId":"i","action":"setPasswordAuth","passWordAuth":"YES",
                 "expiresAt":"2026-12-01T00:00:00Z","keyName":5,"replace":"x"}"#
                 .into(),
         ] {
-            let command = received(&text).command.unwrap();
-            assert_eq!(received(&serde_json::to_string(&command).unwrap()).command.unwrap(), command);
+            let command = parse_from_channel(&text).command.unwrap();
+            assert_eq!(parse_from_channel(&serde_json::to_string(&command).unwrap()).command.unwrap(), command);
         }
     }
 
     /// KP-3.20, KP-3.25, KP-3.26.
     #[test]
-    fn reasons_in_their_order() {
+    fn refusal_reasons_follow_documented_order() {
         let key = format!(r#","publicKey":"{KEY}""#);
         for (text, reason) in [
-            (attach(""), InvalidKeyName),
-            (attach(r#","keyName":"a b""#), InvalidKeyName),
-            (attach(r#","keyName":"k""#), InvalidPublicKey),
+            (attach_json(""), InvalidKeyName),
+            (attach_json(r#","keyName":"a b""#), InvalidKeyName),
+            (attach_json(r#","keyName":"k""#), InvalidPublicKey),
             (
-                attach(&format!(
+                attach_json(&format!(
                     r#","keyName":"k","publicKey":"{KEY} \u001b]0;x\u0007","passWordAuth":"no""#
                 )),
                 InvalidPublicKey,
             ),
-            (attach(&format!(r#","keyName":"k"{key}"#)), InvalidPasswordAuth),
-            (attach(&format!(r#","keyName":"k"{key},"passWordAuth":"maybe""#)), InvalidPasswordAuth),
-            (attach(&format!(r#","keyName":"k"{key},"passWordAuth":1"#)), MalformedCommand),
-            (attach(r#","keyName":"","passWordAuth":[]"#), MalformedCommand),
+            (attach_json(&format!(r#","keyName":"k"{key}"#)), InvalidPasswordAuth),
+            (attach_json(&format!(r#","keyName":"k"{key},"passWordAuth":"maybe""#)), InvalidPasswordAuth),
+            (attach_json(&format!(r#","keyName":"k"{key},"passWordAuth":1"#)), MalformedCommand),
+            (attach_json(r#","keyName":"","passWordAuth":[]"#), MalformedCommand),
             (
-                attach(&format!(r#","keyName":"k"{key},"passWordAuth":"yes","replace":"true""#)),
+                attach_json(&format!(r#","keyName":"k"{key},"passWordAuth":"yes","replace":"true""#)),
                 MalformedCommand,
             ),
-            (attach(r#","keyName":"k","keyName":"k""#), MalformedCommand),
-            (attach(r#","expiresAt":"tomorrow""#), MalformedCommand),
+            (attach_json(r#","keyName":"k","keyName":"k""#), MalformedCommand),
+            (attach_json(r#","expiresAt":"tomorrow""#), MalformedCommand),
             (r#"{"commandId":"c","instanceId":"i","action":"attach"}"#.into(), MalformedCommand),
             (r#"{"commandId":"c","sequence":1,"action":"attach"}"#.into(), MalformedCommand),
             (r#"{"commandId":"c","sequence":1,"instanceId":"i"}"#.into(), MalformedCommand),
@@ -363,15 +370,15 @@ mod tests {
                 MalformedCommand,
             ),
         ] {
-            assert_eq!(received(&text).command.unwrap_err().reason, reason, "{text}");
+            assert_eq!(parse_from_channel(&text).command.unwrap_err().reason, reason, "{text}");
         }
     }
 
     /// KP-3.23.
     #[test]
-    fn both_spellings_are_compared_by_meaning() {
+    fn password_auth_spellings_are_compared_by_meaning() {
         let both = |one: &str, other: &str| {
-            received(&whole(&format!(r#"{one},"passwordAuth":{other}"#)))
+            parse_from_channel(&complete_attach_json(&format!(r#"{one},"passwordAuth":{other}"#)))
                 .command
                 .map_err(|refusal| refusal.reason)
         };
@@ -383,7 +390,7 @@ mod tests {
 
     /// KP-3.7, KP-3.21.
     #[test]
-    fn what_cannot_be_answered() {
+    fn bytes_without_command_id_are_unanswerable() {
         for text in [
             "",
             "[]",
@@ -395,51 +402,55 @@ mod tests {
             r#"{"commandId":".."}"#,
             r#"{"commandId":"a","commandId":"b"}"#,
         ] {
-            assert!(parse(text.as_bytes(), Origin::Channel, &fallback()).is_err(), "{text}");
-            let at_the_console = parse(text.as_bytes(), Origin::Console, &fallback()).unwrap();
+            assert!(parse_command(text.as_bytes(), Origin::Channel, &fallback_id()).is_err(), "{text}");
+            let at_the_console = parse_command(text.as_bytes(), Origin::Console, &fallback_id()).unwrap();
             assert_eq!(
                 (at_the_console.id, at_the_console.command.unwrap_err().reason),
-                (fallback(), MalformedCommand)
+                (fallback_id(), MalformedCommand)
             );
         }
     }
 
     /// KP-3.20.
     #[test]
-    fn a_field_of_another_action_is_ignored() {
+    fn field_of_other_action_is_ignored() {
         let text = r#"{"commandId":"c","sequence":1,"instanceId":"i","action":"detach","keyName":"k","passWordAuth":7}"#;
-        let received = received(text);
+        let received = parse_from_channel(text);
         assert_eq!(received.password_auth, None);
         assert!(received.command.is_ok());
     }
 
     /// KP-3.42.
     #[test]
-    fn an_envelope_is_obeyed_as_its_payload() {
-        let payload = Base64::encode_string(whole("true").as_bytes());
+    fn envelope_is_parsed_as_its_payload() {
+        let payload = Base64::encode_string(complete_attach_json("true").as_bytes());
         let text = format!(r#"{{"payload":"{payload}","signature":"-----BEGIN SSH SIGNATURE-----"}}"#);
-        let opened = received(&text);
-        assert_eq!(opened.command, received(&whole("true")).command);
-        assert_eq!(opened.envelope.unwrap().payload, whole("true").into_bytes());
+        let opened = parse_from_channel(&text);
+        assert_eq!(opened.command, parse_from_channel(&complete_attach_json("true")).command);
+        assert_eq!(opened.envelope.unwrap().payload, complete_attach_json("true").into_bytes());
     }
 
     #[test]
-    fn a_fault_of_the_envelope_is_the_commands() {
-        let payload = Base64::encode_string(whole("true").as_bytes());
+    fn envelope_fault_makes_command_malformed() {
+        let payload = Base64::encode_string(complete_attach_json("true").as_bytes());
         for text in [
             format!(r#"{{"payload":"{payload}","signature":7}}"#),
             format!(r#"{{"payload":"{payload}","payload":"{payload}","signature":"s"}}"#),
             format!(r#"{{"payload":"{payload}","signature":"s","signature":"t"}}"#),
         ] {
-            assert_eq!(received(&text).command.unwrap_err().reason, MalformedCommand, "{text}");
+            assert_eq!(parse_from_channel(&text).command.unwrap_err().reason, MalformedCommand, "{text}");
         }
     }
 
     #[test]
-    fn what_is_no_envelope_is_a_bare_command() {
-        let inner = Base64::encode_string(whole("true").as_bytes());
-        let bare = whole("false").replacen('{', &format!(r#"{{"payload":"{inner}","signature":"s","#), 1);
-        let bare = received(&bare);
+    fn payload_beside_command_id_is_bare_command() {
+        let inner = Base64::encode_string(complete_attach_json("true").as_bytes());
+        let bare = complete_attach_json("false").replacen(
+            '{',
+            &format!(r#"{{"payload":"{inner}","signature":"s","#),
+            1,
+        );
+        let bare = parse_from_channel(&bare);
         assert_eq!((bare.envelope, bare.password_auth), (None, Some(PasswordAuth::No)));
     }
 }

@@ -3,46 +3,46 @@
 
 use std::path::Path;
 
-use super::{Facts, Finding, Judged, Rule};
-use crate::policy::foreign::foreign;
+use super::{GuardFinding, GuardInputs, Rule, RuleResult};
+use crate::policy::foreign::sanitize_text;
 use crate::policy::observation::{Shadow, ShadowEntry};
 use crate::policy::outcome::{Warning, WarningReason};
 
-const PASSWD: &str = "/etc/passwd";
-const SHADOW: &str = "/etc/shadow";
+const PASSWD_FILE: &str = "/etc/passwd";
+const SHADOW_FILE: &str = "/etc/shadow";
 
 /// Shells that end at once, or let nobody do anything.
-const CLOSED: [&str; 7] = ["nologin", "false", "true", "sync", "halt", "shutdown", "git-shell"];
+const NOLOGIN_SHELLS: [&str; 7] = ["nologin", "false", "true", "sync", "halt", "shutdown", "git-shell"];
 
 /// One that ends at once is none to work with. That it exists and can be executed sshd sees to itself.
-pub(super) fn shell(facts: &Facts<'_>) -> Judged {
+pub(super) fn check_shell(facts: &GuardInputs<'_>) -> RuleResult {
     let account = facts.account;
-    if !is_closed(&account.shell) {
+    if !is_nologin_shell(&account.shell) {
         return Ok(None);
     }
     let cause = format!("{}'s shell {} lets nobody in", account.name, account.shell.display());
-    Err(about(Rule::Shell, PASSWD, &cause, &format!("usermod -s /bin/sh {}", account.name)))
+    Err(account_finding(Rule::Shell, PASSWD_FILE, &cause, &format!("usermod -s /bin/sh {}", account.name)))
 }
 
 /// Whether a shell lets nobody in although it can be executed.
-pub(crate) fn is_closed(shell: &Path) -> bool {
-    shell.file_name().is_some_and(|name| CLOSED.iter().any(|closed| name == *closed))
+pub(crate) fn is_nologin_shell(shell: &Path) -> bool {
+    shell.file_name().is_some_and(|name| NOLOGIN_SHELLS.iter().any(|closed| name == *closed))
 }
 
 /// The account's own end, where pam_unix asks for it: after the key. Without PAM sshd asks ahead of it.
-pub(super) fn expired(facts: &Facts<'_>) -> Judged {
+pub(super) fn check_account_expiry(facts: &GuardInputs<'_>) -> RuleResult {
     let (name, today) = (&facts.account.name, facts.login.today);
-    let entry = entry(facts).filter(|_| uses_pam(facts));
+    let entry = find_shadow_entry(facts).filter(|_| uses_pam(facts));
     let Some(expires) = entry.and_then(|entry| entry.expires).filter(|expires| today >= *expires) else {
         return Ok(None);
     };
     let cause = format!("the account {name} expired on day {expires} of shadow(5)'s count, today is {today}");
-    Err(about(Rule::ExpiredAccount, SHADOW, &cause, &format!("chage -E -1 {name}")))
+    Err(account_finding(Rule::ExpiredAccount, SHADOW_FILE, &cause, &format!("chage -E -1 {name}")))
 }
 
 /// pam_unix refuses an account whose entry of passwd(5) refers to an entry of shadow(5) that does not exist. An entry that
 /// could not be seen may say that the account has expired.
-pub(super) fn no_shadow_entry(facts: &Facts<'_>) -> Judged {
+pub(super) fn check_shadow_entry(facts: &GuardInputs<'_>) -> RuleResult {
     if !uses_pam(facts) {
         return Ok(None);
     }
@@ -50,21 +50,21 @@ pub(super) fn no_shadow_entry(facts: &Facts<'_>) -> Judged {
     match &facts.login.shadow {
         Shadow::Entry(_) => return Ok(None),
         Shadow::NoEntry => {}
-        Shadow::Unseen(why) => {
+        Shadow::Unreadable(why) => {
             let cause = format!("whether the account {name} is expired or locked cannot be told: {why}");
             let remedy = format!("see what `getent shadow {name}` says");
-            return Err(about(Rule::ShadowEntry, SHADOW, &cause, &remedy));
+            return Err(account_finding(Rule::ShadowEntry, SHADOW_FILE, &cause, &remedy));
         }
     }
     let cause =
         format!("passwd(5) refers to an entry of {name} that does not exist: PAM lets nobody in without it");
-    Err(about(Rule::ShadowEntry, SHADOW, &cause, "run `pwconv`, which makes it"))
+    Err(account_finding(Rule::ShadowEntry, SHADOW_FILE, &cause, "run `pwconv`, which makes it"))
 }
 
 /// A password that must be changed first: with a terminal, PAM asks for the old one; without one it refuses.
-pub(super) fn forced_change(facts: &Facts<'_>) -> Judged {
+pub(super) fn check_forced_password_change(facts: &GuardInputs<'_>) -> RuleResult {
     let (name, today) = (&facts.account.name, facts.login.today);
-    let Some(entry) = entry(facts).filter(|_| uses_pam(facts)) else { return Ok(None) };
+    let Some(entry) = find_shadow_entry(facts).filter(|_| uses_pam(facts)) else { return Ok(None) };
     let Some(last_change) = entry.last_change else { return Ok(None) };
     let age = today - last_change;
     let is_old = entry.maximum.is_some_and(|maximum| maximum >= 0 && last_change <= today && age > maximum);
@@ -73,18 +73,20 @@ pub(super) fn forced_change(facts: &Facts<'_>) -> Judged {
     }
     let cause = format!("the password of {name} must be changed before anybody gets in, also with a key");
     let remedy = format!("chage -d {today} {name}, and chage -M -1 {name} where passwords shall not age");
-    Err(about(Rule::ForcedPasswordChange, SHADOW, &cause, &remedy))
+    Err(account_finding(Rule::ForcedPasswordChange, SHADOW_FILE, &cause, &remedy))
 }
 
 /// nologin(5) lets nobody in but root.
-pub(super) fn nologin(facts: &Facts<'_>) -> Judged {
-    let Some(file) = facts.login.nologin_for(facts.account, facts.effective) else { return Ok(None) };
+pub(super) fn check_nologin_file(facts: &GuardInputs<'_>) -> RuleResult {
+    let Some(file) = facts.login.blocking_nologin_file(facts.account, facts.effective) else {
+        return Ok(None);
+    };
     let cause = format!("{} keeps everyone out but root", file.display());
-    Err(about(Rule::Nologin, &file.to_string_lossy(), &cause, &format!("rm {}", file.display())))
+    Err(account_finding(Rule::Nologin, &file.to_string_lossy(), &cause, &format!("rm {}", file.display())))
 }
 
 /// Rules of PAM that nobody evaluates here may still refuse: PAM_NOT_EVALUATED.
-pub(super) fn pam(facts: &Facts<'_>) -> Judged {
+pub(super) fn check_pam(facts: &GuardInputs<'_>) -> RuleResult {
     let [first, ..] = facts.login.pam.as_slice() else { return Ok(None) };
     if !uses_pam(facts) {
         return Ok(None);
@@ -95,7 +97,7 @@ pub(super) fn pam(facts: &Facts<'_>) -> Judged {
         let cause = format!("PAM keeps {name} out, also with a key, by {}", rule.module);
         let message =
             format!("{}: {cause} ({place}); correct PAM's service, or set `UsePAM no`", Rule::Pam.name());
-        return Err(Finding {
+        return Err(GuardFinding {
             name: Rule::Pam.name(),
             message,
             file: Some(rule.file.clone()),
@@ -104,24 +106,26 @@ pub(super) fn pam(facts: &Facts<'_>) -> Judged {
     }
     let mut modules: Vec<&str> = facts.login.pam.iter().map(|rule| rule.module.as_str()).collect();
     modules.dedup();
-    let modules = foreign(&modules.join(", "));
+    let modules = sanitize_text(&modules.join(", "));
     let message = format!("PAM may refuse {name} by rules that are not evaluated here: {modules}");
-    Ok(Some(Warning::new(WarningReason::PamNotEvaluated, message).at(&first.file, Some(first.line))))
+    Ok(Some(
+        Warning::new(WarningReason::PamNotEvaluated, message).with_location(&first.file, Some(first.line)),
+    ))
 }
 
-fn entry<'f>(facts: &Facts<'f>) -> Option<&'f ShadowEntry> {
+fn find_shadow_entry<'f>(facts: &GuardInputs<'f>) -> Option<&'f ShadowEntry> {
     match &facts.login.shadow {
         Shadow::Entry(entry) => Some(entry),
-        Shadow::Unseen(_) | Shadow::NoEntry => None,
+        Shadow::Unreadable(_) | Shadow::NoEntry => None,
     }
 }
 
-fn uses_pam(facts: &Facts<'_>) -> bool {
+fn uses_pam(facts: &GuardInputs<'_>) -> bool {
     facts.effective.is_yes("usepam")
 }
 
-fn about(rule: Rule, file: &str, cause: &str, remedy: &str) -> Finding {
-    Finding {
+fn account_finding(rule: Rule, file: &str, cause: &str, remedy: &str) -> GuardFinding {
+    GuardFinding {
         name: rule.name(),
         message: format!("{}: {cause} ({file}); {remedy}", rule.name()),
         file: Some(file.into()),

@@ -1,32 +1,42 @@
 //! What a login is good for: a session, with the user's own command, in the guest's own tree.
 
-use super::{Facts, Judged, Rule};
-use crate::policy::foreign::foreign;
+use super::{GuardInputs, Rule, RuleResult};
+use crate::policy::foreign::sanitize_text;
 
 /// A command instead of the shell: what it lets in to is not known.
-pub(super) fn force_command(facts: &Facts<'_>) -> Judged {
-    instead_of(facts, Rule::ForceCommand, "forcecommand", "runs instead of the shell")
+pub(super) fn check_force_command(facts: &GuardInputs<'_>) -> RuleResult {
+    require_keyword_unset(facts, Rule::ForceCommand, "forcecommand", "runs instead of the shell")
 }
 
 /// Another root directory, where a shell may not even exist.
-pub(super) fn chroot_directory(facts: &Facts<'_>) -> Judged {
-    instead_of(facts, Rule::ChrootDirectory, "chrootdirectory", "is all that the user sees")
+pub(super) fn check_chroot_directory(facts: &GuardInputs<'_>) -> RuleResult {
+    require_keyword_unset(facts, Rule::ChrootDirectory, "chrootdirectory", "is all that the user sees")
 }
 
-fn instead_of(facts: &Facts<'_>, rule: Rule, keyword: &str, does: &str) -> Judged {
-    let said = facts.effective.value(keyword);
-    if said.is_empty() || said.eq_ignore_ascii_case("none") {
+fn require_keyword_unset(facts: &GuardInputs<'_>, rule: Rule, keyword: &str, does: &str) -> RuleResult {
+    let configured = facts.effective.value(keyword);
+    if configured.is_empty() || configured.eq_ignore_ascii_case("none") {
         return Ok(None);
     }
-    let (shown, name) = (foreign(said), &facts.account.name);
+    let (shown, name) = (sanitize_text(configured), &facts.account.name);
     let cause = format!("`{shown}` {does}, and whether that lets {name} in is not known");
-    Err(facts.by_value(rule, said, &cause, "remove that line, or restrict it to others with a Match"))
+    Err(facts.finding_for_value(
+        rule,
+        configured,
+        &cause,
+        "remove that line, or restrict it to others with a Match",
+    ))
 }
 
 /// Without sessions there is no shell.
-pub(super) fn max_sessions(facts: &Facts<'_>) -> Judged {
+pub(super) fn check_max_sessions(facts: &GuardInputs<'_>) -> RuleResult {
     if facts.effective.value("maxsessions") != "0" {
         return Ok(None);
     }
-    Err(facts.by_value(Rule::MaxSessions, "0", "sshd opens no session", "set `MaxSessions 10` there"))
+    Err(facts.finding_for_value(
+        Rule::MaxSessions,
+        "0",
+        "sshd opens no session",
+        "set `MaxSessions 10` there",
+    ))
 }

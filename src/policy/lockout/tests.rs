@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::policy::connection::anybody;
+use crate::policy::connection::default_neutral_connection;
 use crate::policy::observation::{PamRule, Shadow, ShadowEntry};
 use crate::policy::outcome::WarningReason;
-use crate::policy::sshd_config::fixture::tree;
-use crate::policy::sshd_config::{Names, Reading};
+use crate::policy::sshd_config::fixture::build_config_tree;
+use crate::policy::sshd_config::{KbdNames, ParsedConfig};
 
-const MAIN: &str = "/etc/ssh/sshd_config";
-const SAID: &str = "pubkeyauthentication yes\nauthorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2\n\
+const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
+const DEFAULT_EFFECTIVE: &str = "pubkeyauthentication yes\nauthorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2\n\
                     strictmodes yes\npermitrootlogin without-password\nauthenticationmethods any\n";
 
 fn root() -> Account {
@@ -52,28 +52,37 @@ fn login() -> Login {
 }
 
 /// The verdict on `account` where `sshd -T` says `said` ahead of what lets him in, and `main` is the text.
-fn verdict(account: &Account, said: &str, main: &str, options: &[&str]) -> Verdict {
-    whole_verdict(account, &login(), said, main, options)
+fn guard_report(account: &Account, said: &str, main: &str, options: &[&str]) -> GuardReport {
+    guard_report_with_login(account, &login(), said, main, options)
 }
 
 /// The same with what beside sshd's settings decides.
-fn whole_verdict(account: &Account, login: &Login, said: &str, main: &str, options: &[&str]) -> Verdict {
+fn guard_report_with_login(
+    account: &Account,
+    login: &Login,
+    said: &str,
+    main: &str,
+    options: &[&str],
+) -> GuardReport {
     let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
-    let is_said = |line: &str| line.split(' ').next().is_some_and(|keyword| said.contains(keyword));
-    let defaults: String =
-        SAID.lines().filter(|line| !is_said(line)).map(|line| format!("{line}\n")).collect();
-    judge(&Facts {
+    let is_overridden = |line: &str| line.split(' ').next().is_some_and(|keyword| said.contains(keyword));
+    let defaults: String = DEFAULT_EFFECTIVE
+        .lines()
+        .filter(|line| !is_overridden(line))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    evaluate_guard(&GuardInputs {
         account,
         login,
-        effective: &Effective::parse(&format!("{said}{defaults}")),
-        connection: &anybody("root"),
-        reading: &Reading::new(&tree(&[(MAIN, main)]), &options, Names::One),
+        effective: &EffectiveConfig::parse(&format!("{said}{defaults}")),
+        connection: &default_neutral_connection("root"),
+        reading: &ParsedConfig::new(&build_config_tree(&[(MAIN_CONFIG, main)]), &options, KbdNames::One),
     })
 }
 
 /// The rule and the line that refuse root, by one configuration that also is what `sshd -T` says.
-fn refused(text: &str) -> Option<(&'static str, Option<usize>)> {
-    let said = text.lines().map(|line| match line.split_once(' ') {
+fn first_refusal(text: &str) -> Option<(&'static str, Option<usize>)> {
+    let effective_lines = text.lines().map(|line| match line.split_once(' ') {
         // sshd prints these lists one pattern a line.
         Some((keyword, value)) if keyword.starts_with("Allow") || keyword.starts_with("Deny") => {
             value.split(' ').map(|pattern| format!("{} {pattern}\n", keyword.to_lowercase())).collect()
@@ -81,13 +90,13 @@ fn refused(text: &str) -> Option<(&'static str, Option<usize>)> {
         Some((keyword, value)) => format!("{} {value}\n", keyword.to_lowercase()),
         None => String::new(),
     });
-    let verdict = verdict(&root(), &said.collect::<String>(), text, &[]);
+    let verdict = guard_report(&root(), &effective_lines.collect::<String>(), text, &[]);
     verdict.refusals.first().map(|finding| (finding.name, finding.line))
 }
 
 /// KP-6.19.
 #[test]
-fn each_rule_of_the_configuration() {
+fn config_rules_refuse_or_allow_login() {
     for (text, expected) in [
         ("", None),
         ("PermitRootLogin no", Some(("PermitRootLogin", Some(1)))),
@@ -105,24 +114,24 @@ fn each_rule_of_the_configuration() {
         ("ChrootDirectory none", None),
         ("ChrootDirectory /srv/%u", Some(("ChrootDirectory", Some(1)))),
     ] {
-        assert_eq!(refused(text), expected, "{text}");
+        assert_eq!(first_refusal(text), expected, "{text}");
     }
 }
 
 #[test]
-fn root_is_uid_0_by_any_name() {
+fn root_is_recognized_by_uid_0() {
     let said = "permitrootlogin no\n";
-    assert_eq!(verdict(&bob(), said, "", &[]).refusals, []);
+    assert_eq!(guard_report(&bob(), said, "", &[]).refusals, []);
     let toor = account("toor", 0, "/root", &["root"]);
-    let refusals = verdict(&toor, said, "", &[]).refusals;
+    let refusals = guard_report(&toor, said, "", &[]).refusals;
     assert_eq!(refusals.iter().map(|finding| finding.name).collect::<Vec<_>>(), ["PermitRootLogin"]);
 }
 
 /// KP-6.19.
 #[test]
-fn the_place_that_decides_is_named() {
+fn guard_refusal_names_deciding_line_or_option() {
     let message = |said: &str, main: &str, options: &[&str]| {
-        let verdict = verdict(&root(), said, main, options);
+        let verdict = guard_report(&root(), said, main, options);
         verdict.refusals.first().map(|finding| finding.message.clone()).unwrap_or_default()
     };
     let said = "permitrootlogin no\n";
@@ -139,8 +148,8 @@ fn the_place_that_decides_is_named() {
 
 /// KP-6.20.
 #[test]
-fn the_account_itself() {
-    let whole = ShadowEntry {
+fn account_expiry_and_password_age_rules() {
+    let valid_entry = ShadowEntry {
         is_locked: false,
         has_password: true,
         is_empty: false,
@@ -153,57 +162,57 @@ fn the_account_itself() {
     let expired = Some("Expired account");
     let forced = Some("Forced password change");
     for (name, entry, said, expected) in [
-        ("whole", whole, pam, None),
-        ("locked, with PAM", ShadowEntry { is_locked: true, ..whole }, pam, None),
-        ("ends today", ShadowEntry { expires: Some(20000), ..whole }, pam, expired),
-        ("ends today, sshd counts", ShadowEntry { expires: Some(20000), ..whole }, no_pam, None),
-        ("ended, sshd sees to it", ShadowEntry { expires: Some(19999), ..whole }, no_pam, None),
-        ("ends tomorrow", ShadowEntry { expires: Some(20001), ..whole }, pam, None),
-        ("to be changed", ShadowEntry { last_change: Some(0), ..whole }, pam, forced),
-        ("to be changed, nobody asks", ShadowEntry { last_change: Some(0), ..whole }, no_pam, None),
-        ("aged", ShadowEntry { maximum: Some(999), ..whole }, pam, forced),
-        ("just not aged", ShadowEntry { maximum: Some(1000), ..whole }, pam, None),
+        ("whole", valid_entry, pam, None),
+        ("locked, with PAM", ShadowEntry { is_locked: true, ..valid_entry }, pam, None),
+        ("ends today", ShadowEntry { expires: Some(20000), ..valid_entry }, pam, expired),
+        ("ends today, sshd counts", ShadowEntry { expires: Some(20000), ..valid_entry }, no_pam, None),
+        ("ended, sshd sees to it", ShadowEntry { expires: Some(19999), ..valid_entry }, no_pam, None),
+        ("ends tomorrow", ShadowEntry { expires: Some(20001), ..valid_entry }, pam, None),
+        ("to be changed", ShadowEntry { last_change: Some(0), ..valid_entry }, pam, forced),
+        ("to be changed, nobody asks", ShadowEntry { last_change: Some(0), ..valid_entry }, no_pam, None),
+        ("aged", ShadowEntry { maximum: Some(999), ..valid_entry }, pam, forced),
+        ("just not aged", ShadowEntry { maximum: Some(1000), ..valid_entry }, pam, None),
         (
             "changed in the future",
-            ShadowEntry { last_change: Some(30000), maximum: Some(1), ..whole },
+            ShadowEntry { last_change: Some(30000), maximum: Some(1), ..valid_entry },
             pam,
             None,
         ),
-        ("never changed", ShadowEntry { last_change: None, maximum: Some(1), ..whole }, pam, None),
+        ("never changed", ShadowEntry { last_change: None, maximum: Some(1), ..valid_entry }, pam, None),
     ] {
         let login = Login { shadow: Shadow::Entry(entry), ..login() };
-        let verdict = whole_verdict(&bob(), &login, said, "", &[]);
+        let verdict = guard_report_with_login(&bob(), &login, said, "", &[]);
         assert_eq!(verdict.refusals.first().map(|finding| finding.name), expected, "{name}");
     }
 }
 
 /// KP-6.19, KP-6.20.
 #[test]
-fn shells_and_nologin() {
+fn nologin_shell_and_nologin_file_refuse_login() {
     for (path, expected) in
         [("/bin/bash", None), ("/usr/sbin/nologin", Some("Shell")), ("/bin/false", Some("Shell"))]
     {
         let account = Account { shell: path.into(), ..bob() };
-        let verdict = whole_verdict(&account, &login(), "", "", &[]);
+        let verdict = guard_report_with_login(&account, &login(), "", "", &[]);
         assert_eq!(verdict.refusals.first().map(|finding| finding.name), expected, "{path}");
     }
     let closed = Login { nologin: Some("/etc/nologin".into()), ..login() };
     for (account, expected) in [(root(), None), (bob(), Some("nologin"))] {
-        let verdict = whole_verdict(&account, &closed, "", "", &[]);
+        let verdict = guard_report_with_login(&account, &closed, "", "", &[]);
         assert_eq!(verdict.refusals.first().map(|finding| finding.name), expected, "{}", account.name);
     }
 }
 
 /// KP-6.21.
 #[test]
-fn rules_of_pam_that_nobody_evaluates() {
+fn pam_unevaluated_rule_gives_warning() {
     let rule =
         PamRule { file: "/etc/pam.d/sshd".into(), line: 7, module: "pam_access".into(), refuses: false };
     let login = Login { pam: vec![rule], ..login() };
     for (said, expected) in
         [("usepam no\n", vec![]), ("usepam yes\n", vec![(WarningReason::PamNotEvaluated, Some(7))])]
     {
-        let verdict = whole_verdict(&root(), &login, said, "", &[]);
+        let verdict = guard_report_with_login(&root(), &login, said, "", &[]);
         assert_eq!(verdict.refusals, []);
         let warnings: Vec<_> = verdict.warnings.iter().map(|w| (w.reason, w.line)).collect();
         assert_eq!(warnings, expected);

@@ -2,35 +2,35 @@
 
 use std::collections::BTreeMap;
 
-use super::super::foreign::{self, FOREIGN_MAX};
-use super::{Outcome, Proof, Status, TrialReport, Warning, WarningReason};
+use super::super::foreign::{self, MAX_FOREIGN_CHARS};
+use super::{CommandResult, ProbeReport, Status, TrialReport, Warning, WarningReason};
 
 /// The bytes that a result stays under, as it is stored and sent.
-pub const RESULT_MAX: usize = 48 * 1024;
+pub const MAX_RESULT_BYTES: usize = 48 * 1024;
 
 /// The most warnings of a list; where there were more, the last one says how many were left out.
-pub const WARNINGS_MAX: usize = 64;
+pub const MAX_WARNINGS: usize = 64;
 
 /// The most authentication methods that a result names.
-const METHODS_MAX: usize = 16;
+const MAX_METHODS: usize = 16;
 
 /// The most characters of a method's name.
-const METHOD_MAX: usize = 64;
+const MAX_METHOD_CHARS: usize = 64;
 
 /// The first of these warnings, `most` at most. Of the reasons with the most warnings the most are left out, and the last
 /// one says how many.
-pub fn limited(warnings: Vec<Warning>, most: usize) -> Vec<Warning> {
-    let Some(kept) = most.checked_sub(1).filter(|_| warnings.len() > most) else { return warnings };
+pub fn limit_warnings(warnings: Vec<Warning>, max_count: usize) -> Vec<Warning> {
+    let Some(kept) = max_count.checked_sub(1).filter(|_| warnings.len() > max_count) else { return warnings };
     let mut quota: BTreeMap<WarningReason, usize> = BTreeMap::new();
     for warning in &warnings {
         *quota.entry(warning.reason).or_default() += 1;
     }
     let left_out = warnings.len() - kept;
-    let mut about = None;
+    let mut omitted_reason = None;
     for _ in 0..left_out {
         if let Some((reason, count)) = quota.iter_mut().max_by_key(|(_, count)| **count) {
             *count -= 1;
-            about = Some(*reason);
+            omitted_reason = Some(*reason);
         }
     }
     let fits = |warning: &Warning| match quota.get_mut(&warning.reason) {
@@ -42,64 +42,68 @@ pub fn limited(warnings: Vec<Warning>, most: usize) -> Vec<Warning> {
     };
     let mut limited: Vec<Warning> = warnings.into_iter().filter(fits).collect();
     let text = format!("{left_out} more warnings were left out; see `keypair-agent check`");
-    limited.extend(about.map(|reason| Warning::new(reason, text)));
+    limited.extend(omitted_reason.map(|reason| Warning::new(reason, text)));
     limited
 }
 
-impl Outcome {
-    /// The result as it goes over the wire and into the state: one line of JSON, under [`RESULT_MAX`] bytes. There is no
+impl CommandResult {
+    /// The result as it goes over the wire and into the state: one line of JSON, under [`MAX_RESULT_BYTES`] bytes. There is no
     /// other way from a result to its bytes.
     pub fn to_json(&self) -> String {
-        let mut bounded = self.bounded();
-        let mut most = WARNINGS_MAX;
+        let mut bounded = self.to_bounded();
+        let mut max_warnings = MAX_WARNINGS;
         loop {
             // Serializing fails only for maps with keys that are no strings, and there is no map here.
             let text = serde_json::to_string(&bounded).unwrap_or_default();
-            if text.len() < RESULT_MAX || most == 0 {
+            if text.len() < MAX_RESULT_BYTES || max_warnings == 0 {
                 return text;
             }
-            most /= 2;
-            bounded.warnings = if most == 0 { Vec::new() } else { limited(self.short_warnings(), most) };
+            max_warnings /= 2;
+            bounded.warnings = if max_warnings == 0 {
+                Vec::new()
+            } else {
+                limit_warnings(self.truncated_warnings(), max_warnings)
+            };
         }
     }
 
     /// The same with every text and list cut.
-    fn bounded(&self) -> Self {
+    fn to_bounded(&self) -> Self {
         let methods = |methods: &Option<Vec<String>>| {
-            let methods = methods.as_ref()?.iter().take(METHODS_MAX);
-            Some(methods.map(|method| foreign::cut(method, METHOD_MAX)).collect())
+            let methods = methods.as_ref()?.iter().take(MAX_METHODS);
+            Some(methods.map(|method| foreign::truncate_chars(method, MAX_METHOD_CHARS)).collect())
         };
         Self {
-            instance_id: short(&self.instance_id),
-            message: foreign::message(&self.message),
-            user: short(&self.user),
-            authorized_keys_file: short(&self.authorized_keys_file),
+            instance_id: truncate_field(&self.instance_id),
+            message: foreign::sanitize_message(&self.message),
+            user: truncate_field(&self.user),
+            authorized_keys_file: truncate_field(&self.authorized_keys_file),
             trial: self.trial.as_ref().map(|trial| TrialReport {
-                file: short(&trial.file),
+                file: truncate_field(&trial.file),
                 methods: methods(&trial.methods),
-                not_taken: short(&trial.not_taken),
+                not_taken: truncate_field(&trial.not_taken),
                 ..trial.clone()
             }),
-            proof: self.proof.as_ref().map(|proof| Proof {
+            proof: self.proof.as_ref().map(|proof| ProbeReport {
                 key: proof.key,
                 methods: methods(&proof.methods),
-                address: short(&proof.address),
-                not_taken: short(&proof.not_taken),
+                address: truncate_field(&proof.address),
+                not_taken: truncate_field(&proof.not_taken),
             }),
-            warnings: limited(self.short_warnings(), WARNINGS_MAX),
-            component_version: short(&self.component_version),
-            agent_version: foreign::cut(&self.agent_version, FOREIGN_MAX),
-            finished_at: foreign::cut(&self.finished_at, FOREIGN_MAX),
+            warnings: limit_warnings(self.truncated_warnings(), MAX_WARNINGS),
+            component_version: truncate_field(&self.component_version),
+            agent_version: foreign::truncate_chars(&self.agent_version, MAX_FOREIGN_CHARS),
+            finished_at: foreign::truncate_chars(&self.finished_at, MAX_FOREIGN_CHARS),
             ..self.clone()
         }
     }
 
     /// Also those that were read, and not made here.
-    fn short_warnings(&self) -> Vec<Warning> {
+    fn truncated_warnings(&self) -> Vec<Warning> {
         let warnings = self.warnings.iter();
         let bounded = |warning: &Warning| Warning {
-            message: foreign::message(&warning.message),
-            file: short(&warning.file),
+            message: foreign::sanitize_message(&warning.message),
+            file: truncate_field(&warning.file),
             ..*warning
         };
         warnings.map(bounded).collect()
@@ -108,7 +112,7 @@ impl Outcome {
     /// The result in place of one whose form the service refused with `status`: the same outcome, no warnings, no text of
     /// others.
     #[must_use]
-    fn short_form(&self, status: u16) -> Self {
+    fn to_short_form(&self, status: u16) -> Self {
         let word = match self.status {
             Status::Succeeded => "it succeeded",
             Status::Failed => "it failed",
@@ -118,7 +122,7 @@ impl Outcome {
                 "{word}; the service refused the whole result ({status}), so that message and warnings are left out: see \
                  the agent's log"
             ),
-            instance_id: short(&self.instance_id),
+            instance_id: truncate_field(&self.instance_id),
             user: None,
             authorized_keys_file: None,
             trial: self.trial.as_ref().map(|trial| TrialReport {
@@ -128,38 +132,38 @@ impl Outcome {
                 methods: None,
                 not_taken: None,
             }),
-            proof: self.proof.as_ref().map(|proof| Proof {
+            proof: self.proof.as_ref().map(|proof| ProbeReport {
                 key: proof.key,
                 methods: None,
                 address: None,
                 not_taken: None,
             }),
             warnings: Vec::new(),
-            component_version: short(&self.component_version),
+            component_version: truncate_field(&self.component_version),
             ..self.clone()
         }
     }
 }
 
 /// The short form of a result's bytes; `None` where they are none, or short already.
-pub fn short_form(result: &str, status: u16) -> Option<String> {
-    let outcome: Outcome = serde_json::from_str(result).ok()?;
-    Some(outcome.short_form(status).to_json()).filter(|short| short != result)
+pub fn shorten_result(result: &str, status: u16) -> Option<String> {
+    let outcome: CommandResult = serde_json::from_str(result).ok()?;
+    Some(outcome.to_short_form(status).to_json()).filter(|short| short != result)
 }
 
 /// A foreign field.
-fn short(text: &Option<String>) -> Option<String> {
-    text.as_deref().map(|text| foreign::cut(text, FOREIGN_MAX))
+fn truncate_field(text: &Option<String>) -> Option<String> {
+    text.as_deref().map(|text| foreign::truncate_chars(text, MAX_FOREIGN_CHARS))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::policy::outcome::{Code, KeyProof};
+    use crate::policy::outcome::{Code, KeyAcceptance};
 
-    fn outcome() -> Outcome {
-        Outcome {
+    fn sample_outcome() -> CommandResult {
+        CommandResult {
             command_id: "c-1".parse().unwrap(),
             instance_id: None,
             action: None,
@@ -186,7 +190,7 @@ mod tests {
 
     /// KP-3.33.
     #[test]
-    fn a_result_is_bounded_whatever_is_in_it() {
+    fn result_json_stays_below_size_limit() {
         // Of one byte, of two in JSON, of four, of six in JSON.
         for character in ["x", "\"", "\u{1f600}", "\u{1}", " y"] {
             let text = character.repeat(4_000);
@@ -198,20 +202,20 @@ mod tests {
                 file: some.clone(),
                 line: Some(usize::MAX),
             };
-            let large = Outcome {
+            let large = CommandResult {
                 instance_id: some.clone(),
                 message: text.clone(),
                 user: some.clone(),
                 authorized_keys_file: some.clone(),
                 trial: Some(TrialReport {
-                    key: KeyProof::Accepted,
+                    key: KeyAcceptance::Accepted,
                     file: some.clone(),
                     line: Some(1),
                     methods: methods.clone(),
                     not_taken: some.clone(),
                 }),
-                proof: Some(Proof {
-                    key: KeyProof::Refused,
+                proof: Some(ProbeReport {
+                    key: KeyAcceptance::Refused,
                     methods,
                     address: some.clone(),
                     not_taken: some.clone(),
@@ -220,33 +224,33 @@ mod tests {
                 component_version: some,
                 agent_version: text.clone(),
                 finished_at: text,
-                ..outcome()
+                ..sample_outcome()
             };
             let json = large.to_json();
-            assert!(json.len() < RESULT_MAX, "{} bytes of {character:?}", json.len());
-            let read: Outcome = serde_json::from_str(&json).unwrap();
+            assert!(json.len() < MAX_RESULT_BYTES, "{} bytes of {character:?}", json.len());
+            let read: CommandResult = serde_json::from_str(&json).unwrap();
             let last = read.warnings.last().unwrap();
             let left_out = 700 + 1 - read.warnings.len();
             assert!(last.message.starts_with(&format!("{left_out} more warnings")), "{}", last.message);
             assert_eq!(read.to_json(), json);
-            let short = read.short_form(413);
+            let short = read.to_short_form(413);
             assert!(short.to_json().len() < 8192 && short.warnings.is_empty());
             assert_eq!((short.status, short.code, short.changed), (Status::Succeeded, Code::Ok, true));
-            assert_eq!(short.proof.map(|proof| proof.key), Some(KeyProof::Refused));
+            assert_eq!(short.proof.map(|proof| proof.key), Some(KeyAcceptance::Refused));
         }
     }
 
     #[test]
-    fn a_reason_of_which_there_is_one_warning_is_kept() {
+    fn warning_limit_keeps_reason_with_one_warning() {
         let many = (0..100).map(|n| Warning::new(WarningReason::MatchAllowsPassword, n.to_string()));
         let one = Warning::new(WarningReason::SecondSshd, "one");
         let warnings: Vec<Warning> = many.chain([one.clone()]).collect();
-        let cut = limited(warnings.clone(), WARNINGS_MAX);
-        assert_eq!(cut.len(), WARNINGS_MAX);
+        let cut = limit_warnings(warnings.clone(), MAX_WARNINGS);
+        assert_eq!(cut.len(), MAX_WARNINGS);
         assert_eq!(cut[..62], warnings[..62]);
         assert_eq!(cut[62], one);
         assert!(cut[63].message.starts_with("38 more warnings"), "{}", cut[63].message);
         assert_eq!(cut[63].reason, WarningReason::MatchAllowsPassword);
-        assert_eq!(limited(warnings[..64].to_vec(), WARNINGS_MAX), warnings[..64]);
+        assert_eq!(limit_warnings(warnings[..64].to_vec(), MAX_WARNINGS), warnings[..64]);
     }
 }

@@ -4,83 +4,85 @@
 use std::path::Path;
 
 use super::super::connection::listens_for;
-use super::super::foreign::foreign;
-use super::super::lockout::{self, Finding};
-use super::super::observation::{Answer, Connection, Sshd};
+use super::super::foreign::sanitize_text;
+use super::super::lockout::{self, GuardFinding};
+use super::super::observation::{Connection, Sshd, SshdAnswer};
 use super::super::outcome::{Reason, Refusal, TrialKey, TrialReport, Warning, WarningReason};
 use super::super::public_key::PublicKey;
-use super::super::selinux::Verdict;
+use super::super::selinux::LabelCheck;
 use super::super::sources;
-use super::super::sshd_config::Reading;
-use super::super::trial::{Acceptance, Decides, PlannedKeyFile, TrialAnswer, TrialQuestion, explain};
-use super::super::witness::{self, Source, Witness};
-use super::labels::judge_key_file;
-use super::{Facts, PlanRefusal};
+use super::super::sshd_config::ParsedConfig;
+use super::super::trial::{
+    Acceptance, PlannedKeyFile, RejectionContext, TrialOutcome, TrialRequest, explain_rejection,
+};
+use super::super::witness::{self, AllowedSource, MatchSample};
+use super::labels::check_key_file_label;
+use super::{PlanInputs, PlanRefusal};
 
 /// Asks a private sshd: an answer for each connection of the question.
-pub type AskTrial<'a> = dyn FnMut(&TrialQuestion) -> Vec<TrialAnswer> + 'a;
+pub type TrialRunner<'a> = dyn FnMut(&TrialRequest) -> Vec<TrialOutcome> + 'a;
 
 /// The most `Match` blocks about addresses that a trial asks about.
-const MAX_BLOCKS: usize = 8;
+const MAX_TRIAL_MATCH_BLOCKS: usize = 8;
 
 /// What a trial is made of, but for the key.
 pub(super) struct KeyTrial<'a> {
-    pub(super) facts: &'a Facts,
-    pub(super) reading: &'a Reading,
+    pub(super) facts: &'a PlanInputs,
+    pub(super) config: &'a ParsedConfig,
     /// The directives ahead of sshd's files.
     pub(super) ahead: &'a str,
     /// The key files as they will be, those that differ.
     pub(super) key_files: &'a [PlannedKeyFile],
     /// What `sshd -T` says for the connections that matter.
-    pub(super) answers: &'a [Answer],
+    pub(super) answers: &'a [SshdAnswer],
     /// The `Match` blocks' witnesses, with what `sshd -T` says for them.
-    pub(super) witnesses: &'a [(Witness, Answer)],
+    pub(super) witnesses: &'a [(MatchSample, SshdAnswer)],
     /// Whether the key goes into the file that is the user's own.
-    pub(super) binds: bool,
+    pub(super) binds_key: bool,
 }
 
 /// What became of the question about one key.
 #[derive(Debug, Clone)]
-pub(super) struct KeyVerdict {
+pub(super) struct KeyTrialResult {
     /// What the result says of the trial.
     pub(super) report: Option<TrialReport>,
     /// Whether the key lets in.
-    pub(super) access: Access,
+    pub(super) access: KeyAccess,
     /// What the owner should know besides.
     pub(super) warnings: Vec<Warning>,
 }
 
 /// Whether a key lets in.
 #[derive(Debug, Clone)]
-pub(super) enum Access {
+pub(super) enum KeyAccess {
     /// It does.
     Granted,
     /// It does not.
-    Denied(Finding),
+    Denied(GuardFinding),
     /// A private sshd can be asked once the key is in place.
-    Deferred(TrialQuestion),
+    Deferred(TrialRequest),
     /// A private sshd cannot be asked. The text says why.
     Unknown(String),
 }
 
 impl KeyTrial<'_> {
     /// The guard, then the trial.
-    pub(super) fn judge(&self, key: &PublicKey, ask: &mut AskTrial<'_>) -> KeyVerdict {
-        let guard = self.guard();
-        let own = self.facts.key_file.as_ref().filter(|_| self.binds);
-        let unreadable = own.and_then(|own| self.unreadable(&own.path));
+    pub(super) fn evaluate_key(&self, key: &PublicKey, ask: &mut TrialRunner<'_>) -> KeyTrialResult {
+        let guard = self.check_guard();
+        let own = self.facts.key_file.as_ref().filter(|_| self.binds_key);
+        let unreadable = own.and_then(|own| self.find_unreadable(&own.path));
         if let Some(finding) = guard.refusals.into_iter().next().or(unreadable) {
-            return KeyVerdict { report: None, access: Access::Denied(finding), warnings: Vec::new() };
+            return KeyTrialResult { report: None, access: KeyAccess::Denied(finding), warnings: Vec::new() };
         }
-        let mut verdict = self.ask(key, ask);
+        let mut verdict = self.run_trial(key, ask);
         verdict.warnings.extend(guard.warnings);
         verdict
     }
 
     /// What would refuse a login with a key that sshd accepts, for every connection.
-    fn guard(&self) -> lockout::Verdict {
-        let mut verdict = lockout::Verdict::default();
-        for one in self.answers.iter().filter_map(|answer| self.guard_of(answer)) {
+    fn check_guard(&self) -> lockout::GuardReport {
+        let mut verdict = lockout::GuardReport::default();
+        for one in self.answers.iter().filter_map(|answer| self.check_guard_for(answer)) {
             verdict.refusals.extend(one.refusals);
             for warning in one.warnings {
                 if !verdict.warnings.contains(&warning) {
@@ -92,20 +94,20 @@ impl KeyTrial<'_> {
     }
 
     /// The same for one connection.
-    fn guard_of(&self, answer: &Answer) -> Option<lockout::Verdict> {
-        Some(lockout::judge(&lockout::Facts {
+    fn check_guard_for(&self, answer: &SshdAnswer) -> Option<lockout::GuardReport> {
+        Some(lockout::evaluate_guard(&lockout::GuardInputs {
             account: &self.facts.account,
             login: self.facts.login.as_ref()?,
             effective: &answer.effective,
             connection: &answer.connection,
-            reading: self.reading,
+            reading: self.config,
         }))
     }
 
     /// The trial alone.
-    fn ask(&self, key: &PublicKey, ask: &mut AskTrial<'_>) -> KeyVerdict {
-        let needs_addresses = sources::depends_on_address(self.reading);
-        let question = |connections: Vec<Connection>| TrialQuestion {
+    fn run_trial(&self, key: &PublicKey, ask: &mut TrialRunner<'_>) -> KeyTrialResult {
+        let needs_addresses = sources::depends_on_address(self.config);
+        let question = |connections: Vec<Connection>| TrialRequest {
             user: self.facts.account.name.clone(),
             key: key.clone(),
             ahead: self.ahead.to_owned(),
@@ -113,40 +115,43 @@ impl KeyTrial<'_> {
             connections,
             needs_addresses,
         };
-        let first = question(self.connections(needs_addresses));
+        let first = question(self.trial_connections(needs_addresses));
         let answers = ask(&first);
-        let mut tried: Vec<(Connection, TrialAnswer)> =
+        let mut tried: Vec<(Connection, TrialOutcome)> =
             first.connections.iter().cloned().zip(answers).collect();
-        tried.retain(|(_, answer)| *answer != TrialAnswer::NoSuchFamily);
-        let mut report = report_of(&tried);
+        tried.retain(|(_, answer)| *answer != TrialOutcome::NoSuchFamily);
+        let mut report = first_trial_report(&tried);
         for (_, answer) in &tried {
             match answer {
-                TrialAnswer::NotTaken(why) => {
-                    return KeyVerdict::new(report, Access::Unknown(why.clone()));
+                TrialOutcome::NotTaken(why) => {
+                    return KeyTrialResult::new(report, KeyAccess::Unknown(why.clone()));
                 }
-                TrialAnswer::NotShown(_) => {
-                    let deferred = TrialQuestion { key_files: Vec::new(), ..first.clone() };
-                    return KeyVerdict::new(report, Access::Deferred(deferred));
+                TrialOutcome::NotShown(_) => {
+                    let deferred = TrialRequest { key_files: Vec::new(), ..first.clone() };
+                    return KeyTrialResult::new(report, KeyAccess::Deferred(deferred));
                 }
-                TrialAnswer::Accepted(_) | TrialAnswer::Refused(_) | TrialAnswer::NoSuchFamily => {}
+                TrialOutcome::Accepted(_) | TrialOutcome::Refused(_) | TrialOutcome::NoSuchFamily => {}
             }
         }
         let Some((_, _)) = tried.first() else {
-            return KeyVerdict::new(report, Access::Unknown("no connection could be tried".to_owned()));
+            return KeyTrialResult::new(
+                report,
+                KeyAccess::Unknown("no connection could be tried".to_owned()),
+            );
         };
         let mut warnings = Vec::new();
-        let refused: Vec<(&Connection, Finding)> = tried
+        let refused: Vec<(&Connection, GuardFinding)> = tried
             .iter()
-            .filter_map(|(connection, answer)| Some((connection, self.finding(connection, answer)?)))
+            .filter_map(|(connection, answer)| Some((connection, self.find_restriction(connection, answer)?)))
             .collect();
-        for port in ports(&tried) {
+        for port in distinct_ports(&tried) {
             let of_port = |connection: &&Connection| connection.lport == port;
             // Whoever comes by IPv4 is not helped by IPv6.
             let has_ipv4 =
                 tried.iter().map(|(connection, _)| connection).any(|c| of_port(&c) && c.laddr.is_ipv4());
             let decides = |connection: &Connection| connection.laddr.is_ipv4() == has_ipv4;
             let mut refused_here = refused.iter().filter(|(connection, _)| of_port(connection));
-            let Some((at, finding)) = refused_here
+            let Some((refused_connection, finding)) = refused_here
                 .clone()
                 .find(|(connection, _)| decides(connection))
                 .or_else(|| refused_here.next())
@@ -154,30 +159,32 @@ impl KeyTrial<'_> {
                 continue;
             };
             let accepted = tried.iter().any(|(connection, answer)| {
-                of_port(&connection) && decides(connection) && self.finding(connection, answer).is_none()
+                of_port(&connection)
+                    && decides(connection)
+                    && self.find_restriction(connection, answer).is_none()
             });
             let elsewhere = match accepted {
                 true => None,
-                false => self.ask_from_sources(at, &question, ask),
+                false => self.try_named_sources(refused_connection, &question, ask),
             };
             match (accepted, elsewhere) {
-                (true, _) => warnings.push(limited(finding, None)),
+                (true, _) => warnings.push(source_limited_warning(finding, None)),
                 (false, Some((source, acceptance))) => {
                     report = Some(accepted_report(&acceptance));
-                    warnings.push(limited(finding, Some(&source)));
+                    warnings.push(source_limited_warning(finding, Some(&source)));
                 }
                 (false, None) => {
-                    return KeyVerdict::new(report, Access::Denied(finding.clone()));
+                    return KeyTrialResult::new(report, KeyAccess::Denied(finding.clone()));
                 }
             }
         }
-        warnings.extend(self.limiting_blocks(&question, ask));
-        KeyVerdict { report, access: Access::Granted, warnings }
+        warnings.extend(self.limiting_block_warnings(&question, ask));
+        KeyTrialResult { report, access: KeyAccess::Granted, warnings }
     }
 
     /// One connection where nothing depends on it, else each; only those for which sshd listens.
-    fn connections(&self, needs_addresses: bool) -> Vec<Connection> {
-        let listens = |answer: &&Answer| listens_for(&answer.effective, &answer.connection);
+    fn trial_connections(&self, needs_addresses: bool) -> Vec<Connection> {
+        let listens = |answer: &&SshdAnswer| listens_for(&answer.effective, &answer.connection);
         let all = self.answers.iter().filter(listens).map(|answer| answer.connection.clone());
         match needs_addresses {
             true => all.collect(),
@@ -186,58 +193,59 @@ impl KeyTrial<'_> {
     }
 
     /// Why an answer is no login: sshd's refusal, or options of the line that restrict it.
-    fn finding(&self, connection: &Connection, answer: &TrialAnswer) -> Option<Finding> {
+    fn find_restriction(&self, connection: &Connection, answer: &TrialOutcome) -> Option<GuardFinding> {
         let name = &self.facts.account.name;
         match answer {
             // The private sshd does not run in sshd's domain.
-            TrialAnswer::Accepted(acceptance) if acceptance.restrictions.is_empty() => {
-                self.unreadable(Path::new(&acceptance.at.file))
+            TrialOutcome::Accepted(acceptance) if acceptance.restrictions.is_empty() => {
+                self.find_unreadable(Path::new(&acceptance.at.file))
             }
-            TrialAnswer::Accepted(Acceptance { at, restrictions, .. }) => Some(Finding {
+            TrialOutcome::Accepted(Acceptance { at, restrictions, .. }) => Some(GuardFinding {
                 name: "authorized_keys",
                 message: format!(
                     "authorized_keys: sshd takes the key at {at}, whose options restrict the login of {name} ({}); take \
                      that line or its options out",
-                    foreign(&restrictions.join(", "))
+                    sanitize_text(&restrictions.join(", "))
                 ),
                 file: Some(at.file.clone().into()),
                 line: Some(at.line),
             }),
-            TrialAnswer::Refused(rejection) => Some(explain(
+            TrialOutcome::Refused(rejection) => Some(explain_rejection(
                 rejection,
-                &Decides {
+                &RejectionContext {
                     account: &self.facts.account,
                     connection,
-                    reading: self.reading,
+                    reading: self.config,
                     key_file: self.facts.key_file.as_ref().map(|file| file.path.as_path()),
                 },
             )),
-            TrialAnswer::NotShown(_) | TrialAnswer::NoSuchFamily | TrialAnswer::NotTaken(_) => None,
+            TrialOutcome::NotShown(_) | TrialOutcome::NoSuchFamily | TrialOutcome::NotTaken(_) => None,
         }
     }
 
     /// Why sshd, in its own domain, may not read a key file.
-    fn unreadable(&self, file: &Path) -> Option<Finding> {
-        match judge_key_file(self.facts, self.key_files, file) {
-            Verdict::Unreadable(finding, _) => Some(finding),
-            Verdict::Readable | Verdict::Curable(_) | Verdict::Tolerated(_) => None,
+    fn find_unreadable(&self, file: &Path) -> Option<GuardFinding> {
+        match check_key_file_label(self.facts, self.key_files, file) {
+            LabelCheck::Unreadable(finding, _) => Some(finding),
+            LabelCheck::Readable | LabelCheck::Fixable(_) | LabelCheck::Tolerated(_) => None,
         }
     }
 
     /// Where neutral addresses are refused: the first source that the configuration names from which the key lets in.
-    fn ask_from_sources(
+    fn try_named_sources(
         &self,
         refused: &Connection,
-        question: &impl Fn(Vec<Connection>) -> TrialQuestion,
-        ask: &mut AskTrial<'_>,
-    ) -> Option<(Source, Acceptance)> {
+        question: &impl Fn(Vec<Connection>) -> TrialRequest,
+        ask: &mut TrialRunner<'_>,
+    ) -> Option<(AllowedSource, Acceptance)> {
         let answer = self.answers.iter().find(|answer| answer.connection == *refused)?;
-        let mut sources = witness::sources(self.reading, refused, &self.facts.account, &answer.effective);
-        sources.retain(|Source { connection, .. }| {
+        let mut sources =
+            witness::list_allowed_sources(self.config, refused, &self.facts.account, &answer.effective);
+        sources.retain(|AllowedSource { connection, .. }| {
             // Nobody knows whether a connection arrives at another address of this guest; and no name is looked up here.
             connection.laddr == refused.laddr
                 && connection.host == connection.addr.to_string()
-                && connection.is_of_one_family()
+                && connection.is_single_family()
         });
         if sources.is_empty() {
             return None;
@@ -245,7 +253,7 @@ impl KeyTrial<'_> {
         let asked = question(sources.iter().map(|source| source.connection.clone()).collect());
         let answers = ask(&asked);
         sources.into_iter().zip(answers).find_map(|(source, answer)| match answer {
-            TrialAnswer::Accepted(acceptance) if acceptance.restrictions.is_empty() => {
+            TrialOutcome::Accepted(acceptance) if acceptance.restrictions.is_empty() => {
                 Some((source, acceptance))
             }
             _ => None,
@@ -253,15 +261,15 @@ impl KeyTrial<'_> {
     }
 
     /// SOURCE_LIMITED for each `Match` block about addresses from which the key does not let in.
-    fn limiting_blocks(
+    fn limiting_block_warnings(
         &self,
-        question: &impl Fn(Vec<Connection>) -> TrialQuestion,
-        ask: &mut AskTrial<'_>,
+        question: &impl Fn(Vec<Connection>) -> TrialRequest,
+        ask: &mut TrialRunner<'_>,
     ) -> Vec<Warning> {
         let Some(first) = self.answers.first() else { return Vec::new() };
-        let limiting = witness::limiting_witnesses(first, self.witnesses);
-        let arriving = limiting.into_iter().filter(|(_, answer)| answer.connection.is_of_one_family());
-        let limiting: Vec<_> = arriving.take(MAX_BLOCKS).collect();
+        let limiting = witness::list_limiting_samples(first, self.witnesses);
+        let arriving = limiting.into_iter().filter(|(_, answer)| answer.connection.is_single_family());
+        let limiting: Vec<_> = arriving.take(MAX_TRIAL_MATCH_BLOCKS).collect();
         if limiting.is_empty() {
             return Vec::new();
         }
@@ -269,16 +277,18 @@ impl KeyTrial<'_> {
         let answers = ask(&asked);
         let mut warnings = Vec::new();
         for ((witness, limited), answer) in limiting.into_iter().zip(answers) {
-            let after_key = || self.guard_of(limited)?.refusals.into_iter().next();
+            let after_key = || self.check_guard_for(limited)?.refusals.into_iter().next();
             let connection = &limited.connection;
-            let Some(finding) = self.finding(connection, &answer).or_else(after_key) else { continue };
+            let Some(finding) = self.find_restriction(connection, &answer).or_else(after_key) else {
+                continue;
+            };
             let message = format!(
                 "the key does not let {} in from {}: {}",
                 self.facts.account.name, connection.addr, finding.message
             );
             let warning = Warning::new(WarningReason::SourceLimited, message);
             warnings.push(match &witness.place {
-                Some((file, line)) => warning.at(file, Some(*line)),
+                Some((file, line)) => warning.with_location(file, Some(*line)),
                 None => warning,
             });
         }
@@ -286,13 +296,13 @@ impl KeyTrial<'_> {
     }
 }
 
-impl KeyVerdict {
-    fn new(report: Option<TrialReport>, access: Access) -> Self {
+impl KeyTrialResult {
+    fn new(report: Option<TrialReport>, access: KeyAccess) -> Self {
         Self { report, access, warnings: Vec::new() }
     }
 }
 
-fn ports(tried: &[(Connection, TrialAnswer)]) -> Vec<u16> {
+fn distinct_ports(tried: &[(Connection, TrialOutcome)]) -> Vec<u16> {
     let mut ports: Vec<u16> = Vec::new();
     for (connection, _) in tried {
         if !ports.contains(&connection.lport) {
@@ -303,9 +313,9 @@ fn ports(tried: &[(Connection, TrialAnswer)]) -> Vec<u16> {
 }
 
 /// SOURCE_LIMITED, about the line that refuses the others.
-fn limited(finding: &Finding, source: Option<&Source>) -> Warning {
+fn source_limited_warning(finding: &GuardFinding, source: Option<&AllowedSource>) -> Warning {
     let from = match source {
-        Some(Source { connection, by }) => {
+        Some(AllowedSource { connection, by }) => {
             let by = by.describe("AllowUsers");
             format!("from some addresses only ({} among them, because of {by})", connection.addr)
         }
@@ -314,29 +324,29 @@ fn limited(finding: &Finding, source: Option<&Source>) -> Warning {
     let warning =
         Warning::new(WarningReason::SourceLimited, format!("the key lets in {from}: {}", finding.message));
     match &finding.file {
-        Some(file) => warning.at(file, finding.line),
+        Some(file) => warning.with_location(file, finding.line),
         None => warning,
     }
 }
 
 /// What the result says: of the first answer.
-fn report_of(tried: &[(Connection, TrialAnswer)]) -> Option<TrialReport> {
-    Some(report(&tried.first()?.1))
+fn first_trial_report(tried: &[(Connection, TrialOutcome)]) -> Option<TrialReport> {
+    Some(trial_report(&tried.first()?.1))
 }
 
 /// The report of an answer.
-pub(super) fn report(answer: &TrialAnswer) -> TrialReport {
+pub(super) fn trial_report(answer: &TrialOutcome) -> TrialReport {
     match answer {
-        TrialAnswer::Accepted(acceptance) => accepted_report(acceptance),
-        TrialAnswer::Refused(rejection) => TrialReport {
+        TrialOutcome::Accepted(acceptance) => accepted_report(acceptance),
+        TrialOutcome::Refused(rejection) => TrialReport {
             key: TrialKey::Refused,
             file: None,
             line: None,
             methods: Some(rejection.methods.clone()),
             not_taken: None,
         },
-        TrialAnswer::NotShown(why) | TrialAnswer::NotTaken(why) => TrialReport::not_taken(why),
-        TrialAnswer::NoSuchFamily => TrialReport::not_taken("the kernel has no such address family"),
+        TrialOutcome::NotShown(why) | TrialOutcome::NotTaken(why) => TrialReport::without_answer(why),
+        TrialOutcome::NoSuchFamily => TrialReport::without_answer("the kernel has no such address family"),
     }
 }
 
@@ -354,21 +364,21 @@ fn accepted_report(acceptance: &Acceptance) -> TrialReport {
 ///
 /// # Errors
 /// `LOCKOUT_GUARD`: it refuses the key, or could not be asked.
-pub fn judge_deferred(
-    facts: &Facts,
+pub fn check_deferred_trial(
+    facts: &PlanInputs,
     sshd: &Sshd,
-    question: &TrialQuestion,
-    answers: &[TrialAnswer],
+    question: &TrialRequest,
+    answers: &[TrialOutcome],
 ) -> Result<TrialReport, PlanRefusal> {
-    let reading = Reading::of(sshd);
+    let config = ParsedConfig::from_sshd(sshd);
     let trial = KeyTrial {
         facts,
-        reading: &reading,
+        config: &config,
         ahead: &question.ahead,
         key_files: &[],
         answers: &[],
         witnesses: &[],
-        binds: false,
+        binds_key: false,
     };
     let refuse = |message: String, trial: Option<TrialReport>| PlanRefusal {
         refusal: Refusal::new(Reason::LockoutGuard, message),
@@ -376,22 +386,24 @@ pub fn judge_deferred(
     };
     let mut accepted = None;
     for (connection, answer) in question.connections.iter().zip(answers) {
-        let said = report(answer);
-        match (answer, trial.finding(connection, answer)) {
-            (TrialAnswer::NoSuchFamily, _) => {}
-            (TrialAnswer::NotShown(why) | TrialAnswer::NotTaken(why), _) => {
-                return Err(refuse(unknown(why), Some(said)));
+        let answer_report = trial_report(answer);
+        match (answer, trial.find_restriction(connection, answer)) {
+            (TrialOutcome::NoSuchFamily, _) => {}
+            (TrialOutcome::NotShown(why) | TrialOutcome::NotTaken(why), _) => {
+                return Err(refuse(trial_unavailable_message(why), Some(answer_report)));
             }
-            (TrialAnswer::Refused(_) | TrialAnswer::Accepted(_), Some(finding)) => {
-                return Err(refuse(finding.message, Some(said)));
+            (TrialOutcome::Refused(_) | TrialOutcome::Accepted(_), Some(finding)) => {
+                return Err(refuse(finding.message, Some(answer_report)));
             }
-            (TrialAnswer::Refused(_) | TrialAnswer::Accepted(_), None) => accepted = accepted.or(Some(said)),
+            (TrialOutcome::Refused(_) | TrialOutcome::Accepted(_), None) => {
+                accepted = accepted.or(Some(answer_report))
+            }
         }
     }
-    accepted.ok_or_else(|| refuse(unknown("no connection could be tried"), None))
+    accepted.ok_or_else(|| refuse(trial_unavailable_message("no connection could be tried"), None))
 }
 
 /// Without an answer of a private sshd the step is refused.
-pub(super) fn unknown(why: &str) -> String {
+pub(super) fn trial_unavailable_message(why: &str) -> String {
     format!("whether sshd lets the key in could not be asked: {why}; mend that, and try again")
 }

@@ -1,14 +1,20 @@
 //! Whom a `Match` line picks: sshd_config(5) "Match".
 
 use crate::policy::observation::Connection;
-use crate::policy::pattern::{Listed, listed, listed_address, listed_host, lists_group};
+use crate::policy::pattern::{
+    ListMatch, match_address_list, match_host_list, match_pattern_list, matches_group_list,
+};
 
 /// Whether the criteria of a `Match` line hold for this connection; `None` where that depends on what is
 /// not known here (a criterion of a newer sshd, groups that were not looked up).
-pub fn applies(criteria: &[String], connection: &Connection, groups: Option<&[String]>) -> Option<bool> {
+pub fn matches_connection(
+    criteria: &[String],
+    connection: &Connection,
+    groups: Option<&[String]>,
+) -> Option<bool> {
     let mut known = true;
-    for (name, patterns) in criteria_pairs(criteria) {
-        match holds(&name.to_ascii_lowercase(), patterns?, connection, groups) {
+    for (name, patterns) in parse_criteria_pairs(criteria) {
+        match criterion_matches(&name.to_ascii_lowercase(), patterns?, connection, groups) {
             Some(true) => {}
             Some(false) => return Some(false),
             None => known = false,
@@ -18,8 +24,8 @@ pub fn applies(criteria: &[String], connection: &Connection, groups: Option<&[St
 }
 
 /// The criteria, each with its patterns; `all` is left out. A last one without patterns is a mistake of its writer.
-pub fn criteria_pairs(criteria: &[String]) -> Vec<(&str, Option<&str>)> {
-    let mut words = words(criteria).into_iter();
+pub fn parse_criteria_pairs(criteria: &[String]) -> Vec<(&str, Option<&str>)> {
+    let mut words = split_criteria(criteria).into_iter();
     let mut pairs = Vec::new();
     while let Some(name) = words.next() {
         if !name.eq_ignore_ascii_case("all") {
@@ -29,32 +35,37 @@ pub fn criteria_pairs(criteria: &[String]) -> Vec<(&str, Option<&str>)> {
     pairs
 }
 
-fn holds(name: &str, patterns: &str, connection: &Connection, groups: Option<&[String]>) -> Option<bool> {
-    let is = |said: Listed| Some(said == Listed::Yes);
+fn criterion_matches(
+    name: &str,
+    patterns: &str,
+    connection: &Connection,
+    groups: Option<&[String]>,
+) -> Option<bool> {
+    let is_listed = |said: ListMatch| Some(said == ListMatch::Yes);
     match name {
-        "user" => is(listed(&connection.user, patterns)),
-        "host" => is(listed_host(&connection.host, patterns)),
-        "address" => is(listed_address(connection.addr, patterns).unwrap_or(Listed::No)),
-        "localaddress" => is(listed_address(connection.laddr, patterns).unwrap_or(Listed::No)),
+        "user" => is_listed(match_pattern_list(&connection.user, patterns)),
+        "host" => is_listed(match_host_list(&connection.host, patterns)),
+        "address" => is_listed(match_address_list(connection.addr, patterns).unwrap_or(ListMatch::No)),
+        "localaddress" => is_listed(match_address_list(connection.laddr, patterns).unwrap_or(ListMatch::No)),
         "localport" => Some(patterns.parse() == Ok(connection.lport)),
-        "group" => Some(lists_group(groups?, patterns)),
+        "group" => Some(matches_group_list(groups?, patterns)),
         _ => None,
     }
 }
 
 /// `name=patterns` and `name = patterns` are `name patterns`.
-fn words(criteria: &[String]) -> Vec<&str> {
+fn split_criteria(criteria: &[String]) -> Vec<&str> {
     criteria.iter().flat_map(|word| word.splitn(2, '=')).filter(|word| !word.is_empty()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::connection::anybody;
+    use crate::policy::connection::default_neutral_connection;
 
     #[test]
-    fn whom_a_match_line_picks() {
-        let connection = anybody("root");
+    fn match_criteria_select_connection() {
+        let connection = default_neutral_connection("root");
         let groups = ["root".to_owned(), "wheel".to_owned()];
         for (criteria, said) in [
             ("all", Some(true)),
@@ -78,8 +89,8 @@ mod tests {
             ("User", None),
         ] {
             let words: Vec<String> = criteria.split(' ').map(str::to_owned).collect();
-            assert_eq!(applies(&words, &connection, Some(&groups)), said, "{criteria}");
+            assert_eq!(matches_connection(&words, &connection, Some(&groups)), said, "{criteria}");
         }
-        assert_eq!(applies(&["Group".into(), "x".into()], &connection, None), None);
+        assert_eq!(matches_connection(&["Group".into(), "x".into()], &connection, None), None);
     }
 }

@@ -1,29 +1,30 @@
 //! Who decides, by tables; tests/sshd_agrees.rs holds the same against sshd.
 
-use super::super::fixture::tree;
+use super::super::fixture::build_config_tree;
 use super::*;
-use crate::policy::connection::anybody;
+use crate::policy::connection::default_neutral_connection;
 
-const MAIN: &str = "/etc/ssh/sshd_config";
+const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
 
-fn reading(files: &[(&str, &str)], options: &[&str], names: Names) -> Reading {
+fn parsed_config(files: &[(&str, &str)], options: &[&str], names: KbdNames) -> ParsedConfig {
     let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
-    Reading::new(&tree(files), &options, names)
+    ParsedConfig::new(&build_config_tree(files), &options, names)
 }
 
 /// The place and the value, in short.
-fn decided(reading: &Reading, keyword: &str) -> String {
-    let Decision { by, value } = reading.decision(keyword, &anybody("root"), Some(&["root".to_owned()]));
+fn format_resolved_value(reading: &ParsedConfig, keyword: &str) -> String {
+    let ResolvedValue { by, value } =
+        reading.resolve_value(keyword, &default_neutral_connection("root"), Some(&["root".to_owned()]));
     let by = match by {
-        Decider::Option(text) => format!("-o {text}"),
-        Decider::Line { line, .. } => format!("line {line}"),
-        Decider::Default => "default".into(),
+        ConfigSource::CommandLine(text) => format!("-o {text}"),
+        ConfigSource::Line { line, .. } => format!("line {line}"),
+        ConfigSource::Default => "default".into(),
     };
     format!("{by}: {}", value.unwrap_or_default().join(" "))
 }
 
 #[test]
-fn who_decides() {
+fn resolved_value_names_deciding_source() {
     let password = "PasswordAuthentication";
     for (main, options, keyword, expected) in [
         ("", "", "UsePAM", "default: "),
@@ -69,12 +70,16 @@ fn who_decides() {
         ("PubkeyAcceptedKeyTypes ssh-rsa\n", "", "PubkeyAcceptedAlgorithms", "line 1: ssh-rsa"),
     ] {
         let options: Vec<&str> = options.split_ascii_whitespace().collect();
-        assert_eq!(decided(&reading(&[(MAIN, main)], &options, Names::One), keyword), expected, "{main}");
+        assert_eq!(
+            format_resolved_value(&parsed_config(&[(MAIN_CONFIG, main)], &options, KbdNames::One), keyword),
+            expected,
+            "{main}"
+        );
     }
 }
 
 #[test]
-fn the_older_name_on_its_own() {
+fn challenge_response_is_separate_before_8_7() {
     for (main, expected) in [
         ("KbdInteractiveAuthentication no\n", "default: "),
         ("ChallengeResponseAuthentication no\nKbdInteractiveAuthentication yes\n", "line 2: yes"),
@@ -82,23 +87,36 @@ fn the_older_name_on_its_own() {
         ("ChallengeResponseAuthentication no\nSkeyAuthentication yes\n", "line 1: no"),
         ("Match User root\nKbdInteractiveAuthentication no\n", "line 2: no"),
     ] {
-        assert_eq!(decided(&reading(&[(MAIN, main)], &[], Names::Two), KBD_INTERACTIVE), expected, "{main}");
+        assert_eq!(
+            format_resolved_value(
+                &parsed_config(&[(MAIN_CONFIG, main)], &[], KbdNames::Two),
+                KBD_INTERACTIVE
+            ),
+            expected,
+            "{main}"
+        );
     }
 }
 
 #[test]
-fn a_match_that_may_pick_the_connection() {
+fn uncertain_match_block_explains_observed_value() {
     let main = "PasswordAuthentication no\nMatch User bob\nPasswordAuthentication yes\nMatch RDomain x\n\
                 PasswordAuthentication yes\n";
-    let reading = reading(&[(MAIN, main)], &[], Names::One);
-    let told = |observed| reading.explain("PasswordAuthentication", observed, &anybody("root"), None).line();
+    let reading = parsed_config(&[(MAIN_CONFIG, main)], &[], KbdNames::One);
+    let told = |observed| {
+        reading
+            .find_value_source("PasswordAuthentication", observed, &default_neutral_connection("root"), None)
+            .line()
+    };
     assert_eq!((told("no"), told("yes")), (Some(1), Some(5)));
 }
 
 #[test]
-fn the_place_in_words() {
-    let files = [(MAIN, "Include d.d/*\n"), ("/etc/ssh/d.d/a.conf", "\nskeyauthentication yes\n")];
-    let by = reading(&files, &[], Names::One).decision(KBD_INTERACTIVE, &anybody("root"), None).by;
+fn config_source_description_names_place() {
+    let files = [(MAIN_CONFIG, "Include d.d/*\n"), ("/etc/ssh/d.d/a.conf", "\nskeyauthentication yes\n")];
+    let by = parsed_config(&files, &[], KbdNames::One)
+        .resolve_value(KBD_INTERACTIVE, &default_neutral_connection("root"), None)
+        .by;
     assert_eq!(by.describe(KBD_INTERACTIVE), "/etc/ssh/d.d/a.conf line 2 (`SkeyAuthentication yes`)");
-    assert_eq!(Decider::Default.describe("usepam"), "sshd's default of UsePAM, which no file sets");
+    assert_eq!(ConfigSource::Default.describe("usepam"), "sshd's default of UsePAM, which no file sets");
 }

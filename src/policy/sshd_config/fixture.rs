@@ -4,25 +4,25 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::tokens;
-use crate::policy::observation::{ConfigTree, Included};
+use crate::policy::observation::{ConfigTree, IncludedFiles};
 
 /// The tree of these files, the first one the main file. A directory exists where a file is in it, and so
 /// does every one that ends in `.d`.
-pub(crate) fn tree(files: &[(&str, &str)]) -> ConfigTree {
+pub(crate) fn build_config_tree(files: &[(&str, &str)]) -> ConfigTree {
     let files: BTreeMap<PathBuf, Vec<u8>> =
         files.iter().map(|(path, text)| (PathBuf::from(path), text.as_bytes().to_vec())).collect();
-    resolved(PathBuf::from("/etc/ssh/sshd_config"), files)
+    resolve_includes(PathBuf::from("/etc/ssh/sshd_config"), files)
 }
 
 /// The same from a map, so that a test can change files and look again.
-pub(crate) fn resolved(main: PathBuf, files: BTreeMap<PathBuf, Vec<u8>>) -> ConfigTree {
+pub(crate) fn resolve_includes(main: PathBuf, files: BTreeMap<PathBuf, Vec<u8>>) -> ConfigTree {
     let mut includes = BTreeMap::new();
     for (path, content) in &files {
         for (index, line) in content.split(|&byte| byte == b'\n').enumerate() {
-            if let Some((keyword, arguments)) = tokens::split(line)
+            if let Some((keyword, arguments)) = tokens::split_config_line(line)
                 && keyword.eq_ignore_ascii_case("include")
             {
-                let patterns = arguments.iter().map(|argument| include(&files, argument)).collect();
+                let patterns = arguments.iter().map(|argument| resolve_include(&files, argument)).collect();
                 includes.insert((path.clone(), index + 1), patterns);
             }
         }
@@ -30,7 +30,7 @@ pub(crate) fn resolved(main: PathBuf, files: BTreeMap<PathBuf, Vec<u8>>) -> Conf
     ConfigTree { main, files, includes }
 }
 
-fn include(files: &BTreeMap<PathBuf, Vec<u8>>, argument: &str) -> Included {
+fn resolve_include(files: &BTreeMap<PathBuf, Vec<u8>>, argument: &str) -> IncludedFiles {
     let pattern = Path::new("/etc/ssh").join(argument);
     let matcher = glob::Pattern::new(&pattern.to_string_lossy()).unwrap_or_default();
     let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
@@ -40,5 +40,5 @@ fn include(files: &BTreeMap<PathBuf, Vec<u8>>, argument: &str) -> Included {
     let directory = pattern.parent().unwrap_or(Path::new("/")).to_owned();
     let directory_exists = directory.extension().is_some_and(|suffix| suffix == "d")
         || files.keys().any(|path| path.parent() == Some(&directory));
-    Included { pattern, directory_exists, files: found }
+    IncludedFiles { pattern, directory_exists, files: found }
 }

@@ -9,17 +9,17 @@ use super::tokens;
 pub const SSH_DIR: &str = "/etc/ssh";
 
 /// The Include directives of a file: line (from 1) and patterns, made absolute.
-pub fn include_patterns(content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
-    include_patterns_in(Some(Path::new(SSH_DIR)), content)
+pub fn parse_include_patterns(content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
+    parse_include_patterns_in(Some(Path::new(SSH_DIR)), content)
 }
 
 /// The same where a relative Include starts at `ssh_dir`; without it a relative one leads nowhere, and is left out.
-pub fn include_patterns_in(ssh_dir: Option<&Path>, content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
+pub fn parse_include_patterns_in(ssh_dir: Option<&Path>, content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
     let absolute = |pattern: String| match ssh_dir {
         Some(ssh_dir) => Some(ssh_dir.join(pattern)),
         None => Some(PathBuf::from(pattern)).filter(|pattern| pattern.is_absolute()),
     };
-    lines(content)
+    parse_directive_lines(content)
         .filter(|(_, keyword, _)| keyword == "include")
         .map(|(line, _, arguments)| (line, arguments.into_iter().filter_map(absolute).collect()))
         .collect()
@@ -27,17 +27,17 @@ pub fn include_patterns_in(ssh_dir: Option<&Path>, content: &[u8]) -> Vec<(usize
 
 /// Whether a file has an Include with a relative path.
 pub fn has_relative_include(content: &[u8]) -> bool {
-    lines(content).any(|(_, keyword, arguments)| {
+    parse_directive_lines(content).any(|(_, keyword, arguments)| {
         keyword == "include" && arguments.iter().any(|pattern| !pattern.starts_with('/'))
     })
 }
 
 /// The patterns of the Include directives that are commented out in a file: what it may have included before.
-pub fn former_include_patterns(content: &[u8]) -> Vec<PathBuf> {
+pub fn parse_commented_include_patterns(content: &[u8]) -> Vec<PathBuf> {
     let uncommented = |line: &[u8]| {
         let line = line.trim_ascii_start();
         let text = line.strip_prefix(b"#")?;
-        let (keyword, arguments) = tokens::split(text)?;
+        let (keyword, arguments) = tokens::split_config_line(text)?;
         keyword.eq_ignore_ascii_case("include").then_some(arguments)
     };
     let patterns = content.split(|byte| *byte == b'\n').filter_map(uncommented).flatten();
@@ -46,9 +46,9 @@ pub fn former_include_patterns(content: &[u8]) -> Vec<PathBuf> {
 
 /// The host patterns that rules of a file name: of `Match Address`, `Match Host`, and behind an `@` of
 /// `AllowUsers` and `DenyUsers`.
-pub fn named_hosts(content: &[u8]) -> Vec<String> {
+pub fn parse_rule_hosts(content: &[u8]) -> Vec<String> {
     let mut hosts = Vec::new();
-    for (_, keyword, arguments) in lines(content) {
+    for (_, keyword, arguments) in parse_directive_lines(content) {
         match keyword.as_str() {
             "match" => {
                 // `Match Address 10.0.0.0/8`, and since 9.9 `Match Address=10.0.0.0/8`.
@@ -70,9 +70,9 @@ pub fn named_hosts(content: &[u8]) -> Vec<String> {
 }
 
 /// The directives of a file: line (from 1), keyword in lower case, arguments.
-fn lines(content: &[u8]) -> impl Iterator<Item = (usize, String, Vec<String>)> + '_ {
+fn parse_directive_lines(content: &[u8]) -> impl Iterator<Item = (usize, String, Vec<String>)> + '_ {
     content.split(|byte| *byte == b'\n').zip(1..).filter_map(|(line, number)| {
-        let (keyword, arguments) = tokens::split(line)?;
+        let (keyword, arguments) = tokens::split_config_line(line)?;
         Some((number, keyword.to_ascii_lowercase(), arguments))
     })
 }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn includes() {
+    fn include_patterns_are_parsed_and_made_absolute() {
         type Case<'c> = (&'c str, &'c [(usize, &'c [&'c str])]);
         let cases: &[Case<'_>] = &[
             ("", &[]),
@@ -101,16 +101,16 @@ mod tests {
                 .iter()
                 .map(|(line, paths)| (*line, paths.iter().map(PathBuf::from).collect()))
                 .collect();
-            assert_eq!(include_patterns(text.as_bytes()), expected, "{text:?}");
+            assert_eq!(parse_include_patterns(text.as_bytes()), expected, "{text:?}");
         }
     }
 
     #[test]
-    fn where_relative_patterns_start() {
+    fn relative_include_starts_at_given_directory() {
         let text = b"Include d/*.conf /a\n";
-        let found = include_patterns_in(Some(Path::new("/usr/local/etc")), text);
+        let found = parse_include_patterns_in(Some(Path::new("/usr/local/etc")), text);
         assert_eq!(found, [(1, vec![PathBuf::from("/usr/local/etc/d/*.conf"), PathBuf::from("/a")])]);
-        assert_eq!(include_patterns_in(None, text), [(1, vec![PathBuf::from("/a")])]);
+        assert_eq!(parse_include_patterns_in(None, text), [(1, vec![PathBuf::from("/a")])]);
         for (text, expected) in [
             ("Include d/*.conf", true),
             ("Include /a b\n", true),
@@ -122,17 +122,17 @@ mod tests {
     }
 
     #[test]
-    fn includes_that_are_commented_out() {
+    fn commented_include_patterns_are_found() {
         let text = "#Include /a/*.conf\n  # include b/c\nInclude /d\n# includes /e\n##Include /f\n#\n";
         let expected = ["/a/*.conf", "/etc/ssh/b/c"].map(PathBuf::from);
-        assert_eq!(former_include_patterns(text.as_bytes()), expected);
+        assert_eq!(parse_commented_include_patterns(text.as_bytes()), expected);
     }
 
     #[test]
-    fn hosts() {
+    fn rule_hosts_are_listed() {
         let text = "AllowUsers root@192.0.2.1 joe u@10.0.0.0/8\nDenyUsers \"x@*.evil\"\n\
                     Match user y address 192.0.2.0/24,!192.0.2.7\nMatch Host=a.b,c LocalAddress 1.2.3.4\n";
         let expected = ["192.0.2.1", "10.0.0.0/8", "*.evil", "192.0.2.0/24", "!192.0.2.7", "a.b", "c"];
-        assert_eq!(named_hosts(text.as_bytes()), expected);
+        assert_eq!(parse_rule_hosts(text.as_bytes()), expected);
     }
 }

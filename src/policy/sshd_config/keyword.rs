@@ -2,11 +2,11 @@
 
 /// Which of several lines count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counts {
+pub enum Multiplicity {
     /// The first one that is read.
-    First,
+    FirstWins,
     /// All of them, one after the other; inside `Match` blocks they replace the global ones.
-    Every,
+    Cumulative,
 }
 
 /// A keyword of sshd_config(5).
@@ -15,75 +15,77 @@ pub struct Keyword {
     /// As the manual page spells it.
     pub name: &'static str,
     /// Its older names.
-    pub also: &'static [&'static str],
+    pub aliases: &'static [&'static str],
     /// Whether it may stand in a `Match` block.
-    pub in_match: bool,
+    pub allowed_in_match: bool,
     /// Which of its lines count.
-    pub counts: Counts,
+    pub multiplicity: Multiplicity,
 }
 
 /// Every keyword that the reader claims to know; tests/sshd_agrees.rs holds it against sshd on each.
-pub const KNOWN: &[Keyword] = &[
-    every("AllowGroups"),
-    every("AllowUsers"),
-    first("AuthenticationMethods"),
-    first("AuthorizedKeysCommand"),
-    first("AuthorizedKeysFile"),
-    first("ChrootDirectory"),
-    every("DenyGroups"),
-    every("DenyUsers"),
-    first("ForceCommand"),
+pub const KNOWN_KEYWORDS: &[Keyword] = &[
+    cumulative("AllowGroups"),
+    cumulative("AllowUsers"),
+    first_wins("AuthenticationMethods"),
+    first_wins("AuthorizedKeysCommand"),
+    first_wins("AuthorizedKeysFile"),
+    first_wins("ChrootDirectory"),
+    cumulative("DenyGroups"),
+    cumulative("DenyUsers"),
+    first_wins("ForceCommand"),
     Keyword {
-        also: &["ChallengeResponseAuthentication", "SkeyAuthentication"],
-        ..first("KbdInteractiveAuthentication")
+        aliases: &["ChallengeResponseAuthentication", "SkeyAuthentication"],
+        ..first_wins("KbdInteractiveAuthentication")
     },
-    first("MaxSessions"),
-    first("PasswordAuthentication"),
-    first("PermitEmptyPasswords"),
-    first("PermitRootLogin"),
-    Keyword { also: &["PubkeyAcceptedKeyTypes"], ..first("PubkeyAcceptedAlgorithms") },
-    Keyword { also: &["DSAAuthentication"], ..first("PubkeyAuthentication") },
-    first("RefuseConnection"),
-    Keyword { also: &["RSAMinSize"], ..first("RequiredRSASize") },
-    first("RevokedKeys"),
-    global("StrictModes"),
-    global("UseDNS"),
-    global("UsePAM"),
+    first_wins("MaxSessions"),
+    first_wins("PasswordAuthentication"),
+    first_wins("PermitEmptyPasswords"),
+    first_wins("PermitRootLogin"),
+    Keyword { aliases: &["PubkeyAcceptedKeyTypes"], ..first_wins("PubkeyAcceptedAlgorithms") },
+    Keyword { aliases: &["DSAAuthentication"], ..first_wins("PubkeyAuthentication") },
+    first_wins("RefuseConnection"),
+    Keyword { aliases: &["RSAMinSize"], ..first_wins("RequiredRSASize") },
+    first_wins("RevokedKeys"),
+    global_only("StrictModes"),
+    global_only("UseDNS"),
+    global_only("UsePAM"),
 ];
 
-const fn first(name: &'static str) -> Keyword {
-    Keyword { name, also: &[], in_match: true, counts: Counts::First }
+const fn first_wins(name: &'static str) -> Keyword {
+    Keyword { name, aliases: &[], allowed_in_match: true, multiplicity: Multiplicity::FirstWins }
 }
 
-const fn every(name: &'static str) -> Keyword {
-    Keyword { name, also: &[], in_match: true, counts: Counts::Every }
+const fn cumulative(name: &'static str) -> Keyword {
+    Keyword { name, aliases: &[], allowed_in_match: true, multiplicity: Multiplicity::Cumulative }
 }
 
-const fn global(name: &'static str) -> Keyword {
-    Keyword { name, also: &[], in_match: false, counts: Counts::First }
+const fn global_only(name: &'static str) -> Keyword {
+    Keyword { name, aliases: &[], allowed_in_match: false, multiplicity: Multiplicity::FirstWins }
 }
 
 impl Keyword {
     /// The keyword of this name, in any case and under any of its names.
-    pub fn of(name: &str) -> Option<&'static Self> {
-        KNOWN.iter().find(|keyword| keyword.is_named(name))
+    pub fn lookup(name: &str) -> Option<&'static Self> {
+        KNOWN_KEYWORDS.iter().find(|keyword| keyword.is_named(name))
     }
 
     /// Whether `name` is one of its names.
     pub fn is_named(&self, name: &str) -> bool {
-        self.name.eq_ignore_ascii_case(name) || self.also.iter().any(|also| also.eq_ignore_ascii_case(name))
+        self.name.eq_ignore_ascii_case(name)
+            || self.aliases.iter().any(|also| also.eq_ignore_ascii_case(name))
     }
 }
 
 /// A keyword as sshd_config(5) spells it, where it is one that is known here under this very name.
-pub fn spelling(name: &str) -> &str {
-    let names = KNOWN.iter().flat_map(|keyword| std::iter::once(&keyword.name).chain(keyword.also));
+pub fn canonical_spelling(name: &str) -> &str {
+    let names =
+        KNOWN_KEYWORDS.iter().flat_map(|keyword| std::iter::once(&keyword.name).chain(keyword.aliases));
     names.copied().find(|known| known.eq_ignore_ascii_case(name)).unwrap_or(name)
 }
 
 /// Whether two names are names of one option.
 pub(super) fn is_same_option(one: &str, other: &str) -> bool {
-    match Keyword::of(one) {
+    match Keyword::lookup(one) {
         Some(keyword) => keyword.is_named(other),
         None => one.eq_ignore_ascii_case(other),
     }

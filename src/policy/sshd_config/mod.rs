@@ -14,32 +14,36 @@ mod setting;
 mod text;
 mod tokens;
 
-pub use criteria::{applies, criteria_pairs};
-pub use decider::{Decider, Decision, Names, Reading};
+pub use criteria::{matches_connection, parse_criteria_pairs};
+pub use decider::{ConfigSource, KbdNames, ParsedConfig, ResolvedValue};
 pub use include::{
-    SSH_DIR, former_include_patterns, has_relative_include, include_patterns, include_patterns_in,
-    named_hosts,
+    SSH_DIR, has_relative_include, parse_commented_include_patterns, parse_include_patterns,
+    parse_include_patterns_in, parse_rule_hosts,
 };
-pub use keyword::{Counts, KNOWN, Keyword, spelling};
-pub use placement::{Place, Placement, contrary_lines, is_drop_in, is_first, is_read, placement, taken};
-pub use reader::{Directive, Scope, directives};
-pub use setting::{KbdInteractive, desired, forbids_all, judge_setting};
+pub use keyword::{KNOWN_KEYWORDS, Keyword, Multiplicity, canonical_spelling};
+pub use placement::{
+    Place, Placement, choose_placement, find_overridden_directives, is_managed_drop_in, is_place_first,
+    is_place_read, managed_places,
+};
+pub use reader::{Directive, Scope, read_directives};
+pub use setting::{KbdInteractive, check_password_auth, desired_directives, forbids_passwords_globally};
 pub use text::{
-    COMMENT, Provenance, directives_of_ours, is_in_form_of_block, is_our_line_in_block, is_ours_alone,
-    ours_comes_first, ours_in_drop_in, ours_in_main, render, render_block,
+    COMMENT_PREFIX, Provenance, find_managed_in_drop_in, find_managed_in_main, has_block_form,
+    has_only_managed_lines, is_managed_line, parse_managed_directives, render_block, render_drop_in,
+    starts_with_managed_directive,
 };
 
 use keyword::is_same_option;
 
 /// The name of our drop-in (KP-6.12).
-pub const DROP_IN: &str = "00-keypair-agent.conf";
+pub const DROP_IN_NAME: &str = "00-keypair-agent.conf";
 
 /// The keyword we set above all, as sshd_config(5) spells it.
-pub const PASSWORD: &str = "PasswordAuthentication";
+pub const PASSWORD_AUTHENTICATION: &str = "PasswordAuthentication";
 const KBD_INTERACTIVE: &str = "KbdInteractiveAuthentication";
 const CHALLENGE_RESPONSE: &str = "ChallengeResponseAuthentication";
 
 /// Whether a keyword is one of those that we set, under any of its names.
-fn is_set_by_us(keyword: &str) -> bool {
-    is_same_option(keyword, PASSWORD) || is_same_option(keyword, KBD_INTERACTIVE)
+fn is_managed_keyword(keyword: &str) -> bool {
+    is_same_option(keyword, PASSWORD_AUTHENTICATION) || is_same_option(keyword, KBD_INTERACTIVE)
 }

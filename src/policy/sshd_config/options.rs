@@ -3,11 +3,11 @@
 use super::tokens;
 
 /// sshd's own option letters that take an argument.
-const WITH_ARGUMENT: &[char] = &['C', 'E', 'b', 'c', 'f', 'g', 'h', 'k', 'o', 'p', 'u'];
+const SSHD_OPTIONS_WITH_ARGUMENT: &[char] = &['C', 'E', 'b', 'c', 'f', 'g', 'h', 'k', 'o', 'p', 'u'];
 
 /// A setting by `-o`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Setting {
+pub(super) struct CommandLineSetting {
     /// What stands after `-o`.
     pub(super) text: String,
     /// The keyword in it.
@@ -17,20 +17,21 @@ pub(super) struct Setting {
 }
 
 /// What the listener's options set by `-o`, in its forms of getopt(3), in order.
-pub(super) fn settings(options: &[String]) -> Vec<Setting> {
+pub(super) fn parse_command_line_settings(options: &[String]) -> Vec<CommandLineSetting> {
     let mut found = Vec::new();
     let mut words = options.iter();
     while let Some(word) = words.next() {
         let Some(letters) = word.strip_prefix('-') else { continue };
-        let Some((at, letter)) = letters.char_indices().find(|(_, c)| WITH_ARGUMENT.contains(c)) else {
+        let Some((at, letter)) = letters.char_indices().find(|(_, c)| SSHD_OPTIONS_WITH_ARGUMENT.contains(c))
+        else {
             continue;
         };
         let attached = letters.get(at + letter.len_utf8()..).unwrap_or_default();
         let argument = if attached.is_empty() { words.next().map(String::as_str) } else { Some(attached) };
         if let ('o', Some(text)) = (letter, argument)
-            && let Some((keyword, arguments)) = tokens::split(text.as_bytes())
+            && let Some((keyword, arguments)) = tokens::split_config_line(text.as_bytes())
         {
-            found.push(Setting { text: text.to_owned(), keyword, arguments });
+            found.push(CommandLineSetting { text: text.to_owned(), keyword, arguments });
         }
     }
     found
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_in_every_form() {
+    fn command_line_option_is_parsed_in_every_form() {
         for (words, said) in [
             (vec!["-o", "PasswordAuthentication=yes"], Some("PasswordAuthentication yes")),
             (vec!["-oPasswordAuthentication=yes"], Some("PasswordAuthentication yes")),
@@ -55,7 +56,7 @@ mod tests {
             (vec!["-o"], None),
         ] {
             let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-            let found = settings(&words);
+            let found = parse_command_line_settings(&words);
             let found = found.first().map(|one| format!("{} {}", one.keyword, one.arguments.join(" ")));
             assert_eq!(found.as_deref(), said, "{words:?}");
         }

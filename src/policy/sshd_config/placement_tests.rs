@@ -4,29 +4,29 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::fixture::{resolved, tree};
+use super::super::fixture::{build_config_tree, resolve_includes};
 use super::*;
-use crate::policy::block::{BEGIN, END};
+use crate::policy::block::{BEGIN_MARKER, END_MARKER};
 
-const MAIN: &str = "/etc/ssh/sshd_config";
-const OURS: &str = "/etc/ssh/c.d/00-keypair-agent.conf";
-const SET: &str = "PasswordAuthentication no\n";
+const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
+const DROP_IN_PATH: &str = "/etc/ssh/c.d/00-keypair-agent.conf";
+const MANAGED_LINE: &str = "PasswordAuthentication no\n";
 
-fn drop_in() -> Place {
-    Place::DropIn(OURS.into())
+fn drop_in_place() -> Place {
+    Place::DropIn(DROP_IN_PATH.into())
 }
 
-fn top() -> Place {
-    Place::TopBlock(MAIN.into())
+fn top_block_place() -> Place {
+    Place::TopBlock(MAIN_CONFIG.into())
 }
 
-fn block() -> String {
-    format!("{BEGIN} (why)\n{SET}{END}\n")
+fn managed_block_text() -> String {
+    format!("{BEGIN_MARKER} (why)\n{MANAGED_LINE}{END_MARKER}\n")
 }
 
 /// KP-6.12.
 #[test]
-fn where_it_goes() {
+fn placement_prefers_first_included_drop_in() {
     let include = "Include /etc/ssh/c.d/*.conf\n";
     let later = format!("{include}PasswordAuthentication yes\n");
     let behind = format!("PasswordAuthentication yes\n{include}");
@@ -34,93 +34,144 @@ fn where_it_goes() {
     let in_match = format!("Match User bob\n{include}");
     let second = "Include /etc/ssh/a /etc/ssh/c.d/*.conf\n".to_owned();
     for (name, files, place) in [
-        ("plain", vec![(MAIN, include)], drop_in()),
-        ("relative, quoted", vec![(MAIN, "Include \"c.d/*.conf\"\n")], drop_in()),
-        ("later lines", vec![(MAIN, &later)], drop_in()),
-        ("no Include", vec![(MAIN, "UsePAM yes\n")], top()),
-        ("no directory", vec![(MAIN, "Include /etc/ssh/absent/*.conf\n")], top()),
-        ("other names", vec![(MAIN, "Include /etc/ssh/c.d/[1-9]*.conf\n")], top()),
-        ("wildcard directory", vec![(MAIN, "Include /etc/ssh/*.d/*.conf\n")], top()),
-        ("behind a line", vec![(MAIN, &behind)], top()),
-        ("behind the other name", vec![(MAIN, &behind_kbd)], top()),
-        ("inside a Match", vec![(MAIN, &in_match)], top()),
-        ("a file that sorts first", vec![(MAIN, include), ("/etc/ssh/c.d/+a.conf", SET)], top()),
-        ("a file that sorts later", vec![(MAIN, include), ("/etc/ssh/c.d/000-a.conf", SET)], drop_in()),
-        ("harmless first file", vec![(MAIN, include), ("/etc/ssh/c.d/+a.conf", "UsePAM yes\n")], drop_in()),
+        ("plain", vec![(MAIN_CONFIG, include)], drop_in_place()),
+        ("relative, quoted", vec![(MAIN_CONFIG, "Include \"c.d/*.conf\"\n")], drop_in_place()),
+        ("later lines", vec![(MAIN_CONFIG, &later)], drop_in_place()),
+        ("no Include", vec![(MAIN_CONFIG, "UsePAM yes\n")], top_block_place()),
+        ("no directory", vec![(MAIN_CONFIG, "Include /etc/ssh/absent/*.conf\n")], top_block_place()),
+        ("other names", vec![(MAIN_CONFIG, "Include /etc/ssh/c.d/[1-9]*.conf\n")], top_block_place()),
+        ("wildcard directory", vec![(MAIN_CONFIG, "Include /etc/ssh/*.d/*.conf\n")], top_block_place()),
+        ("behind a line", vec![(MAIN_CONFIG, &behind)], top_block_place()),
+        ("behind the other name", vec![(MAIN_CONFIG, &behind_kbd)], top_block_place()),
+        ("inside a Match", vec![(MAIN_CONFIG, &in_match)], top_block_place()),
+        (
+            "a file that sorts first",
+            vec![(MAIN_CONFIG, include), ("/etc/ssh/c.d/+a.conf", MANAGED_LINE)],
+            top_block_place(),
+        ),
+        (
+            "a file that sorts later",
+            vec![(MAIN_CONFIG, include), ("/etc/ssh/c.d/000-a.conf", MANAGED_LINE)],
+            drop_in_place(),
+        ),
+        (
+            "harmless first file",
+            vec![(MAIN_CONFIG, include), ("/etc/ssh/c.d/+a.conf", "UsePAM yes\n")],
+            drop_in_place(),
+        ),
         (
             "first file, inside a Match",
-            vec![(MAIN, include), ("/etc/ssh/c.d/+a.conf", "Match all\nPasswordAuthentication yes\n")],
-            drop_in(),
+            vec![(MAIN_CONFIG, include), ("/etc/ssh/c.d/+a.conf", "Match all\nPasswordAuthentication yes\n")],
+            drop_in_place(),
         ),
         (
             "first file includes",
-            vec![(MAIN, include), ("/etc/ssh/c.d/+a.conf", "Include a\n"), ("/etc/ssh/a", SET)],
-            top(),
+            vec![
+                (MAIN_CONFIG, include),
+                ("/etc/ssh/c.d/+a.conf", "Include a\n"),
+                ("/etc/ssh/a", MANAGED_LINE),
+            ],
+            top_block_place(),
         ),
-        ("an earlier pattern", vec![(MAIN, &second), ("/etc/ssh/a", SET)], top()),
-        ("a harmless earlier pattern", vec![(MAIN, &second), ("/etc/ssh/a", "Port 22\n")], drop_in()),
+        ("an earlier pattern", vec![(MAIN_CONFIG, &second), ("/etc/ssh/a", MANAGED_LINE)], top_block_place()),
+        (
+            "a harmless earlier pattern",
+            vec![(MAIN_CONFIG, &second), ("/etc/ssh/a", "Port 22\n")],
+            drop_in_place(),
+        ),
         (
             "the second directory",
-            vec![(MAIN, "Include b.d/1* c.d/*.conf\n"), ("/etc/ssh/b.d/1", "Port 22\n")],
-            drop_in(),
+            vec![(MAIN_CONFIG, "Include b.d/1* c.d/*.conf\n"), ("/etc/ssh/b.d/1", "Port 22\n")],
+            drop_in_place(),
         ),
     ] {
         let expected = Placement { place, stale: vec![] };
-        assert_eq!(placement(&tree(&files), true), Ok(expected), "{name}");
+        assert_eq!(choose_placement(&build_config_tree(&files), true), Ok(expected), "{name}");
     }
 }
 
 /// KP-6.12.
 #[test]
-fn a_place_once_taken() {
+fn placement_keeps_existing_place_while_first() {
     let include = "Include /etc/ssh/c.d/*.conf\n";
-    let block_first = block() + include;
-    let block_last = format!("{include}PasswordAuthentication yes\n{}", block());
+    let block_first = managed_block_text() + include;
+    let block_last = format!("{include}PasswordAuthentication yes\n{}", managed_block_text());
     let behind = format!("PasswordAuthentication yes\n{include}");
     for (name, files, place, stale) in [
-        ("our drop-in", vec![(MAIN, include), (OURS, SET)], drop_in(), vec![]),
-        ("our block, though a directory came", vec![(MAIN, &block_first)], top(), vec![]),
-        ("both: the block decides", vec![(MAIN, &block_first), (OURS, SET)], top(), vec![drop_in()]),
-        ("a block that does not decide", vec![(MAIN, &block_last)], drop_in(), vec![top()]),
-        ("both: the drop-in decides", vec![(MAIN, &block_last), (OURS, SET)], drop_in(), vec![top()]),
-        ("a drop-in overtaken", vec![(MAIN, &behind), (OURS, SET)], top(), vec![drop_in()]),
+        ("our drop-in", vec![(MAIN_CONFIG, include), (DROP_IN_PATH, MANAGED_LINE)], drop_in_place(), vec![]),
+        ("our block, though a directory came", vec![(MAIN_CONFIG, &block_first)], top_block_place(), vec![]),
+        (
+            "both: the block decides",
+            vec![(MAIN_CONFIG, &block_first), (DROP_IN_PATH, MANAGED_LINE)],
+            top_block_place(),
+            vec![drop_in_place()],
+        ),
+        (
+            "a block that does not decide",
+            vec![(MAIN_CONFIG, &block_last)],
+            drop_in_place(),
+            vec![top_block_place()],
+        ),
+        (
+            "both: the drop-in decides",
+            vec![(MAIN_CONFIG, &block_last), (DROP_IN_PATH, MANAGED_LINE)],
+            drop_in_place(),
+            vec![top_block_place()],
+        ),
+        (
+            "a drop-in overtaken",
+            vec![(MAIN_CONFIG, &behind), (DROP_IN_PATH, MANAGED_LINE)],
+            top_block_place(),
+            vec![drop_in_place()],
+        ),
         (
             "a drop-in that sorts late",
-            vec![(MAIN, include), (OURS, SET), ("/etc/ssh/c.d/+a.conf", SET)],
-            top(),
-            vec![drop_in()],
+            vec![
+                (MAIN_CONFIG, include),
+                (DROP_IN_PATH, MANAGED_LINE),
+                ("/etc/ssh/c.d/+a.conf", MANAGED_LINE),
+            ],
+            top_block_place(),
+            vec![drop_in_place()],
         ),
     ] {
         let expected = Placement { place, stale };
-        assert_eq!(placement(&tree(&files), true), Ok(expected), "{name}");
+        assert_eq!(choose_placement(&build_config_tree(&files), true), Ok(expected), "{name}");
     }
 }
 
 /// KP-6.14.
 #[test]
-fn a_main_file_that_is_never_written() {
+fn placement_never_writes_vendor_main_file() {
     let include = "Include /etc/ssh/c.d/*.conf\n";
-    assert_eq!(placement(&tree(&[(MAIN, include)]), false).map(|p| p.place), Ok(drop_in()));
+    assert_eq!(
+        choose_placement(&build_config_tree(&[(MAIN_CONFIG, include)]), false).map(|p| p.place),
+        Ok(drop_in_place())
+    );
     let behind = format!("PasswordAuthentication yes\n{include}");
     for (main, word) in [("UsePAM yes\n", "includes no directory"), (&behind, "sshd_config line 1")] {
-        let refusal = placement(&tree(&[(MAIN, main)]), false).err();
+        let refusal = choose_placement(&build_config_tree(&[(MAIN_CONFIG, main)]), false).err();
         let (reason, message) = refusal.map(|r| (r.reason, r.message)).unzip();
         assert_eq!(reason, Some(Reason::PasswordAuthNotEffective));
-        assert!(message.is_some_and(|m| m.starts_with(MAIN) && m.contains(word)), "{main}");
+        assert!(message.is_some_and(|m| m.starts_with(MAIN_CONFIG) && m.contains(word)), "{main}");
     }
 }
 
 #[test]
-fn lines_that_say_otherwise() {
+fn overridden_directives_are_listed() {
     let main = "PasswordAuthentication yes\nInclude c.d/*\nPasswordAuthentication yes\nPasswordAuthentication NO\n\
                 SkeyAuthentication yes\nMatch User bob\nPasswordAuthentication yes\n";
-    let tree = tree(&[(MAIN, main), (OURS, "PasswordAuthentication no\nKbdInteractiveAuthentication no\n")]);
-    let lines: Vec<usize> = contrary_lines(&tree, &drop_in()).iter().map(|d| d.line).collect();
+    let tree = build_config_tree(&[
+        (MAIN_CONFIG, main),
+        (DROP_IN_PATH, "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"),
+    ]);
+    let lines: Vec<usize> =
+        find_overridden_directives(&tree, &drop_in_place()).iter().map(|d| d.line).collect();
     assert_eq!(lines, [3, 5]);
 }
 
 /// A file of a few lines that matter.
-fn content() -> impl Strategy<Value = String> {
+fn config_text_strategy() -> impl Strategy<Value = String> {
     let lines = prop::sample::select(vec![
         "PasswordAuthentication yes\n",
         "kbdinteractiveauthentication=yes\n",
@@ -142,23 +193,23 @@ proptest! {
 
     /// Put where the placement says, and looked at as sshd would, ours comes first.
     #[test]
-    fn ours_comes_first(
-        main in content(),
+    fn placement_puts_managed_lines_first(
+        main in config_text_strategy(),
         others in prop::collection::btree_map(
             prop::sample::select(vec![
                 "/etc/ssh/b.d/+a.conf", "/etc/ssh/b.d/1", "/etc/ssh/c.d/000.conf", "/etc/ssh/c.d/+x.conf",
-                OURS, "/etc/ssh/b.d/00-keypair-agent.conf", "/etc/ssh/x",
+                DROP_IN_PATH, "/etc/ssh/b.d/00-keypair-agent.conf", "/etc/ssh/x",
             ]),
-            content(),
+            config_text_strategy(),
             0..4,
         ),
         writable in any::<bool>(),
     ) {
         let mut files: BTreeMap<PathBuf, Vec<u8>> =
             others.into_iter().map(|(path, text)| (path.into(), text.into_bytes())).collect();
-        files.insert(MAIN.into(), main.clone().into_bytes());
-        let before = resolved(MAIN.into(), files.clone());
-        match placement(&before, writable) {
+        files.insert(MAIN_CONFIG.into(), main.clone().into_bytes());
+        let before = resolve_includes(MAIN_CONFIG.into(), files.clone());
+        match choose_placement(&before, writable) {
             Err(refusal) => {
                 prop_assert!(!writable);
                 prop_assert_eq!(refusal.reason, Reason::PasswordAuthNotEffective);
@@ -171,29 +222,29 @@ proptest! {
                             files.remove(file);
                         }
                         Place::TopBlock(file) => {
-                            files.insert(file.clone(), without_block(&main).into_bytes());
+                            files.insert(file.clone(), remove_managed_lines(&main).into_bytes());
                         }
                     }
                 }
                 let content = match &place {
-                    Place::DropIn(_) => SET.as_bytes().to_vec(),
-                    Place::TopBlock(_) => (block() + &without_block(&main)).into_bytes(),
+                    Place::DropIn(_) => MANAGED_LINE.as_bytes().to_vec(),
+                    Place::TopBlock(_) => (managed_block_text() + &remove_managed_lines(&main)).into_bytes(),
                 };
                 files.insert(place.file().to_owned(), content);
-                let after = resolved(MAIN.into(), files);
-                let found = directives(&after);
-                let first = found.iter().find(|d| d.is_global() && is_set_by_us(&d.keyword));
+                let after = resolve_includes(MAIN_CONFIG.into(), files);
+                let found = read_directives(&after);
+                let first = found.iter().find(|d| d.is_global() && is_managed_keyword(&d.keyword));
                 prop_assert_eq!(first.map(|d| d.file.as_path()), Some(place.file()));
-                prop_assert!(first.is_some_and(|d| stands_in(&after, &place, d)));
-                prop_assert_eq!(placement(&after, writable).map(|p| p.place), Ok(place));
+                prop_assert!(first.is_some_and(|d| is_managed_directive_at(&after, &place, d)));
+                prop_assert_eq!(choose_placement(&after, writable).map(|p| p.place), Ok(place));
             }
         }
     }
 }
 
 /// The main file without the block; a user's lines inside it stay.
-fn without_block(main: &str) -> String {
-    let ours = our_lines(main.as_bytes());
+fn remove_managed_lines(main: &str) -> String {
+    let ours = managed_line_numbers(main.as_bytes());
     let kept = main.split_inclusive('\n').zip(1..).filter(|(_, number)| !ours.contains(number));
     kept.map(|(line, _)| line).collect()
 }

@@ -6,10 +6,10 @@ use super::tokens;
 use crate::policy::observation::ConfigTree;
 
 /// How deep sshd lets Include directives go.
-const DEEPEST: usize = 16;
+const SERVCONF_MAX_DEPTH: usize = 16;
 
 /// A bound on what is read, so that files that include each other over and over cost no more than this.
-const MOST: usize = 1 << 16;
+const MAX_DIRECTIVES: usize = 1 << 16;
 
 /// For whom a directive holds: sshd_config(5) "Match".
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Scope {
     },
 }
 
-/// One directive. `Include` and `Match` lines are directives too; a `Match` line is in the scope it opens.
+/// One directive. `IncludePlacement` and `Match` lines are directives too; a `Match` line is in the scope it opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directive {
     /// The keyword in lower case, as it stands there: aliases are not resolved.
@@ -64,34 +64,34 @@ impl Directive {
 
 /// Every directive of `tree` in sshd's reading order, Include followed where it stands: sshd_config(5).
 /// Inside a `Match` an Include is followed in that scope; an included file's own `Match` ends with it.
-pub fn directives(tree: &ConfigTree) -> Vec<Directive> {
+pub fn read_directives(tree: &ConfigTree) -> Vec<Directive> {
     let mut found = Vec::new();
-    read(tree, &tree.main, &Scope::Global, &mut Vec::new(), &mut found);
+    collect_directives(tree, &tree.main, &Scope::Global, &mut Vec::new(), &mut found);
     found
 }
 
-fn read<'a>(
+fn collect_directives<'a>(
     tree: &'a ConfigTree,
     file: &'a Path,
-    around: &Scope,
-    open: &mut Vec<&'a Path>,
+    outer_scope: &Scope,
+    include_stack: &mut Vec<&'a Path>,
     found: &mut Vec<Directive>,
 ) {
     let Some(content) = tree.files.get(file) else { return };
     // sshd gives up on a file that includes itself; here it is read once.
-    if open.len() > DEEPEST || open.contains(&file) {
+    if include_stack.len() > SERVCONF_MAX_DEPTH || include_stack.contains(&file) {
         return;
     }
-    open.push(file);
-    let mut scope = around.clone();
+    include_stack.push(file);
+    let mut scope = outer_scope.clone();
     for (index, bytes) in content.split(|&byte| byte == b'\n').enumerate() {
-        let Some((keyword, arguments)) = tokens::split(bytes) else { continue };
-        if found.len() >= MOST {
+        let Some((keyword, arguments)) = tokens::split_config_line(bytes) else { continue };
+        if found.len() >= MAX_DIRECTIVES {
             break;
         }
         let (keyword, line) = (keyword.to_ascii_lowercase(), index + 1);
         if keyword == "match" {
-            let mut criteria = match around {
+            let mut criteria = match outer_scope {
                 Scope::Global => Vec::new(),
                 Scope::Match { criteria, .. } => criteria.clone(),
             };
@@ -103,22 +103,22 @@ fn read<'a>(
         if includes {
             let patterns = tree.includes.get(&(file.to_owned(), line)).map_or(&[][..], Vec::as_slice);
             for included in patterns.iter().flat_map(|pattern| &pattern.files) {
-                read(tree, included, &scope, open, found);
+                collect_directives(tree, included, &scope, include_stack, found);
             }
         }
     }
-    open.pop();
+    include_stack.pop();
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::fixture::tree;
+    use super::super::fixture::build_config_tree;
     use super::*;
 
-    fn told(tree: &ConfigTree) -> Vec<String> {
-        directives(tree)
+    fn format_directives(tree: &ConfigTree) -> Vec<String> {
+        read_directives(tree)
             .into_iter()
             .map(|d| {
                 let scope = match d.scope {
@@ -131,8 +131,8 @@ mod tests {
     }
 
     #[test]
-    fn order_and_scope() {
-        let tree = tree(&[
+    fn directives_keep_reading_order_and_scope() {
+        let tree = build_config_tree(&[
             ("/etc/ssh/sshd_config", "Include d/*.conf x\nUsePAM yes\nMatch User bob\nInclude m\nBanner a\n"),
             ("/etc/ssh/d/a.conf", "Port 1\nMatch Group g\n  Banner b\n"),
             ("/etc/ssh/d/b.conf", "Port 2\r\n"),
@@ -140,7 +140,7 @@ mod tests {
             ("/etc/ssh/m", "Banner c\nMatch all\nBanner d\n"),
         ]);
         assert_eq!(
-            told(&tree),
+            format_directives(&tree),
             [
                 "/etc/ssh/sshd_config:1 include=d/*.conf x",
                 "/etc/ssh/d/a.conf:1 port=1",
@@ -160,33 +160,33 @@ mod tests {
     }
 
     #[test]
-    fn files_that_include_each_other_end() {
+    fn include_cycle_terminates() {
         let line = "Include a b\n".repeat(40);
-        let tree = tree(&[
+        let tree = build_config_tree(&[
             ("/etc/ssh/sshd_config", "Include a\n"),
             ("/etc/ssh/a", line.as_str()),
             ("/etc/ssh/b", line.as_str()),
         ]);
-        assert!(directives(&tree).len() <= MOST);
+        assert!(read_directives(&tree).len() <= MAX_DIRECTIVES);
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_read(main in prop::collection::vec(any::<u8>(), 0..256)) {
+        fn directives_are_read_from_any_bytes(main in prop::collection::vec(any::<u8>(), 0..256)) {
             let tree = ConfigTree {
                 main: "/m".into(),
                 files: [("/m".into(), main)].into(),
                 includes: Default::default(),
             };
-            let _ = directives(&tree);
+            let _ = read_directives(&tree);
         }
 
         #[test]
-        fn any_text_is_read(
+        fn directives_are_read_from_any_text(
             main in "((Include|Match|Port|\"|=| |#|a|\\*|\n|\r){0,30})",
             other in "((Include|Match|Port|\"|=| |#|a|\\*|\n|\r){0,30})",
         ) {
-            let _ = directives(&tree(&[("/etc/ssh/sshd_config", &main), ("/etc/ssh/a", &other)]));
+            let _ = read_directives(&build_config_tree(&[("/etc/ssh/sshd_config", &main), ("/etc/ssh/a", &other)]));
         }
     }
 }

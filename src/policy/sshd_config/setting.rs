@@ -3,12 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::placement::is_ours;
-use super::reader::directives;
-use super::{CHALLENGE_RESPONSE, Decider, KBD_INTERACTIVE, PASSWORD, Reading};
-use crate::policy::effective::Effective;
-use crate::policy::foreign::foreign;
-use crate::policy::observation::{Answer, ConfigTree, Connection};
+use super::placement::is_managed_directive;
+use super::reader::read_directives;
+use super::{CHALLENGE_RESPONSE, ConfigSource, KBD_INTERACTIVE, PASSWORD_AUTHENTICATION, ParsedConfig};
+use crate::policy::effective::EffectiveConfig;
+use crate::policy::foreign::sanitize_text;
+use crate::policy::observation::{ConfigTree, Connection, SshdAnswer};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::types::PasswordAuth;
 
@@ -26,20 +26,20 @@ pub enum KbdInteractive {
 
 /// The directives for a setting (KP-6.11). Before OpenSSH 8.7 the method had two names,
 /// either of which turned it on: the second is set too where a line that is not ours turns it on by itself.
-pub fn desired(
+pub fn desired_directives(
     asked: PasswordAuth,
     kbd: KbdInteractive,
-    effective: &Effective,
+    effective: &EffectiveConfig,
     tree: &ConfigTree,
 ) -> Vec<(String, String)> {
     let set = |keyword: &str, value: &str| (keyword.to_owned(), value.to_owned());
-    let mut wanted = vec![set(PASSWORD, asked.as_str())];
+    let mut wanted = vec![set(PASSWORD_AUTHENTICATION, asked.as_str())];
     if asked == PasswordAuth::No && kbd == KbdInteractive::Follow {
         let has_two_names = effective.has_challenge_response();
         if has_two_names {
             wanted.push(set(CHALLENGE_RESPONSE, "no"));
         }
-        if !has_two_names || is_on_by_itself(tree) {
+        if !has_two_names || has_foreign_kbd_interactive(tree) {
             wanted.push(set(KBD_INTERACTIVE, "no"));
         }
     }
@@ -47,63 +47,69 @@ pub fn desired(
 }
 
 /// Whether the first global `KbdInteractiveAuthentication`, ours aside, is not `no`.
-fn is_on_by_itself(tree: &ConfigTree) -> bool {
-    directives(tree)
+fn has_foreign_kbd_interactive(tree: &ConfigTree) -> bool {
+    read_directives(tree)
         .iter()
-        .find(|d| d.is_global() && d.keyword.eq_ignore_ascii_case(KBD_INTERACTIVE) && !is_ours(tree, d))
+        .find(|d| {
+            d.is_global() && d.keyword.eq_ignore_ascii_case(KBD_INTERACTIVE) && !is_managed_directive(tree, d)
+        })
         .is_some_and(|d| !d.value().eq_ignore_ascii_case("no"))
 }
 
 /// Whether the configuration forbids passwords to everybody, but for those whom a `Match` block picks: that they are
 /// off for the target user may be his own block's doing. `first` is an answer about him.
-pub fn forbids_all(kbd: KbdInteractive, first: &Answer, reading: &Reading) -> bool {
+pub fn forbids_passwords_globally(kbd: KbdInteractive, first: &SshdAnswer, reading: &ParsedConfig) -> bool {
     // A name that no account has, and that no pattern means but one that means all.
     let anybody = Connection { user: "nobody.in.particular".to_owned(), ..first.connection.clone() };
     let is_off = |keyword: &str| {
-        let value = reading.decision(keyword, &anybody, Some(&[])).value;
+        let value = reading.resolve_value(keyword, &anybody, Some(&[])).value;
         value.is_some_and(|words| words.join(" ").eq_ignore_ascii_case("no"))
     };
     let asks = kbd == KbdInteractive::Follow && first.effective.is_yes("usepam");
-    is_off(PASSWORD) && (!asks || is_off(KBD_INTERACTIVE))
+    is_off(PASSWORD_AUTHENTICATION) && (!asks || is_off(KBD_INTERACTIVE))
 }
 
 /// Whether every answer says what was asked (KP-6.7): `no`, that no password is taken, nor
 /// keyboard-interactive where UsePAM is on; `yes`, PasswordAuthentication yes and an AuthenticationMethods
 /// that a password alone satisfies. Else PASSWORD_AUTH_NOT_EFFECTIVE names the line or option that wins, which may
 /// be one for the user's `groups`.
-pub fn judge_setting(
+pub fn check_password_auth(
     asked: PasswordAuth,
     kbd: KbdInteractive,
-    answers: &[Answer],
-    reading: &Reading,
+    answers: &[SshdAnswer],
+    reading: &ParsedConfig,
     groups: &[String],
 ) -> Result<(), Refusal> {
     for answer in answers {
-        if let Some(keyword) = contrary(asked, kbd, &answer.effective) {
-            return Err(not_effective(asked, keyword, answer, reading, groups));
+        if let Some(keyword) = find_mismatched_keyword(asked, kbd, &answer.effective) {
+            return Err(not_effective_refusal(asked, keyword, answer, reading, groups));
         }
     }
     Ok(())
 }
 
 /// The keyword by which an answer is not what was asked.
-fn contrary(asked: PasswordAuth, kbd: KbdInteractive, said: &Effective) -> Option<&'static str> {
+fn find_mismatched_keyword(
+    asked: PasswordAuth,
+    kbd: KbdInteractive,
+    said: &EffectiveConfig,
+) -> Option<&'static str> {
     match asked {
-        PasswordAuth::No if said.password_authentication() => Some(PASSWORD),
+        PasswordAuth::No if said.password_authentication() => Some(PASSWORD_AUTHENTICATION),
         PasswordAuth::No => {
             let asks = kbd == KbdInteractive::Follow && said.is_yes("usepam");
             (asks && said.kbd_interactive_authentication()).then_some(KBD_INTERACTIVE)
         }
-        PasswordAuth::Yes if !said.password_authentication() => Some(PASSWORD),
+        PasswordAuth::Yes if !said.password_authentication() => Some(PASSWORD_AUTHENTICATION),
         PasswordAuth::Yes => (!said.method_suffices("password")).then_some("AuthenticationMethods"),
     }
 }
 
-fn not_effective(
+fn not_effective_refusal(
     asked: PasswordAuth,
     keyword: &str,
-    answer: &Answer,
-    reading: &Reading,
+    answer: &SshdAnswer,
+    reading: &ParsedConfig,
     groups: &[String],
 ) -> Refusal {
     let who = &answer.connection;
@@ -112,14 +118,16 @@ fn not_effective(
         _ if asked == PasswordAuth::No => "yes".to_owned(),
         _ => "no".to_owned(),
     };
-    let decides = reading.explain(keyword, &observed, who, Some(groups));
+    let decides = reading.find_value_source(keyword, &observed, who, Some(groups));
     let remedy = match (&decides, keyword) {
-        (Decider::Option(_), _) => "take it out of the way sshd is started and restart sshd".to_owned(),
-        (Decider::Line { .. }, "AuthenticationMethods") => {
+        (ConfigSource::CommandLine(_), _) => {
+            "take it out of the way sshd is started and restart sshd".to_owned()
+        }
+        (ConfigSource::Line { .. }, "AuthenticationMethods") => {
             "add a list there that is `password` alone, or remove the line".to_owned()
         }
-        (Decider::Line { .. }, _) => format!("remove that line or make it say `{asked}`"),
-        (Decider::Default, _) => "look at what `sshd -T` reads".to_owned(),
+        (ConfigSource::Line { .. }, _) => format!("remove that line or make it say `{asked}`"),
+        (ConfigSource::Default, _) => "look at what `sshd -T` reads".to_owned(),
     };
     Refusal::new(
         Reason::PasswordAuthNotEffective,
@@ -128,7 +136,7 @@ fn not_effective(
             who.user,
             who.addr,
             who.lport,
-            foreign(&observed),
+            sanitize_text(&observed),
             decides.describe(keyword)
         ),
     )
@@ -136,20 +144,20 @@ fn not_effective(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Names;
-    use super::super::fixture::tree;
+    use super::super::KbdNames;
+    use super::super::fixture::build_config_tree;
     use super::*;
-    use crate::policy::connection::anybody;
+    use crate::policy::connection::default_neutral_connection;
 
-    const MAIN: &str = "/etc/ssh/sshd_config";
+    const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
 
-    fn answer(said: &str) -> Answer {
-        Answer { connection: anybody("root"), effective: Effective::parse(said) }
+    fn parse_answer(said: &str) -> SshdAnswer {
+        SshdAnswer { connection: default_neutral_connection("root"), effective: EffectiveConfig::parse(said) }
     }
 
     /// KP-6.11.
     #[test]
-    fn what_is_set() {
+    fn desired_directives_for_each_setting() {
         use KbdInteractive::{Follow, Leave};
         let new = "kbdinteractiveauthentication yes\n";
         let old = "kbdinteractiveauthentication yes\nchallengeresponseauthentication yes\n";
@@ -183,24 +191,48 @@ mod tests {
                 ],
             ),
         ] {
-            let wanted = desired(asked, kbd, &Effective::parse(said), &tree(&[(MAIN, main)]));
+            let wanted = desired_directives(
+                asked,
+                kbd,
+                &EffectiveConfig::parse(said),
+                &build_config_tree(&[(MAIN_CONFIG, main)]),
+            );
             let wanted: Vec<String> = wanted.iter().map(|(k, v)| format!("{k} {v}")).collect();
             assert_eq!(wanted, expected, "{asked} {kbd:?} {said}");
         }
     }
 
     #[test]
-    fn our_own_lines_do_not_change_what_is_set() {
-        let old = Effective::parse("kbdinteractiveauthentication no\nchallengeresponseauthentication no\n");
+    fn desired_directives_ignore_managed_lines() {
+        let old =
+            EffectiveConfig::parse("kbdinteractiveauthentication no\nchallengeresponseauthentication no\n");
         let block = "# BEGIN keypair-agent\nKbdInteractiveAuthentication no\n# END keypair-agent\n";
         let main = format!("{block}KbdInteractiveAuthentication yes\n");
-        assert_eq!(desired(PasswordAuth::No, KbdInteractive::Follow, &old, &tree(&[(MAIN, &main)])).len(), 3);
-        assert_eq!(desired(PasswordAuth::No, KbdInteractive::Follow, &old, &tree(&[(MAIN, block)])).len(), 2);
+        assert_eq!(
+            desired_directives(
+                PasswordAuth::No,
+                KbdInteractive::Follow,
+                &old,
+                &build_config_tree(&[(MAIN_CONFIG, &main)])
+            )
+            .len(),
+            3
+        );
+        assert_eq!(
+            desired_directives(
+                PasswordAuth::No,
+                KbdInteractive::Follow,
+                &old,
+                &build_config_tree(&[(MAIN_CONFIG, block)])
+            )
+            .len(),
+            2
+        );
     }
 
     /// KP-6.7.
     #[test]
-    fn what_was_asked() {
+    fn password_auth_is_checked_in_every_answer() {
         use KbdInteractive::{Follow, Leave};
         let off = "passwordauthentication no\nusepam yes\nkbdinteractiveauthentication no\n";
         let kbd = "passwordauthentication no\nusepam yes\nkbdinteractiveauthentication yes\n";
@@ -219,15 +251,16 @@ mod tests {
             (PasswordAuth::Yes, Follow, both, false),
             (PasswordAuth::Yes, Follow, either, true),
         ] {
-            let answers = [answer(if asked == PasswordAuth::No { off } else { on }), answer(said)];
-            let reading = Reading::new(&tree(&[(MAIN, "")]), &[], Names::One);
-            let judged = judge_setting(asked, follow, &answers, &reading, &[]);
+            let answers =
+                [parse_answer(if asked == PasswordAuth::No { off } else { on }), parse_answer(said)];
+            let reading = ParsedConfig::new(&build_config_tree(&[(MAIN_CONFIG, "")]), &[], KbdNames::One);
+            let judged = check_password_auth(asked, follow, &answers, &reading, &[]);
             assert_eq!(judged.is_ok(), fine, "{asked} {said}");
         }
     }
 
     #[test]
-    fn forbidden_to_all() {
+    fn passwords_forbidden_globally_apart_from_match_blocks() {
         use KbdInteractive::{Follow, Leave};
         let off = "KbdInteractiveAuthentication no\n";
         for (main, kbd, pam, expected) in [
@@ -240,20 +273,27 @@ mod tests {
             ("Match all\nPasswordAuthentication no\n", Follow, "no", true),
             ("PasswordAuthentication no\nMatch User bob\nPasswordAuthentication yes\n", Follow, "no", true),
         ] {
-            let reading = Reading::new(&tree(&[(MAIN, main)]), &[], Names::One);
-            let first = answer(&format!("usepam {pam}\n"));
-            assert_eq!(forbids_all(kbd, &first, &reading), expected, "{main} {kbd:?} {pam}");
+            let reading = ParsedConfig::new(&build_config_tree(&[(MAIN_CONFIG, main)]), &[], KbdNames::One);
+            let first = parse_answer(&format!("usepam {pam}\n"));
+            assert_eq!(forbids_passwords_globally(kbd, &first, &reading), expected, "{main} {kbd:?} {pam}");
         }
     }
 
     /// KP-6.7.
     #[test]
-    fn the_winner_is_named() {
+    fn password_auth_refusal_names_winning_source() {
         let told = |main: &str, options: &[&str], asked, said: &str| {
             let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
-            let answers = [answer(said)];
-            let reading = Reading::new(&tree(&[(MAIN, main)]), &options, Names::One);
-            match judge_setting(asked, KbdInteractive::Follow, &answers, &reading, &["wheel".to_owned()]) {
+            let answers = [parse_answer(said)];
+            let reading =
+                ParsedConfig::new(&build_config_tree(&[(MAIN_CONFIG, main)]), &options, KbdNames::One);
+            match check_password_auth(
+                asked,
+                KbdInteractive::Follow,
+                &answers,
+                &reading,
+                &["wheel".to_owned()],
+            ) {
                 Ok(()) => String::new(),
                 Err(refusal) => refusal.message,
             }

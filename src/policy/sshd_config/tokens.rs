@@ -2,16 +2,16 @@
 //! quotes and backslashes, a comment.
 
 /// What separates words.
-const BLANKS: &[u8] = b" \t\r\n";
+const BLANK_BYTES: &[u8] = b" \t\r\n";
 
 /// The keyword as written and the arguments of a line; `None` for an empty line or a comment. A line that
 /// sshd would refuse (an open quote) gives what can be made of it.
-pub(super) fn split(line: &[u8]) -> Option<(String, Vec<String>)> {
+pub(super) fn split_config_line(line: &[u8]) -> Option<(String, Vec<String>)> {
     // sshd holds a line as a C string.
     let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
     let mut rest = skip_blanks(line);
     while let [head @ .., last] = rest {
-        if !BLANKS.contains(last) && *last != b'\x0c' {
+        if !BLANK_BYTES.contains(last) && *last != b'\x0c' {
             break;
         }
         rest = head;
@@ -23,21 +23,21 @@ pub(super) fn split(line: &[u8]) -> Option<(String, Vec<String>)> {
     if keyword.is_empty() || keyword.starts_with(b"#") {
         return None;
     }
-    Some((text(&keyword), words(arguments)))
+    Some((lossy_utf8(&keyword), split_arguments(arguments)))
 }
 
-fn text(bytes: &[u8]) -> String {
+fn lossy_utf8(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn skip_blanks(bytes: &[u8]) -> &[u8] {
-    let from = bytes.iter().position(|byte| !BLANKS.contains(byte)).unwrap_or(bytes.len());
+    let from = bytes.iter().position(|byte| !BLANK_BYTES.contains(byte)).unwrap_or(bytes.len());
     bytes.get(from..).unwrap_or_default()
 }
 
 /// The word up to a blank, a quote or `=`, and what follows; `None` for an open quote.
 fn first_word(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
-    let end = bytes.iter().position(|&byte| BLANKS.contains(&byte) || byte == b'"' || byte == b'=');
+    let end = bytes.iter().position(|&byte| BLANK_BYTES.contains(&byte) || byte == b'"' || byte == b'=');
     let Some((word, [separator, behind @ ..])) = end.and_then(|end| bytes.split_at_checked(end)) else {
         return Some((bytes.to_vec(), &[]));
     };
@@ -54,14 +54,14 @@ fn first_word(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 }
 
 /// The arguments: cut at blanks outside quotes, up to a word that begins with `#`.
-fn words(bytes: &[u8]) -> Vec<String> {
+fn split_arguments(bytes: &[u8]) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<Vec<u8>> = None;
     let mut quote: Option<u8> = None;
     let mut bytes = bytes.iter().copied().peekable();
     while let Some(byte) = bytes.next() {
         match (byte, quote) {
-            (b' ' | b'\t', None) => words.extend(word.take().map(|word| text(&word))),
+            (b' ' | b'\t', None) => words.extend(word.take().map(|word| lossy_utf8(&word))),
             (b'#', None) if word.is_none() => break,
             (b'"' | b'\'', None) => {
                 quote = Some(byte);
@@ -77,7 +77,7 @@ fn words(bytes: &[u8]) -> Vec<String> {
             _ => word.get_or_insert_default().push(byte),
         }
     }
-    words.extend(word.map(|word| text(&word)));
+    words.extend(word.map(|word| lossy_utf8(&word)));
     words
 }
 
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines() {
+    fn config_line_is_split_as_sshd_does() {
         for (line, expected) in [
             ("PasswordAuthentication no", Some(("PasswordAuthentication", vec!["no"]))),
             ("  \tPasswordAuthentication\tno  ", Some(("PasswordAuthentication", vec!["no"]))),
@@ -110,7 +110,7 @@ mod tests {
             (" \r", None),
             ("\"open", None),
         ] {
-            let said = split(line.as_bytes());
+            let said = split_config_line(line.as_bytes());
             let said = said.as_ref().map(|(k, v)| (k.as_str(), v.iter().map(String::as_str).collect()));
             assert_eq!(said, expected, "{line:?}");
         }
@@ -118,8 +118,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_taken(line in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = split(&line);
+        fn config_line_of_any_bytes_is_split(line in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = split_config_line(&line);
         }
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::policy::observation::ConfigTree;
-use crate::policy::sshd_config::directives;
+use crate::policy::sshd_config::read_directives;
 
 /// The text of a private sshd's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
+pub struct CandidateConfig {
     /// The main file: the directives ahead, then the present main file. Its text stands there itself, since OpenSSH 8.2
     /// and 8.3 ignore `Match` in an included file.
     pub main: Vec<u8>,
@@ -18,9 +18,9 @@ pub struct Candidate {
 
 /// The candidate for these directives ahead of the present files. `LogLevel` inside a `Match` would silence the log
 /// that the answer is read from; such lines are turned into comments.
-pub fn candidate(tree: &ConfigTree, ahead: &str) -> Candidate {
+pub fn build_candidate_config(tree: &ConfigTree, ahead: &str) -> CandidateConfig {
     let mut silenced: BTreeMap<&PathBuf, Vec<usize>> = BTreeMap::new();
-    let all = directives(tree);
+    let all = read_directives(tree);
     for directive in all.iter().filter(|directive| directive.keyword == "loglevel" && !directive.is_global())
     {
         silenced.entry(&directive.file).or_default().push(directive.line);
@@ -38,7 +38,7 @@ pub fn candidate(tree: &ConfigTree, ahead: &str) -> Candidate {
     }
     main.extend(text_of(&tree.main));
     let included = silenced.keys().filter(|file| ***file != tree.main);
-    Candidate { main, included: included.map(|file| ((*file).clone(), text_of(file))).collect() }
+    CandidateConfig { main, included: included.map(|file| ((*file).clone(), text_of(file))).collect() }
 }
 
 /// The same text with these lines (from 1) as comments.
@@ -56,11 +56,11 @@ fn comment_out(content: &[u8], lines: &[usize]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::sshd_config::fixture::tree;
+    use crate::policy::sshd_config::fixture::build_config_tree;
 
     #[test]
-    fn log_levels_inside_match_are_comments() {
-        let tree = tree(&[
+    fn log_level_inside_match_is_commented_out() {
+        let tree = build_config_tree(&[
             (
                 "/etc/ssh/sshd_config",
                 "LogLevel INFO\nInclude /etc/ssh/d.d/*\nMatch User u\n  LogLevel QUIET\n",
@@ -68,7 +68,7 @@ mod tests {
             ("/etc/ssh/d.d/a", "Match all\nloglevel=QUIET"),
             ("/etc/ssh/d.d/b", "LogLevel VERBOSE\n"),
         ]);
-        let candidate = candidate(&tree, "PasswordAuthentication no");
+        let candidate = build_candidate_config(&tree, "PasswordAuthentication no");
         assert_eq!(
             String::from_utf8_lossy(&candidate.main),
             "PasswordAuthentication no\nLogLevel INFO\nInclude /etc/ssh/d.d/*\nMatch User u\n#  LogLevel QUIET\n"

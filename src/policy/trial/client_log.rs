@@ -27,29 +27,29 @@ pub struct ClientReport {
     pub fault: Option<String>,
 }
 
-const METHODS: &str = "debug1: Authentications that can continue:";
-const ACCEPTED: &str = "debug1: Server accepts key: ";
-const NO_MUTUAL: [&str; 2] =
+const METHODS_PREFIX: &str = "debug1: Authentications that can continue:";
+const ACCEPTED_PREFIX: &str = "debug1: Server accepts key: ";
+const NO_MUTUAL_PREFIXES: [&str; 2] =
     ["debug1: send_pubkey_test: no mutual signature", "debug1: sign_and_send_pubkey: no mutual signature"];
-const AUTHENTICATED: [&str; 3] =
+const AUTHENTICATED_PREFIXES: [&str; 3] =
     ["Authenticated to ", "Authenticated using ", "debug1: Authentication succeeded ("];
 
 /// The most characters that are kept of a line of the client's.
-const MAX_FAULT: usize = 200;
+const MAX_FAULT_CHARS: usize = 200;
 
 impl ClientReport {
     /// Reads a client's log.
     pub fn parse(log: &str) -> Self {
         let lines = || log.lines().map(str::trim_end);
-        let mut lists = lines().filter_map(|line| line.strip_prefix(METHODS));
+        let mut lists = lines().filter_map(|line| line.strip_prefix(METHODS_PREFIX));
         let methods = lists.next().map(|list| {
             list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
         });
         let begins = |starts: &[&str]| lines().any(|line| starts.iter().any(|start| line.starts_with(start)));
-        let was_offered = lines().any(is_offer);
-        let offer = if begins(&[ACCEPTED]) {
+        let was_offered = lines().any(is_offer_line);
+        let offer = if begins(&[ACCEPTED_PREFIX]) {
             KeyOffer::Accepted
-        } else if begins(&NO_MUTUAL) || lines().any(is_skipped) {
+        } else if begins(&NO_MUTUAL_PREFIXES) || lines().any(is_skipped_key_line) {
             KeyOffer::NoMutualAlgorithm
         } else if was_offered {
             KeyOffer::Refused
@@ -59,8 +59,8 @@ impl ClientReport {
         let fault = lines()
             .filter(|line| !line.is_empty() && !line.starts_with("debug"))
             .rfind(|line| !line.starts_with("OpenSSH_") && !line.starts_with("Warning: "))
-            .map(|line| crate::policy::outcome::printable(&cut(line)));
-        Self { methods, offer, authenticated_without_key: begins(&AUTHENTICATED), fault }
+            .map(|line| crate::policy::outcome::escape_unprintable(&truncate_fault(line)));
+        Self { methods, offer, authenticated_without_key: begins(&AUTHENTICATED_PREFIXES), fault }
     }
 
     /// Whether sshd sent "Not allowed at this time" in place of its name: sshd_config(5) "PerSourcePenalties".
@@ -96,13 +96,13 @@ impl ClientReport {
 
     /// Whether the question is answered although the client goes on: nobody logs in by it.
     pub fn is_authenticated(log: &str) -> bool {
-        log.lines().any(|line| AUTHENTICATED.iter().any(|start| line.starts_with(start)))
+        log.lines().any(|line| AUTHENTICATED_PREFIXES.iter().any(|start| line.starts_with(start)))
     }
 }
 
 /// A line that says that the key is offered: since OpenSSH 7.7 `Offering public key: PATH TYPE …`, before
 /// `Offering TYPE public key: PATH` or `Offering public key: TYPE …`.
-fn is_offer(line: &str) -> bool {
+fn is_offer_line(line: &str) -> bool {
     line.strip_prefix("debug1: Offering ").is_some_and(|rest| {
         rest.starts_with("public key: ")
             || rest.split_once(' ').is_some_and(|(_, rest)| rest.starts_with("public key: "))
@@ -111,42 +111,43 @@ fn is_offer(line: &str) -> bool {
 
 /// A key that the client does not offer since sshd says that it takes no signature of that kind: `Skipping
 /// TYPE key PATH - corresponding algorithm not supported by server`.
-fn is_skipped(line: &str) -> bool {
+fn is_skipped_key_line(line: &str) -> bool {
     line.starts_with("debug1: Skipping ")
         && line.ends_with(" - corresponding algorithm not supported by server")
 }
 
-fn cut(line: &str) -> String {
-    line.chars().take(MAX_FAULT).collect()
+fn truncate_fault(line: &str) -> String {
+    line.chars().take(MAX_FAULT_CHARS).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIST: &str = "debug1: Authentications that can continue: publickey,password\r\n";
+    const METHODS_LINE: &str = "debug1: Authentications that can continue: publickey,password\r\n";
 
-    fn offer(log: &str) -> KeyOffer {
+    fn parse_offer(log: &str) -> KeyOffer {
         ClientReport::parse(log).offer
     }
 
     #[test]
-    fn offers_of_every_release() {
+    fn key_offer_is_parsed_for_every_release() {
         let accepted_10 = format!(
-            "{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\ndebug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n"
+            "{METHODS_LINE}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\ndebug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n"
         );
         let accepted_7_4 = format!(
-            "{LIST}debug1: Offering ED25519 public key: /k\r\ndebug1: Server accepts key: pkalg ssh-ed25519 blen 51\r\n"
+            "{METHODS_LINE}debug1: Offering ED25519 public key: /k\r\ndebug1: Server accepts key: pkalg ssh-ed25519 blen 51\r\n"
         );
-        let refused_7_6 = format!("{LIST}debug1: Offering public key: ED25519 SHA256:x /k\r\n{LIST}");
+        let refused_7_6 =
+            format!("{METHODS_LINE}debug1: Offering public key: ED25519 SHA256:x /k\r\n{METHODS_LINE}");
         let cut_off = format!(
-            "{LIST}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\nReceived disconnect from 192.0.2.2 port 22:2: Too many authentication failures\r\n"
+            "{METHODS_LINE}debug1: Offering public key: /k ED25519 SHA256:x explicit\r\nReceived disconnect from 192.0.2.2 port 22:2: Too many authentication failures\r\n"
         );
         let no_algorithm = format!(
-            "{LIST}debug1: Offering public key: /k RSA SHA256:x explicit\r\ndebug1: send_pubkey_test: no mutual signature algorithm\r\n"
+            "{METHODS_LINE}debug1: Offering public key: /k RSA SHA256:x explicit\r\ndebug1: send_pubkey_test: no mutual signature algorithm\r\n"
         );
         let skipped = format!(
-            "{LIST}debug1: Skipping ssh-rsa key /k - corresponding algorithm not supported by server\r\n"
+            "{METHODS_LINE}debug1: Skipping ssh-rsa key /k - corresponding algorithm not supported by server\r\n"
         );
         for (log, expected) in [
             (accepted_10, KeyOffer::Accepted),
@@ -155,20 +156,20 @@ mod tests {
             (cut_off, KeyOffer::Refused),
             (no_algorithm, KeyOffer::NoMutualAlgorithm),
             (skipped, KeyOffer::NoMutualAlgorithm),
-            (LIST.to_owned(), KeyOffer::NotOffered),
+            (METHODS_LINE.to_owned(), KeyOffer::NotOffered),
             (String::new(), KeyOffer::NotOffered),
         ] {
-            assert_eq!(offer(&log), expected, "{log}");
+            assert_eq!(parse_offer(&log), expected, "{log}");
         }
     }
 
     #[test]
-    fn text_of_the_server_decides_nothing() {
+    fn server_text_does_not_change_key_offer() {
         let log = format!(
             "debug1: Remote protocol version 2.0, remote software version Server accepts key: x\r\n\
              debug1: kex_exchange_identification: banner line 0: debug1: Server accepts key: x\r\n\
-             debug1: Remote: debug1: Server accepts key: x\r\n{LIST}\
-             debug1: Offering public key: /k ED25519 SHA256:x explicit\r\n{LIST}"
+             debug1: Remote: debug1: Server accepts key: x\r\n{METHODS_LINE}\
+             debug1: Offering public key: /k ED25519 SHA256:x explicit\r\n{METHODS_LINE}"
         );
         let report = ClientReport::parse(&log);
         assert_eq!(report.offer, KeyOffer::Refused);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_without_a_key_is_seen() {
+    fn login_without_key_is_detected() {
         for line in [
             "debug1: Authentication succeeded (none).\r\n",
             "Authenticated to h ([192.0.2.2]:22) using \"none\".\r\n",
@@ -185,11 +186,11 @@ mod tests {
             assert!(ClientReport::parse(line).authenticated_without_key, "{line}");
             assert!(ClientReport::is_authenticated(line));
         }
-        assert!(!ClientReport::parse(LIST).authenticated_without_key);
+        assert!(!ClientReport::parse(METHODS_LINE).authenticated_without_key);
     }
 
     #[test]
-    fn faults_are_the_clients_last_words() {
+    fn fault_is_last_line_without_debug() {
         let log = "OpenSSH_9.2\r\ndebug1: x\r\nssh: connect to host 127.0.0.1 port 9: Connection refused\r\n";
         assert_eq!(
             ClientReport::parse(log).fault.as_deref(),

@@ -3,71 +3,71 @@
 use std::path::PathBuf;
 
 use super::{RefusalCause, Rejection};
-use crate::policy::foreign::foreign;
-use crate::policy::lockout::Finding;
+use crate::policy::foreign::sanitize_text;
+use crate::policy::lockout::GuardFinding;
 use crate::policy::observation::{Account, Connection};
-use crate::policy::sshd_config::{Decider, Reading};
+use crate::policy::sshd_config::{ConfigSource, ParsedConfig};
 
 /// What is needed to name the line that decides.
 #[derive(Debug, Clone, Copy)]
-pub struct Decides<'a> {
+pub struct RejectionContext<'a> {
     /// The user that was refused.
     pub account: &'a Account,
     /// The connection that sshd refused.
     pub connection: &'a Connection,
     /// sshd's configuration as text.
-    pub reading: &'a Reading,
+    pub reading: &'a ParsedConfig,
     /// The key file that holds the key, or will.
     pub key_file: Option<&'a std::path::Path>,
 }
 
 /// The finding for a refusal. What sshd itself names decides; the line is looked up in its configuration.
-pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
+pub fn explain_rejection(rejection: &Rejection, decides: &RejectionContext<'_>) -> GuardFinding {
     let Account { name, shell, .. } = decides.account;
     let said = match &rejection.said {
-        Some(said) => format!(" (sshd: \"{}\")", foreign(said)),
+        Some(said) => format!(" (sshd: \"{}\")", sanitize_text(said)),
         None => String::new(),
     };
     match &rejection.cause {
-        RefusalCause::AllowUsers => decides.by_list(
+        RefusalCause::AllowUsers => decides.list_finding(
             "AllowUsers",
             &format!("no pattern of the list matches {name}{said}"),
             &format!("add {name} to it"),
         ),
-        RefusalCause::DenyUsers => decides.by_list(
+        RefusalCause::DenyUsers => decides.list_finding(
             "DenyUsers",
             &format!("a pattern of the list matches {name}{said}"),
             "take it out of the list",
         ),
-        RefusalCause::AllowGroups => decides.by_list(
+        RefusalCause::AllowGroups => decides.list_finding(
             "AllowGroups",
             &format!("no pattern of the list matches a group of {name}{said}"),
             &format!("add one of {name}'s groups to it, or {name} to one"),
         ),
-        RefusalCause::DenyGroups => decides.by_list(
+        RefusalCause::DenyGroups => decides.list_finding(
             "DenyGroups",
             &format!("a pattern of the list matches a group of {name}{said}"),
             &format!("take it out of the list, or {name} out of the group"),
         ),
-        RefusalCause::Shell => about(
+        RefusalCause::Shell => system_file_finding(
             "Shell",
             "/etc/passwd",
             &format!("sshd takes no user whose shell {} cannot be executed{said}", shell.display()),
             &format!("usermod -s /bin/sh {name}"),
         ),
-        RefusalCause::LockedAccount => about(
+        RefusalCause::LockedAccount => system_file_finding(
             "Locked account",
             "/etc/shadow",
             &format!("{name}'s password is locked, and without UsePAM sshd then takes no key either{said}"),
             &format!("usermod -p '*' {name}, or set `UsePAM yes`"),
         ),
-        RefusalCause::ExpiredAccount => about(
+        RefusalCause::ExpiredAccount => system_file_finding(
             "Expired account",
             "/etc/shadow",
             &format!("the account {name} expired{said}"),
             &format!("chage -E -1 {name}"),
         ),
-        RefusalCause::Modes(path) => Finding {
+        RefusalCause::Modes(path) => GuardFinding {
             name: "StrictModes",
             message: format!(
                 "StrictModes: {path} may be written by others, or belongs neither to root nor to {name}{said}; \
@@ -76,32 +76,32 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
             file: Some(PathBuf::from(path)),
             line: None,
         },
-        RefusalCause::KeyFile(why) => Finding {
+        RefusalCause::KeyFile(why) => GuardFinding {
             name: "AuthorizedKeysFile",
             message: format!(
                 "AuthorizedKeysFile: sshd cannot read the key file as {name}: {}; make it a regular file that {name} \
                  may read",
-                foreign(why)
+                sanitize_text(why)
             ),
             file: decides.key_file.map(ToOwned::to_owned),
             line: None,
         },
-        RefusalCause::Revoked => decides.by_keyword(
+        RefusalCause::Revoked => decides.keyword_finding(
             "RevokedKeys",
             &format!("sshd refuses the key by its list of revoked keys, or cannot read that list{said}"),
             "bind another key, or correct the list",
         ),
-        RefusalCause::Algorithm => decides.by_keyword(
+        RefusalCause::Algorithm => decides.keyword_finding(
             "PubkeyAcceptedAlgorithms",
             &format!("sshd does not take keys of this kind{said}"),
             "add it to the list, or bind a key of another kind",
         ),
-        RefusalCause::KeyLength => decides.by_keyword(
+        RefusalCause::KeyLength => decides.keyword_finding(
             "RequiredRSASize",
             &format!("the RSA key is too short for this sshd{said}"),
             "bind a longer key, or an ssh-ed25519 one",
         ),
-        RefusalCause::Source(at) => Finding {
+        RefusalCause::Source(at) => GuardFinding {
             name: "from",
             message: format!(
                 "from: the line at {at} does not let {name} in from there{said}; take its `from=` out"
@@ -109,23 +109,23 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
             file: (!at.file.is_empty()).then(|| PathBuf::from(&at.file)),
             line: (at.line > 0).then_some(at.line),
         },
-        RefusalCause::Expired(at) => Finding {
+        RefusalCause::Expired(at) => GuardFinding {
             name: "expiry-time",
             message: format!("expiry-time: the line at {at} is over{said}; take that line out"),
             file: Some(PathBuf::from(&at.file)),
             line: Some(at.line),
         },
-        RefusalCause::MethodNotOffered => decides.by_keyword(
+        RefusalCause::MethodNotOffered => decides.keyword_finding(
             "PubkeyAuthentication",
             &format!("sshd takes no keys{said}"),
             "set `PubkeyAuthentication yes` there",
         ),
-        RefusalCause::ConnectionRefused => decides.by_keyword(
+        RefusalCause::ConnectionRefused => decides.keyword_finding(
             "RefuseConnection",
             &format!("sshd refuses every connection{said}"),
             "remove that line",
         ),
-        RefusalCause::UnknownUser => about(
+        RefusalCause::UnknownUser => system_file_finding(
             "User",
             "/etc/nsswitch.conf",
             &format!("sshd does not know the user {name}{said}"),
@@ -143,9 +143,9 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
                 None => (String::new(), "add `.ssh/authorized_keys` to it".to_owned()),
             };
             let cause = format!("sshd finds the key in no file that it reads for {name}{said}{holder}");
-            decides.by_keyword("AuthorizedKeysFile", &cause, &remedy)
+            decides.keyword_finding("AuthorizedKeysFile", &cause, &remedy)
         }
-        RefusalCause::Other => Finding {
+        RefusalCause::Other => GuardFinding {
             name: "sshd",
             message: format!(
                 "sshd: a private run of it refuses the key{said}; see sshd's manual for that message"
@@ -156,23 +156,23 @@ pub fn explain(rejection: &Rejection, decides: &Decides<'_>) -> Finding {
     }
 }
 
-impl Decides<'_> {
+impl RejectionContext<'_> {
     /// A finding about a list; the first line or option that has a say on it.
-    fn by_list(&self, keyword: &'static str, cause: &str, remedy: &str) -> Finding {
-        let said = self.reading.sayings(keyword, self.connection, Some(&self.account.groups));
-        let by = said.into_iter().next().map_or(Decider::Default, |saying| saying.by);
-        finding(keyword, &by, cause, remedy)
+    fn list_finding(&self, keyword: &'static str, cause: &str, remedy: &str) -> GuardFinding {
+        let said = self.reading.applicable_settings(keyword, self.connection, Some(&self.account.groups));
+        let by = said.into_iter().next().map_or(ConfigSource::Default, |saying| saying.by);
+        source_finding(keyword, &by, cause, remedy)
     }
 
     /// A finding about a keyword whose first value counts.
-    fn by_keyword(&self, keyword: &'static str, cause: &str, remedy: &str) -> Finding {
-        let decision = self.reading.decision(keyword, self.connection, Some(&self.account.groups));
-        finding(keyword, &decision.by, cause, remedy)
+    fn keyword_finding(&self, keyword: &'static str, cause: &str, remedy: &str) -> GuardFinding {
+        let decision = self.reading.resolve_value(keyword, self.connection, Some(&self.account.groups));
+        source_finding(keyword, &decision.by, cause, remedy)
     }
 }
 
-fn finding(name: &'static str, by: &Decider, cause: &str, remedy: &str) -> Finding {
-    Finding {
+fn source_finding(name: &'static str, by: &ConfigSource, cause: &str, remedy: &str) -> GuardFinding {
+    GuardFinding {
         name,
         message: format!("{name}: {cause}, because of {}; {remedy}", by.describe(name)),
         file: by.file().map(ToOwned::to_owned),
@@ -180,8 +180,8 @@ fn finding(name: &'static str, by: &Decider, cause: &str, remedy: &str) -> Findi
     }
 }
 
-fn about(name: &'static str, file: &str, cause: &str, remedy: &str) -> Finding {
-    Finding {
+fn system_file_finding(name: &'static str, file: &str, cause: &str, remedy: &str) -> GuardFinding {
+    GuardFinding {
         name,
         message: format!("{name}: {cause} ({file}); {remedy}"),
         file: Some(file.into()),

@@ -10,20 +10,20 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::content::Content;
+use super::content::SharedBytes;
 use super::observation::Connection;
 use super::public_key::PublicKey;
 
-pub use candidate::{Candidate, candidate};
+pub use candidate::{CandidateConfig, build_candidate_config};
 pub use client_log::{ClientReport, KeyOffer};
-pub use explain::{Decides, explain};
+pub use explain::{RejectionContext, explain_rejection};
 pub use server_log::{KeyMatch, RefusalCause, ServerReport};
 
 /// What a private sshd is asked: would it accept this key for this user, by its configuration and the user's key
 /// files as they will be?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct TrialQuestion {
+pub struct TrialRequest {
     /// The user's login name.
     pub user: String,
     /// The key that is offered. The public half is enough.
@@ -49,13 +49,13 @@ pub struct PlannedKeyFile {
     pub user: String,
     /// Its bytes.
     #[serde(with = "super::block::base64_bytes")]
-    pub content: Content,
+    pub content: SharedBytes,
 }
 
 /// What came of one private run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum TrialAnswer {
+pub enum TrialOutcome {
     /// sshd accepts the key at this place.
     Accepted(Acceptance),
     /// sshd refuses the key.
@@ -94,34 +94,36 @@ pub struct Rejection {
 
 /// What a run's two logs say. `key_file_line` gives the text of a line of a file, for releases before 7.7, whose log
 /// does not list options.
-pub fn read(
+pub fn interpret_logs(
     client: &ClientReport,
     server: &ServerReport,
     mut key_file_line: impl FnMut(&KeyMatch) -> Option<Vec<u8>>,
-) -> TrialAnswer {
+) -> TrialOutcome {
     if client.authenticated_without_key {
-        return TrialAnswer::NotTaken(
+        return TrialOutcome::NotTaken(
             "sshd lets the user in without a key or a password (PermitEmptyPasswords)".to_owned(),
         );
     }
     let methods = client.methods.clone().unwrap_or_default();
     let offers_keys = methods.iter().any(|method| method == "publickey");
     let refused = |cause: RefusalCause, said: Option<String>| {
-        TrialAnswer::Refused(Rejection { cause, said, methods: methods.clone() })
+        TrialOutcome::Refused(Rejection { cause, said, methods: methods.clone() })
     };
     match client.offer {
         KeyOffer::Accepted => {}
-        KeyOffer::Refused if !offers_keys => return refused(RefusalCause::MethodNotOffered, server.said()),
-        KeyOffer::Refused => return refused(server.cause(), server.said()),
-        KeyOffer::NoMutualAlgorithm => return refused(RefusalCause::Algorithm, server.said()),
+        KeyOffer::Refused if !offers_keys => {
+            return refused(RefusalCause::MethodNotOffered, server.refusal_message());
+        }
+        KeyOffer::Refused => return refused(server.cause(), server.refusal_message()),
+        KeyOffer::NoMutualAlgorithm => return refused(RefusalCause::Algorithm, server.refusal_message()),
         KeyOffer::NotOffered => {
             return match &client.methods {
-                Some(_) if !offers_keys => refused(RefusalCause::MethodNotOffered, server.said()),
-                Some(_) => TrialAnswer::NotTaken("the ssh client could not offer the key".to_owned()),
+                Some(_) if !offers_keys => refused(RefusalCause::MethodNotOffered, server.refusal_message()),
+                Some(_) => TrialOutcome::NotTaken("the ssh client could not offer the key".to_owned()),
                 None if server.refuses_connection() => {
-                    refused(RefusalCause::ConnectionRefused, server.said())
+                    refused(RefusalCause::ConnectionRefused, server.refusal_message())
                 }
-                None => TrialAnswer::NotTaken(match (server.fault(), &client.fault) {
+                None => TrialOutcome::NotTaken(match (server.fault(), &client.fault) {
                     (Some(fault), _) => format!("the private sshd ended: {fault}"),
                     (None, Some(fault)) => format!("the ssh client ended: {fault}"),
                     (None, None) => "the private sshd gave no answer".to_owned(),
@@ -130,18 +132,18 @@ pub fn read(
         }
     }
     let Some(at) = server.accepted_at() else {
-        return TrialAnswer::NotTaken("sshd accepts the key and does not say at which line".to_owned());
+        return TrialOutcome::NotTaken("sshd accepts the key and does not say at which line".to_owned());
     };
     let restrictions = match &server.options {
-        Some(options) => server_log::restrictions(options),
+        Some(options) => server_log::parse_restrictions(options),
         None => match key_file_line(&at) {
-            Some(line) => super::authorized_keys::restrictions(&line),
+            Some(line) => super::authorized_keys::list_restrictions(&line),
             None => {
-                return TrialAnswer::NotTaken(format!(
+                return TrialOutcome::NotTaken(format!(
                     "sshd accepts the key at {at}, and the options there cannot be read"
                 ));
             }
         },
     };
-    TrialAnswer::Accepted(Acceptance { at, restrictions, methods })
+    TrialOutcome::Accepted(Acceptance { at, restrictions, methods })
 }

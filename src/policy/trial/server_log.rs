@@ -4,10 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::outcome::printable;
+use crate::policy::outcome::escape_unprintable;
 
 /// The most characters that are kept of a line of sshd's.
-const MAX_SAID: usize = 200;
+const MAX_LOG_MESSAGE_CHARS: usize = 200;
 
 /// The line at which sshd found a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ impl ServerReport {
                 Some(("1" | "2" | "3", text)) => (true, text),
                 _ => (false, line),
             };
-            report.take(text);
+            report.record_line(text);
             if !is_debug && !text.is_empty() {
                 report.fault = Some(text.to_owned());
             }
@@ -100,15 +100,15 @@ impl ServerReport {
         report
     }
 
-    fn take(&mut self, text: &str) {
-        if let Some(found) = matched(text) {
+    fn record_line(&mut self, text: &str) {
+        if let Some(found) = parse_key_match(text) {
             self.matches.push(found);
             self.options = None;
         } else if let Some(rest) = text.strip_prefix("Accepted key ") {
-            self.accepted = rest.rsplit_once(" found at ").and_then(|(_, place)| place_of(place));
+            self.accepted = rest.rsplit_once(" found at ").and_then(|(_, place)| parse_place(place));
         } else if let Some((_, options)) = text.split_once(": key options:") {
             self.options = Some(options.to_owned());
-        } else if let Some(cause) = cause_of(text) {
+        } else if let Some(cause) = parse_refusal_cause(text) {
             self.refusals.push((cause, text.to_owned()));
         }
     }
@@ -126,13 +126,13 @@ impl ServerReport {
     }
 
     /// sshd's own words for it.
-    pub fn said(&self) -> Option<String> {
-        self.refusals.first().map(|(_, said)| bounded(said))
+    pub fn refusal_message(&self) -> Option<String> {
+        self.refusals.first().map(|(_, said)| truncate_printable(said))
     }
 
     /// The last line that is no debugging output: where there was no answer, why.
     pub fn fault(&self) -> Option<String> {
-        self.fault.as_deref().map(bounded)
+        self.fault.as_deref().map(truncate_printable)
     }
 
     /// Whether sshd ended the connection by its configuration.
@@ -141,7 +141,7 @@ impl ServerReport {
     }
 
     /// Whether sshd did not find the user in the name service.
-    pub fn knows_no_user(&self) -> bool {
+    pub fn is_unknown_user(&self) -> bool {
         self.refusals.iter().any(|(cause, _)| *cause == RefusalCause::UnknownUser)
     }
 
@@ -153,29 +153,29 @@ impl ServerReport {
     }
 }
 
-fn bounded(text: &str) -> String {
-    printable(&text.chars().take(MAX_SAID).collect::<String>())
+fn truncate_printable(text: &str) -> String {
+    escape_unprintable(&text.chars().take(MAX_LOG_MESSAGE_CHARS).collect::<String>())
 }
 
 /// `FILE:LINE: matching key found: …`, before OpenSSH 7.7 `matching key found: file FILE, line LINE …`.
-fn matched(text: &str) -> Option<KeyMatch> {
+fn parse_key_match(text: &str) -> Option<KeyMatch> {
     if let Some(rest) = text.strip_prefix("matching key found: file ") {
         let (file, rest) = rest.rsplit_once(", line ")?;
         let line = rest.split(' ').next()?.parse().ok()?;
-        return Some(KeyMatch { file: unescaped(file), line });
+        return Some(KeyMatch { file: unescape_vis(file), line });
     }
     let (place, _) = text.split_once(": matching key found: ")?;
-    place_of(place)
+    parse_place(place)
 }
 
 /// `FILE:LINE`.
-fn place_of(place: &str) -> Option<KeyMatch> {
+fn parse_place(place: &str) -> Option<KeyMatch> {
     let (file, line) = place.rsplit_once(':')?;
-    Some(KeyMatch { file: unescaped(file), line: line.parse().ok()? })
+    Some(KeyMatch { file: unescape_vis(file), line: line.parse().ok()? })
 }
 
 /// A file's name as it is: sshd's log has a backslash twice, and a byte that is no ASCII in octal (vis(3), `VIS_OCTAL`).
-fn unescaped(text: &str) -> String {
+fn unescape_vis(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, behind @ ..] = rest {
@@ -190,7 +190,7 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn cause_of(text: &str) -> Option<RefusalCause> {
+fn parse_refusal_cause(text: &str) -> Option<RefusalCause> {
     if let Some((_, why)) =
         text.strip_prefix("User ").and_then(|rest| rest.split_once(" not allowed because "))
     {
@@ -243,7 +243,7 @@ fn cause_of(text: &str) -> Option<RefusalCause> {
     if let Some((place, _)) = text.split_once(": Authentication tried for ")
         && text.contains("correct key but not from a permitted host")
     {
-        return place_of(place).map(RefusalCause::Source);
+        return parse_place(place).map(RefusalCause::Source);
     }
     if text.starts_with("Authentication tried for ")
         && text.contains("correct key but not from a permitted host")
@@ -252,7 +252,7 @@ fn cause_of(text: &str) -> Option<RefusalCause> {
         return Some(RefusalCause::Source(KeyMatch { file: String::new(), line: 0 }));
     }
     if let Some((place, _)) = text.split_once(": entry expired at ") {
-        return place_of(place).map(RefusalCause::Expired);
+        return parse_place(place).map(RefusalCause::Expired);
     }
     if text.starts_with("Invalid user ") {
         return Some(RefusalCause::UnknownUser);
@@ -265,7 +265,7 @@ fn cause_of(text: &str) -> Option<RefusalCause> {
 
 /// The options of sshd's list that restrict a login. Without any option it lists five permissions; of these a login
 /// needs a terminal alone.
-pub(super) fn restrictions(options: &str) -> Vec<String> {
+pub(super) fn parse_restrictions(options: &str) -> Vec<String> {
     const PERMISSIONS: [&str; 6] =
         ["agent-forwarding", "no-touch-required", "port-forwarding", "pty", "user-rc", "x11-forwarding"];
     let mut found = Vec::new();
@@ -281,7 +281,7 @@ pub(super) fn restrictions(options: &str) -> Vec<String> {
         }
         has_terminal |= word == "pty";
         if !word.is_empty() && !PERMISSIONS.contains(&word) {
-            found.push(printable(&word.chars().take(40).collect::<String>()));
+            found.push(escape_unprintable(&word.chars().take(40).collect::<String>()));
         }
     }
     if !has_terminal {
@@ -294,30 +294,33 @@ pub(super) fn restrictions(options: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn at(file: &str, line: usize) -> KeyMatch {
+    fn key_match(file: &str, line: usize) -> KeyMatch {
         KeyMatch { file: file.to_owned(), line }
     }
 
     #[test]
-    fn places_of_every_release() {
+    fn key_match_is_parsed_for_every_release() {
         let new = "debug1: /root/.ssh/authorized_keys:2: matching key found: ED25519 SHA256:x\r\n\
                    debug1: /root/.ssh/authorized_keys:2: key options: agent-forwarding port-forwarding pty user-rc x11-forwarding\r\n\
                    Accepted key ED25519 SHA256:x found at /root/.ssh/authorized_keys:2\r\n";
         let report = ServerReport::parse(new);
-        assert_eq!(report.accepted_at(), Some(at("/root/.ssh/authorized_keys", 2)));
-        assert_eq!(restrictions(report.options.as_deref().unwrap_or("x")), Vec::<String>::new());
+        assert_eq!(report.accepted_at(), Some(key_match("/root/.ssh/authorized_keys", 2)));
+        assert_eq!(parse_restrictions(report.options.as_deref().unwrap_or("x")), Vec::<String>::new());
         let old = "debug1: matching key found: file /a b/k, line 12 ED25519 SHA256:x\r\n";
         let report = ServerReport::parse(old);
-        assert_eq!((report.accepted_at(), report.options), (Some(at("/a b/k", 12)), None));
+        assert_eq!((report.accepted_at(), report.options), (Some(key_match("/a b/k", 12)), None));
         let escaped = "debug1: /home/j\\303\\274rgen/\\\\k\\374:1: matching key found: RSA SHA256:x\r\n";
-        assert_eq!(ServerReport::parse(escaped).accepted_at(), Some(at("/home/jürgen/\\k\u{fffd}", 1)));
+        assert_eq!(
+            ServerReport::parse(escaped).accepted_at(),
+            Some(key_match("/home/jürgen/\\k\u{fffd}", 1))
+        );
         let command = "debug1: /usr/bin/keys %u:1: matching key found: RSA SHA256:x\r\n";
-        assert_eq!(ServerReport::parse(command).accepted_at(), Some(at("/usr/bin/keys %u", 1)));
+        assert_eq!(ServerReport::parse(command).accepted_at(), Some(key_match("/usr/bin/keys %u", 1)));
     }
 
     /// KP-10.5.
     #[test]
-    fn options_that_restrict() {
+    fn restricting_options_are_listed() {
         for (options, expected) in [
             (" agent-forwarding port-forwarding pty user-rc x11-forwarding", &[] as &[&str]),
             (" pty", &[]),
@@ -327,12 +330,12 @@ mod tests {
             (" pty uv", &["uv"]),
             (" permitopen pty tun=3", &["permitopen", "tun=3"]),
         ] {
-            assert_eq!(restrictions(options), expected, "{options}");
+            assert_eq!(parse_restrictions(options), expected, "{options}");
         }
     }
 
     #[test]
-    fn causes() {
+    fn refusal_causes_are_recognized() {
         for (line, expected) in [
             ("User u from 192.0.2.1 not allowed because not listed in AllowUsers", RefusalCause::AllowUsers),
             ("User u from 192.0.2.1 not allowed because listed in DenyUsers", RefusalCause::DenyUsers),
@@ -366,9 +369,9 @@ mod tests {
             ("refusing RSA key: Invalid key length [preauth]", RefusalCause::KeyLength),
             (
                 "/k:3: Authentication tried for u with correct key but not from a permitted host (host=h, ip=i, required=r).",
-                RefusalCause::Source(at("/k", 3)),
+                RefusalCause::Source(key_match("/k", 3)),
             ),
-            ("debug1: /k:4: entry expired at 2020-01-01T00:00:00", RefusalCause::Expired(at("/k", 4))),
+            ("debug1: /k:4: entry expired at 2020-01-01T00:00:00", RefusalCause::Expired(key_match("/k", 4))),
             ("Invalid user u from 192.0.2.1 port 5", RefusalCause::UnknownUser),
             (
                 "debug1: Could not open user 'u' authorized keys '/k': No such file or directory",

@@ -8,7 +8,7 @@ use super::*;
 const PATH: &str = "/v1/regions/cn-north-1/instances";
 const NONCE: &str = "X-Jdcloud-Nonce";
 
-fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+fn header_map(pairs: &[(&str, &str)]) -> HeaderMap {
     let pair = |(name, value): &(&str, &str)| -> (HeaderName, HeaderValue) {
         (name.parse().unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap())
     };
@@ -16,7 +16,7 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 #[test]
-fn vectors_of_the_newer_kind() {
+fn jdcloud3_test_vectors_verify() {
     let date = "20190917T064708Z";
     let rows = [
         (
@@ -119,7 +119,7 @@ fn vectors_of_the_newer_kind() {
         ),
     ];
     for (path, query, nonce, signature) in rows {
-        let headers = headers(&[
+        let headers = header_map(&[
             ("host", "apigw-internal-dev.cn-north-1.jcloudcs.com:8000"),
             ("content-type", "application/json"),
             ("x-jdcloud-date", date),
@@ -130,12 +130,12 @@ fn vectors_of_the_newer_kind() {
              SignedHeaders=content-type;host;x-jdcloud-date;x-jdcloud-nonce, Signature={signature}"
         );
         let request = SignedRequest { method: "GET", path, query, headers: &headers, date, body: b"" };
-        assert!(Authorization::parse(&text).unwrap().signs(&request, "sk"), "{path} {query} {nonce}");
+        assert!(Authorization::parse(&text).unwrap().verify(&request, "sk"), "{path} {query} {nonce}");
     }
 }
 
 /// What the older kind's test vector signs.
-fn older<'a>(headers: &'a HeaderMap) -> (String, SignedRequest<'a>) {
+fn jdcloud2_vector<'a>(headers: &'a HeaderMap) -> (String, SignedRequest<'a>) {
     let text = "JDCLOUD2-HMAC-SHA256 Credential=ak/20180405/cn-north-1/service_name/jdcloud2_request, \
                 SignedHeaders=content-type;x-jdcloud-date;x-jdcloud-nonce, \
                 Signature=cea138630c57ba3de51933926e3b1657c34b4d1b6f86d360511bf40a09f63729";
@@ -143,8 +143,8 @@ fn older<'a>(headers: &'a HeaderMap) -> (String, SignedRequest<'a>) {
     (text.to_owned(), SignedRequest { method: "GET", path: PATH, query, headers, date, body: b"" })
 }
 
-fn older_headers() -> HeaderMap {
-    headers(&[
+fn jdcloud2_headers() -> HeaderMap {
+    header_map(&[
         ("content-type", "application/json"),
         ("user-agent", "JdcloudSdkRust/0.1.0"),
         ("x-jdcloud-date", "20180405T010203Z"),
@@ -153,16 +153,16 @@ fn older_headers() -> HeaderMap {
 }
 
 #[test]
-fn vector_of_the_older_kind() {
-    let headers = older_headers();
-    let (text, request) = older(&headers);
-    assert!(Authorization::parse(&text).unwrap().signs(&request, "sk"));
+fn jdcloud2_test_vector_verifies() {
+    let headers = jdcloud2_headers();
+    let (text, request) = jdcloud2_vector(&headers);
+    assert!(Authorization::parse(&text).unwrap().verify(&request, "sk"));
 }
 
 #[test]
-fn anything_else_is_not_signed() {
-    let genuine = older_headers();
-    let (text, request) = older(&genuine);
+fn signature_of_altered_request_is_rejected() {
+    let genuine = jdcloud2_headers();
+    let (text, request) = jdcloud2_vector(&genuine);
     let authorization = Authorization::parse(&text).unwrap();
     let without = |name: &str| {
         let mut headers = genuine.clone();
@@ -183,22 +183,22 @@ fn anything_else_is_not_signed() {
         SignedRequest { headers: &no_type, ..request },
         SignedRequest { headers: &twice, ..request },
     ] {
-        assert!(!authorization.signs(&other, "sk"), "{other:?}");
+        assert!(!authorization.verify(&other, "sk"), "{other:?}");
     }
     for secret in ["", "s", "sk ", "SK"] {
-        assert!(!authorization.signs(&request, secret), "{secret}");
+        assert!(!authorization.verify(&request, secret), "{secret}");
     }
     // What is not signed may be anything, and the order of a query is not what is signed.
     let mut other_agent = genuine.clone();
     other_agent.insert("user-agent", HeaderValue::from_static("curl"));
-    assert!(authorization.signs(&SignedRequest { headers: &other_agent, ..request }, "sk"));
-    assert!(authorization.signs(&SignedRequest { query: "pageSize=10&pageNumber=2", ..request }, "sk"));
+    assert!(authorization.verify(&SignedRequest { headers: &other_agent, ..request }, "sk"));
+    assert!(authorization.verify(&SignedRequest { query: "pageSize=10&pageNumber=2", ..request }, "sk"));
 }
 
 #[test]
-fn what_is_no_signature() {
-    let headers = older_headers();
-    let (text, _) = older(&headers);
+fn authorization_header_malformed_is_rejected() {
+    let headers = jdcloud2_headers();
+    let (text, _) = jdcloud2_vector(&headers);
     assert!(Authorization::parse(&text).is_some());
     for (from, to) in [
         ("JDCLOUD2-HMAC", "JDCLOUD4-HMAC"),
@@ -219,13 +219,13 @@ fn what_is_no_signature() {
 }
 
 #[test]
-fn a_colon_of_a_path_is_signed_encoded() {
+fn colon_in_path_is_percent_encoded_for_signing() {
     assert_eq!(
-        normal_path("/v1/regions/r/keypairs/my-test:attach"),
+        normalize_path("/v1/regions/r/keypairs/my-test:attach"),
         "/v1/regions/r/keypairs/my-test%3Aattach"
     );
     assert_eq!(
-        normal_path("/v1/regions/r/keypairs/my-test%3aattach"),
+        normalize_path("/v1/regions/r/keypairs/my-test%3aattach"),
         "/v1/regions/r/keypairs/my-test%3Aattach"
     );
 }

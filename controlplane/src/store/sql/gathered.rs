@@ -8,51 +8,51 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Duration, timeout};
 
 use super::database::Database;
-use super::rows::CHUNK;
+use super::rows::MAX_ROWS_PER_STATEMENT;
 use crate::store::StoreError;
 
 /// How many pieces of work are under way.
-const AT_ONCE: usize = 4;
+const BATCH_WORKERS: usize = 4;
 /// How long an answer is waited for, and a piece of work: agents give a call 10 s, and what comes later is for nobody.
-const LIMIT: Duration = Duration::from_secs(9);
+const BATCH_TIMEOUT: Duration = Duration::from_secs(9);
 /// How many may wait; each holds up to 64 KiB.
-const WAITING_MAX: usize = 50_000;
+const MAX_PENDING_REQUESTS: usize = 50_000;
 
 /// What is said to each of those who ask, or why nothing is said to any.
-pub(super) type Answers<Said> = Result<Vec<Result<Said, StoreError>>, StoreError>;
+pub(super) type BatchResults<Resp> = Result<Vec<Result<Resp, StoreError>>, StoreError>;
 
-type Waiting<Ask, Said> = (Ask, oneshot::Sender<Result<Said, StoreError>>);
+type PendingRequest<Req, Resp> = (Req, oneshot::Sender<Result<Resp, StoreError>>);
 
 /// Where to ask. The work ends with it.
-pub(super) struct Gathered<Ask, Said> {
-    waiting: mpsc::Sender<Waiting<Ask, Said>>,
+pub(super) struct Batcher<Req, Resp> {
+    waiting: mpsc::Sender<PendingRequest<Req, Resp>>,
     late: fn(String) -> StoreError,
 }
 
-impl<Ask: Send + 'static, Said: Send + 'static> Gathered<Ask, Said> {
+impl<Req: Send + 'static, Resp: Send + 'static> Batcher<Req, Resp> {
     /// What is asked is answered by `work`, in the order it is given; where that is too late, by `late`.
     pub(super) fn new<F>(
         database: &Arc<Database>,
-        work: impl Fn(Arc<Database>, Vec<Ask>) -> F + Copy + Send + 'static,
+        work: impl Fn(Arc<Database>, Vec<Req>) -> F + Copy + Send + 'static,
         late: fn(String) -> StoreError,
     ) -> Self
     where
-        F: Future<Output = Answers<Said>> + Send + 'static,
+        F: Future<Output = BatchResults<Resp>> + Send + 'static,
     {
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        let (sender, receiver) = mpsc::channel(MAX_PENDING_REQUESTS);
         let receiver = Arc::new(Mutex::new(receiver));
-        for _ in 0..AT_ONCE {
+        for _ in 0..BATCH_WORKERS {
             let (database, receiver) = (database.clone(), receiver.clone());
             tokio::spawn(async move {
-                while let Some((asks, who)) = next(&receiver).await {
+                while let Some((asks, who)) = next_batch(&receiver).await {
                     // What is late goes on to its end: a transaction that is dropped half way would stay open.
                     let work = tokio::spawn(work(database.clone(), asks));
-                    let answers = match timeout(LIMIT, work).await {
+                    let answers = match timeout(BATCH_TIMEOUT, work).await {
                         Ok(Ok(answers)) => answers,
                         Ok(Err(error)) => Err(late(error.to_string())),
-                        Err(_) => Err(late(too_late())),
+                        Err(_) => Err(late(timeout_message())),
                     };
-                    say(who, answers);
+                    send_responses(who, answers);
                 }
             });
         }
@@ -60,27 +60,29 @@ impl<Ask: Send + 'static, Said: Send + 'static> Gathered<Ask, Said> {
     }
 
     /// Asks, and waits for the answer; who goes away meanwhile leaves no work half done.
-    pub(super) async fn ask(&self, ask: Ask) -> Result<Said, StoreError> {
+    pub(super) async fn submit(&self, ask: Req) -> Result<Resp, StoreError> {
         let (sender, said) = oneshot::channel();
         let unheard = |why: &str| (self.late)(why.to_owned());
         self.waiting.try_send((ask, sender)).map_err(|_| unheard("too many wait for it"))?;
-        let said = timeout(LIMIT, said).await.map_err(|_| unheard(&too_late()))?;
+        let said = timeout(BATCH_TIMEOUT, said).await.map_err(|_| unheard(&timeout_message()))?;
         said.map_err(|_| unheard("its work has ended"))?
     }
 }
 
-fn too_late() -> String {
-    format!("not done within {} s", LIMIT.as_secs())
+fn timeout_message() -> String {
+    format!("not done within {} s", BATCH_TIMEOUT.as_secs())
 }
 
-type Asked<Ask, Said> = (Vec<Ask>, Vec<oneshot::Sender<Result<Said, StoreError>>>);
+type Batch<Req, Resp> = (Vec<Req>, Vec<oneshot::Sender<Result<Resp, StoreError>>>);
 
 /// All that waits now, or else the first that will; `None` where nobody can ask any more.
-async fn next<Ask, Said>(receiver: &Mutex<mpsc::Receiver<Waiting<Ask, Said>>>) -> Option<Asked<Ask, Said>> {
+async fn next_batch<Req, Resp>(
+    receiver: &Mutex<mpsc::Receiver<PendingRequest<Req, Resp>>>,
+) -> Option<Batch<Req, Resp>> {
     let mut receiver = receiver.lock().await;
     loop {
         let mut waiting = Vec::new();
-        if receiver.recv_many(&mut waiting, CHUNK).await == 0 {
+        if receiver.recv_many(&mut waiting, MAX_ROWS_PER_STATEMENT).await == 0 {
             return None;
         }
         // Not for those who have given up.
@@ -91,7 +93,7 @@ async fn next<Ask, Said>(receiver: &Mutex<mpsc::Receiver<Waiting<Ask, Said>>>) -
     }
 }
 
-fn say<Said>(who: Vec<oneshot::Sender<Result<Said, StoreError>>>, answers: Answers<Said>) {
+fn send_responses<Resp>(who: Vec<oneshot::Sender<Result<Resp, StoreError>>>, answers: BatchResults<Resp>) {
     match answers {
         // Who does not wait any more hears nothing.
         Ok(answers) => who.into_iter().zip(answers).for_each(|(who, answer)| drop(who.send(answer))),

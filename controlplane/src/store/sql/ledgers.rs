@@ -3,20 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use keypair_agent::policy::command::{self, Action, Command, Origin};
-use keypair_agent::policy::outcome::Outcome;
+use keypair_agent::policy::outcome::CommandResult;
 use keypair_agent::policy::types::{CommandId, InstanceId, Sequence};
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row};
 
-use super::rows::{self, CHUNK};
-use super::{Connection, failed, key_pairs, not_written};
+use super::rows::{self, MAX_ROWS_PER_STATEMENT};
+use super::{Connection, key_pairs, to_store_error, to_write_error};
 use crate::ids::RequestId;
-use crate::ledger::{ANSWERED_KEPT, Answer, Binding, Confirmed, Entry, Ledger};
-use crate::store::{Fate, Placed, StoreError};
+use crate::ledger::{Binding, ConfirmedBinding, Ledger, MAX_ANSWERED_COMMANDS, QueueEntry, ReceivedResult};
+use crate::store::{CommandStatus, QueuedCommand, StoreError};
 
 /// How the columns of the key pair that is confirmed, and of that of a command, begin.
-const CONFIRMED: &str = "confirmed_";
-const QUEUED: &str = "queued_";
+const CONFIRMED_PREFIX: &str = "confirmed_";
+const QUEUED_PREFIX: &str = "queued_";
 
 /// What keeps two transactions from working on one ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,29 +29,32 @@ pub(super) enum Locking {
 
 /// What to do about a ledger that another transaction works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum IfTaken {
+pub(super) enum OnLocked {
     Wait,
     Skip,
 }
 
 /// Whose ledgers are wanted, and which commands besides those without an answer: a chunk of these at most.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Which<'a> {
+pub(super) enum LedgerFilter<'a> {
     All,
-    Some(&'a [&'a InstanceId], &'a [&'a CommandId]),
+    Instances(&'a [&'a InstanceId], &'a [&'a CommandId]),
 }
 
 /// Ledgers; what of them cannot be read is the concern of one instance alone.
-pub(super) type Loaded = BTreeMap<InstanceId, Result<Ledger, StoreError>>;
+pub(super) type LoadedLedgers = BTreeMap<InstanceId, Result<Ledger, StoreError>>;
 
 /// Sees to it that these instances, sorted, have ledgers. A transaction adds all of them before it locks any: so it waits only for one
 /// that adds too while it adds, and only for one that locks too while it locks, always upwards, and no two for one another.
-pub(super) async fn add(connection: &mut Connection, instances: &[&InstanceId]) -> Result<(), StoreError> {
-    for chunk in instances.chunks(CHUNK) {
-        let rows = rows::values(chunk.len(), 1).replace(')', ", 0)");
+pub(super) async fn insert_missing_ledgers(
+    connection: &mut Connection,
+    instances: &[&InstanceId],
+) -> Result<(), StoreError> {
+    for chunk in instances.chunks(MAX_ROWS_PER_STATEMENT) {
+        let rows = rows::values_placeholders(chunk.len(), 1).replace(')', ", 0)");
         let text = format!("INSERT INTO ledgers (instance, highest) VALUES {rows} ON CONFLICT DO NOTHING");
-        let query = rows::bind(rows::query(&text, chunk.len()), chunk);
-        query.execute(&mut *connection).await.map_err(failed)?;
+        let query = rows::bind_instance_ids(rows::build_query(&text, chunk.len()), chunk);
+        query.execute(&mut *connection).await.map_err(to_store_error)?;
     }
     Ok(())
 }
@@ -59,69 +62,76 @@ pub(super) async fn add(connection: &mut Connection, instances: &[&InstanceId]) 
 /// Makes the ledgers of these instances, sorted, this transaction's until its end. What is in them is read by another statement
 /// afterwards: one that waits for a lock sees the row as it is then, but the rows of other tables as they were before.
 /// Those are given that it has got.
-pub(super) async fn lock(
+pub(super) async fn lock_ledgers(
     connection: &mut Connection,
     instances: &[&InstanceId],
     locking: Locking,
-    if_taken: IfTaken,
+    on_locked: OnLocked,
 ) -> Result<BTreeSet<InstanceId>, StoreError> {
     if locking == Locking::WholeFile {
         return Ok(instances.iter().copied().cloned().collect());
     }
-    let skip = match if_taken {
-        IfTaken::Wait => "",
-        IfTaken::Skip => " SKIP LOCKED",
+    let skip = match on_locked {
+        OnLocked::Wait => "",
+        OnLocked::Skip => " SKIP LOCKED",
     };
     let mut locked = BTreeSet::new();
-    for chunk in instances.chunks(CHUNK) {
+    for chunk in instances.chunks(MAX_ROWS_PER_STATEMENT) {
         // In the order of bytes, as the chunks are, whatever the database's locale is.
         let text = format!(
             "SELECT instance FROM ledgers WHERE instance IN ({}) ORDER BY instance COLLATE \"C\" FOR UPDATE{skip}",
-            rows::list(0, chunk.len())
+            rows::placeholders(0, chunk.len())
         );
-        let query = rows::bind(rows::query(&text, chunk.len()), chunk);
-        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
-            locked.insert(rows::instance(&row)?);
+        let query = rows::bind_instance_ids(rows::build_query(&text, chunk.len()), chunk);
+        for row in query.fetch_all(&mut *connection).await.map_err(to_store_error)? {
+            locked.insert(rows::parse_instance_id(&row)?);
         }
     }
     Ok(locked)
 }
 
 /// The ledgers with their unanswered commands, and with the others wanted: each by one statement, and so of one moment.
-pub(super) async fn load(connection: &mut Connection, which: Which<'_>) -> Result<Loaded, StoreError> {
+pub(super) async fn load_ledgers(
+    connection: &mut Connection,
+    which: LedgerFilter<'_>,
+) -> Result<LoadedLedgers, StoreError> {
     let mut parts = BTreeMap::new();
     match which {
-        Which::All => {
-            let text = selection("", "");
-            take(&mut parts, sqlx::query(&text).fetch_all(connection).await.map_err(failed)?)?;
+        LedgerFilter::All => {
+            let text = select_ledgers_sql("", "");
+            collect_rows(
+                &mut parts,
+                sqlx::query(&text).fetch_all(connection).await.map_err(to_store_error)?,
+            )?;
         }
-        Which::Some(instances, commands) => {
-            for chunk in instances.chunks(CHUNK) {
+        LedgerFilter::Instances(instances, commands) => {
+            for chunk in instances.chunks(MAX_ROWS_PER_STATEMENT) {
                 let also = match commands.len() {
                     0 => String::new(),
-                    count => format!(" OR c.id IN ({})", rows::list(chunk.len(), count)),
+                    count => format!(" OR c.id IN ({})", rows::placeholders(chunk.len(), count)),
                 };
-                let only = format!("WHERE l.instance IN ({})", rows::list(0, chunk.len()));
-                let text = selection(&also, &only);
-                let mut query = rows::bind(rows::query(&text, chunk.len().max(commands.len())), chunk);
+                let only = format!("WHERE l.instance IN ({})", rows::placeholders(0, chunk.len()));
+                let text = select_ledgers_sql(&also, &only);
+                let mut query =
+                    rows::bind_instance_ids(rows::build_query(&text, chunk.len().max(commands.len())), chunk);
                 for command in commands {
                     query = query.bind(command.as_str());
                 }
-                take(&mut parts, query.fetch_all(&mut *connection).await.map_err(failed)?)?;
+                collect_rows(&mut parts, query.fetch_all(&mut *connection).await.map_err(to_store_error)?)?;
             }
         }
     }
-    let kept = |(confirmed, entries, highest)| Ledger::kept(confirmed, entries, highest);
+    let kept = |(confirmed, entries, highest)| Ledger::from_parts(confirmed, entries, highest);
     Ok(parts.into_iter().map(|(instance, parts)| (instance, parts.map(kept))).collect())
 }
 
 /// What a ledger is made of: what is confirmed, the commands, the highest sequence.
-type Parts = (Confirmed, VecDeque<Entry>, u64);
+type LedgerParts = (ConfirmedBinding, VecDeque<QueueEntry>, u64);
 
 /// A row for each ledger and command.
-fn selection(also: &str, only: &str) -> String {
+fn select_ledgers_sql(also: &str, only: &str) -> String {
     let (confirmed, queued) =
-        (key_pairs::columns_named("k", CONFIRMED), key_pairs::columns_named("q", QUEUED));
+        (key_pairs::prefixed_columns("k", CONFIRMED_PREFIX), key_pairs::prefixed_columns("q", QUEUED_PREFIX));
     format!(
         "SELECT l.instance, l.password_auth, l.confirmed_by, l.highest, {confirmed}, \
                 c.sequence, c.command, c.handed_out, c.result, {queued} \
@@ -131,17 +141,17 @@ fn selection(also: &str, only: &str) -> String {
     )
 }
 
-fn take(
-    parts: &mut BTreeMap<InstanceId, Result<Parts, StoreError>>,
+fn collect_rows(
+    parts: &mut BTreeMap<InstanceId, Result<LedgerParts, StoreError>>,
     rows: Vec<AnyRow>,
 ) -> Result<(), StoreError> {
     for row in rows {
-        let ledger = parts.entry(rows::instance(&row)?).or_insert_with(|| {
-            let highest: i64 = row.try_get("highest").map_err(failed)?;
-            Ok((confirmed_of(&row)?, VecDeque::new(), highest.try_into().map_err(failed)?))
+        let ledger = parts.entry(rows::parse_instance_id(&row)?).or_insert_with(|| {
+            let highest: i64 = row.try_get("highest").map_err(to_store_error)?;
+            Ok((parse_confirmed(&row)?, VecDeque::new(), highest.try_into().map_err(to_store_error)?))
         });
         if let Ok((_, entries, _)) = ledger {
-            match entry(&row) {
+            match parse_entry(&row) {
                 Ok(entry) => entries.extend(entry),
                 Err(error) => *ledger = Err(error),
             }
@@ -150,188 +160,203 @@ fn take(
     Ok(())
 }
 
-fn confirmed_of(row: &AnyRow) -> Result<Confirmed, StoreError> {
-    let password_auth: Option<String> = row.try_get("password_auth").map_err(failed)?;
+fn parse_confirmed(row: &AnyRow) -> Result<ConfirmedBinding, StoreError> {
+    let password_auth: Option<String> = row.try_get("password_auth").map_err(to_store_error)?;
     let binding = match password_auth {
         None => None,
         Some(word) => {
-            let key_pair = key_pairs::read_named(row, CONFIRMED)?;
+            let key_pair = key_pairs::parse_prefixed_row(row, CONFIRMED_PREFIX)?;
             Some(Binding { key_pair, password_auth: word.parse()? })
         }
     };
-    let by: Option<i64> = row.try_get("confirmed_by").map_err(failed)?;
-    Ok(Confirmed { binding, by: by.map(sequence).transpose()? })
+    let by: Option<i64> = row.try_get("confirmed_by").map_err(to_store_error)?;
+    Ok(ConfirmedBinding { binding, by: by.map(sequence_from_sql).transpose()? })
 }
 
 /// Appends commands, one an instance.
-pub(super) async fn push(
+pub(super) async fn insert_commands(
     connection: &mut Connection,
-    queued: &[(&InstanceId, Box<Entry>)],
+    queued: &[(&InstanceId, Box<QueueEntry>)],
 ) -> Result<(), StoreError> {
-    for chunk in queued.chunks(CHUNK) {
-        let rows = rows::values(chunk.len(), 5);
+    for chunk in queued.chunks(MAX_ROWS_PER_STATEMENT) {
+        let rows = rows::values_placeholders(chunk.len(), 5);
         let text = format!("INSERT INTO commands (instance, sequence, id, command, key_pair) VALUES {rows}");
-        let mut query = rows::query(&text, chunk.len());
+        let mut query = rows::build_query(&text, chunk.len());
         for (instance, entry) in chunk {
             query = query
                 .bind(instance.as_str())
-                .bind(number(entry.sequence)?)
+                .bind(sequence_to_sql(entry.sequence)?)
                 .bind(entry.command.id.as_str())
-                .bind(serde_json::to_string(&entry.command).map_err(failed)?)
+                .bind(serde_json::to_string(&entry.command).map_err(to_store_error)?)
                 .bind(entry.binding.as_ref().map(|binding| binding.key_pair.id.as_str()));
         }
-        query.execute(&mut *connection).await.map_err(failed)?;
+        query.execute(&mut *connection).await.map_err(to_store_error)?;
         let text = format!(
             "INSERT INTO ledgers (instance, highest) VALUES {} \
              ON CONFLICT (instance) DO UPDATE SET highest = excluded.highest",
-            rows::values(chunk.len(), 2)
+            rows::values_placeholders(chunk.len(), 2)
         );
-        let mut query = rows::query(&text, chunk.len());
+        let mut query = rows::build_query(&text, chunk.len());
         for (instance, entry) in chunk {
-            query = query.bind(instance.as_str()).bind(number(entry.sequence)?);
+            query = query.bind(instance.as_str()).bind(sequence_to_sql(entry.sequence)?);
         }
-        query.execute(&mut *connection).await.map_err(failed)?;
+        query.execute(&mut *connection).await.map_err(to_store_error)?;
     }
     Ok(())
 }
 
 /// Keeps when a command was handed out first. A statement of its own: who was first does not matter within moments.
-pub(super) async fn hand_out(pool: &AnyPool, command: &CommandId, now: u64) -> Result<(), StoreError> {
+pub(super) async fn mark_handed_out(pool: &AnyPool, command: &CommandId, now: u64) -> Result<(), StoreError> {
     let query = sqlx::query("UPDATE commands SET handed_out = $1 WHERE id = $2 AND handed_out IS NULL");
-    let now = i64::try_from(now).map_err(failed)?;
-    query.bind(now).bind(command.as_str()).execute(pool).await.map_err(not_written)?;
+    let now = i64::try_from(now).map_err(to_store_error)?;
+    query.bind(now).bind(command.as_str()).execute(pool).await.map_err(to_write_error)?;
     Ok(())
 }
 
 /// Keeps results, a chunk at most.
-pub(super) async fn keep_answers(
+pub(super) async fn store_results(
     connection: &mut Connection,
     answers: &[(&CommandId, &str)],
 ) -> Result<(), StoreError> {
     let text = format!(
         "WITH said (id, result) AS (VALUES {}) \
          UPDATE commands SET result = said.result FROM said WHERE commands.id = said.id",
-        rows::values(answers.len(), 2)
+        rows::values_placeholders(answers.len(), 2)
     );
-    let mut query = rows::query(&text, answers.len());
+    let mut query = rows::build_query(&text, answers.len());
     for (command, result) in answers {
         query = query.bind(command.as_str()).bind(*result);
     }
-    query.execute(connection).await.map_err(failed)?;
+    query.execute(connection).await.map_err(to_store_error)?;
     Ok(())
 }
 
 /// Keeps what instances, a chunk at most, have confirmed, and forgets the oldest of their commands that have a result.
-pub(super) async fn keep_confirmed(
+pub(super) async fn store_confirmed(
     connection: &mut Connection,
-    ledgers: &[(&InstanceId, &Confirmed)],
+    ledgers: &[(&InstanceId, &ConfirmedBinding)],
 ) -> Result<(), StoreError> {
     let text = format!(
         "WITH said (instance, key_pair, password_auth, confirmed_by) AS (VALUES {}) UPDATE ledgers \
          SET key_pair = said.key_pair, password_auth = said.password_auth, confirmed_by = said.confirmed_by \
          FROM said WHERE ledgers.instance = said.instance",
-        rows::values(ledgers.len(), 4)
+        rows::values_placeholders(ledgers.len(), 4)
     );
-    let mut query = rows::query(&text, ledgers.len());
+    let mut query = rows::build_query(&text, ledgers.len());
     for (instance, confirmed) in ledgers {
         let binding = confirmed.binding.as_ref();
         query = query
             .bind(instance.as_str())
             .bind(binding.map(|binding| binding.key_pair.id.as_str()))
             .bind(binding.map(|binding| binding.password_auth.to_string()))
-            .bind(confirmed.by.map(number).transpose()?);
+            .bind(confirmed.by.map(sequence_to_sql).transpose()?);
     }
-    query.execute(&mut *connection).await.map_err(failed)?;
+    query.execute(&mut *connection).await.map_err(to_store_error)?;
     let instances: Vec<&InstanceId> = ledgers.iter().map(|(instance, _)| *instance).collect();
-    forget_oldest(connection, &instances).await
+    delete_oldest_answered(connection, &instances).await
 }
 
-async fn forget_oldest(connection: &mut Connection, instances: &[&InstanceId]) -> Result<(), StoreError> {
+async fn delete_oldest_answered(
+    connection: &mut Connection,
+    instances: &[&InstanceId],
+) -> Result<(), StoreError> {
     let text = format!(
         "SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY instance ORDER BY sequence DESC) AS age \
-         FROM commands WHERE instance IN ({}) AND result IS NOT NULL) AS answered WHERE age > {ANSWERED_KEPT}",
-        rows::list(0, instances.len())
+         FROM commands WHERE instance IN ({}) AND result IS NOT NULL) AS answered WHERE age > {MAX_ANSWERED_COMMANDS}",
+        rows::placeholders(0, instances.len())
     );
-    let query = rows::bind(rows::query(&text, instances.len()), instances);
-    let oldest = query.fetch_all(&mut *connection).await.map_err(failed)?;
+    let query = rows::bind_instance_ids(rows::build_query(&text, instances.len()), instances);
+    let oldest = query.fetch_all(&mut *connection).await.map_err(to_store_error)?;
     // Most instances never have as many.
-    for chunk in oldest.chunks(CHUNK) {
-        let text = format!("DELETE FROM commands WHERE id IN ({})", rows::list(0, chunk.len()));
-        let mut query = rows::query(&text, chunk.len());
+    for chunk in oldest.chunks(MAX_ROWS_PER_STATEMENT) {
+        let text = format!("DELETE FROM commands WHERE id IN ({})", rows::placeholders(0, chunk.len()));
+        let mut query = rows::build_query(&text, chunk.len());
         for row in chunk {
-            query = query.bind(row.try_get::<String, _>("id").map_err(failed)?);
+            query = query.bind(row.try_get::<String, _>("id").map_err(to_store_error)?);
         }
-        query.execute(&mut *connection).await.map_err(failed)?;
+        query.execute(&mut *connection).await.map_err(to_store_error)?;
     }
     Ok(())
 }
 
 /// Keeps which commands a request led to.
-pub(super) async fn keep_request(
+pub(super) async fn insert_request(
     connection: &mut Connection,
     request: &RequestId,
-    placed: &[Placed],
+    placed: &[QueuedCommand],
 ) -> Result<(), StoreError> {
     let mut places = 0_i64..;
-    for chunk in placed.chunks(CHUNK) {
-        let rows = rows::values(chunk.len(), 3);
+    for chunk in placed.chunks(MAX_ROWS_PER_STATEMENT) {
+        let rows = rows::values_placeholders(chunk.len(), 3);
         let text = format!("INSERT INTO requested (request, place, command) VALUES {rows}");
-        let mut query = rows::query(&text, chunk.len());
+        let mut query = rows::build_query(&text, chunk.len());
         for (placed, place) in chunk.iter().zip(&mut places) {
             query = query.bind(request.as_str()).bind(place).bind(placed.command.as_str());
         }
-        query.execute(&mut *connection).await.map_err(failed)?;
+        query.execute(&mut *connection).await.map_err(to_store_error)?;
     }
     Ok(())
 }
 
 /// What became of the commands that a request led to.
-pub(super) async fn fates(connection: &mut Connection, request: &RequestId) -> Result<Vec<Fate>, StoreError> {
+pub(super) async fn load_command_statuses(
+    connection: &mut Connection,
+    request: &RequestId,
+) -> Result<Vec<CommandStatus>, StoreError> {
     let query = sqlx::query(
         "SELECT c.instance, c.command, c.result FROM requested r JOIN commands c ON c.id = r.command \
          WHERE r.request = $1 ORDER BY r.place",
     );
-    let rows = query.bind(request.as_str()).fetch_all(connection).await.map_err(failed)?;
+    let rows = query.bind(request.as_str()).fetch_all(connection).await.map_err(to_store_error)?;
     let fate = |row: &AnyRow| {
-        let outcome = answer(row)?.map(|answer| answer.outcome);
-        Ok(Fate { instance: rows::instance(row)?, command: command(row)?, outcome })
+        let outcome = parse_result(row)?.map(|answer| answer.outcome);
+        Ok(CommandStatus { instance: rows::parse_instance_id(row)?, command: parse_command(row)?, outcome })
     };
     rows.iter().map(fate).collect()
 }
 
 /// The command of a row, where there is one.
-fn entry(row: &AnyRow) -> Result<Option<Entry>, StoreError> {
-    let Some(number) = row.try_get("sequence").map_err(failed)? else { return Ok(None) };
-    let command = command(row)?;
+fn parse_entry(row: &AnyRow) -> Result<Option<QueueEntry>, StoreError> {
+    let Some(number) = row.try_get("sequence").map_err(to_store_error)? else { return Ok(None) };
+    let command = parse_command(row)?;
     let binding = match command.action {
         Action::Attach { password_auth, .. } => {
-            Some(Binding { key_pair: key_pairs::read_named(row, QUEUED)?, password_auth })
+            Some(Binding { key_pair: key_pairs::parse_prefixed_row(row, QUEUED_PREFIX)?, password_auth })
         }
         Action::Detach { .. } | Action::SetPasswordAuth { .. } => None,
     };
-    let handed_out: Option<i64> = row.try_get("handed_out").map_err(failed)?;
-    let handed_out = handed_out.map(u64::try_from).transpose().map_err(failed)?;
-    Ok(Some(Entry { command, sequence: sequence(number)?, binding, handed_out, answer: answer(row)? }))
+    let handed_out: Option<i64> = row.try_get("handed_out").map_err(to_store_error)?;
+    let handed_out = handed_out.map(u64::try_from).transpose().map_err(to_store_error)?;
+    Ok(Some(QueueEntry {
+        command,
+        sequence: sequence_from_sql(number)?,
+        binding,
+        handed_out,
+        answer: parse_result(row)?,
+    }))
 }
 
 /// As the agent would read it.
-fn command(row: &AnyRow) -> Result<Command, StoreError> {
-    let text: String = row.try_get("command").map_err(failed)?;
+fn parse_command(row: &AnyRow) -> Result<Command, StoreError> {
+    let text: String = row.try_get("command").map_err(to_store_error)?;
     let nobody = CommandId::try_from("none".to_owned())?;
-    let received = command::parse(text.as_bytes(), Origin::Channel, &nobody).map_err(failed)?;
-    received.command.map_err(|refusal| failed(refusal.message))
+    let received =
+        command::parse_command(text.as_bytes(), Origin::Channel, &nobody).map_err(to_store_error)?;
+    received.command.map_err(|refusal| to_store_error(refusal.message))
 }
 
-fn answer(row: &AnyRow) -> Result<Option<Answer>, StoreError> {
-    let Some(text) = row.try_get::<Option<String>, _>("result").map_err(failed)? else { return Ok(None) };
-    let outcome: Outcome = serde_json::from_str(&text).map_err(failed)?;
-    Ok(Some(Answer { outcome, bytes: text.into_bytes() }))
+fn parse_result(row: &AnyRow) -> Result<Option<ReceivedResult>, StoreError> {
+    let Some(text) = row.try_get::<Option<String>, _>("result").map_err(to_store_error)? else {
+        return Ok(None);
+    };
+    let outcome: CommandResult = serde_json::from_str(&text).map_err(to_store_error)?;
+    Ok(Some(ReceivedResult { outcome, bytes: text.into_bytes() }))
 }
 
-fn sequence(number: i64) -> Result<Sequence, StoreError> {
-    Ok(Sequence::try_from(u64::try_from(number).map_err(failed)?)?)
+fn sequence_from_sql(number: i64) -> Result<Sequence, StoreError> {
+    Ok(Sequence::try_from(u64::try_from(number).map_err(to_store_error)?)?)
 }
 
-fn number(sequence: Sequence) -> Result<i64, StoreError> {
-    i64::try_from(u64::from(sequence)).map_err(failed)
+fn sequence_to_sql(sequence: Sequence) -> Result<i64, StoreError> {
+    i64::try_from(u64::from(sequence)).map_err(to_store_error)
 }

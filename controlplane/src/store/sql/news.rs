@@ -9,36 +9,39 @@ use sqlx::postgres::PgListener;
 use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
-use super::{Connection, failed};
+use super::{Connection, to_store_error};
 use crate::store::StoreError;
-use crate::store::changes::Changes;
+use crate::store::changes::ChangeNotifier;
 
 /// Its payload is the ids of instances, with a blank between them; empty, it is a heartbeat.
-const CHANNEL: &str = "keypair_changes";
+const NOTIFY_CHANNEL: &str = "keypair_changes";
 /// The longest payload: PostgreSQL takes less than 8000 bytes.
-const PAYLOAD: usize = 7999;
+const MAX_PAYLOAD_BYTES: usize = 7999;
 /// How often a heartbeat is sent.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Without any news for as long the connection is dead, whatever it says.
-const SILENCE: Duration = Duration::from_secs(30);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait before it is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
 /// Tells every server, once the transaction is committed.
-pub(super) async fn tell(connection: &mut Connection, instances: &[&InstanceId]) -> Result<(), StoreError> {
-    for payload in payloads(instances) {
-        let query = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(payload);
-        query.execute(&mut *connection).await.map_err(failed)?;
+pub(super) async fn notify_servers(
+    connection: &mut Connection,
+    instances: &[&InstanceId],
+) -> Result<(), StoreError> {
+    for payload in pack_payloads(instances) {
+        let query = sqlx::query("SELECT pg_notify($1, $2)").bind(NOTIFY_CHANNEL).bind(payload);
+        query.execute(&mut *connection).await.map_err(to_store_error)?;
     }
     Ok(())
 }
 
 /// As few as hold all of them.
-fn payloads(instances: &[&InstanceId]) -> Vec<String> {
+fn pack_payloads(instances: &[&InstanceId]) -> Vec<String> {
     let mut payloads: Vec<String> = Vec::new();
     for instance in instances {
         match payloads.last_mut() {
-            Some(last) if last.len() + 1 + instance.as_str().len() <= PAYLOAD => {
+            Some(last) if last.len() + 1 + instance.as_str().len() <= MAX_PAYLOAD_BYTES => {
                 last.push(' ');
                 last.push_str(instance.as_str());
             }
@@ -49,52 +52,56 @@ fn payloads(instances: &[&InstanceId]) -> Vec<String> {
 }
 
 /// Tells who waits here, as long as anybody may.
-pub(super) async fn listen(url: &str, pool: AnyPool, changes: Arc<Changes>) -> Result<(), sqlx::Error> {
-    let mut listener = connect(url).await?;
+pub(super) async fn spawn_listener(
+    url: &str,
+    pool: AnyPool,
+    changes: Arc<ChangeNotifier>,
+) -> Result<(), sqlx::Error> {
+    let mut listener = connect_listener(url).await?;
     let url = url.to_owned();
     tokio::spawn(async move {
-        let mut beats = interval(HEARTBEAT);
+        let mut beats = interval(HEARTBEAT_INTERVAL);
         loop {
             beats.tick().await;
-            let beat = sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL);
+            let beat = sqlx::query("SELECT pg_notify($1, '')").bind(NOTIFY_CHANNEL);
             // Where it fails, silence says so.
-            let _ = timeout(HEARTBEAT, beat.execute(&pool)).await;
+            let _ = timeout(HEARTBEAT_INTERVAL, beat.execute(&pool)).await;
         }
     });
     tokio::spawn(async move {
         loop {
-            let lost = match timeout(SILENCE, listener.try_recv()).await {
+            let lost = match timeout(SILENCE_TIMEOUT, listener.try_recv()).await {
                 Ok(Ok(Some(news))) => {
                     for instance in news.payload().split_ascii_whitespace().flat_map(str::parse) {
-                        changes.tell(&instance);
+                        changes.notify(&instance);
                     }
                     continue;
                 }
                 // It has connected anew already.
                 Ok(Ok(None)) => None,
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("not a word in {} s", SILENCE.as_secs())),
+                Err(_) => Some(format!("not a word in {} s", SILENCE_TIMEOUT.as_secs())),
             };
             if let Some(why) = lost {
                 warn!("no news from the store: {why}");
                 listener = loop {
-                    match connect(&url).await {
+                    match connect_listener(&url).await {
                         Ok(listener) => break listener,
-                        Err(_) => sleep(PAUSE).await,
+                        Err(_) => sleep(RECONNECT_DELAY).await,
                     }
                 };
             }
             // What was said meanwhile nobody heard.
             info!("listening to the store anew");
-            changes.tell_all();
+            changes.notify_all();
         }
     });
     Ok(())
 }
 
-async fn connect(url: &str) -> Result<PgListener, sqlx::Error> {
+async fn connect_listener(url: &str) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect(url).await?;
-    listener.listen(CHANNEL).await?;
+    listener.listen(NOTIFY_CHANNEL).await?;
     Ok(listener)
 }
 
@@ -104,9 +111,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn payloads_are_full_and_no_longer_than_postgresql_takes() {
+    fn notify_payloads_fill_postgresql_limit_exactly() {
         let ids: Vec<InstanceId> = (0..200).map(|number| format!("{number:0>79}").parse().unwrap()).collect();
-        let payloads = payloads(&ids.iter().collect::<Vec<_>>());
+        let payloads = pack_payloads(&ids.iter().collect::<Vec<_>>());
         // A hundred ids with 99 blanks between them are 7999 bytes.
         assert_eq!(payloads.iter().map(String::len).collect::<Vec<_>>(), [7999, 7999]);
         let told: Vec<InstanceId> = payloads

@@ -13,21 +13,21 @@ use sqlx::{AnyPool, Connection as _, Executor};
 
 use super::database::Database;
 use super::ledgers::Locking;
-use super::schema::Schema;
-use super::{Sql, failed, news};
+use super::schema::EmbeddedMigrations;
+use super::{SqlStore, news, to_store_error};
 use crate::store::StoreError;
 
 /// How long a call waits for a connection: agents give a call 10 s, and wait for no later answer.
-const PATIENCE: Duration = Duration::from_secs(8);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long another process may take to give a file back.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many connections a server holds to PostgreSQL, besides the one that listens.
-const CONNECTIONS: u32 = 16;
+const MAX_CONNECTIONS: u32 = 16;
 /// What bounds every statement of a session, and every lock that it holds while its server is not heard of.
-const BOUNDS: &str = "SET lock_timeout = '8s'; SET statement_timeout = '15s'; \
+const SESSION_TIMEOUTS_SQL: &str = "SET lock_timeout = '8s'; SET statement_timeout = '15s'; \
                       SET idle_in_transaction_session_timeout = '15s'";
 
-impl Sql {
+impl SqlStore {
     /// Opens a file of this process alone; it is made where there is none.
     ///
     /// # Errors
@@ -35,18 +35,19 @@ impl Sql {
     pub async fn open_sqlite(path: &Path) -> Result<Self, StoreError> {
         install_default_drivers();
         // A pool would try again and again, and then say that it has waited.
-        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(BUSY);
-        let mut alone = SqliteConnection::connect_with(&options).await.map_err(not_opened)?;
-        alone.execute("BEGIN EXCLUSIVE; COMMIT").await.map_err(not_opened)?;
-        alone.close().await.map_err(not_opened)?;
+        let options =
+            SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(BUSY_TIMEOUT);
+        let mut alone = SqliteConnection::connect_with(&options).await.map_err(to_open_error)?;
+        alone.execute("BEGIN EXCLUSIVE; COMMIT").await.map_err(to_open_error)?;
+        alone.close().await.map_err(to_open_error)?;
         let path = utf8_percent_encode(
-            path.to_str().ok_or_else(|| failed("the path is not UTF-8"))?,
+            path.to_str().ok_or_else(|| to_store_error("the path is not UTF-8"))?,
             NON_ALPHANUMERIC,
         );
         // One connection: what is written is in order, and nobody waits for a lock of his own.
         let pool = AnyPoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(PATIENCE)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(None)
             .max_lifetime(None)
             .after_connect(|connection, _| {
@@ -58,8 +59,8 @@ impl Sql {
             })
             .connect(&format!("sqlite:{path}?mode=rwc"))
             .await
-            .map_err(not_opened)?;
-        Self::up_to_date(pool, Locking::WholeFile).await
+            .map_err(to_open_error)?;
+        Self::migrate(pool, Locking::WholeFile).await
     }
 
     /// Opens a database that other servers may share.
@@ -69,32 +70,32 @@ impl Sql {
     pub async fn open_postgres(url: &str) -> Result<Self, StoreError> {
         install_default_drivers();
         // A pool would try again and again, and then say that it has waited.
-        PgConnection::connect(url).await.map_err(not_opened)?.close().await.map_err(not_opened)?;
+        PgConnection::connect(url).await.map_err(to_open_error)?.close().await.map_err(to_open_error)?;
         let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(PATIENCE)
+            .max_connections(MAX_CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| {
-                Box::pin(async move { connection.execute(BOUNDS).await.map(drop) })
+                Box::pin(async move { connection.execute(SESSION_TIMEOUTS_SQL).await.map(drop) })
             })
             .connect(url)
             .await
-            .map_err(not_opened)?;
-        let store = Self::up_to_date(pool, Locking::Rows).await?;
-        news::listen(url, store.database.pool.clone(), store.database.changes.clone())
+            .map_err(to_open_error)?;
+        let store = Self::migrate(pool, Locking::Rows).await?;
+        news::spawn_listener(url, store.database.pool.clone(), store.database.changes.clone())
             .await
-            .map_err(not_opened)?;
+            .map_err(to_open_error)?;
         Ok(store)
     }
 
-    async fn up_to_date(pool: AnyPool, locking: Locking) -> Result<Self, StoreError> {
-        let migrator = Migrator::new(Schema).await.map_err(not_opened)?;
-        migrator.run(&pool).await.map_err(not_opened)?;
-        Ok(Self::of(Database { pool, locking, changes: Arc::default(), purged: Mutex::default() }))
+    async fn migrate(pool: AnyPool, locking: Locking) -> Result<Self, StoreError> {
+        let migrator = Migrator::new(EmbeddedMigrations).await.map_err(to_open_error)?;
+        migrator.run(&pool).await.map_err(to_open_error)?;
+        Ok(Self::new(Database { pool, locking, changes: Arc::default(), purged: Mutex::default() }))
     }
 }
 
 /// It cannot be opened: what of its text does not tell a person what to do is said in words of ours.
-fn not_opened(error: impl ToString) -> StoreError {
+fn to_open_error(error: impl ToString) -> StoreError {
     let text = error.to_string();
     let remedies = [
         (

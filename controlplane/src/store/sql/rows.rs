@@ -6,30 +6,30 @@ use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, Row};
 
-use super::failed;
+use super::to_store_error;
 use crate::store::StoreError;
 
 /// How many rows a statement is about at most: SQLite takes 32,766 parameters, PostgreSQL 65,535.
-pub(super) const CHUNK: usize = 500;
+pub(super) const MAX_ROWS_PER_STATEMENT: usize = 500;
 
 /// `($1, $2), ($3, $4)`: the rows of a VALUES.
-pub(super) fn values(rows: usize, columns: usize) -> String {
-    let row = |row: usize| format!("({})", list(row * columns, columns));
+pub(super) fn values_placeholders(rows: usize, columns: usize) -> String {
+    let row = |row: usize| format!("({})", placeholders(row * columns, columns));
     (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
 /// `$3, $4`: so many parameters, after so many others.
-pub(super) fn list(after: usize, count: usize) -> String {
+pub(super) fn placeholders(after: usize, count: usize) -> String {
     (after + 1..=after + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A statement about so many rows. One row is what there mostly is: its text comes again, and is worth keeping prepared.
-pub(super) fn query(text: &str, rows: usize) -> Query<'_, Any, AnyArguments<'_>> {
+pub(super) fn build_query(text: &str, rows: usize) -> Query<'_, Any, AnyArguments<'_>> {
     sqlx::query(text).persistent(rows == 1)
 }
 
 /// With these instances as its next parameters.
-pub(super) fn bind<'q>(
+pub(super) fn bind_instance_ids<'q>(
     query: Query<'q, Any, AnyArguments<'q>>,
     instances: &[&'q InstanceId],
 ) -> Query<'q, Any, AnyArguments<'q>> {
@@ -37,8 +37,8 @@ pub(super) fn bind<'q>(
 }
 
 /// Whose a row is.
-pub(super) fn instance(row: &AnyRow) -> Result<InstanceId, StoreError> {
-    Ok(row.try_get::<String, _>("instance").map_err(failed)?.parse()?)
+pub(super) fn parse_instance_id(row: &AnyRow) -> Result<InstanceId, StoreError> {
+    Ok(row.try_get::<String, _>("instance").map_err(to_store_error)?.parse()?)
 }
 
 #[cfg(test)]
@@ -46,8 +46,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_numbered_through() {
-        assert_eq!(values(2, 3), "($1, $2, $3), ($4, $5, $6)");
-        assert_eq!((list(0, 1), list(2, 2)), ("$1".to_owned(), "$3, $4".to_owned()));
+    fn sql_placeholders_are_numbered_consecutively() {
+        assert_eq!(values_placeholders(2, 3), "($1, $2, $3), ($4, $5, $6)");
+        assert_eq!((placeholders(0, 1), placeholders(2, 2)), ("$1".to_owned(), "$3, $4".to_owned()));
     }
 }

@@ -7,20 +7,20 @@ use sqlx::error::BoxDynError;
 use sqlx::migrate::{Migration, MigrationSource, MigrationType};
 
 /// Every step, in order: number, subject, SQL.
-const STEPS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 2] = [
     (1, "first", include_str!("../../../migrations/1_first.sql")),
     (2, "handed out", include_str!("../../../migrations/2_handed_out.sql")),
 ];
 
 /// The steps, as sqlx takes them.
 #[derive(Debug)]
-pub(super) struct Schema;
+pub(super) struct EmbeddedMigrations;
 
-impl<'s> MigrationSource<'s> for Schema {
+impl<'s> MigrationSource<'s> for EmbeddedMigrations {
     fn resolve(self) -> Pin<Box<dyn Future<Output = Result<Vec<Migration>, BoxDynError>> + Send + 's>> {
         let step = |(number, subject, sql): (i64, &'static str, &'static str)| {
             Migration::new(number, subject.into(), MigrationType::Simple, sql.into(), false)
         };
-        Box::pin(std::future::ready(Ok(STEPS.into_iter().map(step).collect())))
+        Box::pin(std::future::ready(Ok(MIGRATIONS.into_iter().map(step).collect())))
     }
 }

@@ -7,16 +7,16 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row};
 
 use super::rows;
-use super::{Connection, failed, instant, milliseconds, not_written};
-use crate::lifecycle::State;
+use super::{Connection, from_sql_timestamp, to_sql_timestamp, to_store_error, to_write_error};
+use crate::lifecycle::InstanceState;
 use crate::store::StoreError;
 
 /// Keeps a new one in place of the one that was seen; `false` where that is another one by now.
-pub(super) async fn change(
+pub(super) async fn compare_and_set(
     pool: &AnyPool,
     instance: &InstanceId,
-    before: Option<&State>,
-    state: &State,
+    before: Option<&InstanceState>,
+    state: &InstanceState,
 ) -> Result<bool, StoreError> {
     let query = match before {
         None => sqlx::query(
@@ -27,26 +27,29 @@ pub(super) async fn change(
         ),
     };
     let mut query =
-        query.bind(instance.as_str()).bind(state.status.to_string()).bind(milliseconds(state.since));
+        query.bind(instance.as_str()).bind(state.status.to_string()).bind(to_sql_timestamp(state.since));
     if let Some(before) = before {
-        query = query.bind(before.status.to_string()).bind(milliseconds(before.since));
+        query = query.bind(before.status.to_string()).bind(to_sql_timestamp(before.since));
     }
-    Ok(query.execute(pool).await.map_err(not_written)?.rows_affected() == 1)
+    Ok(query.execute(pool).await.map_err(to_write_error)?.rows_affected() == 1)
 }
 
 /// The states of those of these instances, a chunk at most, that have one.
-pub(super) async fn load(
+pub(super) async fn load_states(
     connection: &mut Connection,
     instances: &[&InstanceId],
-) -> Result<BTreeMap<InstanceId, Result<State, StoreError>>, StoreError> {
-    let list = rows::list(0, instances.len());
+) -> Result<BTreeMap<InstanceId, Result<InstanceState, StoreError>>, StoreError> {
+    let list = rows::placeholders(0, instances.len());
     let text = format!("SELECT instance, status, since FROM states WHERE instance IN ({list})");
-    let query = rows::bind(rows::query(&text, instances.len()), instances);
-    let rows = query.fetch_all(connection).await.map_err(failed)?;
-    rows.iter().map(|row| Ok((rows::instance(row)?, state(row)))).collect()
+    let query = rows::bind_instance_ids(rows::build_query(&text, instances.len()), instances);
+    let rows = query.fetch_all(connection).await.map_err(to_store_error)?;
+    rows.iter().map(|row| Ok((rows::parse_instance_id(row)?, parse_state(row)))).collect()
 }
 
-fn state(row: &AnyRow) -> Result<State, StoreError> {
-    let status: String = row.try_get("status").map_err(failed)?;
-    Ok(State { status: status.try_into()?, since: instant(row.try_get("since").map_err(failed)?)? })
+fn parse_state(row: &AnyRow) -> Result<InstanceState, StoreError> {
+    let status: String = row.try_get("status").map_err(to_store_error)?;
+    Ok(InstanceState {
+        status: status.try_into()?,
+        since: from_sql_timestamp(row.try_get("since").map_err(to_store_error)?)?,
+    })
 }

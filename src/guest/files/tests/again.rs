@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use super::*;
 
 /// Runs the other tests in a copy of this program that anybody may run, their files in a directory of `owner`'s.
-fn everything_again(owner: u32, tracer: &[&str]) {
-    let scratch = scratch();
+fn rerun_tests(owner: u32, tracer: &[&str]) {
+    let scratch = create_scratch_dir();
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = scratch.path().join("tests");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
@@ -18,8 +18,8 @@ fn everything_again(owner: u32, tracer: &[&str]) {
     let words: Vec<&Path> = tracer.iter().map(Path::new).chain([program.as_path()]).collect();
     let output = Command::new(words[0])
         .args(&words[1..])
-        .args(["guest::files::", "--skip", "everything_again", "--nocapture"])
-        .env(SCRATCH, &own)
+        .args(["guest::files::", "--skip", "rerun_tests", "--nocapture"])
+        .env(SCRATCH_VAR, &own)
         .uid(owner)
         .gid(owner)
         .current_dir(&own)
@@ -28,20 +28,20 @@ fn everything_again(owner: u32, tracer: &[&str]) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("test result: ok"), "{text}");
-    assert_eq!(names(&own), [""; 0]);
+    assert_eq!(list_names(&own), [""; 0]);
 }
 
 #[test]
-fn everything_again_for_ones_own_files() {
-    if is_root("becoming somebody else") {
-        everything_again(USER, &[]);
+fn rerun_tests_for_ones_own_files() {
+    if is_root_or_skip("becoming somebody else") {
+        rerun_tests(USER_UID, &[]);
     }
 }
 
 #[test]
-fn everything_again_without_openat2() {
+fn rerun_tests_without_openat2() {
     let inject = "inject=openat2:error=ENOSYS";
-    if is_root("a directory of one's own") && tool("strace", &["-V"]) {
-        everything_again(0, &["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", inject]);
+    if is_root_or_skip("a directory of one's own") && run_tool_or_skip("strace", &["-V"]) {
+        rerun_tests(0, &["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", inject]);
     }
 }

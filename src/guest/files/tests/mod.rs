@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::policy::observation::Account;
 use crate::policy::types::ContentHash;
 
-use super::walk::{Walk, Way};
+use super::walk::{PathWalker, TrustPolicy};
 
 mod again;
 mod attributes;
@@ -25,21 +25,21 @@ mod state;
 mod way;
 
 /// A uid that is nobody's here.
-const USER: u32 = 61_001;
-const OTHER: u32 = 61_002;
+const USER_UID: u32 = 61_001;
+const OTHER_UID: u32 = 61_002;
 
 /// Where the tests work when they are told.
-const SCRATCH: &str = "KEYPAIR_AGENT_TEST_SCRATCH";
+const SCRATCH_VAR: &str = "KEYPAIR_AGENT_TEST_SCRATCH";
 
 /// A directory that goes again, in a place where every directory on the way is safe: /tmp is not.
-fn scratch() -> TempDir {
+fn create_scratch_dir() -> TempDir {
     let mut refused = String::new();
-    let told = std::env::var_os(SCRATCH).map(PathBuf::from);
+    let told = std::env::var_os(SCRATCH_VAR).map(PathBuf::from);
     // First the place that others may pass through too, wherever the checkout is.
     let bases = ["/var/lib", concat!(env!("CARGO_MANIFEST_DIR"), "/target"), "/root"].map(PathBuf::from);
     for base in told.into_iter().chain(bases) {
-        match Walk::to_directory(Way::Root, None, &base) {
-            Ok(walk) if walk.missing.is_empty() && walk.judge_last().is_ok() => {
+        match PathWalker::walk_to(TrustPolicy::RootOnly, None, &base) {
+            Ok(walk) if walk.missing.is_empty() && walk.check_last_writers().is_ok() => {
                 match tempfile::Builder::new().prefix("files-").tempdir_in(&base) {
                     Ok(scratch) => return scratch,
                     Err(error) => refused.push_str(&error.to_string()),
@@ -53,7 +53,7 @@ fn scratch() -> TempDir {
 }
 
 /// Whether the test runs as root; says so where it has to be skipped.
-fn is_root(what: &str) -> bool {
+fn is_root_or_skip(what: &str) -> bool {
     let root = geteuid().is_root();
     if !root {
         eprintln!("SKIPPED: {what} needs root");
@@ -62,7 +62,7 @@ fn is_root(what: &str) -> bool {
 }
 
 /// The account of a home.
-fn joe(home: &Path, uid: u32) -> Account {
+fn test_account(home: &Path, uid: u32) -> Account {
     Account {
         name: "joe".into(),
         uid,
@@ -74,72 +74,72 @@ fn joe(home: &Path, uid: u32) -> Account {
 }
 
 /// A home with an account whose it is: a user's as root, one's own else.
-struct Home {
+struct TestHome {
     scratch: TempDir,
     account: Account,
 }
 
-impl Home {
+impl TestHome {
     fn new() -> Self {
-        let uid = if geteuid().is_root() { USER } else { geteuid().as_raw() };
-        let scratch = scratch();
+        let uid = if geteuid().is_root() { USER_UID } else { geteuid().as_raw() };
+        let scratch = create_scratch_dir();
         fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let home = scratch.path().join("home");
         fs::create_dir(&home).unwrap();
         fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
-        let account = joe(&home, uid);
+        let account = test_account(&home, uid);
         chown(&home, Some(account.uid), Some(account.gid)).unwrap();
         Self { scratch, account }
     }
 
     /// Beside the home, where root alone writes.
-    fn beside(&self, name: &str) -> PathBuf {
+    fn sibling_path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    fn home_path(&self, name: &str) -> PathBuf {
         self.account.home.join(name)
     }
 
-    fn keys(&self) -> PathBuf {
-        self.at(".ssh/authorized_keys")
+    fn key_file_path(&self) -> PathBuf {
+        self.home_path(".ssh/authorized_keys")
     }
 
-    fn give(&self, path: &Path) {
+    fn chown_to_user(&self, path: &Path) {
         chown(path, Some(self.account.uid), Some(self.account.gid)).unwrap();
     }
 
     /// A directory of the user's.
-    fn directory(&self, name: &str, mode: u32) -> PathBuf {
-        let path = self.at(name);
+    fn create_directory(&self, name: &str, mode: u32) -> PathBuf {
+        let path = self.home_path(name);
         fs::create_dir(&path).unwrap();
-        self.give(&path);
+        self.chown_to_user(&path);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         path
     }
 
     /// `.ssh` and the file in it, both the user's.
-    fn with_keys(&self, content: &str) -> PathBuf {
-        self.directory(".ssh", 0o700);
-        self.file(".ssh/authorized_keys", content)
+    fn create_key_file(&self, content: &str) -> PathBuf {
+        self.create_directory(".ssh", 0o700);
+        self.create_file(".ssh/authorized_keys", content)
     }
 
     /// A file of the user's, 0600.
-    fn file(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.at(name);
+    fn create_file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.home_path(name);
         fs::write(&path, content).unwrap();
-        self.give(&path);
+        self.chown_to_user(&path);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 }
 
-fn hash(content: &str) -> ContentHash {
-    ContentHash::of(content.as_bytes())
+fn content_hash(content: &str) -> ContentHash {
+    ContentHash::from_content(content.as_bytes())
 }
 
 /// What a directory holds, sorted.
-fn names(directory: &Path) -> Vec<String> {
+fn list_names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
@@ -155,7 +155,7 @@ fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
 }
 
 /// Runs a tool; whether it is there and succeeded. What cannot be run is said.
-fn tool(program: &str, arguments: &[&str]) -> bool {
+fn run_tool_or_skip(program: &str, arguments: &[&str]) -> bool {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => true,
         Ok(output) => {

@@ -3,12 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 
-use crate::guest::files::{FileError, read_file, remove_root_file, replace_root_file, sweep};
+use crate::guest::files::{
+    FileError, read_file, remove_root_dir_temporaries, remove_root_file, replace_root_file,
+};
 
 use super::*;
 
-fn directory() -> (TempDir, PathBuf) {
-    let scratch = scratch();
+fn create_ssh_directory() -> (TempDir, PathBuf) {
+    let scratch = create_scratch_dir();
     let path = scratch.path().join("ssh");
     fs::create_dir(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -22,28 +24,28 @@ fn assert_unsafe<T: std::fmt::Debug>(result: Result<T, FileError>, cause: &str) 
 
 /// KP-6.12.
 #[test]
-fn a_drop_in_comes_and_goes() {
-    let (_scratch, directory) = directory();
+fn drop_in_is_created_replaced_and_removed() {
+    let (_scratch, directory) = create_ssh_directory();
     let path = directory.join("00-keypair-agent.conf");
     let made = replace_root_file(&path, None, b"one\n", 0o644).unwrap();
     assert!(made.created_file && made.created_directory.is_none());
     assert_eq!(owner_and_mode(&path).2, 0o644);
     let inode = fs::metadata(&path).unwrap().ino();
-    replace_root_file(&path, Some(&hash("one\n")), b"one\n", 0o600).unwrap();
+    replace_root_file(&path, Some(&content_hash("one\n")), b"one\n", 0o600).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
-    replace_root_file(&path, Some(&hash("one\n")), b"two\n", 0o600).unwrap();
+    replace_root_file(&path, Some(&content_hash("one\n")), b"two\n", 0o600).unwrap();
     assert_eq!(owner_and_mode(&path).2, 0o644);
-    assert!(matches!(remove_root_file(&path, &hash("one\n")), Err(FileError::Changed { .. })));
+    assert!(matches!(remove_root_file(&path, &content_hash("one\n")), Err(FileError::Changed { .. })));
     assert_eq!(read_file(&path, 9).unwrap().as_deref(), Some(&b"two\n"[..]));
     for _ in 0..2 {
-        remove_root_file(&path, &hash("two\n")).unwrap();
-        assert_eq!(names(&directory), [""; 0]);
+        remove_root_file(&path, &content_hash("two\n")).unwrap();
+        assert_eq!(list_names(&directory), [""; 0]);
     }
 }
 
 #[test]
-fn reading_has_a_limit_and_knows_nothing_from_nowhere() {
-    let (_scratch, directory) = directory();
+fn read_file_enforces_limit_and_returns_none_if_missing() {
+    let (_scratch, directory) = create_ssh_directory();
     let path = directory.join("f");
     assert_eq!(read_file(&path, 3).unwrap(), None);
     assert_eq!(read_file(&path.join("x"), 3).unwrap(), None);
@@ -58,62 +60,62 @@ fn reading_has_a_limit_and_knows_nothing_from_nowhere() {
 
 /// KP-6.14.
 #[test]
-fn a_main_file_that_is_a_link_is_written_at_its_target() {
-    let (scratch, directory) = directory();
+fn main_file_symlink_is_written_at_its_target() {
+    let (scratch, directory) = create_ssh_directory();
     let real = scratch.path().join("real");
     fs::write(&real, "old\n").unwrap();
     symlink("../real", directory.join("hop")).unwrap();
     let path = directory.join("sshd_config");
     symlink(directory.join("hop"), &path).unwrap();
-    replace_root_file(&path, Some(&hash("old\n")), b"new\n", 0o644).unwrap();
+    replace_root_file(&path, Some(&content_hash("old\n")), b"new\n", 0o644).unwrap();
     assert_eq!(fs::read(&real).unwrap(), b"new\n");
     assert!(path.is_symlink() && directory.join("hop").is_symlink());
-    assert_eq!(names(&directory), ["hop", "sshd_config"]);
-    assert_unsafe(remove_root_file(&path, &hash("new\n")), "a symbolic link");
+    assert_eq!(list_names(&directory), ["hop", "sshd_config"]);
+    assert_unsafe(remove_root_file(&path, &content_hash("new\n")), "a symbolic link");
 }
 
 /// KP-6.14.
 #[test]
-fn a_link_through_what_others_can_change_is_refused() {
-    if !is_root("another owner") {
+fn main_file_symlink_through_untrusted_path_is_refused() {
+    if !is_root_or_skip("another owner") {
         return;
     }
-    let (scratch, directory) = directory();
+    let (scratch, directory) = create_ssh_directory();
     let theirs = scratch.path().join("theirs");
     fs::create_dir(&theirs).unwrap();
     fs::write(theirs.join("real"), "old\n").unwrap();
     let path = directory.join("sshd_config");
     symlink(theirs.join("real"), &path).unwrap();
-    let replace = || replace_root_file(&path, Some(&hash("old\n")), b"new\n", 0o644);
+    let replace = || replace_root_file(&path, Some(&content_hash("old\n")), b"new\n", 0o644);
 
-    chown(&theirs, Some(OTHER), None).unwrap();
+    chown(&theirs, Some(OTHER_UID), None).unwrap();
     assert_unsafe(replace(), "not by root");
-    chown(&theirs, Some(0), Some(OTHER)).unwrap();
+    chown(&theirs, Some(0), Some(OTHER_UID)).unwrap();
     fs::set_permissions(&theirs, fs::Permissions::from_mode(0o775)).unwrap();
     assert_unsafe(replace(), "chmod g-w");
     // Of root's own group, unless an ACL hides somebody behind its bits.
     chown(&theirs, Some(0), Some(0)).unwrap();
-    if tool("setfacl", &["-m", "u:61002:rwx", &theirs.to_string_lossy()]) {
+    if run_tool_or_skip("setfacl", &["-m", "u:61002:rwx", &theirs.to_string_lossy()]) {
         assert_unsafe(replace(), "writable by gid 0");
-        assert!(tool("setfacl", &["-b", &theirs.to_string_lossy()]));
+        assert!(run_tool_or_skip("setfacl", &["-b", &theirs.to_string_lossy()]));
         fs::set_permissions(&theirs, fs::Permissions::from_mode(0o775)).unwrap();
     }
     fs::set_permissions(&theirs, fs::Permissions::from_mode(0o1777)).unwrap();
     assert_unsafe(replace(), "chmod o-w");
     fs::set_permissions(&theirs, fs::Permissions::from_mode(0o775)).unwrap();
-    lchown(&path, Some(OTHER), None).unwrap();
+    lchown(&path, Some(OTHER_UID), None).unwrap();
     assert_unsafe(replace(), "not root");
     lchown(&path, Some(0), None).unwrap();
     assert_eq!(fs::read(theirs.join("real")).unwrap(), b"old\n");
-    chown(theirs.join("real"), Some(OTHER), None).unwrap();
+    chown(theirs.join("real"), Some(OTHER_UID), None).unwrap();
     assert_unsafe(replace(), "not by root");
     chown(theirs.join("real"), Some(0), None).unwrap();
     replace().unwrap();
 }
 
 #[test]
-fn links_in_circles_and_to_nowhere() {
-    let (_scratch, directory) = directory();
+fn main_file_symlink_looping_or_dangling_is_refused() {
+    let (_scratch, directory) = create_ssh_directory();
     let path = directory.join("sshd_config");
     symlink("sshd_config", &path).unwrap();
     assert!(matches!(replace_root_file(&path, None, b"x", 0o644), Err(FileError::Io { .. })));
@@ -122,17 +124,17 @@ fn links_in_circles_and_to_nowhere() {
     assert_unsafe(replace_root_file(&path, None, b"x", 0o644), "which does not exist");
     assert!(matches!(
         replace_root_file(&directory.join("none/x"), None, b"x", 0o644),
-        Err(FileError::Missing { .. })
+        Err(FileError::MissingDirectory { .. })
     ));
-    assert!(remove_root_file(&directory.join("none/x"), &hash("x")).is_ok());
+    assert!(remove_root_file(&directory.join("none/x"), &content_hash("x")).is_ok());
 }
 
 #[test]
-fn temporaries_are_swept() {
-    let (_scratch, directory) = directory();
+fn stale_temporaries_of_root_directory_are_removed() {
+    let (_scratch, directory) = create_ssh_directory();
     fs::write(directory.join(".keypair-agent-0123456789abcdef.tmp"), "x").unwrap();
     fs::write(directory.join("50-cloud.conf"), "x").unwrap();
-    assert_eq!(sweep(&directory).unwrap(), 1);
-    assert_eq!(names(&directory), ["50-cloud.conf"]);
-    assert_eq!(sweep(&directory.join("none")).unwrap(), 0);
+    assert_eq!(remove_root_dir_temporaries(&directory).unwrap(), 1);
+    assert_eq!(list_names(&directory), ["50-cloud.conf"]);
+    assert_eq!(remove_root_dir_temporaries(&directory.join("none")).unwrap(), 0);
 }

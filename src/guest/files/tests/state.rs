@@ -10,10 +10,10 @@ use crate::guest::files::{FileError, LockError, StateDirectory};
 use super::*;
 
 #[test]
-fn it_is_created_private_and_not_without_being_told() {
-    let scratch = scratch();
+fn state_directory_is_created_private_only_on_request() {
+    let scratch = create_scratch_dir();
     let path = scratch.path().join("a/state");
-    assert!(matches!(StateDirectory::open(&path, false), Err(FileError::Missing { .. })));
+    assert!(matches!(StateDirectory::open(&path, false), Err(FileError::MissingDirectory { .. })));
     assert!(!path.exists());
     let state = StateDirectory::open(&path, true).unwrap();
     assert_eq!(state.path(), path);
@@ -23,8 +23,8 @@ fn it_is_created_private_and_not_without_being_told() {
 
 /// KP-7.1.
 #[test]
-fn the_state_is_saved_and_loaded() {
-    let scratch = scratch();
+fn state_file_is_saved_and_loaded() {
+    let scratch = create_scratch_dir();
     let state = StateDirectory::open(scratch.path(), true).unwrap();
     assert_eq!(state.load(99).unwrap(), None);
     state.save(b"{}").unwrap();
@@ -33,13 +33,13 @@ fn the_state_is_saved_and_loaded() {
     assert!(matches!(state.load(3), Err(FileError::TooLarge { .. })));
     assert_eq!(owner_and_mode(&state.file_path()).2, 0o600);
     fs::write(scratch.path().join(".keypair-agent-0123456789abcdef.tmp"), "x").unwrap();
-    assert_eq!(state.sweep().unwrap(), 1);
-    assert_eq!(names(scratch.path()), ["state.json"]);
+    assert_eq!(state.remove_state_temporaries().unwrap(), 1);
+    assert_eq!(list_names(scratch.path()), ["state.json"]);
 }
 
 #[test]
-fn a_link_in_the_state_files_place_is_not_read() {
-    let scratch = scratch();
+fn state_file_symlink_is_not_read() {
+    let scratch = create_scratch_dir();
     let state = StateDirectory::open(scratch.path(), true).unwrap();
     symlink("/etc/passwd", state.file_path()).unwrap();
     assert!(matches!(state.load(1 << 20), Err(FileError::Unsafe { .. })));
@@ -48,8 +48,8 @@ fn a_link_in_the_state_files_place_is_not_read() {
 }
 
 #[test]
-fn a_directory_that_others_can_write_is_closed_to_them() {
-    let scratch = scratch();
+fn state_directory_writable_by_others_is_made_private() {
+    let scratch = create_scratch_dir();
     for mode in [0o777, 0o1777] {
         fs::set_permissions(scratch.path(), fs::Permissions::from_mode(mode)).unwrap();
         let refused = StateDirectory::open(scratch.path(), false);
@@ -62,8 +62,8 @@ fn a_directory_that_others_can_write_is_closed_to_them() {
 }
 
 #[test]
-fn a_state_file_that_others_can_write_is_not_read() {
-    let scratch = scratch();
+fn state_file_writable_by_others_is_not_read() {
+    let scratch = create_scratch_dir();
     let state = StateDirectory::open(scratch.path(), true).unwrap();
     state.save(b"{}").unwrap();
     fs::set_permissions(state.file_path(), fs::Permissions::from_mode(0o666)).unwrap();
@@ -73,8 +73,8 @@ fn a_state_file_that_others_can_write_is_not_read() {
 
 /// KP-8.11.
 #[test]
-fn the_lock_is_one_and_names_its_holder() {
-    let scratch = scratch();
+fn state_lock_is_exclusive_and_names_its_holder() {
+    let scratch = create_scratch_dir();
     let state = StateDirectory::open(scratch.path(), true).unwrap();
     let guard = state.lock(Duration::ZERO).unwrap();
     let asked = Instant::now();
@@ -92,8 +92,8 @@ fn the_lock_is_one_and_names_its_holder() {
 }
 
 #[test]
-fn the_lock_is_waited_for() {
-    let scratch = scratch();
+fn state_lock_is_waited_for() {
+    let scratch = create_scratch_dir();
     let state = StateDirectory::open(scratch.path(), true).unwrap();
     let guard = state.lock(Duration::ZERO).unwrap();
     thread::scope(|scope| {
