@@ -50,7 +50,7 @@ pub fn generate_id() -> String {
 /// What a command that is queued now is stamped with.
 ///
 /// # Errors
-/// None in practice: what [`fresh`] makes is a valid id.
+/// None in practice: what [`generate_id`] makes is a valid id.
 pub fn new_command_identity() -> Result<CommandIdentity, Invalid> {
     Ok(CommandIdentity { id: generate_id().parse()?, now: clock::now_millis() })
 }

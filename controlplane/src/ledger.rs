@@ -152,7 +152,7 @@ impl Ledger {
     /// deleted on the platform; then the command replaces it.
     ///
     /// # Errors
-    /// [`QueueError::Bound`] where another attach came first, queued or done.
+    /// [`QueueError::AlreadyBound`] where another attach came first, queued or done.
     pub fn attach(
         &self,
         instance: &InstanceId,
@@ -183,7 +183,7 @@ impl Ledger {
     /// it answers that there was nothing, and where this side forgot a binding it is gone afterwards.
     ///
     /// # Errors
-    /// [`QueueError::Bound`] where a key pair of another name is bound.
+    /// [`QueueError::AlreadyBound`] where a key pair of another name is bound.
     pub fn detach(
         &self,
         instance: &InstanceId,
@@ -244,7 +244,7 @@ impl Ledger {
             && self.entry(&outcome.command_id).is_some_and(|entry| entry.answer.is_none() && is_recent(entry))
     }
 
-    /// Takes the result of a command, unless it [keeps](Self::keeps) that.
+    /// Takes the result of a command, unless it [must_redeliver](Self::must_redeliver) that.
     pub fn store_result_at(&mut self, answer: ReceivedResult, now: u64) -> StoreResultOutcome {
         if self.must_redeliver(&answer.outcome, now) {
             StoreResultOutcome::Redelivered

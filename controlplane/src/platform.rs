@@ -46,7 +46,7 @@ impl AppState {
         Ok(lifecycle::current_status(instance, state.as_ref(), OffsetDateTime::now_utc()))
     }
 
-    /// [`Store::place`], counted.
+    /// [`Store::queue_order`], counted.
     ///
     /// # Errors
     /// Where the store fails.
@@ -64,7 +64,7 @@ impl AppState {
         .await
     }
 
-    /// [`Store::settle`], counted and logged.
+    /// [`Store::store_result`], counted and logged.
     ///
     /// # Errors
     /// Where the store fails.

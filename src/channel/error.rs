@@ -53,7 +53,7 @@ pub enum ChannelError {
 /// this changes, not at every try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelErrorKind {
-    /// [`ChannelError::Refused`].
+    /// [`ChannelError::ConnectionRefused`].
     ConnectionRefused,
     /// [`ChannelError::Forbidden`].
     Forbidden,
@@ -63,11 +63,11 @@ pub enum ChannelErrorKind {
     Connect(Option<Errno>),
     /// [`ChannelError::TimedOut`].
     TimedOut,
-    /// [`ChannelError::Cut`].
+    /// [`ChannelError::Disconnected`].
     Disconnected,
     /// [`ChannelError::Status`], by status.
     Status(u16),
-    /// [`ChannelError::UnusableResponse`].
+    /// [`ChannelError::Unusable`].
     Unusable(UnusableResponse),
 }
 

@@ -27,7 +27,7 @@ pub enum ChannelPhase {
     Failing,
 }
 
-/// What `status` reads. Whether that `run` is still alive stands elsewhere: [`super::run_lock::holder`].
+/// What `status` reads. Whether that `run` is still alive stands elsewhere: [`super::run_lock::find_lock_holder`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChannelStatus {

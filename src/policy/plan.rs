@@ -1,7 +1,7 @@
 //! From a command and the facts to a plan, or a refusal (KP-3.26).
 //!
-//! A plan is made in two strokes, since sshd is the judge of its own configuration: [`draft`] says which files
-//! would change and which lines sshd is to be asked about; [`DraftPlan::judge`] holds its answers against what was
+//! A plan is made in two strokes, since sshd is the judge of its own configuration: [`draft_plan`] says which files
+//! would change and which lines sshd is to be asked about; [`DraftPlan::evaluate`] holds its answers against what was
 //! asked and against the lockout guard.
 
 use std::path::PathBuf;

@@ -158,7 +158,7 @@ impl<G: Guest> Engine<G> {
     /// The same for a command that is parsed already.
     ///
     /// # Errors
-    /// As for [`Self::plan`].
+    /// As for [`Self::plan_command`].
     pub fn plan_received(
         &self,
         received: &ReceivedCommand,

@@ -12,7 +12,7 @@ use crate::policy::types::InstanceId;
 
 use super::proof::ProbeSession;
 
-/// An unfinished [`Outcome`], and when its command was first looked at.
+/// An unfinished result, and when its command was first looked at.
 #[derive(Debug, Clone)]
 pub struct ResultBuilder {
     /// What is known so far; its status is not yet meant.

@@ -166,7 +166,7 @@ impl State {
     /// Reads a state file; no file is the empty state.
     ///
     /// # Errors
-    /// [`Unreadable`]: nothing is to be touched then.
+    /// [`StateParseError`]: nothing is to be touched then.
     pub fn parse(bytes: Option<&[u8]>) -> Result<Self, StateParseError> {
         #[derive(Deserialize)]
         struct Versioned {

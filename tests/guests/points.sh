@@ -155,7 +155,7 @@ points_soft_reboot() { at_points between_soft_reboot; }
 between_soft_reboot() {
   local boot
   boot=$(inside systemctl show -P UserspaceTimestampMonotonic)
-  inside systemctl soft-reboot || true
+  inside timeout 20 systemctl --no-block soft-reboot || true
   wait_for 90 "the soft reboot" another_userspace "$boot"
   guest_wait "$GUEST"
   guest_net "$GUEST" ip link set lo up

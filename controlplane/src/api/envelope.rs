@@ -11,7 +11,7 @@ use tracing::info;
 use super::error::ApiError;
 use crate::ids::RequestId;
 
-/// What a handler answers; [`wrap`] puts it into its envelope.
+/// What a handler answers; [`wrap_in_envelope`] puts it into its envelope.
 #[derive(Debug, Clone)]
 pub struct Reply(pub Value);
 

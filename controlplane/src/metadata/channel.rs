@@ -144,7 +144,7 @@ fn parse_result_body(
 /// Answers `PUT keypair/agent`: what runs in the guest, kept until it says it anew.
 ///
 /// # Errors
-/// [`MetadataError::Bad`] where it is no JSON object.
+/// [`MetadataError::BadRequest`] where it is no JSON object.
 pub async fn put_agent_report(
     State(platform): State<AppState>,
     CallerInstance(instance): CallerInstance,

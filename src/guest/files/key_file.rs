@@ -275,7 +275,7 @@ pub fn remove_created_key_file(
 }
 
 /// Removes our temporaries from the directory of the user's authorized_keys file at `path` (KP-5.10); how
-/// many there were. Done under the lock on the state directory, as [`super::sweep()`] is.
+/// many there were. Done under the lock on the state directory, as [`super::remove_root_dir_temporaries`] is.
 pub fn remove_key_dir_temporaries(account: &Account, path: &Path) -> Result<usize, FileError> {
     let key_path = ResolvedKeyFile::resolve(account, path)?;
     match key_path.open_directory()? {

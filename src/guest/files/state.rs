@@ -32,7 +32,7 @@ pub struct StateDirectory {
 impl StateDirectory {
     /// Opens the directory, which nobody but root may be able to change. With `create`, what is missing of its
     /// path is made, 0700, and the directory itself is made root's and 0700; without, a missing one is
-    /// [`FileError::Missing`].
+    /// [`FileError::MissingDirectory`].
     pub fn open(path: &Path, create: bool) -> Result<Self, FileError> {
         if create {
             own_directory::take_ownership(path)?;

@@ -107,7 +107,7 @@ impl DraftPlan {
 }
 
 impl SshdQueries {
-    /// Every connection, in an order that [`Self::answered`] knows.
+    /// Every connection, in an order that [`Self::pair_answers`] knows.
     pub fn connections(&self) -> Vec<Connection> {
         let witnesses = self.witnesses.iter().map(|witness| &witness.connection);
         let loopback = self.loopback.iter().map(|(_, connection)| connection);

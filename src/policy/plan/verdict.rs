@@ -24,7 +24,7 @@ const MAX_TRIAL_KEYS: usize = 6;
 const MAX_LISTED_ACCOUNTS: usize = 10;
 
 impl DraftPlan {
-    /// The plan, if sshd's answers, the guard and the trial allow it. `answers` are those to [`DraftPlan::questions`]; `ask`
+    /// The plan, if sshd's answers, the guard and the trial allow it. `answers` are those to [`DraftPlan::sshd_queries`]; `ask`
     /// asks a private sshd.
     ///
     /// # Errors
