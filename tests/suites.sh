@@ -18,10 +18,10 @@ agent=$PWD/target/$target/debug/keypair-agent
 
 root_of() { # SUITE -> its root file system
   local root=$cache/$1
-  if [ ! -e "$root" ]; then
+  if [ ! -e "$root/usr/bin/setfacl" ]; then
     mkdir -p "$cache"
-    rm -rf "$root.new"
-    mmdebstrap --quiet --variant=minbase --include=openssh-server,openssh-client,systemd-sysv,dbus,iproute2,passwd \
+    rm -rf "$root" "$root.new"
+    mmdebstrap --quiet --variant=minbase --include=openssh-server,openssh-client,systemd-sysv,dbus,iproute2,passwd,acl \
       --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*' "$1" "$root.new" >&2
     mkdir -p "$root.new/run/sshd"
     mv "$root.new" "$root"

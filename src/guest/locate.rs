@@ -190,9 +190,16 @@ fn find_by_main_file(settings: &SshdSettings) -> Result<Option<LocatedSshd>, Ref
     Ok(Some(located))
 }
 
-/// The pid of that listener.
-pub(super) fn find_pid_by_main_file(settings: &SshdSettings) -> Option<i32> {
-    find_by_main_file(settings).ok().flatten()?.pid
+/// The pid of that listener, if it runs with these options. Another sshd on the same files, on a port of its own, is not
+/// the one that was observed.
+pub(super) fn find_pid_by_main_file(settings: &SshdSettings, options: &[String]) -> Option<i32> {
+    let found = find_by_main_file(settings).ok().flatten()?;
+    found.pid.filter(|_| has_options(&found.arguments, options))
+}
+
+/// Whether a listener with these arguments is asked with these options.
+pub(super) fn has_options(arguments: &[String], options: &[String]) -> bool {
+    listener::select_query_options(arguments).is_ok_and(|found| found.options == options)
 }
 
 /// A listener as the one that is meant, with its ports, if it runs by our main file.

@@ -280,7 +280,7 @@ fn find_reload_target(settings: &SshdSettings, sshd: &Sshd) -> Result<ReloadTarg
             }
             // Whatever its unit says now, it may listen: somebody masked it, or took its file away.
             match (
-                locate::find_pid_by_main_file(settings),
+                locate::find_pid_by_main_file(settings, &sshd.options),
                 unit.as_ref().and_then(locate::describe_stuck_unit),
             ) {
                 (Some(pid), _) => Ok(ReloadTarget::Pid(pid)),
@@ -292,10 +292,17 @@ fn find_reload_target(settings: &SshdSettings, sshd: &Sshd) -> Result<ReloadTarg
             let verified = |pid: &i32| process::listener_arguments(*pid, &settings.binary, None).is_ok();
             let file = settings.pid_file.as_deref().unwrap_or(Path::new(DEFAULT_PID_FILE));
             let named = || locate::read_pid_file(file).ok().flatten();
-            let found = Some(*pid).filter(verified).or_else(|| named().filter(verified));
-            found.or_else(|| locate::find_pid_by_main_file(settings)).map(ReloadTarget::Pid).ok_or_else(
-                || format!("pid {pid} is no sshd listener any more, and {} names none", file.display()),
-            )
+            let is_same_sshd = |pid: &i32| {
+                process::listener_arguments(*pid, &settings.binary, None)
+                    .is_ok_and(|arguments| locate::has_options(&arguments, &sshd.options))
+            };
+            let found = Some(*pid).filter(verified).or_else(|| named().filter(is_same_sshd));
+            found
+                .or_else(|| locate::find_pid_by_main_file(settings, &sshd.options))
+                .map(ReloadTarget::Pid)
+                .ok_or_else(|| {
+                    format!("pid {pid} is no sshd listener any more, and {} names none", file.display())
+                })
         }
     }
 }
