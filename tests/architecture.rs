@@ -1,11 +1,12 @@
-//! The rooms of docs/architecture.md are the folders of src/, and they import each other as it says.
+//! Checks that the rooms of docs/architecture.md are the folders of src/, and that they import each other as
+//! described.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each room may use of the crate besides itself.
+/// The rooms that each room may import, besides itself.
 const ALLOWED_IMPORTS: [(&str, &[&str]); 8] = [
     ("policy", &[]),
     ("channel", &["policy"]),
@@ -28,7 +29,7 @@ fn collect_rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every file of src/ with its room and its code, tests and comments left out.
+/// Every file of src/ with its room and its code, without tests and comments.
 fn read_source_files() -> Vec<(String, PathBuf, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -76,7 +77,7 @@ fn modules_import_only_allowed_modules() {
 fn policy_module_does_no_io() {
     for (room, path, code) in read_source_files() {
         if room == "policy" {
-            // The bytes of a path, and no call.
+            // This module only converts the bytes of a path. It makes no system call.
             let code = code.replace("std::os::unix::ffi", "");
             for machine in ["std::fs", "std::process", "std::env", "SystemTime", "Instant", "tokio", "nix::"]
             {

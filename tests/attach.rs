@@ -1,4 +1,4 @@
-//! Attach and detach through the built binary, against a real sshd with the real client.
+//! Attach and detach with the built binary, a real sshd and the real ssh client.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,4 +1,5 @@
-//! The user's file: our block at its top, every other byte his (KP-5.4 to KP-5.6).
+//! The user's key file: the agent's block is at its top, and every other byte stays as the user wrote it (KP-5.4 to
+//! KP-5.6).
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -132,7 +133,7 @@ fn key_copies_in_key_file_cause_warnings() {
     assert_eq!(warning_reasons(&guest.apply(&detach_command("my-test"))), ["NO_WAY_IN"]);
     assert_eq!(guest.apply(&set_password_auth_command("yes"))["status"], "succeeded");
     guest.apply(&attach_command("my-test", &key, "yes"));
-    // Password login is on; whether it lets root in is his own password's matter.
+    // Password login is on. Whether root can use it depends on root's own password.
     let expected: &[&str] = if root_has_password() { &[] } else { &["NO_WAY_IN"] };
     assert_eq!(warning_reasons(&guest.apply(&detach_command("my-test"))), expected);
 }
@@ -158,14 +159,14 @@ fn authorized_keys_command_key_warns_on_replace() {
     assert!(guest.sshd.accepts_key(&key) && guest.sshd.accepts_key(&other), "as the warning says");
 }
 
-/// Boots the guest's sshd with these lines ahead of its main file's.
+/// Restarts the guest's sshd with these lines before those of its main file.
 fn boot_with_prepended_lines(guest: &mut TestGuest, lines: &str) {
     let text = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("{lines}\n{text}")).unwrap();
     guest.sshd.start_listener_again();
 }
 
-/// Whether root of this machine has a password that somebody could use.
+/// Whether root of this machine has a usable password.
 fn root_has_password() -> bool {
     let shadow = fs::read_to_string("/etc/shadow").unwrap_or_default();
     shadow.lines().any(|line| line.starts_with("root:$"))
@@ -183,7 +184,7 @@ fn key_copies_in_all_authorized_keys_files_are_reported() {
     let all =
         format!("\"{}\" {}/keys/%u {}", shared.display(), guest.folder.path().display(), second.display());
     boot_with_prepended_lines(&mut guest, &format!("AuthorizedKeysFile {all}"));
-    // A copy behind ours: after a detach it goes on letting in.
+    // A copy after the agent's block: after a detach it still gives access.
     fs::write(&second, format!("#\n{}\n", key.line)).unwrap();
     assert_eq!(warning_reasons(&guest.apply(&attach_command("my-test", &key, "no"))), [] as [&str; 0]);
     let result = guest.apply(&detach_command("my-test"));
@@ -191,19 +192,19 @@ fn key_copies_in_all_authorized_keys_files_are_reported() {
     assert_eq!(result["warnings"][0]["file"], second.to_string_lossy().as_ref());
     assert_eq!(result["warnings"][0]["line"], 2);
     assert!(guest.sshd.accepts_key(&key), "as the warning says");
-    // The same where another key takes its place.
+    // The same if another key replaces the bound one.
     guest.apply(&attach_command("my-test", &key, "no"));
     let result =
         guest.apply(&support::with_field(attach_command("other", &other, "no"), "replace", json!(true)));
     assert_eq!(result["status"], "succeeded", "{result}");
     assert_eq!(warning_reasons(&result), ["KEY_STILL_PRESENT"], "{result}");
     assert!(guest.sshd.accepts_key(&key) && guest.sshd.accepts_key(&other));
-    // A restricted one is no way in.
+    // A restricted copy gives no access.
     fs::write(&second, format!("command=\"/bin/false \\\\\" x\" {}\n", key.line)).unwrap();
     let result = guest.apply(&detach_command("other"));
     assert_eq!(warning_reasons(&result), ["NO_WAY_IN"], "{result}");
     assert!(!guest.sshd.accepts_key(&key));
-    // A copy ahead of ours decides, whatever ours says.
+    // A copy before the agent's block takes precedence over it.
     fs::write(&second, "").unwrap();
     fs::write(&shared, format!("command=\"/bin/false\" {}\n", key.line)).unwrap();
     let result = guest.apply(&attach_command("my-test", &key, "yes"));
@@ -257,15 +258,16 @@ fn managed_block_follows_authorized_keys_file_setting() {
     assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "", "not in the old place");
     assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), format_managed_block("my-test", &key));
 
-    // A detach goes where the block is, whatever sshd says now, and needs no sshd at all.
+    // A detach uses the file with the block, whatever sshd's settings are now, and needs no sshd.
     fs::write(&main, "nonsense\n").unwrap();
     let result = guest.apply(&detach_command("my-test"));
     assert_eq!((&result["status"], &result["effective"]), (&json!("succeeded"), &Value::Null), "{result}");
     assert_eq!(fs::read_to_string(guest.path("other/root")).unwrap(), "");
 }
 
-/// Without SELinux a kernel may want CAP_SYS_ADMIN to set the label that an earlier one left, and the unit has it not:
-/// EPERM, here by strace, since not every kernel wants it.
+/// Without SELinux, some kernels require CAP_SYS_ADMIN to set a label that an earlier SELinux system left. The unit
+/// does not have it, so the call fails with EPERM. Here strace injects the error, since not every kernel requires the
+/// right.
 #[test]
 fn stale_selinux_label_eperm_is_ignored() {
     if !has_tools(&[&TOOLS[..], &["strace", "setfattr"]].concat()) {
@@ -316,7 +318,7 @@ fn key_lines_with_escapes_or_nul_are_parsed_as_sshd() {
         let result = guest.apply(&set_password_auth_command("no"));
         assert_eq!(result["reason"], "LOCKOUT_GUARD", "{first:?}: {result}");
     }
-    // What sshd passes over captures nothing.
+    // sshd ignores such a line, so its key has no effect on later lines.
     for first in
         [format!("bogus {}", key.line), format!("command=\"x\"\0 {}", key.line), format!("\0{}", key.line)]
     {

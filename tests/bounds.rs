@@ -1,4 +1,5 @@
-//! What others can put into a result, the state and the locks is bounded (KP-3.33 and KP-8.17), through the built binary.
+//! Limits on text and data from others in a result, in the state and in the locks (KP-3.33 and KP-8.17), with the
+//! built binary.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -21,14 +22,14 @@ use support::{
 
 const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "setpriv", "flock", "bash"];
 
-/// A result stays under it, as it is stored and sent.
+/// The upper limit for a result, stored or sent, in bytes.
 const MAX_RESULT_BYTES: usize = 48 * 1024;
 
-/// An ordinary user's process, which ends with the test.
+/// A process of an ordinary user. It ends with the test.
 struct UnprivilegedProcess(Child);
 
 impl UnprivilegedProcess {
-    /// Runs a line of bash with these ids; it says `ready` when it is.
+    /// Runs a bash script with this uid and gid. The script prints `ready` when it is ready.
     fn spawn(ids: [&str; 2], script: &str) -> Self {
         let child = Command::new("setpriv")
             .args([&format!("--reuid={}", ids[0]), &format!("--regid={}", ids[1]), "--clear-groups"])
@@ -45,7 +46,7 @@ impl UnprivilegedProcess {
         Self::spawn(["65534", "65534"], script)
     }
 
-    /// Until it said a line; that line.
+    /// Waits for the process's first line, and returns it.
     fn wait_until_ready(mut self) -> (Self, String) {
         use std::io::{BufRead, BufReader};
         let mut line = String::new();
@@ -69,7 +70,7 @@ fn generate_match_blocks(count: usize, user_bytes: usize) -> String {
     (0..count).map(block).collect()
 }
 
-/// Its bytes are bounded, and so is every text of others in it.
+/// Asserts that the size of a result is limited, and that each text from others in it is limited.
 #[track_caller]
 fn assert_result_is_bounded(result: &Value) {
     let text = result.to_string();
@@ -78,7 +79,7 @@ fn assert_result_is_bounded(result: &Value) {
     assert!(warnings.len() <= 64, "{}", warnings.len());
     for warning in warnings {
         let message = warning["message"].as_str().unwrap();
-        // The longest run of what a test puts in.
+        // The longest word. The tests use long words as input.
         let longest = message.split(['`', '\'', '(', ')', ' ']).map(|word| word.chars().count()).max();
         assert!(longest <= Some(200), "{message}");
     }
@@ -113,7 +114,7 @@ fn result_with_many_match_blocks_drops_warnings() {
         ..GuestOptions::default()
     });
     let result = guest.apply(&set_password_auth_command("no"));
-    // No key lets in: what matters is that it is answered.
+    // No key gives access here. The test only checks that there is a result.
     assert_eq!(result["reason"], "LOCKOUT_GUARD", "{result}");
     let key = TestKey::new(&guest.folder, "k");
     let result = guest.apply(&attach_command("my-test", &key, "no"));
@@ -124,7 +125,7 @@ fn result_with_many_match_blocks_drops_warnings() {
     assert!(fs::metadata(guest.path("state/state.json")).unwrap().len() < 100 * 1024);
 }
 
-/// The state is as full as it may be, and the next command's is readable.
+/// The state has almost its maximum size, and the agent can still read it after the next command.
 /// KP-7.1.
 #[test]
 fn state_file_near_size_limit_stays_loadable() {
@@ -143,7 +144,7 @@ fn state_file_near_size_limit_stays_loadable() {
     let full = serde_json::to_vec(&state).unwrap();
     assert!(full.len() > 15 << 20 && full.len() < 16 << 20, "{}", full.len());
     fs::write(&path, full).unwrap();
-    // A drop-in whose old bytes are kept for the time of the command.
+    // The state keeps the old bytes of this drop-in for the duration of the command.
     let drop_in = guest.drop_in();
     let _ = fs::remove_file(&drop_in);
     for setting in ["no", "yes", "no"] {
@@ -157,7 +158,8 @@ fn state_file_near_size_limit_stays_loadable() {
     assert!(fs::metadata(&path).unwrap().len() <= 8 << 20);
 }
 
-/// Lines that look like the beginning of a block of ours are all kept to take a command back.
+/// Lines that look like the start of the agent's block. The intent keeps all of them, so that the command can be
+/// undone.
 #[test]
 fn key_file_full_of_markers_fails_without_change() {
     if !has_tools(&TOOLS) {
@@ -198,11 +200,11 @@ fn rejected_result_is_replaced_by_short_result() {
     metadata.wait_for_result("c-2");
     let attempts = metadata.result_attempts();
     assert_eq!(attempts.iter().filter(|(id, _)| id == "c-1").count(), 2, "{attempts:?}");
-    // It is the command's result from then on.
+    // From now on the short result is the command's result.
     metadata.forget_result("c-1");
     metadata.queue(make_channel_command("c-1", 1, attach_command("my-test", &key, "no")));
     assert_eq!(metadata.wait_for_result("c-1"), short);
-    // Even where none is taken the queue goes on.
+    // If the service accepts no result at all, the agent still continues with the next command.
     metadata.set_result_status(Some(400));
     metadata.queue(make_channel_command("c-3", 3, set_password_auth_command("no")));
     wait_for("two tries", || {
@@ -214,7 +216,7 @@ fn rejected_result_is_replaced_by_short_result() {
     assert_eq!(metadata.wait_for_result("c-4")["status"], "succeeded");
 }
 
-/// `apply` by an agent that may not look into other processes, as the packaged unit has it.
+/// Runs `apply` without the right to inspect other processes, as under the packaged unit.
 fn apply_without_ptrace(guest: &TestGuest, command: &Value) -> Value {
     let mut child = Command::new("setpriv")
         .args(["--bounding-set=-sys_ptrace", env!("CARGO_BIN_EXE_keypair-agent"), "apply", "-"])
@@ -238,7 +240,8 @@ fn process_titled_sshd_of_other_user_is_ignored() {
     let key = TestKey::new(&guest.folder, "k");
     let text = "IMPOSTOR".repeat(10_000);
     let title = format!("sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups {text}");
-    // By su(1), which waits for a password; as sudo(8) waits for one; by a listening socket of his own.
+    // Three processes with an sshd title: su(1) and sudo(8) that wait for a password, and one with its own listening
+    // socket.
     let impostors = [
         UnprivilegedProcess::spawn_as_nobody(&format!("exec -a '{title}' su -c x root")),
         UnprivilegedProcess::spawn(["0", "65534"], &format!("exec -a '{title}' sleep 600")),
@@ -266,7 +269,7 @@ fn read_mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// As a version before left them, and as a careless hand makes them.
+/// Creates a directory with mode 0755, as an older version or an administrator may have created it.
 fn create_world_readable_dir(directory: &Path) {
     fs::create_dir_all(directory).unwrap();
     fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
@@ -288,7 +291,7 @@ fn unprivileged_lock_holder_blocks_no_command() {
         let lock = guest.path("run/run.lock");
         fs::write(&lock, "1\n").unwrap();
         fs::set_permissions(&lock, Permissions::from_mode(0o644)).unwrap();
-        // The second one's holder is no more: a child of its has the descriptor.
+        // The process that took the second lock has ended, but a child of it still has the descriptor.
         let held = [guest.path("state"), lock.clone()].map(|path| {
             UnprivilegedProcess::spawn_as_nobody(&format!("exec 9< {}; {holder}", path.display()))
                 .wait_until_ready()
@@ -299,7 +302,7 @@ fn unprivileged_lock_holder_blocks_no_command() {
         assert_eq!(result["status"], "succeeded", "{result} {}", daemon.log());
         assert_eq!((read_mode(&guest.path("run")), read_mode(&guest.path("state"))), (0o700, 0o700));
         assert_eq!(read_mode(&lock), 0o600);
-        // Two of ours still shut each other out.
+        // Two daemons still exclude each other.
         let second = guest.run_agent(&["run"]);
         assert_eq!(second.status.code(), Some(1));
         let said = String::from_utf8_lossy(&second.stderr);
@@ -342,7 +345,7 @@ fn run_and_state_dirs_of_other_user_are_taken_over() {
     }
 }
 
-/// A descriptor that nothing can be written to.
+/// A descriptor to which no write succeeds.
 #[derive(Debug, Clone, Copy)]
 enum UnwritableFd {
     Full,
@@ -396,7 +399,7 @@ fn command_completes_with_unwritable_stdout_or_stderr() {
             .into_iter()
             .map(move |sink| (number, sink))
     });
-    // Without a configuration of sshd every command has something to complain about, at once.
+    // Without sshd's main file, every command must report an error at once.
     let main = guest.path("sshd_config");
     fs::rename(&main, guest.path("away")).unwrap();
     let attach = json!({ "action": "setPasswordAuth", "passWordAuth": "no" }).to_string();
@@ -435,7 +438,7 @@ fn command_completes_with_unwritable_stdout_or_stderr() {
         }
     }
     fs::rename(guest.path("away"), &main).unwrap();
-    // The diff is shown although nothing can be said beside it.
+    // The diff is printed although stderr is not writable.
     let key = TestKey::new(&guest.folder, "k");
     for sink in [UnwritableFd::Full, UnwritableFd::NoReader, UnwritableFd::Closed] {
         assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["status"], "succeeded");

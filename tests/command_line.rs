@@ -1,4 +1,4 @@
-//! Exit statuses, usage, configuration, and the shapes of what is printed.
+//! Exit statuses, usage errors, configuration errors, and the formats of the output.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -108,7 +108,7 @@ fn status_and_check_report_health() {
     assert_eq!(guest.run_agent(&["check", "--image"]).status.code(), Some(0));
 }
 
-/// As under `ProtectSystem=strict` with a home elsewhere: `check` at the console knows what the service cannot.
+/// As under `ProtectSystem=strict` with a home elsewhere: `check` at the console knows the limits of the service.
 #[test]
 fn check_reports_directory_read_only_for_service() {
     if !has_tools(&[&TOOLS[..], &["unshare", "mount"]].concat()) {

@@ -1,4 +1,4 @@
-//! The person at the console beside a running daemon (KP-8.2): both see what the other did.
+//! Console commands beside a running daemon (KP-8.2): each sees the changes by the other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -22,7 +22,7 @@ fn create_guest(metadata: &MetadataService) -> TestGuest {
     TestGuest::with_options(GuestOptions { metadata: Some(metadata), ..GuestOptions::default() })
 }
 
-/// A daemon in its long poll.
+/// Starts a daemon, and waits for its long poll.
 fn start_idle_daemon(guest: &TestGuest, metadata: &MetadataService) -> Daemon {
     let daemon = Daemon::start(guest);
     wait_for("a long poll", || metadata.requests().contains(&ServiceRequest::Poll(60)).then_some(()));
@@ -54,7 +54,7 @@ fn daemon_sees_console_changes() {
     let mut daemon = start_idle_daemon(&guest, &metadata);
 
     let result = guest.apply(&attach_command("mine", &key, "no"));
-    // The daemon's start has made known who this is.
+    // The daemon has learned the instance id at its start.
     assert_eq!((&result["changed"], &result["instanceId"]), (&json!(true), &json!("i-test")), "{result}");
     let result = queue_and_wait_for_result(
         &metadata,
@@ -92,14 +92,14 @@ fn daemon_sees_console_changes() {
     let undo = guest.run_agent(&["undo"]);
     assert_eq!(undo.status.code(), Some(0), "{undo:?}");
     assert!(!guest.sshd.accepts_key(&other) && guest.sshd.offers_password());
-    // Binding and sequence are forgotten: what is bound may be another, and its number lower.
+    // Binding and sequence are forgotten: another key pair and a lower sequence are allowed.
     let result = queue_and_wait_for_result(
         &metadata,
         make_channel_command("c-6", 1, attach_command("mine", &key, "yes")),
     );
     assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
     assert!(guest.sshd.accepts_key(&key) && daemon.is_alive());
-    // The console's commands were no business of the service.
+    // The service got no results of console commands.
     let stored: Vec<String> = metadata.results().into_iter().map(|(id, _)| id).collect();
     assert_eq!(stored, ["c-1", "c-2", "c-3", "c-4", "c-5", "c-6"]);
 }
@@ -120,7 +120,7 @@ fn undo_repairs_garbled_state_under_running_daemon() {
     );
     assert_eq!(result["status"], "succeeded", "{result}");
 
-    // The daemon notes a delivery after the service has the result; that write would mend the state again.
+    // The daemon records a delivery after the service has the result; that write would repair the state again.
     wait_for("the delivery to be noted", || {
         let state: Value = serde_json::from_slice(&fs::read(guest.path("state/state.json")).ok()?).ok()?;
         state["undelivered"].is_null().then_some(())
@@ -142,7 +142,7 @@ fn undo_repairs_garbled_state_under_running_daemon() {
     assert!(diff.contains("-# BEGIN keypair-agent mine") && diff.contains("00-keypair-agent.conf"), "{diff}");
     assert!(!guest.sshd.accepts_key(&key) && guest.sshd.offers_password());
 
-    // The state was lost, who we are was not: the running daemon knows it.
+    // The state was lost, but the running daemon still knows the instance id.
     let foreign = with_field(
         make_channel_command("c-3", 3, attach_command("mine", &key, "no")),
         "instanceId",
@@ -165,7 +165,7 @@ fn undo_repairs_garbled_state_under_running_daemon() {
     assert_eq!((&report["instanceId"], &report["binding"]["keyName"]), (&json!("i-test"), &json!("mine")));
 }
 
-/// flock(1) on the state directory, until it is let go.
+/// flock(1) on the state directory, until this value is dropped.
 struct StateLockHolder(std::process::Child);
 
 impl StateLockHolder {
@@ -197,7 +197,7 @@ impl Drop for StateLockHolder {
     }
 }
 
-/// Whether a process waits for its turn: it asks for the lock again and again, and sleeps in between.
+/// Whether a process waits for the lock: it has the file open, and tries again with pauses.
 fn has_file_open(pid: u32, path: &std::path::Path) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
@@ -222,11 +222,11 @@ fn command_waits_for_state_lock() {
     for pid in [apply.id(), undo.id()] {
         wait_for("both to ask for the lock", || has_file_open(pid, &guest.path("state")).then_some(()));
     }
-    // They have asked, and nothing is done while another holds it.
+    // Both wait for the lock, and nothing happens while another process holds it.
     assert!(apply.try_wait().unwrap().is_none() && undo.try_wait().unwrap().is_none());
     assert!(!guest.key_file().exists() && !guest.drop_in().exists());
     assert_eq!(metadata.result_attempts(), []);
-    // To look takes no lock.
+    // Commands that only read take no lock.
     assert_eq!(guest.run_agent(&["check"]).status.code(), Some(0));
     let plan = guest.run_agent(&["plan", path.to_str().unwrap()]);
     assert_eq!(plan.status.code(), Some(0), "{plan:?}");
@@ -280,7 +280,7 @@ fn console_result_is_sent_when_service_delivers_command() {
     metadata.wait_for_result("c-1");
     assert_eq!(metadata.results(), [("c-1".to_owned(), printed.trim_end().to_owned())]);
     assert_eq!(fs::metadata(guest.key_file()).unwrap().modified().unwrap(), written);
-    // And the other way round: what the service asked for is not done again here.
+    // The reverse: a command that the service has sent is not performed again at the console.
     let result = queue_and_wait_for_result(&metadata, make_channel_command("c-2", 2, detach_command("mine")));
     let here = guest.apply(&with_field(detach_command("mine"), "commandId", json!("c-2")));
     assert_eq!(here, result);

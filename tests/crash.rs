@@ -1,6 +1,6 @@
-//! Killed at any instant (KP-7.3): at every system call by which `apply` and `run` change anything, right before
-//! and right after it. After the restart a command is done or undone, what the user changed since stands, sshd does
-//! what its files say, and exactly one result arrives.
+//! Kills at any time (KP-7.3): right before and right after every system call by which `apply` and `run` change
+//! anything. After the restart, the command is done or undone, and later changes of the user are kept. sshd behaves
+//! as its files say, and exactly one result arrives.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -17,8 +17,8 @@ use crash_support::subject::CrashScenario;
 use support::has_tools;
 use support::tracer::{self, Injection, TracedCall};
 
-/// Everything that changes something outside of the process; what a child is told does not. What `run` writes for
-/// `status` again and again is taken once.
+/// Selects every call with an effect outside of the process, except input for a child. `run` rewrites its files for
+/// `status` often; the first write is enough.
 fn select_kills(_: &CrashScenario, way: AgentMode, call: &TracedCall) -> Vec<Injection> {
     let is_in_a_place = call.path.contains('/') || call.name == "kill";
     let again = way == AgentMode::Run && call.path.starts_with("guest/run/") && call.nth > 1;
@@ -43,7 +43,7 @@ fn command_killed_at_any_syscall_recovers() {
         sample: 1,
     }
     .run();
-    // It counts as done from one point on, and not before.
+    // The command counts as done from one point on, and not before it.
     let mut courses: BTreeMap<&str, Vec<CommandState>> = BTreeMap::new();
     for (point, became) in &tried {
         if let (AgentMode::Apply, PointOutcome::Killed(now)) = (point.way, became) {

@@ -1,5 +1,5 @@
-//! What docs/threat-model.md says of its defences: each row names one of tests/defences.toml, and the test there fails
-//! when it is taken out. That it does is tried by `make test-defences`, in a copy of the sources.
+//! The defences of docs/threat-model.md. Each row names a defence in tests/defences.toml, and the test there fails if
+//! the defence is removed. `make test-defences` verifies that in a copy of the sources.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 use serde::Deserialize;
 
-/// `all`, or names with commas between them: these are taken out.
+/// The defences to remove: `all`, or names that are separated by commas.
 const MUTATIONS_ENV: &str = "KEYPAIR_DEFENCES";
 
 #[derive(Deserialize)]
@@ -22,7 +22,7 @@ struct DefencesFile {
 #[serde(deny_unknown_fields)]
 struct Defence {
     name: String,
-    /// The program, or `lib`; and the test in it.
+    /// The test program (or `lib`), and the test in it.
     test: (String, String),
     out: Vec<SourceMutation>,
 }
@@ -44,7 +44,7 @@ fn read_defences() -> Vec<Defence> {
     toml::from_str::<DefencesFile>(&text).unwrap().defence
 }
 
-/// Where the source of a test may be.
+/// The files in which the source of a test may be.
 fn list_test_sources(program: &str) -> Vec<PathBuf> {
     match program {
         "lib" => list_rust_files(&repository_root().join("src")),
@@ -120,7 +120,7 @@ fn removed_defence_fails_its_test() {
     assert_eq!(unmissed, Vec::<String>::new());
 }
 
-/// What git knows of, as it stands here; the build of the last time is kept.
+/// Copies all files that git tracks, in their present state. The build of the last run is kept.
 fn copy_sources(scratch: &Path) {
     let listed =
         Command::new("git").args(["ls-files", "-z"]).current_dir(repository_root()).output().unwrap();
@@ -140,14 +140,14 @@ fn apply_mutation(path: &Path, find: &str, put: &str) {
 }
 
 fn run_cargo_test(scratch: &Path, (program, _): &(String, String), arguments: &[&str]) -> Output {
-    // Without a defence a test may come to no end.
+    // Without a defence, a test may never end.
     let mut command = Command::new("timeout");
     command.args(["300", env!("CARGO"), "test", "--package", "keypair-agent", "--target-dir", "build"]);
     match program.as_str() {
         "lib" => command.arg("--lib"),
         program => command.args(["--test", program]),
     };
-    // Much is compiled and little of it runs.
+    // The compile time is much longer than the run time, so the build is not optimised.
     command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("RUSTFLAGS", "--cap-lints warn");
     command.args(arguments).current_dir(scratch).output().unwrap()
 }

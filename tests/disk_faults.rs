@@ -1,5 +1,6 @@
-//! A disk that fails, a process short of descriptors (KP-7.9): each call of `apply` and `run` on a file fails once.
-//! `IO_ERROR` with the errno and the path, and the guest as it was; or an honest success.
+//! A failing disk, and a process without free descriptors (KP-7.9). Each call of `apply` and `run` on a file fails
+//! once. The result is `IO_ERROR` with the errno and the path, and the guest is unchanged; or it is a correct
+//! success.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -13,11 +14,11 @@ use crash_support::subject::CrashScenario;
 use support::has_tools;
 use support::tracer::{self, Injection, TracedCall};
 
-/// Each error at each call that writes, of `apply`; an error in turn at those of `run`, whose commands walk the same
-/// way, and at those that read.
+/// Selects each error at each writing call of `apply`. At the calls of `run`, whose commands take the same path, and
+/// at reading calls, it selects one error in turn.
 fn select_faults(subject: &CrashScenario, way: AgentMode, call: &TracedCall) -> Vec<Injection> {
     let path = call.path.as_str();
-    // What is no file, libraries, and where a person reads.
+    // Excludes objects other than files, libraries, and the output for a person.
     if !path.contains('/') || path.contains(".so") || ["guest/out.log", "guest/err.log"].contains(&path) {
         return Vec::new();
     }

@@ -1,4 +1,4 @@
-//! Lines that an administrator writes into the agent's drop-in, or between the markers of its block, are kept byte for byte
+//! The agent keeps an administrator's lines in its drop-in and between the markers of its block, byte for byte
 //! (KP-6.13): through every command, a crash and `undo`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -15,7 +15,8 @@ use support::{
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
 
-/// A carriage return, bytes that are not UTF-8, a `Match` block with a line in our words, no newline at the end.
+/// A carriage return, bytes that are not UTF-8, a `Match` block with a line like the agent's own, no newline at the
+/// end.
 const ADMIN_LINES: [&[u8]; 3] = [
     b"# caf\xe9\r\n\r\nX11Forwarding no\r\n",
     b"# theirs\n\nMatch User no.such.user\nPasswordAuthentication yes\n\tX11Forwarding no\n",
@@ -89,7 +90,7 @@ fn drop_in_admin_lines_survive_crash() {
     let key = TestKey::new(&guest.folder, "k");
     fs::write(guest.key_file(), "# mine\n").unwrap();
     for theirs in ADMIN_LINES {
-        // Written before the command and after the crash.
+        // The lines are written before the command, or after the crash.
         for is_before in [true, false] {
             let at = format!("{} {is_before}", theirs.escape_ascii());
             if is_before {

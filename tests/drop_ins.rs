@@ -1,5 +1,5 @@
-//! KP-6.12: a drop-in directory that is included under two names, and a drop-in of ours that no
-//! Include reads any more.
+//! KP-6.12: a drop-in directory that is included under two names, and a drop-in of the agent that no Include reads
+//! any more.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -26,7 +26,7 @@ fn run_undo(guest: &TestGuest) {
     assert!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
 }
 
-/// Puts these lines in the place of the main file's own Include, and has sshd read them.
+/// Replaces the main file's own Include by these lines, and reloads sshd.
 fn replace_include(guest: &TestGuest, lines: &str) {
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let rest = main.split_once('\n').unwrap().1;
@@ -53,10 +53,10 @@ fn reload_sshd(guest: &TestGuest) {
     });
 }
 
-/// What these tests run.
+/// The tools that these tests need.
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// Every drop-in of ours below the guest's folder, each under the name that no link leads to.
+/// Every drop-in of the agent below the guest's folder, by its path without links.
 fn find_drop_ins(guest: &TestGuest) -> Vec<PathBuf> {
     let output = Command::new("find")
         .arg(guest.folder.path())
@@ -100,7 +100,7 @@ fn drop_in_directory_included_twice_gets_one_drop_in() {
     }
 }
 
-/// A guest with a bound key, passwords off by a drop-in, and the Include of that drop-in taken out again.
+/// A guest with a bound key, and with passwords off by a drop-in that is no longer included.
 fn create_guest_with_unread_drop_in(
     directory: &str,
     instead: impl Fn(&TestGuest) -> String,
@@ -127,7 +127,8 @@ fn drop_in_no_longer_included_is_removed() {
     }
     type IncludeReplacement = fn(&TestGuest) -> String;
     let cases: [(&str, IncludeReplacement); 4] = [
-        // taken out; commented out; another directory in its place; a pattern that passes it over
+        // The Include is removed, commented out, replaced by another directory, or its pattern does not match the
+        // drop-in.
         ("sshd_config.d", |_| String::new()),
         ("conf.d", |guest| format!("#Include {}/conf.d/*.conf\n", guest.folder.path().display())),
         ("conf.d", |guest| format!("Include {}/sshd_config.d/*.conf\n", guest.folder.path().display())),

@@ -1,5 +1,5 @@
-//! The order of what becomes durable (KP-7.2). A kill does not show a missing fsync, since the page cache survives
-//! it; so the calls themselves are read: nothing may come before what it relies on is on the disk.
+//! The order in which changes become durable (KP-7.2). A kill does not reveal a missing fsync, since the page cache
+//! survives it. Therefore the tests read the system calls: each change must come after the sync of all that it needs.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -17,21 +17,21 @@ use support::{attach_command, detach_command, has_tools, set_password_auth_comma
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "strace"];
 
-/// What the disk holds for certain, call by call.
+/// The durable content of the disk, call by call.
 #[derive(Default)]
 struct SyncTracker {
     /// Files with bytes or attributes that are not synced.
     files: BTreeSet<PathBuf>,
     /// Directories with an entry that came or went and is not synced.
     directories: BTreeSet<PathBuf>,
-    /// Whether the state's last rename was seen, and its directory synced since: something is promised.
+    /// The number of renames of the state file.
     state_renames: usize,
     reloads: usize,
     reports: usize,
 }
 
 impl SyncTracker {
-    /// Takes a call in; what is wrong with its place in the order.
+    /// Records a call. Returns an error if the call comes too early in the order.
     fn record(&mut self, call: &DiskCall, state_dir: &Path) -> Result<(), String> {
         match call {
             // An empty file is of no use yet.
@@ -85,7 +85,7 @@ impl SyncTracker {
     }
 }
 
-/// Reads a whole course; what it did.
+/// Replays all calls of a command, and returns the final tracker.
 fn replay_calls(calls: &[DiskCall], state_dir: &Path) -> Result<SyncTracker, String> {
     let mut disk = SyncTracker::default();
     for (number, call) in calls.iter().enumerate() {
@@ -95,7 +95,7 @@ fn replay_calls(calls: &[DiskCall], state_dir: &Path) -> Result<SyncTracker, Str
     Ok(disk)
 }
 
-/// The course of a command, by `apply` and by `run`: in order, and each of its syncs needed by the order.
+/// Asserts that a command, by `apply` and by `run`, syncs in order, and that each of its syncs is necessary.
 fn assert_sync_order(
     files: usize,
     reloads: usize,
@@ -117,10 +117,11 @@ fn assert_sync_order(
     assert_eq!(reports, 1, "{by_daemon:#?}");
 }
 
-/// Holds the order, and that the check would miss none of the syncs; how many results went out.
+/// Asserts the order, and that the check would notice each missing sync. Returns the number of results that were
+/// sent.
 fn assert_syncs_are_needed(calls: &[DiskCall], state_dir: &Path, files: usize, reloads: usize) -> usize {
     let disk = replay_calls(calls, state_dir).unwrap_or_else(|error| panic!("{error}\n{calls:#?}"));
-    // Intent and result at least.
+    // At least one for the intent and one for the result.
     assert!(disk.state_renames >= 2, "{calls:#?}");
     assert_eq!(disk.reloads, reloads, "{calls:#?}");
     let renames = calls.iter().filter(|call| matches!(call, DiskCall::Rename(..))).count();
@@ -136,7 +137,7 @@ fn assert_syncs_are_needed(calls: &[DiskCall], state_dir: &Path, files: usize, r
             replay_calls(&without, state_dir).is_err()
         },
     );
-    // Each file that took a name has its own sync and its directory's.
+    // Each renamed file has its own sync and the sync of its directory.
     assert!(needed.count() >= 2 * renames, "{calls:#?}");
     disk.reports
 }
@@ -179,10 +180,10 @@ fn password_auth_yes_syncs_in_order() {
     );
 }
 
-/// The command is refused its `fsync` of the first temporary in this directory.
+/// Lets the `fsync` of the first temporary file in this directory fail.
 fn assert_fsync_failure_is_cleaned_up(home: KeyFileSetup, directory: &str) {
     let command = |scene: &InterruptionFixture| attach_command("my-test", &scene.key, "no");
-    // Which one that is.
+    // Finds the number of that call.
     let mut nth = 0;
     run_in_namespaces(|| {
         let scene = InterruptionFixture::with_key_file(home);
@@ -234,7 +235,7 @@ fn rollback_syncs_in_order() {
     ] {
         run_in_namespaces(|| {
             let scene = InterruptionFixture::with_key_file(home);
-            // So that there is a state file to replace.
+            // Creates a state file, so that a later write replaces one.
             scene.apply_all(|_| vec![detach_command("nobodys")]);
             strace::kill_apply_at(&scene.guest, &attach_command("my-test", &scene.key, "no"), point);
             let calls = strace::trace_apply(&scene.guest, &detach_command("nobodys"));

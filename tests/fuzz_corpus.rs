@@ -1,4 +1,4 @@
-//! Goes through all that the fuzz targets start from and ever found (fuzz/, `make fuzz`), without a fuzzer.
+//! Runs all seeds and all former findings of the fuzz targets (fuzz/, `make fuzz`), without a fuzzer.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -25,7 +25,7 @@ fn fuzz_targets_pass_on_corpus() {
     }
 }
 
-/// Else the target could not tell a forged envelope from a genuine one.
+/// With an invalid seed, the target could not distinguish a forged envelope from a genuine one.
 #[test]
 fn seed_envelopes_verify() {
     for kind in ["ed25519", "ecdsa"] {

@@ -1,5 +1,5 @@
-//! A home that the agent alone does not see, as with `ProtectHome=yes` in its unit: what stands there is not known to be gone,
-//! and what would be written there nobody else would read.
+//! A home that only the agent cannot see, as with `ProtectHome=yes` in its unit. The agent cannot know whether a
+//! missing file is really gone, and no other process would read a file that it writes there.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -13,7 +13,7 @@ use support::{TestGuest, TestKey, attach_command, detach_command, has_tools, set
 
 const TOOLS: [&str; 5] = ["sshd", "ssh", "ssh-keygen", "unshare", "mount"];
 
-/// The agent with a mount of its own over a directory: `mount` is what the script does to `$0`.
+/// Runs the agent with its own mount over a directory. `mount` is the shell command; `$0` is the directory.
 fn run_with_mount_over(guest: &TestGuest, directory: &str, mount: &str, words: &[&str]) -> Output {
     let agent = guest.agent_command(words);
     let output = Command::new("unshare")
@@ -41,20 +41,21 @@ fn directory_hidden_from_agent_is_io_error() {
     let file = guest.path("command.log");
     let given = |command: &Value| fs::write(&file, command.to_string()).unwrap();
     let path = file.to_str().unwrap();
-    // An empty directory; one that nobody may enter; the file alone; another directory of the same file system.
+    // An empty directory; a directory that nobody may enter; only the file; another directory of the same file
+    // system.
     let covers = [
         ("keys", "mount -t tmpfs -o mode=755 t \"$0\""),
         ("keys", "mount -t tmpfs -o mode=000 t \"$0\""),
         ("keys/root", "mount --bind /dev/null \"$0\""),
         ("keys", "mkdir -p \"$0.other\"; mount --bind \"$0.other\" \"$0\""),
     ];
-    // Nothing is bound yet.
+    // No key is bound yet.
     given(&attach_command("my-test", &key, "yes"));
     let output = run_with_mount_over(&guest, "keys", covers[0].1, &["apply", path]);
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&result["reason"], &result["changed"]), (&"IO_ERROR".into(), &false.into()), "{result}");
 
-    // What sshd would say without its drop-ins is not what it says.
+    // Without sshd's drop-ins, the agent would get a wrong answer from `sshd -T`.
     for command in [attach_command("my-test", &key, "yes"), set_password_auth_command("yes")] {
         given(&command);
         let output = run_with_mount_over(&guest, "sshd_config.d", covers[0].1, &["apply", path]);
@@ -78,7 +79,7 @@ fn directory_hidden_from_agent_is_io_error() {
             assert!(message.contains("does not see there what sshd sees"), "{mount}: {result}");
         }
         assert_eq!(guest.snapshot(), before, "{mount}");
-        // What it sees it takes out.
+        // The agent removes the lines that it can see.
         let output = run_with_mount_over(&guest, directory, mount, &["undo"]);
         assert_eq!(output.status.code(), Some(1), "{mount}: {output:?}");
         assert!(
@@ -88,7 +89,7 @@ fn directory_hidden_from_agent_is_io_error() {
         assert_eq!(fs::read(guest.key_file()).unwrap(), keys, "{mount}");
         assert!(guest.sshd.accepts_key(&key), "{mount}");
     }
-    // What is mounted on itself hides nothing.
+    // A directory that is mounted on itself hides nothing.
     given(&detach_command("my-test"));
     let output = run_with_mount_over(&guest, "keys", "mount --bind \"$0\" \"$0\"", &["apply", path]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");

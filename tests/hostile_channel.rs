@@ -1,5 +1,5 @@
-//! A metadata service that speaks the wire badly: nothing of it is applied, the agent waits with back-off, and serves
-//! the next good command (KP-3.7 and KP-3.22).
+//! A metadata service that violates the protocol: the agent applies nothing of it, waits with back-off, and performs
+//! the next valid command (KP-3.7 and KP-3.22).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,7 +19,7 @@ use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools, wait_
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// How long a fault lasts, and how many polls it may see (the issue of a fleet under one service).
+/// The duration of a fault, and the maximum of polls in that time (the limit matters for a fleet under one service).
 const FAULT_DURATION: Duration = Duration::from_secs(20);
 const MAX_POLLS_DURING_FAULT: usize = 10;
 
@@ -29,7 +29,7 @@ fn raw_response(head: &str, body: &[u8]) -> PollFault {
     )
 }
 
-/// The agent under `fault`, then under a service that is healed.
+/// Runs the agent with a service that has `fault`, then with the repaired service.
 fn assert_survives_fault(fault: impl FnOnce(&TestKey) -> PollFault) {
     if !has_tools(&TOOLS) {
         return;
@@ -55,11 +55,11 @@ fn assert_survives_fault(fault: impl FnOnce(&TestKey) -> PollFault) {
     assert!(guest.sshd.accepts_key(&key));
 }
 
-/// All at once, since each only waits.
+/// All faults run at once, because each test only waits.
 /// KP-3.2, KP-3.7.
 #[test]
 fn service_faults_apply_nothing() {
-    // Where a redirection leads to would hand out a good command; it is never asked.
+    // The target of the redirection would return a valid command, but the agent must never connect to it.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
@@ -119,7 +119,7 @@ fn foreign_command_repeated_forever_is_refused() {
     assert!(polls <= MAX_POLLS_DURING_FAULT, "{polls} polls in 20 s");
     assert!(daemon.is_alive());
     assert!(!guest.key_file().exists());
-    // The result is the same each time: the service would have said 409 otherwise.
+    // Each result has the same bytes; otherwise the service would answer 409.
     let texts: Vec<String> = metadata.result_attempts().into_iter().map(|(_, text)| text).collect();
     assert!(texts.windows(2).all(|pair| pair[0] == pair[1]));
     metadata.withdraw_command("foreign");

@@ -1,5 +1,5 @@
-//! The owner of the home against the agent (KP-5.11): thousands of times its files are changed while he swaps what
-//! is on the way, and nothing outside the one path changes.
+//! The owner of the home attacks the agent (KP-5.11). The agent changes its files thousands of times, while the user
+//! replaces parts of their path. Nothing outside of that path may change.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -24,7 +24,7 @@ use support::{TestDir, build_isolated_test, has_tools};
 
 const FIXTURE_DIR_ENV: &str = "KEYPAIR_HOSTILE_LAND";
 const SEED_ENV: &str = "KEYPAIR_HOSTILE_SEED";
-/// How many races each way; `make test-hostile-guest` says 10,000.
+/// The number of races for each system call; `make test-hostile-guest` uses 10,000.
 const RACES_ENV: &str = "KEYPAIR_HOSTILE_RACES";
 
 /// KP-5.11.
@@ -48,7 +48,7 @@ fn key_file_races_with_openat_stay_in_path() {
     ]);
 }
 
-/// The three in a mount namespace of their own; what they say of themselves at the end.
+/// Runs the three processes in their own mount namespace, and checks their reports.
 fn run_races(tracer: &[&str]) {
     if !has_tools(&["unshare", "strace"]) {
         return;
@@ -78,9 +78,9 @@ fn run_races(tracer: &[&str]) {
     println!("{text}the agent: {agent}\nthe user: {user}\nmounted: {}", told("mounter.json"));
     assert_eq!(land.snapshot_victims(), before);
     assert_eq!(land.find_leaks(), Vec::<PathBuf>::new());
-    // A directory of ours that somebody mounted over is his: nothing to be removed, and no failure.
+    // If the user's mount is over the agent's directory, the agent does not remove it, and that is no failure.
     assert!(!text.contains("resource busy"), "{text}");
-    // Both had their share of it, else there was no race.
+    // Both the agent and the user must have succeeded sometimes, otherwise there was no race.
     for outcome in ["written", "unsafe", "changed", "removed"] {
         assert!(agent[outcome].as_u64().unwrap() >= 20, "{outcome}: {agent}");
     }
@@ -98,7 +98,7 @@ fn read_seed() -> u64 {
     std::env::var(SEED_ENV).unwrap().parse().unwrap()
 }
 
-/// What the agent does to a key file in the course of commands, over and over.
+/// Repeats the agent's changes of a key file.
 #[test]
 #[ignore = "a part of the other tests, in a process of its own"]
 fn agent_process() {
@@ -120,7 +120,7 @@ fn agent_process() {
         let done = read_key_file(&account, path).and_then(|seen| {
             let old = seen.content.unwrap_or_default();
             let expected = (!old.is_empty()).then(|| ContentHash::from_content(&old));
-            // An attach: our line ahead of all that is there.
+            // An attach: the agent's line before all present lines.
             let new = [format!("key {race}\n").as_bytes(), &old[..old.len().min(4096)]].concat();
             replace_key_file(&account, path, expected.as_ref(), &new)?;
             *count.entry("written").or_default() += 1;

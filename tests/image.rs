@@ -1,4 +1,4 @@
-//! `check --image` on a guest with a system's files of its own: in a mount namespace, an overlay over /etc.
+//! `check --image` on a guest with its own system files: in a mount namespace, with an overlay over /etc.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,7 +11,7 @@ use support::{TestGuest, TestKey, attach_command, has_tools};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "unshare"];
 
-/// Ahead of each script: nothing in it says anything about an image.
+/// Runs before each script: a system without any finding for an image.
 const CLEAN_IMAGE_SCRIPT: &str = r#"
 mount -t tmpfs -o mode=755 scratch "$AT"
 mkdir "$AT/upper" "$AT/work" "$AT/units" "$AT/dbus" "$AT/root"
@@ -23,7 +23,7 @@ mkdir -p /etc/cloud/cloud.cfg.d /etc/systemd/system
 printf '[Service]\nExecStart=/usr/bin/ssh-keygen -A\n' >/etc/systemd/system/keys.service
 "#;
 
-/// The agent's answer after the script, in a namespace that ends with it.
+/// Runs the agent after the script, in a namespace that ends with it.
 fn run_after_script(guest: &TestGuest, script: &str, arguments: &[&str]) -> Output {
     let at = guest.path("at");
     let _ = std::fs::create_dir(&at);
@@ -33,7 +33,7 @@ fn run_after_script(guest: &TestGuest, script: &str, arguments: &[&str]) -> Outp
     command.env("AT", at).output().unwrap()
 }
 
-/// The names and remedies of its notes.
+/// The names and remedies of the notes.
 fn check_image_notes(guest: &TestGuest, script: &str) -> Vec<(String, String, Value)> {
     let output = run_after_script(guest, script, &["check", "--image", "--json"]);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -118,7 +118,7 @@ fn check_image_notes_foreign_keys_and_old_component() {
     let names: Vec<&str> = seen.iter().map(|(name, ..)| name.as_str()).collect();
     assert_eq!(names, ["component", "keys"], "{seen:?}");
 
-    // What is ours is no other's, and it alone decides.
+    // The agent's own key does not count as a foreign key, and it alone makes the check fail.
     guest.write_component_info("3.0.1042");
     guest.apply(&attach_command("my-test", &other, "yes"));
     let output = run_after_script(&guest, "", &["check", "--image", "--json"]);

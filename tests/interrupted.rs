@@ -1,5 +1,5 @@
-//! What an interruption leaves behind (KP-7.4 to KP-7.6 and KP-7.10): the third is the result, what others changed is
-//! left alone, and an image's clone starts anew.
+//! Interrupted commands (KP-7.4 to KP-7.6 and KP-7.10). The third interruption is the result. The agent keeps edits
+//! of others, and a clone from an image starts anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -23,7 +23,7 @@ fn create_guest(metadata: &MetadataService) -> TestGuest {
     TestGuest::with_options(GuestOptions { metadata: Some(metadata), ..GuestOptions::default() })
 }
 
-/// A guest whose owner has a line in his key file, and a key to bind.
+/// A guest whose user has a line in the key file, and a key to bind.
 fn create_guest_with_user_key_file() -> (MetadataService, TestGuest, TestKey) {
     let metadata = MetadataService::start();
     let guest = create_guest(&metadata);
@@ -32,7 +32,7 @@ fn create_guest_with_user_key_file() -> (MetadataService, TestGuest, TestKey) {
     (metadata, guest, key)
 }
 
-/// An attach that is killed when both files are written, and sshd is not told yet.
+/// Kills an attach after both files are written and before sshd is reloaded.
 fn kill_attach_before_reload(guest: &TestGuest, key: &TestKey) {
     let reload = SyscallPoint { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() };
     strace::kill_apply_at(guest, &attach_command("my-test", key, "no"), &reload);
@@ -55,8 +55,8 @@ fn wait_for_poll(metadata: &MetadataService, since: usize) {
     });
 }
 
-/// Ends the attach when the key is in place and the new drop-in would be next: of the renames only that one
-/// replaces nothing.
+/// Ends the attach when the key is in place and the new drop-in would be next: that is the only rename that replaces
+/// nothing (renameat2).
 const KILL_BEFORE_DROP_IN: &str = "inject=renameat2:signal=SIGKILL:when=1";
 
 /// KP-7.5.
@@ -66,7 +66,7 @@ fn command_interrupted_three_times_fails() {
         return;
     }
     let (metadata, guest, key) = create_guest_with_user_key_file();
-    // So that there is a state file to replace.
+    // Creates a state file, so that a later write replaces one.
     assert_eq!(guest.apply(&detach_command("nothing"))["status"], "succeeded");
     let before = guest.snapshot();
     metadata.queue(make_channel_command("c-1", 5, attach_command("my-test", &key, "no")));
@@ -81,7 +81,7 @@ fn command_interrupted_three_times_fails() {
             "{time}: an open intent is told"
         );
         if time == 1 {
-            // The console in between: it takes back what was begun, and does not make the count begin anew.
+            // A console command in between undoes the open intent, but does not reset the count.
             let result = guest.apply(&detach_command("nothing"));
             assert_eq!(
                 (&result["status"], &result["reason"]),
@@ -103,7 +103,7 @@ fn command_interrupted_three_times_fails() {
     assert_eq!(metadata.result_attempts().len(), 1);
     assert_eq!(guest.snapshot(), before);
     assert!(!guest.sshd.accepts_key(&key) && guest.sshd.offers_password());
-    // It stands in nobody's way.
+    // The failed command does not block the next one.
     metadata.queue(make_channel_command("c-2", 6, attach_command("my-test", &key, "no")));
     assert_eq!(metadata.wait_for_result("c-2")["status"], "succeeded");
     assert!(guest.sshd.accepts_key(&key));
@@ -140,7 +140,7 @@ fn rollback_leaves_user_edits_and_logs_them() {
     let (metadata, guest, key) = create_guest_with_user_key_file();
     let own = TestKey::new(&guest.folder, "own");
     kill_attach_before_reload(&guest, &key);
-    // Both are written, sshd is not told. The user turns both into something of his.
+    // Both files are written, and sshd is not reloaded. The user changes both files.
     let theirs = "PasswordAuthentication no\nMaxAuthTries 3\n";
     fs::write(guest.drop_in(), theirs).unwrap();
     let blob = |key: &TestKey| key.line.split(' ').nth(1).unwrap().to_owned();
@@ -159,7 +159,7 @@ fn rollback_leaves_user_edits_and_logs_them() {
         assert!(named, "{}: {log}", path.display());
     }
     assert_eq!(read_state(&guest)["intent"], json!(null));
-    // sshd was told of what stands there.
+    // sshd was reloaded with the files as they are.
     assert!(!guest.sshd.offers_password() && guest.sshd.accepts_key(&own) && !guest.sshd.accepts_key(&key));
 }
 
@@ -171,7 +171,8 @@ fn rollback_keeps_key_while_edited_drop_in_forbids_passwords() {
     }
     let (_metadata, guest, key) = create_guest_with_user_key_file();
     kill_attach_before_reload(&guest, &key);
-    // He takes one of the settings out of the drop-in: what is left is neither his nor ours, and still turns passwords off.
+    // The user removes one of the settings from the drop-in. The rest is neither the user's nor the agent's file, and
+    // still turns passwords off.
     let ours = fs::read_to_string(guest.drop_in()).unwrap();
     let theirs = ours.replace("KbdInteractiveAuthentication no\n", "MaxAuthTries 3\n");
     assert_ne!(ours, theirs);
@@ -185,7 +186,7 @@ fn rollback_keeps_key_while_edited_drop_in_forbids_passwords() {
     );
     assert!(guest.sshd.accepts_key(&key) && !guest.sshd.offers_password());
     assert_eq!(fs::read_to_string(guest.drop_in()).unwrap(), theirs);
-    // Without the setting the key goes, and the next command is carried out.
+    // Without that setting the agent removes the key, and the next command succeeds.
     fs::write(guest.drop_in(), "MaxAuthTries 3\n").unwrap();
     let result = guest.apply(&detach_command("my-test"));
     assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(false)), "{result}");
@@ -202,7 +203,7 @@ fn failed_rollback_is_retried_by_next_command() {
     let (metadata, guest, key) = create_guest_with_user_key_file();
     let before = guest.snapshot();
     kill_attach_before_reload(&guest, &key);
-    // He breaks his configuration before the restart: sshd can't be told to read it.
+    // The user breaks sshd's configuration before the restart, so the agent cannot reload sshd.
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("{main}NoSuchKeyword yes\n")).unwrap();
     let result = guest.apply(&set_password_auth_command("yes"));
@@ -213,7 +214,7 @@ fn failed_rollback_is_retried_by_next_command() {
     assert_eq!(metadata.wait_for_result("c-1")["reason"], "IO_ERROR");
     let report = read_status(&guest);
     assert!(report["problems"].to_string().contains("interrupted"), "{report}");
-    // Mended, the next one takes it back and goes on.
+    // After the repair, the next command undoes the open intent and continues.
     fs::write(guest.path("sshd_config"), main).unwrap();
     metadata.queue(make_channel_command("c-2", 2, detach_command("my-test")));
     let result = metadata.wait_for_result("c-2");
@@ -241,7 +242,7 @@ fn clone_resets_sequence_and_inherits_binding() {
     daemon.kill();
     assert_eq!(read_state(&guest)["undelivered"]["commandId"], "c-2");
 
-    // The image of it is another instance.
+    // The image of it starts as another instance.
     metadata.set_instance_id("i-clone");
     metadata.withdraw_command("c-2");
     metadata.refuse_results(false);
@@ -270,7 +271,7 @@ fn clone_resets_sequence_and_inherits_binding() {
     };
     metadata.queue(make_channel_command("c-3", 72, detach_command("my-test")));
     assert_eq!(metadata.wait_for_result("c-3")["reason"], "WRONG_INSTANCE");
-    // A lower number and another key pair: allowed, with a word about it.
+    // A lower sequence and another key pair are allowed, with a warning.
     metadata.queue(of_clone("c-4", 1, attach_command("other", &other, "no")));
     let result = metadata.wait_for_result("c-4");
     assert_eq!(
@@ -305,7 +306,7 @@ fn clone_attaches_inherited_key_without_warning() {
     assert_eq!(daemon.terminate().code(), Some(0));
     metadata.set_instance_id("i-clone");
     let _daemon = Daemon::start(&guest);
-    // The id was used on the instance that the image is of: here it is not known.
+    // This command id was used on the original instance. The clone does not know it.
     let command = with_field(
         make_channel_command("c-10", 1, attach_command("my-test", &key, "no")),
         "instanceId",

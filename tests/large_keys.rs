@@ -1,4 +1,5 @@
-//! A key file as large as is read: 15 MB in 180,000 lines. The unit's memory is small, and a command ends.
+//! A key file of the largest size that the agent reads: 15 MB in 180,000 lines. The unit's memory is small, and each
+//! command must end.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,10 +15,10 @@ use support::{TestGuest, TestKey, attach_command, detach_command, has_tools};
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// In KiB: half of the unit's MemoryMax. It counts the process's own memory, not its program's.
+/// In KiB: half of the unit's MemoryMax. This limit counts the process's own memory, not that of its program file.
 const MEMORY_LIMIT_KIB: &str = "65536";
 
-/// 180,000 lines, a tenth of them keys that sshd would read.
+/// 180,000 lines. A tenth of them are keys that sshd would read.
 fn generate_large_key_file() -> String {
     let mut text = String::with_capacity(15_500_000);
     for number in 0..18_000_u32 {
@@ -32,7 +33,7 @@ fn generate_large_key_file() -> String {
     text
 }
 
-/// The agent with half of the unit's memory.
+/// Runs the agent with half of the unit's memory.
 fn run_with_memory_limit(guest: &TestGuest, words: &[&str], input: &str) -> Output {
     let file = guest.path("input.log");
     fs::write(&file, input).unwrap();

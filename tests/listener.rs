@@ -1,5 +1,5 @@
-//! KP-6.2 and KP-6.24 through the built binary, with less than root's capabilities, as the packaged unit has it: there
-//! the executable and the descriptors of sshd cannot be read.
+//! KP-6.2 and KP-6.24 with the built binary and fewer capabilities than root has, as in the packaged unit. The agent
+//! then cannot read sshd's executable and descriptors.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -12,10 +12,10 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools};
 
-/// What these tests run.
+/// The tools that these tests need.
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "setpriv"];
 
-/// `apply` by an agent that may not look into other processes.
+/// Runs `apply` without the right to inspect other processes.
 fn apply_without_ptrace(guest: &TestGuest, command: &Value) -> Value {
     let mut child = Command::new("setpriv")
         .args(["--bounding-set=-sys_ptrace", env!("CARGO_BIN_EXE_keypair-agent"), "apply", "-"])
@@ -56,7 +56,7 @@ fn listener_without_readable_exe_is_queried_by_path() {
     let result = apply_without_ptrace(&guest, &attach_command("my-test", &key, "no"));
     assert_eq!(result["status"], "succeeded", "{result}");
     assert!(!guest.sshd.offers_password() && guest.sshd.accepts_key(&key));
-    // An upgrade that broke it: that one is asked, and a reload of it fails.
+    // A broken upgrade: the agent queries the new program, and a reload with it fails.
     guest.break_copied_binary();
     let result = apply_without_ptrace(&guest, &attach_command("my-test", &key, "yes"));
     assert_eq!(result["reason"], "SSHD_RELOAD_FAILED", "{result}");

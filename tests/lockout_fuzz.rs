@@ -1,12 +1,12 @@
-//! Random sshd configurations, key files, modes and accounts, each in a throw-away guest; real logins alone judge. `make
-//! fuzz-lockout` tries 2,000; without KEYPAIR_LOCKOUT_CASES a few of a fixed seed are tried.
+//! Random sshd configurations, key files, modes and accounts, each in a temporary guest. Only real logins decide.
+//! `make fuzz-lockout` runs 2,000 cases. Without KEYPAIR_LOCKOUT_CASES, the test runs a few with a fixed seed.
 //!
 //! | variable | is | unless given |
 //! |---|---|---|
-//! | `KEYPAIR_LOCKOUT_CASES` | how many | 10 |
-//! | `KEYPAIR_LOCKOUT_SEED` | the luck | with `KEYPAIR_LOCKOUT_CASES` another each time |
-//! | `KEYPAIR_LOCKOUT_CASE` | the number of one case that is tried alone, with all that was seen | |
-//! | `KEYPAIR_LOCKOUT_SECONDS` | no new case begins after so long | |
+//! | `KEYPAIR_LOCKOUT_CASES` | the number of cases | 10 |
+//! | `KEYPAIR_LOCKOUT_SEED` | the RNG seed | with `KEYPAIR_LOCKOUT_CASES` another each time |
+//! | `KEYPAIR_LOCKOUT_CASE` | the number of a single case, which runs alone with its full log | |
+//! | `KEYPAIR_LOCKOUT_SECONDS` | the time after which no new case begins | |
 //! | `KEYPAIR_MATRIX_OPENSSH`, `KEYPAIR_MATRIX_ROOT` | another OpenSSH, as for the matrix | |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -25,14 +25,14 @@ use lockout_support::judge::{self, Finding, FindingKind, Verdict};
 use matrix_support::guest::can_create_guests;
 use matrix_support::lab::MatrixEnvironment;
 
-/// What `make test` tries.
+/// The cases of `make test`.
 const DEFAULT_CASES: u64 = 10;
 const DEFAULT_SEED: u64 = 1;
 
-/// Most of a case's time is spent waiting.
+/// The workers mostly wait, so there are more of them than cores.
 const WORKERS: usize = 5;
 
-/// So many findings of a kind are made smaller.
+/// The number of findings per kind that the test reduces to fewer pieces.
 const MAX_SHRUNK_PER_KIND: usize = 3;
 
 fn read_env_number(name: &str) -> Option<u64> {
@@ -104,7 +104,7 @@ fn random_configurations_lock_nobody_out() {
     assert!(found == 0, "{found} findings in {tried} cases of seed {seed}");
 }
 
-/// One case, with all that was seen.
+/// Runs one case, and prints its full log.
 fn run_single_case(lab: &MatrixEnvironment, seed: u64, only: u64) {
     let verdict = judge::run_fuzz_case(lab, &FuzzCase::new(lab, seed, only));
     eprintln!("{}", verdict.story);
@@ -117,7 +117,7 @@ fn run_single_case(lab: &MatrixEnvironment, seed: u64, only: u64) {
     assert!(verdict.findings.is_empty(), "{} findings", verdict.findings.len());
 }
 
-/// A finding for a person, made smaller where it is among the first of its kind.
+/// A description of a finding. The first findings of each kind are reduced to fewer pieces.
 fn describe_finding(
     lab: &MatrixEnvironment,
     seed: u64,
@@ -139,7 +139,7 @@ fn describe_finding(
     )
 }
 
-/// Without every piece that the finding does not need.
+/// Removes every piece that the finding does not need.
 fn shrink_case(lab: &MatrixEnvironment, case: &FuzzCase, kind: FindingKind) -> FuzzCase {
     let mut smallest = case.clone();
     let mut index = smallest.pieces.len();

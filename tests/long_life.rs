@@ -1,4 +1,4 @@
-//! One daemon, thousands of commands: memory, descriptors and the state's size do not grow with them.
+//! One daemon and thousands of commands: memory, descriptors and the size of the state do not grow.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,16 +14,16 @@ use support::{
     has_tools, set_password_auth_command, wait_for, with_field,
 };
 
-/// How many commands, in whole rounds; `make test-long-life` says 20,000.
+/// The number of commands, in whole rounds; `make test-long-life` uses 20,000.
 const SOAK_COMMANDS_ENV: &str = "KEYPAIR_LONG_LIFE";
-/// The last turn of the first measures. All of them find the state full: it keeps 128 results, and after 180 turns as
-/// many are remembered (a command for another instance or one that is too late is not).
+/// The last command of the first measurements. In all of them the state is full: it holds 128 results, and 180
+/// commands leave that many. (A command for another instance or a late one is not stored.)
 const FIRST_MEASURED_COMMAND: u64 = 240;
-/// After so many commands the owner begins anew. Measured at the end of a round: what the state holds depends
-/// on where in the round it is.
+/// The number of commands in a round. After it the owner starts anew. A measurement is at the end of a round, because
+/// the content of the state depends on the position in the round.
 const COMMANDS_PER_ROUND: u64 = 30;
 
-/// The life of an owner: he binds, is refused many times, binds another, unbinds. And the reason of the result.
+/// One command in the life of an owner: bind, many refusals, bind another key, unbind. Also the reason of its result.
 fn build_command(turn: u64, key: &TestKey, other: &TestKey) -> (Value, Option<&'static str>) {
     let (command, reason) = match turn % COMMANDS_PER_ROUND {
         0 | 1 => (attach_command("my-test", key, "no"), None),
@@ -56,7 +56,7 @@ fn build_refused_command(turn: u64, key: &TestKey, other: &TestKey) -> (Value, O
     (command, Some(reason))
 }
 
-/// In a network of its own: a warning of each other sshd would make results longer.
+/// Runs in its own network namespace: warnings about other sshds would make results longer.
 #[test]
 fn daemon_memory_fds_and_state_do_not_grow() {
     if !has_tools(&["sshd", "ssh", "ssh-keygen", "unshare", "ip"]) {
@@ -107,12 +107,12 @@ fn soak_process() {
     assert!(fs::read_to_string(guest.key_file()).unwrap().ends_with("# mine\n"));
 }
 
-/// Pages that are free come and go with each command; what grows also grows where they are fewest.
+/// The measurement with the least memory. Free pages vary with each command, but real growth raises the minimum too.
 fn smallest_by_rss(sizes: Vec<ProcessUsage>) -> ProcessUsage {
     sizes.into_iter().min_by_key(|size| size.rss_kib).expect("some measures")
 }
 
-/// Measured while it waits: the last result is delivered, and the next poll under way.
+/// Measures an idle daemon: the last result is delivered, and the next poll is in flight.
 fn measure_when_idle(metadata: &MetadataService, daemon: &Daemon, guest: &TestGuest) -> ProcessUsage {
     wait_for("a poll that waits", || {
         matches!(metadata.requests().last(), Some(ServiceRequest::Poll(wait)) if *wait > 0).then_some(())

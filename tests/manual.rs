@@ -1,8 +1,7 @@
-//! The man pages, the completions, the default configuration and the tables of the documents say what the binary
-//! knows, and nothing else.
+//! The man pages, the completions, the default configuration and the tables of the documents must match the binary.
 //!
-//! What it knows is asked of it: `--help` names the commands; a flag or an operand is tried with a configuration
-//! that is not there, so that nothing is ever carried out; its complaint of an unknown key lists the keys.
+//! The tests query the binary itself. `--help` names the commands. Flags and operands are tried with a missing
+//! configuration file, so the binary never performs anything. Its error for an unknown key lists the keys.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -17,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 const MISSING_CONFIG: &str = "/nonexistent/keypair-agent.toml";
 
-/// The values of an option that are no files.
+/// A set of words, for example options or the values of an option.
 type WordSet = BTreeSet<String>;
 
 fn to_word_set<'a>(words: impl IntoIterator<Item = &'a str>) -> WordSet {
@@ -32,13 +31,13 @@ fn read_repository_file(path: &str) -> String {
     fs::read_to_string(repository_path(path)).unwrap()
 }
 
-/// Both of its streams.
+/// Runs the binary and returns stdout and stderr.
 fn run_agent(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_keypair-agent")).args(arguments).output().unwrap();
     String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
 }
 
-/// Whether it takes these arguments: then it goes on to the configuration.
+/// Whether the binary accepts these arguments: then its error is about the missing configuration.
 fn accepts_arguments(arguments: &[&str]) -> bool {
     run_agent(&[arguments, &["--config", MISSING_CONFIG]].concat())
         .contains("the configuration cannot be read")
@@ -53,17 +52,17 @@ fn is_installed(tool: &str) -> bool {
     found
 }
 
-/// A command as `--help` writes it.
+/// One command as in `--help`.
 struct CommandSyntax {
     name: String,
-    /// `FILE`, `yes|no`.
+    /// `FILE` or `yes|no`.
     operand: Option<String>,
-    /// Its long options but `--help` and `--version`.
+    /// Its long options except `--help` and `--version`.
     options: WordSet,
 }
 
 impl CommandSyntax {
-    /// Its words with an operand it takes.
+    /// The words of the command with a valid operand.
     fn example_arguments(&self) -> Vec<&str> {
         let operand = self.operand.as_deref().map(|operand| match operand {
             "FILE" => "-",
@@ -112,18 +111,18 @@ fn parse_help() -> Vec<CommandSyntax> {
     forms
 }
 
-/// All that `--help` and what it names are.
+/// All options of all commands, with `--help`'s own.
 fn known_options(forms: &[CommandSyntax]) -> WordSet {
     let own = forms.iter().flat_map(|form| form.options.clone());
     own.chain(["--help".to_owned(), "--version".to_owned()]).collect()
 }
 
-/// A page's words: requests, escapes and quotes taken out.
+/// The text of a man page without requests, escapes and quotes.
 fn read_man_page(path: &str) -> String {
     let source = read_repository_file(path);
     let lines = source.lines().filter(|line| !line.starts_with(".\\\"")).map(|line| {
         let line = match line.strip_prefix('.').map(|line| line.split_once(' ').unwrap_or((line, ""))) {
-            // The fonts of one word alternate: blanks count within quotes alone.
+            // These requests alternate between two fonts within one word. Only blanks inside quotes are printed.
             Some((request, rest)) if ["BR", "BI", "RB", "IR", "RI"].contains(&request) => {
                 let parts = rest.split('"').enumerate();
                 parts
@@ -191,7 +190,7 @@ fn command_man_page_matches_help() {
     }
 }
 
-/// The keys that the binary knows, by its own complaint; those of `[sshd]` as `sshd.…`.
+/// The configuration keys in the binary's own error message. Keys of `[sshd]` appear as `sshd.…`.
 fn list_config_keys() -> WordSet {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
@@ -207,7 +206,7 @@ fn list_config_keys() -> WordSet {
     keys
 }
 
-/// The lines of packaging/config.toml with every key in effect, and each key with its value.
+/// The lines of packaging/config.toml with every key active, and each key with its value.
 fn parse_default_configuration() -> (String, BTreeMap<String, String>) {
     let source = read_repository_file("packaging/config.toml");
     let is_key = |line: &str| {
@@ -233,7 +232,7 @@ fn parse_default_configuration() -> (String, BTreeMap<String, String>) {
     (lines.join("\n") + "\n", keys)
 }
 
-/// Without a value unless it is given; the configuration shows an example.
+/// Keys that have no default value. The configuration file shows an example for them.
 const KEYS_WITHOUT_DEFAULT: [&str; 3] = ["instance_id", "trusted_signers", "sshd.pid_file"];
 
 #[test]
@@ -296,10 +295,10 @@ fn man_pages_pass_groff_and_mandoc() {
     }
 }
 
-/// A shell that completes: from lines to what it offers for each.
+/// A shell with completion: returns the completions of each given line.
 struct Shell {
     name: &'static str,
-    /// Where it is asked: some files, and whatever it needs.
+    /// The working directory of the shell: some files, and the shell's own set-up.
     folder: tempfile::TempDir,
 }
 
@@ -320,7 +319,7 @@ impl Shell {
         command.current_dir(self.folder.path());
         match self.name {
             "bash" => {
-                // The words are parted as bash does it: at blanks, and around `=`.
+                // The words are split as bash splits them: at blanks, and around `=`.
                 let script = r#"source "$1"; shift
                     for line; do
                         spaced=${line//=/ = }; COMP_WORDS=($spaced); COMPREPLY=()
@@ -362,7 +361,7 @@ impl Shell {
     }
 }
 
-/// What is offered is what is taken: commands, options and operands, in each place.
+/// Asserts that the completions at each position are exactly the valid commands, options and operands.
 fn assert_completions_match_help(shell: &'static str) {
     let Some(shell) = Shell::new(shell) else { return };
     let forms = parse_help();
@@ -406,7 +405,8 @@ fn assert_completions_match_help(shell: &'static str) {
     let lines: Vec<String> = asked.iter().map(|(line, _)| line.clone()).collect();
     for ((line, wanted), mut offered) in asked.into_iter().zip(shell.list_completions(&lines)) {
         offered = offered.iter().map(|word| word.trim_start_matches("--config=").to_owned()).collect();
-        // Short options, options where none was begun, and those that stand already are offered by some.
+        // Shells differ in three cases, which the test ignores: short options, options where none was begun, and
+        // options that are already in the line.
         let given: WordSet = line.split([' ', '=']).map(str::to_owned).collect();
         offered.retain(|word| {
             let is_option = word.starts_with('-');
@@ -449,7 +449,7 @@ fn completion_scripts_name_only_known_options() {
     );
 }
 
-/// The words of an enumeration of the wire, by its own complaint of a word that is none.
+/// The words of a protocol enumeration, from the error message for an unknown word.
 fn list_enum_words<T: DeserializeOwned>() -> WordSet {
     let complaint = serde_json::from_str::<T>("\"NO_SUCH_WORD\"").err().unwrap().to_string();
     let words: WordSet = complaint.split('`').skip(3).step_by(2).map(str::to_owned).collect();
@@ -459,7 +459,7 @@ fn list_enum_words<T: DeserializeOwned>() -> WordSet {
 
 const OPERATING_DOCUMENT: &str = "docs/operating.md";
 
-/// The first cells of the tables below a heading, backquotes taken off. No row of ours may have an empty cell.
+/// The first cells of the tables below a heading, without backquotes. The tables must have no empty first cell.
 fn read_first_cells(document: &str, heading: &str) -> Vec<String> {
     let text = read_repository_file(document);
     let (_, section) =
@@ -519,7 +519,7 @@ fn event_message_ids_are_documented() {
     );
 }
 
-/// A heading as the link to it is written.
+/// The anchor of a heading, as links name it.
 fn heading_anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
     heading.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()

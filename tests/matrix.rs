@@ -1,5 +1,5 @@
-//! The matrix: what the agent says of sshd is what a client sees, on every configuration in
-//! tests/matrix, and no trial takes anything from anybody. A file there is a configuration.
+//! The matrix: on every configuration in tests/matrix, the agent's statements about sshd match a client's
+//! observations, and no scenario removes a working login. Each file there is a configuration.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -18,10 +18,10 @@ use matrix_support::row::MatrixCase;
 const TOOLS: [&str; 9] =
     ["sshd", "ssh", "ssh-keygen", "strace", "unshare", "nsenter", "ip", "chroot", "timeout"];
 
-/// So many configurations at least are to be tried.
+/// The minimum number of tested configurations.
 const MIN_CONFIGURATIONS: usize = 300;
 
-/// Most of a trial's time is spent waiting.
+/// The workers mostly wait, so there are more of them than cores.
 const WORKERS: usize = 6;
 
 /// KP-3.35, KP-10.11, KP-10.13.

@@ -1,5 +1,5 @@
-//! Every way there is, within a bound, through the simulated guest: stateright explores it, and the invariants hold in
-//! every state and at every instant on the way to it.
+//! Every path of the simulated guest within a bound. stateright explores the paths, and the invariants must hold in
+//! every state and at every step between states.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -19,17 +19,17 @@ use simulated::place::{AccountState, TrialMode};
 use simulated::property::Invariant;
 use simulated::world::{EXPIRY_SECONDS, Simulation, SimulationSetup};
 
-/// How a guest begins, and what is asked of it.
+/// The start of a guest, and the commands for it.
 #[derive(Clone)]
 struct InitialState {
     main: &'static str,
     keys: Option<String>,
     orders: [SimOrder; 4],
-    /// How a private sshd can be asked.
+    /// The questions that a private sshd can answer.
     trial: TrialMode,
 }
 
-/// A bounded space: where it begins, and what may come in between.
+/// A bounded state space: its initial states and its possible disturbances.
 #[derive(Clone)]
 struct StateSpace {
     name: &'static str,
@@ -37,7 +37,7 @@ struct StateSpace {
     expires: bool,
     budget: Budget,
     setting: SimulationSetup,
-    /// Words that some result has to say.
+    /// Words that must occur in some result.
     meets: Vec<&'static str>,
 }
 
@@ -81,7 +81,7 @@ impl Model for StateSpace {
 
 type Condition = fn(&StateSpace, &Simulation) -> bool;
 
-/// Conditions are plain functions: one for each place in the list of invariants.
+/// stateright takes conditions as plain functions, so there is one for each index in the list of invariants.
 const INVARIANT_CONDITIONS: [Condition; 10] = [
     invariant_holds::<0>,
     invariant_holds::<1>,
@@ -95,7 +95,7 @@ const INVARIANT_CONDITIONS: [Condition; 10] = [
     invariant_holds::<9>,
 ];
 
-/// And for each in the list of what a space has to meet.
+/// One condition for each index in the list of required words.
 const REACHABILITY_CONDITIONS: [Condition; 6] = [
     result_contains_word::<0>,
     result_contains_word::<1>,
@@ -116,7 +116,7 @@ fn result_contains_word<const N: usize>(space: &StateSpace, world: &Simulation) 
     })
 }
 
-/// Explores all of a space. What is told is not captured: it is told on every run.
+/// Explores a whole state space. The summary goes to stderr directly, so it appears on every run.
 fn explore_state_space(space: StateSpace) {
     let begun = Instant::now();
     let name = space.name;
@@ -143,18 +143,18 @@ fn explore_state_space(space: StateSpace) {
             .collect();
         panic!("{name}: {} does not hold: {}{way}", invariant.name(), seen.unwrap().what);
     }
-    // No limit cut it, and it was not about nothing.
+    // No limit stopped the exploration, and the required events have occurred.
     assert!(checker.is_done());
     for what in &space.meets {
         assert!(checker.discovery(what).is_some(), "{name}: no command comes to {what}");
     }
 }
 
-/// As Debian has it, but that root may use his password: else nobody would be locked out.
+/// Debian's default, but root may log in with a password. Otherwise no command could lock root out.
 const WITH_INCLUDE: &str = "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\nPermitRootLogin yes\n";
-/// Without a drop-in directory: ours is a block at the top.
+/// Without a drop-in directory: the agent's setting is a block at the top.
 const WITHOUT_INCLUDE: &str = "# mine\nUsePAM yes\nPermitRootLogin yes\nPasswordAuthentication yes\n";
-/// One where no key lets in.
+/// Here no key gives access.
 const WITHOUT_KEYS: &str = "UsePAM yes\nPermitRootLogin yes\nPubkeyAuthentication no\n";
 
 fn attach_order(pair: PlatformKeyPair, passwords: bool) -> SimOrder {
@@ -165,7 +165,7 @@ fn replace_order(pair: PlatformKeyPair, passwords: bool) -> SimOrder {
     SimOrder::Attach { pair, passwords, replace: true }
 }
 
-/// Four commands each, so that between them every row of KP-4's table is met.
+/// Sequences of four commands. Together they cover every row of KP-4's table.
 fn order_sequences() -> [[SimOrder; 4]; 4] {
     use PlatformKeyPair::{K, KWithAnotherKey, L};
     use SimOrder::{Detach, SetPasswordAuth};
@@ -177,8 +177,8 @@ fn order_sequences() -> [[SimOrder; 4]; 4] {
     ]
 }
 
-/// Each on a guest or two: with and without an Include, keys of the user's, a block that an image brought, an sshd that takes
-/// no keys.
+/// Each sequence on one or two guests: with and without an Include, with keys of the user, with a block from an
+/// image, and with an sshd that accepts no keys.
 fn list_initial_states() -> Vec<InitialState> {
     let [first, second, third, fourth] = order_sequences();
     let block = PlatformKeyPair::K.block();
@@ -209,7 +209,7 @@ const EDITS: [UserEdit; 7] = [
     UserEdit::RemoveSetting,
 ];
 
-/// Explores a space from each of its beginnings; by the larger bound, with more of everything.
+/// Explores a space from each default initial state. The larger bound allows more of each disturbance.
 fn explore_default_states(
     name: &'static str,
     budget: Budget,
@@ -220,7 +220,7 @@ fn explore_default_states(
     explore_selected_states(name, budget, edits, &list_initial_states(), from, meets);
 }
 
-/// The same from others.
+/// The same from other initial states.
 fn explore_selected_states(
     name: &'static str,
     budget: Budget,
@@ -360,7 +360,7 @@ fn invariants_hold_with_console_undo() {
     );
 }
 
-/// A private sshd cannot be shown the planned key file, cannot be asked at all, or refuses for a reason of its own.
+/// A private sshd cannot read the planned key file, cannot answer at all, or refuses the key for a reason of its own.
 /// KP-10.6.
 #[test]
 fn invariants_hold_with_failing_key_trial() {
@@ -384,7 +384,7 @@ fn invariants_hold_with_failing_key_trial() {
     );
 }
 
-/// The home moves; the user is another one, or gone.
+/// The home moves, or the user changes or is deleted.
 #[test]
 fn invariants_hold_with_moved_home_or_user() {
     let edits = [
@@ -406,7 +406,7 @@ fn invariants_hold_with_moved_home_or_user() {
     );
 }
 
-/// The home's volume goes and comes, and the home may move meanwhile.
+/// The home's volume is unmounted and mounted, and the home may move in between.
 #[test]
 fn invariants_hold_with_unmounted_home() {
     let edits = [UserEdit::ToggleVolume, UserEdit::MoveHome(KeyFileMove::Copied)];
@@ -420,7 +420,7 @@ fn invariants_hold_with_unmounted_home() {
     );
 }
 
-/// Everything that may come in between, one of it, beside a crash; by the larger bound, beside two.
+/// One disturbance of any kind, together with one crash; with the larger bound, together with two.
 #[test]
 fn invariants_hold_with_every_disturbance() {
     let budget = Budget {

@@ -1,5 +1,5 @@
-//! The bound key where something moved under it: the home, the files that sshd reads, the account, the volume. In guests
-//! of their own, with a real sshd and real logins.
+//! The bound key after a change under it: of the home, of the files that sshd reads, of the account or of the volume.
+//! Each test has its own guest, a real sshd and real logins.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -33,7 +33,7 @@ fn home_symlink_replaced_by_target_keeps_managed_block() {
     with_guest("u", &setup, "", |land| {
         land.apply_ok(&land.attach_command("no"));
         land.run_script("sed -i 's,:/home/u:,:/var/home/u:,' /etc/passwd");
-        // The check compares files, not texts, and so does the drift.
+        // The check and the drift compare files, not path texts.
         let check = CheckOutput::from_output(&land.run_agent(&["check", "--json"], ""));
         assert!(check.contains("holds the key pair k"), "{check:?}");
         land.apply_ok(&land.attach_command("no"));
@@ -57,7 +57,7 @@ impl CheckOutput {
     }
 }
 
-/// Whatever path sshd's configuration names, and whoever owns the link.
+/// This holds for any path in sshd's configuration and for any owner of the link.
 #[test]
 fn key_path_through_link_is_refused() {
     let planted = "install -d -m 700 /root/.ssh; echo '# root' >/root/.ssh/authorized_keys; ";
@@ -73,7 +73,7 @@ fn key_path_through_link_is_refused() {
         ("install -d /x/root; ln -s root /x/u; echo '# x' >/x/root/keys".to_owned(), "/x/%u/keys"),
         (format!("{SECOND_USER} install -d /x/v; ln -s v /x/u; echo '# x' >/x/v/keys"), "/x/%u/keys"),
         ("mkdir /home/u/.ssh; mount --bind /root/.ssh /home/u/.ssh".to_owned(), ".ssh/authorized_keys"),
-        // A directory of his own beside the home: he can rename root's links in it.
+        // A directory of the user beside the home: the user can rename root's links in it.
         ("mkdir -p /x/u; chown u: /x/u; ln -s /root/.ssh /x/u/s".to_owned(), "/x/%u/s/authorized_keys"),
     ] {
         with_guest("u", &format!("{planted}{setup}"), &format!("AuthorizedKeysFile {path}\n"), |land| {
@@ -156,7 +156,7 @@ fn commands_follow_changed_authorized_keys_file() {
     }
 }
 
-/// The file that sshd reads now cannot be reached safely and holds the block: that is a failure that says where.
+/// sshd's present file holds the block, but its path is not safe. The command fails and names the file.
 #[test]
 fn unremovable_block_is_named_in_refusal() {
     with_guest("u", OWN_FILE, "", |land| {
@@ -178,7 +178,7 @@ fn unremovable_block_is_named_in_refusal() {
         land.apply_ok(&detach_command("k"));
         assert!(!land.accepts_bound_key("u"));
     });
-    // One that leads to the file itself, and one that is somebody else's business, stop nothing.
+    // A link to the key file itself and an unrelated FIFO prevent nothing.
     with_guest(
         "u",
         OWN_FILE,
@@ -240,18 +240,19 @@ fn unmounted_home_volume_refuses_commands() {
         land.apply_ok(&detach_command("k"));
         assert!(!land.accepts_bound_key("u"));
     });
-    // A mount of something else above it hides the volume too.
+    // Another mount above the home hides the volume too.
     with_guest("u", &setup, "", |land| {
         land.apply_ok(&land.attach_command("yes"));
         land.run_script("mount -t tmpfs h /home; mkdir /home/u; chown u: /home/u");
         land.assert_refused(&detach_command("k"), "IO_ERROR", "/home/u, on which");
         land.run_script("umount /home");
-        // Where the block is found, nothing has to be mounted.
+        // If the block is found, no volume has to be mounted.
         land.run_script("mkdir /data; cp -a /home/u /data/u; usermod -d /data/u u; umount /home/u");
         land.apply_ok(&detach_command("k"));
         assert_eq!(land.count_blocks("/data/u/.ssh/authorized_keys"), 0);
     });
-    // What is mounted on itself, as systemd's ReadWritePaths are, is no volume; a state of 3.1.0 knows none.
+    // A directory that is mounted on itself, like systemd's ReadWritePaths, is no volume. A state of 3.1.0 stores no
+    // mount.
     with_guest("u", &format!("mount --bind /home /home; {OWN_FILE}"), "", |land| {
         land.apply_ok(&land.attach_command("yes"));
         assert_eq!(land.read_state()["binding"]["mount"], "/");
@@ -261,7 +262,8 @@ fn unmounted_home_volume_refuses_commands() {
     });
 }
 
-/// The volume goes while a command is in flight: nothing else waits for it, and the key does not stay.
+/// The volume is unmounted while a command is in flight. Other commands do not wait for it, and the key does not
+/// stay.
 /// KP-7.11.
 #[test]
 fn rollback_with_unmounted_home_is_deferred() {
@@ -287,7 +289,7 @@ fn rollback_with_unmounted_home_is_deferred() {
         for password_auth in ["yes", "no", "yes"] {
             let command = support::set_password_auth_command(password_auth);
             let result = land.apply(&command);
-            // Without a key `no` would lock him out, for that reason alone.
+            // Without a key, `no` would lock the user out. There is no other reason for the refusal.
             let expected = if password_auth == "no" { json!("LOCKOUT_GUARD") } else { Value::Null };
             assert_eq!(result["reason"], expected, "{result}");
             assert!(
@@ -315,7 +317,7 @@ fn rollback_with_unmounted_home_is_deferred() {
         assert_eq!(result["changed"], false, "{result}");
         assert!(!land.accepts_bound_key("u") && land.read_state()["owed"].is_null());
         assert_eq!(land.read_text("/home/u/.ssh/authorized_keys"), "");
-        // What is bound meanwhile is not taken out.
+        // The late rollback does not remove a key that was bound in the meantime.
         land.guest.run_agent(&killed, &["apply", "-"], &land.attach_command("no").to_string());
         land.run_script("umount /home/u; chown u: /home/u");
         land.apply_ok(&land.attach_command("yes"));
@@ -405,7 +407,7 @@ fn renamed_user_or_changed_uid_is_followed() {
     }
 }
 
-/// His files are the old account's, whose uid the state knows.
+/// The home still belongs to the old account, whose uid is in the state.
 #[test]
 fn recreated_user_with_new_uid_loses_old_block() {
     with_guest("u", OWN_FILE, "", |land| {
@@ -417,7 +419,8 @@ fn recreated_user_with_new_uid_loses_old_block() {
     });
 }
 
-/// The old home is somebody else's by now: nothing of his is touched, and the key goes from where sshd reads.
+/// The old home belongs to another user now. The agent changes nothing there, and removes the key from the file that
+/// sshd reads.
 /// KP-5.8.
 #[test]
 fn old_home_owned_by_other_user_is_untouched() {
@@ -446,7 +449,7 @@ fn changed_target_user_moves_key() {
     });
 }
 
-/// The part of an intent that put the block where it stands in this file, which was empty before.
+/// The part of an intent that has put the block into this file, which was empty before.
 fn build_file_intent(land: &GuestFixture<'_>, user: &str, uid: Option<u32>) -> Value {
     use base64ct::{Base64, Encoding};
     use keypair_agent::policy::types::ContentHash;
@@ -467,7 +470,7 @@ fn build_file_intent(land: &GuestFixture<'_>, user: &str, uid: Option<u32>) -> V
     })
 }
 
-/// What is left of a command that was killed: both users' files hold its block.
+/// Creates the remains of a killed command: the files of both users hold its block.
 fn write_interrupted_state<'a>(land: &GuestFixture<'a>, uid: Option<u32>) {
     land.run_script("install -d -o 4300 -g 4300 -m 700 /home/v/.ssh; install -o 4300 -g 4300 -m 600 /dev/null /home/v/.ssh/authorized_keys");
     let outline = land.apply_ok(&land.attach_command("yes"));
@@ -524,7 +527,7 @@ fn rollback_for_deleted_user_removes_block() {
     }
 }
 
-/// A second name of the file, a directory in its place, a home that is `/`, a slash too many.
+/// A second name of the file, a directory in its place, the home `/`, and a path with a double slash.
 /// KP-5.2, KP-5.12.
 #[test]
 fn odd_home_and_key_file_paths_are_handled() {

@@ -1,5 +1,5 @@
-//! What getspnam(3) says of an account counts, whatever source of nsswitch.conf(5) it comes from (KP-6.20). A module of
-//! the test's own is the source, in a mount namespace.
+//! The agent uses the answer of getspnam(3) about an account, whatever source of nsswitch.conf(5) it comes from
+//! (KP-6.20). The source is a test module in a mount namespace.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -13,10 +13,11 @@ use serde_json::Value;
 use support::scene::run_in_namespaces;
 use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools};
 
-/// What these tests run.
+/// The tools that these tests need.
 const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "mount", "ip", "getent"];
 
-/// A module under the name of one that every glibc brings and nobody uses: nss(5). It reads files as libnss-extrausers does.
+/// A module with the name of one that every glibc contains and that is not in use: nss(5). It reads files like
+/// libnss-extrausers.
 const NSS_MODULE_SOURCE: &str = r#"
 #define _GNU_SOURCE
 #include <errno.h>
@@ -47,7 +48,7 @@ fn bind_mount(from: &Path, to: &Path) {
     run_successfully(Command::new("mount").arg("--bind").arg(from).arg(to));
 }
 
-/// The file of the module that stands aside.
+/// The file of the module that the test replaces.
 fn find_nss_module() -> Option<PathBuf> {
     let compiles = Command::new("gcc").arg("--version").output().is_ok_and(|said| said.status.success());
     let directories = ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64"];
@@ -59,7 +60,7 @@ fn find_nss_module() -> Option<PathBuf> {
     found
 }
 
-/// A guest with an account of that name service alone, to whom sshd's PAM applies.
+/// A guest with an account that only this name service knows. sshd uses PAM for it.
 fn create_guest_with_nss_module(module: &Path) -> TestGuest {
     let guest = TestGuest::with_options(GuestOptions {
         agent: "target_user = \"carol\"",
@@ -95,7 +96,7 @@ fn shadow_entry_from_nss_module_is_checked() {
     let Some(module) = find_nss_module() else { return };
     run_in_namespaces(move || {
         let mut guest = create_guest_with_nss_module(&module);
-        // It reads nsswitch.conf once.
+        // sshd reads nsswitch.conf only once.
         guest.sshd.start_listener_with_args(&[
             "-o",
             "UsePAM=yes",
@@ -123,7 +124,7 @@ fn shadow_entry_from_nss_module_is_checked() {
         shadow("carol:$6$a$b:19000:0:99999:7:::\n");
         let result = apply();
         assert_eq!(result["status"], "succeeded", "{result}");
-        // A source that does not answer: the account is not taken for one that lets in.
+        // If the source does not answer, the agent does not assume that the account permits a login.
         fs::remove_file(guest.path("nss-shadow")).unwrap();
         run_successfully(Command::new("mkfifo").arg(guest.path("nss-shadow")));
         let result = guest.apply(&attach_command("k", &key, "yes"));

@@ -1,4 +1,4 @@
-//! A home, and a mount point, whose names are not UTF-8, as an old passwd(5) has them: state, result, plan, status.
+//! A home and a mount point with names that are not UTF-8, as in an old passwd(5): state, result, plan, status.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -13,7 +13,7 @@ use support::detach_command;
 const MOVE_HOME_SCRIPT: &str = "export LC_ALL=C; home=$(printf '/home/j\\374rgen'); mv /home/u \"$home\"; \
                      sed -i \"s,:/home/u:,:$home:,\" /etc/passwd";
 
-/// The same on a volume of its own.
+/// The same with the home on its own volume.
 const MOUNT_HOME_SCRIPT: &str = "export LC_ALL=C; home=$(printf '/home/j\\374rgen'); mkdir -p /vol \"$home\"; \
                        mv /home/u /vol/u; mount --bind /vol/u \"$home\"; sed -i \"s,:/home/u:,:$home:,\" /etc/passwd";
 
@@ -36,7 +36,7 @@ fn non_utf8_home_path_is_supported() {
                 assert_eq!(result["trial"]["key"], "accepted", "{result}");
                 assert!(land.accepts_bound_key("u"), "{result}");
                 assert_block_presence(land, true);
-                // What was written is read: the state stands, and by it nothing is left to be done.
+                // The agent can read its own state, and by it a repeated command has nothing to do.
                 let state = land.read_state();
                 assert_eq!(state["binding"]["keyName"], "k", "{state}");
                 assert_eq!(state["binding"]["path"], "/home/j\0fcrgen/.ssh/authorized_keys");

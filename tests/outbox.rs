@@ -1,4 +1,4 @@
-//! Results on their way (KP-3.8 and KP-3.9): until there is a final answer, across a kill, byte for byte, once.
+//! Delivery of results (KP-3.8 and KP-3.9): until a final answer, also after a kill, with the same bytes, and once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -43,7 +43,7 @@ fn undelivered_result_survives_outage_and_kill() {
     let daemon = Daemon::start(&guest);
     wait_for_attempts(&metadata, 3);
     daemon.kill();
-    // The service still refuses when the next one starts: it tries with the same bytes, and asks for nothing.
+    // The service still refuses at the next start. The daemon tries with the same bytes, and does not poll.
     let before = metadata.requests().len();
     let daemon = Daemon::start(&guest);
     let tries = metadata.result_attempts().len();
@@ -105,7 +105,7 @@ fn result_answers_404_409_400_are_final() {
         metadata.queue(make_channel_command("c-1", 1, set_password_auth_command("yes")));
         let daemon = Daemon::start(&guest);
         wait_for_attempts(&metadata, 1);
-        // As of a service that knows no such command, or has its result already.
+        // Like a service that does not know the command, or that has its result already.
         metadata.withdraw_command("c-1");
         metadata.set_result_status(None);
         metadata.queue(make_channel_command("c-2", 2, set_password_auth_command("yes")));
@@ -115,7 +115,7 @@ fn result_answers_404_409_400_are_final() {
         let said = log.lines().any(|line| line.contains(words) && line.contains(&status.to_string()));
         assert!(said, "{status}: {log}");
         daemon.kill();
-        // Not even a new start sends it again.
+        // Not even a restarted daemon sends it again.
         let asked = metadata.requests().len();
         let daemon = Daemon::start(&guest);
         wait_for("polls", || {
@@ -125,8 +125,8 @@ fn result_answers_404_409_400_are_final() {
                 .then_some(())
         });
         let sent = metadata.result_attempts().iter().filter(|(id, _)| id == "c-1").count();
-        // Handed out between the answer and its withdrawal it would be answered once more, with a pause. A form that is
-        // refused is followed by a short one.
+        // If the service sends the command again before it is withdrawn, the agent sends the result once more, after
+        // a pause. After an answer 400, the agent sends a short form of the result too.
         let most = if status == 400 { 4 } else { 2 };
         assert!((1..=most).contains(&sent), "{status}: sent {sent} times");
         assert_eq!(daemon.terminate().code(), Some(0));
@@ -168,7 +168,7 @@ fn resent_result_after_state_repair_empties_outbox() {
     let daemon = Daemon::start(&guest);
     wait_for_attempts(&metadata, 1);
     daemon.kill();
-    // The outbox cannot be read at the start, and can when the command comes again.
+    // The outbox is unreadable at the start, and readable when the command comes again.
     let good = fs::read(guest.path("state/state.json")).unwrap();
     fs::write(guest.path("state/state.json"), "{ garbled").unwrap();
     metadata.withdraw_command("c-1");

@@ -1,5 +1,5 @@
-//! KP-6.22 through the built binary: the sshd that listens is asked and told, whatever its unit or its pid file says.
-//! systemd is played by a script in a mount and a network namespace of the test's own.
+//! KP-6.22 with the built binary: the agent queries and reloads the sshd that listens, whatever its unit or its pid
+//! file says. A script replaces systemd, in the test's own mount and network namespace.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -20,21 +20,21 @@ use support::{
     GuestOptions, TestGuest, TestKey, attach_command, has_tools, set_password_auth_command, wait_for,
 };
 
-/// What these tests run.
+/// The tools that these tests need.
 const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "mount", "ip", "unshare"];
 
-/// What the manager says of a unit that somebody masked and unmasked while it ran.
+/// The manager's answer about a unit that was masked and unmasked while it ran.
 const INACTIVE_UNIT: &str =
     "LoadState=loaded\nActiveState=inactive\nMainPID=0\nCanReload=yes\nUnitFileState=enabled";
 
-/// A manager in place of systemd, and what it was asked.
+/// A script in place of systemd, with a record of its calls.
 struct FakeSystemd {
     guest: TestGuest,
     key: TestKey,
 }
 
 impl FakeSystemd {
-    /// Of a guest whose sshd runs, without a pid file of the configuration's.
+    /// A guest whose sshd runs, but without the configured pid file.
     fn new(form: GuestOptions<'_>) -> Self {
         for directory in ["/run", "/usr/local/sbin"] {
             assert!(
@@ -71,12 +71,12 @@ impl FakeSystemd {
         manager
     }
 
-    /// The state of ssh.service.
+    /// Sets the state of ssh.service.
     fn set_unit_state(&self, state: &str) {
         fs::write("/run/unit", format!("Id=ssh.service\n{state}\n")).unwrap();
     }
 
-    /// That it is active with the guest's sshd as its main process, but for these.
+    /// Makes the unit active with the guest's sshd as main process, except for these properties.
     fn set_unit_active(&self, but: &[(&str, &str)]) {
         let pid = self.guest.sshd.pid().to_string();
         let mut lines = vec![
@@ -95,7 +95,7 @@ impl FakeSystemd {
         );
     }
 
-    /// What it was told to do, but for questions.
+    /// The calls other than queries since the last call of this function.
     fn take_jobs(&self) -> Vec<String> {
         let calls = fs::read_to_string("/run/calls").unwrap_or_default();
         let _ = fs::remove_file("/run/calls");
@@ -107,7 +107,7 @@ impl FakeSystemd {
         self.guest.apply(&attach_command("k", &self.key, password_auth))
     }
 
-    /// The command did what it says, and the one behind it, too.
+    /// Asserts that two commands in a row succeed and have their effect.
     fn assert_apply_succeeds(&self, expected_jobs: &[&str]) {
         for password_auth in ["no", "yes"] {
             let result = self.apply(password_auth);
@@ -127,7 +127,7 @@ fn install_script(name: &str, text: &str) {
     assert!(Command::new("install").args(["-m755", &plain, &program]).status().unwrap().success());
 }
 
-/// Says what stands in /run/unit and /run/sockets, reloads by a signal, and is away as often as /run/away says.
+/// Prints /run/unit and /run/sockets, reloads sshd by a signal, and fails as many times as /run/away says.
 const SYSTEMCTL_SCRIPT: &str = r#"
 echo "$*" >>/run/calls
 left=$(cat /run/away 2>/dev/null || echo 0)
@@ -159,7 +159,7 @@ fn warning_reasons(result: &Value) -> Vec<&str> {
     result["warnings"].as_array().unwrap().iter().map(|it| it["reason"].as_str().unwrap()).collect()
 }
 
-/// Whether another sshd than the guest's is named.
+/// Whether a warning names another sshd than the guest's.
 fn warns_of_second_sshd(result: &Value, pid: u32) -> bool {
     let named = format!("pid {pid},");
     let warnings = result["warnings"].as_array().unwrap();
@@ -196,7 +196,7 @@ fn stale_pid_file_still_finds_listener() {
     sleeper.wait().unwrap();
 }
 
-/// The main file names a port; an sshd that was started by it on another one is not meant.
+/// The main file names a port. An sshd that was started with the same file on another port is not the listener.
 /// KP-6.1, KP-6.26.
 #[test]
 fn second_sshd_with_same_config_is_told_apart_by_port() {
@@ -231,13 +231,13 @@ fn inactive_or_foreign_unit_is_bypassed() {
             "LoadState=loaded\nActiveState=failed\nMainPID=0\nCanReload=yes",
             "LoadState=not-found\nActiveState=inactive\nMainPID=0",
             "LoadState=masked\nActiveState=inactive\nMainPID=0\nUnitFileState=masked",
-            // Its main process is a supervisor's.
+            // Its main process is a supervisor.
             "LoadState=loaded\nActiveState=active\nMainPID=1\nCanReload=yes",
         ] {
             manager.set_unit_state(state);
             manager.assert_apply_succeeds(&[]);
         }
-        // Its own start fails again and again, since the port is taken.
+        // The unit fails to start again and again, because the port is taken.
         manager.set_unit_state("LoadState=loaded\nActiveState=activating\nMainPID=0\nCanReload=yes");
         manager.assert_apply_succeeds(&[]);
     });
@@ -264,7 +264,7 @@ fn unreloadable_unit_falls_back_to_sighup() {
     });
 }
 
-/// One that dies of the reload comes back by its own command line; its masked unit is not started.
+/// A listener that dies during the reload is restarted with its own command line. Its masked unit is not started.
 /// KP-6.22.
 #[test]
 fn masked_unit_is_never_started() {
@@ -300,7 +300,7 @@ fn unavailable_dbus_is_retried() {
             assert_eq!(result["status"], "succeeded", "away {away} times: {result}");
             assert_eq!(manager.guest.sshd.offers_password(), password_auth == "yes");
         }
-        // One that does not come back is named, and nothing is done.
+        // If systemd does not come back, the error names it, and nothing is changed.
         fs::write("/run/away", "1000000").unwrap();
         let before = manager.guest.snapshot();
         let result = manager.guest.apply(&set_password_auth_command("no"));
@@ -309,7 +309,7 @@ fn unavailable_dbus_is_retried() {
     });
 }
 
-/// A container's sshd in our network is none of this system's; one beside ours is.
+/// The sshd of a container in the same network does not belong to this system. A second sshd of this system does.
 /// KP-6.26.
 #[test]
 fn second_sshd_is_warned_about_unless_in_container() {
@@ -331,11 +331,11 @@ fn second_sshd_is_warned_about_unless_in_container() {
     }
 }
 
-/// A second sshd, or who started it; it ends with the test.
+/// A second sshd, or the process that started it. It ends with the test.
 struct SecondSshd(Child);
 
 impl SecondSshd {
-    /// Once it has written `second.pid` in the guest's folder.
+    /// Starts it, and waits until it has written `second.pid` in the guest's folder.
     fn start(guest: &TestGuest, command: &mut Command) -> Self {
         let pid_file = guest.path("second.pid");
         let _ = fs::remove_file(&pid_file);
@@ -361,7 +361,7 @@ fn start_second_sshd(guest: &TestGuest, words: &[&str]) -> SecondSshd {
     SecondSshd::start(guest, command.args(&words[1..]).args(["/usr/sbin/sshd", "-D", "-f"]).arg(config))
 }
 
-/// A socket unit with `Accept=yes`: each connection has an sshd of its own, and there is no listener.
+/// A socket unit with `Accept=yes` starts an sshd for each connection, so there is no listener.
 /// KP-6.23, KP-6.26.
 #[test]
 fn per_connection_sshd_needs_no_reload() {
@@ -392,7 +392,7 @@ struct Inetd {
 }
 
 impl Inetd {
-    /// Of the guest's sshd, which ends.
+    /// Replaces the guest's listener, which ends.
     fn replace_listener(guest: &TestGuest) -> Self {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(guest.sshd.pid()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();

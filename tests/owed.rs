@@ -1,4 +1,4 @@
-//! KP-10.16: a command that was carried out while no sshd ran is proved by the first sshd that does.
+//! KP-10.16: if no sshd ran during a command, the agent gets the proof from the first sshd that runs later.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -16,10 +16,10 @@ use support::{
 
 const TOOLS: [&str; 5] = ["sshd", "ssh", "ssh-keygen", "ip", "mount"];
 
-/// Of the sshd that comes up later: it reads no key file, whatever its configuration says.
+/// Options of the sshd that starts later. It reads no key file, whatever its configuration says.
 const NO_KEY_FILE_OPTIONS: [&str; 2] = ["-o", "AuthorizedKeysFile=/nonexistent"];
 
-/// A guest that is booting: no sshd runs yet.
+/// A guest during boot: no sshd runs yet.
 struct BootingGuest {
     metadata: MetadataService,
     guest: TestGuest,
@@ -39,7 +39,7 @@ impl BootingGuest {
         Self { metadata, guest, key }
     }
 
-    /// Carries out what was queued; the daemon goes on.
+    /// Starts the daemon, which performs a queued command and keeps running.
     fn start_daemon_with_command(&self, id: &str, sequence: u64, command: Value) -> (Daemon, Value) {
         self.metadata.queue(make_channel_command(id, sequence, command));
         let daemon = Daemon::start(&self.guest);
@@ -56,12 +56,12 @@ impl BootingGuest {
         wait_for("the proof", || self.read_state()["owedProof"].is_null().then_some(()));
     }
 
-    /// What the control plane was told last that is wrong.
+    /// The warnings in the agent's last report to the control plane.
     fn last_announced_warnings(&self) -> String {
         self.metadata.agent_reports().last().map(|said| said["warnings"].to_string()).unwrap_or_default()
     }
 
-    /// A contradiction is told to the control plane, and `status` is not healthy by it.
+    /// Asserts that the agent reports the contradiction to the control plane, and that `status` is not healthy.
     fn assert_contradiction_reported(&self, says: &str) {
         let told = wait_for("a second report", || {
             Some(self.last_announced_warnings()).filter(|said| said.contains("PROOF_CONTRADICTED"))
@@ -75,7 +75,7 @@ impl BootingGuest {
     }
 }
 
-/// `test` in a network and with mounts of its own, where it can run at all.
+/// Runs `test` in its own network and mount namespace, if the tools are there.
 fn run_isolated(test: fn()) {
     if has_tools(&TOOLS) {
         run_in_namespaces(test);
@@ -121,7 +121,7 @@ fn refused_key_restores_previous_password_setting() {
             assert!(boot.guest.drop_in().exists());
             daemon.kill();
             if interrupted {
-                // Killed right after it had said to itself that it restores.
+                // The agent was killed right after it recorded that it restores the setting.
                 let mut state = boot.read_state();
                 state["owedProof"]["restoring"] = json!("sshd refuses the key");
                 fs::write(boot.guest.path("state/state.json"), state.to_string()).unwrap();
@@ -136,7 +136,7 @@ fn refused_key_restores_previous_password_setting() {
             let state = boot.read_state();
             assert_eq!((&state["passWordAuth"], &state["intent"]), (&Value::Null, &Value::Null), "{state}");
             assert_eq!(state["binding"]["keyName"], "my-test", "{state}");
-            // A command that is proved makes it well again.
+            // After a command with a successful proof, the guest is healthy again.
             boot.guest.sshd.start_listener_again();
             boot.metadata.queue(make_channel_command("c-2", 2, attach_command("my-test", &boot.key, "no")));
             let result = boot.metadata.wait_for_result("c-2");
@@ -153,7 +153,7 @@ fn refused_key_restores_previous_password_setting() {
 #[test]
 fn refused_key_never_widens_password_setting() {
     run_isolated(|| {
-        // The image said no; somebody said yes after the command.
+        // The image had `no`, and a user set `yes` after the command.
         let mut boot = BootingGuest::new("PasswordAuthentication no\nKbdInteractiveAuthentication no\n");
         let (_daemon, _) =
             boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "no"));
@@ -170,7 +170,7 @@ fn refused_key_never_widens_password_setting() {
 #[test]
 fn refused_key_after_two_commands_restores_first_setting() {
     run_isolated(|| {
-        // What stood before both comes back; a setting of ours that stood before, too.
+        // The setting from before both commands returns, also an earlier setting of the agent.
         for (first, stands) in [("no", ""), ("yes", "PasswordAuthentication yes")] {
             let mut boot = BootingGuest::new("");
             let other = TestKey::new(&boot.guest.folder, "other");
@@ -205,7 +205,7 @@ fn refused_key_with_passwords_on_restores_nothing() {
 #[test]
 fn unanswered_probe_restores_nothing() {
     run_isolated(|| {
-        // Nobody is told by key, and nobody listens at the end of the connection.
+        // No proof by a key is possible, and no sshd is at the other end of the connection.
         let mut boot = BootingGuest::new("");
         let (daemon, _) =
             boot.start_daemon_with_command("c-1", 1, attach_command("my-test", &boot.key, "no"));
@@ -233,7 +233,7 @@ fn later_command_settles_owed_probe() {
     });
 }
 
-/// A systemd of two scripts, whose socket unit is in the state that a file says.
+/// A systemd of two scripts. A file holds the state of its socket unit.
 fn install_fake_systemd(guest: &TestGuest) {
     let dir = guest.folder.path().display().to_string();
     let done = |script: &str| {
@@ -276,10 +276,10 @@ fn sshd_not_running_warning_requires_no_listener() {
         assert!(warns("Id=ssh.socket\nActiveState=inactive\nAccept=no\nJob=0\n"));
         assert!(!warns("Id=ssh.socket\nActiveState=active\nAccept=no\n"));
         assert!(!warns("Id=ssh.socket\nActiveState=active\nAccept=yes\n"));
-        // It is to be started, and waits for its turn.
+        // The socket unit is about to be started; its job is queued.
         assert!(!warns("Id=ssh.socket\nActiveState=inactive\nAccept=no\nJob=17\n"));
         assert!(warns("Id=ssh.socket\nActiveState=failed\nAccept=no\n"));
-        // A socket unit of another name: the port is taken, and by no sshd.
+        // A socket unit with another name: the port is taken, but not by an sshd.
         let _port = std::net::TcpListener::bind(("127.0.0.1", boot.guest.sshd.port)).unwrap();
         assert!(!warns("Id=ssh.socket\nActiveState=inactive\nAccept=no\n"));
     });

@@ -1,5 +1,6 @@
-//! KP-6.17 and KP-6.18: after a command that names a password setting ours stands, so that whoever writes later loses;
-//! and what changes between the look and the write gets a new plan.
+//! KP-6.17 and KP-6.18. After a command that names a password setting, the agent's own line is in sshd's files, so
+//! that later lines of others have no effect. After a change between the look and the write, the agent makes a new
+//! plan.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,13 +20,13 @@ use support::{
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// Has sshd read its files, and waits until it offers passwords, or does not.
+/// Reloads sshd, and waits until it offers passwords or no longer offers them.
 fn reload_until_password_offered(guest: &TestGuest, offers: bool) {
     kill(Pid::from_raw(guest.sshd.pid() as i32), Signal::SIGHUP).unwrap();
     wait_for("sshd to do what its files say", || (guest.sshd.offers_password() == offers).then_some(()));
 }
 
-/// What sshd's files come to for root.
+/// The effective password setting for root in sshd's files.
 fn query_password_auth(guest: &TestGuest) -> String {
     let mut sshd = Command::new("/usr/sbin/sshd");
     let output = sshd.arg("-T").arg("-f").arg(guest.path("sshd_config")).output().unwrap();
@@ -34,8 +35,8 @@ fn query_password_auth(guest: &TestGuest) -> String {
     text.lines().find(|line| line.starts_with("passwordauthentication ")).unwrap().to_owned()
 }
 
-/// As cloud-init writes `ssh_pwauth` where the main file includes no drop-ins: every line of it about this keyword gets
-/// the value, or a new one is put at the end (cloudinit/ssh_util.py, update_ssh_config_lines).
+/// Edits like cloud-init with `ssh_pwauth` if the main file includes no drop-ins. It changes the value in every line
+/// with this keyword, or appends a line (cloudinit/ssh_util.py, update_ssh_config_lines).
 fn edit_as_cloud_init(guest: &TestGuest, value: &str) {
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     let mut is_found = false;
@@ -91,7 +92,7 @@ fn already_effective_setting_is_written_anyway() {
                 let stands = guest.snapshot();
                 apply_successfully(&guest, &command, false);
                 assert_eq!(guest.snapshot(), stands, "{at}: a repeated command changes nothing");
-                // Whoever comes later loses.
+                // A line that another program adds later has no effect.
                 match without_drop_ins {
                     true => edit_as_cloud_init(&guest, later),
                     false => fs::write(
@@ -103,7 +104,7 @@ fn already_effective_setting_is_written_anyway() {
                 reload_until_password_offered(&guest, asked == "yes");
                 assert_eq!(query_password_auth(&guest), format!("passwordauthentication {asked}"), "{at}");
                 apply_successfully(&guest, &command, false);
-                // Without the later lines `undo` gives every byte back.
+                // Without the later lines, `undo` restores every byte.
                 match without_drop_ins {
                     true => edit_as_cloud_init(&guest, if main.is_empty() { later } else { asked }),
                     false => fs::remove_file(guest.path("sshd_config.d/50-cloud-init.conf")).unwrap(),
@@ -167,7 +168,7 @@ fn unwritable_setting_is_accepted_if_effective() {
     let off = "PasswordAuthentication no\nKbdInteractiveAuthentication no\n";
     type MakeUnwritable = fn(&TestGuest);
     let link: MakeUnwritable = |guest| symlink("/dev/null", guest.drop_in()).unwrap();
-    // An edit that waits: a reload would end sshd, or leave it where nobody asks.
+    // A pending edit: a reload would end sshd, or move it to another port.
     let pending: MakeUnwritable = |guest| {
         let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
         let port = format!("Port {}\n", guest.sshd.port);
@@ -190,7 +191,7 @@ fn unwritable_setting_is_accepted_if_effective() {
         assert_eq!(result["status"], "succeeded", "{name} {asked} {result}");
         assert!(warning_reasons(&result).contains(&"SETTING_NOT_OWNED"), "{name} {asked} {result}");
         assert!(guest.sshd.accepts_key(&key), "{name} {asked}");
-        // Where sshd does not do it already, that is a failure as ever.
+        // If sshd does not have the requested setting already, the command fails as usual.
         let other = if asked == "no" { "yes" } else { "no" };
         let (stands, offers) = (guest.snapshot(), guest.sshd.offers_password());
         let result = guest.apply(&set_password_auth_command(other));
@@ -199,8 +200,8 @@ fn unwritable_setting_is_accepted_if_effective() {
     }
 }
 
-/// A guest whose sshd runs this shell script ahead of each question that the agent asks it by -t or -T; `$n` counts
-/// them and `$dir` is the drop-in directory.
+/// A guest whose sshd runs this shell script before it answers each question of the agent by -t or -T. `$n` counts
+/// the questions, and `$dir` is the drop-in directory.
 fn create_guest_with_query_hook(script: &str) -> TestGuest {
     let guest = TestGuest::with_options(GuestOptions { copied_binary: true, ..GuestOptions::default() });
     let folder = guest.folder.path().display();
@@ -217,7 +218,8 @@ fn plan_is_redone_when_config_changes() {
     if !has_tools(&TOOLS) {
         return;
     }
-    // Once, at each question of a command in turn, until there is none left; a file that wins over ours, and a harmless one.
+    // The edit comes at one question of the command per round, until no question is left. One kind of edit overrides
+    // the agent's setting, the other is harmless.
     let mut questions = 0;
     for at in 1.. {
         let mut is_met = false;

@@ -1,4 +1,4 @@
-//! Where the setting goes, what it says, and that it is what sshd does.
+//! The place and the text of the password setting, and its real effect on sshd.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -79,7 +79,7 @@ fn password_auth_switches_between_no_and_yes() {
     assert!(!guest.sshd.offers_password());
 }
 
-/// The files say what was asked, and the listener has not read them.
+/// The files have the requested setting, but the listener has not read them.
 /// KP-6.22.
 #[test]
 fn listener_with_stale_configuration_is_reloaded() {

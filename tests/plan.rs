@@ -1,4 +1,4 @@
-//! `plan` shows what `apply` then does, to the byte, and changes nothing; `undo` gives every byte back.
+//! `plan` shows exactly the bytes that `apply` then writes, and changes nothing. `undo` restores every byte.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -13,7 +13,7 @@ use support::{GuestOptions, TestGuest, TestKey, attach_command, has_tools};
 
 const TOOLS: [&str; 4] = ["sshd", "ssh", "ssh-keygen", "patch"];
 
-/// A file with the diff of it applied by patch(1).
+/// Applies a diff to a file by patch(1), and returns the new text.
 fn apply_diff(diff: &str, file: &Path) -> String {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("copy");
@@ -30,7 +30,7 @@ fn apply_diff(diff: &str, file: &Path) -> String {
     fs::read_to_string(&copy).unwrap()
 }
 
-/// Without the comment that names time and command.
+/// Removes the comment with the time and the command.
 fn strip_timestamp_comment(text: &str) -> String {
     text.lines()
         .filter(|line| !line.contains("written by keypair-agent at"))

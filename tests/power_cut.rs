@@ -1,6 +1,7 @@
-//! What a power cut leaves (KP-7.3). From the calls of a course, every state that the disk may be in is laid out
-//! in the guest's folder, sshd boots on it, and the agent recovers. `KEYPAIR_POWER_CUTS=all` tries each state in each
-//! way; else those are tried that differ in more than their temporaries.
+//! The state after a power cut (KP-7.3). From the calls of a command the test derives every state that the disk may
+//! have. It writes each state into the guest's folder, starts sshd on it, and lets the agent recover.
+//! `KEYPAIR_POWER_CUTS=all` tries each state in each way. Otherwise the test skips states that differ only in their
+//! temporary files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -22,12 +23,12 @@ const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "strace", "ip", "mount"];
 
 const COMMAND_ID: &str = "c-1";
 
-/// What is looked at.
+/// One tested command, and the situation before it.
 struct PowerCutScenario {
     home: KeyFileSetup,
     prepare: fn(&InterruptionFixture) -> Vec<Value>,
     command: fn(&InterruptionFixture) -> Value,
-    /// Where the command was killed before: then its recovery is looked at.
+    /// The point at which the command was killed before. Then the test examines its recovery.
     killed: Option<(&'static str, usize)>,
 }
 
@@ -37,35 +38,35 @@ enum By {
     Run,
 }
 
-/// A state of the disk when the power came back.
+/// A state of the disk at the time when the power came back.
 struct CrashState {
     tree: FileTree,
-    /// Behind which call.
+    /// The last call before the power cut.
     at: String,
-    /// Whether the result was on its way.
+    /// Whether the result had been sent.
     reported: bool,
 }
 
-/// How a state is tried.
+/// How the recovery of a state is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RecoveryPath {
-    /// The console comes first, then the daemon, which is handed the command again.
+    /// The console comes first, then the daemon, which gets the command again.
     Console,
-    /// The daemon, which is handed the command again.
+    /// The daemon, which gets the command again.
     Daemon,
-    /// The daemon, where the service has the result already.
+    /// The daemon; the service has the result already.
     Stored,
 }
 
-/// What the user sees of it.
+/// The guest as the user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ObservedState {
-    /// The key file's lines outside our block.
+    /// The key file's lines outside the agent's block.
     his: Option<String>,
     block: Vec<String>,
-    /// Without the comments, which say when.
+    /// Without the comments, because they contain the time.
     setting: Option<Vec<String>>,
-    /// All names, and their modes and owners.
+    /// All names, with their modes and owners.
     entries: Vec<(String, u32, (u32, u32))>,
     binding: Value,
     password_auth: Value,
@@ -100,7 +101,7 @@ fn observe_state(scene: &InterruptionFixture) -> ObservedState {
     }
 }
 
-/// The calls of the course, carried out for once without a cut.
+/// The calls of the command, performed once without a power cut.
 fn trace_calls(scene: &InterruptionFixture, course: &PowerCutScenario, by: By) -> Vec<DiskCall> {
     let command = make_channel_command(COMMAND_ID, 7, (course.command)(scene));
     match (by, course.killed) {
@@ -117,7 +118,7 @@ fn trace_calls(scene: &InterruptionFixture, course: &PowerCutScenario, by: By) -
     }
 }
 
-/// Waits for the poll behind the result: then the state knows that it is delivered.
+/// Waits for the poll after the result. By then the state records the delivery.
 fn wait_until_delivered(scene: &InterruptionFixture) {
     let sent = ServiceRequest::Result(COMMAND_ID.to_owned());
     wait_for("the result", || scene.metadata.requests().contains(&sent).then_some(()));
@@ -125,7 +126,7 @@ fn wait_until_delivered(scene: &InterruptionFixture) {
     scene.wait_for_poll(asked);
 }
 
-/// Every state of the disk, from call to call; the model of it is held against the real one.
+/// Every possible state of the disk after each call. Also compares the model of the disk with the real disk.
 fn enumerate_crash_states(
     scene: &InterruptionFixture,
     start: &FileTree,
@@ -155,7 +156,7 @@ fn enumerate_crash_states(
     laid
 }
 
-/// Of the states that differ in their temporaries alone, the last.
+/// Keeps only the last of the states that differ only in their temporary files.
 fn keep_last_of_equivalent(laid: Vec<CrashState>) -> Vec<CrashState> {
     let mut sample: Vec<CrashState> = Vec::new();
     for one in laid {
@@ -174,7 +175,7 @@ fn stored_result(tree: &FileTree) -> Option<String> {
     Some(stored["result"].as_str().unwrap().to_owned())
 }
 
-/// What the disk holds before anybody recovers: old or new files, and a door that the user gets through.
+/// Asserts that before any recovery each file is old or new, and that the user has access.
 fn assert_disk_consistent(scene: &InterruptionFixture, laid: &CrashState, start: &FileTree, end: &FileTree) {
     let at = &laid.at;
     for (path, entry) in &laid.tree.without_temp_files().0 {
@@ -215,7 +216,7 @@ fn at_every_cut(name: &str, course: &PowerCutScenario, by: By) {
         let calls = trace_calls(&scene, course, by);
         let end = FileTree::read(&folder);
         let reported = scene.metadata.result(COMMAND_ID).map(|_| scene.metadata.results().remove(0).1);
-        // To its end in any case.
+        // The recovered command must succeed in any case.
         let result = scene.guest.apply(&make_channel_command(COMMAND_ID, 7, (course.command)(&scene)));
         assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
         let after = observe_state(&scene);
@@ -247,7 +248,7 @@ fn at_every_cut(name: &str, course: &PowerCutScenario, by: By) {
     });
 }
 
-/// The power comes back: this is on the disk, and nothing is in /run.
+/// Starts the guest after a power cut: this tree is on the disk, and /run is empty.
 fn boot_from(scene: &mut InterruptionFixture, tree: &FileTree) {
     tree.restore_to(scene.guest.folder.path());
     let _ = fs::remove_dir_all(scene.guest.path("run"));
@@ -255,7 +256,8 @@ fn boot_from(scene: &mut InterruptionFixture, tree: &FileTree) {
     scene.guest.sshd.start_listener_again();
 }
 
-/// Recovery, and the command once more: it is done or undone, and then done, with one result.
+/// Asserts that recovery completes or undoes the command, and that the repeated command then succeeds with one
+/// result.
 fn assert_recovers(
     scene: &InterruptionFixture,
     course: &PowerCutScenario,
@@ -310,7 +312,7 @@ fn assert_recovers(
     }
 }
 
-/// A course, by `apply` and by `run`.
+/// Tests one command through `apply` and through `run`.
 macro_rules! at_every_cut {
     ($name:ident, $course:expr) => {
         mod $name {
@@ -331,10 +333,10 @@ macro_rules! at_every_cut {
     };
 }
 
-/// Before this call both files are written, and sshd is not told.
+/// Before this call both files are written, and sshd is not reloaded.
 const BEFORE_RELOAD: (&str, usize) = ("kill", 1);
 
-/// Before this call the key is in place, and the new drop-in has not its name yet.
+/// Before this call the key is in place, and the new drop-in does not have its name yet.
 const BEFORE_DROP_IN: (&str, usize) = ("renameat2", 1);
 
 at_every_cut!(

@@ -1,4 +1,5 @@
-//! The running sshd is asked (KP-10.13 to KP-10.15): what it says is in the result, and a contradiction takes all back.
+//! The agent queries the running sshd (KP-10.13 to KP-10.15). The result contains the answers, and a contradiction
+//! undoes the command.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,8 +12,8 @@ use support::{
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// A guest whose sshd was started with `option`, while the agent's `sshd -T` is told by `lie` (sed) otherwise, and a private
-/// sshd runs without it: the program was replaced since.
+/// A guest whose sshd was started with `option`. The sed script `lie` hides this from the agent's `sshd -T`, and a
+/// private sshd runs without the option, as if the program was replaced since.
 fn create_guest_with_lying_sshd(option: &str, lie: &str) -> TestGuest {
     let guest = TestGuest::with_options(GuestOptions {
         arguments: &["-o", option],
@@ -78,21 +79,21 @@ fn live_probe_contradiction_rolls_back() {
         return;
     }
     for (option, lie, key_proof, methods) in [
-        // The key is not read by the sshd that runs.
+        // The running sshd does not read the key.
         (
             "AuthorizedKeysFile=/nonexistent",
             "s#^authorizedkeysfile .*#authorizedkeysfile KEYS#",
             "refused",
             Some(false),
         ),
-        // It goes on offering passwords.
+        // The running sshd still offers passwords.
         (
             "PasswordAuthentication=yes",
             "s/^passwordauthentication yes/passwordauthentication no/",
             "accepted",
             Some(true),
         ),
-        // It takes no keys at all.
+        // The running sshd accepts no keys at all.
         (
             "PubkeyAuthentication=no",
             "s/^pubkeyauthentication no/pubkeyauthentication yes/",

@@ -1,4 +1,4 @@
-//! Every reason of KP-3.32 that exists so far, through the built binary; each leaves the guest as it was.
+//! Every reason of KP-3.32, with the built binary. Each refusal leaves the guest unchanged.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -15,7 +15,7 @@ use support::{
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// Applies a command that must be refused for `reason`, and leave everything as it was.
+/// Applies a command that must be refused for `reason` and must change nothing.
 fn assert_refused(guest: &TestGuest, command: &Value, reason: &str) -> Value {
     let offers = guest.sshd.offered_methods();
     let result = assert_refused_without_sshd(guest, command, reason);
@@ -23,7 +23,7 @@ fn assert_refused(guest: &TestGuest, command: &Value, reason: &str) -> Value {
     result
 }
 
-/// The same where no sshd runs.
+/// The same if no sshd runs.
 fn assert_refused_without_sshd(guest: &TestGuest, command: &Value, reason: &str) -> Value {
     let before = guest.snapshot();
     let result = guest.apply(command);
@@ -162,7 +162,7 @@ fn binding_conflicts_are_refused() {
     assert!(guest.sshd.accepts_key(&other) && !guest.sshd.accepts_key(&key));
     assert_eq!(fs::read_to_string(guest.key_file()).unwrap().matches("BEGIN keypair-agent").count(), 1);
 
-    // The state is lost, the block stands: its key pair counts as bound, inherited.
+    // The state is lost, but the block is there: its key pair counts as bound and inherited.
     fs::write(guest.path("state/state.json"), "{ garbled").unwrap();
     assert_refused(&guest, &attach_command("my-test", &key, "no"), "IO_ERROR");
     fs::remove_file(guest.path("state/state.json")).unwrap();
@@ -197,7 +197,7 @@ fn lockout_guard_refuses_unusable_key() {
         if allowed["status"] == "succeeded" {
             assert!(warning_reasons(&allowed).contains(&"KEY_NOT_USABLE"), "{allowed}");
         } else {
-            // No password alone satisfies these methods, so "yes" cannot be had either.
+            // These methods need more than a password, so "yes" cannot be reached either.
             assert_eq!(
                 (rule, &allowed["reason"]),
                 ("AuthenticationMethods", &json!("PASSWORD_AUTH_NOT_EFFECTIVE"))
@@ -270,7 +270,7 @@ fn invalid_or_missing_sshd_is_refused() {
     set(stock);
 
     let config = fs::read_to_string(&guest.config).unwrap();
-    // Where nothing runs, it is the configured program that is asked.
+    // If no sshd runs, the agent queries the configured program.
     let nobody =
         config.replace("[sshd]", "[sshd]\nbinary = \"/nonexistent/sshd\"").replace("sshd.pid", "no.pid");
     fs::write(&guest.config, nobody).unwrap();

@@ -1,4 +1,4 @@
-//! `run`: commands over the channel, what is told of them, and the daemon as a process (KP-3.5 to KP-3.9, KP-8.5,
+//! `run`: commands over the channel, the reports about them, and the daemon as a process (KP-3.5 to KP-3.9, KP-8.5,
 //! KP-8.12 and KP-8.13).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -19,7 +19,7 @@ use support::{
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// A guest whose daemon stays in a long poll for longer than any test waits.
+/// A guest whose daemon stays in a long poll for longer than any test runs.
 fn create_guest(metadata: &MetadataService) -> TestGuest {
     TestGuest::with_options(GuestOptions {
         metadata: Some(metadata),
@@ -32,7 +32,7 @@ fn count_long_polls(metadata: &MetadataService) -> usize {
     metadata.requests().iter().filter(|asked| **asked == ServiceRequest::Poll(600)).count()
 }
 
-/// Idle: `READY=1` was sent, and a long poll waits.
+/// Waits until the daemon is idle: `READY=1` was sent, and a long poll waits.
 fn wait_until_idle(metadata: &MetadataService) {
     wait_for("a long poll", || (count_long_polls(metadata) > 0).then_some(()));
 }
@@ -81,7 +81,7 @@ fn queued_commands_take_effect_and_are_reported() {
     assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(true)), "{result}");
     assert!(!guest.sshd.accepts_key(&key) && guest.sshd.offers_password());
 
-    // Each once, in order, and no key text anywhere.
+    // Each result once, in order, and without any key text.
     let stored: Vec<_> = metadata.results().into_iter().map(|(id, _)| id).collect();
     assert_eq!(stored, ["c-1", "c-2", "c-3"]);
     let blob = key.line.split(' ').nth(1).unwrap();
@@ -114,8 +114,9 @@ fn queued_commands_run_in_order_before_long_poll() {
         .collect();
     assert_eq!(Value::from(reasons), json!([null, "ALREADY_ATTACHED", null, null, "STALE_COMMAND"]));
     assert!(guest.sshd.accepts_key(&other) && !guest.sshd.accepts_key(&key));
-    // The id first; a result before the next command. No poll waits until the agent is ready: with the first empty
-    // answer, or 5 s after its start, which a busy machine may need for these five.
+    // The id comes first, and each result before the next command. No poll waits until the agent is ready. It is
+    // ready after the first empty answer, or 5 s after its start. A busy machine may need those 5 s for these
+    // requests.
     let asked: Vec<ServiceRequest> =
         metadata.requests().into_iter().filter(|asked| *asked != ServiceRequest::AgentReport).collect();
     let order: Vec<ServiceRequest> = asked
@@ -185,7 +186,7 @@ fn agent_report_is_sent_at_start_and_after_change() {
     wait_until_idle(&metadata);
     metadata.queue(make_channel_command("c-1", 7, attach_command("my-test", &key, "no")));
     metadata.wait_for_result("c-1");
-    // While the next long poll waits, not only when it ends.
+    // The report is sent while the next long poll waits, not after it.
     let second = wait_for("an announcement after the change", || metadata.agent_reports().get(1).cloned());
     assert_eq!(
         second["binding"],
@@ -200,7 +201,7 @@ fn agent_report_is_sent_at_start_and_after_change() {
     );
     assert!(!second.to_string().contains(key.line.split(' ').nth(1).unwrap()));
 
-    // A command that changes nothing is not worth one: the third is that of the detach behind it.
+    // After a command without changes there is no report. The third report follows the later detach.
     metadata.queue(make_channel_command("c-2", 8, attach_command("my-test", &key, "no")));
     metadata.wait_for_result("c-2");
     metadata.queue(make_channel_command("c-3", 9, detach_command("my-test")));
@@ -267,7 +268,7 @@ fn second_run_fails_and_names_running_pid() {
     assert!(words.contains(&daemon.pid().to_string()), "{words}");
     assert_eq!(metadata.requests().len(), asked, "a second run asked the service");
     assert!(daemon.is_alive());
-    // Killed, it stands in nobody's way.
+    // A killed daemon does not block the next one.
     daemon.kill();
     let polls = count_long_polls(&metadata);
     let next = Daemon::start(&guest);
@@ -290,7 +291,7 @@ fn sighup_is_ignored_and_sigterm_stops_daemon() {
     metadata.queue(make_channel_command("c-1", 1, set_password_auth_command("yes")));
     assert_eq!(metadata.wait_for_result("c-1")["status"], "succeeded");
     assert!(daemon.is_alive());
-    // It began nothing anew: no instance id was asked for again.
+    // The daemon did not restart its loop: it did not request the instance id again.
     assert!(!metadata.requests()[asked..].contains(&ServiceRequest::InstanceId));
     wait_for("the next long poll", || (count_long_polls(&metadata) > 1).then_some(()));
     assert_eq!(daemon.terminate().code(), Some(0));
@@ -335,7 +336,7 @@ fn status_reports_health_and_problems() {
     }
     assert!(!text.contains("NOT") && !text.contains(key.line.split(' ').nth(1).unwrap()));
 
-    // Someone changes our line; someone puts his own beside it.
+    // One user changes the agent's line; another adds their own line beside it.
     let good = fs::read(guest.key_file()).unwrap();
     let own = TestKey::new(&guest.folder, "own");
     fs::write(guest.key_file(), [good.as_slice(), own.line.as_bytes(), b"\n"].concat()).unwrap();
@@ -356,7 +357,7 @@ fn status_reports_health_and_problems() {
     fs::write(guest.drop_in(), &drop_in).unwrap();
     assert_eq!(read_status(&guest).1, Some(0));
 
-    // A result that nobody takes.
+    // A result that the service does not accept.
     metadata.refuse_results(true);
     metadata.queue(make_channel_command("c-2", 8, detach_command("my-test")));
     wait_for("a refused result", || metadata.result_attempts().iter().find(|(id, _)| id == "c-2").cloned());

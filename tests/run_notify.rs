@@ -1,4 +1,4 @@
-//! What `run` tells systemd (KP-8.15): readiness, one line of status, the watchdog.
+//! The messages from `run` to systemd (KP-8.15): readiness, a status line, the watchdog.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -27,7 +27,7 @@ fn ready_is_sent_after_queued_commands() {
     metadata.queue(make_channel_command("c-1", 1, attach_command("my-test", &key, "no")));
     let daemon = Daemon::start_with_env(&guest, &[("NOTIFY_SOCKET", manager.path.to_str().unwrap())]);
     manager.wait_for_message("READY=1", |line| line == "READY=1");
-    // What was queued is in effect before sshd would open.
+    // Queued commands take effect before systemd would start sshd.
     assert_eq!(metadata.result("c-1").expect("a result before READY=1")["status"], "succeeded");
     let status = manager.wait_for_message("the status", |line| {
         line.starts_with("STATUS=") && line.contains("my-test") && line.contains("password login off")
@@ -90,7 +90,7 @@ fn ready_is_sent_while_service_hangs() {
         metadata.requests().into_iter().filter(|asked| matches!(asked, ServiceRequest::Poll(_))).collect();
     assert!(!polls.is_empty() && polls.iter().all(|poll| *poll == ServiceRequest::Poll(0)), "{polls:?}");
     assert!(daemon.is_alive());
-    // With the hanging poll in flight.
+    // The hanging poll is still in flight.
     assert_eq!(daemon.terminate().code(), Some(0));
 }
 
@@ -105,7 +105,7 @@ fn watchdog_is_fed_during_long_poll() {
     let socket = manager.path.to_str().unwrap().to_owned();
     let daemon = Daemon::start_with_env(&guest, &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", "400000")]);
     wait_for("a long poll", || {
-        // As systemd does: whoever tells a socket that nobody reads waits for it.
+        // Reads like systemd: a process that writes to a socket without a reader blocks at some time.
         manager.messages();
         metadata.requests().contains(&ServiceRequest::Poll(60)).then_some(())
     });

@@ -1,5 +1,5 @@
-//! Labels by which sshd may not read what a command depends on. This kernel has no SELinux: what it would say is laid out
-//! as files in a guest of its own, and a matchpathcon(8) of ours stands for the policy. The real thing is in
+//! SELinux labels that prevent sshd from reading necessary files. This kernel has no SELinux. The tests lay out its
+//! answers as files in their own guest, and a test program replaces matchpathcon(8). Tests with real SELinux are in
 //! `tests/guests/selinux.sh`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -23,7 +23,7 @@ const SSH_HOME_LABEL: &str = "unconfined_u:object_r:ssh_home_t:s0";
 const USER_HOME_LABEL: &str = "unconfined_u:object_r:user_home_dir_t:s0";
 const USER_TMP_LABEL: &str = "unconfined_u:object_r:user_tmp_t:s0";
 
-/// SELinux as its file system shows it, enforcing or not; matchpathcon.
+/// A script that lays out SELinux's file system, enforcing or not, and optionally installs matchpathcon.
 fn selinux_setup_script(enforce: u8, has_matchpathcon: bool) -> String {
     let policy = if has_matchpathcon { "mv /matchpathcon /usr/local/sbin/matchpathcon" } else { ":" };
     format!(
@@ -49,8 +49,8 @@ E
     )
 }
 
-/// The kernel answers from now on: sshd is in the domain sshd_t, and `access` gives allowed permissions and flags of the
-/// label that it is asked about.
+/// From now on the simulated kernel answers: sshd is in the domain sshd_t, and `access` gives the allowed permissions
+/// and the flags for a label.
 fn serve_selinux_decisions(land: &GuestFixture<'_>, access: fn(&str) -> (u32, u32)) {
     land.run_script(&setfattr_command("/usr/local/sbin/sshd", "system_u:object_r:sshd_exec_t:s0"));
     land.run_script("printf system_u:system_r:init_t:s0 >/init; mount --bind /init /proc/1/attr/current");
@@ -61,7 +61,7 @@ fn serve_selinux_decisions(land: &GuestFixture<'_>, access: fn(&str) -> (u32, u3
     });
 }
 
-/// A file of selinuxfs that answers what is written to it: a terminal of the guest's, its other end held here.
+/// A file of selinuxfs that answers each write: a pseudo-terminal in the guest, with its other end in the test.
 fn serve_selinuxfs_file(land: &GuestFixture<'_>, file: &str, with: impl Fn(&str) -> String + Send + 'static) {
     let open = |path: PathBuf| fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut master = open(land.guest.host_path("/dev/pts/ptmx"));
@@ -73,7 +73,7 @@ fn serve_selinuxfs_file(land: &GuestFixture<'_>, file: &str, with: impl Fn(&str)
     tcsetattr(&slave, OptionalActions::Now, &raw).unwrap();
     land.run_script(&format!("mount --bind {name} /sys/fs/selinux/{file}"));
     std::thread::spawn(move || {
-        // Without it the master hangs up between two questions.
+        // Without an open slave, the master reports a hang-up between two questions.
         let _slave = slave;
         let mut question = [0; 4096];
         while let Ok(length) = master.read(&mut question) {
@@ -113,7 +113,7 @@ fn assert_contains_all(text: &str, parts: &[&str]) {
     }
 }
 
-/// The problems that `status` has about labels.
+/// The problems with labels that `status` reports.
 fn label_problems(land: &GuestFixture<'_>) -> Vec<String> {
     let report = GuestFixture::parse_result(&land.run_agent(&["status", "--json"], ""));
     assert_eq!(report["healthy"], false, "the agent does not run: {report}");
@@ -129,7 +129,7 @@ fn label_checks(land: &GuestFixture<'_>) -> Vec<(bool, String)> {
     checks.map(|check| (check["ok"] == false, check.to_string())).collect()
 }
 
-/// A file that somebody moved here: with keys in it that would come to let in with its label.
+/// A key file with a wrong label. It contains other keys, which would give access after a correction of the label.
 /// KP-5.14.
 #[test]
 fn mislabelled_key_file_is_refused_and_named() {
@@ -152,7 +152,7 @@ fn mislabelled_key_file_is_refused_and_named() {
         assert!(land.accepts_password("u"));
         assert!(!label_checks(land).is_empty());
 
-        // With `yes` it is bound, and said to be of no use; status says so as well.
+        // With `yes` the key is bound, with a warning that it is not usable; status reports that too.
         let result = land.apply_ok(&land.attach_command("yes"));
         assert_eq!(warning_reasons(&result), ["KEY_NOT_USABLE"], "{result}");
         assert_contains_all(
@@ -161,7 +161,7 @@ fn mislabelled_key_file_is_refused_and_named() {
         );
         assert_eq!(read_label(land, KEY_FILE), USER_TMP_LABEL);
 
-        // The remedy that is named helps.
+        // The remedy in the message works.
         land.run_script(&setfattr_command(KEY_FILE, SSH_HOME_LABEL));
         land.apply_ok(&land.attach_command("no"));
         assert_eq!((label_problems(land), label_checks(land)), (Vec::new(), Vec::new()));
@@ -187,7 +187,7 @@ fn label_is_corrected_if_only_bound_key_gains_access() {
             assert_eq!((label_problems(land), label_checks(land)), (Vec::new(), Vec::new()), "{place}");
             assert!(land.accepts_bound_key("u") && !land.accepts_password("u"));
 
-            // It becomes wrong again under a bound key.
+            // The label becomes wrong again while a key is bound.
             land.run_script(&setfattr_command(place, USER_TMP_LABEL));
             assert_contains_all(
                 &label_problems(land).concat(),
@@ -202,7 +202,7 @@ fn label_is_corrected_if_only_bound_key_gains_access() {
             land.run_script(&setfattr_command(place, USER_TMP_LABEL));
             land.apply_ok(&land.replace_command("no"));
             assert_eq!(read_label(land, place), right);
-            // To take a key out none has to be readable.
+            // A detach works even if sshd cannot read the file.
             land.run_script(&setfattr_command(place, USER_TMP_LABEL));
             land.apply_ok(&detach_command("l"));
         });
@@ -219,7 +219,7 @@ fn created_files_get_policy_label() {
             (SSH_HOME_LABEL, SSH_HOME_LABEL)
         );
         assert_eq!(read_label(land, DROP_IN), "system_u:object_r:etc_t:s0");
-        // A drop-in with another label would end sshd.
+        // A drop-in with another label would make sshd exit.
         land.run_script(&setfattr_command(DROP_IN, USER_TMP_LABEL));
         assert_contains_all(&label_problems(land).concat(), &[DROP_IN, USER_TMP_LABEL]);
         land.apply_ok(&land.attach_command("yes"));
@@ -246,7 +246,7 @@ const DENIED: (u32, u32) = (0, 0);
 
 #[test]
 fn kernel_decision_overrides_label_name() {
-    // Allowed: an administrator's label is left alone, and no program is needed.
+    // Access is allowed: the agent keeps an administrator's label, and needs no matchpathcon.
     run_in_guest(
         &format!("{}; {}", selinux_setup_script(1, false), setfattr_command(KEY_FILE, USER_TMP_LABEL)),
         |land| {
@@ -258,7 +258,8 @@ fn kernel_decision_overrides_label_name() {
             );
         },
     );
-    // Denied: corrected where the policy names a better one, else refused, the domain named.
+    // Access is denied: the agent corrects the label if the policy names a better one. Otherwise it refuses the
+    // command and names the domain.
     run_in_guest(
         &format!("{}; {}", selinux_setup_script(1, true), setfattr_command(KEY_FILE, USER_TMP_LABEL)),
         |land| {
@@ -279,7 +280,7 @@ fn kernel_decision_overrides_label_name() {
             assert!(land.accepts_bound_key("u"));
         },
     );
-    // A home for which the policy names nothing that helps, and a file that is new in it.
+    // A home for which the policy names no better label, and a new file in it.
     let other = "unconfined_u:object_r:default_t:s0";
     let elsewhere = format!(
         "sed -i s/ssh_home_t/default_t/ /matchpathcon /usr/local/sbin/matchpathcon || true
@@ -295,7 +296,7 @@ fn kernel_decision_overrides_label_name() {
             &["may not search", "names no other", "semanage fcontext"],
         );
         land.run_script(&setfattr_command("/home/u/.ssh", SSH_HOME_LABEL));
-        // Only what is written shows it: then all is taken back.
+        // Only the written file shows the wrong label. Then the agent undoes everything.
         let result = land.assert_refused(&land.attach_command("no"), "LOCKOUT_GUARD", KEY_FILE);
         assert_contains_all(result["message"].as_str().unwrap(), &["may not read", "default_t"]);
         assert_eq!(land.read_text(KEY_FILE), "");
@@ -303,7 +304,7 @@ fn kernel_decision_overrides_label_name() {
     });
 }
 
-/// sshd reads its own files by their labels, too.
+/// sshd's own files need a readable label too.
 #[test]
 fn sshd_config_with_unreadable_label_is_refused() {
     for (path, reason) in [

@@ -1,5 +1,5 @@
-//! Long ways through the simulated guest, at random: ten to twenty commands, more crashes and edits than the model
-//! (tests/model.rs) can have, the same invariants.
+//! Long random paths through the simulated guest: ten to twenty commands, and more crashes and edits than the model
+//! (tests/model.rs) can have. The invariants are the same.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -19,11 +19,11 @@ use simulated::is_large;
 use simulated::keys::{self, PlatformKeyPair};
 use simulated::world::{EXPIRY_SECONDS, Simulation, SimulationSetup};
 
-/// How many ways are tried; by the larger bound the second number, and others each time.
+/// The number of paths. With the larger bound, the second number applies, and the paths differ on each run.
 const CASES: [u32; 2] = [200, 8_000];
 
-/// The same ways each time, so that who changed something is told of what he changed; in the long run others, whose seed
-/// is said, and taken again where `KEYPAIR_MODEL_SEED` says it.
+/// The seed is fixed, so that a failure comes from the latest change. With the larger bound it is random: the test
+/// prints it, and `KEYPAIR_MODEL_SEED` selects it again.
 fn choose_seed() -> u64 {
     if !is_large() {
         return 6;
@@ -34,7 +34,7 @@ fn choose_seed() -> u64 {
     seed
 }
 
-/// Steps of one way: more than any way has.
+/// The maximum number of steps of one path; no path reaches it.
 const STEPS: usize = 150;
 
 fn order() -> impl Strategy<Value = SimOrder> {
@@ -80,7 +80,7 @@ proptest! {
         keys in key_file(),
         orders in proptest::collection::vec(order(), 10..=20),
         expires in any::<bool>(),
-        // Whether a step is disturbed, and by which of all that may happen.
+        // Whether each step is disturbed, and by which possible disturbance.
         choices in proptest::collection::vec((0..10_u8, any::<proptest::sample::Index>()), STEPS),
     ) {
         let control_plane = ControlPlane {
@@ -130,7 +130,7 @@ proptest! {
                 prop_assert!(false, "{}: {}\n{}", violation.property.name(), violation.what, format_actions(&way));
             }
         }
-        // No more faults: what is left is answered.
+        // Without further faults, every remaining command is answered.
         while let Some(progress) = world.next_action() {
             prop_assert!(way.len() < 3 * STEPS, "it comes to no end\n{}", format_actions(&way));
             world = world.successor(&progress);

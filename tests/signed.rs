@@ -1,5 +1,5 @@
-//! Signed commands (KP-3.38 to KP-3.43): what `ssh-keygen -Y sign` signs is obeyed, and nothing else is; what is
-//! refused changes nothing and stands in no genuine command's way.
+//! Signed commands (KP-3.38 to KP-3.43). The agent performs only commands that `ssh-keygen -Y sign` has signed. A
+//! rejected command changes nothing and does not prevent a genuine one with the same id.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -25,7 +25,7 @@ use time::Duration;
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// An instance whose commands must be signed, and its platform.
+/// An instance that requires signed commands, and its platform.
 struct SignedGuest {
     metadata: MetadataService,
     guest: TestGuest,
@@ -62,7 +62,7 @@ impl SignedGuest {
         fs::read(self.guest.path("state/state.json")).unwrap()
     }
 
-    /// What becomes of a command.
+    /// Queues a command and returns its result.
     fn queue_and_wait_for_result(&self, id: &str, command: Value) -> Value {
         self.metadata.queue(command);
         self.metadata.wait_for_result(id)
@@ -74,7 +74,8 @@ impl SignedGuest {
         assert_eq!(result["status"], "succeeded", "{result}");
     }
 
-    /// A command is refused for this reason, changes nothing and is not remembered; the text says why.
+    /// Asserts that a command is rejected for this reason, changes nothing and is not remembered. Returns the
+    /// message.
     #[track_caller]
     fn assert_rejected(&self, id: &str, command: Value, reason: &str) -> String {
         wait_for("an empty outbox", || {
@@ -95,7 +96,7 @@ impl SignedGuest {
     }
 }
 
-/// A bit of the signature is another.
+/// Flips one bit of a signature.
 fn flip_signature_bit(signature: &str) -> String {
     let mut lines: Vec<&str> = signature.lines().collect();
     let blob = Base64::decode_vec(&lines[1..lines.len() - 1].concat()).unwrap();
@@ -133,7 +134,7 @@ fn signed_command_is_accepted_and_rotation_needs_no_restart() {
         signed_guest.assert_accepted(&id, sign_command(&next, &command));
     }
 
-    // Seen before: the same bytes once more, and nothing done.
+    // A repeated command gets the same result bytes, and the agent does nothing.
     signed_guest.write_allowed_signers(&format!("* {}\n", platform.line));
     let first = metadata.results().into_iter().find(|(id, _)| id == "c-1").unwrap();
     metadata.forget_result("c-1");
@@ -197,7 +198,7 @@ fn signed_command_rejected_leaves_id_reusable() {
     refused("BAD_SIGNATURE", "not a signature of these bytes", &|command| {
         let genuine = bytes(&command);
         let text = String::from_utf8(genuine.clone()).unwrap();
-        // One bit of the key pair's name: `evil` becomes `dvil`.
+        // One flipped bit in the key pair's name: `evil` becomes `dvil`.
         let flipped = text.replace("\"evil\"", "\"dvil\"").into_bytes();
         let differ: u32 = genuine.iter().zip(&flipped).map(|(one, other)| (one ^ other).count_ones()).sum();
         assert_eq!(differ, 1);
@@ -239,7 +240,7 @@ fn signed_command_rejected_leaves_id_reusable() {
     refused("STALE_COMMAND", "not above", &|command| {
         sign_command(platform, &with_field(command, "sequence", json!(1)))
     });
-    // All that is parsed is judged first.
+    // The agent checks all parsed fields before the signature.
     refused("INVALID_KEY_NAME", "keyName", &|command| with_field(command, "keyName", json!("a b")));
     refused(
         "MALFORMED_COMMAND",
@@ -329,7 +330,7 @@ fn allowed_signers_file_invalid_rejects_all_commands() {
         (&line["ok"], &line["message"]),
         (&json!(true), &json!("1 of 1 listed may sign now; commands must be signed"))
     );
-    // Valid for nobody now, and a line that trusts nobody.
+    // A signer that is not valid now, and a line that the agent does not trust at all.
     signed_guest.write_allowed_signers(&format!(
         "a valid-before=\"20260101Z\" {}\na cert-authority {}\n",
         platform.line, platform.line
@@ -368,7 +369,7 @@ fn console_and_unsigned_mode_need_no_signature() {
     assert!(guest.sshd.accepts_key(&key) && !guest.sshd.offers_password());
 }
 
-/// A daemon on the machine of this product UUID.
+/// Starts a daemon on a machine with this product UUID.
 fn start_daemon_on_machine(guest: &TestGuest, uuid: &str) -> Daemon {
     let run = guest.agent_command(&["run"]);
     let mut command = Command::new("unshare");
@@ -401,7 +402,7 @@ fn instance_id_of_known_machine_ignores_network() {
     );
     daemon.kill();
 
-    // Another customer's command, genuine and fresh, and a network that says we are his instance.
+    // A genuine and fresh command for another customer's instance, in a network that reports that instance id.
     metadata.set_instance_id("i-his");
     let his = |id: &str, sequence| {
         let command = with_field(attach_command("evil", &evil, "yes"), "replace", json!(true));
@@ -427,7 +428,7 @@ fn instance_id_of_known_machine_ignores_network() {
     assert!(guest.sshd.accepts_key(&own) && !guest.sshd.accepts_key(&evil));
     daemon.kill();
 
-    // A clone: another machine and another id. The sequence starts anew, the key pair is inherited.
+    // A clone: another machine and another id. The sequence starts anew, and the clone inherits the key pair.
     let daemon = start_daemon_on_machine(guest, ELSEWHERE);
     let result = signed_guest.queue_and_wait_for_result(
         "c-5",
@@ -453,7 +454,7 @@ fn instance_id_of_known_machine_ignores_network() {
     );
     daemon.kill();
 
-    // The configuration says who we are, whatever the network and the machine.
+    // The configured instance id takes precedence over the network and the machine.
     let config = fs::read_to_string(&guest.config).unwrap();
     fs::write(&guest.config, format!("instance_id = \"i-test\"\n{config}")).unwrap();
     let _daemon = start_daemon_on_machine(guest, ELSEWHERE);
@@ -468,14 +469,14 @@ fn encode_ssh_string(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
 
-/// An integer of RFC 4251.
+/// Encodes an mpint of RFC 4251.
 fn encode_mpint(bytes: &[u8]) -> Vec<u8> {
     let significant: Vec<u8> = bytes.iter().copied().skip_while(|byte| *byte == 0).collect();
     let sign: &[u8] = if significant.first().is_some_and(|first| *first >= 0x80) { &[0] } else { &[] };
     encode_ssh_string(&[sign, &significant].concat())
 }
 
-/// What a security key would sign, by PROTOCOL.sshsig and PROTOCOL.u2f, and what follows its signature.
+/// The bytes that a security key would sign, by PROTOCOL.sshsig and PROTOCOL.u2f, and the bytes after its signature.
 fn build_token_message(payload: &[u8], application: &[u8], flags: u8) -> (Vec<u8>, Vec<u8>) {
     let message = [
         b"SSHSIG",
@@ -503,7 +504,7 @@ fn armor_signature(public_key: &[u8], signature: &[u8]) -> String {
     format!("-----BEGIN SSH SIGNATURE-----\n{}\n-----END SSH SIGNATURE-----\n", Base64::encode_string(&blob))
 }
 
-/// `ssh-keygen -Y verify`, for what no tool here signs.
+/// Runs `ssh-keygen -Y verify`, for signatures that no tool here can make.
 fn verify_with_ssh_keygen(folder: &TestDir, public_key: &str, payload: &[u8], signature: &str) -> bool {
     use std::io::Write;
     let (signers, file) = (folder.path().join("verify_signers"), folder.path().join("verify.sig"));

@@ -1,5 +1,5 @@
-//! What never answers (KP-8.14): a name service, a mount whose server is away, a step. No look at it holds up the
-//! queue, the lock, the console or the end of a process, and `status` says so.
+//! Things that never answer (KP-8.14): a name service, a mount whose server is away, a step. They delay neither the
+//! queue nor the lock, the console or the end of a process, and `status` reports them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -23,7 +23,7 @@ const TOOLS: [&str; 6] = ["sshd", "ssh", "ssh-keygen", "unshare", "mount", "ip"]
 
 const NSSWITCH_FILES_FIRST: &str = "passwd: files hesiod\ngroup: files hesiod\nshadow: files\n";
 
-/// The agent, which must end: a process that hangs is waited for for a minute and a half.
+/// Runs the agent, which must end within a minute and a half.
 fn run_to_end(guest: &TestGuest, words: &[&str], input: &str) -> Output {
     let input_file = guest.path("input");
     fs::write(&input_file, input).unwrap();
@@ -46,7 +46,7 @@ fn apply_to_end(guest: &TestGuest, command: &Value) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
 }
 
-/// The scouts of this guest's agent that are there.
+/// The number of scouts of this guest's agent that run now.
 fn count_scouts() -> usize {
     let agent = fs::canonicalize(env!("CARGO_BIN_EXE_keypair-agent")).unwrap();
     let own = fs::read_link("/proc/thread-self/ns/mnt").unwrap();
@@ -60,7 +60,7 @@ fn count_scouts() -> usize {
     processes.filter(|process| is_one(process)).count()
 }
 
-/// Another account with a password, whose key file is `keys/other`.
+/// Adds another account with a password, whose key file is `keys/other`.
 fn add_another_account(guest: &TestGuest) {
     for (name, line) in [
         ("passwd", "other:x:4242:4242::/nonexistent:/bin/sh\n"),
@@ -73,7 +73,7 @@ fn add_another_account(guest: &TestGuest) {
     }
 }
 
-/// In a scene of its own, with a name service that obeys and a key file that holds `# mine`.
+/// Runs a test in its own namespace, with a controllable name service and a key file that holds `# mine`.
 fn run_with_name_service(test: impl FnOnce(&TestGuest, &FaultyNssModule, &TestKey) + Send) {
     if !has_tools(&TOOLS) {
         return;
@@ -87,7 +87,7 @@ fn run_with_name_service(test: impl FnOnce(&TestGuest, &FaultyNssModule, &TestKe
     });
 }
 
-/// `group: files slow`: everything that needs no groups works, and the rest is refused by name.
+/// With `group: files slow`, everything that needs no groups works. The refusal of the rest names the cause.
 /// KP-8.14.
 #[test]
 fn hanging_name_service_fails_only_group_lookups() {
@@ -133,7 +133,7 @@ fn detach_needs_no_group_lookup() {
     });
 }
 
-/// A source that ends the process that asks it, and one that hangs: the next command is carried out.
+/// A name service that aborts its caller, and one that hangs: the agent still performs the next command.
 /// KP-8.14.
 #[test]
 fn hostile_name_service_does_not_block_queue() {
@@ -164,7 +164,8 @@ fn hostile_name_service_does_not_block_queue() {
     });
 }
 
-/// Whose key file it is decides whether the command is refused; one child at most hangs there, and nothing waits for it.
+/// If the key file of the target user hangs, the command is refused. At most one child hangs there, and nothing waits
+/// for it.
 /// KP-8.14.
 #[test]
 fn dead_mount_of_key_file_is_refused_without_blocking() {
@@ -182,7 +183,7 @@ fn dead_mount_of_key_file_is_refused_without_blocking() {
         fs::create_dir(&dead).unwrap();
         std::os::unix::fs::symlink(dead.join("authorized_keys"), guest.path("keys/other")).unwrap();
         let mount = HungFuseMount::mount_for_all(&dead);
-        // Another account's keys: only a warning depends on them.
+        // The key file of another account hangs: only a warning depends on it.
         let bound = apply_to_end(&guest, &attach_command("k", &key, "no"));
         assert_eq!(bound["status"], "succeeded", "{bound}");
         let message = bound["message"].as_str().unwrap();
@@ -190,7 +191,7 @@ fn dead_mount_of_key_file_is_refused_without_blocking() {
         assert!(message.contains(&silence), "{bound}");
         assert!(guest.sshd.accepts_key(&key));
 
-        // His own: refused by name, again and again, and one child hangs.
+        // The target user's own key file hangs: each command is refused with the path, and only one child hangs.
         fs::rename(guest.key_file(), guest.path("kept")).unwrap();
         std::os::unix::fs::symlink(dead.join("authorized_keys"), guest.key_file()).unwrap();
         let daemon = Daemon::start(&guest);
@@ -201,7 +202,7 @@ fn dead_mount_of_key_file_is_refused_without_blocking() {
             assert_eq!(result["reason"], "IO_ERROR", "{result}");
             assert!(result["message"].as_str().unwrap().contains(&silence), "{result}");
         }
-        // One hangs of the console's, and one of the daemon's; one that waits for questions ends soon after the result.
+        // One scout of the console hangs, and one of the daemon. An idle scout ends soon after the result.
         wait_for("the end of all other scouts", || (count_scouts() <= 2).then_some(()));
         let status = run_to_end(&guest, &["status"], "");
         assert_eq!(status.status.code(), Some(1), "{status:?}");
@@ -218,7 +219,7 @@ fn dead_mount_of_key_file_is_refused_without_blocking() {
     });
 }
 
-/// He cannot make root wait: the kernel keeps root out of his mount, and it is passed over.
+/// An ordinary user cannot make root wait: the kernel denies root access to the user's mount, and the agent skips it.
 #[test]
 fn unprivileged_fuse_mount_does_not_block_agent() {
     if !has_tools(&TOOLS) || !has_fuse() {
@@ -240,7 +241,7 @@ fn unprivileged_fuse_mount_does_not_block_agent() {
     });
 }
 
-/// A command that is in flight for more than a minute; also where `run` itself hangs.
+/// A command that is in flight for more than a minute, also if `run` itself hangs.
 /// KP-8.15.
 #[test]
 fn status_names_command_in_flight_too_long() {
@@ -288,8 +289,8 @@ fn status_names_command_in_flight_too_long() {
     });
 }
 
-/// The watchdog is fed by the one who works, not by the clock. What hangs here is the agent's own directory, on which it
-/// has to rely.
+/// Watchdog messages depend on the worker's progress, not on the clock. Here the agent's own directory hangs, which
+/// the agent needs.
 /// KP-8.15.
 #[test]
 fn hanging_step_stops_watchdog_pings() {
@@ -319,7 +320,7 @@ fn hanging_step_stops_watchdog_pings() {
         let before = fed(&mut manager);
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(fed(&mut manager), before);
-        // As systemd does then; the next start is as after a crash.
+        // systemd would do this now. The next start is the same as after a crash.
         daemon.signal(Signal::SIGKILL);
         drop(mount);
         daemon.kill();

@@ -1,4 +1,4 @@
-//! An ssh that a socket unit starts, in a booted guest: after its first connection, and many commands in a row.
+//! An sshd with a socket unit, in a booted guest: after its first connection, and with many commands in a row.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::{Value, json};
 use support::{TestDir, TestKey, attach_command, detach_command, set_password_auth_command, wait_for};
 
-/// A guest that systemd boots, thrown away with its folder.
+/// A guest that systemd boots. It is removed with its folder.
 struct BootedGuest {
     nspawn: Child,
     leader: String,
@@ -86,7 +86,7 @@ impl BootedGuest {
 
 impl Drop for BootedGuest {
     fn drop(&mut self) {
-        // The guest ends with its first process, and systemd-nspawn with the guest.
+        // The guest ends with its first process, and systemd-nspawn ends with the guest.
         let leader: i32 = self.leader.parse().unwrap();
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(leader), nix::sys::signal::Signal::SIGKILL);
         let _ = self.nspawn.wait();

@@ -1,5 +1,5 @@
-//! docs/specification numbers each clause once; what is cited is there; each clause is cited by a test, or stands in
-//! untested.md with the reason.
+//! Checks that docs/specification numbers each clause once, that each cited clause exists, and that a test cites each
+//! clause or untested.md gives the reason why not.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Section and clause, as in `KP-6.7`.
 type ClauseNumber = (u32, u32);
 
-/// Where a clause may be cited.
+/// The paths in which clauses may be cited.
 const CITING_PATHS: [&str; 9] = [
     "src",
     "controlplane",
@@ -44,7 +44,7 @@ fn collect_files(path: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every file in which a clause may be cited, and its text; but for this one, which has examples.
+/// Every file in which a clause may be cited, with its text, except this file, which contains examples.
 fn read_citing_files() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for place in CITING_PATHS {
@@ -56,20 +56,20 @@ fn read_citing_files() -> Vec<(String, String)> {
     texts.filter(|(name, _)| name != file!()).collect()
 }
 
-/// The digits at the start, as a number, and what is behind them.
+/// The number at the start of a text, and the rest.
 fn parse_leading_number(text: &str) -> Option<(u32, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     Some((text[..end].parse().ok()?, &text[end..]))
 }
 
-/// Each `KP-6.7`, and each `KP-6`, which names a section.
+/// Each citation: `KP-6.7` of a clause, `KP-6` of a section.
 fn parse_citations(text: &str) -> Vec<(u32, Option<u32>)> {
     let behind = text.split("KP-").skip(1).filter_map(parse_leading_number);
     let clause = |rest: &str| rest.strip_prefix('.').and_then(parse_leading_number).map(|(clause, _)| clause);
     behind.map(|(section, rest)| (section, clause(rest))).collect()
 }
 
-/// The number at the start of a list item in bold, and the text behind it.
+/// The bold clause number at the start of a list item, and the text after it.
 fn parse_clause_item(line: &str) -> Option<(ClauseNumber, &str)> {
     let (number, text) = line.strip_prefix("- **")?.split_once("**")?;
     let (section, rest) = parse_leading_number(number.strip_prefix("KP-")?)?;
@@ -81,7 +81,7 @@ fn read_specification_documents() -> Vec<(String, String)> {
     read_citing_files().into_iter().filter(|(name, _)| name.starts_with("docs/specification/")).collect()
 }
 
-/// Each clause, and the file that it stands in.
+/// Each clause, and its file.
 fn parse_clauses() -> BTreeMap<ClauseNumber, String> {
     let mut clauses = BTreeMap::new();
     for (name, text) in
@@ -96,13 +96,13 @@ fn parse_clauses() -> BTreeMap<ClauseNumber, String> {
     clauses
 }
 
-/// The clauses of untested.md, each with its reason.
+/// The clauses in untested.md, each with its reason.
 fn parse_untested_clauses() -> BTreeMap<ClauseNumber, String> {
     let text = fs::read_to_string(repository_root().join("docs/specification/untested.md")).unwrap();
     text.lines().filter_map(parse_clause_item).map(|(number, reason)| (number, reason.to_owned())).collect()
 }
 
-/// The parts of a source file that are tests: all of it, by its name, or its `#[cfg(test)]` modules.
+/// The tests in a source file: the whole file if its name says so, otherwise its `#[cfg(test)]` modules.
 fn extract_tests(name: &str, text: &str) -> String {
     let all = ["tests/", "controlplane/tests/"].iter().any(|folder| name.starts_with(folder));
     if all || name.contains("/tests/") || name.ends_with("tests.rs") {

@@ -1,5 +1,5 @@
-//! sshd itself is asked what random configurations amount to, and the reader has to say the same, keyword by
-//! keyword: value and so the line that decides (KP-6.7).
+//! Compares the agent's parser with sshd on random configurations. For each keyword the value, and so the deciding
+//! line, must be the same (KP-6.7).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -20,17 +20,17 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
-/// How many configurations are tried.
+/// The number of configurations.
 const CASES: u32 = 2_000;
 
-/// Another sshd can be asked than the installed one.
+/// The environment variable that names another sshd than the installed one.
 const SSHD_ENV: &str = "KEYPAIR_TEST_SSHD";
 
 fn sshd_path() -> PathBuf {
     std::env::var_os(SSHD_ENV).map_or_else(|| PathBuf::from("/usr/sbin/sshd"), PathBuf::from)
 }
 
-/// Six users and addresses, one of them of an account that does not exist.
+/// Six users and addresses. One of them has no account.
 fn sample_connections() -> Vec<(Connection, Vec<String>)> {
     [
         ("root", "192.0.2.1", "192.0.2.2", 22),
@@ -81,7 +81,7 @@ impl ConfigDir {
         }
     }
 
-    /// What sshd says of it; its own words where it refuses it.
+    /// sshd's answer for this configuration; the error text if sshd refuses it.
     fn query_sshd(&self, options: &[String], who: &Connection) -> Result<EffectiveConfig, String> {
         let Connection { user, host, addr, laddr, lport } = who;
         let output = Command::new(sshd_path())
@@ -98,7 +98,7 @@ impl ConfigDir {
         }
     }
 
-    /// The tree as it stands on the disk.
+    /// The configuration tree on the disk.
     fn read_config_tree(&self) -> ConfigTree {
         let mut tree = ConfigTree { main: self.path("main"), ..ConfigTree::default() };
         let mut open = vec![tree.main.clone()];
@@ -123,7 +123,7 @@ impl ConfigDir {
 
 fn resolve_include(argument: &str) -> IncludedFiles {
     let pattern = Path::new("/etc/ssh").join(argument);
-    // glob(3) never finds a leading dot by a wildcard.
+    // In glob(3), a wildcard never matches a leading dot.
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
     let found = glob::glob_with(&pattern.to_string_lossy(), options).into_iter().flatten();
     let mut files: Vec<PathBuf> = found.filter_map(Result::ok).collect();
@@ -132,16 +132,16 @@ fn resolve_include(argument: &str) -> IncludedFiles {
     IncludedFiles { pattern, directory_exists, files }
 }
 
-/// The name under which `sshd -T` prints a keyword; `None` where this sshd does not know it.
+/// The name under which `sshd -T` prints a keyword; `None` if this sshd does not know it.
 fn printed_name(keyword: &Keyword, defaults: &EffectiveConfig) -> Option<String> {
     let names = std::iter::once(&keyword.name).chain(keyword.aliases).map(|name| name.to_ascii_lowercase());
-    // Lists are printed only where they are not empty.
+    // sshd prints lists only if they are not empty.
     names
         .into_iter()
         .find(|name| keyword.multiplicity == Multiplicity::Cumulative || defaults.has_keyword(name))
 }
 
-/// Words of sshd, so that two ways to write one value are the same.
+/// Normalises words of sshd, so that two spellings of one value are equal.
 fn normalize_words(words: &[&str]) -> Vec<String> {
     words
         .iter()
@@ -153,7 +153,7 @@ fn normalize_words(words: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// Values of each keyword, as people write them.
+/// Typical values of each keyword.
 fn sample_values(keyword: &str) -> Vec<&'static str> {
     match keyword {
         "AllowGroups" | "DenyGroups" => vec!["root", "wheel staff", "*", "\"nogroup\" d*"],
@@ -176,7 +176,7 @@ fn sample_values(keyword: &str) -> Vec<&'static str> {
     }
 }
 
-/// What one sshd knows, from which configurations are made.
+/// The properties of one sshd from which configurations are generated.
 #[derive(Clone)]
 struct ConfigGenerator {
     keywords: Vec<&'static Keyword>,
@@ -184,19 +184,19 @@ struct ConfigGenerator {
 }
 
 impl ConfigGenerator {
-    /// One setting as a line, in any of its forms.
+    /// One setting as a line, in any valid spelling.
     fn setting_line(&self, in_match: bool) -> impl Strategy<Value = String> + use<> {
         let names: Vec<(&'static str, &'static str)> = self
             .keywords
             .iter()
             .filter(|keyword| keyword.allowed_in_match || !in_match)
-            // The ones we set, more often than the others.
+            // The keywords that the agent sets occur more often.
             .flat_map(|keyword| {
                 let often = if keyword.name.ends_with("Authentication") { 4 } else { 1 };
                 std::iter::repeat_n((keyword.name, keyword.name), often)
                     .chain(keyword.aliases.iter().map(|also| (keyword.name, *also)))
             })
-            // Before 8.7 the older names may not stand in a Match.
+            // Before 8.7, the older names are not allowed in a Match.
             .filter(|(keyword, name)| {
                 !(in_match && self.two_names && *keyword == "KbdInteractiveAuthentication" && name != keyword)
             })
@@ -210,7 +210,7 @@ impl ConfigGenerator {
         let end = select(vec!["\n", " \n", "\r\n", "\t#\n", "\n\n"]);
         (select(vec!["", " ", "\t"]), line, separator, end).prop_map(
             move |(lead, (name, value, keyword), separator, end)| {
-                // Commands are taken as they stand, up to the end of the line.
+                // sshd takes a command as it is, up to the end of the line.
                 let end = if keyword.ends_with("Command") || plain { "\n" } else { end };
                 format!("{lead}{name}{separator}{value}{end}")
             },
@@ -313,7 +313,7 @@ fn run_cases(
     };
     let all = (language.config_text(folder.0.path()), drop_ins, language.cmdline_options());
     let run = TestRunner::new(config).run(&all, |(main, drop_ins, cmdline_options)| {
-        // A command of a file goes with the account that runs it.
+        // An AuthorizedKeysCommand needs the account that runs it.
         let main = format!("{main}\n");
         let needed = "AuthorizedKeysCommandUser nobody\n".to_owned();
         let files: BTreeMap<PathBuf, String> = drop_ins
@@ -359,7 +359,8 @@ fn run_cases(
     }
 }
 
-/// Put where the placement says, ours decides for all but those whom a Match block or an option picks.
+/// At the place that the placement chooses, the agent's setting decides. Exceptions are connections for which a
+/// `Match` block or an option sets the value.
 fn check_placed_setting_wins(
     folder: &ConfigDir,
     tree: &ConfigTree,
@@ -380,7 +381,7 @@ fn check_placed_setting_wins(
         Place::DropIn(file) => fs::write(file, ours)?,
         Place::TopBlock(file) => fs::write(file, ours + &fs::read_to_string(file)?)?,
     }
-    // It may ask for a method that is off now.
+    // The configuration may require a method that is off now; then sshd refuses it.
     if let Ok(said) = folder.query_sshd(options, who) {
         prop_assert_eq!(said.value("passwordauthentication"), other, "{:?} in {:#?}", placement, files);
     }

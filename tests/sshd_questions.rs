@@ -1,4 +1,5 @@
-//! KP-6.2 to KP-6.10 against the real sshd: whom we ask, for whom, and what is tried before it is live.
+//! KP-6.2 to KP-6.10 with the real sshd: the program that the agent queries, the connections it queries for, and the
+//! test of a new setting before it is live.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
@@ -59,7 +60,7 @@ fn listener_options_are_repeated_in_queries() {
     assert_eq!(arguments[0], SSHD);
     assert_eq!(seen.config.main, sshd.config());
     assert_eq!(seen.config.files[&sshd.config()], fs::read(sshd.config()).unwrap());
-    // What the command line decides, no file turns off.
+    // No file overrides an option of the command line.
     assert_eq!(
         password_settings(&query_with_prepended(&settings, &seen, "PasswordAuthentication no").unwrap()),
         [true, true]
@@ -110,7 +111,7 @@ fn query_address_avoids_addresses_named_in_rules() {
     assert_eq!(password_settings(&seen.answers), [true, true]);
     assert_eq!(seen.answers[0].connection.addr.to_string(), "198.51.100.1");
     assert_eq!(seen.answers[1].connection.addr.to_string(), "3fff::1");
-    // A block decides over what stands ahead of it.
+    // A `Match` block overrides lines before it.
     let tried = query_with_prepended(&settings, &seen, "PasswordAuthentication no").unwrap();
     assert_eq!(password_settings(&tried), [true, true]);
     assert_eq!(password_settings(&inspect_sshd(&settings, "nobody").unwrap().answers), [false, false]);
@@ -152,8 +153,8 @@ fn large_setting_is_passed_by_stdin() {
     );
 }
 
-/// OpenSSH before 8.2 has no Include, and 8.2 passes over each `Match` behind it: a stand-in that refuses it, and asks the real
-/// one for the rest.
+/// OpenSSH before 8.2 has no Include, and 8.2 ignores each `Match` after one. The stand-in refuses Include, and
+/// passes all other questions to the real sshd.
 #[test]
 fn query_never_includes_main_file() {
     needs_sshd!();
@@ -210,7 +211,7 @@ fn main_file_is_passed_byte_for_byte() {
     let tried = query_with_prepended(&sshd.settings(), &seen, "PasswordAuthentication no").unwrap();
     assert_eq!(password_settings(&tried), [false, false]);
     assert_eq!(tried[0].effective.value("banner"), seen.answers[0].effective.value("banner"));
-    // A line of the main file's is named as that, even where the new setting alone makes it wrong.
+    // An invalid line of the main file is reported with its file, even if only the new setting makes it invalid.
     sshd.write_config("Match User bob\n X11Forwarding no");
     let seen = inspect_sshd(&sshd.settings(), "root").unwrap();
     let refused =
@@ -251,7 +252,7 @@ fn query_works_without_host_key() {
     assert!(!sshd.path("run").exists());
 }
 
-/// OpenSSH 10.5 prints keywords as sshd_config(5) spells them.
+/// OpenSSH 10.5 prints keywords in the spelling of sshd_config(5).
 /// KP-6.6.
 #[test]
 fn keyword_case_in_sshd_output_is_ignored() {
@@ -265,7 +266,7 @@ fn keyword_case_in_sshd_output_is_ignored() {
     sshd.replace_program(&program, &script);
     let mut settings = sshd.settings();
     settings.binary = program;
-    // Two looks in a row see the same, although each makes a key of its own.
+    // Two looks in a row give the same facts, although each creates its own temporary host key.
     let seen = inspect_sshd(&settings, "root").unwrap();
     let again = inspect_sshd(&settings, "root").unwrap();
     assert_eq!(seen.answers, again.answers);
@@ -281,10 +282,10 @@ fn listener_binary_is_queried() {
     sshd.start(&copy, &[]);
     let settings = sshd.settings();
     assert_eq!(inspect_sshd(&settings, "root").unwrap().binary, copy);
-    // It needs no other one.
+    // The agent needs no other sshd program.
     let without = SshdSettings { binary: PathBuf::from("/nonexistent/sshd"), ..settings.clone() };
     assert_eq!(inspect_sshd(&without, "root").unwrap().binary, copy);
-    // Replaced by an upgrade: the one at its path. This one says yes, whatever is asked.
+    // After an upgrade, the agent queries the program at the same path. This one answers `no` to every question.
     let script = format!(
         "#!/bin/sh\ncase $1 in -T) {SSHD} \"$@\" | sed 's/^passwordauthentication .*/passwordauthentication no/' ;; *) exec {SSHD} \"$@\" ;; esac\n"
     );
@@ -292,7 +293,7 @@ fn listener_binary_is_queried() {
     sshd.replace_program(&copy, &script);
     let seen = inspect_sshd(&settings, "root").unwrap();
     assert_eq!((seen.binary, password_settings(&seen.answers)), (copy.clone(), vec![false, false]));
-    // Gone: nobody can be asked in its place.
+    // The program is deleted, and no other program may answer instead.
     fs::remove_file(&copy).unwrap();
     let refused = expect_refusal(&settings);
     assert_eq!(refused.reason, Reason::SshdNotFound);
@@ -307,7 +308,7 @@ fn listener_with_swapped_binary_is_refused() {
     let mut sshd = PrivateSshd::new_stopped("");
     let (copy, other) = (sshd.copy_program("sshd"), sshd.copy_program("sshd-other"));
     sshd.start(&copy, &[]);
-    // Moved away, and another one put in its place by hand.
+    // The program was moved away, and another one was put in its place by hand.
     fs::rename(&copy, sshd.path("sshd-old")).unwrap();
     fs::rename(other, &copy).unwrap();
     let refused = expect_refusal(&sshd.settings());
@@ -316,7 +317,7 @@ fn listener_with_swapped_binary_is_refused() {
     assert!(refused.message.contains(&named) && refused.message.contains(&runs), "{}", refused.message);
 }
 
-/// An sshd that was built for another place: the distribution's is installed beside it.
+/// An sshd that was built for another directory, while the distribution's sshd is installed too.
 #[test]
 fn listener_built_with_other_main_file_is_refused() {
     needs_sshd!();
@@ -332,7 +333,7 @@ fn listener_built_with_other_main_file_is_refused() {
         }
         assert_eq!(is_sshd_possibly_running(&settings), Ok(false), "it reads nothing of ours");
     }
-    // Where its main file is named, it is asked, and a relative Include starts at its own directory.
+    // With its main file configured, the agent queries it. A relative Include starts at its own directory.
     let settings = SshdSettings { config: built_for.config.clone(), ..settings };
     let seen = inspect_sshd(&settings, "root").unwrap();
     assert_eq!((&seen.binary, seen.running), (&built_for.program, true));
@@ -342,8 +343,8 @@ fn listener_built_with_other_main_file_is_refused() {
     sshd.stop();
 }
 
-/// OpenSSH 8.2 and 8.3: a relative Include leads nowhere, and the first file that is included opens port 22 besides. The
-/// stand-in has their version.
+/// OpenSSH 8.2 and 8.3: a relative Include finds no file, and the first included file makes sshd listen on port 22
+/// too. The stand-in reports such a version.
 #[test]
 fn relative_include_follows_openssh_version() {
     needs_sshd!();
@@ -368,11 +369,11 @@ fn relative_include_follows_openssh_version() {
         let settings = version(version_of);
         fs::write(sshd.config(), &absolute).unwrap();
         assert_eq!(file(&inspect_sshd(&settings, "root").unwrap()), *expected, "{version_of}");
-        // A file that is included already changes nothing any more.
+        // A file that is already included changes nothing.
         fs::write(sshd.path("d/50-a.conf"), "X11Forwarding no\n").unwrap();
         assert_eq!(file(&inspect_sshd(&settings, "root").unwrap()), drop_in, "{version_of}");
         fs::remove_file(sshd.path("d/50-a.conf")).unwrap();
-        // The directory is the one of this machine's own sshd; nothing is written there.
+        // The directory belongs to this machine's own sshd. The test writes nothing there.
         fs::write(sshd.config(), format!("Include sshd_config.d/*.conf\n{text}")).unwrap();
         let seen = inspect_sshd(&settings, "root").unwrap();
         let leads_somewhere = seen.config.includes[&(sshd.config(), 1)].len();
@@ -380,7 +381,7 @@ fn relative_include_follows_openssh_version() {
     }
 }
 
-/// Who is no listener, whatever the pid file and its title say.
+/// Processes that are not a listener, whatever the pid file and their titles say.
 /// KP-6.1.
 #[test]
 fn process_title_does_not_make_a_listener() {
@@ -405,7 +406,7 @@ fn process_title_does_not_make_a_listener() {
     let why =
         not_taken(Command::new("setpriv").args(["--reuid=65534", "--clear-groups", "bash", "-c", title]));
     assert!(why.contains("another user"), "{why}");
-    // As a set-user-id program has it.
+    // Like the process of a set-user-id program.
     let why = not_taken(Command::new("setpriv").args(["--ruid=65534", "bash", "-pc", title]));
     assert!(why.contains("another user"), "{why}");
     let why = not_taken(Command::new("unshare").args(["-n", "bash", "-c", title]));
@@ -445,12 +446,12 @@ fn listener_with_other_main_file_is_refused() {
         refused.message
     );
     assert_eq!(is_sshd_possibly_running(&sshd.settings()), Ok(false), "it reads nothing of ours");
-    // The same file by another name is the same file.
+    // The same file under another name is accepted.
     let mut settings = sshd.settings();
     settings.config = sshd.path("link");
     std::os::unix::fs::symlink(&other, &settings.config).unwrap();
     assert!(inspect_sshd(&settings, "root").unwrap().running);
-    // It may have read ours before that went.
+    // The listener may have read this main file before it was deleted.
     settings.config = sshd.path("gone");
     assert_eq!(is_sshd_possibly_running(&settings), Ok(true));
 }
@@ -465,7 +466,7 @@ fn listener_without_config_option_is_refused() {
         text.lines().filter_map(|line| line.split_once(' ')).map(|(k, v)| format!("-o{k}={v}")).collect();
     let mut arguments: Vec<&str> = options.iter().map(String::as_str).collect();
     arguments.push("-oBanner=none");
-    // Without -f it reads the one it was built with.
+    // Without -f, sshd reads its built-in main file.
     let started = Command::new(SSHD).args(&arguments).current_dir(sshd.path("")).status();
     assert!(started.unwrap().success());
     private_sshd::wait_until("pid file", || sshd.pid().is_some());
@@ -515,7 +516,7 @@ fn pid_file_without_listener_is_reported() {
     fs::remove_file(sshd.pid_file()).unwrap();
     sshd.start(Path::new(SSHD), &[]);
     let pid = sshd.pid().unwrap().to_string();
-    // The listener is there, and nobody says where: it runs by our main file.
+    // The listener runs with the configured main file, but without a pid file.
     fs::remove_file(sshd.pid_file()).unwrap();
     let seen = inspect_sshd(&sshd.settings(), "root");
     fs::write(sshd.pid_file(), &pid).unwrap();
@@ -525,7 +526,7 @@ fn pid_file_without_listener_is_reported() {
         matches!(&seen.reload, ReloadMethod::Pid { pid: told, .. } if told.to_string() == pid),
         "{seen:?}"
     );
-    // One that runs by another main file, on the port of ours.
+    // A listener with another main file, on the configured port.
     sshd.stop();
     let _ = fs::remove_file(sshd.pid_file());
     let other = sshd.path("other_config");

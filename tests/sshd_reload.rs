@@ -1,5 +1,5 @@
-//! KP-6.22 to KP-6.25, against the real sshd: when a SIGHUP is safe, that it is seen to have worked, and that
-//! sshd comes back where it has not.
+//! KP-6.22 to KP-6.25, with the real sshd: when a SIGHUP is safe, how its success is verified, and how sshd is
+//! restarted if the reload failed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
@@ -51,7 +51,7 @@ fn is_ssh_answering_at(host: &str, port: u16) -> bool {
     stream.read_exact(&mut banner).is_ok() && &banner == b"SSH-"
 }
 
-/// On which addresses something listens at a port.
+/// The addresses on which a process listens at a port.
 fn listening_addresses(port: u16) -> Vec<String> {
     let sockets = list_listening_sockets(None).unwrap();
     let mut found: Vec<String> = sockets
@@ -84,7 +84,7 @@ fn reload_replaces_listening_sockets() {
         assert_eq!(sshd.pid(), pid);
         assert!(listening_inodes(sshd.port).iter().all(|inode| !before.contains(inode)));
         assert!(is_ssh_answering(sshd.port));
-        // Alive: nothing to do.
+        // The listener runs: nothing to do.
         let now = listening_inodes(sshd.port);
         ensure_sshd_running(&settings, &seen).unwrap();
         assert_eq!(listening_inodes(sshd.port), now);
@@ -110,11 +110,11 @@ fn reload_with_pending_address_change_is_unsafe() {
     let pending = free_port();
     unsafe_with(original.replace(&sshd.port.to_string(), &pending.to_string()), &format!("port {pending}"));
     unsafe_with(format!("{original}Port {pending}\n"), &format!("port {pending}"));
-    // Another program's port is not the listener's own.
+    // A port of another program is not the listener's own port.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = other.local_addr().unwrap().port();
     unsafe_with(format!("{original}Port {taken}\n"), &format!("port {taken}"));
-    // One address that can be bound is enough.
+    // One address that sshd can bind is sufficient.
     fs::write(sshd.config(), format!("{original}ListenAddress 203.0.113.9\n")).unwrap();
     check_reload_safe(&settings, &seen).unwrap();
     assert_eq!(listening_inodes(sshd.port), before);
@@ -166,7 +166,7 @@ fn listener_killed_by_edit_is_restarted() {
         let seen = observe_running_sshd(&sshd);
         let pid = sshd.pid().unwrap();
         let original = fs::read_to_string(sshd.config()).unwrap();
-        // Bound to nothing that is there: the listener ends.
+        // No listed address can be bound: the listener exits.
         fs::write(sshd.config(), original.replace("127.0.0.1", "203.0.113.9")).unwrap();
         let failed = reload_sshd(&settings, &seen).unwrap_err();
         assert!(failed.message.contains(&format!("pid {pid}")), "{failed}");
@@ -182,7 +182,7 @@ fn listener_killed_by_edit_is_restarted() {
         let ours = nix::unistd::getsid(None).unwrap().as_raw();
         assert_ne!(own, ours);
         reload_sshd(&settings, &anew).unwrap();
-        // The observation of before still finds it, by its pid file.
+        // The earlier observation still finds the listener, by its pid file.
         reload_sshd(&settings, &seen).unwrap();
         sshd.stop();
     }
@@ -216,7 +216,7 @@ fn reload_losing_listen_address_is_unsafe() {
     check_reload_safe(&settings, &seen).unwrap();
 }
 
-/// One that could not be bound from the start is not missed afterwards.
+/// An address that sshd never could bind is not missed after a reload.
 #[test]
 fn unbindable_address_does_not_block_reload() {
     needs_sshd!();
@@ -230,7 +230,7 @@ fn unbindable_address_does_not_block_reload() {
     assert!(is_ssh_answering(sshd.port));
 }
 
-/// Takes an address as soon as it is free, and writes a file then; until it is told to give it back.
+/// Takes an address as soon as it is free, and then writes a file; returns the address on request.
 struct PortSquatter {
     give_back: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -268,7 +268,7 @@ fn address_taken_during_reload_is_failure() {
     let mut sshd = PrivateSshd::new_stopped("ListenAddress ::1");
     let copy = sshd.copy_program("sshd");
     sshd.start(&copy, &[]);
-    // Between its old sockets and its new ones there is time enough for another process.
+    // Another process has enough time to take the port between the listener's old sockets and its new ones.
     let slow = format!(
         "#!/bin/sh\ncase $1 in -[tT]) ;; *) until [ -e {} ]; do sleep 0.01; done ;; esac\nexec {SSHD} \"$@\"\n",
         sshd.path("taken").display()
@@ -283,7 +283,7 @@ fn address_taken_during_reload_is_failure() {
     assert_eq!(failed.reason, Reason::SshdReloadFailed);
     assert!(failed.message.contains(&format!("127.0.0.1:{}", sshd.port)), "{}", failed.message);
     assert!(is_ssh_answering_at("::1", sshd.port), "the listener lives");
-    // What lives is left alone; the reload of its restored files brings the address back.
+    // The agent does not restart an sshd that runs. A reload with the restored files brings the address back.
     ensure_sshd_running(&settings, &seen).unwrap();
     assert_eq!(listening_addresses(sshd.port), ["::1"]);
     check_reload_safe(&settings, &seen).unwrap();
@@ -291,7 +291,7 @@ fn address_taken_during_reload_is_failure() {
     assert_eq!(listening_addresses(sshd.port), ["127.0.0.1", "::1"]);
 }
 
-/// Since OpenSSH 9.8. The stand-in says what such an sshd says; `sshd -t` is content with either.
+/// Since OpenSSH 9.8. The stand-in prints the messages of such an sshd; `sshd -t` accepts both cases.
 /// KP-6.24.
 #[test]
 fn missing_sshd_session_makes_reload_unsafe() {
@@ -367,7 +367,7 @@ fn reused_pid_gets_no_signal() {
     fs::write(sshd.pid_file(), pid.to_string()).unwrap();
     assert_eq!(check_reload_safe(&sshd.settings(), &seen).unwrap_err().reason, Reason::SshdReloadUnsafe);
     assert!(reload_sshd(&sshd.settings(), &seen).is_err());
-    // SIGHUP would have ended it.
+    // A SIGHUP would have ended this process.
     assert!(sleeper.try_wait().unwrap().is_none());
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
@@ -397,7 +397,7 @@ fn sshd_under_other_name_needs_configured_binary() {
     let copy = sshd.copy_program("secure-shell");
     sshd.start(&copy, &[]);
     let mut settings = sshd.settings();
-    // By its name it is no sshd; as the configured program it is.
+    // The process name is not sshd's, but as the configured program it counts as sshd.
     assert!(!inspect_sshd(&settings, "root").is_ok_and(|seen| seen.running));
     settings.binary = copy;
     let seen = inspect_sshd(&settings, "root").unwrap();

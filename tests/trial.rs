@@ -1,5 +1,5 @@
-//! The trial (KP-10.1): before passwords go off, and before a key that lets in is taken away, a private sshd is
-//! asked. In guests of their own; whether a key or a password works is seen by real logins alone.
+//! The trial (KP-10.1): the agent asks a private sshd before it turns passwords off, and before it removes a key that
+//! gives access. Each test has its own guest, and checks by real logins whether a key or a password works.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,10 +19,10 @@ use support::{
     warning_reasons, with_field,
 };
 
-/// One that nobody has the other half of.
+/// A security key whose private part does not exist.
 const SECURITY_KEY: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfxAAAABHNzaDo=";
 
-/// What lets the user `u` in, by logins: the first key, the second one, the password.
+/// The methods that give the user `u` access, tested by logins: the first key, the second key, the password.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 struct LoginMethods {
     key: bool,
@@ -48,7 +48,7 @@ impl LoginMethods {
     }
 }
 
-/// The second user, with a password.
+/// A second user, with a password.
 fn second_user_setup() -> String {
     format!("{SECOND_USER}usermod -p '{PASSWORD_HASH}' v; {OWN_FILE}")
 }
@@ -57,7 +57,7 @@ fn message(result: &Value) -> &str {
     result["message"].as_str().unwrap()
 }
 
-/// A command that is refused, by which nothing changes: no byte, no way in.
+/// Asserts that a command is refused and changes nothing: no byte of a file, and no login.
 fn assert_refused_without_change(
     land: &GuestFixture<'_>,
     command: &Value,
@@ -117,7 +117,8 @@ fn password_auth_yes_works_despite_broken_key_or_user() {
 
 // Row H.
 
-/// An edit of sshd's files that the listener has not read, what the second key's attach comes to, and whether that lets in.
+/// Edits of sshd's files that the listener has not read yet, and the reason why the second key's attach fails, if
+/// any.
 const PENDING_EDITS: [(&str, Option<&str>); 7] = [
     ("install -d /etc/ssh/keys; echo 'AuthorizedKeysFile /etc/ssh/keys/%u' >>/etc/ssh/sshd_config", None),
     ("echo 'AuthorizedKeysFile .ssh/other' >>/etc/ssh/sshd_config", None),
@@ -127,7 +128,7 @@ const PENDING_EDITS: [(&str, Option<&str>); 7] = [
         "echo '@SECOND_KEY@' >/etc/ssh/revoked; echo 'RevokedKeys /etc/ssh/revoked' >>/etc/ssh/sshd_config",
         Some("LOCKOUT_GUARD"),
     ),
-    // The listener could not be told of it.
+    // With a changed listening address, the listener must not be reloaded.
     (
         "echo 'AuthorizedKeysFile .ssh/other' >>/etc/ssh/sshd_config; echo 'ListenAddress 10.99.0.1' >>/etc/ssh/sshd_config",
         Some("SSHD_RELOAD_UNSAFE"),
@@ -138,8 +139,8 @@ const PENDING_EDITS: [(&str, Option<&str>); 7] = [
     ),
 ];
 
-/// The listener cannot be asked on loopback, or shall not be, or refuses loopback anyway; the setting stands already, so
-/// that no edit of sshd's files is a reason to tell it.
+/// The listener does not listen on loopback, or the proof is off, or `AllowUsers` excludes loopback. sshd's files
+/// already have the setting, so only the pending edit is a reason for a reload.
 /// KP-6.22.
 #[test]
 fn unprobed_listener_is_still_reloaded() {
@@ -201,7 +202,7 @@ fn pending_sshd_edit_locks_nobody_out() {
     }
 }
 
-/// The files let the key in, and the listener, which has older ones, does not.
+/// The files permit the key, but the listener has older settings and refuses it.
 #[test]
 fn stale_listener_refusing_key_is_reloaded_or_refused() {
     let lines = "AllowUsers v\nLogLevel VERBOSE\n";
@@ -212,7 +213,7 @@ fn stale_listener_refusing_key_is_reloaded_or_refused() {
             with_guest("u", &second_user_setup(), lines, |land| {
                 land.run_script(&format!("sed -i '/^AllowUsers/d' /etc/ssh/sshd_config{more}"));
                 if is_bound {
-                    // sshd's files have the setting already, so that no edit of them asks for a reload.
+                    // sshd's files have the setting already, so no edit of the agent requires a reload.
                     land.guest
                         .write("/etc/ssh/sshd_config.d/00-a.conf", "PasswordAuthentication no\n")
                         .unwrap();
@@ -241,7 +242,7 @@ fn stale_listener_refusing_key_is_reloaded_or_refused() {
 
 // Row M.
 
-/// What a server may send that reads as the client's own words.
+/// A server's banner that looks like messages of the ssh client.
 const SPOOFED_BANNER: &str = "Connection refused\n\
                       ssh: connect to host 127.0.0.1 port 22: Connection refused\n\
                       debug1: Offering public key: /k ED25519 SHA256:x explicit\n\
@@ -299,7 +300,7 @@ fn spoofed_banner_does_not_deceive_agent() {
     }
 }
 
-/// The listener contradicts, and the banner says otherwise: two connections, no more.
+/// The listener contradicts the trial, and the banner claims something else: the agent makes only two connections.
 /// KP-10.13.
 #[test]
 fn live_probe_makes_two_connections_at_most() {
@@ -313,7 +314,7 @@ fn live_probe_makes_two_connections_at_most() {
     });
 }
 
-/// The account's shell leaves a mark, so that no session goes unseen.
+/// A login shell that creates a file, so that the test notices any session.
 const MARKING_SHELL: &str = "printf '#!/bin/sh\\ntouch /tmp/mark\\nexec /bin/sh \"$@\"\\n' >/usr/local/bin/marking; \
                              chmod 755 /usr/local/bin/marking; echo /usr/local/bin/marking >>/etc/shells; \
                              usermod -s /usr/local/bin/marking -p '' u; ";
@@ -341,13 +342,13 @@ fn account_without_password_gets_no_session() {
         no_session("no");
         assert!(land.accepts_bound_key("u"));
         assert!(!land.login_with("u", Credential::None, &[]).let_in, "let in by `none`");
-        // The mark shows a session where there is one.
+        // A real session creates the file.
         assert!(land.guest.host_path("/tmp/mark").exists());
         fs::remove_file(land.guest.host_path("/tmp/mark")).unwrap();
         land.apply_ok(&set_password_auth_command("yes"));
         assert!(land.login_with("u", Credential::None, &[]).let_in, "not let in by `none`");
     });
-    // The key is refused, and `none` would have been taken: the trial asks about the key.
+    // sshd refuses the key but would accept the method `none`. The trial must ask about the key.
     with_guest_config(
         "u",
         &format!("echo '@KEY@' >/etc/ssh/revoked; {setup}"),
@@ -361,7 +362,7 @@ fn account_without_password_gets_no_session() {
     );
 }
 
-// Row D, key files that sshd reads otherwise than they look.
+// Row D, key files that sshd parses in an unexpected way.
 
 /// KP-10.2, KP-10.5.
 #[test]
@@ -404,7 +405,7 @@ fn key_line_parsing_matches_real_logins() {
             );
             assert_eq!(land.read_text("/home/u/.ssh/authorized_keys"), file, "{at}");
             land.apply_ok(&set_password_auth_command("yes"));
-            // The attached key stands ahead of what there is.
+            // The block with the attached key goes before the existing lines.
             let result = land.apply_ok(&land.attach_command("no"));
             assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY, "{at}, then {result}");
             land.apply_ok(&detach_command("k"));
@@ -431,21 +432,22 @@ fn security_key_needs_password_auth_yes() {
         assert_eq!(result["changed"], true, "{result}");
         assert!(land.read_text("/home/u/.ssh/authorized_keys").contains(SECURITY_KEY), "{result}");
         assert!(land.accepts_password("u"));
-        // It is no reason to turn passwords off later, and no heir of a key that is the only way in.
+        // A security key is no reason to turn passwords off later, and must not replace a key that alone gives
+        // access.
         assert_refused_without_change(land, &set_password_auth_command("no"), "LOCKOUT_GUARD", "`yes`");
         land.apply_ok(&with_field(land.attach_command("no"), "replace", json!(true)));
         assert_refused_without_change(land, &command("no"), "LOCKOUT_GUARD", "`yes`");
         land.run_script("usermod -p '!' u");
         assert_refused_without_change(land, &command("yes"), "LOCKOUT_GUARD", "");
         assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
-        // A password that is left allows it.
+        // With a password left, the replacement is allowed.
         land.run_script(&format!("usermod -p '{PASSWORD_HASH}' u"));
         land.apply_ok(&command("yes"));
         assert_eq!(LoginMethods::try_logins(land), PASSWORD_ONLY);
     });
 }
 
-// What a refusal says.
+// The text of a refusal.
 
 /// KP-3.31, KP-4.2, KP-8.6.
 #[test]
@@ -488,9 +490,9 @@ fn refusal_and_check_messages_name_cause_and_remedy() {
     });
 }
 
-// Replace with `yes` over the only way in.
+// Replace with `yes` if the bound key is the only access.
 
-/// The agent under strace(1), by which it may be killed; its output.
+/// Runs `apply` under strace(1), which may kill it. Returns its output and the trace.
 fn apply_under_strace(land: &GuestFixture<'_>, command: &Value, options: &[&str]) -> (Output, String) {
     let log = land.lab.folder.path().join("strace.log");
     let mut words = vec!["strace", "-f", "-qq", "-o", log.to_str().unwrap()];
@@ -499,7 +501,8 @@ fn apply_under_strace(land: &GuestFixture<'_>, command: &Value, options: &[&str]
     (output, fs::read_to_string(&log).unwrap())
 }
 
-/// The calls by which the world changes, of the thread that makes most of them, each with its number among its kind.
+/// The calls that change something, made by the thread that makes most of them. Each has its number among the calls
+/// of its name.
 fn parse_mutating_calls(log: &str) -> Vec<(String, usize)> {
     let calls: Vec<(&str, &str)> = log
         .lines()
@@ -521,7 +524,8 @@ fn parse_mutating_calls(log: &str) -> Vec<(String, usize)> {
     found
 }
 
-/// Whenever it is killed, somebody gets in: with the old key or the password. sshd refuses the new key, which `yes` allows.
+/// At any point at which the agent is killed, the old key or the password gives access. sshd refuses the new key;
+/// `yes` permits that.
 /// KP-4.10.
 #[test]
 fn replace_killed_at_any_point_keeps_a_login() {
@@ -552,13 +556,13 @@ fn replace_killed_at_any_point_keeps_a_login() {
             assert!(ways.any(), "{call} {nth}: nobody gets in");
             seen.push(ways);
         }
-        // It was stopped on both sides of the reload.
+        // The agent was killed before the reload and after it.
         assert!(seen.contains(&FIRST_KEY_ONLY), "{seen:?}");
         assert!(seen.contains(&LoginMethods { password: true, ..FIRST_KEY_ONLY }), "{seen:?}");
     });
 }
 
-/// sshd's file, the reload, the key file; with `no` the other way about.
+/// With `yes`: sshd's file, the reload, then the key file. With `no` the order is reversed.
 /// KP-4.10.
 #[test]
 fn key_setting_and_reload_run_in_safe_order() {
@@ -613,14 +617,14 @@ fn failed_replace_keeps_only_login() {
             assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
         });
     }
-    // The new key lets in, and takes the place of the old one at once.
+    // The new key gives access, and it replaces the old one at once.
     with_guest("u", &setup, "", |land| {
         land.apply_ok(&land.attach_command("no"));
         let result = land.apply_ok(&land.replace_command("yes"));
         assert_eq!(result["trial"]["key"], "accepted", "{result}");
         assert_eq!(LoginMethods::try_logins(land), SECOND_KEY_ONLY);
     });
-    // sshd does not live through its reload.
+    // sshd exits during its reload.
     with_guest("u", OWN_FILE, "", |land| {
         land.apply_ok(&land.attach_command("no"));
         land.guest.break_sshd_binary().unwrap();
@@ -633,9 +637,9 @@ fn failed_replace_keeps_only_login() {
     });
 }
 
-// Where no namespace can be made.
+// Without the right to create namespaces.
 
-/// The agent without the right to make namespaces, as in an unprivileged container.
+/// Runs the agent without the right to create namespaces, as in an unprivileged container.
 fn run_without_namespaces(land: &GuestFixture<'_>, words: &[&str], input: &str) -> Output {
     let mut command = land.guest.guest_command("setpriv");
     command.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]).args(words);
@@ -670,7 +674,7 @@ fn trial_without_namespaces_uses_pipe() {
             "{result}"
         );
         assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY);
-        // The new key cannot be shown to sshd before the old one is gone.
+        // Without a namespace, a private sshd cannot read the new key file before the old one is replaced.
         for password_auth in ["no", "yes"] {
             if password_auth == "yes" {
                 land.run_script("usermod -p '!' u");
@@ -682,10 +686,10 @@ fn trial_without_namespaces_uses_pipe() {
             assert_eq!(before.describe_changes(&land.snapshot()), None);
             assert_eq!(LoginMethods::try_logins(land), FIRST_KEY_ONLY, "{result}");
         }
-        // The same key again changes no key file.
+        // The same key again needs no change of the key file.
         let result = apply_without_namespaces(land, &land.attach_command("no"));
         assert_eq!(result["status"], "succeeded", "{result}");
-        // With namespaces it is done.
+        // With namespaces, the command succeeds.
         land.apply_ok(&land.replace_command("no"));
         assert_eq!(LoginMethods::try_logins(land), SECOND_KEY_ONLY);
     });
@@ -706,7 +710,7 @@ fn trial_without_namespaces_uses_pipe() {
     }
 }
 
-// Where nobody can be asked on loopback.
+// If no sshd listens on loopback.
 
 /// KP-10.15.
 #[test]
@@ -748,7 +752,7 @@ fn missing_ssh_client_forbids_relying_on_key() {
             let result = assert_refused_without_change(land, &command, "LOCKOUT_GUARD", "no ssh client");
             assert!(message(&result).contains("openssh-client"), "{result}");
         }
-        // Passwords are on, so nothing depends on the new key.
+        // Passwords are on, so access does not depend on the new key.
         land.apply_ok(&land.replace_command("yes"));
         assert_eq!(LoginMethods::try_logins(land), LoginMethods { key: false, second: true, password: true });
     });
@@ -767,7 +771,7 @@ fn missing_ssh_client_forbids_relying_on_key() {
     });
 }
 
-/// The key exchange that the agent asks for first is missing.
+/// sshd does not offer the key exchange that the agent prefers.
 #[test]
 fn trial_works_with_post_quantum_kex_only() {
     const KEX: &str = "KexAlgorithms=sntrup761x25519-sha512@openssh.com";

@@ -1,4 +1,4 @@
-//! `run` and `apply` are one path: twin guests, the same commands, the same results.
+//! `run` and `apply` share one code path: two equal guests get the same commands and must give the same results.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -12,7 +12,7 @@ use support::{
     with_field,
 };
 
-/// A result without what differs between twins: times, and the folder each lives in.
+/// A result without the parts that differ between the two guests: times, and the guest's folder.
 fn normalize_result(result: &Value, guest: &TestGuest) -> Value {
     let folder = guest.folder.path().display().to_string();
     let mut result: Value = serde_json::from_str(&result.to_string().replace(&folder, "FOLDER")).unwrap();
@@ -24,7 +24,7 @@ fn normalize_result(result: &Value, guest: &TestGuest) -> Value {
     for field in ["message", "proof"] {
         result[field] = json!(result[field].to_string().replace(&port, "PORT"));
     }
-    // The other twin's sshd, and those of other tests, run beside it.
+    // The sshds of the other guest and of other tests run at the same time.
     result["warnings"].as_array_mut().unwrap().retain(|warning| warning["reason"] != "SECOND_SSHD");
     result
 }

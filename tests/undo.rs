@@ -1,4 +1,4 @@
-//! `undo` locks nobody out: the key stays for as long as password login is not back.
+//! `undo` locks nobody out: the key stays until password login works again.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -12,7 +12,7 @@ use support::{TestGuest, TestKey, attach_command, has_tools, set_password_auth_c
 
 const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
-/// A guest with a key bound and passwords off.
+/// A guest with a bound key and passwords off.
 fn create_bound_guest() -> (TestGuest, TestKey) {
     let guest = TestGuest::new();
     let key = TestKey::new(&guest.folder, "me");
@@ -74,7 +74,8 @@ fn undo_with_failed_reload_keeps_key() {
     let config = guest.path("sshd_config");
     let sound = fs::read_to_string(&config).unwrap();
     fs::write(&config, format!("{sound}Bogus yes\n")).unwrap();
-    // The setting goes, and sshd does not know yet: also at the second try, which finds no setting.
+    // The setting is removed, but sshd is not reloaded yet. The second try finds no setting, and must still reload
+    // sshd.
     for _ in 0..2 {
         let output = guest.run_agent(&["undo"]);
         assert!(combined_output(&output).contains("Bad configuration option: Bogus"), "{output:?}");
@@ -85,7 +86,7 @@ fn undo_with_failed_reload_keeps_key() {
     assert_undo_completes(&guest, &key);
 }
 
-/// Somebody took the drop-in away, and sshd was not told: it still runs by it.
+/// A user removed the drop-in without a reload: sshd still runs with its setting.
 #[test]
 fn undo_after_drop_in_removed_by_hand_reloads_sshd() {
     if !has_tools(&TOOLS) {
@@ -97,7 +98,7 @@ fn undo_after_drop_in_removed_by_hand_reloads_sshd() {
     assert_undo_completes(&guest, &key);
 }
 
-/// With no key bound there is still a reload owed.
+/// Without a bound key, a failed reload must still be repeated.
 #[test]
 fn undo_without_bound_key_retries_failed_reload() {
     if !has_tools(&TOOLS) {
@@ -107,7 +108,8 @@ fn undo_without_bound_key_retries_failed_reload() {
     let own = TestKey::new(&guest.folder, "own");
     fs::write(guest.key_file(), format!("{}\n", own.line)).unwrap();
     assert_eq!(guest.apply(&set_password_auth_command("no"))["status"], json!("succeeded"));
-    // Through a drop-in that goes again: no file that stands is younger than sshd's last look. Nor is the state readable.
+    // A temporary drop-in breaks the configuration: afterwards no file is newer than sshd's last read. The state is
+    // unreadable too.
     fs::write(guest.path("state/state.json"), "garbled").unwrap();
     let broken = guest.path("sshd_config.d/99-broken.conf");
     fs::write(&broken, "Bogus yes\n").unwrap();

@@ -1,5 +1,6 @@
-//! What can be known to fail is refused before the first file is touched, and one step of an undo that fails stops no other
-//! (KP-7.7 and KP-7.9): a key that was bound anew does not stay because something else could not be taken back.
+//! The agent refuses a command that is sure to fail before it changes the first file. One failed step of an undo does
+//! not stop the other steps (KP-7.7 and KP-7.9): a newly bound key is removed even if something else cannot be
+//! restored.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -30,7 +31,7 @@ fn message(result: &Value) -> &str {
     result["message"].as_str().unwrap()
 }
 
-/// Something in the drop-in's place that cannot be replaced, and how it goes again.
+/// An entry in the drop-in's place that the agent cannot replace, and how to remove it.
 struct Obstacle {
     name: &'static str,
     reason: &'static str,
@@ -50,7 +51,7 @@ const OBSTACLES: [Obstacle; 10] = [
         mend: remove,
     },
     Obstacle {
-        // sshd itself refuses it.
+        // sshd itself refuses such a configuration.
         name: "a link that leads nowhere",
         reason: "SSHD_CONFIG_ALREADY_INVALID",
         put: |path| symlink("/nowhere/at/all", path).is_ok(),
@@ -162,7 +163,7 @@ fn unwritable_drop_in_is_refused_before_any_change() {
     assert!(guest.sshd.accepts_key(&key) && !guest.sshd.offers_password());
 }
 
-/// As the service sees it where its unit makes a directory read-only.
+/// Runs `apply` as under a unit that makes a directory read-only.
 fn apply_with_read_only_dir(guest: &TestGuest, directory: &str, command: &Value) -> Output {
     let input = guest.path("command.json");
     fs::write(&input, command.to_string()).unwrap();
@@ -196,7 +197,7 @@ fn read_only_directory_is_io_error() {
     assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["status"], "succeeded");
 }
 
-/// A guest whose owner has a line in his key file, and an attach that is killed there.
+/// A guest whose user has a line in the key file, and an attach that was killed at this point.
 fn create_guest_with_killed_attach(nth: &SyscallPoint) -> (TestGuest, TestKey) {
     let guest = TestGuest::new();
     let key = TestKey::new(&guest.folder, "me");
@@ -212,7 +213,7 @@ fn drop_in_rename_point() -> SyscallPoint {
     SyscallPoint { call: "renameat2".to_owned(), nth: 1, words: "the drop-in".to_owned() }
 }
 
-/// Both files are written, and sshd is not told yet.
+/// Both files are written, and sshd is not reloaded yet.
 fn reload_point() -> SyscallPoint {
     SyscallPoint { call: "kill".to_owned(), nth: 1, words: "the reload".to_owned() }
 }
@@ -240,7 +241,7 @@ fn obstacle_in_drop_in_place_does_not_keep_key() {
         assert_eq!(fs::read_to_string(guest.key_file()).unwrap(), "# mine\n");
         assert_eq!(read_intent(&guest), Value::Null);
         assert!(guest.sshd.offers_password());
-        // It is still in the way of what has to be written there, and of that alone.
+        // The obstacle still prevents a write to this path, but nothing else.
         assert_eq!(guest.apply(&attach_command("my-test", &key, "no"))["reason"], "UNSAFE_PATH");
         let undone = guest.run_agent(&["undo"]);
         assert!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
@@ -267,7 +268,7 @@ fn unrestorable_drop_in_keeps_key_while_passwords_off() {
         assert!(message(&result).contains("only way in"), "{result}");
         assert!(guest.sshd.accepts_key(&key), "{result}");
     }
-    // By another line passwords are on all the same: nothing depends on the key.
+    // Another line allows passwords anyway, so access does not depend on the key.
     let main = fs::read_to_string(guest.path("sshd_config")).unwrap();
     fs::write(guest.path("sshd_config"), format!("PasswordAuthentication yes\n{main}")).unwrap();
     let result = guest.apply(&set_password_auth_command("yes"));
@@ -298,7 +299,7 @@ fn undo_removes_every_removable_key() {
     )
     .unwrap();
     assert_eq!(guest.apply(&attach_command("my-test", &key, "yes"))["status"], "succeeded");
-    // A copy of the block, in a directory that everybody can write.
+    // A copy of the block, in a directory that everybody can write to.
     fs::create_dir(guest.path("keys2")).unwrap();
     fs::copy(guest.key_file(), guest.path("keys2/root")).unwrap();
     fs::set_permissions(guest.path("keys2"), fs::Permissions::from_mode(0o777)).unwrap();

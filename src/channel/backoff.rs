@@ -1,45 +1,53 @@
-//! How long to stay away after a failure (KP-3.13 to KP-3.15). Pure: the caller brings the random number.
+//! Calculates how long the agent waits after a failure (KP-3.13 to KP-3.15). Pure functions: the caller supplies the
+//! random number.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// The longest cap of a delay.
+/// The largest upper limit of a delay.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// The spread of what everybody was told, or saw, at one moment.
+/// The range of random delays after an event that many agents see at the same moment.
 const RETRY_SPREAD: Duration = Duration::from_secs(30);
 
-/// How long a long poll must have been held for its end to look like everyone's.
+/// If a long poll was held for longer than this, its end probably affects all agents at once.
 pub const LONG_POLL_THRESHOLD: Duration = Duration::from_secs(5);
 
-/// The most that a `Retry-After` counts.
+/// A longer `Retry-After` counts as this duration.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
-/// What the failure itself says about the delay.
+/// The class of a failure, which decides the delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryClass {
-    /// Nothing.
+    /// The failure says nothing about the delay.
     Ordinary,
-    /// The service named a pause.
+    /// The service requested a pause.
     RetryAfter(Duration),
-    /// A long poll that had been held over [`LONG_POLL_THRESHOLD`] was cut without an answer: it is likely that the service restarts
-    /// under everyone at once.
+    /// The connection of a long poll ended without an answer after more than [`LONG_POLL_THRESHOLD`]. Probably the
+    /// service restarts, which affects all agents at once.
     Disconnected,
-    /// A service that holds long polls answers that it cannot do its work, or is away for longer than one try. A fleet that
-    /// asks again within seconds doubles what it asks of the one, and waits as a crowd for the other.
+    /// A service that holds long polls answers that it cannot work, or is unreachable for longer than one try. If a
+    /// fleet retries within seconds, it doubles the load of a service that cannot work. It also waits as a crowd for a
+    /// service that is unreachable.
     Busy,
 }
 
-/// Consecutive failures, and the delay that follows from them.
+/// The number of consecutive failures. The delay depends on it.
 #[derive(Debug, Clone, Default)]
 pub struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The delay after one more failure: uniform in 0 to a cap of 1, 2, 4 … 60 s; to 60 s where the service is busy; to 30 s
-    /// where the first failure cuts a long poll. Where the service asked for a pause it is that pause, 10 min at most, and
-    /// as long again at the most, but not over half a minute more: it asked others at the same time.
+    /// Records one more failure and returns the delay. The delay is a random duration from 0 to a limit:
+    ///
+    /// - 1, 2, 4 … 60 s for an ordinary failure;
+    /// - 60 s if the service is busy;
+    /// - 30 s if the first failure is a dropped long poll.
+    ///
+    /// If the service requested a pause, the delay is that pause, at most 10 min, plus a random addition. The addition
+    /// is at most as long as the pause and at most 30 s, because the service sent other agents the same request. It is
+    /// longer only if the back-off's limit is longer.
     /// `random` is uniform over all `u64`.
     pub fn record_failure(&mut self, hint: RetryClass, random: u64) -> Duration {
         let first = self.has_no_failures();
@@ -56,31 +64,31 @@ impl Backoff {
         }
     }
 
-    /// Whether nothing has failed since the last success.
+    /// Returns true if nothing has failed since the last success.
     pub fn has_no_failures(&self) -> bool {
         self.failures == 0
     }
 
-    /// A success: the next failure counts as the first.
+    /// Records a success. The next failure counts as the first.
     pub fn record_success(&mut self) {
         self.failures = 0;
     }
 }
 
-/// A duration in 0 to `limit`, in proportion to `random`.
+/// Returns a duration from 0 to `limit`, in proportion to `random`.
 pub fn uniform_duration(limit: Duration, random: u64) -> Duration {
     let nanos = (limit.as_nanos() * u128::from(random)) >> u64::BITS;
-    // The product is below `limit`, which is minutes at most.
+    // The product is below `limit`, which is a few minutes at most.
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// A whole number of seconds from 1 to `most`, each as often.
+/// Returns a whole number of seconds from 1 to `most`, each with the same probability.
 pub fn uniform_seconds(most: Duration, random: u64) -> u64 {
     1 + uniform_duration(most, random).as_secs()
 }
 
-/// A number nobody can guess from another guest's: the standard library keys its hashers from the kernel's
-/// generator, which is all the randomness a delay needs, without a crate or a generator of our own.
+/// Returns a random number that another guest's number does not reveal. The standard library seeds its hashers from
+/// the kernel's generator. This is enough for a delay and needs no crate and no generator of its own.
 pub fn random_u64() -> u64 {
     RandomState::new().hash_one(())
 }
@@ -124,7 +132,7 @@ mod tests {
         for _ in 0..3 {
             assert!(backoff.record_failure(RetryClass::Busy, u64::MAX) > 59 * SECOND);
         }
-        // Where it then is gone, the steps are those after as many failures.
+        // If the service then becomes unreachable, the limit is the one for this number of failures.
         let after = backoff.record_failure(RetryClass::Ordinary, u64::MAX);
         assert!(after <= 8 * SECOND && after > 7 * SECOND);
     }
@@ -139,7 +147,7 @@ mod tests {
             assert_eq!(after(0), least * SECOND);
             assert!(after(u64::MAX) <= most * SECOND && after(u64::MAX) > (most * SECOND).mul_f64(0.999));
         }
-        // What it asks for does not make the back-off shorter.
+        // A requested pause does not make the back-off shorter.
         let mut backoff = Backoff::default();
         for _ in 0..6 {
             backoff.record_failure(RetryClass::Ordinary, 0);
@@ -165,7 +173,7 @@ mod tests {
             }
             over_ten += u32::from(delays > 10);
         }
-        // By chance at most one guest in 150,000 has more.
+        // At random, at most one guest in 150,000 makes more tries.
         assert!(over_ten <= 3, "{over_ten}");
         let early = firsts.iter().filter(|delay| **delay < SECOND / 2).count();
         assert!((800..1200).contains(&early), "{early}");

@@ -1,4 +1,4 @@
-//! Where the metadata service is: `metadata_url` of the configuration (KP-3.1).
+//! The address of the metadata service: `metadata_url` of the configuration (KP-3.1).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is no base URL; one line for the person who wrote it.
+/// Why a text is not a valid base URL, as one line for the person who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidUrl(&'static str);
 
@@ -18,8 +18,8 @@ impl fmt::Display for InvalidUrl {
 
 impl std::error::Error for InvalidUrl {}
 
-/// An `http` URL with a literal address, so that no resolver, hosts file or proxy decides whom a root
-/// daemon obeys.
+/// An `http` URL with a literal address. So no resolver, hosts file or proxy decides which service controls a root
+/// daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BaseUrl {
@@ -29,24 +29,24 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// Where to connect.
+    /// Returns the address to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What the `Host` header says.
+    /// Returns the value of the `Host` header.
     pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    /// The path in front of every call, without a slash at its end.
+    /// Returns the path before the path of every call, without a slash at its end.
     pub fn path(&self) -> &str {
         &self.path
     }
 }
 
 impl Default for BaseUrl {
-    /// `http://169.254.169.254/metadata/latest`
+    /// Returns `http://169.254.169.254/metadata/latest`.
     fn default() -> Self {
         Self {
             address: SocketAddr::from(([169, 254, 169, 254], 80)),
@@ -92,7 +92,7 @@ impl FromStr for BaseUrl {
         };
         let port = match port {
             None => 80,
-            // `parse` would take a plus sign.
+            // `parse` would accept a plus sign.
             Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits
                 .parse()
                 .ok()

@@ -1,4 +1,4 @@
-//! Why a call on the channel failed, in the failure's own words (KP-3.19).
+//! Why a call on the channel failed, with a message for each cause (KP-3.19).
 
 use std::fmt;
 use std::io;
@@ -6,51 +6,51 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-/// Why an answer cannot be used. Its text is never repeated: it is someone else's.
+/// Why the agent cannot use an answer. The message never quotes the answer, because its text comes from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnusableResponse {
-    /// More than 64 KiB of body.
+    /// The body is larger than 64 KiB.
     TooLarge,
-    /// No HTTP/1.1 answer, one whose framing is broken, or one with more of a header than is read.
+    /// The answer is not HTTP/1.1, has broken framing, or has a larger header than the agent reads.
     NotHttp,
-    /// An instance id that is none.
+    /// The body is not a valid instance id.
     InstanceId,
-    /// More answers of 1xx than a call needs.
+    /// The service sent more 1xx answers than a call needs.
     TooManyInterim,
 }
 
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelError {
-    /// Nobody listens there.
+    /// No program listens at the address.
     ConnectionRefused,
-    /// The host's own rules keep us from going there: `EACCES` from the route (a guard on the metadata
-    /// address), `EPERM` from a packet filter.
+    /// This guest's own rules forbid the connection: `EACCES` from the route (a guard on the metadata address),
+    /// `EPERM` from a packet filter.
     Forbidden(Errno),
-    /// `ENETUNREACH`, `EHOSTUNREACH`, `EADDRNOTAVAIL`: the network is not up, or has no way there.
+    /// `ENETUNREACH`, `EHOSTUNREACH`, `EADDRNOTAVAIL`: the network is not up, or has no route to the address.
     Unreachable(Errno),
-    /// The connection could not be made for another reason.
+    /// The connection failed for another reason.
     Connect(Option<Errno>),
-    /// No whole answer within the time of the call.
+    /// No complete answer arrived within this time limit of the call.
     TimedOut(Duration),
-    /// The connection ended before the whole answer was there.
+    /// The connection ended before the complete answer arrived.
     Disconnected {
         /// How long the call had waited.
         waited: Duration,
     },
-    /// An answer with a status that is no success: to be tried again.
+    /// An answer whose status is not a success. The agent tries again.
     Status {
         /// The status.
         status: u16,
-        /// What the service asked for, bounded by [`super::backoff::MAX_RETRY_AFTER`].
+        /// The pause that the service requested, at most [`super::backoff::MAX_RETRY_AFTER`].
         retry_after: Option<Duration>,
     },
-    /// An answer that cannot be used.
+    /// An answer that the agent cannot use.
     Unusable(UnusableResponse),
 }
 
-/// What two failures have in common when a person would call them the same: the loop says a failure when
-/// this changes, not at every try.
+/// The kind of a failure. Two failures of one kind look the same to a person, so the main loop logs a failure only if
+/// the kind changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelErrorKind {
     /// [`ChannelError::ConnectionRefused`].
@@ -72,7 +72,7 @@ pub enum ChannelErrorKind {
 }
 
 impl ChannelError {
-    /// What a failed connect means.
+    /// Returns the cause of a failed connect.
     pub fn from_connect(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ECONNREFUSED) => Self::ConnectionRefused,
@@ -84,7 +84,7 @@ impl ChannelError {
         }
     }
 
-    /// The kind by which changes are told.
+    /// Returns the kind of this failure. The main loop logs changes of it.
     pub fn kind(&self) -> ChannelErrorKind {
         match self {
             Self::ConnectionRefused => ChannelErrorKind::ConnectionRefused,
@@ -98,7 +98,7 @@ impl ChannelError {
         }
     }
 
-    /// How long the service asked us to stay away.
+    /// Returns the pause that the service requested.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
@@ -106,13 +106,15 @@ impl ChannelError {
         }
     }
 
-    /// Whether the call failed for want of a network here, so that asking again soon troubles no service.
+    /// Returns true if the call failed because this guest has no network. Then an early retry does not load any
+    /// service.
     pub fn is_network_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable(_))
     }
 
-    /// Whether somebody answers at the address who is no metadata service of this cloud: a refusal, or a `4xx` that another
-    /// cloud's service has for a path or a method that it does not know.
+    /// Returns true if another program than this cloud's metadata service probably answers at the address. Signs are a
+    /// refused connection, or a `4xx` without a requested pause. Another cloud's service sends such a `4xx` for an
+    /// unknown path or method.
     pub fn is_from_other_service(&self) -> bool {
         match self {
             Self::ConnectionRefused => true,
@@ -121,14 +123,14 @@ impl ChannelError {
         }
     }
 
-    /// Whether the service answered something final that trying again does not cure: a `4xx` that is none of
-    /// 401, 408 and 429.
+    /// Returns true if the service gave a final answer that a retry does not change: a `4xx` other than 401, 408 and
+    /// 429.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Status { status, .. } if is_final_refusal(*status))
     }
 }
 
-/// Whether a status refuses for good (KP-3.9: 3xx, 401, 408, 429 and 5xx are tried again).
+/// Returns true if a status is a final refusal (KP-3.9: the agent retries after 3xx, 401, 408, 429 and 5xx).
 pub(super) fn is_final_refusal(status: u16) -> bool {
     (400..500).contains(&status) && !matches!(status, 401 | 408 | 429)
 }

@@ -1,6 +1,6 @@
-//! The channel over HTTP/1.1 (KP-3.1 to KP-3.4): the literal address, no proxy, no redirect followed, 64 KiB at
-//! most, every call bounded in time. Each call has a connection of its own: there is one a minute, and a
-//! connection that is never reused cannot be stale.
+//! The channel over HTTP/1.1 (KP-3.1 to KP-3.4). It connects to the literal address, uses no proxy, follows no
+//! redirect, reads at most 64 KiB and limits the time of every call. Each call has its own connection. There is only
+//! about one call a minute, and a connection that is never reused cannot be stale.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -25,26 +25,26 @@ use super::{Channel, Delivery, Polled, StoreResponse};
 use crate::policy::command::Origin;
 use crate::policy::types::{CommandId, InstanceId};
 
-/// The most of a body that is read.
+/// The maximum number of bytes of a body.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// The most of a header that is read; hyper itself takes 100 lines at most.
+/// The maximum number of bytes of a header. hyper itself accepts at most 100 lines.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
-/// The most answers of 1xx in a call.
+/// The maximum number of 1xx answers in a call.
 const MAX_INTERIM_RESPONSES: usize = 8;
 
-/// The time of a call, beyond what a long poll waits.
+/// The time limit of a call, in addition to the wait of a long poll.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The metadata service's channel.
+/// The channel to the metadata service.
 #[derive(Debug, Clone)]
 pub struct HttpChannel {
     base: BaseUrl,
     call_limit: Duration,
 }
 
-/// What came back. A body is kept only where it is the answer.
+/// The service's response. The body is kept only for status 200.
 struct HttpResponse {
     status: StatusCode,
     retry_after: Option<Duration>,
@@ -52,19 +52,20 @@ struct HttpResponse {
 }
 
 impl HttpResponse {
-    /// The failure that this status is.
+    /// Converts a status that is not a success into the error.
     fn into_error(self) -> ChannelError {
         ChannelError::Status { status: self.status.as_u16(), retry_after: self.retry_after }
     }
 }
 
 impl HttpChannel {
-    /// The channel of the service at `base`.
+    /// Creates the channel to the service at `base`.
     pub fn new(base: BaseUrl) -> Self {
         Self { base, call_limit: CALL_TIMEOUT }
     }
 
-    /// One call: one connection, one clock around all of it, so that an answer that drips is bounded too.
+    /// Makes one call on one connection. One time limit covers all of it, so that an answer that arrives byte by byte
+    /// is limited too.
     async fn call(
         &self,
         method: Method,
@@ -131,8 +132,8 @@ impl HttpChannel {
             }
             read_response(response, begun).await
         };
-        // The connection is polled beside the answer, not against it: it may end first (the service closes
-        // behind its last byte) while the answer still waits to be read.
+        // The connection is polled together with the answer and does not compete with it. The service may close the
+        // connection after its last byte, so the connection may end before the answer is read.
         let mut connection = pin!(connection);
         let mut answer = pin!(answer);
         let mut open = true;
@@ -140,12 +141,12 @@ impl HttpChannel {
             if open && connection.as_mut().poll(context).is_ready() {
                 open = false;
             }
-            // They may follow one another without an end, and without an answer.
+            // 1xx answers may follow one another without end and without a final answer.
             if flooded() {
                 return Poll::Ready(too_many());
             }
             match answer.as_mut().poll(context) {
-                // The answer may have taken what the connection waits to refill.
+                // Reading the answer may have freed buffer space that the connection waits for.
                 Poll::Pending if open => {
                     open = connection.as_mut().poll(context).is_pending();
                     Poll::Pending
@@ -157,7 +158,7 @@ impl HttpChannel {
     }
 }
 
-/// Reads an answer; the body only where the answer is one, and 64 KiB of it at most.
+/// Reads a response. It reads the body only for status 200, and at most 64 KiB of it.
 async fn read_response(
     response: Response<hyper::body::Incoming>,
     begun: Instant,
@@ -183,7 +184,8 @@ async fn read_response(
     Ok(HttpResponse { status, retry_after, body })
 }
 
-/// What a failed exchange means. Only the kind of hyper's error is looked at: its text could quote the answer.
+/// Classifies a failed exchange. It uses only the kind of hyper's error, because the error's text could quote the
+/// answer.
 fn classify_error(error: &hyper::Error, waited: Duration) -> ChannelError {
     if error.is_parse() {
         return ChannelError::Unusable(UnusableResponse::NotHttp);
@@ -192,7 +194,7 @@ fn classify_error(error: &hyper::Error, waited: Duration) -> ChannelError {
     while let Some(cause) = source {
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
             return match io.kind() {
-                // Broken chunks, says hyper with these kinds.
+                // hyper uses these kinds for broken chunks.
                 std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
                     ChannelError::Unusable(UnusableResponse::NotHttp)
                 }
@@ -204,7 +206,7 @@ fn classify_error(error: &hyper::Error, waited: Duration) -> ChannelError {
     ChannelError::Disconnected { waited }
 }
 
-/// `i-…`, bare or as a JSON string (KP-3.5).
+/// Parses an instance id `i-…`, bare or as a JSON string (KP-3.5).
 fn parse_instance_id(body: &[u8]) -> Option<InstanceId> {
     let text = std::str::from_utf8(body).ok()?.trim();
     if text.starts_with('"') {

@@ -1,4 +1,4 @@
-//! The HTTP channel against a service that misbehaves in every way we could think of.
+//! Tests of the HTTP channel against a service that misbehaves in many ways.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -11,7 +11,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the fake service does, step by step, once it has read the request.
+/// The steps of the fake service after it has read the request.
 #[derive(Clone)]
 enum Step {
     WriteBytes(Vec<u8>),
@@ -245,10 +245,10 @@ async fn body_over_64_kib_is_refused() {
     );
     let too_large = Err(ChannelError::Unusable(UnusableResponse::TooLarge));
     assert_eq!(FakeService::new(vec![ok_response(&format!("{limit}x"))]).await.poll_once().await, too_large);
-    // Announced, so not even the beginning is waited for.
+    // The size is announced, so the channel does not even wait for the first byte.
     let announced = write_text("HTTP/1.1 200 OK\r\ncontent-length: 10485760\r\n\r\n");
     assert_eq!(FakeService::new(vec![announced, Hang]).await.poll_once().await, too_large);
-    // Not announced: by chunks, and by the end of the connection.
+    // The size is not announced: the body is chunked, or ends with the connection.
     let chunk = format!("1000\r\n{}\r\n", "x".repeat(4096)).repeat(2560);
     let chunked =
         write_text(&format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"));
@@ -266,12 +266,12 @@ async fn body_is_read_in_every_framing() {
     );
     let until_the_end = FakeService::new(vec![write_text("HTTP/1.0 200 OK\r\n\r\n{}")]).await;
     assert_eq!(command_bytes(until_the_end.poll_once().await), b"{}");
-    // In pieces, and the connection closed right behind the last byte.
+    // The answer arrives in pieces, and the service closes the connection directly after the last byte.
     let bytes = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
     let pieces =
         bytes.bytes().flat_map(|byte| [WriteBytes(vec![byte]), Sleep(Duration::from_millis(1))]).collect();
     assert_eq!(command_bytes(FakeService::new(pieces).await.poll_once().await), b"{}");
-    // An answer before the request was asked for its body.
+    // An informational answer arrives before the final answer.
     let informed =
         write_text("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n");
     assert_eq!(FakeService::new(vec![informed]).await.poll_once().await, Ok(Polled::NoCommand));
@@ -285,7 +285,7 @@ async fn interim_responses_over_eight_are_refused() {
     let eight = FakeService::new(vec![write_text(&format!("{}{end}", hint.repeat(8)))]).await;
     assert_eq!(eight.poll_once().await, Ok(Polled::NoCommand));
     let too_many = Err(ChannelError::Unusable(UnusableResponse::TooManyInterim));
-    // In one piece; one by one and no answer; without an end.
+    // The 1xx answers arrive in one piece, one by one without a final answer, or without end.
     let one_by_one =
         (0..9).flat_map(|_| [write_text(hint), Sleep(Duration::from_millis(5))]).chain([Hang]).collect();
     for steps in [

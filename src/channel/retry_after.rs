@@ -1,4 +1,4 @@
-//! `Retry-After`: seconds or a date (KP-3.14).
+//! Parses `Retry-After`: seconds or a date (KP-3.14).
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use time::format_description::well_known::Rfc2822;
 
 use super::backoff::MAX_RETRY_AFTER;
 
-/// The pause a service asks for, 10 min at most; `None` where it asks for none, or not understandably.
-/// A date is held against the answer's own `Date`, since a guest's clock may be years off at boot; against
-/// the guest's clock only where there is none.
+/// Returns the pause that a service requests, at most 10 min. Returns `None` if the header is missing or cannot be
+/// parsed. A date is compared with the answer's own `Date`, because a guest's clock may be years wrong at boot. Only
+/// without a `Date` is it compared with the guest's clock.
 pub(super) fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let pause = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number holds are still a number, and a large one.
+        // A number with too many digits for the type is still a number, and a large one.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         let until = OffsetDateTime::parse(text, &Rfc2822).ok()?;
         let now = parse_date_header(headers, DATE).unwrap_or_else(OffsetDateTime::now_utc);
-        // A date that has passed asks for no pause.
+        // A date in the past requests no pause.
         Duration::try_from(until - now).unwrap_or(Duration::ZERO)
     };
     Some(pause.min(MAX_RETRY_AFTER))

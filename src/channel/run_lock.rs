@@ -1,5 +1,5 @@
-//! One `run` a guest (KP-8.12): a lock on `{run_dir}/run.lock`, which holds the pid of who has it. The
-//! kernel lets go of it when the process ends, however it ends.
+//! Allows only one `run` per guest (KP-8.12), by a lock on `{run_dir}/run.lock`. The file contains the pid of the
+//! process that holds the lock. The kernel releases the lock when that process ends for any reason.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -20,13 +20,13 @@ use crate::policy::holders::{find_flock_holders, has_ids};
 const RUN_LOCK_FILE: &str = "run.lock";
 const NEW_RUN_LOCK_FILE: &str = "run.lock.new";
 
-/// How often a lock is tried that somebody has.
+/// How often the agent tries to take a lock that another process holds.
 const MAX_RUN_LOCK_TRIES: usize = 5;
 
-/// What the directories of questions in the run directory are called.
+/// The beginnings of the names of the agent's temporary directories in the run directory.
 const SCRATCH_DIR_PREFIXES: [&str; 3] = ["proof-", "trial-", "host-key-"];
 
-/// Held as long as this value lives.
+/// The lock. It is held as long as this value lives.
 #[derive(Debug)]
 pub struct RunLock {
     file: File,
@@ -38,16 +38,16 @@ impl Drop for RunLock {
     }
 }
 
-/// A child that is about to start may have the descriptor too, so it is not left to its closing alone; where this
-/// fails, it is. (The lock of `nix` panics then.)
+/// Releases the lock explicitly, because a child process that is starting may hold a copy of the descriptor. If this
+/// fails, the lock ends when all copies are closed. (The lock type of `nix` panics in that case.)
 fn release_lock(file: &File) {
     let _ = flock(file, FlockOperation::NonBlockingUnlock);
 }
 
-/// Why this `run` is not the one.
+/// Why this `run` cannot take the lock.
 #[derive(Debug)]
 pub enum RunLockError {
-    /// Another one runs; its pid, where it could be read.
+    /// Another `run` is alive. The value is its pid, if it could be read.
     Held(Option<u32>),
     /// The file cannot be used.
     Io(String, io::Error),
@@ -66,10 +66,10 @@ impl fmt::Display for RunLockError {
 impl std::error::Error for RunLockError {}
 
 impl RunLock {
-    /// Takes the lock, or says who has it. A missing `run_dir` is created, and one that is open to others closed.
+    /// Takes the lock. It creates a missing `run_dir`, and removes other users' access to an existing one.
     ///
     /// # Errors
-    /// [`RunLockError`] where another `run` is alive, or the file cannot be used.
+    /// [`RunLockError`] if another `run` is alive, or if the file cannot be used.
     pub fn acquire(run_dir: &Path) -> Result<Self, RunLockError> {
         let path = run_dir.join(RUN_LOCK_FILE);
         let failed = |path: &Path, error| RunLockError::Io(sanitize_path(path), error);
@@ -79,7 +79,7 @@ impl RunLock {
             if let Some(lock) = Self::try_flock(file).map_err(|error| failed(&path, error))? {
                 return Ok(lock);
             }
-            // `status` looks by taking it for a moment (`holder`): such a moment is not another `run`.
+            // `status` tests the lock by taking it for a moment ([`find_lock_holder`]). This is not another `run`.
             std::thread::sleep(Duration::from_millis(20));
         }
         let mut file = open_lock_file(&path).map_err(|error| failed(&path, error))?;
@@ -92,7 +92,7 @@ impl RunLock {
         }
     }
 
-    /// The lock on this file, if nobody has it.
+    /// Returns the lock on this file, unless another process holds it.
     fn try_flock(file: File) -> io::Result<Option<Self>> {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -109,8 +109,8 @@ impl RunLock {
         Ok(Some(lock))
     }
 
-    /// Somebody else holds the lock of a file that was open to all: another one takes its place. Two who do so at once
-    /// shut each other out by the new file, which the first one renames.
+    /// Replaces a lock file that was open to all users and that another user's process has locked. Two agents that do
+    /// this at once exclude each other through the new file, which the first one renames.
     fn replace_held_file(held: &File, run_dir: &Path) -> io::Result<Option<Self>> {
         let (path, new) = (run_dir.join(RUN_LOCK_FILE), run_dir.join(NEW_RUN_LOCK_FILE));
         let is_own = |file: &Metadata| file.uid() == geteuid().as_raw() && file.mode() & 0o077 == 0;
@@ -133,8 +133,9 @@ fn open_lock_file(path: &Path) -> io::Result<File> {
     options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)
 }
 
-/// The run directory: ours and 0700, also where it was made otherwise. One in which others have directories of theirs
-/// (`/run`) is left as it is: nothing of ours in it depends on its mode.
+/// Creates the run directory. Sets its owner to the agent's user and its mode to 0700, even if it already exists with
+/// others. A directory that contains other programs' directories (`/run`) stays as it is, because no file of the agent
+/// in it depends on its mode.
 fn secure_run_dir(run_dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(run_dir)?;
     let directory = OpenOptions::new()
@@ -170,24 +171,24 @@ fn has_foreign_directories(run_dir: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether a process of ours holds a lock on it. Where that cannot be told it does.
+/// Returns true if a process of the agent's user holds a lock on the file. Also returns true if this is unknown.
 fn is_held_by_own_process(file: &File) -> bool {
     let (Ok(found), Ok(locks)) = (file.metadata(), fs::read_to_string("/proc/locks")) else { return true };
     let (major, minor) = (nix::libc::major(found.dev()), nix::libc::minor(found.dev()));
     find_flock_holders(&locks, major, minor, found.ino()).into_iter().any(is_own_process)
 }
 
-/// Whether it is a process of ours: of root's, but in tests.
+/// Returns true if the process has the agent's user and group: root, except in tests.
 fn is_own_process(pid: i32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/status")) {
         Ok(status) => has_ids(&status, geteuid().as_raw(), getegid().as_raw()).unwrap_or(true),
-        // Where /proc hides others' processes, a signal still reaches those of the same user alone.
+        // If /proc hides other users' processes, a signal still reaches only processes of the same user.
         Err(_) => kill(Pid::from_raw(pid), None).is_ok(),
     }
 }
 
-/// The pid of the `run` that is alive, for `status`; `Some(None)` where it could not be read. Creates and
-/// changes nothing.
+/// Returns the pid of the `run` that is alive, for `status`. Returns `Some(None)` if the pid could not be read. This
+/// function creates and changes no file.
 pub fn find_lock_holder(run_dir: &Path) -> Option<Option<u32>> {
     let mut file = OpenOptions::new()
         .read(true)

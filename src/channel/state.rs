@@ -1,4 +1,4 @@
-//! The channel's state for `status`: `{run_dir}/channel.json`, written by `run` alone, not durable
+//! The channel's state for `status`: `{run_dir}/channel.json`. Only `run` writes it. The file is not durable
 //! (KP-8.5).
 
 use std::fs::{self, OpenOptions, Permissions};
@@ -15,11 +15,11 @@ use crate::policy::types::CommandId;
 const STATUS_FILE: &str = "channel.json";
 const NEW_STATUS_FILE: &str = ".channel.json.new";
 
-/// How the channel fares.
+/// The condition of the channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelPhase {
-    /// Nothing was asked yet.
+    /// The agent has made no call yet.
     Starting,
     /// The last call succeeded.
     Polling,
@@ -27,80 +27,82 @@ pub enum ChannelPhase {
     Failing,
 }
 
-/// What `status` reads. Whether that `run` is still alive stands elsewhere: [`super::run_lock::find_lock_holder`].
+/// The state that `status` reads. It does not say whether that `run` is still alive:
+/// [`super::run_lock::find_lock_holder`] does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChannelStatus {
-    /// The process of `run`.
+    /// The process id of `run`.
     pub pid: u32,
-    /// When it started; RFC 3339, UTC, as all times here.
+    /// When `run` started. All times here are RFC 3339, in UTC.
     pub started_at: String,
-    /// How the channel fares.
+    /// The condition of the channel.
     pub state: ChannelPhase,
     /// When the last poll ended.
     pub last_poll_at: Option<String>,
-    /// How it ended; `null` before the first.
+    /// Whether the last poll succeeded. `null` before the first poll.
     pub last_poll_succeeded: Option<bool>,
-    /// Why the channel fails, in the failure's own words.
+    /// Why the channel fails, as the error's message.
     pub failure: Option<String>,
-    /// Since when it does.
+    /// When the failure began.
     pub failing_since: Option<String>,
-    /// What is being carried out. Absent before 3.2.
+    /// The work in progress. Absent before 3.2.
     #[serde(default)]
     pub in_flight: Option<InFlight>,
 }
 
-/// What is being carried out, as long as it is.
+/// The work in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InFlight {
-    /// The command; `null` where an earlier one is taken back at start.
+    /// The command. `null` if the agent undoes an earlier command at start.
     pub command_id: Option<CommandId>,
-    /// Since when.
+    /// When the work began.
     pub since: String,
-    /// The same in seconds since the boot, by a clock that nobody sets.
+    /// When the work began, in seconds since the boot. Nothing can set that clock.
     pub since_boot: u64,
-    /// The step that began last; looked at every few seconds.
+    /// The step that began last. It is updated every few seconds.
     pub step: String,
 }
 
 impl InFlight {
-    /// How long it has been in flight. The clock of the boot decides: the other one may have been set since.
+    /// Returns how long the work has been in progress. It uses the boot clock, because the wall clock may have been
+    /// set since.
     pub fn age(&self) -> Duration {
         Duration::from_secs(boottime_seconds().saturating_sub(self.since_boot))
     }
 }
 
-/// Seconds since the boot, suspended time among them: clock_gettime(2), `CLOCK_BOOTTIME`.
+/// Returns the seconds since the boot, including suspended time: clock_gettime(2), `CLOCK_BOOTTIME`.
 pub fn boottime_seconds() -> u64 {
     u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec).unwrap_or_default()
 }
 
 impl ChannelStatus {
-    /// Where it is, for messages.
+    /// Returns the path of the file, for messages.
     pub fn display_path(run_dir: &Path) -> String {
         sanitize_path(&run_dir.join(STATUS_FILE))
     }
 
-    /// Reads what the last `run` wrote.
+    /// Reads the state that the last `run` wrote.
     ///
     /// # Errors
-    /// Where there is no such file, or another one than this; `NotFound` where none ran since the boot.
+    /// If the file does not exist or has another format. The error is `NotFound` if no `run` started since the boot.
     pub fn read(run_dir: &Path) -> io::Result<Self> {
         serde_json::from_slice(&fs::read(run_dir.join(STATUS_FILE))?).map_err(io::Error::from)
     }
 
-    /// Replaces the file, so that `status` sees the old or the new one whole.
+    /// Replaces the file, so that `status` reads either the complete old state or the complete new one.
     ///
     /// # Errors
-    /// Where the directory cannot be written.
+    /// If the directory cannot be written.
     pub fn write(&self, run_dir: &Path) -> io::Result<()> {
         let new = run_dir.join(NEW_STATUS_FILE);
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // `create_new` follows no link that someone put there in between.
+        // `create_new` does not follow a link that another process created in between.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.set_permissions(Permissions::from_mode(0o644))?;

@@ -1,5 +1,5 @@
-//! A TCP stream as hyper wants it. Reads go through a buffer of our own, since handing hyper's over needs
-//! `unsafe`; at a command a minute the copy costs nothing.
+//! A TCP stream in the form that hyper needs. Reads go through a separate buffer, because passing hyper's buffer needs
+//! `unsafe`. With one command a minute the copy costs nothing.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ pub(super) struct HyperTcpStream {
 }
 
 impl HyperTcpStream {
-    /// The stream of a connection.
+    /// Wraps the stream of a connection.
     pub(super) fn new(inner: TcpStream) -> Self {
         Self { inner }
     }

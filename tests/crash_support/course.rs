@@ -1,4 +1,4 @@
-//! One point: the command is disturbed there, and what follows is held against the specification.
+//! One injection point: the command is disturbed there, and the rest is compared with the specification.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,22 +13,22 @@ use crate::support::metadata::ServiceRequest;
 use crate::support::tracer::{self, Injection, TraceOutcome, TracedCall, Tracee};
 use crate::support::{MetadataService, detach_command, wait_for, with_field};
 
-/// What became of a point.
+/// The outcome of one injection point.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PointOutcome {
-    /// The process did not come to this call this time.
+    /// The process did not reach this call.
     NotReached,
-    /// It was killed, and the guest is then found so.
+    /// The process was killed, and the guest is in this state.
     Killed(CommandState),
-    /// It lived through the fault: the command was done.
+    /// The process survived the fault and completed the command.
     Survived,
-    /// It failed, with this reason.
+    /// The command failed, with this reason.
     Refused(String),
-    /// It said that it could not begin, and did not.
+    /// The process reported that it could not start.
     NotStarted,
 }
 
-/// The calls of the command that nobody disturbs.
+/// The system calls of the undisturbed command.
 pub fn trace_undisturbed(scene: &CrashFixture, way: AgentMode) -> Vec<TracedCall> {
     let metadata = scene.reset();
     let (ended, done) = run_disturbed(scene, &metadata, way, None);
@@ -42,7 +42,7 @@ fn process_id(ended: &TraceOutcome) -> nix::unistd::Pid {
     ended.status.pid().unwrap()
 }
 
-/// The command in a traced process; and whether it came to its end.
+/// Runs the command in a traced process. Also returns whether the command was completed.
 fn run_disturbed(
     scene: &CrashFixture,
     metadata: &MetadataService,
@@ -70,7 +70,7 @@ fn run_disturbed(
     }
 }
 
-/// Whether the result is stored and the daemon goes on: it polled since, and since so many requests.
+/// Whether the result is stored and the daemon goes on, that is, it has polled after that and after `since` requests.
 fn has_delivered_result(metadata: &MetadataService, since: usize) -> bool {
     let asked = metadata.requests();
     let last = asked.iter().rposition(|asked| matches!(asked, ServiceRequest::Result(_)));
@@ -78,7 +78,7 @@ fn has_delivered_result(metadata: &MetadataService, since: usize) -> bool {
     metadata.result(COMMAND_ID).is_some() && polled > last && polled >= Some(since)
 }
 
-/// The next start: a daemon, or a command at the console that finds nothing to do.
+/// The next start: a daemon, or a console command that finds nothing to do.
 fn restart_agent(scene: &CrashFixture, metadata: &MetadataService, by_daemon: bool) {
     if by_daemon {
         let asked = metadata.requests().len();
@@ -97,7 +97,7 @@ fn restart_agent(scene: &CrashFixture, metadata: &MetadataService, by_daemon: bo
     }
 }
 
-/// A daemon that finishes the command, if that is yet to be done; exactly one result is stored.
+/// Runs a daemon that completes the command if necessary. Exactly one result must be stored.
 fn finish_command(scene: &CrashFixture, metadata: &MetadataService) -> Value {
     let asked = metadata.requests().len();
     let daemon = Daemon::start(&scene.guest);
@@ -106,7 +106,7 @@ fn finish_command(scene: &CrashFixture, metadata: &MetadataService) -> Value {
     read_single_result(metadata)
 }
 
-/// In turns, and not in those of what is asked of the guest.
+/// Alternates by number, independently of the checks that depend on the number too.
 fn uses_daemon(number: usize) -> bool {
     number.is_multiple_of(3) || number % 6 == 1
 }
@@ -124,7 +124,7 @@ fn assert_succeeded(result: &Value, changed: bool) {
     assert_eq!((&result["status"], &result["changed"]), (&json!("succeeded"), &json!(changed)), "{result}");
 }
 
-/// Killed there, then restarted.
+/// Kills the agent at this point, restarts it, and checks the guest.
 pub fn check_killed(scene: &CrashFixture, point: &InjectionPoint, number: usize) -> PointOutcome {
     let metadata = scene.reset();
     let (ended, _) = run_disturbed(scene, &metadata, point.way, Some((point.call.clone(), point.deed)));
@@ -138,8 +138,8 @@ pub fn check_killed(scene: &CrashFixture, point: &InjectionPoint, number: usize)
         AgentMode::Apply => {
             restart_agent(scene, &metadata, by_daemon);
             let now = scene.assert_settled(&edited, number);
-            // It is done, and not once more under its id, with nothing left to do under another; or it can be done
-            // now, which is tried half the time: `run` does so every time.
+            // If the command is done, it is not performed again under its id, and another id changes nothing.
+            // Otherwise it can be performed now. Half of the points test that here; `run` tests it every time.
             if now == CommandState::After || number % 8 >= 4 {
                 assert_succeeded(&scene.guest.apply(&scene.command()), scene.changes_files());
                 assert_eq!(scene.take_snapshot(&edited).mask_timestamps(), scene.after);
@@ -165,7 +165,7 @@ pub fn check_killed(scene: &CrashFixture, point: &InjectionPoint, number: usize)
     }
 }
 
-/// The call failed.
+/// Lets the call fail, and checks the guest.
 pub fn check_failed(scene: &CrashFixture, point: &InjectionPoint, number: usize) -> PointOutcome {
     let metadata = scene.reset();
     let (ended, done) = run_disturbed(scene, &metadata, point.way, Some((point.call.clone(), point.deed)));
@@ -219,14 +219,14 @@ pub fn check_failed(scene: &CrashFixture, point: &InjectionPoint, number: usize)
     if scene.changes_files() {
         assert_eq!(now == CommandState::After, became == PointOutcome::Survived, "{result:?}");
     }
-    // The disk is well again.
+    // The disk works again.
     let again = with_field(scene.command(), "commandId", json!("c-2"));
     assert_succeeded(&scene.guest.apply(&again), scene.changes_files() && now == CommandState::Before);
     assert_eq!(scene.take_snapshot(&edited).mask_timestamps(), scene.after);
     became
 }
 
-/// A failure that says what failed.
+/// Asserts that the failure names the failed object.
 fn assert_reports_failure(scene: &CrashFixture, point: &InjectionPoint, result: &Value) {
     let Injection::Fail(errno) = point.deed else { panic!("{:?}", point.deed) };
     assert_eq!((&result["status"], &result["changed"]), (&json!("failed"), &json!(false)), "{result}");

@@ -1,5 +1,5 @@
-//! What the suites of kills and of faults share: the commands, a guest that is put back between two points, the
-//! points, and what must be so after each of them.
+//! Shared parts of the kill suite and the fault suite: the commands, a guest that is restored between two points, the
+//! injection points, and the checks after each of them.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -8,5 +8,5 @@ pub mod points;
 pub mod scene;
 pub mod subject;
 
-/// What the suites need of the machine.
+/// The tools that the suites need.
 pub const TOOLS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];

@@ -1,4 +1,4 @@
-//! The points of a suite: which there are, which of them are tried, and what came of them.
+//! The injection points of a suite: their list, the selection, and their outcomes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -14,7 +14,7 @@ use super::scene::CrashFixture;
 use super::subject::{CrashScenario, SCENARIOS};
 use crate::support::tracer::{Injection, TracedCall};
 
-/// Who carries the command out.
+/// The process that performs the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AgentMode {
     Apply,
@@ -27,14 +27,14 @@ impl fmt::Display for AgentMode {
     }
 }
 
-/// A point: distinct in command, way, call, path, number and deed.
+/// One injection point. Its command, way, call, path, number and deed identify it.
 #[derive(Clone)]
 pub struct InjectionPoint {
     pub subject: &'static CrashScenario,
     pub way: AgentMode,
     pub call: TracedCall,
     pub deed: Injection,
-    /// Its place in the course of the command.
+    /// Its position in the course of the command.
     pub order: usize,
 }
 
@@ -54,7 +54,7 @@ impl fmt::Display for InjectionPoint {
 }
 
 impl InjectionPoint {
-    /// What is done to it.
+    /// The kind of its fault and call.
     pub fn kind(&self) -> String {
         match self.deed {
             Injection::KillBefore => "killed before".to_owned(),
@@ -63,7 +63,7 @@ impl InjectionPoint {
         }
     }
 
-    /// The files that a command writes, and the state.
+    /// Whether the call concerns the files that a command writes, or the state.
     pub fn is_on_agent_files(&self) -> bool {
         let path = self.call.path.as_str();
         ["guest/state", "guest/keys", "guest/sshd_config"].iter().any(|ours| path.starts_with(ours))
@@ -71,23 +71,23 @@ impl InjectionPoint {
     }
 }
 
-/// A suite: what it does at a call, and what is tried of that in `make test`.
+/// A suite: its faults at each call, and the sample for `make test`.
 pub struct InjectionSuite {
     pub name: &'static str,
-    /// Whether a command is tried by this way.
+    /// Whether the suite tests a command in this way.
     pub includes: fn(&CrashScenario, AgentMode) -> bool,
     pub deeds: fn(&CrashScenario, AgentMode, &TracedCall) -> Vec<Injection>,
     pub attempt: fn(&CrashFixture, &InjectionPoint, usize) -> PointOutcome,
-    /// In `make test`, so many points of each command, way and kind.
+    /// The number of points per command, way and kind in `make test`.
     pub sample: usize,
 }
 
-/// Most of a point's time is spent waiting.
+/// The workers mostly wait, so there are more of them than cores.
 const WORKER_COUNT: usize = 4;
 
 impl InjectionSuite {
-    /// Tries the points, all of them where KEYPAIR_CRASH_POINTS is `all`, and those alone whose words hold
-    /// KEYPAIR_CRASH_ONLY; the points and what became of them. Where the first is `list` they are printed.
+    /// Runs the points and returns them with their outcomes. `KEYPAIR_CRASH_POINTS=all` selects all of them, `list`
+    /// only prints them. KEYPAIR_CRASH_ONLY selects those whose description contains its value.
     pub fn run(&self) -> Vec<(InjectionPoint, PointOutcome)> {
         let begun = Instant::now();
         let wanted = std::env::var("KEYPAIR_CRASH_POINTS").unwrap_or_default();
@@ -135,7 +135,7 @@ impl InjectionSuite {
         tried
     }
 
-    /// All points: each command's calls, by both ways.
+    /// All points: the calls of each command, in both ways.
     fn list_points(&self, only: &str) -> Vec<InjectionPoint> {
         let courses: Vec<(usize, AgentMode)> = (0..SCENARIOS.len())
             .flat_map(|number| [(number, AgentMode::Apply), (number, AgentMode::Run)])
@@ -175,7 +175,7 @@ impl InjectionSuite {
         points
     }
 
-    /// Some of each command, way and kind, the same ones every time.
+    /// A sample for each command, way and kind. It is the same on every run.
     fn sample_points(&self, all: &[InjectionPoint]) -> Vec<InjectionPoint> {
         let mut groups: BTreeMap<(usize, AgentMode, String), Vec<&InjectionPoint>> = BTreeMap::new();
         for point in all {
@@ -184,7 +184,7 @@ impl InjectionSuite {
         }
         let mut sample = Vec::new();
         for (number, group) in groups.into_values().enumerate() {
-            // Not the same place of each: another third of the way with every group.
+            // Each group starts at a different position, so that the sample does not cover the same calls of each.
             let step = (group.len() / self.sample).max(1);
             let first = (number * 7) % step;
             sample.extend(group.into_iter().skip(first).step_by(step).take(self.sample).cloned());
@@ -228,7 +228,7 @@ impl InjectionSuite {
     }
 }
 
-/// Each by some worker, who keeps his scene from one to the next.
+/// Distributes the points to workers. Each worker keeps its guest from one point to the next.
 fn run_on_workers(
     points: &[InjectionPoint],
     attempt: impl Fn(&mut Option<CrashFixture>, usize, &InjectionPoint) + Sync,
@@ -248,7 +248,7 @@ fn run_on_workers(
     });
 }
 
-/// The errors that a call can meet on a disk that fails or is full, and in a process short of descriptors.
+/// The errors that a call can return on a failing or full disk, and in a process without free descriptors.
 pub fn possible_errors(call: &TracedCall) -> &'static [Errno] {
     match call.name {
         "openat for writing" => {

@@ -1,4 +1,4 @@
-//! A guest on which one point after another is tried: it is put back in between, and its sshd told.
+//! A guest for many injection points. It is restored between two points, and its sshd is reloaded.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -16,9 +16,9 @@ use crate::support::{GuestOptions, MetadataService, TestGuest, attach_command, w
 
 /// The command's id.
 pub const COMMAND_ID: &str = "c-1";
-/// What the user adds to a file.
+/// A line that the user adds to a file.
 const USER_LINE: &str = "# his line\n";
-/// What a daemon leaves in `run_dir` by rights.
+/// Files in `run_dir` that a daemon may leave.
 const DAEMON_RUN_FILES: [&str; 3] = ["run.lock", "channel.json", CHANNEL_STATUS_TEMP_FILE];
 const CHANNEL_STATUS_TEMP_FILE: &str = ".channel.json.new";
 
@@ -26,18 +26,18 @@ pub struct CrashFixture {
     pub guest: TestGuest,
     pub subject: &'static CrashScenario,
     pub keys: FixtureKeys,
-    /// The parent of a key file that is below the home.
+    /// The parent directory of a key file that is below the home.
     home: Option<HomeDirectory>,
-    /// What the command finds, and the state directory then.
+    /// The guest before the command, and its state directory at that time.
     start: GuestSnapshot,
     state: Vec<FileEntry>,
-    /// The guest without the command.
+    /// The guest without the command's changes.
     pub before: GuestSnapshot,
-    /// With it; masked.
+    /// The guest with the command's changes; times and ids are masked.
     pub after: GuestSnapshot,
 }
 
-/// A folder below the home of root, where this sshd looks for his keys.
+/// A folder below root's home in which this sshd looks for root's keys.
 struct HomeDirectory(PathBuf);
 
 impl Drop for HomeDirectory {
@@ -46,7 +46,7 @@ impl Drop for HomeDirectory {
     }
 }
 
-/// A file or directory, its times left out.
+/// A file or directory, without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileEntry {
     path: PathBuf,
@@ -56,18 +56,18 @@ pub struct FileEntry {
     owner: (u32, u32),
 }
 
-/// All that a command may change.
+/// Everything that a command may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestSnapshot {
     files: Vec<FileEntry>,
     binding: Value,
     password_auth: Value,
-    /// By `sshd -T`.
+    /// From `sshd -T`.
     allows_password: bool,
 }
 
 impl GuestSnapshot {
-    /// Without what our files say of when and for which command they were written.
+    /// Masks the time and the command id in the agent's files.
     pub fn mask_timestamps(mut self) -> Self {
         for content in self.files.iter_mut().filter_map(|entry| entry.content.as_mut()) {
             *content = mask_times(content);
@@ -76,7 +76,7 @@ impl GuestSnapshot {
     }
 }
 
-/// Which of the two it is.
+/// Whether the guest is as before or as after the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CommandState {
     Before,
@@ -143,12 +143,12 @@ impl CrashFixture {
         self.before.clone().mask_timestamps() != self.after
     }
 
-    /// The command under its id, as at the console.
+    /// The command with its id, as at the console.
     pub fn command(&self) -> Value {
         with_field((self.subject.command)(&self.keys), "commandId", json!(COMMAND_ID))
     }
 
-    /// As it was before the command; a service of its own.
+    /// Restores the guest to its state before the command. Returns a new metadata service.
     pub fn reset(&self) -> MetadataService {
         for directory in ["state", "run"] {
             let _ = fs::remove_dir_all(self.guest.path(directory));
@@ -171,13 +171,13 @@ impl CrashFixture {
         metadata
     }
 
-    /// Whether sshd is still the process that it was; a new one is not ours to tell.
+    /// Whether sshd is still the same process. The fixture cannot reload a new one.
     pub fn is_reusable(&self) -> bool {
         let pid = fs::read_to_string(self.guest.path("sshd.pid")).unwrap_or_default();
         pid.trim() == self.guest.sshd.pid().to_string()
     }
 
-    /// sshd reads its files, and has read them.
+    /// Reloads sshd, and waits until it has read its files.
     fn reload_sshd(&self) {
         let written = || {
             let metadata = fs::metadata(self.guest.path("sshd.pid")).ok()?;
@@ -185,7 +185,7 @@ impl CrashFixture {
             text.ends_with('\n').then_some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
         };
         let pid = self.guest.sshd.pid();
-        // One that is still on its way through the last signal ignores this one, signal(7).
+        // An sshd that still handles the last signal ignores a new one, signal(7).
         let hears = || {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
@@ -197,7 +197,7 @@ impl CrashFixture {
         wait_briefly_for("sshd to read its files", || written().filter(|now| *now != old && hears()));
     }
 
-    /// What a command may touch, whatever stands there.
+    /// Every file that a command may change, with its content.
     fn list_files(&self) -> Vec<FileEntry> {
         let mut files = Vec::new();
         for directory in ["keys", "sshd_config.d"] {
@@ -222,7 +222,7 @@ impl CrashFixture {
         serde_json::from_slice(&text).unwrap()
     }
 
-    /// As it is now, without what the user added to these files.
+    /// The present state without the user's additions to these files.
     pub fn take_snapshot(&self, edited: &[PathBuf]) -> GuestSnapshot {
         let mut files = self.list_files();
         for entry in &mut files {
@@ -241,7 +241,7 @@ impl CrashFixture {
         }
     }
 
-    /// The user goes on with his day; the files he edited.
+    /// Adds lines of the user to files, and returns those files.
     pub fn apply_user_edits(&self) -> Vec<PathBuf> {
         let mut edited = Vec::new();
         for path in [self.guest.key_file(), self.guest.path("sshd_config")] {
@@ -253,7 +253,7 @@ impl CrashFixture {
         edited
     }
 
-    /// What the live files say, by sshd itself, which must accept them.
+    /// Whether sshd, with the files on the disk, allows password login. sshd must accept the files.
     fn config_allows_password(&self) -> bool {
         let output =
             Command::new("/usr/sbin/sshd").arg("-T").arg("-f").arg(self.guest.path("sshd_config")).output();
@@ -263,8 +263,9 @@ impl CrashFixture {
         text.lines().any(|line| line == "passwordauthentication yes")
     }
 
-    /// Nothing is half done: every file is old or new, sshd does what they say, nothing is left over. What takes long
-    /// is asked at some numbers: `status`, which finds nothing wrong, at every second, and who gets in at every sixteenth.
+    /// Asserts that nothing is half done: every file is old or new, sshd behaves as they say, and nothing is left
+    /// over. Slow checks run only at some numbers: `status` without problems at every second one, real logins at
+    /// every sixteenth.
     pub fn assert_settled(&self, edited: &[PathBuf], number: usize) -> CommandState {
         assert_eq!(self.read_state()["undelivered"], json!(null), "an undelivered result");
         assert!(
@@ -290,7 +291,7 @@ impl CrashFixture {
         now
     }
 
-    /// The same where it is for a daemon to deliver the result, and to write the channel's state anew.
+    /// The same check if a daemon must still deliver the result and rewrite the channel's state.
     pub fn assert_settled_except_delivery(&self, edited: &[PathBuf]) -> CommandState {
         assert_eq!(self.read_state()["intent"], json!(null), "an open intent");
         for (directory, allowed) in [("state", &["state.json"][..]), ("run", &DAEMON_RUN_FILES[..])] {
@@ -318,7 +319,7 @@ impl CrashFixture {
     }
 }
 
-/// Waits for what comes within milliseconds.
+/// Waits for a condition that becomes true within milliseconds.
 fn wait_briefly_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -332,7 +333,7 @@ fn wait_briefly_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A directory and what is below it.
+/// A directory and everything below it.
 fn list_entries(path: &Path) -> Vec<FileEntry> {
     let mut found: Vec<FileEntry> = read_entry(path).into_iter().collect();
     let mut names: Vec<PathBuf> = match fs::read_dir(path) {

@@ -1,4 +1,4 @@
-//! The commands that are killed and disturbed, and the guests on which they are.
+//! The tested commands and their guests.
 
 use std::fs;
 use std::path::Path;
@@ -13,25 +13,25 @@ use crate::support::{
 /// A command on a guest.
 pub struct CrashScenario {
     pub name: &'static str,
-    /// Where the user's key file stands, and whether sshd has a drop-in directory.
+    /// The place of the user's key file, and whether sshd has a drop-in directory.
     pub guest: GuestLayout,
-    /// At the console, before.
+    /// Console commands that run before.
     pub prepare: fn(&FixtureKeys) -> Vec<Value>,
     pub command: fn(&FixtureKeys) -> Value,
-    /// Whether it is one of the four that are tried at full width; the others add what differs in them.
+    /// Whether it is one of the four commands that are tested in full. The others add only their differences.
     pub is_main: bool,
-    /// Whether an attach was cut off before, right after sshd was told: what is tried is how it is taken back.
+    /// Whether an attach was interrupted before, right after the reload of sshd. Then its undo is tested.
     pub interrupted: bool,
 }
 
-/// How a guest's files are laid out.
+/// The layout of a guest's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestLayout {
-    /// A key file with lines of the user's, a drop-in directory.
+    /// A key file with lines of the user, and a drop-in directory.
     Standard,
     /// No drop-in directory: the setting goes into the main file.
     WithoutDropIns,
-    /// Neither key file nor its directory, below the user's home.
+    /// Neither the key file nor its directory exists, below the user's home.
     WithoutKeyDirectory,
 }
 
@@ -102,17 +102,17 @@ pub static SCENARIOS: [CrashScenario; 8] = [
     },
 ];
 
-/// Who uses a guest. Made once a process: ssh-keygen(1) takes longer than it takes to write them down.
+/// The keys of a guest. They are created once per process, because ssh-keygen(1) is slower than a write of the files.
 pub struct FixtureKeys {
-    /// Bound, or to be bound.
+    /// The key that is bound or that the test binds.
     pub key: TestKey,
     pub other: TestKey,
-    /// The user's own, in the file from the start.
+    /// The user's own key, in the file from the start.
     pub own: TestKey,
 }
 
 impl FixtureKeys {
-    /// Their files in this folder.
+    /// Writes the keys into this folder.
     pub fn write_to(folder: &Path) -> Self {
         static MADE: OnceLock<[(String, String); 3]> = OnceLock::new();
         let made = MADE.get_or_init(|| {

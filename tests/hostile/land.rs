@@ -1,4 +1,4 @@
-//! The home, and the victims around it.
+//! The attacked home, and the files around it that must not change.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 
 use keypair_agent::policy::observation::Account;
 
-/// Nobody's here.
+/// A uid without an account on this machine.
 pub const USER: u32 = 61_003;
 pub const STRANGER_UID: u32 = 61_004;
 
-/// What no file that the user can read ever says.
+/// The content of root's files. No file that the user can read may ever contain it.
 pub const SECRET: &str = "root's own";
 
-/// A folder with a home in it. What is shared by the processes of one run.
+/// A folder with a home in it. All processes of one run share it.
 pub struct HomeFixture(PathBuf);
 
-/// What there is of an entry: kind and mode, owner, group, bytes or the names in it.
+/// The facts about one entry: kind and mode, owner, group, and its bytes or the names in it.
 pub type EntryStat = (u32, u32, u32, Vec<u8>);
 
 impl HomeFixture {
@@ -25,7 +25,7 @@ impl HomeFixture {
         Self(folder.to_owned())
     }
 
-    /// Lays it out.
+    /// Creates all files.
     pub fn create_files(&self) {
         let file = |name: &str, owner: u32, mode: u32| {
             fs::write(self.0.join(name), format!("{SECRET}: {name}\n")).unwrap();
@@ -44,11 +44,11 @@ impl HomeFixture {
         directory("empty", 0, 0o755);
         directory("stranger", STRANGER_UID, 0o755);
         file("stranger/authorized_keys", STRANGER_UID, 0o600);
-        // Whoever can write a file may give it another name where he likes, although hard links are protected.
+        // A user who can write a file may give it another name anywhere, even with protected hard links.
         file("everyones", 0, 0o666);
         fs::write(self.0.join("everyones"), "everyone's\n").unwrap();
         directory("home", USER, 0o755);
-        // He can move what is root's in his home, and not look into it.
+        // The user can move root's directory in the home, but cannot read it.
         directory("home/treasure", 0, 0o750);
         file("home/treasure/secret", 0, 0o600);
         file("home/roots", 0, 0o600);
@@ -62,7 +62,7 @@ impl HomeFixture {
         self.0.join("home")
     }
 
-    /// The one path that the agent writes, in two forms: in the second the user owns a parent besides.
+    /// The path that the agent writes, in two forms. In the second form the user also owns a parent directory.
     pub fn key_files(&self) -> [PathBuf; 2] {
         [".ssh/authorized_keys", ".config/ssh/authorized_keys"].map(|name| self.home().join(name))
     }
@@ -78,13 +78,13 @@ impl HomeFixture {
         }
     }
 
-    /// All that is none of the user's: what lies around the home by its path, and root's things in it by their inode.
+    /// Everything that does not belong to the user: entries around the home by path, root's entries in it by inode.
     pub fn snapshot_victims(&self) -> BTreeMap<String, EntryStat> {
         let mut seen = BTreeMap::new();
         for name in ["victim", "empty", "stranger", "everyones"] {
             collect_entries(&self.0.join(name), &mut seen, &|path, _| path.to_string_lossy().into_owned());
         }
-        // He may write there himself; the agent never.
+        // The user may write there, but the agent must not.
         for (_, (.., content)) in seen.iter_mut().filter(|(path, _)| path.ends_with("everyones")) {
             content.retain(|byte| *byte == b'k');
         }
@@ -92,7 +92,7 @@ impl HomeFixture {
         collect_entries(&self.home(), &mut in_home, &|_, inode| inode.to_string());
         for inode in [self.initial_inode("home/treasure"), self.initial_inode("home/treasure/secret")] {
             let mut entry = in_home.remove(&inode).unwrap_or_else(|| panic!("{inode} is gone"));
-            // It may have stood in the place of `.ssh`.
+            // The directory may have been in the place of `.ssh`, so its content may have changed.
             if entry.0 & 0o170_000 == 0o040_000 {
                 entry.3.clear();
             }
@@ -101,7 +101,7 @@ impl HomeFixture {
         seen
     }
 
-    /// The inode that something had at the beginning; kept in a file, since its name is the user's to change.
+    /// The inode of an entry at the start. A file stores it, because the user can rename the entry.
     fn initial_inode(&self, name: &str) -> String {
         let kept = self.0.join(format!("inode-{}", name.replace('/', "-")));
         if !kept.exists() {
@@ -110,7 +110,7 @@ impl HomeFixture {
         fs::read_to_string(kept).unwrap()
     }
 
-    /// Files that the user can read although they say what is root's.
+    /// Files that the user can read although they contain root's data.
     pub fn find_leaks(&self) -> Vec<PathBuf> {
         let mut leaks = Vec::new();
         let mut seen = BTreeMap::new();
@@ -126,7 +126,7 @@ impl HomeFixture {
     }
 }
 
-/// Everything from `path` down, links not followed, each under its key.
+/// Collects everything from `path` down, without following links. `key` gives the key of each entry.
 fn collect_entries(path: &Path, seen: &mut BTreeMap<String, EntryStat>, key: &dyn Fn(&Path, u64) -> String) {
     let metadata = path.symlink_metadata().unwrap();
     let mut content = Vec::new();

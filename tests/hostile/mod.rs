@@ -1,4 +1,4 @@
-//! A home whose owner does what he can while the agent works in it, and what lies around it that is none of his.
+//! A home whose owner attacks it while the agent works in it, and the files around it that belong to others.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 

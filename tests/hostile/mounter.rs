@@ -1,4 +1,4 @@
-//! Somebody who may mount where the user lets him, as fusermount(1) does for a user: in a namespace of its own.
+//! A process that mounts where the user permits it, like fusermount(1) for a user, in its own mount namespace.
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::land::{HomeFixture, USER};
 use crate::support::dice::SeededRng;
 
-/// Mounts over `.ssh` and takes it away again until the file `done` is there; how often.
+/// Mounts over `.ssh` and unmounts it again until the file `done` exists. Returns the number of mounts.
 pub fn run_mount_attack(land: &HomeFixture, seed: u64) -> usize {
     let mut dice = SeededRng::from_seed(seed);
     let mut mounted = 0;
@@ -21,7 +21,7 @@ pub fn run_mount_attack(land: &HomeFixture, seed: u64) -> usize {
     let options = format!("uid={USER},gid={USER},mode=700,size=1m");
     while !land.path("done").exists() {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        // By descriptor: the user must not have him mount over what is none of his.
+        // Uses a descriptor, so that the user cannot redirect the mount to a directory of others.
         if let Ok(held) = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&place) {
             let target = format!("/proc/self/fd/{}", held.as_raw_fd());
             let none = Some("none");
@@ -37,7 +37,7 @@ pub fn run_mount_attack(land: &HomeFixture, seed: u64) -> usize {
     mounted
 }
 
-/// The user may have moved what was mounted over.
+/// The user may have moved the directory below the mount, so all mounts in the home are removed.
 fn unmount_all(land: &HomeFixture) {
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     let places = table.lines().filter_map(|line| line.split(' ').nth(1));

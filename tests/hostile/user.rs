@@ -1,4 +1,4 @@
-//! The home's owner. He has no rights but his own: what he tries may fail, and he tries something else.
+//! The owner of the home. This process has only the user's own rights; an attack may fail, and then it tries another.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -14,7 +14,7 @@ use nix::unistd::mkfifo;
 use super::land::HomeFixture;
 use crate::support::dice::SeededRng;
 
-/// What he can do to a path.
+/// The attacks on a path.
 const PATH_ATTACKS: [&str; 14] = [
     "aside and back",
     "link to a victim",
@@ -32,7 +32,7 @@ const PATH_ATTACKS: [&str; 14] = [
     "gone",
 ];
 
-/// Goes on until the file `done` is there; how often each deed succeeded.
+/// Attacks until the file `done` exists. Returns how often each attack succeeded.
 pub fn run_path_attacks(land: &HomeFixture, seed: u64) -> BTreeMap<String, usize> {
     let mut dice = SeededRng::from_seed(seed);
     let mut count = BTreeMap::new();
@@ -52,7 +52,7 @@ pub fn run_path_attacks(land: &HomeFixture, seed: u64) -> BTreeMap<String, usize
             ),
             4..=6 => attack_path(land, &mut dice, key_file, "file"),
             7 => attack_temp_file(land, &mut dice, directory),
-            // The way is free again, so that there is something to fight about.
+            // Restores the path, so that the agent can work and there is a race again.
             _ => ("the way is free", restore_path(land, directory, key_file)),
         };
         *count.entry(kind.to_owned()).or_default() += usize::from(done.is_ok());
@@ -72,7 +72,7 @@ fn attack_path(
     let victims =
         ["victim", "victim/authorized_keys", "empty", "stranger", "stranger/authorized_keys", "everyones"];
     let victim = land.path(victims[dice.next_below(victims.len())]);
-    // Where something is to take the path's place, what is there steps aside.
+    // If the attack puts something in the path's place, the present entry is moved aside first.
     let instead = |place: &dyn Fn() -> io::Result<()>| {
         remove_own(&aside);
         let _ = fs::rename(path, &aside);
@@ -106,7 +106,7 @@ fn attack_path(
     (deed, done)
 }
 
-/// The agent's file before it has its name is in his directory too.
+/// The agent's temporary file is in the user's directory too.
 fn attack_temp_file(
     land: &HomeFixture,
     dice: &mut SeededRng,
@@ -156,7 +156,7 @@ fn restore_path(land: &HomeFixture, directory: &Path, key_file: &Path) -> io::Re
     write_nonblocking(OpenOptions::new().create(true).append(true), key_file, "")
 }
 
-/// As far as it is his to remove: root's things are put back where they were.
+/// Removes what the user may remove. Entries of root are moved back to their places.
 fn remove_own(path: &Path) {
     let Ok(metadata) = path.symlink_metadata() else { return };
     if !metadata.is_dir() {
@@ -167,7 +167,7 @@ fn remove_own(path: &Path) {
     }
 }
 
-/// Writes, without waiting for whoever reads a FIFO.
+/// Writes without waiting for a reader of a FIFO.
 fn write_nonblocking(how: &mut OpenOptions, path: &Path, words: &str) -> io::Result<()> {
     how.write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?.write_all(words.as_bytes())
 }

@@ -1,9 +1,9 @@
-//! Hours of answers from somebody who is not the metadata service: the daemon lives, takes no more memory, and
-//! nothing changes in the guest. Then the service itself is heard, and obeyed.
+//! Hours of answers from a server that is not the metadata service. The daemon survives, needs no more memory, and
+//! changes nothing in the guest. Afterwards the real service is reachable, and the daemon performs its command.
 //!
-//! To an agent whose commands must be signed he says good commands without a signature, and captured ones that were
-//! signed: for another instance, or too long ago. To another agent, whom anybody may command who has the address, he
-//! says all but a command that can be obeyed.
+//! An agent that requires signed commands gets valid commands without a signature, and captured ones with a
+//! signature: for another instance, or expired. The other agent accepts commands from any server at the address, so
+//! it gets everything except a command that it could perform.
 
 use std::fs;
 use std::thread;
@@ -18,36 +18,36 @@ use crate::support::{
 };
 use serde_json::{Value, json};
 
-/// For how many seconds; `make test-hostile-answers` says two hours.
+/// The duration in seconds; `make test-hostile-answers` uses two hours.
 const FUZZ_SECONDS_VAR: &str = "KEYPAIR_HOSTILE_ANSWERS";
 const DEFAULT_FUZZ_SECONDS: u64 = 20;
-/// The luck of the answers; said where it fails.
+/// The RNG seed of the answers; the test prints it.
 const SEED: &str = "KEYPAIR_HOSTILE_SEED";
-/// The genuine command, and its sequence: above all that a liar may have said.
+/// The genuine command, and its sequence: higher than any sequence from the fuzzing server.
 const GENUINE_COMMAND_ID: &str = "good";
 const GENUINE_SEQUENCE: u64 = (1 << 53) - 1;
-/// From so many polls on memory is looked at: before, it grows to what one command after another needs.
+/// The memory is compared after this number of polls. Before that, it grows to the need of one command after another.
 const WARMUP_POLLS: usize = 200;
 
 fn read_env_number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
 }
 
-/// An agent under a liar, and what the service behind him says at the end.
+/// An agent with a fuzzing server, and the real service's command for the end of the test.
 struct FuzzedAgent {
     name: &'static str,
     metadata: MetadataService,
     guest: TestGuest,
     liar: FuzzingServer,
-    /// Made when it is handed out: its signature lasts a day at most.
+    /// Created when it is sent, because its signature is valid for at most a day.
     good: Box<dyn FnOnce() -> Value + Send>,
 }
 
-/// What is close to a command, and the genuine one.
+/// Bodies that are close to a command, and the genuine command.
 type CommandPool = (Vec<Value>, Box<dyn FnOnce() -> Value + Send>);
 
 impl FuzzedAgent {
-    /// `agent` is its configuration.
+    /// `agent` returns the agent's configuration.
     fn new(
         name: &'static str,
         agent: impl FnOnce(&TestGuest) -> String,
@@ -91,7 +91,8 @@ impl FuzzedAgent {
         assert_eq!(guest.snapshot(), before, "{name}");
         let log = fs::read_to_string(guest.path("sshd.log")).unwrap();
         assert!(!log.contains("SIGHUP"), "{name}: sshd was told of something: {log}");
-        // Who he says that this is was taken for it, where nothing pins that: the service says it again.
+        // Without a configured instance id, the agent has taken the one from the fuzzing server. After a restart it
+        // learns the real one.
         liar.start_forwarding();
         drop(daemon);
         let _daemon = Daemon::start(&guest);
@@ -107,7 +108,7 @@ fn start_unsigned_agent() -> FuzzedAgent {
         let key = TestKey::new(&guest.folder, "k");
         let weak = with_field(attach_command("my-test", &key, "no"), "publicKey", json!("ssh-rsa AAAA"));
         let name = json!("../../../../x");
-        // Spoilt too, none of them is one to obey.
+        // The agent can perform none of these, not even after random changes of bytes.
         let pool = vec![
             make_channel_command("c-1", 1, weak.clone()),
             make_channel_command(
@@ -142,13 +143,13 @@ fn start_unsigned_agent() -> FuzzedAgent {
     })
 }
 
-/// A command that lasts as long as the lies.
+/// A command that does not expire during the fuzzing.
 fn make_long_lived_command(id: &str, sequence: u64, command: Value) -> Value {
     make_expiring_command(time::Duration::hours(20), id, sequence, command)
 }
 
 fn start_signed_agent() -> FuzzedAgent {
-    // Who he says this is counts for nothing then.
+    // The configured instance id takes precedence over the fuzzing server's.
     let agent = |guest: &TestGuest| {
         let trusted = guest.path("allowed_signers");
         format!("instance_id = \"i-test\"\ntrusted_signers = \"{}\"", trusted.display())

@@ -1,4 +1,4 @@
-//! A case: a guest that is put together of random pieces, and the commands that are tried on it.
+//! A case: a guest that is built from random pieces, and the commands that the test applies to it.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::support::dice::SeededRng;
 
 use super::pieces;
 
-/// What is tried.
+/// The commands of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandPlan {
     /// Attach K with `no`.
@@ -17,13 +17,13 @@ pub enum CommandPlan {
     AttachNoThenDetach,
     /// Attach K with `yes`, then the same with `no`.
     AttachYesThenNo,
-    /// Attach K with `yes`, then L in its place, with `no`.
+    /// Attach K with `yes`, then replace it by L with `no`.
     AttachYesThenReplace,
     /// `setPasswordAuth no`, for the user's own keys.
     SetPasswordNo,
 }
 
-/// Where the main file includes the drop-ins.
+/// The place at which the main file includes the drop-ins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IncludePlacement {
     AtEnd,
@@ -33,30 +33,30 @@ pub enum IncludePlacement {
     OneFile,
 }
 
-/// A part of a guest that can be left out. `@USER_UID@` and `@USER_HOME_LABEL@` are the target user's, `@TEST_KEY_LINE@` is K, `@OTHER_KEY@`
-/// his own key.
+/// A part of a guest that can be left out. `@USER_UID@` and `@USER_HOME_LABEL@` stand for the target user's values,
+/// `@TEST_KEY_LINE@` for that user's own key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
-    /// A line of the main file, ahead of what every main file has.
+    /// A line of the main file, before the lines that every main file has.
     Global(String),
     /// A `Match` block at the end of the main file.
     Block(String),
     /// A file that the main file may include.
     DropIn(&'static str, String),
     Include(IncludePlacement),
-    /// Words of sshd's command line.
+    /// Arguments of sshd.
     Arguments(Vec<String>),
-    /// Where sshd listens: a line, the address and the port that clients go to.
+    /// The listening address of sshd: a configuration line, and the address and port for clients.
     Listen(String, &'static str, u16),
     /// Text at the end of a key file.
     Key(String, String),
     /// Another file.
     File(String, String),
-    /// sh, in the guest, before sshd starts.
+    /// A sh script that runs in the guest before sshd starts.
     Setup(String),
-    /// sh after that: sshd has not read what it does.
+    /// A sh script that runs after the start of sshd. sshd has not read its changes.
     Pending(String),
-    /// sh between the first command and the second.
+    /// A sh script that runs between the first command and the second.
     BetweenCommands(String),
 }
 
@@ -92,7 +92,7 @@ pub struct FuzzCase {
 }
 
 impl FuzzCase {
-    /// The same for the same seed, number and OpenSSH.
+    /// A case that depends only on the seed, the number and the OpenSSH.
     pub fn new(lab: &MatrixEnvironment, seed: u64, number: u64) -> Self {
         let mut dice = SeededRng::from_seed(splitmix64(seed ^ splitmix64(number)));
         let user = if dice.next_below(5) < 2 { "root" } else { "u" };
@@ -125,12 +125,12 @@ impl FuzzCase {
         Self { number, user, key, course, pieces }
     }
 
-    /// The guest that it describes.
+    /// The guest for this case.
     pub fn to_matrix_case(&self) -> MatrixCase {
         let mut row = MatrixCase::empty(&format!("case {}", self.number), self.user, self.key);
         let (mut first, mut behind, mut blocks) = (String::new(), String::new(), String::new());
         let mut include = Some("Include /etc/ssh/sshd_config.d/*.conf\n");
-        // The one address of a named source that has a name.
+        // The only address of a named source that has a host name.
         row.setup = "echo '198.51.100.7 host.example.com' >>/etc/hosts\n\
                      test ! -e @HOME@/.ssh || { chown -R @USER@: @HOME@/.ssh; chmod 700 @HOME@/.ssh; \
                      chmod -f 600 @HOME@/.ssh/* || true; }\n"
@@ -189,7 +189,7 @@ impl FuzzCase {
         text.replace("@USER@", self.user).replace("@HOME@", home_directory(self.user))
     }
 
-    /// What somebody does between the commands, if anything.
+    /// The script that runs between the commands, if any.
     pub fn intermediate_script(&self) -> Option<String> {
         self.pieces.iter().find_map(|piece| match piece {
             Piece::BetweenCommands(script) => Some(self.expand_placeholders(script)),
@@ -197,12 +197,12 @@ impl FuzzCase {
         })
     }
 
-    /// Whether a piece names it.
+    /// Whether a piece contains this text.
     pub fn mentions(&self, what: &str) -> bool {
         self.pieces.iter().any(|piece| format!("{piece:?}").contains(what))
     }
 
-    /// Whether somebody edits sshd's files and does not tell sshd.
+    /// Whether a script edits sshd's files without a reload of sshd.
     pub fn has_unread_edits(&self) -> bool {
         self.pieces.iter().any(|piece| match piece {
             Piece::Pending(_) => true,
@@ -229,7 +229,7 @@ pub fn home_directory(user: &str) -> &'static str {
     if user == "root" { "/root" } else { "/home/u" }
 }
 
-/// Numbers that are close together are far apart then (splitmix64).
+/// Maps numbers that are close together to numbers that are far apart (splitmix64).
 fn splitmix64(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! The judge: real logins before and after each command, and nothing that the agent says but its status and warnings.
+//! The judge: real logins before and after each command. It uses only the status and the warnings of a result.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,33 +14,33 @@ use crate::support::{TestKey, attach_command, detach_command, set_password_auth_
 
 use super::case::{CommandPlan, FuzzCase};
 
-/// What a client says that gets no terminal.
+/// The client's message if it gets no terminal.
 const NO_TERMINAL: &str = "PTY allocation request failed";
 
-/// A promise that was not kept.
+/// A broken promise of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FindingKind {
-    /// `succeeded`, and neither the key nor a password nor another key lets in.
+    /// `succeeded`, but neither the key nor a password nor another key gives access.
     LockedOut,
-    /// `succeeded`, the key does not let in, another key does.
+    /// `succeeded`, but the key gives no access; another key does.
     KeyRefused,
-    /// `succeeded`, and the key's session is a restricted one.
+    /// `succeeded`, but the session of the key is restricted.
     Restricted,
-    /// `succeeded`, and a password lets in.
+    /// `succeeded`, but a password gives access.
     PasswordOpen,
-    /// `succeeded`, and the user's own key, which let in, does not.
+    /// `succeeded`, but the user's own key, which gave access before, does not any more.
     OwnKeyLost,
-    /// `succeeded` with `replace` or a detach, and the old key lets in without a warning.
+    /// `succeeded` with `replace` or a detach, but the old key still gives access and there is no warning.
     OldKeyLetsIn,
-    /// `failed`, and a byte, mode or owner is another.
+    /// `failed`, but a byte, a mode or an owner has changed.
     StateChanged,
-    /// `failed`, or `succeeded` with `yes`, and what let in does not.
+    /// `failed`, or `succeeded` with `yes`, but a login that worked before does not work now.
     LoginLost,
-    /// `succeeded` with `yes`, and the key does not let in without a warning.
+    /// `succeeded` with `yes`, but the key gives no access and there is no warning.
     MissingWarning,
-    /// `PAM_NOT_EVALUATED`, and PAM's rules are the distribution's.
+    /// `PAM_NOT_EVALUATED`, although PAM's rules are those of the distribution.
     UnjustifiedWarning,
-    /// `LOCKOUT_GUARD`, although the key let in unrestricted before the command.
+    /// `LOCKOUT_GUARD`, although the key gave unrestricted access before the command.
     FalseRefusal,
     /// No result at all.
     NoResult,
@@ -52,22 +52,22 @@ pub struct Finding {
     pub text: String,
 }
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// Why it could not be tried.
+    /// The reason why the case could not run.
     pub skipped: Option<String>,
-    /// The last result in a word.
+    /// The last result in one word.
     pub end: String,
     pub findings: Vec<Finding>,
-    /// What the warnings of a result excused.
+    /// The warnings that excused a failed login.
     pub excuses: Vec<&'static str>,
-    /// Everything, for a person.
+    /// A full log for a person.
     pub story: String,
     pub logins: usize,
 }
 
-/// Who gets in.
+/// The logins that work.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ways {
     key: bool,
@@ -82,7 +82,7 @@ impl Ways {
         self.key || self.own || self.password || self.nothing
     }
 
-    /// Whether one of them let in that does not.
+    /// Whether a login works here that does not work in `other`.
     fn has_login_missing_in(self, other: Self) -> bool {
         (self.key && !other.key)
             || (self.own && !other.own)
@@ -96,12 +96,12 @@ struct CaseRun<'a> {
     case: &'a FuzzCase,
     row: &'a MatrixCase,
     guest: NamespaceGuest<'a>,
-    /// Whether the first attach succeeded: a key that was never bound is not taken away by a replace.
+    /// Whether the first attach succeeded. A replace removes only a key that was bound.
     is_bound: bool,
     verdict: Verdict,
 }
 
-/// Tries a case in a guest of its own.
+/// Runs a case in a new guest.
 pub fn run_fuzz_case(lab: &MatrixEnvironment, case: &FuzzCase) -> Verdict {
     let row = case.to_matrix_case();
     let guest = match NamespaceGuest::new(lab, &row) {
@@ -148,7 +148,7 @@ impl CaseRun<'_> {
                     if self.is_bound {
                         self.apply_and_check_no(&command, l, Some(k), now);
                     } else {
-                        // The first attach failed, and what was looked at is another key than this one's.
+                        // The first attach failed, and the earlier logins used another key than this command does.
                         let now =
                             self.probe_selected_logins(l, true, self.case.mentions("@OTHER_KEY@"), true);
                         self.apply_and_check_no(&command, l, None, now);
@@ -158,7 +158,7 @@ impl CaseRun<'_> {
         }
     }
 
-    /// What somebody does between two commands; whether it could be done.
+    /// Runs the script between two commands. Returns whether it succeeded.
     fn run_intermediate_script(&mut self) -> bool {
         let Some(script) = self.case.intermediate_script() else { return true };
         let done = self.guest.run_script(&script);
@@ -166,7 +166,7 @@ impl CaseRun<'_> {
         done.is_ok()
     }
 
-    /// Who gets in after that; nobody knows where it could not be done.
+    /// The logins that work after that script; `None` if the script failed.
     fn probe_logins_after_script(&mut self, key: &TestKey, now: Ways) -> Option<Ways> {
         if self.case.intermediate_script().is_none() {
             return Some(now);
@@ -175,7 +175,7 @@ impl CaseRun<'_> {
             .then(|| self.probe_selected_logins(key, true, self.case.mentions("@OTHER_KEY@"), true))
     }
 
-    /// A key that was taken back lets nobody in, unless the result says where it still stands.
+    /// Applies a detach. The detached key must give no access, unless a warning says that the key is still present.
     fn apply_and_check_detach(&mut self, key: &TestKey) {
         let files = self.take_snapshot();
         let Some(result) = self.apply_command(&detach_command("fuzz")) else { return };
@@ -192,7 +192,7 @@ impl CaseRun<'_> {
         }
     }
 
-    /// A command with `no`; `old` is the key that it takes away. Whether it succeeded.
+    /// Applies a command with `no`. `old` is the key that it removes. Returns whether the command succeeded.
     fn apply_and_check_no(
         &mut self,
         command: &Value,
@@ -241,7 +241,7 @@ impl CaseRun<'_> {
         true
     }
 
-    /// The key does not let in after a `succeeded`.
+    /// Handles a key that gives no access after `succeeded`.
     fn check_key_refused(
         &mut self,
         result: &Value,
@@ -254,19 +254,19 @@ impl CaseRun<'_> {
             return self.verdict.excuses.push("PAM_NOT_EVALUATED");
         }
         if warned.contains("SOURCE_LIMITED") {
-            // From nowhere at all is no limit.
+            // The warning excuses the key only if some source has access.
             if self.accepts_key_from_named_source(key) {
                 return self.verdict.excuses.push("SOURCE_LIMITED");
             }
         }
-        // A machine that is short of time is no fault of the agent's.
+        // A second try: on a busy machine the first login may fail without a fault of the agent.
         if self.login_with_key(key, false).let_in {
             return;
         }
         self.add_finding(if others { FindingKind::KeyRefused } else { FindingKind::LockedOut }, result, seen);
     }
 
-    /// From a source that a rule names.
+    /// Whether the key gives access from a source that a rule names.
     fn accepts_key_from_named_source(&mut self, key: &TestKey) -> bool {
         let named = LoginTarget { from: Some("198.51.100.7".into()), ..self.default_target() };
         let own = if self.row.to.contains(':') { "::1" } else { "127.0.0.1" };
@@ -274,7 +274,7 @@ impl CaseRun<'_> {
         [named, loopback].iter().any(|way| self.try_login_at(way, Credential::Key(&key.private), &[]).let_in)
     }
 
-    /// A command with `yes`; who gets in then.
+    /// Applies a command with `yes`. Returns the logins that work after it.
     fn apply_and_check_yes(&mut self, command: &Value, key: &TestKey, before: Ways) -> Ways {
         let files = self.take_snapshot();
         let Some(result) = self.apply_command(command) else { return before };
@@ -290,7 +290,7 @@ impl CaseRun<'_> {
             self.check_logins_kept(before, after, &result);
         }
         let excuses = ["KEY_NOT_USABLE", "SOURCE_LIMITED", "PAM_NOT_EVALUATED", "RESTRICTED_COPY"];
-        // What sshd has not read may be the reason, and may go on being unread.
+        // Edits that sshd has not read may be the cause, and may stay unread.
         if self.case.has_unread_edits() {
             return after;
         }
@@ -326,7 +326,7 @@ impl CaseRun<'_> {
         self.check_logins_kept(before, after, result);
         let is_lockout =
             result["reason"] == "LOCKOUT_GUARD" && self.case.course != CommandPlan::SetPasswordNo;
-        // Whether a user can work below a ChrootDirectory nobody can tell from outside: a refusal is right.
+        // A test from outside cannot know whether a user can work below a ChrootDirectory, so the refusal is right.
         let is_known = before.is_key_unrestricted
             && after.key
             && !self.case.has_unread_edits()
@@ -337,7 +337,7 @@ impl CaseRun<'_> {
         }
     }
 
-    /// What let in lets in.
+    /// Every login that worked before must work now.
     fn check_logins_kept(&mut self, before: Ways, after: Ways, result: &Value) {
         let ways = [
             ("the key", before.key, after.key),
@@ -356,7 +356,7 @@ impl CaseRun<'_> {
         }
     }
 
-    /// What lets in before any command. A key that stands nowhere is not tried.
+    /// The logins that work before any command. The judge does not try a key that is in no file.
     fn probe_logins(&mut self, key: &TestKey) -> Ways {
         let (is_key_there, is_own_there) = (self.case.mentions("@KEY@"), self.case.mentions("@OTHER_KEY@"));
         self.probe_selected_logins(key, is_key_there, is_own_there, true)
@@ -381,7 +381,7 @@ impl CaseRun<'_> {
         ways
     }
 
-    /// Whether what the judge sees at one port and over IPv4 holds for the other port and for IPv6 too.
+    /// Whether the judge's observations at one port over IPv4 are valid for the other port and for IPv6 too.
     fn has_single_listener(&self) -> bool {
         let two_ports = self.case.mentions("LocalPort") && self.case.mentions("2222");
         !two_ports && !self.case.mentions("0.0.0.0/0")
@@ -391,7 +391,8 @@ impl CaseRun<'_> {
         self.case.mentions("PermitEmptyPasswords yes") && self.case.mentions("@USER@::/'")
     }
 
-    /// A client that insists on a terminal ends where it gets none: whether it is let in is then seen without one.
+    /// A client that requires a terminal exits if it gets none. Then a second try without a terminal shows whether
+    /// sshd accepts the key.
     fn login_with_key(&mut self, key: &TestKey, with_terminal: bool) -> LoginAttempt {
         let with = Credential::Key(&key.private);
         let seen = self.try_login(with, if with_terminal { &["-tt"] } else { &[] });
@@ -413,7 +414,7 @@ impl CaseRun<'_> {
         self.try_login_at(&way, with, words)
     }
 
-    /// Right after a reload a connection may be cut: that is tried again.
+    /// sshd may drop a connection right after a reload, so such a login is tried again.
     fn try_login_at(&mut self, way: &LoginTarget, with: Credential<'_>, words: &[&str]) -> LoginAttempt {
         let mut words = words.to_vec();
         if self.case.mentions("KexAlgorithms") {
@@ -470,7 +471,7 @@ fn empty_login_attempt() -> LoginAttempt {
     LoginAttempt { answered: true, offers: BTreeSet::new(), let_in: false, said: String::new() }
 }
 
-/// A session that sshd gives no terminal.
+/// Whether sshd refused a terminal in this session.
 fn is_pty_refused(seen: &LoginAttempt) -> bool {
     seen.said.contains(NO_TERMINAL)
 }

@@ -1,5 +1,5 @@
-//! The pieces that cases are made of. Addresses of 198.51.100.0/24, 10.1.2.3 and names of example.com are what rules
-//! name; the judge comes from none of them.
+//! The pieces of the cases. Rules name addresses of 198.51.100.0/24, 10.1.2.3 and host names of example.com. The
+//! judge connects from none of these.
 
 use crate::matrix_support::lab::MatrixEnvironment;
 use crate::matrix_support::row::OpensshVersion;
@@ -7,13 +7,13 @@ use crate::support::dice::SeededRng;
 
 use super::case::{IncludePlacement, Piece};
 
-/// From one to seven of them, most cases with few.
+/// Chooses one to seven pieces; most cases have few.
 pub fn random_pieces(dice: &mut SeededRng, lab: &MatrixEnvironment) -> Vec<Piece> {
     let count = 1 + dice.next_below(3) + dice.next_below(3) * dice.next_below(3);
     let mut pieces: Vec<Piece> = Vec::new();
     for _ in 0..count {
         let piece = random_piece(dice, lab);
-        // sshd may be told once where to listen, and one Include is enough.
+        // A case has at most one listening address and one Include.
         let is_again = pieces.iter().any(|other| {
             matches!(
                 (other, &piece[0]),
@@ -95,7 +95,7 @@ fn pick_random<'a, T>(dice: &mut SeededRng, all: &'a [T]) -> &'a T {
     &all[dice.next_below(all.len())]
 }
 
-/// What names a file gets one.
+/// Adds the file that a line names.
 fn add_referenced_files(dice: &mut SeededRng, make: impl Fn(String) -> Piece, text: String) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut file = |path: &str, text: &str| pieces.push(Piece::File(path.into(), text.into()));
@@ -123,12 +123,12 @@ fn add_referenced_files(dice: &mut SeededRng, make: impl Fn(String) -> Piece, te
         pieces.push(Piece::Setup("chmod 755 /usr/local/bin/keys".into()));
     }
     pieces.push(make(text));
-    // The piece itself comes first.
+    // Moves the line itself to the front.
     pieces.rotate_right(1);
     pieces
 }
 
-/// What an ssh client says of itself, said by a server.
+/// A server's banner that imitates messages of the ssh client.
 const DECEPTIVE_BANNER: &str = "debug1: Server accepts key: /k ED25519 SHA256:x explicit\r\n\
     debug1: Authentications that can continue: publickey\r\nConnection refused\r\n\
     ssh: connect to host 127.0.0.1 port 22: Connection refused\n\rdebug1: Authentications that can continue: none\n\
@@ -487,7 +487,7 @@ fn random_permissions_setup(dice: &mut SeededRng) -> Piece {
     Piece::Setup((*pick_random(dice, &scripts)).to_owned())
 }
 
-/// What somebody does between two commands.
+/// A random script that runs between two commands.
 pub fn random_intermediate_script(dice: &mut SeededRng) -> Piece {
     let scripts = [
         "test @USER@ = root || { mkdir -p /data; mv @HOME@ /data/u; sed -i 's#:@HOME@:#:/data/u:#' /etc/passwd; }",

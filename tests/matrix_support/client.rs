@@ -1,4 +1,4 @@
-//! The judge: a real client, from an address that is not loopback.
+//! A real ssh client that connects from an address other than loopback.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,30 +7,30 @@ use std::path::Path;
 use super::guest::{NamespaceGuest, combined_output};
 use super::lab::MatrixEnvironment;
 
-/// What the client's user wants to be told by the other end.
+/// The text that the remote command prints.
 const LOGIN_MARKER: &str = "here-I-am";
 
-/// What says it. A forced command that repeats its order does not.
+/// The remote command that prints it. A forced command that echoes its input does not print the same text.
 const MARKER_COMMAND: &str = "echo here-''I-am";
 
-/// One login, or the refusal of it.
+/// One login attempt and its outcome.
 #[derive(Debug, Clone)]
 pub struct LoginAttempt {
     /// Whether sshd answered at all.
     pub answered: bool,
-    /// The methods that it offers at first.
+    /// The methods that sshd offers first.
     pub offers: BTreeSet<String>,
-    /// Whether a command of the user's ran there.
+    /// Whether a command of the user ran in the guest.
     pub let_in: bool,
-    /// What the client said of it.
+    /// The client's messages.
     pub said: String,
 }
 
-/// Who comes, and from where to where.
+/// The user, the source and the destination of a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoginTarget {
     pub user: String,
-    /// `None`: an address that nobody came from yet.
+    /// `None`: a new address that no login has used yet.
     pub from: Option<String>,
     pub to: String,
     pub port: u16,
@@ -59,7 +59,7 @@ pub fn login(
     login_with_options(lab, guest, way, with, &[])
 }
 
-/// The same, with further words for ssh(1), ahead of all others: its first value wins.
+/// The same with further options for ssh(1). They come first, because ssh uses the first value.
 pub fn login_with_options(
     lab: &MatrixEnvironment,
     guest: &NamespaceGuest<'_>,
@@ -68,7 +68,7 @@ pub fn login_with_options(
     words: &[&str],
 ) -> LoginAttempt {
     let from = way.from.clone().unwrap_or_else(|| lab.next_client_address(&way.to));
-    // What the client itself says is there; a banner is not.
+    // This log holds only the client's own messages, not the server's banner.
     let log = tempfile::NamedTempFile::new().unwrap();
     let mut command = guest.network_command("timeout");
     command.args(["30", "ssh"]).args(words).arg("-E").arg(log.path());
@@ -82,7 +82,7 @@ pub fn login_with_options(
         "ControlPath=none",
         "NumberOfPasswordPrompts=1",
         "ConnectTimeout=10",
-        // The cheapest that every sshd has, and one for those that have nothing but what is post-quantum.
+        // A fast key exchange that almost every sshd has, and one for an sshd that has only post-quantum ones.
         "KexAlgorithms=curve25519-sha256,sntrup761x25519-sha512@openssh.com",
     ];
     options.push(match with {

@@ -1,4 +1,4 @@
-//! The trials of a row: an attach with `no`, one with `yes`, a rollback, a reload that fails.
+//! The scenarios of a row: an attach with `no`, one with `yes`, a rollback, and a failing reload.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::support::{attach_command, detach_command};
 pub enum MatrixScenario {
     AttachNo,
     AttachYes,
-    /// The agent is killed before it could write its result.
+    /// The agent is killed before it can write its result.
     Rollback,
     /// sshd does not survive its reload.
     FailingReload,
@@ -42,17 +42,17 @@ impl fmt::Display for MatrixScenario {
     }
 }
 
-/// What the trial with `no` says of the others.
+/// Facts from the scenario with `no` that the others need.
 struct AttachBaseline {
-    /// Whether it changed sshd's files and told a running sshd.
+    /// Whether it changed sshd's files and reloaded a running sshd.
     reloads: bool,
     /// Whether it changed any file.
     changes: bool,
-    /// The call by which its result is stored, and which of its kind that is.
+    /// The system call that stores the result, and its number among the calls of its kind.
     result_stored_by: Option<(String, usize)>,
 }
 
-/// A guest, and how often its sshd was asked from loopback.
+/// A guest, and the number of the agent's connections to its sshd from loopback.
 struct GuestSession<'a> {
     guest: NamespaceGuest<'a>,
     commands: usize,
@@ -69,8 +69,8 @@ pub struct CaseRunner<'a> {
     faults: Vec<String>,
 }
 
-/// Every trial of a row: how many, and what was not as it should be. A rollback and a failing reload of a command that
-/// changes nothing are left to the thorough run, on a root file system that was named.
+/// Runs every scenario of a row. Returns their number and all faults. Rollback and failing reload of a command that
+/// changes nothing run only in the thorough run, on a root file system that was named explicitly.
 pub fn run_case(lab: &MatrixEnvironment, row: &MatrixCase) -> (usize, Vec<(MatrixScenario, String)>) {
     let mut course =
         CaseRunner { lab, row, stand: None, was_looked_at: false, known: None, tried: 0, faults: Vec::new() };
@@ -86,8 +86,8 @@ pub fn run_case(lab: &MatrixEnvironment, row: &MatrixCase) -> (usize, Vec<(Matri
         if let (false, Some(stand)) = (course.faults.is_empty(), &course.stand) {
             course.faults.push(format!("(sshd's log: {})", stand.guest.log().replace('\n', " | ")));
         }
-        // The next trial begins in the state that the row describes. The one with the rollback counts the calls of
-        // the first, so it begins where that one did: with no state file and no key file, if the row has none.
+        // The next scenario starts in the state that the row describes. The rollback uses call numbers from the first
+        // scenario, so it must start in the same state: without state file and key file, if the row has none.
         if !course.faults.is_empty() || row.needs_fresh_guests() || trial == MatrixScenario::AttachYes {
             course.stand = None;
         }
@@ -96,19 +96,19 @@ pub fn run_case(lab: &MatrixEnvironment, row: &MatrixCase) -> (usize, Vec<(Matri
     (course.tried, all)
 }
 
-/// `make test` has time for a third of the rollbacks, the failing reloads, the attaches with `yes` of which the row says
-/// nothing, and what `plan` and `check` foretell: the same rows each time. `make test-sshd` tries all.
+/// `make test` runs a fixed third of the rows for rollbacks, failing reloads, attaches with `yes` that the row does
+/// not describe, and the predictions of `plan` and `check`. `make test-sshd` runs all of them.
 fn is_sampled(row: &MatrixCase) -> bool {
     row.name.bytes().map(usize::from).sum::<usize>().is_multiple_of(3)
 }
 
 impl<'a> CaseRunner<'a> {
-    /// Whether `make test` leaves this trial to the thorough run.
+    /// Whether `make test` leaves this scenario to the thorough run.
     fn is_skipped(&self, trial: MatrixScenario) -> bool {
         match trial {
             MatrixScenario::AttachNo => false,
             MatrixScenario::AttachYes => self.row.yes.is_default() && !is_sampled(self.row),
-            // Where the trial with `no` changes nothing, these repeat it.
+            // If the scenario with `no` changes nothing, these would repeat it.
             MatrixScenario::Rollback | MatrixScenario::FailingReload => {
                 !is_sampled(self.row) || self.known.as_ref().is_some_and(|known| !known.changes)
             }
@@ -118,7 +118,7 @@ impl<'a> CaseRunner<'a> {
     fn run_scenario(&mut self, trial: MatrixScenario) -> Result<(), String> {
         if self.stand.is_none() {
             let guest = NamespaceGuest::new(self.lab, self.row)?;
-            // The row may have asked already.
+            // The row's own set-up may have connected already.
             let own_questions = count_loopback_connections(&guest.log());
             self.stand = Some(GuestSession { guest, commands: 0, own_questions });
         }
@@ -186,7 +186,7 @@ impl<'a> CaseRunner<'a> {
         let wanted = if succeeded == expected.reason.is_none() {
             self.row.expected_after(expected, setting == "no")
         } else {
-            // Judged already. What is left to see is that a failure changed nothing.
+            // The result was judged before. The rest is to check that a failure changed nothing.
             if succeeded { LoginExpectation::default() } else { self.row.expected_before() }
         };
         let is_open = self.row.running || !expected.then.is_empty();
@@ -217,7 +217,7 @@ impl<'a> CaseRunner<'a> {
             }
         }
         let undo = self.guest().run_agent(&[], &["undo"], "");
-        // Where it may not look, it cannot say that nothing of ours is there.
+        // With an unsafe path the agent may not look there, so it cannot exclude that its lines are left.
         if !undo.status.success() && result["reason"] != "UNSAFE_PATH" {
             self.faults.push(format!("undo failed: {}", combined_output(&undo)));
         }
@@ -225,7 +225,7 @@ impl<'a> CaseRunner<'a> {
         if let Some(difference) = before.describe_changes(&now) {
             self.faults.push(format!("undo does not give everything back: {difference}"));
         }
-        // After a failure it was looked at above; pending edits are live by now.
+        // After a failure, the logins were checked above. By now pending edits are live.
         if self.row.pending.is_empty() && succeeded {
             let faults = self.check_login(&self.row.expected_before(), self.row.before.key.is_some());
             self.record_faults("after undo", faults);
@@ -237,7 +237,7 @@ impl<'a> CaseRunner<'a> {
         Ok(())
     }
 
-    /// What the proof says, and that sshd was not asked more often than it may be.
+    /// Checks the proof in the result, and that the agent did not connect to sshd too often.
     fn check_proof(
         &mut self,
         expected: &AttachExpectation,
@@ -246,7 +246,7 @@ impl<'a> CaseRunner<'a> {
         key_lets_in: bool,
     ) {
         let kind = if self.row.running { expected.proof } else { ProofKind::NotTaken };
-        // Where the agent says that it asked; a question of ours there may well be the first.
+        // Uses the address at which the agent connected. The test's own connection may be the first one there.
         let asked = result["proof"]["address"].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
         let asked = asked.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], self.row.port)));
         let (to, port) = (asked.ip().to_string(), asked.port());
@@ -300,7 +300,7 @@ impl<'a> CaseRunner<'a> {
             self.faults.push("it was killed before it did anything".into());
         }
         let (result, _) = self.apply_command(&detach_command("nobodys"), &[])?;
-        // What keeps a command from being tried at all keeps this one too.
+        // A cause that prevents any command prevents this one too.
         let is_quiet = result["reason"].is_null()
             || result["reason"] == "NOT_ATTACHED"
             || result["reason"].as_str() == self.row.no.reason.as_deref();
@@ -328,7 +328,7 @@ impl<'a> CaseRunner<'a> {
             reason => reason.clone(),
         };
         let failed = reason.is_some();
-        // A refusal is judged by the trial with `no`.
+        // The scenario with `no` judges a refusal.
         self.record_faults(
             "",
             judge::compare_result(
@@ -346,13 +346,13 @@ impl<'a> CaseRunner<'a> {
             let faults = self.check_login(&self.row.expected_before(), self.row.before.key.is_some());
             self.record_faults("after the failure", faults);
         } else if !self.login_with_retry(&self.default_target(), Credential::Password).answered {
-            // What it offers is that of the pending edits, and it has to be alive.
+            // sshd's offer follows the pending edits. It only has to run.
             self.faults.push("after the failure nobody answers".into());
         }
         Ok(())
     }
 
-    /// What the target user sees, by a password and, where it matters, by the key.
+    /// Checks the target user's login with a password and, if `also_by_key`, with the key.
     fn check_login(&self, wanted: &LoginExpectation, also_by_key: bool) -> Vec<String> {
         if !self.row.running {
             return Vec::new();
@@ -367,7 +367,7 @@ impl<'a> CaseRunner<'a> {
         faults
     }
 
-    /// Again, if sshd turned it away while the one before was still on its way out: `MaxStartups`.
+    /// Tries a login again if sshd dropped it because an earlier connection was still open (`MaxStartups`).
     fn login_with_retry(&self, way: &LoginTarget, with: Credential<'_>) -> LoginAttempt {
         let mut known = 0;
         loop {
@@ -400,7 +400,7 @@ impl<'a> CaseRunner<'a> {
         }
     }
 
-    /// `apply`, while strace(1) notes what is renamed; its result.
+    /// Runs `apply`, and records its renames with strace(1). Returns the result.
     fn apply_command(&mut self, command: &Value, arguments: &[&str]) -> Result<(Value, Output), String> {
         let log = self.trace_log_path();
         let tracer = [
@@ -413,7 +413,7 @@ impl<'a> CaseRunner<'a> {
             "-e",
             "trace=renameat,renameat2",
         ];
-        // Only the attach with `no` needs it, and a daemon that the agent starts would be traced for good.
+        // Only the attach with `no` needs the trace. A daemon that the agent starts would stay under strace.
         let traced = command["passWordAuth"] == "no" && self.known.is_none();
         let tracer = if traced { &tracer[..] } else { &[] };
         let words: Vec<&str> = ["apply", "-"].iter().chain(arguments).copied().collect();
@@ -438,7 +438,7 @@ impl<'a> CaseRunner<'a> {
         self.lab.folder.path().join(format!("strace.{}", self.guest().pid()))
     }
 
-    /// The last rename of the agent's: of the state that holds its result.
+    /// The agent's last rename: of the state file with the result.
     fn find_last_rename(&self) -> Option<(String, usize)> {
         let text = fs::read_to_string(self.trace_log_path()).ok()?;
         let calls: Vec<&str> = text
@@ -471,7 +471,7 @@ fn strip_warnings(result: &Value) -> Value {
     result
 }
 
-/// How many connections sshd had from loopback, by its log.
+/// The number of connections from loopback in sshd's log.
 pub fn count_loopback_connections(log: &str) -> usize {
     let ports: BTreeSet<&str> = log
         .lines()
@@ -483,7 +483,7 @@ pub fn count_loopback_connections(log: &str) -> usize {
     ports.len()
 }
 
-/// Where the rows are.
+/// The directory of the rows.
 pub fn case_directory() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/matrix"))
 }

@@ -1,4 +1,4 @@
-//! A guest: namespaces and an overlay of its own, an sshd that stays in it, and the agent.
+//! A guest with its own namespaces and overlay, an sshd inside it, and the agent.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::lab::{MatrixEnvironment, PASSWORD_HASH, PATH};
 use super::row::{MatrixCase, OpensshVersion};
 
-/// What a guest must not inherit of the machine that the test runs on.
+/// Paths that a guest must not inherit from the test machine.
 const CLEARED_PATHS: [&str; 7] = [
     "etc/ssh/sshd_config",
     "etc/ssh/sshd_config.d",
@@ -63,7 +63,7 @@ impl<'a> NamespaceGuest<'a> {
         Ok(guest)
     }
 
-    /// A path of the guest's, as the test sees it. Its parents must hold no absolute links.
+    /// The path of a guest's file outside of the guest. Its parents must contain no absolute links.
     pub fn host_path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         Path::new("/proc").join(&self.pid).join("root").join(path.strip_prefix("/").unwrap_or(path))
@@ -91,7 +91,7 @@ impl<'a> NamespaceGuest<'a> {
             fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
             fs::copy(self.lab.host_key().with_extension("key.pub"), to.with_extension("pub"))?;
         }
-        // pam_unix waits two seconds after a wrong password; nothing here is about that.
+        // pam_unix waits two seconds after a wrong password. No test here needs that delay.
         if let Ok(text) = fs::read_to_string(self.host_path("/etc/pam.d/common-auth")) {
             fs::write(
                 self.host_path("/etc/pam.d/common-auth"),
@@ -108,8 +108,8 @@ impl<'a> NamespaceGuest<'a> {
         Ok(())
     }
 
-    /// The row's words for what differs between runs. Before OpenSSH 8.7 a global line that turns keyboard-interactive
-    /// off has the older name, as every file of that time has it; before 8.2 nothing can be included.
+    /// Replaces the row's placeholders by the values of this run. Before OpenSSH 8.7, a global line that turns
+    /// keyboard-interactive off uses the older name, like the files of that time. Before 8.2, Include does not exist.
     fn expand_placeholders(&self, text: &str) -> String {
         let text = text
             .replace("@KEY@", &self.lab.key(self.row.key).line)
@@ -133,7 +133,7 @@ impl<'a> NamespaceGuest<'a> {
         fs::write(path, text)
     }
 
-    /// Passwords for the target user and the row's accounts, and for nobody else.
+    /// Sets passwords for the target user and the row's accounts only.
     fn write_accounts(&self) -> std::io::Result<()> {
         let MatrixCase { user, accounts, password_only, .. } = self.row;
         let [mut passwd, mut group, mut shadow] = ["passwd", "group", "shadow"]
@@ -177,7 +177,7 @@ impl<'a> NamespaceGuest<'a> {
         Ok(())
     }
 
-    /// Keeps what sshd says of its connections. Nobody else listens on the guest's /dev/log.
+    /// Records sshd's log messages about connections. No other program listens on the guest's /dev/log.
     fn listen_to_syslog(&self) -> std::io::Result<()> {
         let socket = UnixDatagram::bind(self.host_path("/dev/log"))?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -202,7 +202,7 @@ impl<'a> NamespaceGuest<'a> {
         self.log.lock().unwrap().clone()
     }
 
-    /// A program in the guest.
+    /// A program inside the guest.
     pub fn guest_command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.pid, "-m", "-n", "-p", "-r", "-w", program]);
@@ -210,7 +210,7 @@ impl<'a> NamespaceGuest<'a> {
         command
     }
 
-    /// A program outside, in the guest's network alone.
+    /// A program outside of the guest, only in the guest's network.
     pub fn network_command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.pid, "-n", program]);
@@ -218,7 +218,7 @@ impl<'a> NamespaceGuest<'a> {
         command
     }
 
-    /// A script of the row's.
+    /// Runs a script of the row.
     pub fn run_script(&self, script: &str) -> Result<(), String> {
         if script.is_empty() {
             return Ok(());
@@ -243,7 +243,7 @@ impl<'a> NamespaceGuest<'a> {
         if !output.status.success() {
             return Err(format!("sshd does not start: {}", combined_output(&output)));
         }
-        // It is written once sshd listens. It ends without it where it can bind no address.
+        // sshd writes the pid file after it listens. If it can bind no address, it exits without one.
         let end = Instant::now() + Duration::from_secs(20);
         while !fs::read_to_string(self.host_path("/run/sshd.pid")).is_ok_and(|pid| pid.ends_with('\n')) {
             if Instant::now() >= end {
@@ -254,8 +254,8 @@ impl<'a> NamespaceGuest<'a> {
         Ok(())
     }
 
-    /// From now on sshd cannot execute itself anew: a SIGHUP ends it. What stands in the place of its program answers
-    /// questions all the same, as a program does that misses a library only when it listens.
+    /// From now on sshd cannot execute itself again: a SIGHUP ends it. The program at its path still answers
+    /// questions, like an sshd that lacks a library which it needs only for listening.
     pub fn break_sshd_binary(&self) -> Result<(), String> {
         let script = include_str!("../support/answers_and_dies.sh");
         self.write("/usr/local/sbin/sshd.new", script).map_err(|error| error.to_string())?;
@@ -264,14 +264,14 @@ impl<'a> NamespaceGuest<'a> {
         )
     }
 
-    /// What `sshd -t` has against the configuration.
+    /// The error of `sshd -t`, if any.
     pub fn find_config_error(&self) -> Option<String> {
         let program = if self.row.running { "/usr/local/sbin/sshd" } else { "/usr/sbin/sshd" };
         let output = self.guest_command(program).arg("-t").args(&self.row.arguments).output().unwrap();
         (!output.status.success()).then(|| combined_output(&output))
     }
 
-    /// The agent, with something on its standard input; under `tracer` where it has words.
+    /// Runs the agent with this standard input, under `tracer` if that is not empty.
     pub fn run_agent(&self, tracer: &[&str], arguments: &[&str], input: &str) -> Output {
         let inner = self.guest_command("/usr/bin/keypair-agent");
         let mut command = match tracer {
@@ -297,13 +297,13 @@ impl<'a> NamespaceGuest<'a> {
 impl Drop for NamespaceGuest<'_> {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        // The end of its input ends it, and --kill-child the rest.
+        // The end of its input ends the init process, and --kill-child ends the rest.
         drop(self.init.stdin.take());
         let _ = self.init.wait();
     }
 }
 
-/// Whether this machine lets us make guests: a container may not.
+/// Whether this machine permits the creation of guests. A container may not permit it.
 pub fn can_create_guests() -> bool {
     let script = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && \
                   mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w o /mnt/r && ip link set lo up";
@@ -321,7 +321,7 @@ pub fn can_create_guests() -> bool {
     output.status.success()
 }
 
-/// What a program said.
+/// The stdout and the stderr of a program.
 pub fn combined_output(output: &Output) -> String {
     let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).trim().to_owned());
     text.join(" ").trim().to_owned()

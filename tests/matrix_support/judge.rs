@@ -1,4 +1,4 @@
-//! What a result says, held against the row and against what clients see.
+//! Compares a result with the row and with the observations of real clients.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -9,10 +9,10 @@ use super::client::LoginAttempt;
 use super::guest::combined_output;
 use super::row::{AttachExpectation, LoginExpectation, MatrixCase, ProofKind};
 
-/// Reasons that were meant to be one thing and are another, in words.
+/// Descriptions of the differences.
 pub type Faults = Vec<String>;
 
-/// The result against what the row says of it.
+/// Compares the result with the row's expectation.
 pub fn compare_result(expected: &AttachExpectation, result: &Value) -> Faults {
     let mut faults = Faults::new();
     let status = if expected.reason.is_none() { "succeeded" } else { "failed" };
@@ -51,7 +51,7 @@ pub fn compare_result(expected: &AttachExpectation, result: &Value) -> Faults {
     faults
 }
 
-/// `plan` comes to the verdict that the attach comes to.
+/// `plan` must reach the same verdict as the attach.
 pub fn compare_plan(planned: &Output, result: &Value) -> Faults {
     let succeeded = result["status"] == "succeeded";
     if planned.status.success() != succeeded {
@@ -64,7 +64,7 @@ pub fn compare_plan(planned: &Output, result: &Value) -> Faults {
     Faults::new()
 }
 
-/// `check` comes to the verdict that an attach with `no` comes to.
+/// `check` must reach the same verdict as an attach with `no`.
 pub fn compare_check(checked: &Output, result: &Value) -> Faults {
     match checked.status.success() == (result["status"] == "succeeded") {
         true => Faults::new(),
@@ -72,7 +72,7 @@ pub fn compare_check(checked: &Output, result: &Value) -> Faults {
     }
 }
 
-/// What the result calls effective, against what a client is offered.
+/// Compares the result's `effective` part with the offer to a client.
 pub fn compare_effective(row: &MatrixCase, result: &Value, seen: &LoginAttempt) -> Faults {
     let Some(effective) = result["effective"].as_object() else {
         return vec![format!("nothing is said to be effective: {result}")];
@@ -83,14 +83,14 @@ pub fn compare_effective(row: &MatrixCase, result: &Value, seen: &LoginAttempt) 
         ("pubkeyAuthentication", "publickey"),
     ];
     let mut faults = Faults::new();
-    // A connection that sshd ends has no offer; the row says that it is so.
+    // If sshd ends the connection, there is no offer; the row expects that.
     if seen.offers.is_empty() {
         return faults;
     }
     for (name, method) in methods {
         let is_on = effective[name] == true;
         let offered = seen.offers.contains(method);
-        // A list of methods may keep one that is on from being offered, never the other way.
+        // A list of methods may hide a method that is on. It never shows one that is off.
         if is_on != offered && !(is_on && row.sets_authentication_methods()) {
             faults.push(format!("{name} is said to be {is_on}, and a client is offered {:?}", seen.offers));
         }
@@ -98,7 +98,7 @@ pub fn compare_effective(row: &MatrixCase, result: &Value, seen: &LoginAttempt) 
     faults
 }
 
-/// The proof, against what a client at loopback is offered and whether the key really lets in.
+/// Compares the proof with sshd's offer on loopback and with a real login by the key.
 pub fn compare_proof(
     kind: ProofKind,
     both_due: bool,
@@ -135,7 +135,7 @@ pub fn compare_proof(
     faults
 }
 
-/// What is seen against what should be; `None` where nothing was looked at.
+/// Compares an observed login with the expected one; `None` if there was no attempt.
 pub fn compare_login(
     expected: &LoginExpectation,
     key: Option<&LoginAttempt>,

@@ -1,4 +1,4 @@
-//! What all guests share: the root file system they stand on, the agent, keys, and the client's password.
+//! The shared parts of all guests: their root file system, the agent, the keys, and the client's password.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::row::{KeyType, OpensshVersion};
 use crate::support::{TestDir, TestKey};
 
-/// Every account's that has one.
+/// The password of every account that has one.
 pub const PASSWORD: &str = "let-me-in";
 
-/// The same for /etc/shadow. Few rounds: it is verified often.
+/// Its hash for /etc/shadow, with few rounds because it is verified often.
 pub const PASSWORD_HASH: &str = "$6$rounds=1000$matrix$LO7ykdxJaW4DGi948fnCHmAYBTfoliO1H8oUv8SDfR.ND4YORGG3vNRX2g4XRnHO4m7V7RZJ4AVwrKACcD81K1";
 
 /// The directories of programs, in the guest and outside.
@@ -22,22 +22,22 @@ pub struct MatrixEnvironment {
     pub folder: TestDir,
     /// The lower layer of every guest.
     pub root: PathBuf,
-    /// The prefix of another OpenSSH, which every guest has in place of the one of its root file system.
+    /// The prefix of another OpenSSH, which replaces the one of the root file system in every guest.
     pub openssh: Option<PathBuf>,
-    /// Whether trials that can change nothing are tried too.
+    /// Whether scenarios that can change nothing run too.
     pub is_thorough: bool,
     pub agent: PathBuf,
     pub version: OpensshVersion,
-    /// Whether this OpenSSH has RSA and ECDSA: a build without OpenSSL has neither.
+    /// Whether this OpenSSH supports RSA and ECDSA. A build without OpenSSL supports neither.
     pub has_openssl: bool,
-    /// Whether it has Debian's changes.
+    /// Whether this OpenSSH has Debian's changes.
     pub is_debian: bool,
     pub ed25519: TestKey,
     pub rsa: TestKey,
     pub ecdsa: TestKey,
-    /// The key of accounts that have one of their own.
+    /// The own key of accounts that have one.
     pub other: TestKey,
-    /// A key that takes another's place.
+    /// A key that replaces another one.
     pub second: TestKey,
     next_address: AtomicU32,
 }
@@ -85,7 +85,7 @@ impl MatrixEnvironment {
         }
     }
 
-    /// The private host key; the public one stands beside it.
+    /// The private host key. The public one is in the same directory.
     pub fn host_key(&self) -> PathBuf {
         self.folder.path().join("host.key")
     }
@@ -94,12 +94,12 @@ impl MatrixEnvironment {
         self.folder.path().join("askpass")
     }
 
-    /// Where each guest mounts its file systems, for itself alone.
+    /// The mount point of each guest's file systems, in its own mount namespace.
     pub fn mount_point(&self) -> PathBuf {
         self.folder.path().join("guest")
     }
 
-    /// An address for one login in the server's family: sshd remembers what an address did (PerSourcePenalties).
+    /// A new address for one login in the server's family, because sshd remembers addresses (PerSourcePenalties).
     pub fn next_client_address(&self, server: &str) -> String {
         let number = self.next_address.fetch_add(1, Ordering::Relaxed);
         if server.contains(':') {
@@ -109,7 +109,7 @@ impl MatrixEnvironment {
     }
 }
 
-/// Removes what labs left behind that were killed: guests end with them, their folder does not.
+/// Removes the folders of killed labs. Their guests have ended, but the folders stay.
 fn remove_stale_directories() {
     for entry in fs::read_dir("/run").unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -123,7 +123,7 @@ fn remove_stale_directories() {
     }
 }
 
-/// What the guests' sshd says it is. It knows no option for that before 9.0, but says it when asked wrongly.
+/// The version of the guests' sshd. Before 9.0 it has no option for that, but prints its version after a usage error.
 fn query_sshd_version(root: &Path, openssh: Option<&Path>) -> String {
     let mut command = match openssh {
         Some(prefix) => Command::new(prefix.join("sbin/sshd")),

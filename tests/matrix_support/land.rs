@@ -1,4 +1,4 @@
-//! A guest for tests that change it between commands: real logins before and after, and what the agent says.
+//! A guest for tests that change it between commands, with real logins and the agent's output.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -31,14 +31,14 @@ const REQUIRED_TOOLS: [&str; 12] = [
 const CONFIG: &str = "Include /etc/ssh/sshd_config.d/*.conf\nPermitRootLogin yes\nUsePAM yes\n\
                       KbdInteractiveAuthentication no\n";
 
-/// The key file of the user `u`, empty.
+/// Creates the key file of the user `u`, empty.
 pub const OWN_FILE: &str = "install -d -o 4242 -g 4242 -m 700 /home/u/.ssh; \
                             install -o 4242 -g 4242 -m 600 /dev/null /home/u/.ssh/authorized_keys";
 
-/// Another user, `v`.
+/// Creates another user, `v`.
 pub const SECOND_USER: &str = "useradd -m -u 4300 -s /bin/sh v; ";
 
-/// A guest for the user `u`, with this setup and further lines of sshd's configuration.
+/// A guest for the user `u`, with a set-up script and further lines of sshd's configuration.
 pub struct GuestFixture<'a> {
     pub lab: &'a MatrixEnvironment,
     pub guest: NamespaceGuest<'a>,
@@ -51,12 +51,12 @@ fn can_mount_overlay() -> bool {
         && Command::new("unshare").args(["--mount", "--net", "sh", "-c", mount]).status().unwrap().success()
 }
 
-/// A guest, if this machine lets us make one.
+/// Runs a test in a new guest, if this machine permits guests.
 pub fn with_guest(user: &str, setup: &str, lines: &str, work: impl FnOnce(&GuestFixture<'_>)) {
     with_guest_config(user, setup, &format!("{CONFIG}{lines}"), work);
 }
 
-/// The same with all of sshd's main file.
+/// The same with a whole main file of sshd.
 pub fn with_guest_config(user: &str, setup: &str, config: &str, work: impl FnOnce(&GuestFixture<'_>)) {
     if !can_mount_overlay() {
         eprintln!("SKIPPED: no guest can be made here");
@@ -75,7 +75,7 @@ pub fn with_guest_config(user: &str, setup: &str, config: &str, work: impl FnOnc
 
 impl GuestFixture<'_> {
     pub fn run_script(&self, script: &str) {
-        // An account cannot be changed while a session of it ends.
+        // An account cannot be changed until all its sessions have ended.
         let ended = "timeout 60 sh -c 'while ps -u u || ps -u v; do sleep 0.1; done' >/dev/null 2>&1; ";
         let ended = if script.contains("usermod") || script.contains("userdel") { ended } else { "" };
         self.guest.run_script(&format!("{ended}{script}")).unwrap();
@@ -89,7 +89,7 @@ impl GuestFixture<'_> {
         Self::parse_result(&self.run_agent(&["apply", "-"], &command.to_string()))
     }
 
-    /// The result that was printed.
+    /// The result in the output.
     pub fn parse_result(output: &Output) -> Value {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
     }
@@ -115,7 +115,7 @@ impl GuestFixture<'_> {
         support::attach_command("k", self.key(), password_auth)
     }
 
-    /// The second key in the place of whatever is bound.
+    /// The command that replaces the bound key by the second key.
     pub fn replace_command(&self, password_auth: &str) -> Value {
         with_field(support::attach_command("l", &self.lab.second, password_auth), "replace", json!(true))
     }
@@ -124,17 +124,17 @@ impl GuestFixture<'_> {
         self.accepts_key(user, self.key())
     }
 
-    /// Whether a real login with this key gets in.
+    /// Whether a real login with this key succeeds.
     pub fn accepts_key(&self, user: &str, key: &TestKey) -> bool {
         login(self.lab, &self.guest, &self.target_for(user), Credential::Key(&key.private)).let_in
     }
 
-    /// Whether a real login with the password gets in.
+    /// Whether a real login with the password succeeds.
     pub fn accepts_password(&self, user: &str) -> bool {
         login(self.lab, &self.guest, &self.target_for(user), Credential::Password).let_in
     }
 
-    /// A login with further words for ssh(1).
+    /// A login with further options for ssh(1).
     pub fn login_with(&self, user: &str, how: Credential<'_>, words: &[&str]) -> LoginAttempt {
         login_with_options(self.lab, &self.guest, &self.target_for(user), how, words)
     }
@@ -143,9 +143,9 @@ impl GuestFixture<'_> {
         LoginTarget { user: user.to_owned(), from: None, to: "10.99.0.1".to_owned(), port: 22 }
     }
 
-    /// How many connections from loopback the running sshd had, and its log. It has to have `LogLevel VERBOSE`.
+    /// The number of connections from loopback to the running sshd, and its log. sshd needs `LogLevel VERBOSE`.
     pub fn read_loopback_connections(&self) -> (usize, String) {
-        // What it said before it said this is there, too.
+        // A login from a new address marks the end: earlier messages are in the log when its message is.
         let from = self.lab.next_client_address("10.99.0.1");
         let way = LoginTarget { from: Some(from.clone()), ..self.target_for("root") };
         login(self.lab, &self.guest, &way, Credential::None);
@@ -168,12 +168,12 @@ impl GuestFixture<'_> {
         serde_json::from_str(&self.read_text("/var/lib/keypair-agent/state.json")).unwrap()
     }
 
-    /// sshd's files and those of the user `u`.
+    /// A snapshot of sshd's files and of the files of the user `u`.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::capture(&self.guest, "/home/u".as_ref(), &[])
     }
 
-    /// As 3.1.0 wrote it.
+    /// Rewrites the state in the format of 3.1.0.
     pub fn downgrade_state(&self) {
         let mut state = self.read_state();
         let binding = state["binding"].as_object_mut().unwrap();
@@ -185,7 +185,7 @@ impl GuestFixture<'_> {
         self.guest.write("/etc/keypair-agent/config.toml", &format!("target_user = \"{user}\"\n")).unwrap();
     }
 
-    /// sshd reads its files anew.
+    /// Reloads sshd.
     pub fn reload_sshd(&self) {
         let restarts = || self.guest.log().matches("Received SIGHUP; restarting").count();
         let before = restarts();

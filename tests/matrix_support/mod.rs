@@ -1,4 +1,4 @@
-//! The matrix: one TOML file a configuration, each tried in a guest of its own, by real clients.
+//! The matrix: one TOML file per configuration. Each is tested in its own guest, with real clients.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 

@@ -1,4 +1,4 @@
-//! A row: a configuration, and what must become of it. Every field is explained in tests/matrix/README.md.
+//! A row: a configuration and its expected outcomes. tests/matrix/README.md explains every field.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use super::lab::MatrixEnvironment;
 pub struct OpensshVersion(pub u32, pub u32);
 
 impl OpensshVersion {
-    /// The first of a text such as `OpenSSH_9.2p1 Debian-2`.
+    /// The first version in a text such as `OpenSSH_9.2p1 Debian-2`.
     pub fn find(text: &str) -> Option<Self> {
         let (_, rest) = text.split_once("OpenSSH_")?;
         Self::parse(rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?)
@@ -33,15 +33,15 @@ impl<'de> Deserialize<'de> for OpensshVersion {
     }
 }
 
-/// Where a row's files come from.
+/// The origin of a row's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// They are the suite's own, copied from where its packages put them.
+    /// Files of the suite itself, copied from the places where its packages install them.
     Shipped,
-    /// Written down from knowledge: no suite here ships them.
+    /// Written from knowledge: no suite of the tests ships them.
     Knowledge,
-    /// Made up, to deceive.
+    /// Invented, in order to deceive the agent.
     Hostile,
 }
 
@@ -94,10 +94,11 @@ pub struct MatrixCase {
     pub valid: bool,
     #[serde(default = "yes")]
     pub host_key: bool,
-    /// Whether what refuses the attach is met only as its files are written, which `plan` and `check` do not do.
+    /// Whether the agent finds the cause of the refusal only when it writes the files. `plan` and `check` do not
+    /// write.
     #[serde(default)]
     pub refused_by_a_write: bool,
-    /// Whether `check`, which asks about any Ed25519 key, comes to another verdict than the attach of this row's key.
+    /// Whether `check` reaches another verdict than the attach of this row's key. `check` tests with any Ed25519 key.
     #[serde(default)]
     pub check_differs: bool,
     #[serde(default)]
@@ -112,7 +113,8 @@ pub struct MatrixCase {
     pub yes: AttachExpectation,
 }
 
-/// What a client sees; what is absent is said by [`MatrixCase::before`], [`MatrixCase::after`].
+/// The expected login of a client. [`MatrixCase::expected_before`] and [`MatrixCase::expected_after`] give the
+/// defaults.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoginExpectation {
@@ -121,27 +123,27 @@ pub struct LoginExpectation {
     pub password: Option<bool>,
 }
 
-/// What becomes of an attach.
+/// The expected outcome of an attach.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttachExpectation {
-    /// Why it fails; absent, it succeeds.
+    /// The reason of its failure; absent if it succeeds.
     pub reason: Option<String>,
     /// Parts of the result's message.
     #[serde(default)]
     pub says: Vec<String>,
-    /// The reasons of its warnings, all of them.
+    /// The reasons of all its warnings.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Parts of the warnings: their messages and places.
+    /// Parts of the warnings: of their messages and places.
     #[serde(default)]
     pub warns: Vec<String>,
     #[serde(default)]
     pub proof: ProofKind,
-    /// Whether sshd is told although none of its files changes: it has not read them.
+    /// Whether the agent reloads sshd although none of its files changes, because sshd has not read them.
     #[serde(default)]
     pub reloads: bool,
-    /// sh, in the guest, between the command and the look at it.
+    /// A sh script that runs in the guest between the command and the checks.
     #[serde(default)]
     pub then: String,
     pub offers: Option<Vec<String>>,
@@ -152,29 +154,29 @@ pub struct AttachExpectation {
     pub client: Vec<ClientExpectation>,
 }
 
-/// How far the running sshd is asked, where the command changes its files.
+/// The expected proof, if the command changes sshd's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ProofKind {
-    /// Both questions have their answers.
+    /// Both questions are answered.
     #[default]
     Asked,
-    /// One at least has none, and the result says why.
+    /// At least one question is not answered, and the result says why.
     NotTaken,
-    /// From loopback the key is refused, as it has to be there, or nobody asks.
+    /// The key is refused from loopback, as this row expects, or no question is sent.
     Refused,
     /// There is no proof.
     None,
 }
 
 impl AttachExpectation {
-    /// Whether the row says nothing of this attach: it succeeds as it does everywhere.
+    /// Whether the row describes this attach at all; if not, the default expectation holds.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Another client than the target user's from an address that no rule names.
+/// A client other than the target user's client from an address that no rule names.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientExpectation {
@@ -191,8 +193,8 @@ fn root() -> String {
     "root".to_owned()
 }
 
-/// By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel trial, and the kernel then
-/// runs no such file (ETXTBSY).
+/// cp(1) makes the copy: if the test wrote the file itself, a child of a parallel trial could inherit the descriptor
+/// that is open for writing. The kernel does not run such a file (ETXTBSY).
 fn copy() -> String {
     "cp /usr/sbin/sshd /usr/local/sbin/sshd".to_owned()
 }
@@ -210,10 +212,10 @@ fn ssh_port() -> u16 {
 }
 
 impl MatrixCase {
-    /// Every row of a directory, by name.
+    /// All rows of a directory, sorted by name.
     ///
     /// # Panics
-    /// Where a file is no row.
+    /// If a file is not a valid row.
     pub fn load_all(directory: &Path) -> Vec<Self> {
         let mut paths: Vec<PathBuf> =
             fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -231,13 +233,13 @@ impl MatrixCase {
             .collect()
     }
 
-    /// A row without anything, for what is no file here.
+    /// A row without content, for tests that have no row file.
     pub fn empty(name: &str, user: &str, key: KeyType) -> Self {
         let row: Self = toml::from_str("what = \"\"\nsource = \"hostile\"\n[no]\n[yes]\n").unwrap();
         Self { name: name.to_owned(), user: user.to_owned(), key, ..row }
     }
 
-    /// Whether the lab's OpenSSH is one that the row is about.
+    /// Whether the row applies to the lab's OpenSSH.
     pub fn applies_to(&self, lab: &MatrixEnvironment) -> bool {
         self.since.is_none_or(|since| since <= lab.version)
             && self.until.is_none_or(|until| lab.version < until)
@@ -246,18 +248,18 @@ impl MatrixCase {
             && (lab.version >= OpensshVersion(8, 2) || !self.includes_files())
     }
 
-    /// Whether it has files that the main file includes: OpenSSH 8.2 is the first that does.
+    /// Whether its main file includes other files. OpenSSH 8.2 is the first version with Include.
     fn includes_files(&self) -> bool {
         let mut names = self.files.keys().chain([&self.setup, &self.pending]);
         self.name.contains("include") || names.any(|text| text.contains("sshd_config.d"))
     }
 
-    /// Whether a trial leaves another guest than it found, although all of ours is taken back.
+    /// Whether a scenario changes the guest permanently, even after the agent has removed everything of its own.
     pub fn needs_fresh_guests(&self) -> bool {
         !self.pending.is_empty() || !self.no.then.is_empty() || !self.yes.then.is_empty()
     }
 
-    /// What is seen before any command, with nothing left open.
+    /// The expected login before any command.
     pub fn expected_before(&self) -> LoginExpectation {
         if !self.running {
             return LoginExpectation { offers: Some(Vec::new()), key: Some(false), password: Some(false) };
@@ -271,8 +273,8 @@ impl MatrixCase {
         }
     }
 
-    /// What is seen after a command: where nothing else is said, a refused one leaves all as it was, a `no` leaves
-    /// the key, a `yes` adds the password to it.
+    /// The expected login after a command. Without other data in the row, a refused command changes nothing. A `no`
+    /// leaves the key, and a `yes` adds the password.
     pub fn expected_after(&self, expected: &AttachExpectation, no: bool) -> LoginExpectation {
         let usual = if expected.reason.is_some() || (!self.running && expected.then.is_empty()) {
             self.expected_before()
@@ -296,7 +298,7 @@ impl MatrixCase {
         }
     }
 
-    /// Whether some configuration may keep a method that is on from being offered at first.
+    /// Whether some configuration may hide a method that is on from the first offer.
     pub fn sets_authentication_methods(&self) -> bool {
         let name = "authenticationmethods";
         self.files
@@ -306,7 +308,7 @@ impl MatrixCase {
             .any(|text| text.to_ascii_lowercase().contains(name))
     }
 
-    /// The target user's home, as the guest is made.
+    /// The target user's home in the guest.
     pub fn home(&self) -> PathBuf {
         match self.user.as_str() {
             "root" => PathBuf::from("/root"),

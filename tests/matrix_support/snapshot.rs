@@ -1,4 +1,4 @@
-//! Every byte, mode and owner of what the agent may touch.
+//! Every byte, mode and owner that the agent may change.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ struct SnapshotEntry {
 }
 
 impl Snapshot {
-    /// Of sshd's configuration, the home and the key file's directory, and of what else the row names.
+    /// Captures sshd's configuration, the home, the directory of the key file, and the row's further paths.
     pub fn capture(guest: &NamespaceGuest<'_>, home: &Path, others: &[PathBuf]) -> Self {
         let mut snapshot = Self(BTreeMap::new());
         snapshot.add_entry(guest, home);
@@ -58,12 +58,12 @@ impl Snapshot {
         }
     }
 
-    /// What a file holds; nothing, where there is none.
+    /// The content of a file; empty if there is none.
     pub fn content(&self, path: &Path) -> &[u8] {
         self.0.get(path).map(|entry| entry.content.as_slice()).unwrap_or_default()
     }
 
-    /// Without the key file and its directory, where `before` had none and the file is empty: they stay.
+    /// Without the key file and its directory, if `before` had none and the file is empty: the agent leaves them.
     pub fn without_empty_leftovers(mut self, before: &Self, key_file: &Path) -> Self {
         if !before.0.contains_key(key_file) && self.content(key_file).is_empty() {
             self.0.remove(key_file);
@@ -101,7 +101,7 @@ impl Snapshot {
             .collect()
     }
 
-    /// How `now` differs, for a person; `None` where it does not.
+    /// A readable description of the differences from `now`; `None` if there is none.
     pub fn describe_changes(&self, now: &Self) -> Option<String> {
         let all = self.list_changes(now);
         let lines: Vec<String> =

@@ -1,4 +1,4 @@
-//! What may happen, and how much of it.
+//! The actions of the simulation, and the budget that limits them.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use super::edit::UserEdit;
 use super::fault::{FaultKind, InjectedFault};
 use super::machine::ComponentState;
 
-/// How much of everything may still happen.
+/// How many events of each kind may still happen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Budget {
     /// Power cuts and kills.
@@ -22,22 +22,22 @@ pub struct Budget {
     pub components: u8,
     /// Whether the disk may be copied into another instance.
     pub clones: u8,
-    /// Commands handed out again after their result.
+    /// Commands that the service sends again after their result.
     pub repeats: u8,
-    /// Commands handed out ahead of their turn.
+    /// Commands that the service sends out of order.
     pub reorders: u8,
-    /// Answers to a PUT that are lost.
+    /// Lost answers to a PUT.
     pub lost: u8,
-    /// `keypair-agent undo` at the console.
+    /// Runs of `keypair-agent undo` at the console.
     pub undos: u8,
-    /// Whether the clock may pass the end of a command.
+    /// Whether the clock may pass the expiry time of a command.
     pub delays: u8,
-    /// All of these but the crashes, together.
+    /// The total of all these events except the crashes.
     pub disturbances: u8,
 }
 
 impl Budget {
-    /// Takes one out of what `which` picks; `None` where nothing of it is left.
+    /// Takes one from the counter that `which` selects; `None` if that counter is 0.
     pub fn spend_one(mut self, which: fn(&mut Self) -> &mut u8) -> Option<Self> {
         let left = which(&mut self);
         *left = left.checked_sub(1)?;
@@ -45,7 +45,7 @@ impl Budget {
         Some(self)
     }
 
-    /// What is left after a fault.
+    /// The budget after a fault.
     pub fn spend_fault(mut self, what: FaultKind) -> Option<Self> {
         match what {
             FaultKind::PowerCut { .. } | FaultKind::Kill => {
@@ -59,34 +59,34 @@ impl Budget {
     }
 }
 
-/// What may happen.
+/// One event of the simulation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SimAction {
-    /// The agent starts: it recovers, learns which instance this is, looks what is undelivered.
+    /// The agent starts: it recovers, learns the instance id, and looks for undelivered results.
     Start(Option<InjectedFault>),
-    /// The service hands a command out, and the agent performs it.
+    /// The service sends a command, and the agent performs it.
     HandOut(SimCommand, Option<InjectedFault>),
-    /// The agent delivers the result that is due.
+    /// The agent delivers the pending result.
     Deliver {
-        /// Whether the answer is lost on its way.
+        /// Whether the answer gets lost.
         answer_lost: bool,
-        /// What disturbs it.
+        /// The fault during the delivery.
         fault: Option<InjectedFault>,
     },
     /// `keypair-agent undo`.
     Undo(Option<InjectedFault>),
     /// The user edits a file.
     Edit(UserEdit),
-    /// The component is another.
+    /// The component changes.
     Component(ComponentState),
-    /// The disk starts as another instance's.
+    /// The disk starts as the disk of another instance.
     Clone,
-    /// The clock passes the end of the command that has one.
+    /// The clock passes the expiry time of the command that has one.
     ClockJump,
 }
 
 impl SimAction {
-    /// What disturbs it.
+    /// The fault during this action.
     pub fn fault(&self) -> Option<InjectedFault> {
         match self {
             Self::Start(fault)

@@ -1,4 +1,4 @@
-//! The calls: what `run` asks of its transaction, in `run`'s order, and what has to hold after each.
+//! The calls that `run` makes to its transaction, in the order of `run`, and the checks after each call.
 
 use std::cell::RefCell;
 use std::mem;
@@ -23,21 +23,21 @@ use super::place::HostEnvironment;
 use super::property::Invariant;
 use super::world::{AgentState, Simulation, UndeliveredResult};
 
-/// What a call found.
+/// The situation before a call.
 pub struct CallContext {
     /// The state file.
     pub state: Arc<State>,
-    /// The fault that is to come.
+    /// The fault that will strike during the call.
     pub fault: Option<InjectedFault>,
 }
 
 impl CallContext {
-    /// Whether the user edits a file in the midst of the call.
+    /// Whether the user edits a file during the call.
     pub fn is_edited(&self) -> bool {
         self.fault.is_some_and(|fault| matches!(fault.what, FaultKind::Edit(_)))
     }
 
-    /// Whether a step fails in it.
+    /// Whether a step of the call fails.
     pub fn has_failure(&self) -> bool {
         self.fault.is_some_and(|fault| matches!(fault.what, FaultKind::StepFailure | FaultKind::LateFailure))
     }
@@ -78,7 +78,7 @@ impl Simulation {
     }
 
     fn new_call(&self, fault: Option<InjectedFault>) -> CallRecord {
-        // What was in flight at a crash may stand until it is taken back.
+        // The key of a command that was in flight at a crash may remain until recovery removes it.
         let asked = self.open.iter().filter_map(|command| attached_key(command.order)).collect();
         let was_detach = self.open.is_some_and(|command| matches!(command.order, SimOrder::Detach(_)));
         let had_password = self.machine.accepts_root_password();
@@ -92,7 +92,7 @@ impl Simulation {
         }
     }
 
-    /// After a call that a crash ended; whether it was one.
+    /// Handles a crash during a call. Returns whether there was one.
     fn handle_crash(&mut self, before: &CallContext) -> bool {
         let crashed = self.machine.call.is_over;
         if crashed {
@@ -104,7 +104,7 @@ impl Simulation {
         crashed
     }
 
-    /// `run` begins: recover, adopt the instance's id, look what is undelivered.
+    /// Starts `run`: it recovers, adopts the instance id, and looks for undelivered results.
     pub fn start_agent(&mut self, fault: Option<InjectedFault>) {
         let before = self.capture_context(fault);
         if let Some(command) = &self.open {
@@ -146,7 +146,7 @@ impl Simulation {
         self.agent = AgentState::Up { due, settled: Vec::new() };
     }
 
-    /// The service hands a command out.
+    /// The service sends a command, and the agent performs it.
     pub fn hand_out_command(&mut self, command: &SimCommand, fault: Option<InjectedFault>) {
         let before = self.capture_context(fault);
         self.begin_try(command.number);
@@ -204,7 +204,7 @@ impl Simulation {
         }
     }
 
-    /// The answer is on its way, or sent once more to a service that has it.
+    /// Queues the result for delivery. If the service has acknowledged it before, sends it once more at once.
     fn queue_result(
         &mut self,
         command: &SimCommand,
@@ -233,18 +233,20 @@ impl Simulation {
             *due = Some(UndeliveredResult { id, result, recorded });
         }
         if stops {
-            // The one quick try that a stop makes for it is lost: the next start has to do it.
+            // At a stop the agent tries once, quickly, to deliver. Here that try fails, so the next start must
+            // deliver.
             self.agent = AgentState::Down;
         }
     }
 
     fn put_result(&mut self, id: &str, result: &str) {
         if !id.ends_with(INSTANCES[self.control_plane.instance]) {
-            // The service knows no such command of this instance's (404).
+            // The service knows no such command of this instance (404).
             return;
         }
         let stored = self.control_plane.store_result(id, result);
-        // Where the state could not hold the first answer, or was told to forget it, a second one may be another.
+        // The second answer may differ if the state could not hold the first one, or if undo removed it from the
+        // state.
         if stored == Stored::Conflict && !self.known.unrecorded.contains(id) {
             self.machine.report_violation(
                 Invariant::OneResult,
@@ -253,7 +255,7 @@ impl Simulation {
         }
     }
 
-    /// The result that is due goes out.
+    /// The agent sends the pending result.
     pub fn deliver_result(&mut self, answer_lost: bool, fault: Option<InjectedFault>) {
         let AgentState::Up { due: Some(due), .. } = self.agent.clone() else { return };
         let before = self.capture_context(fault);
@@ -272,7 +274,7 @@ impl Simulation {
             self.known.drop_delivered_result(&state);
             self.check_unchanged(&before, &state, "a delivery");
         } else {
-            // No step of this call's.
+            // This call has no steps.
             self.machine.call = self.new_call(fault);
             self.machine.end_call();
         }
@@ -285,7 +287,7 @@ impl Simulation {
         }
     }
 
-    /// The person at the console takes all of ours back.
+    /// The person at the console runs `keypair-agent undo`.
     pub fn run_undo(&mut self, fault: Option<InjectedFault>) {
         let before = self.capture_context(fault);
         let number = self.open.map_or(0, |command| command.number);
@@ -296,7 +298,7 @@ impl Simulation {
         self.check_interruptions(&before, &state);
         let is_whole = undone.is_ok_and(|undone| undone.failures.is_empty()) && !self.machine.call.is_over;
         self.check_undo(&before, &state, is_whole);
-        // The console's process is another than the daemon's, unless the power goes.
+        // A kill ends the console's process and not the daemon. A power cut ends both.
         let agent = self.agent.clone();
         if self.handle_crash(&before) && before.fault.is_some_and(|fault| fault.what == FaultKind::Kill) {
             self.agent = agent;
@@ -304,7 +306,7 @@ impl Simulation {
     }
 }
 
-/// The key that a command brings.
+/// The key that a command attaches.
 fn attached_key(order: SimOrder) -> Option<&'static str> {
     match order {
         SimOrder::Attach { pair, .. } => Some(pair.public_key()),
@@ -312,7 +314,7 @@ fn attached_key(order: SimOrder) -> Option<&'static str> {
     }
 }
 
-/// What stands of ours in the key file that sshd reads.
+/// The agent's lines in the key file that sshd reads.
 pub fn read_agent_lines(disk: &Disk) -> Vec<u8> {
     keys::split_key_file(disk.read_key_file()).0
 }

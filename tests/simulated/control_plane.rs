@@ -1,25 +1,25 @@
-//! The control plane: the commands of an instance in their order, and the one result that it keeps of each.
+//! The control plane: the commands of an instance in their order, and one stored result for each command.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::keys::PlatformKeyPair;
 
-/// What is to be done.
+/// The action of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SimOrder {
-    /// Bind a key pair, then set password login; `replace` takes a bound one away in the same step.
+    /// Bind a key pair, then set password login. With `replace`, unbind the bound key pair in the same step.
     Attach {
-        /// Which.
+        /// The key pair.
         pair: PlatformKeyPair,
         /// `passWordAuth`.
         passwords: bool,
         /// `replace`.
         replace: bool,
     },
-    /// Unbind it.
+    /// Unbind the key pair.
     Detach(PlatformKeyPair),
-    /// Set password login alone.
+    /// Only set password login.
     SetPasswordAuth(bool),
 }
 
@@ -33,19 +33,19 @@ impl SimOrder {
     }
 }
 
-/// The instances that a command may be for: this one, and the one that is a clone of it.
+/// The instances that a command may be for: the first one, and its clone.
 pub const INSTANCES: [&str; 2] = ["i-one", "i-clone"];
 
-/// A command as the channel hands it over.
+/// A command as the channel returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SimCommand {
-    /// Its place among the commands, from 0.
+    /// Its index among the commands, from 0.
     pub number: usize,
-    /// For which of [`INSTANCES`].
+    /// The index of its instance in [`INSTANCES`].
     pub instance: usize,
-    /// What is to be done.
+    /// Its action.
     pub order: SimOrder,
-    /// Until when; seconds since 1970.
+    /// Its expiry time, in seconds since 1970.
     pub expires_at: Option<i64>,
 }
 
@@ -60,7 +60,7 @@ impl SimCommand {
         self.number as u64 + 1
     }
 
-    /// Its bytes.
+    /// Its JSON bytes.
     pub fn encode(&self) -> Vec<u8> {
         let word = |passwords: bool| if passwords { "yes" } else { "no" };
         let mut command = serde_json::json!({
@@ -94,36 +94,36 @@ impl SimCommand {
     }
 }
 
-/// What the service said to a result.
+/// The service's answer to a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// It has it.
+    /// The service has stored this result.
     Accepted,
-    /// It has another one of this command (409).
+    /// The service has a different result for this command (409).
     Conflict,
 }
 
-/// The service's side.
+/// The state of the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlPlane {
-    /// What is to be done, in order of sequence.
+    /// The actions of the commands, in order of sequence.
     pub orders: Vec<SimOrder>,
-    /// Until when the first of them is to be obeyed, where that is said.
+    /// The expiry time of the first command, if it has one.
     pub first_expires_at: Option<i64>,
-    /// Which of [`INSTANCES`] it speaks to.
+    /// The index in [`INSTANCES`] of the instance that the control plane serves.
     pub instance: usize,
-    /// The result of each command, by its id.
+    /// The stored result of each command, by its id.
     pub results: BTreeMap<String, String>,
 }
 
 impl ControlPlane {
-    /// The command of this number, as this instance gets it.
+    /// The command of this number for this instance.
     pub fn command_at(&self, number: usize, instance: usize) -> SimCommand {
         let expires_at = self.first_expires_at.filter(|_| number == 0);
         SimCommand { number, instance, order: self.orders[number], expires_at }
     }
 
-    /// Whether a command has a result; for a clone, those that its origin answered are done with.
+    /// Whether a command has a result. For a clone, the commands that its origin answered count as answered.
     pub fn is_answered(&self, number: usize) -> bool {
         (0..=self.instance).any(|instance| self.results.contains_key(&self.command_at(number, instance).id()))
     }
@@ -134,7 +134,7 @@ impl ControlPlane {
         open.map(|number| self.command_at(number, self.instance))
     }
 
-    /// Keeps a result, the first of each command.
+    /// Stores a result. Only the first result of each command is kept.
     pub fn store_result(&mut self, id: &str, result: &str) -> Stored {
         let kept = self.results.entry(id.to_owned()).or_insert_with(|| result.to_owned());
         if kept == result { Stored::Accepted } else { Stored::Conflict }

@@ -1,5 +1,5 @@
-//! The disk: what a power cut leaves. By `Guest`'s granularity a write is durable when it returns; one that is cut
-//! short leaves the old bytes, or the new ones, and perhaps a temporary that never got its name.
+//! The disk, and its state after a power cut. At the granularity of `Guest`, a write is durable when it returns. An
+//! interrupted write leaves the old bytes or the new ones, and perhaps a temporary file that was never renamed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,31 +9,32 @@ use super::place::{AccountState, HostEnvironment};
 
 /// The key file in the first home.
 pub const KEY_FILE: &str = "/root/.ssh/authorized_keys";
-/// Its directory, which may be missing.
+/// The directory of that key file. It may be missing.
 pub const SSH_DIRECTORY: &str = "/root/.ssh";
-/// The key file in the home that others have, or that the user moves to.
+/// The key file in the second home: of other accounts, or of the user after a move.
 pub const OTHER_KEY_FILE: &str = "/data/.ssh/authorized_keys";
-/// Every file that may hold a key of ours.
+/// Every file that may hold a key of the agent.
 pub const KEY_FILES: [&str; 2] = [KEY_FILE, OTHER_KEY_FILE];
 /// sshd's main file.
 pub const MAIN_CONFIG: &str = "/etc/ssh/sshd_config";
 /// The directory of its drop-ins.
 pub const DROP_INS: &str = "/etc/ssh/sshd_config.d";
-/// Ours among them.
+/// The agent's drop-in.
 pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-keypair-agent.conf";
 /// The state file, and its directory.
 pub const STATE_FILE: &str = "/var/lib/keypair-agent/state.json";
 const STATE_DIRECTORY: &str = "/var/lib/keypair-agent";
 
-/// Files, directories, temporaries.
+/// Files, directories and temporary files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     files: BTreeMap<PathBuf, Arc<[u8]>>,
     directories: BTreeSet<PathBuf>,
     stale: BTreeSet<PathBuf>,
-    /// Whose home it is, what is mounted, and what a private sshd could be asked.
+    /// The user's account, the mounted volume, and the abilities of the private sshd.
     pub place: HostEnvironment,
-    /// What is not seen of the first home: that of the volume where it is not mounted, else what lies below it.
+    /// The hidden content of the first home. Without the mount it is the volume's content, otherwise the content of
+    /// the directory below the mount point.
     unseen: HomeFiles,
 }
 
@@ -46,7 +47,7 @@ struct HomeFiles {
 }
 
 impl Disk {
-    /// One with this main file, and root's keys where he has a file of them.
+    /// A disk with this main file and, if given, root's key file.
     pub fn new(main: &str, keys: Option<&str>) -> Self {
         let mut disk = Self {
             files: BTreeMap::new(),
@@ -62,17 +63,17 @@ impl Disk {
         disk
     }
 
-    /// A file's bytes.
+    /// The bytes of a file.
     pub fn read(&self, path: impl AsRef<Path>) -> Option<&[u8]> {
         self.files.get(path.as_ref()).map(|content| &**content)
     }
 
-    /// The same; a file that is not there reads as an empty one.
+    /// The bytes of a file; a missing file counts as empty.
     pub fn read_or_empty(&self, path: impl AsRef<Path>) -> &[u8] {
         self.read(path).unwrap_or_default()
     }
 
-    /// Replaces a file, or makes it and its directory.
+    /// Replaces a file, or creates it and its directory.
     pub fn write_file(&mut self, path: impl AsRef<Path>, content: &[u8]) {
         let path = path.as_ref();
         if let Some(directory) = path.parent() {
@@ -81,12 +82,12 @@ impl Disk {
         self.files.insert(path.to_owned(), content.into());
     }
 
-    /// Takes a file away.
+    /// Removes a file.
     pub fn remove_file(&mut self, path: impl AsRef<Path>) {
         self.files.remove(path.as_ref());
     }
 
-    /// Takes a directory away if it is empty, temporaries of ours aside.
+    /// Removes a directory if it is empty. The agent's temporary files do not count.
     pub fn remove_empty_directory(&mut self, directory: &Path) {
         if !self.files.keys().any(|file| file.parent() == Some(directory)) {
             self.directories.remove(directory);
@@ -94,12 +95,12 @@ impl Disk {
         }
     }
 
-    /// Whether a directory is there.
+    /// Whether a directory exists.
     pub fn has_directory(&self, directory: impl AsRef<Path>) -> bool {
         self.directories.contains(directory.as_ref())
     }
 
-    /// Leaves a temporary beside `path`, as a write that is cut short does.
+    /// Leaves a temporary file beside `path`, like an interrupted write.
     pub fn leave_temp_file(&mut self, path: &Path) {
         if let Some(directory) = path.parent() {
             self.directories.insert(directory.to_owned());
@@ -107,14 +108,14 @@ impl Disk {
         }
     }
 
-    /// Sweeps those beside `path`.
+    /// Removes the temporary files beside `path`.
     pub fn remove_temp_files(&mut self, path: impl AsRef<Path>) {
         if let Some(directory) = path.as_ref().parent() {
             self.stale.remove(directory);
         }
     }
 
-    /// Whether one is left anywhere.
+    /// Whether any temporary file is left.
     pub fn has_temp_files(&self) -> bool {
         !self.stale.is_empty()
     }
@@ -128,7 +129,7 @@ impl Disk {
             .map(|(path, content)| (path, &**content))
     }
 
-    /// The file that sshd reads for the target user.
+    /// The path of the key file that sshd reads for the target user.
     pub fn key_file(&self) -> &'static str {
         match self.place.who {
             AccountState::Original | AccountState::Renamed | AccountState::Deleted => KEY_FILE,
@@ -136,12 +137,12 @@ impl Disk {
         }
     }
 
-    /// What stands in it.
+    /// The content of that file.
     pub fn read_key_file(&self) -> &[u8] {
         self.read_or_empty(self.key_file())
     }
 
-    /// Mounts the volume of the first home, or takes it away.
+    /// Mounts or unmounts the volume of the first home.
     pub fn toggle_volume(&mut self) {
         let path = Path::new(SSH_DIRECTORY);
         let seen = HomeFiles {
@@ -156,12 +157,12 @@ impl Disk {
         self.place.is_mounted = !self.place.is_mounted;
     }
 
-    /// The key file that is not seen.
+    /// The content of the hidden key file.
     pub fn hidden_keys(&self) -> &[u8] {
         self.unseen.keys.as_deref().unwrap_or_default()
     }
 
-    /// Whether all but the state stands as it does in `other`.
+    /// Whether everything except the state file is equal to `other`.
     pub fn equals_except_state(&self, other: &Self) -> bool {
         let but_state = |disk: &Self| {
             let mut files = disk.files.clone();
@@ -171,12 +172,12 @@ impl Disk {
         but_state(self) == but_state(other) && self.directories == other.directories
     }
 
-    /// For the hash of a state, besides the parts.
+    /// The environment part of a state's hash.
     pub fn hashable_environment(&self) -> impl std::hash::Hash {
         (self.place, &self.unseen)
     }
 
-    /// For the hash of a state.
+    /// The files, directories and temporary files, for a state's hash.
     pub fn hashable_entries(&self) -> impl Iterator<Item = (&PathBuf, &[u8])> {
         let nothing: &[u8] = &[];
         let names = self.directories.iter().chain(&self.stale).map(move |path| (path, nothing));

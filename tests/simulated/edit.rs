@@ -1,4 +1,4 @@
-//! What the owner of the guest does to the two files meanwhile.
+//! Changes that the owner of the guest makes to the key file, sshd's files and their surroundings.
 
 use std::fmt;
 
@@ -6,52 +6,52 @@ use super::disk::{DROP_IN, Disk, KEY_FILE, MAIN_CONFIG, OTHER_KEY_FILE};
 use super::keys;
 use super::place::{AccountState, TrialMode};
 
-/// One edit of his, or one that he takes back.
+/// One change, or the reversal of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum UserEdit {
-    /// He adds a key of his own.
+    /// The user adds their own key.
     AddKey,
-    /// He takes our block out.
+    /// The user removes the agent's block.
     RemoveBlock,
-    /// He empties the file.
+    /// The user empties the key file.
     RemoveAllKeys,
-    /// He puts `PasswordAuthentication` at the top of sshd_config.
+    /// The user writes `PasswordAuthentication` at the top of sshd_config.
     SetPasswordAuth(bool),
-    /// He takes our setting out: the drop-in, or the block at the top.
+    /// The user removes the agent's setting: the drop-in, or the block at the top.
     RemoveSetting,
-    /// He puts `PubkeyAuthentication no` at the top.
+    /// The user writes `PubkeyAuthentication no` at the top.
     DisablePubkey,
-    /// He writes a line that sshd does not know.
+    /// The user writes a line that sshd does not know.
     BreakConfig,
-    /// He takes that line out again.
+    /// The user removes that line.
     RepairConfig,
-    /// The account gets another home, and perhaps the keys.
+    /// The account gets another home. The key file may move too.
     MoveHome(KeyFileMove),
-    /// The account becomes another one, or goes.
+    /// The account changes or is deleted.
     ReplaceAccount(AccountState),
-    /// The volume of the first home is mounted, or not any more.
+    /// The volume of the first home is mounted or unmounted.
     ToggleVolume,
-    /// sshd refuses every key from now on, for a reason that only sshd knows: a mode of the home.
+    /// From now on sshd refuses every key, for a reason that only sshd knows (a mode of the home).
     LoosenHomeMode,
-    /// What can be asked of a private sshd is another.
+    /// The private sshd can answer more or fewer questions than before.
     SetTrialMode(TrialMode),
 }
 
-/// What becomes of the key file when the home moves.
+/// What happens to the key file when the home moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyFileMove {
-    /// It goes along.
+    /// The key file moves to the new home.
     Moved,
-    /// It stands in both.
+    /// The key file is in both homes.
     Copied,
-    /// It stays behind.
+    /// The key file stays in the old home.
     Left,
 }
 
 const MISSPELT_LINE: &str = "PaswordAuthentication no\n";
 
 impl UserEdit {
-    /// Makes it.
+    /// Applies the change.
     pub fn apply(self, disk: &mut Disk) {
         let prepend_line = |disk: &mut Disk, line: &str| {
             let main = [line.as_bytes(), disk.read_or_empty(MAIN_CONFIG)].concat();
@@ -98,7 +98,7 @@ impl UserEdit {
         }
     }
 
-    /// Whether it is of the surroundings alone, and comes between two calls.
+    /// Whether the change concerns only the surroundings of the files. Such a change comes between two calls.
     pub fn is_environment_edit(self) -> bool {
         matches!(
             self,
@@ -106,18 +106,18 @@ impl UserEdit {
         )
     }
 
-    /// Whether it is an edit of authorized_keys; else of sshd's files.
+    /// Whether the change edits authorized_keys; otherwise it edits sshd's files.
     pub fn is_key_file_edit(self) -> bool {
         matches!(self, Self::AddKey | Self::RemoveBlock | Self::RemoveAllKeys | Self::LoosenHomeMode)
     }
 
-    /// Whether it takes away what is ours.
+    /// Whether the change removes lines of the agent.
     pub fn removes_agent_lines(self) -> bool {
         matches!(self, Self::RemoveBlock | Self::RemoveAllKeys | Self::RemoveSetting)
     }
 }
 
-/// Takes all that is ours out of sshd's files.
+/// Removes the agent's setting from sshd's files.
 pub fn remove_agent_setting(disk: &mut Disk) {
     disk.remove_file(DROP_IN);
     let (_, users) = keys::split_main_file(disk.read_or_empty(MAIN_CONFIG));

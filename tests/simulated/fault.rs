@@ -1,34 +1,34 @@
-//! What goes wrong in the midst of a call, and at which of its steps.
+//! The faults that strike during a call, and the steps at which they strike.
 
 use std::fmt;
 
 use super::edit::UserEdit;
 
-/// One disturbance of one call.
+/// One fault during one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InjectedFault {
-    /// Before which step, counted from 0; for an edit, before which look at what is edited. The number of all of them
-    /// stands for the end of the call, before its answer is used.
+    /// The step before which it strikes, counted from 0. For an edit: the look at the edited file before which it
+    /// comes. The total number means the end of the call, before its answer is used.
     pub at: usize,
     /// That step's name.
     pub step: &'static str,
-    /// What happens.
+    /// The kind of the fault.
     pub what: FaultKind,
 }
 
-/// What happens.
+/// The kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
-    /// The power goes, and the machine starts again: sshd reads its files as they stand.
+    /// The power fails, and the machine starts again: sshd reads the files that are on the disk.
     PowerCut {
-        /// Whether a write that it cuts short leaves its temporary.
+        /// Whether an interrupted write leaves its temporary file.
         temporary: bool,
     },
-    /// The agent is killed; sshd runs on with what it has read.
+    /// The agent is killed. sshd continues with the configuration that it has read.
     Kill,
-    /// The step fails, once, and nothing came of it.
+    /// The step fails once, without any effect.
     StepFailure,
-    /// The step fails, once, although the new state is in its place; a reload that the listener dies of.
+    /// The step fails once, although the new state is in place. For a reload: the listener dies of it.
     LateFailure,
     /// SIGTERM.
     Sigterm,
@@ -37,7 +37,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// Whether the agent comes to no end of the call.
+    /// Whether the agent does not finish the call.
     pub fn is_crash(self) -> bool {
         matches!(self, Self::PowerCut { .. } | Self::Kill)
     }
@@ -70,17 +70,17 @@ impl fmt::Display for InjectedFault {
     }
 }
 
-/// The steps, by name.
+/// The names of the steps.
 pub const SAVE_STATE: &str = "save the state";
-/// Our setting goes into one of sshd's files.
+/// The agent writes its setting into one of sshd's files.
 pub const WRITE_SETTING: &str = "write sshd's file";
 /// A reload of sshd.
 pub const RELOAD: &str = "reload sshd";
-/// After a failed one.
+/// The start of sshd after a failed reload.
 pub const RESTORE_SSHD: &str = "bring sshd back";
-/// The look that is a question to the running sshd.
+/// The question to the running sshd (the proof).
 pub const PROBE_SSHD: &str = "ask the running sshd";
-/// The look that is a question to a private sshd.
+/// The question to a private sshd (the trial).
 pub const TRY_KEY: &str = "ask a private sshd";
-/// Before the answer of a call is used.
+/// The end of a call, before its answer is used.
 pub const END_OF_CALL: &str = "its end";

@@ -32,7 +32,7 @@ use super::machine::{AccessPoint, ComponentState, SimulatedMachine, StepStart};
 use super::place::{HOME_VOLUME, TrialMode};
 use super::sshd::{SimSshdConfig, tree};
 
-/// A handle on the machine, so that it outlives the transaction.
+/// A handle on the machine, so that the machine outlives the transaction.
 #[derive(Debug, Clone)]
 pub struct SimulatedGuest(pub Rc<RefCell<SimulatedMachine>>);
 
@@ -40,7 +40,7 @@ const fn access_point(name: &'static str, keys: bool, sshd: bool) -> AccessPoint
     AccessPoint { keys, sshd, name }
 }
 
-/// The look at a file, by its kind.
+/// The access point for a file of this kind.
 fn access_point_by_kind(kind: &FileKind, of_keys: &'static str, of_sshd: &'static str) -> AccessPoint {
     match kind {
         FileKind::AuthorizedKeys { .. } => access_point(of_keys, true, false),
@@ -62,12 +62,12 @@ fn machine_down_refusal() -> Refusal {
 }
 
 impl SimulatedGuest {
-    /// A look that nothing comes of; false where the agent is no more.
+    /// Records an access without an effect. Returns false if the agent does not run any more.
     fn record_access(&self, look: AccessPoint) -> bool {
         self.0.borrow_mut().record_access(look)
     }
 
-    /// A step, and the check of what it did. `late` is what a step leaves that fails after the fact.
+    /// Performs a step and checks its effect. `late` is the effect of a step that fails afterwards.
     fn run_step<R, E>(
         &self,
         look: AccessPoint,
@@ -189,7 +189,7 @@ impl Guest for SimulatedGuest {
         }
     }
 
-    /// Nobody signs here, and the machine has no UUID.
+    /// There are no signing keys, and the machine has no UUID.
     fn read_root_owned_file(&self, _: &Path) -> Result<Option<Vec<u8>>, FileError> {
         Ok(None)
     }
@@ -380,7 +380,7 @@ impl Guest for SimulatedGuest {
         }
     }
 
-    /// A private sshd, with key file and configuration as they will be.
+    /// Asks a private sshd, with the key file and the configuration as they will be.
     fn run_trial(&self, _sshd: &Sshd, question: &TrialRequest) -> Vec<TrialOutcome> {
         let answer = match self.record_access(access_point(TRY_KEY, true, true)) {
             false => TrialOutcome::NotTaken("the machine is down".to_owned()),
@@ -436,7 +436,7 @@ impl Guest for SimulatedGuest {
         if matches!(sshd.reload, ReloadMethod::None(_)) {
             return Ok(());
         }
-        // What it cannot read kills it; one that is gone already cannot be told.
+        // An invalid configuration ends the listener. A listener that has ended cannot reload.
         let reload = |machine: &mut SimulatedMachine| {
             if machine.running.is_some() {
                 machine.boot();

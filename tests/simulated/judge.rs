@@ -1,4 +1,4 @@
-//! What has to hold after a call, by what the machine, the state file and the answer say.
+//! The checks after a call. They compare the machine, the state file and the answer.
 
 use keypair_agent::policy::types::CommandId;
 use keypair_agent::transaction::perform::CompletedCommand;
@@ -16,10 +16,11 @@ use super::property::Invariant;
 use super::sshd::SimSshdConfig;
 use super::world::Simulation;
 
-/// The reasons by which a command may fail whose step fails.
+/// The reasons for which a command may fail if one of its steps fails.
 const FAILURE_REASONS: [&str; 2] = ["IO_ERROR", "SSHD_RELOAD_FAILED"];
 
-/// Those by which one may fail under which the user edits a file, besides what it comes to before and after that.
+/// The additional reasons for which a command may fail if the user edits a file during it. The reasons for the files
+/// before and after the edit are allowed too.
 const EDIT_REASONS: [&str; 7] = [
     "IO_ERROR",
     "LOCKOUT_GUARD",
@@ -31,7 +32,7 @@ const EDIT_REASONS: [&str; 7] = [
 ];
 
 impl ReferenceState {
-    /// What is left of it where the disk belongs to this instance now.
+    /// The expected state after the disk became the disk of this instance.
     pub fn for_instance(&self, instance: usize) -> Self {
         if instance == self.instance {
             return self.clone();
@@ -40,7 +41,7 @@ impl ReferenceState {
         Self { instance, bound, ..Self::default() }
     }
 
-    /// What is left of it after `undo`: a result under way, and who this is.
+    /// The expected state after `undo`: only an undelivered result and the instance remain.
     fn apply_undo(&mut self, state: &State) {
         let seen = std::mem::take(&mut self.seen);
         self.unrecorded.extend(seen.keys().cloned());
@@ -53,7 +54,7 @@ impl ReferenceState {
         self.interrupted = None;
     }
 
-    /// The result that an `undo` left is forgotten once it is delivered.
+    /// Forgets the result that an `undo` left, after its delivery.
     pub fn drop_delivered_result(&mut self, state: &State) {
         let is_gone = |id: &mut String| id.parse().is_ok_and(|id| state.find_result(&id).is_none());
         if let Some(id) = self.fleeting.take_if(is_gone) {
@@ -64,7 +65,7 @@ impl ReferenceState {
 }
 
 impl Simulation {
-    /// A clone's state starts anew as soon as it is written.
+    /// Starts anew for a clone as soon as the clone's state is written.
     pub fn update_instance(&mut self, state: &State) {
         let is_adopted = |instance: &usize| {
             state.instance_id.as_ref().is_some_and(|id| id.as_str() == INSTANCES[*instance])
@@ -74,7 +75,7 @@ impl Simulation {
         }
     }
 
-    /// The highest sequence is the one that was, or this command's.
+    /// The highest sequence must be the previous one or the one of this command.
     pub fn check_sequence(&mut self, command: &SimCommand, raises: bool, state: &State) {
         let highest =
             state.highest.as_ref().map(|highest| (highest.sequence.into(), highest.command_id.to_string()));
@@ -94,11 +95,12 @@ impl Simulation {
         stored.is_some_and(|stored| parse_reason(&stored.result).as_deref() == Some("INTERRUPTED"))
     }
 
-    /// An intent that was open: where it is closed, that is counted, and the third time it is the result.
+    /// Checks an intent that was open. If it is closed now, the interruption must be counted. The third interruption
+    /// must be the result of the command.
     pub fn check_interruptions(&mut self, before: &CallContext, state: &State) {
         let Some(intent) = &before.state.intent else { return };
         if before.state.instance_id != state.instance_id {
-            // A clone counts nothing of its origin's.
+            // A clone does not count the interruptions of its origin.
             return;
         }
         let id = intent.command.id.to_string();
@@ -134,7 +136,7 @@ impl Simulation {
         }
     }
 
-    /// After a recovery that says that it is done.
+    /// The checks after a recovery that reports success.
     pub fn check_recovered(&mut self, before: &CallContext, state: &State) {
         let touched = before.state.intent.as_ref().is_some_and(|intent| !intent.sshd_files.is_empty());
         let wrong = if state.intent.is_some() {
@@ -146,7 +148,7 @@ impl Simulation {
         } else if touched && !before.is_edited() && self.is_sshd_stale() {
             Some("sshd does not run by its files")
         } else if !touched && !self.machine.edited && !self.is_sshd_at_rest() {
-            // A reload that the proof asked for makes users' edits live too.
+            // The proof may reload sshd. Then the users' edits take effect too.
             Some("sshd does not run as it did before the command")
         } else {
             None
@@ -157,7 +159,7 @@ impl Simulation {
         self.mark_at_rest();
     }
 
-    /// Nothing is in flight: what comes next is held against this.
+    /// No command is in flight: the present files and settings become the reference for later checks.
     fn mark_at_rest(&mut self) {
         self.machine.setting_taken_midway = false;
         self.open = None;
@@ -165,8 +167,8 @@ impl Simulation {
         self.running_at_rest = self.machine.running.clone();
     }
 
-    /// Whether sshd runs as it did, or by its files. One that was down may have been started since; one that a user's
-    /// misspelt line ended stays down.
+    /// Whether sshd runs with the reference settings or with those of its files. An sshd that was down may have been
+    /// started since. An sshd that an invalid line of the user ended stays down.
     fn is_sshd_at_rest(&self) -> bool {
         let running = &self.machine.running;
         *running == self.running_at_rest
@@ -175,14 +177,14 @@ impl Simulation {
             || running.is_none() && self.machine.edited
     }
 
-    /// Whether sshd runs, and not by its files.
+    /// Whether sshd runs with other settings than those of its files.
     fn is_sshd_stale(&self) -> bool {
         self.machine.running.is_some() && self.machine.running != self.machine.read_config()
     }
 
-    /// Whether the files are those of the last finished command, with the user's edits since. Where he edited one in the
-    /// midst of a command, a file that the command had made may stay, empty, and a block that is put back stands at the
-    /// top, ahead of what he wrote there.
+    /// Whether the files are those after the last finished command, plus the user's edits since. If the user edited
+    /// one during a command, two differences are allowed. A file that the command created may remain, empty. A
+    /// restored block may be at the top, before the user's new lines.
     fn are_files_at_rest(&self) -> bool {
         let (disk, rest) = (&self.machine.disk, &self.machine.rest);
         disk.equals_except_state(rest)
@@ -196,7 +198,7 @@ impl Simulation {
                 && (disk.read(DROP_IN) == rest.read(DROP_IN) || self.machine.setting_taken_midway)
     }
 
-    /// The result that a command left in the state, and what it says; whether there is one.
+    /// Checks the result that a command left in the state. Returns whether there is one.
     pub fn check_recorded_result(
         &mut self,
         command: &SimCommand,
@@ -247,7 +249,7 @@ impl Simulation {
         true
     }
 
-    /// `succeeded`: it is so.
+    /// Checks that the machine is really as `succeeded` says.
     fn check_success(&mut self, command: &SimCommand, before: &CallContext, state: &State, result: &str) {
         let machine = &self.machine;
         let (disk, rest) = (&machine.disk, &machine.rest);
@@ -330,7 +332,7 @@ impl Simulation {
                 on_volume,
             })
         });
-        // Where the user takes a block out that alone says what is bound, it is a matter of when he does.
+        // If only the block says what is bound and the user removes that block, the moment of the edit decides.
         if is_bound != bound.map(Some) && !took_ours {
             wrong.push("the binding is another");
         }
@@ -342,7 +344,7 @@ impl Simulation {
         self.mark_at_rest();
     }
 
-    /// Everything is as it was, unless an intent is open that will see to that.
+    /// Everything must be as before, unless an open intent will restore it later.
     pub fn check_unchanged(&mut self, before: &CallContext, state: &State, what: &str) {
         if state.intent.is_some() {
             return;
@@ -360,7 +362,8 @@ impl Simulation {
         self.mark_at_rest();
     }
 
-    /// An answer that the state does not hold: a failure, and only where the state, or an undo, fails.
+    /// Checks an answer that the state does not hold. It must be a failure, and only after a failed write of the
+    /// state or a failed undo.
     pub fn check_unrecorded(
         &mut self,
         command: &SimCommand,
@@ -381,7 +384,7 @@ impl Simulation {
         self.check_unchanged(before, state, "a command whose result could not be stored");
     }
 
-    /// `undo`: nothing of ours is left; one that comes to no end leaves less.
+    /// Checks `undo`: it must leave nothing of the agent's. An unfinished undo may leave a part.
     pub fn check_undo(&mut self, before: &CallContext, state: &State, is_whole: bool) {
         let disk = &self.machine.disk;
         if is_whole {
@@ -424,7 +427,7 @@ impl Simulation {
         if state.intent.is_none() {
             self.mark_at_rest();
         } else {
-            // What it took out beside an intent that it could not close is as an edit of somebody's.
+            // The undo could not close the intent. The lines that it has removed count as an edit by the user.
             let machine = &mut self.machine;
             machine.edited = true;
             machine.setting_taken_midway = true;
@@ -438,7 +441,8 @@ impl Simulation {
                     let (_, users) = keys::split_key_file(machine.rest.read_or_empty(file));
                     machine.rest.write_file(file, &users);
                 } else if let Some(left) = machine.disk.read(file) {
-                    // It cannot know that the command had made the file: it stays, without our block.
+                    // The undo cannot know that the command created the file, so the file stays, without the agent's
+                    // block.
                     machine.rest.write_file(file, left);
                 }
             }
@@ -451,12 +455,12 @@ impl Simulation {
     }
 }
 
-/// Whether something of ours stands in a file, no matter whether sshd reads it.
+/// Whether a file that sshd does not read for the target user still holds lines of the agent.
 fn has_leftover_block(file: &str, disk: &Disk) -> bool {
     file != disk.key_file() && !keys::split_key_file(disk.read_or_empty(file)).0.is_empty()
 }
 
-/// Whether the power went in the call.
+/// Whether the power failed during the call.
 fn is_power_cut(before: &CallContext) -> bool {
     before.fault.is_some_and(|fault| matches!(fault.what, FaultKind::PowerCut { .. }))
 }
@@ -469,7 +473,7 @@ fn parse_id(command: &SimCommand) -> CommandId {
     command.id().parse().unwrap()
 }
 
-/// A result's `reason`.
+/// The `reason` of a result.
 fn parse_reason(result: &str) -> Option<String> {
     let result: serde_json::Value = serde_json::from_str(result).unwrap();
     result["reason"].as_str().map(str::to_owned)

@@ -1,14 +1,14 @@
-//! The key pairs that are bound here, the user's own key, and what of a file is ours: told by its text alone,
-//! without the product's own reader.
+//! The key pairs, the user's own key, and the agent's lines in a file. This module recognises those lines by their
+//! text alone, without the product's parser.
 
-/// A key pair of the platform's.
+/// A key pair of the platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PlatformKeyPair {
-    /// One.
+    /// The first one.
     K,
-    /// Another.
+    /// The second one.
     L,
-    /// The name of the first with the key of the second: a third (KP-4.8).
+    /// The name of the first with the key of the second: a third pair (KP-4.8).
     KWithAnotherKey,
 }
 
@@ -17,11 +17,11 @@ const KEY_K: &str =
 const KEY_L: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBbwm4k+8KMF07qcLVz/eSGyj97QI+EJtkleEe2kMvbt owner@cloud";
 
-/// The user's own key, which is none of ours.
+/// The user's own key. It is not bound by the agent.
 pub const USERS_KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHpX0nWcl0oVZlKZ3S0w1hKq4VtqQz0m2m3Qd7yqO1aa me@home\n";
 
-/// His own copy of K: the same key, another comment.
+/// The user's own copy of K: the same key with another comment.
 pub const USERS_COPY_OF_K: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF86eSkqX3I2gC8oUEbWaJ54JKEt/jagDdVjCuOifDfx me@laptop\n";
 
@@ -37,7 +37,7 @@ impl PlatformKeyPair {
         }
     }
 
-    /// Its public half.
+    /// Its public key.
     pub fn public_key(self) -> &'static str {
         match self {
             Self::K => KEY_K,
@@ -45,7 +45,7 @@ impl PlatformKeyPair {
         }
     }
 
-    /// The block that binds it, as KP-5.4 writes it.
+    /// The block that binds it, in the form of KP-5.4.
     pub fn block(self) -> String {
         let (name, key) = (self.name(), self.public_key());
         format!(
@@ -54,7 +54,7 @@ impl PlatformKeyPair {
         )
     }
 
-    /// The pair whose block this is.
+    /// The pair that this block binds.
     pub fn from_block(block: &[u8]) -> Option<Self> {
         [Self::K, Self::L, Self::KWithAnotherKey].into_iter().find(|pair| pair.block().as_bytes() == block)
     }
@@ -73,14 +73,14 @@ fn is_marker(line: &[u8]) -> bool {
     line.starts_with(BEGIN) || line.starts_with(END)
 }
 
-/// An authorized_keys file in two: ours, and the user's.
+/// Splits an authorized_keys file into the agent's lines and the user's lines.
 pub fn split_key_file(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let (ours, users): (Vec<&[u8]>, Vec<&[u8]>) =
         split_lines(content).partition(|line| is_marker(line) || is_agent_key(line));
     (ours.concat(), users.concat())
 }
 
-/// The same of sshd's main file: what stands from marker to marker is ours.
+/// Splits sshd's main file in the same way. The agent's lines are those from one marker to the other.
 pub fn split_main_file(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut inside = false;
     let (ours, users): (Vec<&[u8]>, Vec<&[u8]>) = split_lines(content).partition(|line| {
@@ -91,7 +91,7 @@ pub fn split_main_file(content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (ours.concat(), users.concat())
 }
 
-/// The keys of ours that stand in a file.
+/// The agent's keys in a file.
 pub fn agent_keys(content: &[u8]) -> Vec<&[u8]> {
     split_lines(content)
         .filter(|line| is_agent_key(line))
@@ -99,17 +99,17 @@ pub fn agent_keys(content: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// Whether any line would let in: every key of this simulation is one.
+/// Whether any line would give access. Every key of this simulation would.
 pub fn has_any_key(content: &[u8]) -> bool {
     split_lines(content).any(|line| line.starts_with(b"ssh-ed25519 "))
 }
 
-/// Whether this very key would let in.
+/// Whether the file contains this key.
 pub fn has_key(content: &[u8], key: &str) -> bool {
     find_key_line(content, key).is_some()
 }
 
-/// The line, from 1, at which this very key stands.
+/// The number of the line with this key, from 1.
 pub fn find_key_line(content: &[u8], key: &str) -> Option<usize> {
     let blob = key.split(' ').nth(1).unwrap_or_default();
     let is_it = |line: &[u8]| line.split(|byte| *byte == b' ').nth(1) == Some(blob.as_bytes());

@@ -1,4 +1,4 @@
-//! The machine: disk, sshd, component, clock; and what is watched at every instant of it.
+//! The machine: disk, sshd, component and clock, with the checks at every step.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,22 +16,22 @@ use super::sshd::SimSshdConfig;
 /// The platform's component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ComponentState {
-    /// Just new enough.
+    /// The oldest version that is new enough.
     Current,
-    /// A little too old, by numbers and not by letters.
+    /// Slightly too old by numeric comparison, but not by string comparison.
     Outdated,
-    /// Not there.
+    /// Not installed.
     Missing,
 }
 
-/// What a look is at: an edit counts only ahead of a look at what it edits.
+/// One access of the agent. An edit makes a difference only before an access to the edited file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccessPoint {
-    /// authorized_keys.
+    /// Whether it reads or changes authorized_keys.
     pub keys: bool,
-    /// sshd's files.
+    /// Whether it reads or changes sshd's files.
     pub sshd: bool,
-    /// The call's name.
+    /// The name of the call.
     pub name: &'static str,
 }
 
@@ -40,64 +40,64 @@ pub struct AccessPoint {
 pub struct SimulatedMachine {
     /// Its disk.
     pub disk: Disk,
-    /// What the listener has read; `None` where none lives.
+    /// The configuration that the listener has read; `None` if no listener runs.
     pub running: Option<SimSshdConfig>,
-    /// The component as it is installed.
+    /// The installed component.
     pub component: ComponentState,
     /// Seconds since 1970.
     pub now: i64,
-    /// The disk as the last finished command left it, with the user's edits since: what a failure, and a recovery,
-    /// have to give back.
+    /// The disk after the last finished command, with the user's edits since. A failure and a recovery must restore
+    /// it.
     pub rest: Disk,
-    /// Whether the user has edited a file on this way at all.
+    /// Whether the user has edited any file on this path.
     pub edited: bool,
-    /// Whether he took our setting out while a command was at it: one that was on its way from the drop-in to the top of
-    /// the main file then goes back to the drop-in.
+    /// Whether the user removed the agent's setting during a command. If that command was moving the setting from the
+    /// drop-in to the top of the main file, the undo puts it back into the drop-in.
     pub setting_taken_midway: bool,
-    /// What went wrong, the first of it.
+    /// The first violation.
     pub violation: Option<Violation>,
-    /// What goes on now.
+    /// The present call.
     pub call: CallRecord,
 }
 
-/// One call of the transaction: what is watched in it, what disturbs it, how far it is.
+/// One call of the transaction: what to check during it, its fault, and its progress.
 #[derive(Debug, Clone, Default)]
 pub struct CallRecord {
-    /// What disturbs it.
+    /// The fault during the call.
     pub fault: Option<InjectedFault>,
-    /// The keys that may stand while it lasts, besides the one that stood before.
+    /// The keys that may be in the files during the call, in addition to the previous one.
     pub asked: Vec<&'static str>,
-    /// Whether it may leave root without a way in: a detach alone.
+    /// Whether it may leave root without any access. Only a detach may.
     pub is_detach: bool,
-    /// Whether it is `undo`: the user has what he wrote himself, and no more.
+    /// Whether it is `undo`, which leaves only the user's own lines.
     pub is_undo: bool,
-    /// Whether it is an attach over a key of ours: there is one of them at every instant.
+    /// Whether it is an attach that replaces a bound key. Then exactly one agent key is in the files at any time.
     pub replaces: bool,
-    /// The steps so far: whatever changes the machine.
+    /// The steps so far. A step changes the machine.
     pub steps: Vec<&'static str>,
-    /// The looks so far, steps among them: all between which an edit may come.
+    /// The accesses so far, steps included. An edit may come between any two of them.
     pub looks: Vec<AccessPoint>,
-    /// What sshd ran by when nothing was in flight.
+    /// The configuration with which sshd ran when no command was in flight.
     pub running_at_rest: Option<SimSshdConfig>,
-    /// Whether root's password let him in at its begin.
+    /// Whether root's password gave access at the start of the call.
     pub had_password: bool,
-    /// Whether the fault has come.
+    /// Whether the fault has struck.
     pub struck: bool,
-    /// Whether the agent is no more: nothing it does has an effect.
+    /// Whether the agent does not run any more. Then its calls have no effect.
     pub is_over: bool,
-    /// What a SIGTERM sets.
+    /// The flag that a SIGTERM sets.
     pub stop: Arc<AtomicBool>,
 }
 
 impl CallRecord {
-    /// Whether `undo` has forgotten all but a result that is on its way.
+    /// Whether `undo` has removed everything from the state except an undelivered result.
     pub fn has_forgotten(&self, state: &State) -> bool {
         let mut rest = state.clone();
         rest.undelivered = None;
         self.is_undo && !rest.has_recorded_data()
     }
 
-    /// Whether the user has edited a file in its midst.
+    /// Whether the user has edited a file during the call.
     fn has_edit(&self) -> bool {
         self.struck && self.fault.is_some_and(|fault| matches!(fault.what, FaultKind::Edit(_)))
     }
@@ -105,17 +105,17 @@ impl CallRecord {
 
 /// How a step begins.
 pub enum StepStart {
-    /// It takes place.
+    /// The step takes place.
     Proceed,
-    /// It fails.
+    /// The step fails.
     Fail,
-    /// It takes place, and fails.
+    /// The step takes place, and then fails.
     FailLate,
-    /// Nothing takes place any more.
+    /// The agent does not run any more: nothing takes place.
     Aborted,
 }
 
-/// Whether root has a way in: by the running sshd, and by one that would start now.
+/// Whether root has access: through the running sshd, and through an sshd that would start now.
 struct LoginPaths {
     running: bool,
     files: Option<bool>,
@@ -139,18 +139,19 @@ impl SimulatedMachine {
         machine
     }
 
-    /// A start of the machine: sshd reads its files, and does not live with what it cannot read.
+    /// A start of the machine. sshd reads its files, and exits if they are invalid.
     pub fn boot(&mut self) {
         self.running = self.read_config();
     }
 
-    /// What sshd's files say; `None` where it would not start with them.
+    /// The settings in sshd's files; `None` if sshd would not start with them.
     pub fn read_config(&self) -> Option<SimSshdConfig> {
         SimSshdConfig::from_disk(&self.disk, "").ok()
     }
 
-    /// An edit by the user: of the disk, and of what is to be given back. While an interrupted detach is open, nobody can
-    /// tell whether it or the user took our block out: it is put back, until the detach comes again.
+    /// Applies an edit by the user to the disk, and to the reference disk that must be restored. Exception: while an
+    /// interrupted detach is open, the agent cannot know who removed its block. It restores the block until the
+    /// detach is repeated.
     pub fn apply_edit(&mut self, edit: UserEdit) {
         self.setting_taken_midway |= edit == UserEdit::RemoveSetting && self.open_intent().is_some();
         let is_kept = self.has_open_detach() && !edit.is_environment_edit();
@@ -166,14 +167,14 @@ impl SimulatedMachine {
         self.edited = true;
     }
 
-    /// Whether the intent of a detach is open that this call has not written itself.
+    /// Whether the intent of a detach is open that was not written by this call.
     pub fn has_open_detach(&self) -> bool {
         let is_detach = |intent: Intent| intent.command.outline.action == Some(ActionName::Detach);
         !self.call.steps.contains(&SAVE_STATE) && self.open_intent().is_some_and(is_detach)
     }
 
-    /// Whether an edit may come between two calls. A copy of what a command in flight has left would be the user's own; and
-    /// what a recovery does not find on a volume that is not mounted just then, it leaves there: neither is followed.
+    /// Whether an edit may come between two calls. Two cases are excluded while an intent is open. A copy of the
+    /// unfinished command's lines would belong to the user. A recovery leaves lines that are on an unmounted volume.
     pub fn can_edit(&self, edit: UserEdit) -> bool {
         let hides = matches!(
             edit,
@@ -188,7 +189,7 @@ impl SimulatedMachine {
         State::parse(self.disk.read(STATE_FILE)).ok().and_then(|state| state.intent)
     }
 
-    /// A look of the agent's; false where it is no more.
+    /// Records an access by the agent. Returns false if the agent does not run any more.
     pub fn record_access(&mut self, look: AccessPoint) -> bool {
         if let Some(InjectedFault { at, what: FaultKind::Edit(edit), .. }) = self.call.fault
             && at == self.call.looks.len()
@@ -201,7 +202,7 @@ impl SimulatedMachine {
         !self.call.is_over
     }
 
-    /// A step of the agent's.
+    /// Begins a step of the agent.
     pub fn begin_step(&mut self, look: AccessPoint, path: Option<&str>) -> StepStart {
         if !self.record_access(look) {
             return StepStart::Aborted;
@@ -241,7 +242,7 @@ impl SimulatedMachine {
         }
     }
 
-    /// The end of a call: a crash may come here too, and an edit.
+    /// Ends a call. A crash or an edit may strike here too.
     pub fn end_call(&mut self) {
         self.check_late_edit();
         match self.call.fault {
@@ -255,8 +256,8 @@ impl SimulatedMachine {
         }
     }
 
-    /// An edit in the midst of the call may take the key away just before passwords go off. Where it comes ahead of the
-    /// last look at the key before that, it is noticed.
+    /// An edit during the call may remove the key just before passwords go off. The agent must notice an edit that
+    /// comes before its last look at the key.
     fn check_late_edit(&mut self) {
         let Some(InjectedFault { at, what: FaultKind::Edit(_), .. }) = self.call.fault else { return };
         let is_change = |look: &AccessPoint| [WRITE_SETTING, RELOAD].contains(&look.name);
@@ -277,14 +278,14 @@ impl SimulatedMachine {
         }
         self.call.struck = true;
         self.call.is_over = true;
-        // A listener that died of its reload while the agent is killed stays down: it does not know any more that one
-        // ran. Somebody at the console starts it.
+        // If the reload ended the listener and the agent is killed, sshd stays down: the agent no longer knows that a
+        // listener ran. In the simulation, the person at the console starts sshd.
         if matches!(what, FaultKind::PowerCut { .. }) || self.running.is_none() {
             self.boot();
         }
     }
 
-    /// Does what a step does, and looks what it did.
+    /// Performs the effect of a step, and checks it.
     pub fn check_effect<R>(&mut self, effect: impl FnOnce(&mut Self) -> R) -> R {
         let before = self.login_paths();
         let had_key =
@@ -308,7 +309,7 @@ impl SimulatedMachine {
         done
     }
 
-    /// Whether the running sshd lets root in by his password.
+    /// Whether root can log in to the running sshd with a password.
     pub fn accepts_root_password(&self) -> bool {
         self.running.as_ref().is_some_and(|config| config.lets_in_by_password(self.disk.place))
     }
@@ -320,8 +321,8 @@ impl SimulatedMachine {
         }
     }
 
-    /// Whether it is a detach, or root had no way in before this command, which has to be as before, or what the user wrote
-    /// himself leaves him none where that is what is asked for (undo), or by an edit of his.
+    /// Whether the loss of access is allowed. The call is a detach; or root had no access before this command, also
+    /// by an edit of the user; or `undo` leaves the user's own lines, which give no access.
     fn is_lockout_excused(&self) -> bool {
         let has_way = |disk: &Disk, running: Option<&SimSshdConfig>| {
             let files = SimSshdConfig::from_disk(disk, "").ok();
@@ -335,7 +336,7 @@ impl SimulatedMachine {
         self.call.is_detach || !had_way || self.call.is_undo && !has_way(&his, None)
     }
 
-    /// What holds of the files at every instant.
+    /// The checks that hold for the files at any time.
     fn check_files(&mut self, had_key: bool) {
         let of_all = |disk: &Disk| -> Vec<Vec<u8>> {
             let keys = KEY_FILES.iter().flat_map(|file| keys::agent_keys(disk.read_or_empty(file)));
@@ -369,7 +370,7 @@ impl SimulatedMachine {
         }
     }
 
-    /// Notes what is wrong, the first of it.
+    /// Records a violation, if it is the first.
     pub fn report_violation(&mut self, property: Invariant, what: impl Into<String>) {
         if self.violation.is_none() {
             self.violation = Some(Violation { property, what: what.into() });
@@ -377,13 +378,13 @@ impl SimulatedMachine {
     }
 }
 
-/// The faults that may strike a call of these steps and looks, by kind.
+/// The faults that may strike during a call with these steps and accesses, by kind.
 pub fn list_faults(call: &CallRecord) -> Vec<InjectedFault> {
     let mut faults = Vec::new();
     let ends = call.steps.iter().copied().chain([END_OF_CALL]);
     for (at, step) in ends.enumerate() {
         let mut add = |what| faults.push(InjectedFault { at, step, what });
-        // Whatever lies between two steps changes nothing, so that a crash there is one before the second of them.
+        // Between two steps nothing changes, so a crash there is the same as a crash before the second step.
         add(FaultKind::PowerCut { temporary: false });
         add(FaultKind::Kill);
         if step == END_OF_CALL {
@@ -401,15 +402,15 @@ pub fn list_faults(call: &CallRecord) -> Vec<InjectedFault> {
     faults
 }
 
-/// The places in a call where this edit makes a difference: ahead of each look at what it edits. Ahead of another one
-/// it is as ahead of the next. At the end it is as after the call.
+/// The positions in a call where this edit makes a difference: before each access to the edited file. Before any
+/// other access, it has the same effect as before the next one. At the end, it has the same effect as after the call.
 pub fn list_edit_faults(call: &CallRecord, edit: UserEdit) -> Vec<InjectedFault> {
     if edit.is_environment_edit() {
         return Vec::new();
     }
     let is_seen = |look: &AccessPoint| if edit.is_key_file_edit() { look.keys } else { look.sshd };
     let looks = call.looks.iter().enumerate().filter(|(_, look)| is_seen(look));
-    // Ahead of the first look it is as before the call.
+    // Before the first access, the effect is the same as before the call.
     looks
         .skip(1)
         .map(|(at, look)| InjectedFault { at, step: look.name, what: FaultKind::Edit(edit) })

@@ -1,5 +1,5 @@
-//! A guest, a control plane and the network between them, simulated: the product's own `policy/` and `transaction/` run
-//! in it as they are, and everything that may happen to them is an action (docs/architecture.md, "The model").
+//! A simulated guest with its control plane and network. The product's own `policy/` and `transaction/` run in it
+//! unchanged, and each event is an action (docs/architecture.md, "The model").
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -20,7 +20,7 @@ pub mod sameness;
 pub mod sshd;
 pub mod world;
 
-/// Whether the larger bound is asked for (`make test-model`).
+/// Whether the larger bound is selected (`make test-model`).
 pub fn is_large() -> bool {
     std::env::var_os("KEYPAIR_MODEL_LARGE").is_some()
 }

@@ -1,5 +1,5 @@
-//! The order of KP-3.26 and KP-4's table once more, by hand: what a command has to come to, given
-//! what is bound and what stands. It knows nothing of the product's own plans.
+//! A second, manual implementation of KP-3.26's order and KP-4's table: the expected outcome of a command, from the
+//! binding and the files. It does not use the product's own plans.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,45 +10,45 @@ use super::machine::ComponentState;
 use super::place::{AccountState, TrialMode};
 use super::sshd::SimSshdConfig;
 
-/// How often a command may be interrupted before that is its result (KP-7.5).
+/// The number of interruptions after which a command gets the result `INTERRUPTED` (KP-7.5).
 pub const MAX_INTERRUPTIONS: u32 = 3;
 
-/// What is bound.
+/// The expected binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExpectedBinding {
-    /// Which pair.
+    /// The key pair.
     pub pair: PlatformKeyPair,
     /// Whether it came with an image.
     pub inherited: bool,
-    /// In which file.
+    /// Its key file.
     pub file: &'static str,
-    /// Whether that was on the volume of the first home.
+    /// Whether that file was on the volume of the first home.
     pub on_volume: bool,
 }
 
-/// What the agent has to know, by all that it has promised so far.
+/// The state that the agent must hold, derived from everything that it has answered so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReferenceState {
-    /// What is bound.
+    /// The binding.
     pub bound: Option<ExpectedBinding>,
-    /// The results that it has recorded, by command.
+    /// The recorded results, by command id.
     pub seen: BTreeMap<String, String>,
-    /// The highest sequence that passed its check, and whose it was.
+    /// The highest sequence that passed its check, and its command id.
     pub highest: Option<(u64, String)>,
-    /// How often a command was found interrupted.
+    /// The interrupted command, and the number of its interruptions.
     pub interrupted: Option<(String, u32)>,
-    /// Commands that were answered, while the state could not hold the answer.
+    /// Commands that were answered although the state could not hold the answer.
     pub unrecorded: BTreeSet<String>,
-    /// A result that `undo` left to be delivered, and that is forgotten then.
+    /// A result that `undo` left to be delivered. The agent forgets it after the delivery.
     pub fleeting: Option<String>,
-    /// Which instance this is.
+    /// The index of this instance.
     pub instance: usize,
 }
 
-/// What a command has to come to.
+/// The expected outcome of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExpectedOutcome {
-    /// Its stored result, and nothing is done.
+    /// The stored result, without any other effect.
     Repeated(String),
     /// A failure for this reason.
     Refused(&'static str),
@@ -56,19 +56,19 @@ pub enum ExpectedOutcome {
     Success,
 }
 
-/// What is bound: what is known, else what stands in the file.
+/// The binding: the known one, otherwise the one in the key file.
 pub fn effective_binding(known: &ReferenceState, rest: &Disk) -> Option<ExpectedBinding> {
     let standing = PlatformKeyPair::from_block(&keys::split_key_file(rest.read_key_file()).0);
     known.bound.or(standing.map(|pair| ExpectedBinding { inherited: true, ..new_binding(pair, rest) }))
 }
 
-/// This pair, bound where sshd reads now.
+/// A binding of this pair in the key file that sshd reads now.
 fn new_binding(pair: PlatformKeyPair, rest: &Disk) -> ExpectedBinding {
     let file = rest.key_file();
     ExpectedBinding { pair, inherited: false, file, on_volume: file == KEY_FILE && rest.place.is_mounted }
 }
 
-/// Whether the command passes what is judged ahead of section 4.
+/// Whether the command passes the checks that come before section 4.
 fn check_admission(
     command: &SimCommand,
     known: &ReferenceState,
@@ -104,7 +104,7 @@ pub fn raises_sequence(
     !known.seen.contains_key(&command.id()) && check_admission(command, known, component, now).is_ok()
 }
 
-/// What the command has to come to on this guest, where nothing comes in between.
+/// The expected outcome of the command on this guest, without disturbances.
 pub fn expected_outcome(
     command: &SimCommand,
     known: &ReferenceState,
@@ -123,7 +123,7 @@ pub fn expected_outcome(
     }
 }
 
-/// KP-4.2 to KP-4.8, and the guard (KP-6.19) as far as this sshd has rules.
+/// KP-4.2 to KP-4.8, and the guard (KP-6.19) as far as the simulated sshd has rules.
 fn check_action(order: SimOrder, known: &ReferenceState, rest: &Disk) -> Result<(), &'static str> {
     match (order, effective_binding(known, rest)) {
         (
@@ -138,7 +138,7 @@ fn check_action(order: SimOrder, known: &ReferenceState, rest: &Disk) -> Result<
         (SimOrder::Detach(pair), Some(bound)) if pair.name() != bound.pair.name() => {
             return Err("NOT_ATTACHED");
         }
-        // It needs no sshd.
+        // A detach needs no sshd.
         (SimOrder::Detach(_), _) if is_block_unreachable(known, rest) => return Err("IO_ERROR"),
         (SimOrder::Detach(_), _) => return Ok(()),
         _ => {}
@@ -157,7 +157,7 @@ fn check_action(order: SimOrder, known: &ReferenceState, rest: &Disk) -> Result<
     }
 }
 
-/// Whether the bound block is found nowhere, and where it was put is not mounted.
+/// Whether no file holds the bound block, and the volume on which it was written is not mounted.
 fn is_block_unreachable(known: &ReferenceState, rest: &Disk) -> bool {
     let holds = |file: &str| !keys::split_key_file(rest.read_or_empty(file)).0.is_empty();
     known.bound.is_some_and(|bound| {
@@ -165,7 +165,7 @@ fn is_block_unreachable(known: &ReferenceState, rest: &Disk) -> bool {
     })
 }
 
-/// KP-10.6: whether the key that is needed lets in, as far as that can be asked.
+/// KP-10.6: whether the necessary key gives access, as far as an sshd can answer that.
 fn passes_lockout_guard(
     order: SimOrder,
     known: &ReferenceState,
@@ -176,7 +176,7 @@ fn passes_lockout_guard(
     let taken = |new: PlatformKeyPair| {
         effective_binding(known, rest).map(|bound| bound.pair).filter(|bound| *bound != new)
     };
-    // What a private sshd says of a key: it does, it does not, or it cannot be asked.
+    // The answer of a private sshd about a key: yes, no, or `None` if it cannot answer.
     let says = |is_planned: bool, stands: bool| match place.trial {
         _ if !config.permits_keys(place) => Some(false),
         TrialMode::Unavailable => None,
@@ -184,14 +184,14 @@ fn passes_lockout_guard(
         TrialMode::Available | TrialMode::WithoutPlannedFiles => Some(stands && config.takes_keys(place)),
     };
     match order {
-        // In place first, it can be asked about all the same.
+        // The agent writes the key first; then the private sshd can answer about the file in place.
         SimOrder::Attach { pair, passwords: false, .. } if place.trial == TrialMode::WithoutPlannedFiles => {
             let is_changed = !rest.read_key_file().starts_with(pair.block().as_bytes());
             config.takes_keys(place) && !(is_changed && taken(pair).is_some())
         }
         SimOrder::Attach { passwords: false, .. } => says(true, true) == Some(true),
         SimOrder::Attach { pair, passwords: true, .. } => match taken(pair) {
-            // The only way in is not taken away for one that is none.
+            // The only key that gives access must not be replaced by one that does not.
             Some(old) if !config.permits_password(place) => {
                 says(true, true) == Some(true)
                     || says(false, keys::has_key(rest.read_key_file(), old.public_key())) == Some(false)
@@ -205,12 +205,12 @@ fn passes_lockout_guard(
     }
 }
 
-/// What is bound after a success.
+/// The binding after a success.
 pub fn binding_after(order: SimOrder, known: &ReferenceState, rest: &Disk) -> Option<ExpectedBinding> {
     match order {
         SimOrder::Attach { pair, .. } => Some(new_binding(pair, rest)),
         SimOrder::Detach(_) => None,
-        // It looks at no key file.
+        // It reads no key file.
         SimOrder::SetPasswordAuth(true) => known.bound,
         SimOrder::SetPasswordAuth(false) => effective_binding(known, rest),
     }

@@ -1,4 +1,4 @@
-//! What is not bytes of a file: whose home it is, whether its volume is mounted, and what a private sshd says.
+//! The surroundings of the files: the user's account, the mounted volume, and the abilities of the private sshd.
 
 use std::path::Path;
 
@@ -12,13 +12,13 @@ pub const HOME_VOLUME: &str = "/root";
 /// The surroundings of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HostEnvironment {
-    /// What became of the user for whom the first key is bound.
+    /// What happened to the account for which the first key is bound.
     pub who: AccountState,
     /// Whether the volume of the first home is mounted.
     pub is_mounted: bool,
     /// Whether sshd refuses every key, for a reason that only sshd knows.
     pub refuses_keys: bool,
-    /// How a private sshd can be asked.
+    /// The questions that a private sshd can answer.
     pub trial: TrialMode,
 }
 
@@ -33,36 +33,36 @@ impl Default for HostEnvironment {
     }
 }
 
-/// The one account that is not a service's.
+/// The only account that does not belong to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AccountState {
-    /// As at the beginning.
+    /// Unchanged.
     Original,
-    /// He has another home.
+    /// It has another home.
     Moved,
-    /// He has another name, and is the target user by that one.
+    /// It has another name, and the configuration names it so.
     Renamed,
-    /// He is gone, and another one is the target user.
+    /// It is deleted, and another account is the target user.
     Successor,
-    /// He is gone, and one of his name was made, with another uid and another home.
+    /// It was deleted and created again with the same name, another uid and another home.
     Recreated,
-    /// He is gone, and is the target user still.
+    /// It is deleted, but still configured as the target user.
     Deleted,
 }
 
-/// How a private sshd can be asked.
+/// The questions that a private sshd can answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TrialMode {
-    /// It says what it would do.
+    /// It answers all of them.
     Available,
-    /// It says so of the key files as they stand: planned ones cannot be shown to it.
+    /// It answers only about the key files on the disk; it cannot read planned ones.
     WithoutPlannedFiles,
-    /// No ssh client is installed: nobody can be asked, the running sshd neither.
+    /// No ssh client is installed: neither a private sshd nor the running one can answer.
     Unavailable,
 }
 
 impl HostEnvironment {
-    /// The name of the target user, as it is configured.
+    /// The name of the target user in the configuration.
     pub fn target_user(self) -> &'static str {
         match self.who {
             AccountState::Original
@@ -74,7 +74,7 @@ impl HostEnvironment {
         }
     }
 
-    /// The account; `None` where nobody is left.
+    /// The account; `None` if it is deleted.
     pub fn account(self) -> Option<Account> {
         let (uid, home) = match self.who {
             AccountState::Original | AccountState::Renamed => (0, "/root"),
@@ -92,7 +92,7 @@ impl HostEnvironment {
         })
     }
 
-    /// As whom a file is reached: see `Guest::holder`. The first home is of uid 0.
+    /// The account as which the agent accesses a file: see `Guest::resolve_key_file_owner`. The first home has uid 0.
     pub fn holder(self, user: &str, uid: Option<u32>, path: &Path, has_directory: bool) -> KeyFileOwner {
         let owner = has_directory.then_some(if path.starts_with(SSH_DIRECTORY) { 0 } else { 1001 });
         let known = self.account();

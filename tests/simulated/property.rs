@@ -1,33 +1,34 @@
-//! What has to hold, by name.
+//! The invariants, by name.
 
 /// An invariant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Invariant {
     /// KP-4's table.
     Outcome,
-    /// One result a command, and the same bytes whenever it is handed out again (KP-4.7, KP-7.3).
+    /// One result per command, with the same bytes at each repetition of the command (KP-4.7, KP-7.3).
     OneResult,
-    /// Passwords are never off without a key that lets in, but by a detach or the user's own edit: in the running sshd,
-    /// and in one that starts now, at every instant.
+    /// Passwords are never off without a key that gives access, except after a detach or the user's own edit. This
+    /// holds at any time, for the running sshd and for one that starts now.
     NeverLockedOut,
-    /// Never two keys of ours, nor none while one replaces the other (KP-4.2).
+    /// Never two keys of the agent, and never none during a replacement (KP-4.2).
     NeverTwoKeys,
-    /// Never a key that was not asked for.
+    /// Never a key that no command asked for.
     NoUnrequestedKey,
-    /// Each byte of the user's (KP-5.5, KP-6.13).
+    /// Every byte of the user's lines is kept (KP-5.5, KP-6.13).
     UserBytesKept,
-    /// `succeeded` is true of the running sshd and of authorized_keys at that moment.
+    /// `succeeded` is true for the running sshd and for authorized_keys at that moment.
     SucceededIsTrue,
-    /// `failed` left everything as it was (KP-4.9).
+    /// `failed` left everything as before (KP-4.9).
     FailedChangesNothing,
-    /// After a restart and its recovery: no open intent, no temporaries, each file as it was, sshd runs by its files.
+    /// After a restart and its recovery: no open intent, no temporary files, each file as before, and sshd runs with
+    /// the settings in its files.
     Recovered,
-    /// Once faults stop, every command is answered.
+    /// After the last fault, every command gets an answer.
     Answered,
 }
 
 impl Invariant {
-    /// All of them.
+    /// All invariants.
     pub const ALL: [Self; 10] = [
         Self::Outcome,
         Self::OneResult,
@@ -58,11 +59,11 @@ impl Invariant {
     }
 }
 
-/// What went wrong.
+/// The violation of an invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Violation {
-    /// Which invariant does not hold.
+    /// The violated invariant.
     pub property: Invariant,
-    /// What was seen.
+    /// The observation.
     pub what: String,
 }

@@ -1,13 +1,13 @@
-//! When two states are the same: for an explorer, which goes on from one of them.
+//! Equality of two states, for an explorer that continues from only one of them.
 
 use std::hash::{Hash, Hasher};
 
 use super::disk::STATE_FILE;
 use super::world::{AgentState, Simulation};
 
-/// Two states are the same where all is the same but moments: how often a command was tried shows in timestamps
-/// alone, which nobody reads back. Whether two results of one command are the same, to the byte, is judged on the
-/// way to a state, not by comparing states.
+/// Two states are equal if everything except their times is equal. The number of tries of a command shows only in
+/// timestamps, and the agent never reads those back. Whether two results of one command have the same bytes is
+/// checked on the way to a state, not by a comparison of states.
 impl Hash for Simulation {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let Self {
@@ -63,7 +63,7 @@ impl Hash for Simulation {
     }
 }
 
-/// How a moment of this simulation begins, and how long it is.
+/// The first characters of a timestamp in this simulation, and the length of a timestamp.
 const TIMESTAMP_PREFIX: &[u8] = b"2026-12-";
 const TIMESTAMP_LENGTH: usize = "2026-12-01T00:00:00Z".len();
 
@@ -82,7 +82,7 @@ fn hash_without_timestamps<H: Hasher>(content: &[u8], hasher: &mut H) {
     content[from..].hash(hasher);
 }
 
-/// By the same measure.
+/// Uses the same definition of equality as the hash.
 impl PartialEq for Simulation {
     fn eq(&self, other: &Self) -> bool {
         let hash = |world: &Self| {

@@ -1,5 +1,5 @@
-//! An sshd with few rules of sshd_config(5): the main file and the drop-ins that it includes, the first value wins.
-//! What runs is what was read at the last start or reload, whatever the files say since.
+//! An sshd with few rules of sshd_config(5): the main file and the drop-ins that it includes; the first value wins.
+//! Until the next start or reload, sshd runs with the settings that it has read, even if the files change.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::disk::{DROP_INS, Disk, MAIN_CONFIG};
 use super::keys;
 use super::place::HostEnvironment;
 
-/// The keywords that count here, and their defaults.
+/// The keywords that the simulation needs, and their defaults.
 const KEYWORDS: [(&str, &str); 5] = [
     ("passwordauthentication", "yes"),
     ("kbdinteractiveauthentication", "yes"),
@@ -19,21 +19,21 @@ const KEYWORDS: [(&str, &str); 5] = [
     ("usepam", "no"),
 ];
 
-/// What `sshd -T` prints besides.
+/// The other lines that `sshd -T` prints.
 const REST: &str = "port 22\nlistenaddress 0.0.0.0:22\nlistenaddress [::]:22\nauthenticationmethods any\n\
                     authorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2\nauthorizedkeyscommand none\n\
                     strictmodes yes\nusedns no\nmaxsessions 10\nrevokedkeys none\nrequiredrsasize 1024\n";
 
-/// The values of the keywords, in their order.
+/// The values of the keywords, in the order of `KEYWORDS`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SimSshdConfig(Vec<String>);
 
-/// A keyword that sshd does not know.
+/// The error for a keyword that sshd does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnknownKeyword;
 
 impl SimSshdConfig {
-    /// What the files say, with these lines ahead.
+    /// The settings in the files, with the lines `ahead` before them.
     pub fn from_disk(disk: &Disk, ahead: &str) -> Result<Self, UnknownKeyword> {
         let mut values = BTreeMap::new();
         read(ahead, disk, &mut values)?;
@@ -48,10 +48,10 @@ impl SimSshdConfig {
         KEYWORDS.iter().zip(&self.0).any(|((name, _), said)| *name == keyword && said == value)
     }
 
-    /// What `sshd -T` says.
+    /// The output of `sshd -T`.
     pub fn text(&self) -> String {
         let lines = KEYWORDS.iter().zip(&self.0).map(|((keyword, _), value)| {
-            // The old word, as sshd prints it.
+            // sshd prints the old name of this value.
             let value = if value == "prohibit-password" { "without-password" } else { value };
             format!("{keyword} {value}\n")
         });
@@ -63,40 +63,40 @@ impl SimSshdConfig {
         self.has_value("passwordauthentication", "yes")
     }
 
-    /// Whether anybody's password opens the door, by either method.
+    /// Whether sshd accepts passwords at all, by either method.
     pub fn takes_passwords(&self) -> bool {
         self.password_authentication()
             || self.has_value("kbdinteractiveauthentication", "yes") && self.has_value("usepam", "yes")
     }
 
-    /// Whether the target user's does.
+    /// Whether sshd accepts the target user's password.
     pub fn lets_in_by_password(&self, place: HostEnvironment) -> bool {
         self.takes_passwords() && self.permits_password(place)
     }
 
-    /// Whether it would if passwords were taken.
+    /// Whether sshd would accept the target user's password if it accepted passwords at all.
     pub fn permits_password(&self, place: HostEnvironment) -> bool {
         place.account().is_some_and(|account| account.uid != 0 || self.has_value("permitrootlogin", "yes"))
     }
 
-    /// Whether a key of his opens it, if there is one, as far as the guard and `sshd -T` can tell.
+    /// Whether sshd would accept a key of the target user, as far as the guard and `sshd -T` can tell.
     pub fn permits_keys(&self, place: HostEnvironment) -> bool {
         let is_permitted = |account: Account| account.uid != 0 || !self.has_value("permitrootlogin", "no");
         self.has_value("pubkeyauthentication", "yes") && place.account().is_some_and(is_permitted)
     }
 
-    /// Whether one really does.
+    /// Whether sshd really accepts such a key.
     pub fn takes_keys(&self, place: HostEnvironment) -> bool {
         self.permits_keys(place) && !place.refuses_keys
     }
 
-    /// Whether the target user has a way in.
+    /// Whether the target user can log in.
     pub fn lets_in(&self, disk: &Disk) -> bool {
         self.lets_in_by_password(disk.place)
             || self.takes_keys(disk.place) && keys::has_any_key(disk.read_key_file())
     }
 
-    /// The methods that are offered.
+    /// The methods that sshd offers.
     pub fn methods(&self) -> Vec<String> {
         let all = [
             ("publickey", self.has_value("pubkeyauthentication", "yes")),
@@ -128,7 +128,7 @@ fn drop_ins(disk: &Disk) -> impl Iterator<Item = (&PathBuf, &[u8])> {
     disk.files_in(DROP_INS)
 }
 
-/// The files and what the Include of the main file leads to.
+/// The main file and the files that its Include lines name.
 pub fn tree(disk: &Disk) -> ConfigTree {
     let mut tree = ConfigTree { main: MAIN_CONFIG.into(), ..ConfigTree::default() };
     tree.files.insert(MAIN_CONFIG.into(), disk.read_or_empty(MAIN_CONFIG).to_vec());
@@ -142,7 +142,7 @@ pub fn tree(disk: &Disk) -> ConfigTree {
         );
         tree.files.extend(drop_ins(disk).map(|(path, content)| (path.clone(), content.to_vec())));
     }
-    // Ours is seen without an Include, too.
+    // The tree holds the agent's drop-in even without an Include.
     let ours = drop_ins(disk).filter(|(path, _)| path.ends_with("00-keypair-agent.conf"));
     tree.files.extend(ours.map(|(path, content)| (path.clone(), content.to_vec())));
     tree

@@ -1,5 +1,5 @@
-//! The whole: machine, agent, control plane, network; what may happen next, and what comes of it. Both explorers walk
-//! it: the one every way there is within a bound (tests/model.rs), the other long ways at random (tests/sequences.rs).
+//! The whole simulation: machine, agent, control plane and network, the possible next actions and their effects. Two
+//! explorers use it. tests/model.rs visits every path within a bound, tests/sequences.rs follows long random paths.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use super::machine::{CallRecord, ComponentState, SimulatedMachine, list_edit_fau
 use super::oracle::ReferenceState;
 use super::sshd::SimSshdConfig;
 
-/// The first second of it: the agent trusts no clock that is behind its build.
+/// The first second of the simulation. The agent trusts no clock that is behind its build time.
 pub const START_SECONDS: i64 = 1_796_083_200; // 2026-12-01
 
-/// When a command with an end expires, and how far the clock goes to be past that.
+/// The expiry time of a command that has one, and the clock's jump beyond that time.
 pub const EXPIRY_SECONDS: i64 = START_SECONDS + 5 * 24 * 60 * 60;
 const CLOCK_JUMP_SECONDS: i64 = 10 * 24 * 60 * 60;
 
@@ -28,35 +28,35 @@ pub enum AgentState {
     Down,
     /// It runs.
     Up {
-        /// The result that it delivers before it asks for the next command.
+        /// The result that it delivers before it polls for the next command.
         due: Option<UndeliveredResult>,
-        /// The commands whose result got a final answer from this process.
+        /// The commands whose result got a final answer in this process.
         settled: Vec<String>,
     },
 }
 
-/// A result on its way.
+/// A result that is not delivered yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UndeliveredResult {
-    /// The command it answers.
+    /// The id of its command.
     pub id: String,
-    /// Its bytes.
+    /// Its JSON bytes.
     pub result: String,
     /// Whether the state holds it.
     pub recorded: bool,
 }
 
-/// What the user may do in a walk, and how its guest begins.
+/// The edits that an exploration uses.
 #[derive(Debug, Clone, Default)]
 pub struct SimulationSetup {
-    /// The edits that may come.
+    /// The possible edits by the user.
     pub edits: Vec<UserEdit>,
 }
 
-/// The bytes of a state file, and what they say.
+/// The bytes of a state file, and the parsed state.
 type CachedState = (Option<Arc<[u8]>>, Arc<State>);
 
-/// A state of the whole.
+/// One state of the whole simulation.
 #[derive(Debug, Clone)]
 pub struct Simulation {
     /// The guest.
@@ -65,24 +65,24 @@ pub struct Simulation {
     pub agent: AgentState,
     /// The control plane.
     pub control_plane: ControlPlane,
-    /// What may still happen.
+    /// The remaining budget.
     pub left: Budget,
-    /// What the agent has to know.
+    /// The state that the agent must hold.
     pub known: ReferenceState,
-    /// What sshd ran with when nothing was in flight.
+    /// The configuration with which sshd ran when no command was in flight.
     pub running_at_rest: Option<SimSshdConfig>,
     /// The command that was in flight at a crash.
     pub open: Option<SimCommand>,
-    /// How often each command was performed: the clock of its results.
+    /// The number of tries of each command. It sets the time of the results.
     pub tries: Vec<u8>,
-    /// Whether the end of the command that has one is past.
+    /// Whether the clock has passed the expiry time of the command that has one.
     pub is_late: bool,
     /// The state file that was read last.
     pub parsed: Option<CachedState>,
 }
 
 impl Simulation {
-    /// The beginning: a guest on which the agent was just installed.
+    /// The start: a guest on which the agent was just installed.
     pub fn new(disk: Disk, control_plane: ControlPlane, left: Budget) -> Self {
         let machine = SimulatedMachine::new(disk);
         Self {
@@ -99,14 +99,14 @@ impl Simulation {
         }
     }
 
-    /// Sets the clock for the next try of a command: no two tries are at one moment.
+    /// Sets the clock for the next try of a command. Each try has its own time.
     pub fn begin_try(&mut self, number: usize) {
         let late = if self.is_late { CLOCK_JUMP_SECONDS } else { 0 };
         self.machine.now = START_SECONDS + late + number as i64 * 1000 + i64::from(self.tries[number]);
         self.tries[number] += 1;
     }
 
-    /// The state file as it stands; parsed once for as long as it is the same.
+    /// The present state file. It is parsed again only after a change.
     pub fn read_state(&mut self) -> Arc<State> {
         let bytes = self.machine.disk.read(STATE_FILE);
         match &self.parsed {
@@ -119,7 +119,7 @@ impl Simulation {
         }
     }
 
-    /// What happens where nothing disturbs; `None` where all is done.
+    /// The next action without disturbances; `None` if everything is done.
     pub fn next_action(&self) -> Option<SimAction> {
         match &self.agent {
             AgentState::Down => Some(SimAction::Start(None)),
@@ -134,7 +134,7 @@ impl Simulation {
         }
     }
 
-    /// Everything that may happen now.
+    /// Every action that is possible now.
     pub fn possible_actions(&self, setting: &SimulationSetup) -> Vec<SimAction> {
         if self.machine.violation.is_some() {
             return Vec::new();
@@ -163,7 +163,7 @@ impl Simulation {
             if left.lost > 0 && !is_idle {
                 actions.push(SimAction::Deliver { answer_lost: true, fault: None });
             }
-            // A delivery looks at no file but the state: what happens before one could as well happen after it.
+            // A delivery reads only the state file, so an event before it has the same effect as after it.
             if is_idle {
                 self.add_events(setting, &mut actions);
             }
@@ -190,7 +190,7 @@ impl Simulation {
         }
     }
 
-    /// The commands that have a result, as they were handed out.
+    /// The commands that have a result, as the service sent them.
     fn answered_commands(&self) -> impl Iterator<Item = SimCommand> {
         let all = (0..self.control_plane.orders.len())
             .flat_map(|number| (0..INSTANCES.len()).map(move |instance| (number, instance)));
@@ -198,7 +198,7 @@ impl Simulation {
             .filter(|command| self.control_plane.results.contains_key(&command.id()))
     }
 
-    /// A call, undisturbed and with everything that may disturb it.
+    /// Adds a call without a fault, and once with each possible fault.
     fn add_with_faults(&self, call: SimAction, setting: &SimulationSetup, actions: &mut Vec<SimAction>) {
         let mut undisturbed = self.clone();
         undisturbed.perform_action(&call);
@@ -223,7 +223,7 @@ impl Simulation {
         );
     }
 
-    /// The state after it.
+    /// The state after the action.
     pub fn successor(&self, action: &SimAction) -> Self {
         let mut next = self.clone();
         next.perform_action(action);
@@ -250,13 +250,13 @@ impl Simulation {
         }
     }
 
-    /// The machine starts again.
+    /// The machine restarts.
     pub fn restart_machine(&mut self) {
         self.machine.boot();
         self.reset_after_boot();
     }
 
-    /// After a start of the machine, the agent's yet to come.
+    /// The state after a start of the machine and before the start of the agent.
     pub fn reset_after_boot(&mut self) {
         self.running_at_rest = SimSshdConfig::from_disk(&self.machine.rest, "").ok();
         self.agent = AgentState::Down;
@@ -299,7 +299,7 @@ enum OutOfTurn {
     Ahead,
 }
 
-/// Whether the action by itself is counted.
+/// Whether the action itself counts as a disturbance.
 fn is_disturbance(action: &SimAction, world: &Simulation) -> bool {
     match action {
         SimAction::HandOut(command, _) => world.classify_out_of_turn(command).is_some(),

@@ -1,4 +1,4 @@
-//! `keypair-agent run` as a child of the test, and commands as the service hands them out.
+//! `keypair-agent run` as a child process of the test, and commands as the metadata service sends them.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{TestGuest, wait_for, with_field};
 
-/// A daemon. It ends with the test.
+/// A running daemon. It ends with the test.
 pub struct Daemon {
     child: Child,
     log: PathBuf,
@@ -23,14 +23,14 @@ impl Daemon {
         Self::start_with_env(guest, &[])
     }
 
-    /// With these variables besides.
+    /// Starts the daemon with these additional environment variables.
     pub fn start_with_env(guest: &TestGuest, variables: &[(&str, &str)]) -> Self {
         let mut command = guest.agent_command(&["run"]);
         command.envs(variables.iter().copied());
         Self::spawn(guest, command)
     }
 
-    /// By a command that becomes it.
+    /// Starts the daemon by a given command, which must end in an exec of the agent.
     pub fn spawn(guest: &TestGuest, mut command: Command) -> Self {
         let log = guest.path("run.log");
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
@@ -49,19 +49,19 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// As by a power failure.
+    /// Sends SIGKILL: the daemon cannot clean up, as at a power failure.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM, and what it ended with.
+    /// Sends SIGTERM, waits, and returns the exit status.
     pub fn terminate(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.child.wait().unwrap()
     }
 
-    /// What it said so far, of this and of earlier runs of the guest.
+    /// The log so far. It includes earlier runs in the same guest.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
@@ -74,7 +74,7 @@ impl Drop for Daemon {
     }
 }
 
-/// What may not grow.
+/// The resources of a process that must not grow over time.
 #[derive(Debug)]
 pub struct ProcessUsage {
     pub rss_kib: u64,
@@ -94,19 +94,19 @@ impl ProcessUsage {
         }
     }
 
-    /// Within 5 % or 256 KiB.
+    /// Whether the resident memory grew by at most 5 % or 256 KiB.
     pub fn has_memory_within(&self, first: &Self) -> bool {
         self.rss_kib <= (first.rss_kib + 256).max(first.rss_kib * 105 / 100)
     }
 }
 
-/// A console's command as the service of `i-test` hands it out.
+/// A console command in the form in which the metadata service of instance `i-test` sends it.
 pub fn make_channel_command(id: &str, sequence: u64, command: Value) -> Value {
     let command = with_field(command, "commandId", json!(id));
     with_field(with_field(command, "sequence", json!(sequence)), "instanceId", json!("i-test"))
 }
 
-/// A socket that stands for systemd's.
+/// A socket in place of systemd's notify socket.
 pub struct NotifySocket {
     socket: UnixDatagram,
     pub path: PathBuf,
@@ -121,7 +121,7 @@ impl NotifySocket {
         Self { socket, path, said: Vec::new() }
     }
 
-    /// All that was said so far, an assignment a line.
+    /// All messages so far, one assignment per line.
     pub fn messages(&mut self) -> &[String] {
         let mut datagram = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut datagram) {
@@ -131,7 +131,7 @@ impl NotifySocket {
         &self.said
     }
 
-    /// Waits for a line; the first that fits.
+    /// Waits for a line that fits, and returns the first one.
     pub fn wait_for_message(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
         wait_for(what, || self.messages().iter().find(|line| fits(line)).cloned())
     }

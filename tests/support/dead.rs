@@ -1,5 +1,5 @@
-//! What never answers: a FUSE file system whose server reads requests and does nothing, and a source of the name service.
-//! Both in the mount namespace of [`super::scene::apart`].
+//! Things that never answer: a FUSE file system whose server reads requests and does nothing, and a source of the
+//! name service. Tests use both in the mount namespace of [`super::scene::run_in_namespaces`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -15,29 +15,29 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{TestDir, has_tools};
 
-/// FUSE_INIT of linux/fuse.h.
+/// `FUSE_INIT` of linux/fuse.h.
 const FUSE_INIT: u32 = 26;
 
-/// A mount whose server is away. It answers with an error once this value goes.
+/// A mount whose server does not answer. When this value is dropped, pending requests get an error.
 pub struct HungFuseMount {
     point: PathBuf,
     ended: Arc<AtomicBool>,
     server: Option<JoinHandle<()>>,
 }
 
-/// Whether there is FUSE here.
+/// Whether FUSE is available here.
 pub fn has_fuse() -> bool {
     has_tools(&["mount"]) && Path::new("/dev/fuse").exists()
         || super::report_skipped("/dev/fuse does not exist")
 }
 
 impl HungFuseMount {
-    /// One that everybody may use, as an administrator's.
+    /// Mounts a file system that every user may use, like one that an administrator mounted.
     pub fn mount_for_all(point: &Path) -> Self {
         Self::new(point, 0, ",allow_other")
     }
 
-    /// One that this user alone may use: that root is refused is the kernel's own doing.
+    /// Mounts a file system that only this user may use. The kernel refuses access to all others, also to root.
     pub fn mount_for_user(point: &Path, uid: u32) -> Self {
         Self::new(point, uid, "")
     }
@@ -57,7 +57,7 @@ impl HungFuseMount {
     }
 }
 
-/// Reads a request. The first one is answered, or nothing else would be sent.
+/// Reads one request. The server answers only the first one, because the kernel sends no other before that.
 fn serve_fuse_request(mut device: &File) {
     let mut ends = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
     if poll(&mut ends, PollTimeout::from(50_u8)).unwrap_or(0) == 0 {
@@ -82,13 +82,14 @@ fn serve_fuse_request(mut device: &File) {
 impl Drop for HungFuseMount {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
-        // With the descriptor the connection ends, and whoever hangs is let go.
+        // The end of this thread closes the descriptor. That ends the connection and releases the processes that
+        // hang.
         let _ = self.server.take().unwrap().join();
         let _ = umount2(&self.point, MntFlags::MNT_DETACH);
     }
 }
 
-/// A source of the name service that hangs, is slow or ends the process that asks.
+/// A source of the name service that hangs, is slow, or aborts the process that calls it.
 pub struct FaultyNssModule {
     folder: PathBuf,
 }
@@ -113,8 +114,8 @@ enum nss_status _nss_hesiod_initgroups_dyn(const char *u, gid_t g, long *st, lon
 "#;
 
 impl FaultyNssModule {
-    /// Makes it a source of these databases, in lines of nsswitch.conf(5) that call it `hesiod`; `None` where that cannot be
-    /// done here.
+    /// Makes it a source of these databases. `lines` are lines of nsswitch.conf(5) that name it `hesiod`. Returns
+    /// `None` if this machine lacks gcc, mount or a libnss_hesiod.so.2 to replace.
     pub fn new(folder: &TestDir, lines: &str) -> Option<Self> {
         if !has_tools(&["gcc", "mount"]) {
             return None;
@@ -141,12 +142,12 @@ impl FaultyNssModule {
         Some(Self { folder: folder.path().to_owned() })
     }
 
-    /// From now on it does this: `hang`, `slow`, `abort`.
+    /// Enables one fault: `hang`, `slow` or `abort`.
     pub fn enable_fault(&self, what: &str) {
         fs::write(self.folder.join(what), "").unwrap();
     }
 
-    /// And no more.
+    /// Disables that fault.
     pub fn disable_fault(&self, what: &str) {
         fs::remove_file(self.folder.join(what)).unwrap();
     }

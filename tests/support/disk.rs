@@ -1,6 +1,7 @@
-//! What a disk may hold when the power goes. What was synced is there; of what was not, any part that came first: of a
-//! file some of its changes and of its bytes, or a size whose bytes are not there yet; of a directory some of the
-//! names that came and went, whatever became of other directories and of the files that bear the names.
+//! A model of what a disk may hold after a power failure. Synced data is there. Of unsynced data, any part that came
+//! first may be there. A file may have some of its changes and bytes, or its new size without the bytes. A directory
+//! may have some of the names that came and went, independently of other directories and of the files with these
+//! names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::strace::{DiskCall, EscapedBytes};
 
-/// What is in a guest's folder, by its relative paths; the folder itself is the empty one.
+/// The content of a guest's folder by relative paths. The empty path is the folder itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileTree(pub BTreeMap<PathBuf, FileTreeEntry>);
 
@@ -22,7 +23,7 @@ pub struct FileTreeEntry {
     pub owner: (u32, u32),
 }
 
-/// Not on the disk, or not of those whose loss is looked at: logs, pid files, what the tests configure.
+/// Names that the model ignores: not on the disk, or irrelevant to these tests (logs, pid files, test configuration).
 fn is_excluded(name: &Path) -> bool {
     let is_log = name.extension().is_some_and(|extension| extension == "log" || extension == "pid");
     is_log || ["run", "agent.toml", "passwd"].iter().any(|other| name == Path::new(other))
@@ -42,7 +43,7 @@ impl FileTree {
     fn read_entry(&mut self, folder: &Path, name: PathBuf) {
         let path = folder.join(&name);
         let metadata = path.symlink_metadata().unwrap();
-        // Characters of Latin-1, so that a string shows any bytes and loses none.
+        // Latin-1 maps each byte to one character, so any file content fits into a string without loss.
         let content = metadata.is_file().then(|| decode_latin1(&fs::read(&path).unwrap()));
         let mode = metadata.mode() & 0o7777;
         self.0.insert(name.clone(), FileTreeEntry { content, mode, owner: (metadata.uid(), metadata.gid()) });
@@ -56,7 +57,7 @@ impl FileTree {
         }
     }
 
-    /// Makes the folder hold this and nothing else.
+    /// Makes the folder hold this tree and nothing else.
     pub fn restore_to(&self, folder: &Path) {
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
@@ -84,7 +85,7 @@ impl FileTree {
         self.0.get(Path::new(name))?.content.as_deref().map(encode_latin1)
     }
 
-    /// All but the temporaries.
+    /// The tree without the agent's temporary files.
     pub fn without_temp_files(&self) -> Self {
         Self(self.0.clone().into_iter().filter(|(path, _)| !is_temp_file(path)).collect())
     }
@@ -98,7 +99,7 @@ fn encode_latin1(text: &str) -> Vec<u8> {
     text.chars().map(|character| u8::try_from(u32::from(character)).unwrap()).collect()
 }
 
-/// A file or a directory, whatever its name.
+/// A file or a directory, independent of its name.
 #[derive(Clone, Debug)]
 struct Inode {
     body: InodeContent,
@@ -109,17 +110,17 @@ struct Inode {
 #[derive(Clone, Debug)]
 enum InodeContent {
     File(Vec<u8>),
-    /// Names, and which inode each is.
+    /// The names in the directory, each with the index of its inode.
     Directory(BTreeMap<OsString, usize>),
 }
 
-/// A change of an inode.
+/// One change of an inode.
 #[derive(Clone, Debug)]
 enum InodeChange {
     Append(Vec<u8>),
     Chmod(u32),
     Chown(u32, u32),
-    /// Names that come, or go, at once.
+    /// Names that are added (`Some` inode) or removed (`None`) in one atomic step.
     SetEntries(Vec<(OsString, Option<usize>)>),
 }
 
@@ -143,7 +144,7 @@ impl Inode {
     }
 }
 
-/// An inode as it is for certain, and the changes since.
+/// An inode: its state at the last sync, and the changes since then.
 #[derive(Clone, Debug)]
 struct TrackedInode {
     synced: Inode,
@@ -155,7 +156,7 @@ impl TrackedInode {
         self.since.iter().fold(self.synced.clone(), Inode::with_change)
     }
 
-    /// All that the power may leave of it.
+    /// Every state in which a power failure may leave it.
     fn crash_states(&self) -> Vec<Inode> {
         let mut possible = vec![self.synced.clone()];
         let mut so_far = self.synced.clone();
@@ -174,15 +175,15 @@ impl TrackedInode {
     }
 }
 
-/// The disk under a guest's folder, from call to call.
+/// The disk under a guest's folder, updated after each system call.
 pub struct DiskModel {
     folder: PathBuf,
-    /// The first one is the folder.
+    /// The first one is the folder itself.
     inodes: Vec<TrackedInode>,
 }
 
 impl DiskModel {
-    /// All that is there is synced.
+    /// A disk on which the whole tree is synced.
     pub fn new(folder: &Path, tree: &FileTree) -> Self {
         let mut disk = Self { folder: folder.to_owned(), inodes: Vec::new() };
         for (name, entry) in &tree.0 {
@@ -207,7 +208,7 @@ impl DiskModel {
         self.inodes.len() - 1
     }
 
-    /// What bears this name now.
+    /// The inode that has this name now.
     fn find_inode(&self, path: &Path) -> usize {
         let names = path.strip_prefix(&self.folder).unwrap().components();
         names.fold(0, |inode, name| match self.inodes[inode].current().body {
@@ -232,7 +233,7 @@ impl DiskModel {
         self.push_change(path.parent().unwrap(), InodeChange::SetEntries(vec![(name, inode)]));
     }
 
-    /// Takes a call in.
+    /// Updates the model by one call.
     pub fn apply_call(&mut self, call: &DiskCall) {
         match call {
             DiskCall::Create(path, mode) => {
@@ -271,13 +272,13 @@ impl DiskModel {
         }
     }
 
-    /// What a look at it shows while the power is there.
+    /// The tree that a reader sees as long as there is no power failure.
     pub fn current_tree(&self) -> FileTree {
         let inodes: Vec<Inode> = self.inodes.iter().map(TrackedInode::current).collect();
         build_file_tree(&inodes)
     }
 
-    /// All that it may hold if the power goes now.
+    /// Every tree that the disk may hold if the power fails now.
     pub fn crash_trees(&self) -> BTreeSet<FileTree> {
         let mut disks: Vec<Vec<Inode>> = vec![Vec::new()];
         for kept in &self.inodes {

@@ -1,5 +1,5 @@
-//! Whoever answers in the metadata service's place: anything at all, by a seed. Until he is told to let the service
-//! itself be heard.
+//! A fuzzing server in place of the metadata service: it sends arbitrary answers, from a seed. After
+//! [`FuzzingServer::start_forwarding`] it forwards each connection to the real test service.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use super::MetadataService;
 use super::dice::SeededRng;
 use super::server::LoopbackServer;
 
-/// A liar. He ends with the test.
+/// A fuzzing server. It ends with the test.
 pub struct FuzzingServer {
     server: LoopbackServer,
     shared: Arc<FuzzingState>,
@@ -20,7 +20,7 @@ pub struct FuzzingServer {
 
 struct FuzzingState {
     dice: Mutex<SeededRng>,
-    /// What he hands out besides nonsense: bodies that come close to a command.
+    /// Bodies that are close to a valid command. The server sends them among the random bytes.
     pool: Vec<Vec<u8>>,
     service: SocketAddr,
     honest: AtomicBool,
@@ -29,7 +29,7 @@ struct FuzzingState {
 }
 
 impl FuzzingServer {
-    /// In front of `service`.
+    /// Starts the server in front of `service`.
     pub fn start(service: &MetadataService, seed: u64, pool: Vec<Vec<u8>>) -> Self {
         let shared = Arc::new(FuzzingState {
             dice: Mutex::new(SeededRng::from_seed(seed)),
@@ -48,17 +48,17 @@ impl FuzzingServer {
         format!("http://{}/metadata/latest", self.server.address)
     }
 
-    /// From now on the service is heard.
+    /// From now on, forwards all connections to the real test service.
     pub fn start_forwarding(&self) {
         self.shared.honest.store(true, Ordering::Relaxed);
     }
 
-    /// How often he was asked for a command.
+    /// The number of polls for a command so far.
     pub fn poll_count(&self) -> usize {
         self.shared.polls.load(Ordering::Relaxed)
     }
 
-    /// How many results he was brought, tries of the same among them.
+    /// The number of results that the agent sent so far, including repeated ones.
     pub fn result_count(&self) -> usize {
         self.shared.results.load(Ordering::Relaxed)
     }
@@ -85,7 +85,7 @@ impl FuzzingState {
         }
         let (answer, manner) = {
             let mut dice = self.dice.lock().unwrap();
-            // Who never says an id is never asked for a command.
+            // Without an instance id from time to time, the agent would never poll for a command.
             let answer = if head.starts_with(b"GET") && !asks_for_command && dice.next_below(2) == 0 {
                 build_ok_response(["i-test", "\"i-test\"", "i-other"][dice.next_below(3)].as_bytes())
             } else {
@@ -93,12 +93,12 @@ impl FuzzingState {
             };
             (answer, SendMode::random(&mut dice))
         };
-        // Whoever asked need not hear all of it.
+        // An error is expected: the agent may close the connection before it has read everything.
         let _ = manner.send(&mut stream, &answer);
     }
 }
 
-/// One connection, both ways.
+/// Forwards one connection in both directions.
 fn proxy_connection(stream: TcpStream, service: SocketAddr) {
     let Ok(other) = TcpStream::connect(service) else { return };
     let (mut from, mut to) = (stream.try_clone().unwrap(), other.try_clone().unwrap());
@@ -112,16 +112,16 @@ fn proxy_connection(stream: TcpStream, service: SocketAddr) {
     back.join().unwrap();
 }
 
-/// How an answer is said.
+/// How the server sends an answer.
 enum SendMode {
     Full,
-    /// A few bytes at a time, at first.
+    /// The first bytes in small pieces.
     Slow,
-    /// No more than this much of a thousand.
+    /// At most this many thousandths of the answer.
     Truncated(usize),
-    /// Nothing more comes for so long.
+    /// Keeps the connection open for this time before it closes it.
     DelayedClose(Duration),
-    /// Without end, while somebody reads.
+    /// Repeats the answer for as long as the client reads.
     Endless,
 }
 
@@ -154,7 +154,7 @@ impl SendMode {
                 Ok(())
             }
             Self::Endless => {
-                // Some 16 MiB: far more than is ever read.
+                // Some 16 MiB: far more than the agent ever reads.
                 for _ in 0..(16 << 20) / (answer.len() + 1) {
                     stream.write_all(answer)?;
                     stream.write_all(b"\n")?;
@@ -173,7 +173,7 @@ fn concat_head(head: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Some bytes in an answer's place.
+/// Random bytes in place of a whole HTTP response.
 fn random_response(dice: &mut SeededRng, pool: &[Vec<u8>]) -> Vec<u8> {
     let body = random_body(dice, pool);
     let length = body.len();
@@ -219,7 +219,7 @@ fn random_response(dice: &mut SeededRng, pool: &[Vec<u8>]) -> Vec<u8> {
     if dice.next_below(8) == 0 { mutate_bytes(dice, answer) } else { answer }
 }
 
-/// Some bytes in a command's place.
+/// Random bytes in place of a command.
 fn random_body(dice: &mut SeededRng, pool: &[Vec<u8>]) -> Vec<u8> {
     let size = dice.next_below(70_000);
     match dice.next_below(12) {
@@ -239,7 +239,7 @@ fn random_body(dice: &mut SeededRng, pool: &[Vec<u8>]) -> Vec<u8> {
     }
 }
 
-/// The same with a few bytes that are others, gone or twice there.
+/// The same bytes with a few of them changed, removed or doubled.
 fn mutate_bytes(dice: &mut SeededRng, mut bytes: Vec<u8>) -> Vec<u8> {
     for _ in 0..=dice.next_below(4) {
         if bytes.is_empty() {

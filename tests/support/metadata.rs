@@ -1,4 +1,4 @@
-//! A metadata service that speaks the wire (KP-3.6), and can be told to speak it badly.
+//! A metadata service that implements the HTTP protocol (KP-3.6). Tests can make it misbehave.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,25 +12,25 @@ use serde_json::Value;
 
 use super::server::LoopbackServer;
 
-/// What it answers to `keypair/command` instead of a command.
+/// A faulty answer to `keypair/command`, instead of a command.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PollFault {
-    /// A status line, headers and body, as they are.
+    /// These bytes: status line, headers and body.
     Raw(Vec<u8>),
-    /// Nothing, while the connection stays.
+    /// No answer; the connection stays open.
     Hang,
-    /// A byte of the head a second.
+    /// One byte of the head per second.
     Drip,
 }
 
-/// What was asked of it, in the order of its coming.
+/// One request that the service received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceRequest {
     /// `instance-id`
     InstanceId,
     /// `keypair/command`, with its `wait`.
     Poll(u64),
-    /// A result, whatever it was answered.
+    /// A result (its command id), independent of the answer.
     Result(String),
     /// `keypair/agent`
     AgentReport,
@@ -45,7 +45,7 @@ struct Inner {
     fault: Option<PollFault>,
     refuse_results: bool,
     result_status: Option<u16>,
-    /// The most bytes of a result that are taken.
+    /// The largest result in bytes that the service accepts.
     result_limit: Option<usize>,
     keep_commands: bool,
     instance: Option<String>,
@@ -53,7 +53,7 @@ struct Inner {
     asked: Vec<ServiceRequest>,
 }
 
-/// The service. It ends with the test.
+/// The test service. It ends with the test.
 pub struct MetadataService {
     server: LoopbackServer,
     shared: Arc<(Mutex<Inner>, Condvar)>,
@@ -75,7 +75,7 @@ impl MetadataService {
         self.server.address
     }
 
-    /// Queues a command; it is handed out until its result is stored.
+    /// Queues a command. The service returns it to every poll until it has stored the command's result.
     pub fn queue(&self, command: Value) {
         self.shared.0.lock().unwrap().commands.push_back(command);
         self.shared.1.notify_all();
@@ -86,62 +86,62 @@ impl MetadataService {
         self.shared.1.notify_all();
     }
 
-    /// Whether results are answered with 503.
+    /// Sets whether the service answers results with 503.
     pub fn refuse_results(&self, refuse: bool) {
         self.shared.0.lock().unwrap().refuse_results = refuse;
     }
 
-    /// What results are answered, without being stored; `None`: as the specification says.
+    /// Sets the status with which the service answers results, without storing them. `None`: it answers as specified.
     pub fn set_result_status(&self, status: Option<u16>) {
         self.shared.0.lock().unwrap().result_status = status;
     }
 
-    /// The most bytes of a result that are taken: more are answered with 413.
+    /// Sets the largest result in bytes that the service accepts. It answers larger ones with 413.
     pub fn limit_results(&self, bytes: usize) {
         self.shared.0.lock().unwrap().result_limit = Some(bytes);
     }
 
-    /// Whether a command is handed out again although its result is stored.
+    /// Sets whether the service returns a command again after it has stored the result.
     pub fn keep_commands(&self, keep: bool) {
         self.shared.0.lock().unwrap().keep_commands = keep;
     }
 
-    /// Takes the command out of the queue, answered or not.
+    /// Removes the command from the queue, whether it has a result or not.
     pub fn withdraw_command(&self, id: &str) {
         self.shared.0.lock().unwrap().commands.retain(|command| command_id_of(command) != id);
     }
 
-    /// Forgets a stored result: it was another one that has it, not the platform.
+    /// Forgets a stored result, as if the platform had never received it.
     pub fn forget_result(&self, id: &str) {
         self.shared.0.lock().unwrap().results.retain(|(stored, _)| stored != id);
     }
 
-    /// Begins anew, with nothing queued and nothing stored.
+    /// Resets the service: nothing is queued, nothing is stored.
     pub fn reset(&self) {
         *self.shared.0.lock().unwrap() = Inner::default();
     }
 
-    /// Has a result already.
+    /// Stores a result before any agent sends one.
     pub fn insert_result(&self, id: &str, text: &str) {
         self.shared.0.lock().unwrap().results.push((id.to_owned(), text.to_owned()));
     }
 
-    /// Who it says the guest is.
+    /// Sets the instance id that the service returns.
     pub fn set_instance_id(&self, id: &str) {
         self.shared.0.lock().unwrap().instance = Some(id.to_owned());
     }
 
-    /// Every result that came, stored or not, byte for byte.
+    /// Every result that arrived, stored or not, byte for byte.
     pub fn result_attempts(&self) -> Vec<(String, String)> {
         self.shared.0.lock().unwrap().attempts.clone()
     }
 
-    /// All that was asked.
+    /// All requests, in the order of their arrival.
     pub fn requests(&self) -> Vec<ServiceRequest> {
         self.shared.0.lock().unwrap().asked.clone()
     }
 
-    /// Waits until so many polls came.
+    /// Waits until this many polls have arrived.
     pub fn wait_for_polls(&self, count: usize) {
         super::wait_for(&format!("{count} polls"), || (self.polls().len() >= count).then_some(()));
     }
@@ -153,7 +153,7 @@ impl MetadataService {
 
     pub fn result(&self, id: &str) -> Option<Value> {
         let inner = self.shared.0.lock().unwrap();
-        // The last ones first: there may be thousands.
+        // Searches from the end, because there may be thousands.
         let (_, text) = inner.results.iter().rev().find(|(stored, _)| stored == id)?;
         Some(serde_json::from_str(text).unwrap())
     }
@@ -166,7 +166,7 @@ impl MetadataService {
         self.shared.0.lock().unwrap().announced.clone()
     }
 
-    /// When each poll for a command began.
+    /// The time at which each poll for a command began.
     pub fn polls(&self) -> Vec<Instant> {
         self.shared.0.lock().unwrap().polls.clone()
     }
@@ -174,13 +174,13 @@ impl MetadataService {
 
 impl Drop for MetadataService {
     fn drop(&mut self) {
-        // Whoever waits for a command sees it when he wakes.
+        // Wakes the polls that wait for a command, so that they see the stop.
         self.server.stop();
         self.shared.1.notify_all();
     }
 }
 
-/// A command's id, in an envelope or without.
+/// The id of a command, signed (in an envelope) or not.
 fn command_id_of(command: &Value) -> Value {
     let payload = command["payload"].as_str().and_then(|payload| Base64::decode_vec(payload).ok());
     let payload = payload.and_then(|payload| serde_json::from_slice::<Value>(&payload).ok());

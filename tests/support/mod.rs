@@ -1,5 +1,5 @@
-//! What every integration test stands on: a private sshd with the real client, a metadata service that speaks
-//! the wire, the built agent. Nothing needs a fixed port, and nothing is left behind.
+//! Shared parts of the integration tests: a private sshd with the real ssh client, a metadata service that speaks the
+//! HTTP protocol, and the built agent. No test needs a fixed port, and no test leaves files or processes behind.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -28,7 +28,7 @@ use serde_json::Value;
 pub use metadata::MetadataService;
 pub use sshd::TestSshd;
 
-/// Says why a test cannot run here, and whether it can.
+/// Returns true if these tools are installed; otherwise prints why the test is skipped.
 pub fn has_tools(what: &[&str]) -> bool {
     for tool in what {
         let found =
@@ -43,13 +43,13 @@ pub fn has_tools(what: &[&str]) -> bool {
     true
 }
 
-/// Not by `eprintln!`, whose words a passing test keeps to itself.
+/// Writes to stderr directly: the test harness hides the output of `eprintln!` if the test passes.
 fn report_skipped(why: &str) -> bool {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
     false
 }
 
-/// Waits for a condition that another process brings about; fails after a long while.
+/// Waits for a condition that another process fulfils; fails after 90 s.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(90);
     loop {
@@ -61,14 +61,14 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A test of this program in a process of its own, which these words start.
+/// A test of this test program in its own process. `words` is the command (with arguments) that starts it.
 pub fn build_isolated_test(words: &[&str], program: &Path, test: &str) -> Command {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).arg(program).args(["--exact", test, "--ignored", "--nocapture"]);
     command
 }
 
-/// A private folder whose every parent is root's, so that StrictModes accepts it.
+/// A private folder. All its parent directories belong to root, so `StrictModes` accepts it.
 pub struct TestDir(PathBuf);
 
 impl TestDir {
@@ -92,27 +92,27 @@ impl Drop for TestDir {
     }
 }
 
-/// A guest: folder, sshd, component, configuration.
+/// A test guest: a folder, an sshd, the platform's component, and the agent's configuration.
 pub struct TestGuest {
     pub sshd: TestSshd,
     pub folder: TestDir,
     pub config: PathBuf,
 }
 
-/// What differs between guests.
+/// The differences between test guests.
 #[derive(Default)]
 pub struct GuestOptions<'a> {
-    /// Lines of the main file, ahead of the lines every guest has.
+    /// Lines of the main file, before the lines that every guest has.
     pub main: &'a str,
-    /// Whether the main file has no drop-in directory.
+    /// Whether the main file includes no drop-in directory.
     pub without_drop_ins: bool,
-    /// sshd's arguments besides `-f`.
+    /// sshd's arguments in addition to `-f`.
     pub arguments: &'a [&'a str],
-    /// Lines of the agent's configuration, ahead of its tables.
+    /// Lines of the agent's configuration, before its tables.
     pub agent: &'a str,
-    /// Whether sshd runs from a copy of its binary, `sshd9` in the folder, which a test can replace.
+    /// Whether sshd runs from a copy of its binary (`sshd9` in the folder), which a test can replace.
     pub copied_binary: bool,
-    /// Where the metadata service is.
+    /// The metadata service; `None`: nothing listens at the configured address.
     pub metadata: Option<&'a MetadataService>,
 }
 
@@ -132,7 +132,7 @@ impl TestGuest {
         guest
     }
 
-    /// Writes the agent's configuration, with these lines ahead of its tables.
+    /// Writes the agent's configuration, with the lines `agent` before its tables.
     pub fn write_agent_config(&self, agent: &str, metadata_url: &str) {
         fs::write(
             &self.config,
@@ -154,7 +154,7 @@ impl TestGuest {
         fs::write(self.path("componentInfo.cfg"), content).unwrap();
     }
 
-    /// The user's key file, as this sshd reads it.
+    /// The target user's key file, as configured in this sshd.
     pub fn key_file(&self) -> PathBuf {
         self.path("keys/root")
     }
@@ -163,12 +163,13 @@ impl TestGuest {
         self.path("sshd_config.d/00-keypair-agent.conf")
     }
 
-    /// From now on the copied binary answers questions, and ends where it is to listen.
+    /// Replaces the copied binary by one that still answers questions (`-T`, `-t`), but exits instead of listening.
     pub fn break_copied_binary(&self) {
         self.replace_copied_binary(include_str!("answers_and_dies.sh"));
     }
 
-    /// Puts a script in the copied binary's place, as an upgrade does it. By install(1), as for the copy.
+    /// Replaces the copied binary by a script, in the way of an upgrade. Uses install(1), for the same reason as the
+    /// copy uses cp(1).
     pub fn replace_copied_binary(&self, text: &str) {
         let (script, new) = (self.path("script"), self.path("sshd9.new"));
         fs::write(&script, text).unwrap();
@@ -188,7 +189,7 @@ impl TestGuest {
         child.wait_with_output().unwrap()
     }
 
-    /// The agent as a process that is yet to be started.
+    /// The agent's command line, not yet started.
     pub fn agent_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keypair-agent"));
         command.args(arguments).arg("--config").arg(&self.config);
@@ -196,7 +197,7 @@ impl TestGuest {
         command
     }
 
-    /// `apply` of a command; its result, which must agree with the exit status.
+    /// Runs `apply` with a command and returns its result. Fails if the result and the exit status do not agree.
     pub fn apply(&self, command: &Value) -> Value {
         let output = self.run_agent_with_input(&["apply", "-"], &command.to_string());
         let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
@@ -211,14 +212,14 @@ impl TestGuest {
         result
     }
 
-    /// Every byte, mode and owner of what a command may touch.
+    /// Content, mode and owner of each file that a command may change.
     pub fn snapshot(&self) -> Vec<(PathBuf, String, u32, u32)> {
         use std::os::unix::fs::MetadataExt;
         let mut seen = Vec::new();
         for directory in ["", "keys", "sshd_config.d"] {
             for entry in fs::read_dir(self.path(directory)).unwrap().flatten() {
                 let metadata = entry.path().symlink_metadata().unwrap();
-                // sshd's own log and pid file are not the agent's to keep.
+                // sshd itself writes its log and its pid file.
                 let own = entry
                     .path()
                     .extension()
@@ -238,7 +239,7 @@ impl TestGuest {
     }
 }
 
-/// A key pair of the user's, made by ssh-keygen.
+/// A key pair of the owner, made by ssh-keygen.
 pub struct TestKey {
     pub private: PathBuf,
     pub line: String,
@@ -271,29 +272,29 @@ impl TestKey {
     }
 }
 
-/// What a result warns of, but for the sshds of the tests that run beside this one.
+/// The reasons of a result's warnings, without the warnings about sshds of other tests that run at the same time.
 pub fn warning_reasons(result: &Value) -> Vec<&str> {
     let reasons =
         result["warnings"].as_array().unwrap().iter().map(|warning| warning["reason"].as_str().unwrap());
     reasons.filter(|reason| *reason != "SECOND_SSHD").collect()
 }
 
-/// An `attach` for the console.
+/// An `attach` command for the console.
 pub fn attach_command(name: &str, key: &TestKey, password_auth: &str) -> Value {
     serde_json::json!({ "action": "attach", "keyName": name, "publicKey": key.line, "passWordAuth": password_auth })
 }
 
-/// A `detach` for the console.
+/// A `detach` command for the console.
 pub fn detach_command(name: &str) -> Value {
     serde_json::json!({ "action": "detach", "keyName": name })
 }
 
-/// A `setPasswordAuth` for the console.
+/// A `setPasswordAuth` command for the console.
 pub fn set_password_auth_command(password_auth: &str) -> Value {
     serde_json::json!({ "action": "setPasswordAuth", "passWordAuth": password_auth })
 }
 
-/// A command with a field set or, by `null`, taken out.
+/// The command with one field set, or with the field removed if `value` is `null`.
 pub fn with_field(mut command: Value, name: &str, value: Value) -> Value {
     let fields = command.as_object_mut().unwrap();
     match value {

@@ -1,5 +1,5 @@
-//! A private sshd on a loopback port, with its own configuration, host key and pid file in a temporary
-//! directory. It is ended by its own pid, and only while its command line names that directory.
+//! A private sshd on a loopback port, with its own configuration, host key and pid file in a temporary directory.
+//! Tests end it by its own pid, and only if its command line names that directory.
 
 use std::fs;
 use std::net::TcpListener;
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use keypair_agent::guest::sshd::SshdSettings;
 
-/// The real one.
+/// The installed sshd.
 pub const SSHD: &str = "/usr/sbin/sshd";
 
-/// Why the tests with a real sshd can't run here.
+/// The reason why the tests with a real sshd cannot run here; `None`: they can.
 pub fn unavailable() -> Option<&'static str> {
     if !nix::unistd::geteuid().is_root() {
         return Some("not root");
@@ -22,7 +22,7 @@ pub fn unavailable() -> Option<&'static str> {
     (!Path::new(SSHD).exists()).then_some("there is no /usr/sbin/sshd")
 }
 
-/// Ends the test, loudly, where it cannot run.
+/// Ends the test with a message on stderr if it cannot run here.
 #[macro_export]
 macro_rules! needs_sshd {
     () => {
@@ -33,12 +33,12 @@ macro_rules! needs_sshd {
     };
 }
 
-/// A port that nobody has just now.
+/// A port that is free at this moment.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The private sshd, or what one would be started from.
+/// The private sshd, or its files if it does not run.
 pub struct PrivateSshd {
     directory: tempfile::TempDir,
     pub port: u16,
@@ -46,7 +46,7 @@ pub struct PrivateSshd {
 }
 
 impl PrivateSshd {
-    /// Its files alone: nothing runs.
+    /// Creates only its files. No process runs.
     pub fn new_stopped(lines: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("private-sshd-").tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -58,7 +58,7 @@ impl PrivateSshd {
         sshd
     }
 
-    /// Writes its configuration: what it needs, and `lines`.
+    /// Writes its configuration: the necessary lines, then `lines`.
     pub fn write_config(&self, lines: &str) {
         let text = format!(
             "Port {}\nListenAddress 127.0.0.1\nHostKey {}\nPidFile {}\nUsePAM no\n{lines}\n",
@@ -69,20 +69,20 @@ impl PrivateSshd {
         fs::write(self.config(), text).unwrap();
     }
 
-    /// As a daemon.
+    /// Starts it as a daemon.
     pub fn start_daemon(lines: &str, arguments: &[&str]) -> Self {
         let mut sshd = Self::new_stopped(lines);
         sshd.start(Path::new(SSHD), arguments);
         sshd
     }
 
-    /// Starts `binary` on its configuration; with `-D` among the arguments it stays our child.
+    /// Starts `binary` with its configuration. With `-D` among the arguments it stays a child of the test.
     pub fn start(&mut self, binary: &Path, arguments: &[&str]) {
         let config = self.config();
         self.start_on(binary, &config, arguments);
     }
 
-    /// Starts `binary` in its directory, on any main file.
+    /// Starts `binary` in its directory, with any main file.
     pub fn start_on(&mut self, binary: &Path, config: &Path, arguments: &[&str]) {
         let mut command = Command::new(binary);
         command.arg("-f").arg(config).args(arguments).current_dir(self.directory.path());
@@ -112,7 +112,7 @@ impl PrivateSshd {
         fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()
     }
 
-    /// The agent's settings for it.
+    /// The agent's settings for this sshd.
     pub fn settings(&self) -> SshdSettings {
         SshdSettings {
             binary: PathBuf::from(SSHD),
@@ -122,8 +122,8 @@ impl PrivateSshd {
         }
     }
 
-    /// A copy of the real program whose own directory is another one than /etc/ssh, with a main file and a drop-in there.
-    /// The path of a built-in directory keeps its length.
+    /// A copy of the real program with a built-in directory other than /etc/ssh, and with a main file and a drop-in
+    /// there. The new path has the same length as the old one, because the copy is patched in place.
     pub fn copy_with_own_sysconfdir(&self) -> RelocatedSshd {
         let real = self.path("conf");
         let directory = PathBuf::from(format!("/run/{:03x}", std::process::id() & 0xfff));
@@ -141,7 +141,7 @@ impl PrivateSshd {
         RelocatedSshd { program, config: directory.join("sshd_config"), link: directory }
     }
 
-    /// Starts a program by the main file that it was built with, as a daemon.
+    /// Starts a program as a daemon, with its built-in main file.
     pub fn start_with_default_config(&mut self, binary: &Path) {
         let mut command = Command::new(binary);
         command.current_dir(self.directory.path());
@@ -150,15 +150,15 @@ impl PrivateSshd {
         wait_until("the private sshd writes its pid file", || self.pid().is_some());
     }
 
-    /// A copy of the real program. By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel
-    /// test, and the kernel then runs no such file (ETXTBSY).
+    /// A copy of the real program. cp(1) makes it: if the test wrote the file itself, a child of a parallel test
+    /// could inherit the descriptor that is open for writing. The kernel does not run such a file (ETXTBSY).
     pub fn copy_program(&self, name: &str) -> PathBuf {
         let copy = self.path(name);
         run_checked(Command::new("cp").arg(SSHD).arg(&copy));
         copy
     }
 
-    /// Puts a script in the place of a program, as an upgrade does it: another file under the same name.
+    /// Replaces a program by a script in the way of an upgrade: a new file under the same name.
     pub fn replace_program(&self, program: &Path, script: &str) {
         fs::write(self.path("script"), script).unwrap();
         let new = program.with_extension("new");
@@ -166,7 +166,7 @@ impl PrivateSshd {
         fs::rename(new, program).unwrap();
     }
 
-    /// Names and times of all that stands in its directory.
+    /// Names and modification times of all files in its directory.
     pub fn snapshot(&self) -> Vec<(PathBuf, std::time::SystemTime)> {
         let mut entries: Vec<_> = fs::read_dir(self.directory.path())
             .unwrap()
@@ -177,7 +177,7 @@ impl PrivateSshd {
         entries
     }
 
-    /// Ends it, if it runs.
+    /// Ends it if it runs.
     pub fn stop(&mut self) {
         let listener = self.pid().filter(|pid| self.is_own_process(*pid));
         if let Some(pid) = listener {
@@ -194,7 +194,7 @@ impl PrivateSshd {
         }
     }
 
-    /// Whether a pid is a process that was started in our directory.
+    /// Whether a pid is a process that was started in this directory.
     fn is_own_process(&self, pid: i32) -> bool {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
@@ -210,7 +210,7 @@ impl Drop for PrivateSshd {
     }
 }
 
-/// An sshd that was built for another directory, which is gone with it.
+/// An sshd with another built-in directory. The directory is removed together with this value.
 pub struct RelocatedSshd {
     pub program: PathBuf,
     pub config: PathBuf,
@@ -227,10 +227,10 @@ fn run_checked(command: &mut Command) {
     assert!(command.status().unwrap().success(), "{command:?}");
 }
 
-/// A program that answers every question as the real sshd, and ends where it is to listen.
+/// A program that answers every question like the real sshd, but exits instead of listening.
 pub const DYING_SSHD_SCRIPT: &str = include_str!("answers_and_dies.sh");
 
-/// Waits for something that will come; fails by its name where it does not.
+/// Waits for a condition; fails with its description after 20 s.
 pub fn wait_until(what: &str, mut come: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !come() {

@@ -1,4 +1,4 @@
-//! A guest with keys of those who use it, and what is to hold of it after an interruption.
+//! A test guest with keys of its users, and the checks that must hold after an interruption.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,25 +15,25 @@ use super::{GuestOptions, MetadataService, TestGuest, TestKey, detach_command, w
 pub struct InterruptionFixture {
     pub metadata: MetadataService,
     pub guest: TestGuest,
-    /// Bound, or to be bound.
+    /// The key that is bound, or that the test binds.
     pub key: TestKey,
     pub other: TestKey,
-    /// The user's own, in the file from the start.
+    /// The user's own key, in the file from the start.
     pub own: TestKey,
 }
 
-/// What the user has.
+/// The user's key file at the start of a test.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum KeyFileSetup {
-    /// A key file with a key of his.
+    /// A key file with a key of the user.
     WithUserKey,
-    /// A key file without one: the bound key alone lets him in.
+    /// A key file without a key of the user: only the bound key gives access.
     WithoutUserKey,
-    /// Not even the directory of the file. Only in a scene that is [`apart`].
+    /// Not even the directory of the file exists. Only in a scene inside [`run_in_namespaces`].
     Missing,
 }
 
-/// Runs in a network and with mounts of its own: nobody takes sshd's port between two boots.
+/// Runs `work` in its own network and mount namespace, so that no other process takes sshd's port between two starts.
 pub fn run_in_namespaces(work: impl FnOnce() + Send) {
     let ended = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -54,7 +54,7 @@ fn run_checked(command: &mut Command) {
 }
 
 impl InterruptionFixture {
-    /// Prepared by these commands at the console.
+    /// A scene that these console commands have prepared.
     pub fn new(prepare: fn(&Self) -> Vec<Value>) -> Self {
         let scene = Self::with_key_file(KeyFileSetup::WithUserKey);
         scene.apply_all(prepare);
@@ -73,7 +73,7 @@ impl InterruptionFixture {
             }
             KeyFileSetup::WithoutUserKey => fs::write(guest.key_file(), "# mine\n").unwrap(),
             KeyFileSetup::Missing => {
-                // Below a home alone it is made: root's is the folder here.
+                // The agent makes the key directory only below a home, so the folder becomes root's home.
                 let passwd = fs::read_to_string("/etc/passwd").unwrap();
                 let home = guest.folder.path().to_str().unwrap();
                 fs::write(guest.path("passwd"), passwd.replacen(":/root:", &format!(":{home}:"), 1)).unwrap();
@@ -91,7 +91,7 @@ impl InterruptionFixture {
         }
     }
 
-    /// Recovery alone: a command that finds nothing to do, or the daemon.
+    /// Runs recovery and nothing else: by a command that finds nothing to do, or by the daemon.
     pub fn run_recovery(&self, by_daemon: bool) {
         if by_daemon {
             let asked = self.metadata.requests().len();
@@ -105,7 +105,7 @@ impl InterruptionFixture {
         }
     }
 
-    /// Waits for a poll behind the first `asked` questions.
+    /// Waits for a poll after the first `asked` requests.
     pub fn wait_for_poll(&self, asked: usize) {
         wait_for("a poll", || {
             self.metadata.requests()[asked..]
@@ -115,7 +115,7 @@ impl InterruptionFixture {
         });
     }
 
-    /// The state file; empty where there is none.
+    /// The state file; an empty object if the file does not exist.
     pub fn read_state(&self) -> Value {
         let text = fs::read(self.guest.path("state/state.json")).unwrap_or_else(|_| b"{}".to_vec());
         serde_json::from_slice(&text).unwrap()
@@ -128,7 +128,7 @@ impl InterruptionFixture {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What the live files say of password login, by sshd itself, which must take them.
+    /// Whether sshd itself, with the files on the disk, allows password login. sshd must accept the files.
     pub fn config_allows_password(&self) -> bool {
         self.query_sshd("-t");
         self.query_sshd("-T").lines().any(|line| line == "passwordauthentication yes")
@@ -143,7 +143,7 @@ impl InterruptionFixture {
         found
     }
 
-    /// Healthy, but for what is not running.
+    /// Asserts that `status` reports a healthy guest, except for processes that do not run in the test.
     pub fn assert_healthy(&self, at: &str) {
         let report: Value =
             serde_json::from_slice(&self.guest.run_agent(&["status", "--json"]).stdout).unwrap();
@@ -156,8 +156,8 @@ impl InterruptionFixture {
         assert!(problems.is_empty(), "{at}: {report}");
     }
 
-    /// What must hold whenever the agent has been at work: nothing is open or left over, sshd does what its files
-    /// say, and passwords are off only where a key lets in.
+    /// Asserts the rules that hold after each run of the agent. No intent is open, no temporary file is left, and
+    /// sshd behaves as its files say. Passwords are off only if a key gives access.
     pub fn assert_settled(&self, at: &str) {
         assert_eq!(self.read_state()["intent"], Value::Null, "{at}");
         assert_eq!(self.list_temp_files(), Vec::<PathBuf>::new(), "{at}");
@@ -173,7 +173,7 @@ impl InterruptionFixture {
         assert!(lets_in, "{at}: nobody gets in");
     }
 
-    /// Whether a key is in the user's file.
+    /// Whether a key is in the user's key file.
     pub fn key_file_contains(&self, key: &TestKey) -> bool {
         let text = fs::read_to_string(self.guest.key_file()).unwrap_or_default();
         text.contains(key.line.split(' ').nth(1).unwrap())

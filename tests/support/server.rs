@@ -1,4 +1,4 @@
-//! A server on loopback for as long as it is held, each connection on a thread of its own.
+//! A server on loopback that lives as long as its value. Each connection has its own thread.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ pub struct LoopbackServer {
 }
 
 impl LoopbackServer {
-    /// Serves each connection so; what it is given besides says when all are to end.
+    /// Starts a server that calls `serve` for each connection. The flag tells `serve` when to end.
     pub fn start(serve: impl Fn(TcpStream, &AtomicBool) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -29,7 +29,7 @@ impl LoopbackServer {
         Self { address, stop }
     }
 
-    /// From now on nobody new is served.
+    /// From now on, accepts no new connection.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         let _ = TcpStream::connect(self.address);

@@ -1,4 +1,4 @@
-//! Commands as a platform signs them.
+//! Commands with the signature of a platform.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,22 +12,22 @@ use time::{Duration, OffsetDateTime};
 use super::daemon::make_channel_command;
 use super::{TestKey, with_field};
 
-/// A time from now, in RFC 3339.
+/// The time `duration` from now, in RFC 3339.
 pub fn rfc3339_after(duration: Duration) -> Value {
     json!((OffsetDateTime::now_utc() + duration).format(&Rfc3339).unwrap())
 }
 
-/// A command that expires so long from now.
+/// A command that expires after this duration.
 pub fn make_expiring_command(after: Duration, id: &str, sequence: u64, command: Value) -> Value {
     with_field(make_channel_command(id, sequence, command), "expiresAt", rfc3339_after(after))
 }
 
-/// A command that expires soon, in the future.
+/// A command that expires 10 minutes from now.
 pub fn make_fresh_command(id: &str, sequence: u64, command: Value) -> Value {
     make_expiring_command(Duration::minutes(10), id, sequence, command)
 }
 
-/// `ssh-keygen -Y sign`.
+/// A signature by `ssh-keygen -Y sign`.
 pub fn sign_in_namespace(namespace: &str, key: &Path, payload: &[u8]) -> String {
     let mut child = Command::new("ssh-keygen")
         .args(["-q", "-Y", "sign", "-n", namespace, "-f"])

@@ -1,4 +1,4 @@
-//! A private sshd on a free port of loopback, and the real client against it.
+//! A private sshd on a free loopback port, and the real ssh client for it.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,7 +13,7 @@ pub struct TestSshd {
     pub port: u16,
 }
 
-/// A port that nothing listens on.
+/// A port on which no process listens.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -29,20 +29,20 @@ impl TestSshd {
         assert!(made.unwrap().success());
         let mut program = PathBuf::from("/usr/sbin/sshd");
         if form.copied_binary {
-            // By cp(1): a descriptor of ours, open for writing, could live on in a child of a parallel test, and
-            // the kernel then runs no such file (ETXTBSY).
+            // cp(1) makes the copy: if the test wrote the file itself, a child of a parallel test could inherit the
+            // descriptor that is open for writing. The kernel does not run such a file (ETXTBSY).
             let copy = folder.join("sshd9");
             assert!(Command::new("cp").arg(&program).arg(&copy).status().unwrap().success());
             program = copy;
         }
-        // A free port may be somebody else's by the time sshd binds it: then sshd ends, and takes another one.
+        // Another process may take the free port before sshd binds it. Then sshd exits, and the next port is tried.
         for _ in 0..20 {
             let port = free_port();
             fs::write(folder.join("sshd_config"), Self::render_config(folder, form, port)).unwrap();
             let child = Self::spawn(&program, folder, form.arguments);
             let mut sshd = Self { child, folder: folder.to_owned(), port };
             let is_up = wait_for("sshd to listen or to end", || {
-                // The pid file is written once the port is bound.
+                // sshd writes the pid file after it has bound the port.
                 let bound = fs::read_to_string(folder.join("sshd.pid")).is_ok_and(|pid| pid.ends_with('\n'));
                 if bound { Some(true) } else { (!sshd.is_alive()).then_some(false) }
             });
@@ -67,7 +67,7 @@ impl TestSshd {
     }
 
     fn spawn(program: &Path, folder: &Path, arguments: &[&str]) -> Child {
-        // sshd refuses to start without it; a running system has it, a fresh machine may not.
+        // sshd does not start without this directory. A running system has it, a fresh machine may not.
         let _ = fs::create_dir("/run/sshd");
         let log = fs::File::create(folder.join("sshd.log")).unwrap();
         Command::new(program)
@@ -83,7 +83,7 @@ impl TestSshd {
             .unwrap()
     }
 
-    /// Whether the listener this test started still lives.
+    /// Whether the listener that this test started still runs.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -94,7 +94,7 @@ impl TestSshd {
 
     /// Ends the listener.
     fn stop(&mut self) {
-        // Another one may have taken its place: it is found by the pid file of this test's own folder.
+        // A reload may have replaced the listener; the pid file in this test's own folder names the present one.
         if let Ok(text) = fs::read_to_string(self.folder.join("sshd.pid"))
             && let Ok(pid) = text.trim().parse::<i32>()
             && pid != self.child.id() as i32
@@ -106,18 +106,18 @@ impl TestSshd {
         let _ = self.child.wait();
     }
 
-    /// As after a boot: another listener, on the files as they are. Nobody else may take its port meanwhile.
+    /// Starts another listener with the present files, as at a boot. No other process may take the port meanwhile.
     pub fn start_listener_again(&mut self) {
         self.start_listener_with_args(&[]);
     }
 
-    /// As for a machine that is off: nobody listens, and no pid file is left.
+    /// Ends the listener and removes its pid file, as on a machine that is off.
     pub fn stop_and_remove_pid_file(&mut self) {
         self.stop();
         let _ = fs::remove_file(self.folder.join("sshd.pid"));
     }
 
-    /// The same as [`Self::boot`], with these arguments besides.
+    /// The same as [`Self::start_listener_again`], with these additional arguments.
     pub fn start_listener_with_args(&mut self, arguments: &[&str]) {
         self.stop_and_remove_pid_file();
         let pid_file = self.folder.join("sshd.pid");
@@ -146,14 +146,14 @@ impl TestSshd {
                 "IdentityAgent=none",
             ])
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
-            // The default's lattice takes ten times the rest of a login's work.
+            // The default post-quantum key exchange takes ten times as long as the rest of a login.
             .args(["-o", "KexAlgorithms=curve25519-sha256"])
             .args(["-o", "ControlPath=none", "-p", &self.port.to_string()])
             .stdin(Stdio::null());
         command
     }
 
-    /// Whether this key lets root in.
+    /// Whether root can log in with this key.
     pub fn accepts_key(&self, key: &TestKey) -> bool {
         let mut client = self.ssh_command();
         client.arg("-i").arg(&key.private).args(["root@127.0.0.1", "true"]);

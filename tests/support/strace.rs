@@ -1,4 +1,4 @@
-//! The agent under strace(1): which calls it makes, and what becomes of it when one of them fails or is its last.
+//! The agent under strace(1): lists its system calls, lets one of them fail, or kills the agent at one of them.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -23,18 +23,18 @@ pub const MUTATING_SYSCALLS: &str = "renameat,renameat2,fsync,unlinkat,mkdirat,k
 pub struct SyscallPoint {
     pub call: String,
     pub nth: usize,
-    /// The line of the trace: what it was.
+    /// The line of the trace, for messages.
     pub words: String,
 }
 
 impl SyscallPoint {
-    /// strace's words for it.
+    /// strace's option for an injection at this call.
     pub fn inject_option(&self, what: &str) -> String {
         format!("inject={}:{what}:when={}", self.call, self.nth)
     }
 }
 
-/// The agent under strace, without its children: `apply` does all of its work in one thread.
+/// The agent under strace, without its children. `apply` does all of its work in one thread.
 fn strace_command(guest: &TestGuest, options: &[&str], arguments: &[&str]) -> Command {
     let agent = guest.agent_command(arguments);
     let mut command = Command::new("strace");
@@ -50,7 +50,7 @@ fn write_command_file(guest: &TestGuest, command: &Value) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Carries `command` out, and lists its calls of these names.
+/// Performs `command`, and lists its calls of these names.
 pub fn list_syscall_points(guest: &TestGuest, command: &Value, calls: &str) -> Vec<SyscallPoint> {
     let file = write_command_file(guest, command);
     let trace = format!("trace={calls}");
@@ -66,38 +66,38 @@ pub fn list_syscall_points(guest: &TestGuest, command: &Value, calls: &str) -> V
     points
 }
 
-/// strace injects only into what it traces.
+/// strace injects only into calls that it traces.
 fn trace_option(inject: &str) -> String {
     format!("trace={}", inject.trim_start_matches("inject=").split(':').next().unwrap())
 }
 
-/// `apply` of a command with something injected.
+/// Runs `apply` with an injection.
 pub fn apply_with_injection(guest: &TestGuest, command: &Value, inject: &str) -> Output {
     let file = write_command_file(guest, command);
     strace_command(guest, &["-e", &trace_option(inject), "-e", inject], &["apply", &file]).output().unwrap()
 }
 
-/// `apply` of a command that is killed at this point, before the call is made.
+/// Runs `apply`, and kills it at this point, before the call is made.
 pub fn kill_apply_at(guest: &TestGuest, command: &Value, point: &SyscallPoint) {
     let output = apply_with_injection(guest, command, &point.inject_option("signal=SIGKILL"));
     assert_eq!(output.status.signal(), Some(9), "{point:?}: {output:?}");
 }
 
-/// `run` with something injected into any of its threads, until it ends.
+/// Runs `run` until it ends, with an injection into any of its threads.
 pub fn run_with_injection(guest: &TestGuest, inject: &str) -> Output {
     strace_command(guest, &["-f", "-e", &trace_option(inject), "-e", inject], &["run"]).output().unwrap()
 }
 
-/// A call that changes what is on the disk, or relies on it. Paths are absolute.
+/// A call that changes the disk or depends on it. Paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskCall {
     /// A new, empty file, with its mode.
     Create(PathBuf, u32),
-    /// Bytes at a file's end.
+    /// Bytes that are appended to a file.
     Write(PathBuf, EscapedBytes),
     Chmod(PathBuf, u32),
     Chown(PathBuf, u32, u32),
-    /// Another change of a file: none that the agent makes here.
+    /// Any other change of a file. The agent makes none in these tests.
     OtherChange(PathBuf),
     /// fsync(2) of a file or a directory.
     Fsync(PathBuf),
@@ -108,12 +108,12 @@ pub enum DiskCall {
     Rmdir(PathBuf),
     /// A signal to sshd.
     Signal,
-    /// A result's `PUT`.
+    /// The HTTP `PUT` of a result.
     PutResult,
 }
 
 impl DiskCall {
-    /// What it is done to, by the name that it has afterwards.
+    /// The path that the call changes, by its name after the call.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Create(path, _)
@@ -131,7 +131,7 @@ impl DiskCall {
     }
 }
 
-/// Shown as text.
+/// Bytes that `Debug` prints as text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EscapedBytes(pub Vec<u8>);
 
@@ -141,7 +141,8 @@ impl fmt::Debug for EscapedBytes {
     }
 }
 
-/// All calls by which a file could change; strings whole, and in hexadecimal, so that nothing in them is syntax.
+/// strace's options for all calls that could change a file. Strings are complete and in hexadecimal, so that their
+/// content cannot be mistaken for strace's syntax.
 const STRACE_ARGS: [&str; 6] = [
     "-f",
     "-xx",
@@ -153,12 +154,12 @@ const STRACE_ARGS: [&str; 6] = [
      fsetxattr,fremovexattr,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,rmdir,unlink,unlinkat,kill",
 ];
 
-/// The calls of `apply`.
+/// The disk calls of `apply`.
 pub fn trace_apply(guest: &TestGuest, command: &Value) -> Vec<DiskCall> {
     trace_apply_with(guest, command, &STRACE_ARGS)
 }
 
-/// The calls of `apply` of a command with something injected into one of them.
+/// The disk calls of `apply` with an injection into one of them.
 pub fn trace_failing_apply(guest: &TestGuest, command: &Value, inject: &str) -> Vec<DiskCall> {
     trace_apply_with(guest, command, &[&STRACE_ARGS[..], &["-e", inject]].concat())
 }
@@ -166,12 +167,12 @@ pub fn trace_failing_apply(guest: &TestGuest, command: &Value, inject: &str) -> 
 fn trace_apply_with(guest: &TestGuest, command: &Value, options: &[&str]) -> Vec<DiskCall> {
     let file = write_command_file(guest, command);
     let output = strace_command(guest, options, &["apply", &file]).output().unwrap();
-    // Which result it is, is the caller's to judge.
+    // The caller judges the result itself.
     assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
     read_trace(guest)
 }
 
-/// The calls of `run`, from its start until `until` returns.
+/// The disk calls of `run`, from its start until `until` returns.
 pub fn trace_run(guest: &TestGuest, until: impl FnOnce()) -> Vec<DiskCall> {
     let tracer = strace_command(guest, &STRACE_ARGS, &["run"]).spawn().unwrap();
     until();
@@ -182,7 +183,7 @@ pub fn trace_run(guest: &TestGuest, until: impl FnOnce()) -> Vec<DiskCall> {
     read_trace(guest)
 }
 
-/// The trace's calls on the guest's own files, each where it returned: threads interleave.
+/// The trace's calls on the guest's files, in the order of their returns, because threads interleave.
 fn read_trace(guest: &TestGuest) -> Vec<DiskCall> {
     let text = fs::read_to_string(guest.path("strace.log")).unwrap();
     let mut begun: HashMap<&str, &str> = HashMap::new();
@@ -199,7 +200,7 @@ fn read_trace(guest: &TestGuest) -> Vec<DiskCall> {
         } else {
             rest.to_owned()
         };
-        // `name(arguments) = result`; a result may have words behind it.
+        // `name(arguments) = result`; the result may be followed by a comment.
         let Some((call, result)) = whole.rsplit_once(" = ") else { continue };
         if !result.starts_with(['-', '?']) {
             calls.extend(
@@ -210,13 +211,13 @@ fn read_trace(guest: &TestGuest) -> Vec<DiskCall> {
     calls
 }
 
-/// Whether it is about the guest's files: not what is printed, nor `run_dir`, which is not durable.
+/// Whether a call concerns the guest's durable files. Output and `run_dir` do not count.
 fn is_durable_guest_call(call: &DiskCall, guest: &TestGuest) -> bool {
     call.path()
         .is_none_or(|path| path.starts_with(guest.folder.path()) && !path.starts_with(guest.path("run")))
 }
 
-/// A call's words: `name(arguments)`, where a descriptor has its path, `fsync(7<\x2f\x61>)`.
+/// Parses `name(arguments)`. strace prints the path of a descriptor: `fsync(7<\x2f\x61>)`.
 fn parse_call(line: &str, result: &str) -> Option<DiskCall> {
     let (name, arguments) = line.strip_suffix(')')?.split_once('(')?;
     let arguments: Vec<&str> = arguments.split(", ").collect();
@@ -247,7 +248,7 @@ fn parse_call(line: &str, result: &str) -> Option<DiskCall> {
         "write" | "writev" | "sendto" | "sendmsg" if is_result_put(&arguments) => DiskCall::PutResult,
         "write" => {
             let mut written = quoted(1)?;
-            // The rest comes with the next one.
+            // A short write: the next call writes the rest.
             written.truncate(result.trim().parse().unwrap());
             DiskCall::Write(opened(0)?, EscapedBytes(written))
         }
@@ -274,7 +275,7 @@ fn parse_call(line: &str, result: &str) -> Option<DiskCall> {
     })
 }
 
-/// Whether a result goes out with these bytes.
+/// Whether a call with these bytes sends a result.
 fn is_result_put(arguments: &[&str]) -> bool {
     let sent = arguments
         .iter()
@@ -284,7 +285,7 @@ fn is_result_put(arguments: &[&str]) -> bool {
     sent.starts_with(b"PUT ") && sent.windows(16).any(|window| window == b"/keypair/results")
 }
 
-/// What strace wrote as `\x2f\x61`.
+/// Decodes strace's `\x2f\x61` notation.
 fn decode_hex_escapes(text: &str) -> Vec<u8> {
     text.split("\\x").skip(1).map(|digits| u8::from_str_radix(digits, 16).unwrap()).collect()
 }

@@ -1,8 +1,8 @@
-//! The agent under ptrace(2): killed right before or right after one system call, or told that the call failed.
+//! The agent under ptrace(2). The tracer kills it right before or right after one system call, or lets the call fail.
 //!
-//! strace(1) counts calls by thread and knows no "after"; a worker thread of `run` lives as long as it likes, and
-//! children count too. Here a call is known by its name, its path and its number in the whole process, whichever
-//! thread makes it, and children are not looked at.
+//! strace(1) is not sufficient: it counts calls per thread and cannot act after a call. A worker thread of `run` may
+//! live for any time, and strace counts the calls of children too. Here a name, a path and a number in the whole
+//! process identify a call, whichever thread makes it. The tracer ignores children.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -25,20 +25,20 @@ use serde_json::Value;
 
 use super::TestGuest;
 
-/// A call: the same one in every trace of the same command.
+/// A system call. Its identity is the same in every trace of the same command.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TracedCall {
     pub name: &'static str,
-    /// What it is about, without what differs from guest to guest.
+    /// The path or other object of the call, without the parts that differ between guests.
     pub path: String,
-    /// The how manieth of this name and path.
+    /// The ordinal number among the calls with this name and path, from 1.
     pub nth: usize,
-    /// Whether it can change something: an open for writing, a write.
+    /// Whether the call can change something: an open for writing, a write.
     pub changes: bool,
 }
 
 impl TracedCall {
-    /// The first call of this name and path, one that changes something.
+    /// The first call of this name and path that changes something.
     pub fn first_mutation(name: &'static str, path: &str) -> Self {
         Self { name, path: path.to_owned(), nth: 1, changes: true }
     }
@@ -51,7 +51,7 @@ impl TracedCall {
 
 const RELOAD_SIGNAL_NAME: &str = "SIGHUP to sshd";
 
-/// What becomes of the process at a call.
+/// The fault that the tracer injects at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Injection {
     KillBefore,
@@ -59,12 +59,12 @@ pub enum Injection {
     Fail(Errno),
 }
 
-/// How it ended.
+/// The result of a traced run.
 pub struct TraceOutcome {
     pub status: WaitStatus,
-    /// Its calls, in the order of their beginning.
+    /// The calls of the process, in the order in which they began.
     pub calls: Vec<TracedCall>,
-    /// Whether it came to the call that something was to become of.
+    /// Whether the process reached the call of the injection.
     pub reached: bool,
 }
 
@@ -76,11 +76,11 @@ pub struct Tracee {
 }
 
 impl Tracee {
-    /// The agent with these arguments, what it says in `out.log` and `err.log` of the guest's folder.
+    /// Starts the agent with these arguments. Its output goes to `out.log` and `err.log` in the guest's folder.
     #[allow(clippy::zombie_processes)] // The tracer waits for all that it traces.
     pub fn start(guest: &TestGuest, arguments: &[&str], deed: Option<(TracedCall, Injection)>) -> Self {
         let agent = guest.agent_command(arguments);
-        // The shell waits until it is traced, and becomes the agent then.
+        // The shell waits until the tracer is attached, then it executes the agent.
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "read go; exec \"$@\" </dev/null", "sh"]).arg(agent.get_program());
         command.args(agent.get_args()).stdin(Stdio::piped());
@@ -91,7 +91,7 @@ impl Tracee {
         let closing = Arc::new(AtomicBool::new(false));
         let (tell, told) = channel();
         let closes = Arc::clone(&closing);
-        // Every request of ptrace(2) comes from one thread, and it waits for nobody else's children.
+        // ptrace(2) accepts requests only from the tracing thread. That thread waits only for its own children.
         let tracer = std::thread::spawn(move || {
             let mut child = command.spawn().unwrap();
             let pid = Pid::from_raw(child.id() as i32);
@@ -110,12 +110,12 @@ impl Tracee {
         Self { pid, closing, tracer }
     }
 
-    /// Whether it has ended; not before it was waited for.
+    /// Whether the process has ended and the tracer has waited for it.
     pub fn has_ended(&self) -> bool {
         self.tracer.is_finished()
     }
 
-    /// SIGTERM; what it does from now on is not listed.
+    /// Sends SIGTERM. The trace does not list later calls.
     pub fn terminate(self) -> TraceOutcome {
         self.closing.store(true, Ordering::SeqCst);
         let _ = kill(self.pid, Signal::SIGTERM);
@@ -127,7 +127,7 @@ impl Tracee {
     }
 }
 
-/// `apply` of a command.
+/// Runs `apply` of a command under the tracer.
 pub fn apply_traced(
     guest: &TestGuest,
     command: &Value,
@@ -139,7 +139,7 @@ pub fn apply_traced(
 }
 
 impl TraceOutcome {
-    /// Whether it was killed where it should be.
+    /// Whether the process was killed at the injection's call.
     pub fn was_killed(&self) -> bool {
         self.reached && matches!(self.status, WaitStatus::Signaled(_, Signal::SIGKILL, _))
     }
@@ -150,13 +150,13 @@ struct Tracer {
     names: PathNormalizer,
     deed: Option<(TracedCall, Injection)>,
     closing: Arc<AtomicBool>,
-    /// Whether it is the shell no more.
+    /// Whether the process executes the agent by now, and not the shell.
     is_agent: bool,
     counts: HashMap<(&'static str, String), usize>,
     calls: Vec<TracedCall>,
 }
 
-/// What a thread of it is in the middle of.
+/// The system call in which a thread of the process is.
 #[derive(Default)]
 struct ThreadState {
     in_call: bool,
@@ -168,7 +168,7 @@ impl Tracer {
         let mut threads: HashMap<Pid, ThreadState> = HashMap::new();
         let mut reached = false;
         loop {
-            // A thread that is gone meanwhile is no matter; neither is the one that another one's exec replaced.
+            // An error is harmless: the thread has ended, or another thread's exec replaced it.
             let go_on = |pid: Pid, signal: Option<Signal>| {
                 let _ = ptrace::syscall(pid, signal);
             };
@@ -206,7 +206,7 @@ impl Tracer {
                 }
                 WaitStatus::PtraceEvent(pid, _, event) => {
                     if event == libc::PTRACE_EVENT_EXEC {
-                        // The shell's own exec may be seen too.
+                        // The tracer may also see the shell's own exec.
                         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
                         self.is_agent = program == Path::new(env!("CARGO_BIN_EXE_keypair-agent"));
                         threads.insert(pid, ThreadState { in_call: true, pending: None });
@@ -222,7 +222,7 @@ impl Tracer {
         }
     }
 
-    /// What is to become of the call that a thread begins.
+    /// Records the call that a thread begins, and returns the injection for it.
     fn record_syscall_entry(&mut self, pid: Pid) -> Option<Injection> {
         if !self.is_agent || self.closing.load(Ordering::SeqCst) {
             return None;
@@ -249,7 +249,7 @@ fn registers(pid: Pid) -> Option<Registers> {
     Some(Registers { number: all.orig_rax as i64, arguments: [all.rdi, all.rsi, all.rdx, all.r10] })
 }
 
-/// The call that is beginning does not happen.
+/// Prevents the call that begins.
 #[cfg(target_arch = "x86_64")]
 fn skip(pid: Pid) {
     let mut all = ptrace::getregs(pid).unwrap();
@@ -257,7 +257,7 @@ fn skip(pid: Pid) {
     ptrace::setregs(pid, all).unwrap();
 }
 
-/// What it is told instead.
+/// Sets the error that the process gets instead.
 #[cfg(target_arch = "x86_64")]
 fn answer(pid: Pid, errno: Errno) {
     let mut all = ptrace::getregs(pid).unwrap();
@@ -276,7 +276,7 @@ fn skip(_: Pid) {}
 #[cfg(not(target_arch = "x86_64"))]
 fn answer(_: Pid, _: Errno) {}
 
-/// Says where it cannot be done.
+/// Returns false, with a message, on a machine where the tracer does not work.
 pub fn is_tracing_supported() -> bool {
     if !cfg!(target_arch = "x86_64") {
         eprintln!("SKIPPED: the registers of a system call are known on x86_64 alone");
@@ -284,7 +284,7 @@ pub fn is_tracing_supported() -> bool {
     cfg!(target_arch = "x86_64")
 }
 
-/// How things are called that are called otherwise in every guest.
+/// Replaces names that differ between guests by fixed ones.
 struct PathNormalizer {
     folder: PathBuf,
     sshd: String,
@@ -292,7 +292,7 @@ struct PathNormalizer {
 }
 
 impl PathNormalizer {
-    /// Name, path, and whether it can change something, of a call that is looked at.
+    /// Name and path of a traced call, and whether it can change something.
     fn describe_syscall(
         &self,
         pid: Pid,
@@ -307,7 +307,7 @@ impl PathNormalizer {
         match *number {
             libc::SYS_openat | libc::SYS_openat2 => {
                 let (name, path, _) = at("openat", a, b)?;
-                // The flags of openat2 are the first word of what is pointed to, open_how(2type).
+                // The flags of openat2 are the first word of the struct at this address: open_how(2type).
                 let flags = match *number {
                     libc::SYS_openat2 => u64::from_ne_bytes(read_memory(pid, c, 8)?.try_into().ok()?),
                     _ => c,
@@ -356,7 +356,7 @@ impl PathNormalizer {
         }
     }
 
-    /// A path of the tracee's, from the directory of a descriptor.
+    /// A path in the process's memory, relative to the directory of a descriptor.
     fn resolve_path(&self, pid: Pid, directory: u64, path: u64) -> Option<String> {
         let bytes = read_c_string(pid, path)?;
         if bytes.starts_with('/') || directory as i32 == libc::AT_FDCWD {
@@ -393,7 +393,7 @@ impl PathNormalizer {
     }
 }
 
-/// A request that tells the service something.
+/// Parses a `PUT` request to the metadata service.
 fn parse_put_request(bytes: &[u8]) -> Option<(&'static str, String, bool)> {
     let text = String::from_utf8_lossy(bytes);
     let (_, resource) = text.lines().next()?.strip_prefix("PUT ")?.split_once("/latest/")?;
@@ -412,7 +412,7 @@ fn read_memory(pid: Pid, address: u64, length: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// A string of the tracee's; it may end where its page does.
+/// Reads a C string from the process's memory. It may reach up to the end of its page.
 fn read_c_string(pid: Pid, address: u64) -> Option<String> {
     let page_ends = 4096 - address % 4096;
     let mut bytes = read_memory(pid, address, page_ends)?;

@@ -1,5 +1,5 @@
-//! A name in a directory that is held open, and no link: by openat2(2) where the kernel has it (Linux 5.6) and the
-//! sandbox lets it through, by openat(2) elsewhere.
+//! Opens a name in an open directory and follows no link. Uses openat2(2) if the kernel has it (Linux 5.6) and the
+//! sandbox allows it, else openat(2).
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,12 +10,14 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
-/// What the kernel is asked to refuse besides a link as the name itself: one on the way, /proc's, a step upwards.
+/// What the kernel refuses in addition to a link at the name itself: a link on the path, a magic link of /proc, a
+/// step upwards.
 const RESOLVE_NO_LINKS: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
     .union(ResolveFlag::RESOLVE_NO_SYMLINKS)
     .union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
-/// Opens `name`, which is one component. A link there is ELOOP, or with O_PATH the link itself.
+/// Opens `name`, which must be one component. If it is a link, the error is ELOOP; with O_PATH the link itself is
+/// opened.
 pub(super) fn open_beneath(directory: impl AsFd, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> {
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     loop {
@@ -31,7 +33,8 @@ pub(super) fn open_beneath(directory: impl AsFd, name: &OsStr, flags: OFlag) -> 
     }
 }
 
-/// Asked once: a kernel does not learn it, and a filter of system calls (seccomp(2)) does not go.
+/// Tested once per process: a running kernel does not gain the call, and a filter of system calls (seccomp(2))
+/// cannot be removed.
 fn has_openat2() -> bool {
     static IS_SUPPORTED: OnceLock<bool> = OnceLock::new();
     *IS_SUPPORTED.get_or_init(|| {

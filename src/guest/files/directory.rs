@@ -1,4 +1,4 @@
-//! A directory that is held open: what is done in it is done relative to its descriptor.
+//! A directory that is held open. All operations in it are relative to its descriptor.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,11 +14,11 @@ use super::error::{Context, FileError};
 use super::label;
 use crate::policy::selinux::LabelledKind;
 
-/// A directory open for reading, so that it can be listed and synced.
+/// A directory that is open for reading, so that it can be listed and synced.
 #[derive(Debug)]
 pub(super) struct Directory {
     descriptor: OwnedFd,
-    /// Its path, for messages alone.
+    /// Its path, only for messages.
     pub(super) path: PathBuf,
 }
 
@@ -29,19 +29,19 @@ impl AsFd for Directory {
 }
 
 impl Directory {
-    /// Opens for reading what the walk holds as a mere place.
+    /// Opens for reading a directory that the walk holds by an O_PATH descriptor.
     pub(super) fn from_path_fd(place: impl AsFd, path: &Path) -> Result<Self, FileError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let descriptor = openat(place, ".", flags, Mode::empty()).context("open", path)?;
         Ok(Self { descriptor, path: path.to_owned() })
     }
 
-    /// A descriptor with an open file description of its own, for listing or for a lock.
+    /// A new descriptor with its own open file description, for listing or for a lock.
     pub(super) fn reopen(&self) -> Result<OwnedFd, FileError> {
         Ok(Self::from_path_fd(&self.descriptor, &self.path)?.descriptor)
     }
 
-    /// Opens a directory in it, following no link.
+    /// Opens a subdirectory. A link is not followed.
     pub(super) fn open_subdirectory(&self, name: &OsStr) -> Result<Self, FileError> {
         let path = self.entry_path(name);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
@@ -49,12 +49,12 @@ impl Directory {
         Ok(Self { descriptor, path })
     }
 
-    /// The path of an entry, for messages alone.
+    /// The path of an entry, only for messages.
     pub(super) fn entry_path(&self, name: &OsStr) -> PathBuf {
         self.path.join(name)
     }
 
-    /// What `name` is, links not followed; `None` where there is nothing.
+    /// The stat(2) result of `name`, without following a link; `None` if there is no such entry.
     pub(super) fn stat_entry(&self, name: &OsStr) -> Result<Option<FileStat>, FileError> {
         match fstatat(&self.descriptor, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -63,7 +63,7 @@ impl Directory {
         }
     }
 
-    /// Removes a name that is no directory; whether there was one.
+    /// Removes an entry that is not a directory. Returns false if there was none.
     pub(super) fn unlink(&self, name: &OsStr) -> Result<bool, FileError> {
         match unlinkat(&self.descriptor, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) => Ok(true),
@@ -72,7 +72,8 @@ impl Directory {
         }
     }
 
-    /// Removes an empty directory in it; whether it was removed. One that is not empty, or mounted over, stays.
+    /// Removes an empty subdirectory. Returns false if it stays: it does not exist, is not empty, or is a mount
+    /// point.
     pub(super) fn rmdir_if_empty(&self, name: &OsStr) -> Result<bool, FileError> {
         match unlinkat(&self.descriptor, name, UnlinkatFlags::RemoveDir) {
             Ok(()) => Ok(true),
@@ -83,8 +84,8 @@ impl Directory {
         }
     }
 
-    /// Makes its entries durable. Filesystems that cannot sync a directory answer EINVAL (fsync(2)); there is
-    /// nothing more to be had from them.
+    /// Makes its entries durable. Some filesystems cannot sync a directory and return EINVAL (fsync(2)); that
+    /// counts as success, because they offer nothing else.
     pub(super) fn sync(&self) -> Result<(), FileError> {
         match fsync(&self.descriptor) {
             Ok(()) | Err(Errno::EINVAL) => Ok(()),
@@ -92,7 +93,7 @@ impl Directory {
         }
     }
 
-    /// Whether nothing is in it.
+    /// Whether the directory has no entries.
     fn is_empty(&self) -> Result<bool, FileError> {
         let mut listing = nix::dir::Dir::from_fd(self.reopen()?).context("list", &self.path)?;
         for entry in listing.iter() {
@@ -105,7 +106,7 @@ impl Directory {
     }
 }
 
-/// A directory that was made for a file, and goes again unless it is kept.
+/// A directory that the agent created for a file. Dropping this value removes it again, unless `keep` was called.
 #[derive(Debug)]
 pub(super) struct CreatedDirectory {
     parent: Directory,
@@ -116,10 +117,12 @@ pub(super) struct CreatedDirectory {
 }
 
 impl CreatedDirectory {
-    /// Makes `name` in `parent`, 0700, owned by `owner`, with the policy's label, its name durable.
+    /// Creates `name` in `parent` with mode 0700, owner `owner` and the label of the SELinux policy, and syncs
+    /// `parent`.
     ///
-    /// The owner of `parent` can put another directory in its place before it is opened here. It is given away
-    /// only while it is ours and empty: such a one he could have removed and made himself.
+    /// The owner of `parent` can replace the new directory before this function opens it. So the function changes
+    /// the owner only of a directory that the agent's user owns and that is empty. The owner of `parent` gains
+    /// nothing from such a directory: they could remove it and create their own.
     pub(super) fn create(parent: Directory, name: &OsStr, owner: (u32, u32)) -> Result<Self, FileError> {
         let path = parent.entry_path(name);
         match mkdirat(&parent, name, Mode::S_IRWXU) {
@@ -130,7 +133,8 @@ impl CreatedDirectory {
         let directory = match parent.open_subdirectory(name) {
             Ok(directory) => directory,
             Err(error) => {
-                // Not ours any more, or of no use: an empty one goes, and the first error is the one to tell.
+                // The directory was replaced or cannot be used. Remove it if it is empty, and return the first
+                // error.
                 let _ = parent.rmdir_if_empty(name);
                 return Err(error);
             }
@@ -141,7 +145,7 @@ impl CreatedDirectory {
         Ok(created)
     }
 
-    /// Owner, mode and label of a new directory.
+    /// Sets owner, mode and label of a new directory.
     fn apply_owner_and_mode(&self, (uid, gid): (u32, u32)) -> Result<(), FileError> {
         let directory = &self.directory;
         let stat = fstat(directory).context("examine", &directory.path)?;
@@ -157,7 +161,7 @@ impl CreatedDirectory {
         Ok(())
     }
 
-    /// Keeps the directory; its path.
+    /// Keeps the directory and returns its path.
     pub(super) fn keep(mut self) -> PathBuf {
         self.kept = true;
         self.directory.path.clone()
@@ -173,7 +177,7 @@ impl Drop for CreatedDirectory {
             (Ok(ours), Ok(Some(there))) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
             _ => false,
         };
-        // An error on the way back has nobody to be told to: the first one is on its way already.
+        // An error here cannot be returned: the caller already gets the first error.
         if same && matches!(self.parent.rmdir_if_empty(&self.name), Ok(true)) {
             let _ = self.parent.sync();
         }
@@ -185,7 +189,7 @@ pub(super) fn file_type(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-/// What an entry is, in words.
+/// The type of an entry, as text for messages.
 pub(super) fn describe_file_type(stat: &FileStat) -> &'static str {
     match file_type(stat) {
         SFlag::S_IFLNK => "a symbolic link",

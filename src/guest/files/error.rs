@@ -1,4 +1,4 @@
-//! Why a file was not read or written: its path, the cause, and what helps.
+//! The error of a file operation: its path, its cause and the remedy.
 
 use std::fmt;
 use std::io;
@@ -9,10 +9,10 @@ use nix::unistd::geteuid;
 
 use crate::policy::foreign::sanitize_path;
 
-/// What keeps a file from being read or replaced. Its text is one line: path, cause, remedy.
+/// Why a file cannot be read or replaced. The `Display` text is one line: path, cause, remedy.
 #[derive(Debug)]
 pub enum FileError {
-    /// A component of the way, or what stands in the file's place, could be turned against root (KP-5.12:
+    /// A component of the path, or the entry at the file's name, could be used to attack root (KP-5.12:
     /// `UNSAFE_PATH`).
     Unsafe {
         /// The component.
@@ -20,48 +20,49 @@ pub enum FileError {
         /// What is wrong with it, and the remedy.
         why: String,
     },
-    /// The file is not the one that was observed; a new plan is due.
+    /// The file differs from the one that the agent observed. The caller needs a new plan.
     Changed {
         /// The file.
         path: PathBuf,
     },
-    /// The agent does not see there what sshd sees, or cannot write what root can, by its own unit's doing.
+    /// Because of its own unit's sandbox, the agent sees another file than sshd, or cannot write what root can
+    /// write.
     Hidden {
         /// The file.
         path: PathBuf,
-        /// What covers it, and the remedy.
+        /// The mount that covers it, and the remedy.
         why: String,
     },
-    /// There is no such directory.
+    /// The directory does not exist.
     MissingDirectory {
         /// The directory.
         path: PathBuf,
     },
-    /// More bytes than are read of such a file.
+    /// The file is larger than the read limit.
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// How many are read.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// The system refused (KP-7.9: `IO_ERROR` with errno and path).
+    /// A system call failed (KP-7.9: `IO_ERROR` with errno and path).
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What was tried, as a verb: "cannot `action` `path`".
+        /// The attempted action, as a verb: "cannot `action` `path`".
         action: &'static str,
-        /// The system's answer, with its errno.
+        /// The system's error, with its errno.
         source: io::Error,
     },
 }
 
 impl FileError {
-    /// A refusal to go on because of `path`.
+    /// Creates [`FileError::Unsafe`] for `path`.
     pub(super) fn unsafe_path(path: &Path, why: impl Into<String>) -> Self {
         Self::Unsafe { path: path.to_owned(), why: why.into() }
     }
 
-    /// The path it is about.
+    /// The path that the error is about.
     pub fn path(&self) -> &Path {
         match self {
             Self::Unsafe { path, .. }
@@ -74,9 +75,9 @@ impl FileError {
     }
 }
 
-/// Gives an error of the system its path and what was tried.
+/// Adds the path and the attempted action to a system error.
 pub(super) trait Context<T> {
-    /// The same result, its error told in full.
+    /// Converts an error into [`FileError::Io`] with `action` and `path`.
     fn context(self, action: &'static str, path: &Path) -> Result<T, FileError>;
 }
 
@@ -130,7 +131,7 @@ impl std::error::Error for FileError {
     }
 }
 
-/// What helps against an error of the system.
+/// The remedy for a system error, if the agent knows one.
 fn suggest_remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
     let remedy = match Errno::from_raw(error.raw_os_error()?) {
         Errno::EACCES if is_root => {
@@ -156,12 +157,12 @@ fn suggest_remedy(error: &io::Error, is_root: bool) -> Option<&'static str> {
     Some(remedy)
 }
 
-/// A path on one line, cut.
+/// A path as text on one line, shortened if it is too long.
 pub(super) fn display_path(path: &Path) -> String {
     sanitize_path(path)
 }
 
-/// A limit in words.
+/// A size limit as text.
 fn format_size(bytes: usize) -> String {
     const MEBIBYTE: usize = 1024 * 1024;
     match bytes {

@@ -16,22 +16,22 @@ use super::replace::{FileTarget, NewFileAttrs, ReplaceOutcome};
 use super::sweep::remove_temporaries_in;
 use super::walk::{DirectoryId, PathWalker, TrustPolicy, is_root_or_current_user, split_parent_and_name};
 
-/// How much of an authorized_keys file is read.
+/// The maximum size of an authorized_keys file, in bytes.
 pub const MAX_KEY_FILE_BYTES: usize = 16 * 1024 * 1024;
 /// The mode of a new authorized_keys file.
 const NEW_FILE_MODE: u32 = 0o600;
 
-/// The way to the user's file.
+/// The resolved path to the user's file.
 struct ResolvedKeyFile<'a> {
     walk: PathWalker,
     way: TrustPolicy,
     name: &'a OsStr,
-    /// The user's home; `None` where there is none.
+    /// The user's home; `None` if it does not exist.
     home: Option<DirectoryId>,
 }
 
 impl<'a> ResolvedKeyFile<'a> {
-    /// Walks to the file's directory, in a home that exists.
+    /// Walks to the file's directory. Returns an error if the path is in a home that does not exist.
     fn resolve_in_existing_home(account: &Account, path: &'a Path) -> Result<Self, FileError> {
         let key_path = Self::resolve(account, path)?;
         let is_in_home = account.home.is_absolute() && path.starts_with(&account.home);
@@ -42,7 +42,7 @@ impl<'a> ResolvedKeyFile<'a> {
         Ok(key_path)
     }
 
-    /// Walks as far towards the file's directory as there is a way.
+    /// Walks towards the file's directory as far as directories exist.
     fn resolve(account: &Account, path: &'a Path) -> Result<Self, FileError> {
         let (parent, name) = split_parent_and_name(path)?;
         ensure_responsive(&account.home)?;
@@ -58,18 +58,19 @@ impl<'a> ResolvedKeyFile<'a> {
         Ok(key_path)
     }
 
-    /// Whether this stage is the home, or below it.
+    /// Whether the stage at `index` is the home or below it.
     fn is_home_or_below(&self, index: usize) -> bool {
         let home = self.walk.components().iter().position(|stage| Some(stage.id()) == self.home);
         home.is_some_and(|home| home <= index)
     }
 
-    /// Whether the walk came through the home.
+    /// Whether the path goes through the home.
     fn is_below_home(&self) -> bool {
         self.walk.components().iter().any(|stage| Some(stage.id()) == self.home)
     }
 
-    /// A key of somebody else's in root's home would let him in as root, whatever path leads there.
+    /// Refuses a path into root's home if the account is another user's. Such a key would let that user log in as
+    /// root.
     fn check_not_in_root_home(&self, account: &Account, path: &Path) -> Result<(), FileError> {
         if is_root_or_current_user(account.uid) {
             return Ok(());
@@ -90,14 +91,14 @@ impl<'a> ResolvedKeyFile<'a> {
         }
     }
 
-    /// Which file it is.
+    /// The file's identity: the last existing directory, and the names below it.
     fn id(&self) -> Result<FileId, FileError> {
         let DirectoryId { device, inode } = self.walk.last()?.id();
         let name = self.walk.missing.iter().map(OsString::as_os_str).chain([self.name]).collect();
         Ok(FileId { device, inode, name })
     }
 
-    /// The file, in a directory that exists.
+    /// The file's target for reading and writing, in a directory that exists.
     fn target<'t>(&self, directory: &'t Directory) -> FileTarget<'t>
     where
         'a: 't,
@@ -105,13 +106,13 @@ impl<'a> ResolvedKeyFile<'a> {
         FileTarget { directory, name: self.name, way: self.way, limit: MAX_KEY_FILE_BYTES }
     }
 
-    /// The file's directory; `None` where it does not exist.
+    /// The file's directory; `None` if it does not exist.
     fn open_directory(&self) -> Result<Option<Directory>, FileError> {
         if self.walk.missing.is_empty() { Ok(Some(self.walk.last()?.open_directory()?)) } else { Ok(None) }
     }
 }
 
-/// The home of root; `None` where it is `/`, which holds everybody's files.
+/// The home of root; `None` if it is `/`, which contains the files of all users.
 fn find_root_home() -> Option<DirectoryId> {
     let home = accounts::root_home()?;
     ensure_responsive(&home).ok()?;
@@ -119,19 +120,19 @@ fn find_root_home() -> Option<DirectoryId> {
     (DirectoryId::from_path(Path::new("/")).ok()?? != home).then_some(home)
 }
 
-/// Reads the user's file by the safe way of KP-5.11 and KP-5.12. No file, or no directory for it, is `content: None`;
-/// a home that does not exist is unsafe.
+/// Reads the user's file over a path that is checked as in KP-5.11 and KP-5.12. If the file or its directory does
+/// not exist, `content` is `None`. A home that does not exist is an error ([`FileError::Unsafe`]).
 pub fn read_key_file(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
     read_resolved_key_file(ResolvedKeyFile::resolve_in_existing_home(account, path)?, path)
 }
 
-/// The same where something is to be taken out: in a home that does not exist there is nothing.
+/// Same as [`read_key_file`], for a removal: a home that does not exist means that there is no content.
 pub fn read_key_file_for_removal(account: &Account, path: &Path) -> Result<KeyFile, FileError> {
     read_resolved_key_file(ResolvedKeyFile::resolve(account, path)?, path)
 }
 
-/// Which file a path leads to, links on the way followed; `None` where its directory does not exist. Nothing is judged:
-/// this is for comparing.
+/// The identity of the file at `path`, with the links on the path followed; `None` if its directory does not
+/// exist. No owner and no mode is checked: use this only for comparisons.
 pub fn resolve_file_id(path: &Path) -> Option<FileId> {
     let (parent, name) = split_parent_and_name(path).ok()?;
     ensure_responsive(parent).ok()?;
@@ -155,7 +156,7 @@ fn read_resolved_key_file(key_path: ResolvedKeyFile<'_>, path: &Path) -> Result<
     Ok(KeyFile { path: path.to_owned(), id, mount, content, missing_directory })
 }
 
-/// The SELinux labels of what exists on the way to the user's file.
+/// The SELinux labels of the existing components of the path to the user's file, and of the file.
 pub fn read_key_file_labels(account: &Account, path: &Path) -> Result<Vec<PathLabel>, FileError> {
     let key_path = ResolvedKeyFile::resolve(account, path)?;
     let stages = key_path.walk.components().iter().enumerate();
@@ -171,7 +172,7 @@ pub fn read_key_file_labels(account: &Account, path: &Path) -> Result<Vec<PathLa
     Ok(found)
 }
 
-/// Sets a label on the way to the user's file, which is walked anew.
+/// Sets a label on the path to the user's file. The function walks the path again.
 pub fn relabel_key_file_path(account: &Account, relabel: &Relabel) -> Result<(), FileError> {
     let Relabel { file, place, was, label } = relabel;
     let key_path = ResolvedKeyFile::resolve(account, file)?;
@@ -192,9 +193,10 @@ pub fn relabel_key_file_path(account: &Account, relabel: &Relabel) -> Result<(),
     }
 }
 
-/// Puts `content` in the place of the user's file, which has to be the one that was observed (KP-5.9).
-/// `expected` is `None` where there was none: then it is created 0600 and owned by the user, and so is its
-/// directory, 0700, where that alone is missing below the home. Content that is there already is not written.
+/// Replaces the content of the user's file, which must still be the file that was observed (KP-5.9). `expected` is
+/// `None` if there was no file: then it is created with mode 0600 and owned by the user. Its directory is created
+/// with mode 0700, owned by the user, if only that directory is missing below the home. Content that is already
+/// there is not written again.
 pub fn replace_key_file(
     account: &Account,
     path: &Path,
@@ -219,8 +221,8 @@ pub fn replace_key_file(
     Ok(ReplaceOutcome { created_directory: Some(created.keep()), created_file })
 }
 
-/// Hands on the user's file as [`replace_key_file`] would meet it, or the directory in which the file's own directory would
-/// be made.
+/// Calls `file` with the file that [`replace_key_file`] would write. If the file's directory does not exist and
+/// would be created, calls `above` with the parent of that directory instead.
 pub(super) fn with_key_file_target(
     account: &Account,
     path: &Path,
@@ -241,16 +243,16 @@ pub(super) fn with_key_file_target(
     }
 }
 
-/// That the file's directory does not exist, and is not one that is made.
+/// The error if the file's directory does not exist and the agent does not create it.
 fn missing_directory_error(path: &Path) -> FileError {
     let why = "its directory does not exist; create it, owned by root or the user and not world-writable";
     FileError::unsafe_path(path, why)
 }
 
-/// Takes back what a command created (KP-7.4): the file if it still is `expected`, then `directory`, its
-/// own one, if that is empty. What is gone already, the home too, is no error, so that a second try after a crash succeeds; a
-/// file that is another now stays, and is [`FileError::Changed`]. Temporaries of ours that a crash left in the
-/// directory go with it.
+/// Undoes the creation by a command (KP-7.4): removes the file if its content is still `expected`, then its own
+/// `directory` if that is empty. If the file, the directory or the home is already gone, that is no error, so that
+/// a second attempt after a crash succeeds. A file with other content stays, and the result is
+/// [`FileError::Changed`]. Temporary files of the agent that a crash left in the directory are removed too.
 pub fn remove_created_key_file(
     account: &Account,
     path: &Path,
@@ -262,7 +264,8 @@ pub fn remove_created_key_file(
     key_path.target(&held).remove(expected)?;
     let Some(directory) = directory else { return Ok(()) };
     let [.., above, own] = key_path.walk.components() else { return Ok(()) };
-    // Only the file's own directory, below the home: none of those is a link, so the stage above holds it.
+    // Only the file's own directory, and only below the home. No component there is a link, so the stage above is
+    // its parent.
     let is_below = key_path.is_below_home() && Some(own.id()) != key_path.home;
     let is_own = is_below && is_parent_directory(directory, path, &own.path);
     let Some(name) = own.path.file_name().filter(|_| is_own) else { return Ok(()) };
@@ -274,8 +277,9 @@ pub fn remove_created_key_file(
     Ok(())
 }
 
-/// Removes our temporaries from the directory of the user's authorized_keys file at `path` (KP-5.10); how
-/// many there were. Done under the lock on the state directory, as [`super::remove_root_dir_temporaries`] is.
+/// Removes the agent's temporary files from the directory of the user's authorized_keys file at `path` (KP-5.10).
+/// Returns their number. The caller must hold the lock on the state directory, as for
+/// [`super::remove_root_dir_temporaries`].
 pub fn remove_key_dir_temporaries(account: &Account, path: &Path) -> Result<usize, FileError> {
     let key_path = ResolvedKeyFile::resolve(account, path)?;
     match key_path.open_directory()? {
@@ -284,7 +288,7 @@ pub fn remove_key_dir_temporaries(account: &Account, path: &Path) -> Result<usiz
     }
 }
 
-/// Whether `directory` names the file's directory, as configured or as resolved.
+/// Whether `directory` is the file's directory, either as configured or as resolved.
 fn is_parent_directory(directory: &Path, file: &Path, resolved: &Path) -> bool {
     Some(directory) == file.parent() || directory == resolved
 }

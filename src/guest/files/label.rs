@@ -1,8 +1,9 @@
-//! SELinux labels on the way to a file, read and set by descriptor (KP-5.13).
+//! SELinux labels on the path to a file, read and set by descriptor (KP-5.13).
 //!
-//! A file that is created inherits its directory's label, which in a well-labelled home is the right one already. Where
-//! `matchpathcon` is installed the policy itself is asked; where it is not, or does not answer, the inherited label stays.
-//! restorecon(8) would set the same label by path, which the owner of a home can turn elsewhere meanwhile.
+//! A new file inherits its directory's label, which is already right in a home with correct labels. If
+//! `matchpathcon` is installed, the agent asks it for the label of the policy. If it is not installed or gives no
+//! answer, the inherited label stays. restorecon(8) would set the same label by path, but the owner of a home can
+//! redirect that path meanwhile.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,14 +19,14 @@ use super::error::{Context, FileError};
 use super::walk::PathComponent;
 use crate::policy::selinux::{Enforcement, Label, LabelledKind};
 
-/// Something on the way to a file.
+/// A component of the path to a file, or the file, with its label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathLabel {
     /// Its path, links resolved.
     pub path: PathBuf,
-    /// What it is.
+    /// Its type.
     pub kind: LabelledKind,
-    /// Whether it is the user's home, below it, or the file itself.
+    /// Whether it is the user's home, something below it, or the file itself.
     pub is_owners: bool,
     /// Its label.
     pub label: Option<Label>,
@@ -36,7 +37,8 @@ pub(super) fn is_selinux_enabled() -> bool {
     selinux::read_enforcement() != Enforcement::Absent
 }
 
-/// Gives a new file or directory the label the policy has for `path`, where it has one.
+/// Sets the label that the SELinux policy has for `path` on a new file or directory. Does nothing if the policy
+/// has none.
 pub(super) fn apply_default_label(descriptor: impl AsFd, path: &Path, kind: LabelledKind) {
     if !is_selinux_enabled() {
         return;
@@ -48,13 +50,14 @@ pub(super) fn apply_default_label(descriptor: impl AsFd, path: &Path, kind: Labe
     }
 }
 
-/// The label of what is open here.
+/// The label of an open file or directory.
 fn read_label(file: &XattrFile, path: &Path) -> Result<Option<Label>, FileError> {
     let bytes = file.get(XATTR_SELINUX).context("read the SELinux label of", path)?;
     Ok(bytes.as_deref().and_then(Label::parse))
 }
 
-/// What a walk came through. Nothing but a place is held of it, which is enough to go through.
+/// The label of a component of a walk. The walk holds only an O_PATH descriptor, so the attribute is read through
+/// the descriptor's path in /proc.
 pub(super) fn read_component_label(stage: &PathComponent, is_owners: bool) -> Result<PathLabel, FileError> {
     let kind = match file_type(&stage.stat) {
         SFlag::S_IFLNK => LabelledKind::Link,
@@ -68,14 +71,14 @@ pub(super) fn read_component_label(stage: &PathComponent, is_owners: bool) -> Re
     Ok(PathLabel { path: stage.path.clone(), kind, is_owners, label })
 }
 
-/// The file at its end.
+/// The label of the file at the end of the path.
 pub(super) fn read_file_label(file: impl AsFd, path: PathBuf) -> Result<PathLabel, FileError> {
     let file = XattrFile::from_fd(file).context("examine", &path)?;
     let label = read_label(&file, &path)?;
     Ok(PathLabel { path, kind: LabelledKind::File, is_owners: true, label })
 }
 
-/// Sets a label where the one that was seen still stands.
+/// Sets a label if the current label is still `was`; otherwise returns [`FileError::Changed`].
 pub(super) fn replace_label(
     descriptor: impl AsFd,
     path: &Path,
@@ -92,7 +95,8 @@ pub(super) fn replace_label(
     }
     set_label(&file, label)
         .or_else(|error| match &now {
-            // A policy may keep this domain from changing the user of a label: then the type alone, as restorecon(8).
+            // The policy may forbid this domain to change the user part of a label. Then set only the type, as
+            // restorecon(8) does.
             Some(now) if is_permission_denied(&error) => set_label(&file, &now.with_type_of(label)),
             _ => Err(error),
         })

@@ -1,4 +1,5 @@
-//! One change at a time: a lock on the state directory (KP-8.11), waited for with patience and not for ever.
+//! A lock on the state directory, so that only one process makes changes at a time (KP-8.11). The wait for it has
+//! a time limit.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -20,17 +21,17 @@ use super::error::{Context, FileError, display_path};
 use super::read::read_file;
 use crate::policy::holders::{find_flock_holders, has_ids};
 
-/// flock(2) has no time limit, so it is asked again: another process is waited for, which says nothing when it
-/// is done.
+/// flock(2) has no time limit, so the agent retries at this interval. The process that holds the lock sends no
+/// signal when it releases it.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How often it is looked who holds a lock that is not to be had.
+/// How many times one attempt tries the lock and looks for its holders.
 const HOLDER_CHECK_COUNT: usize = 3;
 
-/// What is locked where somebody else holds the directory's lock.
+/// The file that is locked if another user's process holds the lock on the directory.
 const FALLBACK_LOCK_FILE: &str = "state.lock";
 
-/// The lock, held until it is dropped, or the process ends.
+/// The lock. It is released when this value is dropped or the process ends.
 #[derive(Debug)]
 #[must_use = "the lock is held only as long as this lives"]
 pub struct LockGuard {
@@ -43,25 +44,25 @@ impl Drop for LockGuard {
     }
 }
 
-/// A child that is about to start may have the descriptor too, so it is not left to its closing alone; where this fails,
-/// it is. (The guard of `nix` panics then.)
+/// Unlocks explicitly, because a child process that is being started may still have a copy of the descriptor. If
+/// this fails, the close of all copies releases the lock. (The guard of `nix` panics in that case.)
 fn unlock(descriptor: &OwnedFd) {
     let _ = flock(descriptor, FlockOperation::NonBlockingUnlock);
 }
 
-/// Why the lock was not got.
+/// Why the lock was not acquired.
 #[derive(Debug)]
 pub enum LockError {
-    /// Another process has it.
+    /// Another process holds it.
     Held {
-        /// The directory that is locked.
+        /// The locked directory.
         path: PathBuf,
-        /// That process, where it can be known.
+        /// The process that holds it, if known.
         pid: Option<i32>,
-        /// How long it was waited for.
+        /// How long the agent waited for it.
         waited: Duration,
     },
-    /// It could not be asked for.
+    /// The directory or the lock file could not be opened, examined or locked.
     File(FileError),
 }
 
@@ -98,12 +99,12 @@ impl From<FileError> for LockError {
     }
 }
 
-/// Locks a directory. Every call opens the directory anew: a lock belongs to an open file description, and
-/// two calls in one process shut each other out as two processes do.
+/// Locks a directory. Each call opens the directory again, because a lock belongs to an open file description. So
+/// two calls in one process exclude each other like two processes.
 ///
-/// Somebody who could open the directory while its mode let him may hold a lock on it for ever. Then a file that nobody
-/// else can open is locked in its place. Where that file stands, it is locked beside the directory too, so that the two
-/// ways shut each other out.
+/// If the directory's mode once allowed other users to open it, one of them may hold a lock on it forever. In that
+/// case the function locks a file that no other user can open. If that file exists, the function always locks it
+/// too, so that both ways exclude each other.
 pub(super) fn lock_directory(directory: &Directory, timeout: Duration) -> Result<LockGuard, LockError> {
     let asked = Instant::now();
     let mut descriptor = directory.reopen()?;
@@ -129,7 +130,8 @@ enum LockAttempt {
 
 fn attempt_lock(directory: &Directory, descriptor: OwnedFd) -> Result<LockAttempt, LockError> {
     let mut has_directory = false;
-    // What is let go between the two looks is nobody's.
+    // The holder may release the lock between the two checks. Then no holder is found, and the next try may
+    // succeed.
     for _ in 0..HOLDER_CHECK_COUNT {
         has_directory = try_flock(&descriptor, directory)?;
         if has_directory {
@@ -143,7 +145,7 @@ fn attempt_lock(directory: &Directory, descriptor: OwnedFd) -> Result<LockAttemp
     if let Some(file) = open_lock_file(directory, !has_directory)? {
         let is_locked = try_flock(&file, directory)?;
         guard.descriptors.extend(is_locked.then_some(file));
-        // One of us may have got the directory in between, and not have seen the file.
+        // Another agent process may have locked the directory meanwhile without seeing this file.
         if !is_locked || !has_directory && is_held_by_same_user(&descriptor) {
             if has_directory {
                 unlock(&descriptor);
@@ -166,7 +168,7 @@ fn try_flock(descriptor: &OwnedFd, directory: &Directory) -> Result<bool, LockEr
     }
 }
 
-/// The file that is locked in the directory's place; made where `create` says so.
+/// Opens the file that is locked in place of the directory. Creates it if `create` is true.
 fn open_lock_file(directory: &Directory, create: bool) -> Result<Option<OwnedFd>, LockError> {
     let name = OsStr::new(FALLBACK_LOCK_FILE);
     let path = directory.entry_path(name);
@@ -185,12 +187,12 @@ fn open_lock_file(directory: &Directory, create: bool) -> Result<Option<OwnedFd>
     Ok(Some(file))
 }
 
-/// Whether the lock is held by a process of ours. Where that cannot be told it is.
+/// Whether a process of the agent's user holds the lock. True if that cannot be determined.
 fn is_held_by_same_user(descriptor: &OwnedFd) -> bool {
     find_lock_holders(descriptor).is_none_or(|pids| pids.into_iter().any(is_same_user_process))
 }
 
-/// Whether it is a process of ours: of root's, but in tests.
+/// Whether a process runs as the agent's user and group (root, except in tests).
 fn is_same_user_process(pid: i32) -> bool {
     let status = read_file(Path::new(&format!("/proc/{pid}/status")), 1 << 16);
     match status {
@@ -198,12 +200,12 @@ fn is_same_user_process(pid: i32) -> bool {
             let (user, group) = (geteuid().as_raw(), getegid().as_raw());
             has_ids(&String::from_utf8_lossy(&status), user, group).unwrap_or(true)
         }
-        // Where /proc hides others' processes, a signal still reaches those of the same user alone.
+        // If /proc hides other users' processes, kill(2) still succeeds, but only for processes of the same user.
         _ => kill(Pid::from_raw(pid), None).is_ok(),
     }
 }
 
-/// Who holds the lock; `None` where that cannot be told.
+/// The processes that hold the lock; `None` if that cannot be determined.
 fn find_lock_holders(descriptor: &OwnedFd) -> Option<Vec<i32>> {
     let stat = fstat(descriptor).ok()?;
     let locks = read_file("/proc/locks".as_ref(), 1 << 20).ok()??;

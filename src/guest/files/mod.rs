@@ -1,5 +1,5 @@
-//! Files of the guest, reached and replaced so that no owner of a directory on the way can turn it against
-//! root (KP-5.10 to KP-5.12, KP-7.3).
+//! Files of the guest. The agent opens and replaces them safely: no owner of a directory on the path can misuse
+//! the agent's root rights (KP-5.10 to KP-5.12, KP-7.3).
 //!
 //! ```text
 //!   path ──► walk: from `/`, a descriptor a component ──► the directory, held open, and a name in it
@@ -10,8 +10,8 @@
 //!                         sweep: temporaries left by a crash ◄┘
 //! ```
 //!
-//! Once the walk is over a path is a text for messages: every operation is relative to a descriptor of a
-//! directory that was judged, and nothing is looked up by its whole name a second time.
+//! After the walk, the path is only text for messages. Every operation is relative to the descriptor of a
+//! directory that the walk checked. No operation resolves the full path a second time.
 
 mod attributes;
 mod beneath;

@@ -1,4 +1,5 @@
-//! Mount points, by mountinfo (proc_pid_mountinfo(5)): on which one a directory is, and whether one is mounted.
+//! Mount points, read from mountinfo (proc_pid_mountinfo(5)): which mount a directory is on, and whether a path is
+//! a mount point.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd};
@@ -15,7 +16,7 @@ const MOUNTINFO_PATH: &str = "/proc/self/mountinfo";
 const MAX_MOUNTINFO_BYTES: usize = 16 * 1024 * 1024;
 const MAX_FDINFO_BYTES: usize = 64 * 1024;
 
-/// What an automounter has mounted in the place of a volume that is not mounted yet.
+/// The file system type that an automounter mounts in place of a volume that is not mounted yet.
 const AUTOFS_TYPE: &str = "autofs";
 
 /// A line of mountinfo.
@@ -24,31 +25,32 @@ struct MountInfoEntry {
     id: u64,
     parent: u64,
     device: String,
-    /// Which directory of the file system is mounted.
+    /// The directory of the file system that is mounted.
     root: PathBuf,
-    /// Where.
+    /// The mount point.
     point: PathBuf,
-    /// Whether it is mounted read-only there.
+    /// Whether this mount is read-only.
     is_read_only: bool,
     kind: String,
 }
 
-/// All mounts of this process's namespace, in the order in which they were made.
+/// All mounts of a process's mount namespace, in the order in which they were mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::guest) struct MountTable(Vec<MountInfoEntry>);
 
-/// How this process sees a path, held against how another one sees it.
+/// The view of a path in this process, compared with the view of another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathView {
-    /// Both see the same file.
+    /// Both processes see the same file.
     Same,
-    /// This one sees another file, or none: of what is mounted here for it.
+    /// This process sees another file, or none. The value is this process's mount point for the path.
     Hidden(PathBuf),
-    /// This one alone cannot write: by this mount point.
+    /// Only this process cannot write the file. The value is this process's mount point for the path.
     ReadOnly(PathBuf),
 }
 
-/// How a path is seen here, and by the process `pid`; `None` where that has another root directory, or cannot be told.
+/// Compares the view of a path here with the view of the process `pid`. `None` if that process has another root
+/// directory, or if the comparison is not possible.
 pub fn compare_view_with_process(path: &Path, pid: i32) -> Option<PathView> {
     let own = MountTable::read()?;
     let table = PathBuf::from(format!("/proc/{pid}/mountinfo"));
@@ -57,7 +59,7 @@ pub fn compare_view_with_process(path: &Path, pid: i32) -> Option<PathView> {
     if own.locate_on_device(root)? != other.locate_on_device(root)? {
         return None;
     }
-    // As far as it exists: what covers it ends the way.
+    // Resolve the part of the path that exists: the path may end at a mount that covers the rest.
     let resolved = path
         .ancestors()
         .find_map(|above| Some(join_path(&canonicalize_path(above)?, path.strip_prefix(above).ok()?)));
@@ -65,7 +67,7 @@ pub fn compare_view_with_process(path: &Path, pid: i32) -> Option<PathView> {
 }
 
 impl MountTable {
-    /// The table as it stands; `None` where it cannot be read.
+    /// The current table; `None` if it cannot be read.
     pub(in crate::guest) fn read() -> Option<Self> {
         Some(Self::parse(&read_file(Path::new(MOUNTINFO_PATH), MAX_MOUNTINFO_BYTES).ok()??))
     }
@@ -78,16 +80,16 @@ impl MountTable {
         self.0.iter().find(|mount| mount.id == id)
     }
 
-    /// The mount that a directory is on. `path` has no links in it.
+    /// The mount that a directory is on. `path` must contain no links.
     fn find_by_fd(&self, directory: impl AsFd, path: &Path) -> Option<&MountInfoEntry> {
         match read_mount_id(directory) {
             Some(id) => self.find_by_id(id),
-            // Before Linux 3.15.
+            // fdinfo has no `mnt_id` before Linux 3.15.
             None => self.find_by_path(path),
         }
     }
 
-    /// The mount on which a path without links is, as path_resolution(7) comes to it.
+    /// The mount that a path without links is on, in the order of path_resolution(7).
     fn find_by_path(&self, path: &Path) -> Option<&MountInfoEntry> {
         let is_first = |mount: &&MountInfoEntry| {
             self.find_by_id(mount.parent).is_none_or(|parent| parent.id == mount.id)
@@ -105,13 +107,13 @@ impl MountTable {
         Some(mount)
     }
 
-    /// Which file of which file system a path without links leads to.
+    /// The device and the path inside its file system for a path without links.
     fn locate_on_device<'a>(&'a self, path: &Path) -> Option<(&'a str, PathBuf)> {
         let mount = self.find_by_path(path)?;
         Some((&mount.device, join_path(&mount.root, path.strip_prefix(&mount.point).ok()?)))
     }
 
-    /// How another process sees a path.
+    /// Compares the view of a path in this table with the view in `other`.
     fn compare_view(&self, other: &Self, path: &Path) -> PathView {
         let (Some(here), Some(there)) = (self.find_by_path(path), other.find_by_path(path)) else {
             return PathView::Same;
@@ -132,10 +134,10 @@ impl MountTable {
         Some(MountIdentity { point, device: device.clone(), kind: kind.clone() })
     }
 
-    /// The mount below which other files would be seen if it were not there. A directory that is mounted on itself, as
-    /// systemd does for `ReadWritePaths`, shows what is there without it.
+    /// Follows self-bind mounts up to a mount that changes the visible files. A directory that is bind-mounted on
+    /// itself, as systemd does for `ReadWritePaths`, shows the same files as without the mount.
     fn resolve_self_bind<'a>(&'a self, mut mount: &'a MountInfoEntry) -> &'a MountInfoEntry {
-        // As many steps as there are mounts: the table may have changed while it was read.
+        // At most as many steps as there are mounts: the table may have changed while it was read.
         for _ in &self.0 {
             let Some(parent) = self.find_by_id(mount.parent).filter(|parent| parent.id != mount.id) else {
                 break;
@@ -154,7 +156,7 @@ impl MountTable {
     }
 }
 
-/// Joined without a slash at the end where `below` is empty.
+/// Joins two paths, without a slash at the end if `below` is empty.
 fn join_path(root: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) }
 }
@@ -178,7 +180,7 @@ fn parse_mountinfo_line(line: &[u8]) -> Option<MountInfoEntry> {
     })
 }
 
-/// Blanks, newlines and backslashes are written in octal.
+/// Decodes the octal escapes of blanks, newlines and backslashes.
 fn unescape_octal(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -197,7 +199,7 @@ fn unescape_octal(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// The id of the mount that a descriptor is on; `None` before Linux 3.15.
+/// The id of the mount of a descriptor; `None` before Linux 3.15.
 fn read_mount_id(descriptor: impl AsFd) -> Option<u64> {
     let path = format!("/proc/self/fdinfo/{}", descriptor.as_fd().as_raw_fd());
     let content = read_file(Path::new(&path), MAX_FDINFO_BYTES).ok()??;
@@ -205,15 +207,15 @@ fn read_mount_id(descriptor: impl AsFd) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }
 
-/// The mount point of the file system that a directory is on; `None` where that cannot be told.
+/// The mount point of the file system that a directory is on; `None` if it cannot be determined.
 pub(super) fn find_mount_point(directory: impl AsFd, path: &Path) -> Option<PathBuf> {
     let mounts = MountTable::read()?;
     let mount = mounts.resolve_self_bind(mounts.find_by_fd(directory, path)?);
     Some(mount.point.clone())
 }
 
-/// Whether something is mounted at `point` and can be reached there. A volume that is mounted when it is used is
-/// mounted by this. One that does not answer is mounted: whoever reads a file there is told of it.
+/// Whether a volume is mounted at `point` and can be reached. This call triggers an automount. A mount that does
+/// not respond counts as mounted: the next read of a file there returns the error.
 pub fn is_mounted(point: &Path) -> bool {
     if ensure_responsive(point).is_err() {
         return true;

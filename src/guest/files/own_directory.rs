@@ -1,5 +1,5 @@
-//! A directory that is the agent's alone: root's and 0700, also where it was made with another mode or owner. Who could open
-//! it could hold a lock on it.
+//! A directory that belongs only to the agent: owner root and mode 0700, even if it was created with another owner
+//! or mode. Another user who can open the directory could hold a lock on it.
 
 use std::path::Path;
 
@@ -11,11 +11,12 @@ use super::directory::Directory;
 use super::error::{Context, FileError};
 use super::walk::{PathWalker, TrustPolicy};
 
-/// What mkfs(8) puts at the top of a volume.
+/// The directory that mkfs(8) creates at the top of a volume.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Makes the directory at `path` ours, before its owner is judged. Only where root alone can have put it there: one to which
-/// a link or a way of others leads, or that is not there, is left to who opens it.
+/// Sets owner and mode of the directory at `path`, before its owner is checked. It does so only if no one but root
+/// can have created the directory. If `path` is a link, does not exist, or is in a directory that other users can
+/// change, nothing happens here. The code that opens the directory checks it later.
 pub(super) fn take_ownership(path: &Path) -> Result<(), FileError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
     let Ok(walk) = PathWalker::walk_to(TrustPolicy::RootOnly, None, parent) else { return Ok(()) };
@@ -28,8 +29,8 @@ pub(super) fn take_ownership(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Sets owner and mode where they are others. A directory in which others have directories of theirs (`/run`, `/var/lib`)
-/// is left as it is: nothing of ours in it depends on its mode.
+/// Sets owner and mode if they differ. A directory with subdirectories of other programs (`/run`, `/var/lib`)
+/// stays as it is: the agent's files in it do not depend on its mode.
 pub(super) fn enforce_owner_and_mode(directory: &Directory) -> Result<(), FileError> {
     let stat = fstat(directory).context("examine", &directory.path)?;
     let (user, group) = (geteuid(), getegid());

@@ -1,4 +1,4 @@
-//! Reading: regular files alone, never blocking, never more than a limit.
+//! Reads regular files, without blocking and up to a size limit.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,11 +15,11 @@ use super::beneath::open_beneath;
 use super::directory::{Directory, describe_file_type, file_type};
 use super::error::{Context, FileError};
 
-/// A FIFO or device that comes in between is opened without waiting for it, open(2).
+/// These flags open a FIFO or device without waiting, in case it replaces the file before open(2).
 const READ_FLAGS: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
-/// A regular file that is open for reading, and what fstat(2) said.
+/// A regular file that is open for reading, and its fstat(2) result.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     /// The file.
@@ -28,10 +28,10 @@ pub(super) struct OpenFile {
     pub(super) stat: FileStat,
 }
 
-/// Opens `name` in a directory, following no link; `None` where there is nothing.
+/// Opens `name` in a directory and follows no link; `None` if there is no such entry.
 pub(super) fn open_regular_file(directory: &Directory, name: &OsStr) -> Result<Option<OpenFile>, FileError> {
     let path = directory.entry_path(name);
-    // Looked at before it is opened: opening a device can do something to it.
+    // Check the type before opening: opening a device can have side effects.
     let Some(there) = directory.stat_entry(name)? else { return Ok(None) };
     check_regular_file(&there, &path)?;
     let file = match open_beneath(directory, name, READ_FLAGS) {
@@ -42,7 +42,7 @@ pub(super) fn open_regular_file(directory: &Directory, name: &OsStr) -> Result<O
     verify_opened(file, &path).map(Some)
 }
 
-/// Judges what was opened, which need not be what was looked at.
+/// Checks the opened file, which may differ from the entry that was checked before.
 fn verify_opened(file: File, path: &Path) -> Result<OpenFile, FileError> {
     let stat = fstat(&file).context("examine", path)?;
     check_regular_file(&stat, path)?;
@@ -58,12 +58,12 @@ fn check_regular_file(stat: &FileStat, path: &Path) -> Result<(), FileError> {
 }
 
 impl OpenFile {
-    /// All its bytes, from the beginning.
+    /// Reads all its bytes from the beginning.
     pub(super) fn read_all(&mut self, limit: usize, path: &Path) -> Result<Vec<u8>, FileError> {
-        // In one piece: growing would hold the bytes twice.
+        // Allocate once: growing the buffer would hold the bytes twice.
         let size = usize::try_from(self.stat.st_size).unwrap_or_default().min(limit);
         let mut content = Vec::with_capacity(size.saturating_add(1));
-        // One more byte than is allowed tells a file that is too large from one that just fits.
+        // Reading one more byte than the limit detects a file that is too large.
         let one_more = (limit as u64).saturating_add(1);
         (&mut self.file).take(one_more).read_to_end(&mut content).context("read", path)?;
         if content.len() > limit {
@@ -73,31 +73,31 @@ impl OpenFile {
     }
 }
 
-/// Sees to it that a path answers: see [`scout`].
+/// Checks that a path responds; see [`scout`].
 ///
 /// # Errors
-/// [`FileError::Io`], which names the mount that does not.
+/// [`FileError::Io`], with the mount that does not respond.
 pub(in crate::guest) fn ensure_responsive(path: &Path) -> Result<(), FileError> {
     scout::check_responsive(path).context("reach", path)
 }
 
-/// A path without links, realpath(3); `None` where nothing is there, or it does not answer.
+/// The path with links resolved, realpath(3); `None` if it does not exist or does not respond.
 pub(in crate::guest) fn canonicalize_path(path: &Path) -> Option<PathBuf> {
     ensure_responsive(path).ok().and_then(|()| std::fs::canonicalize(path).ok())
 }
 
-/// Which file stands at a path, links followed: device and inode, stat(2).
+/// The device and inode of the file at a path, with links followed, stat(2).
 ///
 /// # Errors
-/// The system's; that it does not answer.
+/// The system's error, or that the path does not respond.
 pub(in crate::guest) fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     scout::check_responsive(path)?;
     std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Reads a file of the system, as sshd would: links are followed. `None` where there is no such file (a link
-/// that leads nowhere is none either). Whatever stands there, the call returns: what is no regular file is
-/// refused, and what never answers is [`FileError::Io`].
+/// Reads a system file as sshd would: links are followed. `None` if the file does not exist; that includes a
+/// dangling link. The call always returns: an entry that is not a regular file is an error, and so is a path that
+/// never responds ([`FileError::Io`]).
 pub fn read_file(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
     ensure_responsive(path)?;
     match stat(path) {

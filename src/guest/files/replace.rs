@@ -1,5 +1,6 @@
-//! The one way a file's bytes become others: a new file is made beside it, made like it, and renamed over it
-//! while it is still the one that was observed (KP-5.9 and KP-5.10).
+//! The only way in which the agent changes a file's content. It creates a new file in the same directory, copies
+//! the metadata, and renames it over the old one. The rename happens only if the old file is still the one that
+//! was observed (KP-5.9 and KP-5.10).
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -17,17 +18,16 @@ use super::read::{OpenFile, open_regular_file};
 use super::temporary::TemporaryFile;
 use super::walk::TrustPolicy;
 
-/// What a replacement made besides the bytes: what a command created is removed again when it is undone
-/// (KP-7.4).
+/// What a replacement created. An undo of the command removes it again (KP-7.4).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReplaceOutcome {
-    /// The directory that did not exist before.
+    /// The directory that was created, if any.
     pub created_directory: Option<PathBuf>,
-    /// Whether the file did not exist before.
+    /// Whether the file was created.
     pub created_file: bool,
 }
 
-/// A file by its directory and name, and who may own it.
+/// A file, given by its directory and name, and the rule for its owner.
 pub(super) struct FileTarget<'a> {
     /// The directory.
     pub(super) directory: &'a Directory,
@@ -35,17 +35,17 @@ pub(super) struct FileTarget<'a> {
     pub(super) name: &'a OsStr,
     /// Who may own the file.
     pub(super) way: TrustPolicy,
-    /// How much of it is read.
+    /// The read limit, in bytes.
     pub(super) limit: usize,
 }
 
-/// Owner and mode of a file that does not exist yet.
+/// Owner, mode and label of a file that does not exist yet.
 pub(super) struct NewFileAttrs<'a> {
     /// User and group.
     pub(super) owner: (u32, u32),
     /// Permission bits.
     pub(super) mode: u32,
-    /// The path whose SELinux label it gets.
+    /// The path for which the SELinux policy is asked for the label.
     pub(super) label_path: &'a Path,
 }
 
@@ -54,8 +54,8 @@ impl FileTarget<'_> {
         self.directory.entry_path(self.name)
     }
 
-    /// The file and its bytes, if it may stand there: regular, under one name, its owner one of those who may
-    /// own it.
+    /// The open file and its content; `None` if there is no file. The file must be regular, have one hard link and
+    /// have an allowed owner.
     pub(super) fn read(&self) -> Result<Option<(OpenFile, Vec<u8>)>, FileError> {
         let Some(mut opened) = open_regular_file(self.directory, self.name)? else { return Ok(None) };
         let path = self.path();
@@ -77,7 +77,7 @@ impl FileTarget<'_> {
         Ok(Some((opened, content)))
     }
 
-    /// The file as it is expected, or the answer that it is another.
+    /// Same as [`FileTarget::read`], but returns [`FileError::Changed`] if the content is not the expected one.
     pub(super) fn read_expected(
         &self,
         expected: Option<&ContentHash>,
@@ -89,8 +89,9 @@ impl FileTarget<'_> {
         Ok(found)
     }
 
-    /// Puts `content` in the file's place; whether it is a new file. On an error before the rename the old file
-    /// is untouched; a directory that cannot be synced after it leaves the new bytes there (a new file goes).
+    /// Replaces the file's content. Returns true if the file was created. On an error before the rename, the old
+    /// file is unchanged. If the sync of the directory after the rename fails, the new content stays, but a newly
+    /// created file is removed.
     pub(super) fn replace(
         &self,
         expected: Option<&ContentHash>,
@@ -103,7 +104,7 @@ impl FileTarget<'_> {
         }
     }
 
-    /// The new file, all but its name; `None` where the old one has this content already.
+    /// Writes the new file under its temporary name; `None` if the old file already has this content.
     pub(super) fn prepare(
         &self,
         expected: Option<&ContentHash>,
@@ -128,7 +129,7 @@ impl FileTarget<'_> {
         Ok(Some(PreparedReplacement { target: self, old: old.map(|(opened, _)| opened.stat), temporary }))
     }
 
-    /// Removes the file if it is still as expected; one that is gone already is no error.
+    /// Removes the file if it still has the expected content. No error if the file is already gone.
     pub(super) fn remove(&self, expected: &ContentHash) -> Result<(), FileError> {
         if open_regular_file(self.directory, self.name)?.is_none() {
             return Ok(());
@@ -139,7 +140,7 @@ impl FileTarget<'_> {
     }
 }
 
-/// A new file that is on the disk and has not its name yet.
+/// A new file that is on the disk under its temporary name.
 pub(super) struct PreparedReplacement<'a> {
     target: &'a FileTarget<'a>,
     old: Option<FileStat>,
@@ -147,7 +148,8 @@ pub(super) struct PreparedReplacement<'a> {
 }
 
 impl PreparedReplacement<'_> {
-    /// Renames it over the old file, if that is still the one it was made from; whether there was none.
+    /// Renames it over the old file, if the old file is still the one that `prepare` read. Returns true if there
+    /// was no old file.
     pub(super) fn commit(self, expected: Option<&ContentHash>) -> Result<bool, FileError> {
         let now = self.target.read_expected(expected)?;
         if let (Some(old), Some((now, _))) = (&self.old, &now)
@@ -160,8 +162,8 @@ impl PreparedReplacement<'_> {
     }
 }
 
-/// Whether nothing was done to a file between two looks: a new inode with the same bytes, another mode, owner,
-/// ACL or label (they all set ctime) is a change too.
+/// Whether a file is unchanged between two stat(2) calls. A new inode with the same bytes is a change. So is
+/// another mode, owner, ACL or label, all of which set ctime.
 fn is_unchanged(before: &FileStat, after: &FileStat) -> bool {
     (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino)
         && (before.st_mode, before.st_uid, before.st_gid) == (after.st_mode, after.st_uid, after.st_gid)

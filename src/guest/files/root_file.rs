@@ -1,5 +1,5 @@
-//! Files that root alone may be able to change: sshd's main file and drop-in (KP-6.12 and KP-6.14), and what is
-//! trusted because of it (KP-3.40).
+//! Files that only root may be able to change: sshd's main file and drop-in (KP-6.12 and KP-6.14), and files that
+//! are trusted for that reason (KP-3.40).
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -15,10 +15,10 @@ use super::read::{ensure_responsive, open_regular_file};
 use super::replace::{FileTarget, NewFileAttrs, ReplaceOutcome};
 use super::walk::{PathWalker, TrustPolicy, check_writers, split_parent_and_name};
 
-/// How much of such a file is read.
+/// The maximum size of such a file, in bytes.
 pub const MAX_ROOT_FILE_BYTES: usize = 1024 * 1024;
 
-/// The walk to the file's directory, and the file's name in it.
+/// Walks to the file's directory. Returns the walk and the file's name in that directory.
 pub(super) fn walk_to_root_file(path: &Path, follow_file: bool) -> Result<(PathWalker, OsString), FileError> {
     let (parent, name) = split_parent_and_name(path)?;
     ensure_responsive(path)?;
@@ -33,8 +33,8 @@ pub(super) fn walk_to_root_file(path: &Path, follow_file: bool) -> Result<(PathW
     Ok((walk, name))
 }
 
-/// Reads a file of root's, links followed; `None` where there is none. It is refused where somebody else can change it,
-/// or the way to it.
+/// Reads a file of root's and follows links; `None` if it does not exist. Returns an error if another user can
+/// change the file or the path to it.
 pub fn read_root_file(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let (walk, name) = walk_to_root_file(path, true)?;
     if !walk.missing.is_empty() {
@@ -53,9 +53,10 @@ pub fn read_root_file(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     opened.read_all(MAX_ROOT_FILE_BYTES, &path).map(Some)
 }
 
-/// Puts `content` in the place of a file of root's, which has to be the one that was observed (`None`: there was
-/// none). A link there is followed, and written at its target, if root alone can change the way. A new file gets
-/// `mode_if_new`, an old one keeps mode, owner, ACL and label. Content that is there already is not written.
+/// Replaces the content of a file of root's, which must still be the file that was observed (`None`: there was no
+/// file). If `path` is a link, the function writes the link's target, provided that only root can change the path.
+/// A new file gets `mode_if_new`; an existing file keeps mode, owner, ACL and label. Content that is already there
+/// is not written again.
 pub fn replace_root_file(
     path: &Path,
     expected: Option<&ContentHash>,
@@ -80,7 +81,7 @@ pub fn replace_root_file(
     Ok(ReplaceOutcome { created_directory: None, created_file })
 }
 
-/// What it means that the file's directory does not exist.
+/// The error for a file whose directory does not exist.
 pub(super) fn missing_parent_error(path: &Path, expected: Option<&ContentHash>) -> FileError {
     match (expected, path.parent()) {
         (None, Some(parent)) => FileError::MissingDirectory { path: parent.to_owned() },
@@ -88,8 +89,8 @@ pub(super) fn missing_parent_error(path: &Path, expected: Option<&ContentHash>) 
     }
 }
 
-/// Removes a file of ours among sshd's if it still is `expected`; one that is gone already is no error. No link
-/// is followed: a drop-in of ours is none.
+/// Removes a file that the agent created among sshd's files, if its content is still `expected`. No error if it is
+/// already gone. Links are not followed: the agent's drop-in is never a link.
 pub fn remove_root_file(path: &Path, expected: &ContentHash) -> Result<(), FileError> {
     let (walk, name) = walk_to_root_file(path, false)?;
     if !walk.missing.is_empty() {
@@ -100,7 +101,7 @@ pub fn remove_root_file(path: &Path, expected: &ContentHash) -> Result<(), FileE
         .remove(expected)
 }
 
-/// The SELinux labels of what exists on the way to a file of root's.
+/// The SELinux labels of the existing components of the path to a file of root's, and of the file.
 pub fn read_root_file_labels(path: &Path) -> Result<Vec<PathLabel>, FileError> {
     let (walk, name) = walk_to_root_file(path, true)?;
     let stages = walk

@@ -1,4 +1,5 @@
-//! The state directory (KP-7.1): one file in it, replaced atomically, and a lock on the directory itself.
+//! The state directory (KP-7.1). It contains one file that is replaced atomically, and the directory itself is
+//! locked.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -18,21 +19,21 @@ use super::sweep::remove_temporaries_in;
 use super::temporary::TemporaryFile;
 use super::walk::{PathWalker, TrustPolicy, check_writers};
 
-/// Its name.
+/// The name of the state file.
 pub const STATE_FILE_NAME: &str = "state.json";
 const STATE_FILE_MODE: u32 = 0o600;
 
-/// The state directory, held by its descriptor: what is done here is done in the directory that was opened,
-/// whatever becomes of its name.
+/// The state directory, held by its descriptor. All operations use the opened directory, even if its path is
+/// renamed or replaced.
 #[derive(Debug)]
 pub struct StateDirectory {
     directory: Directory,
 }
 
 impl StateDirectory {
-    /// Opens the directory, which nobody but root may be able to change. With `create`, what is missing of its
-    /// path is made, 0700, and the directory itself is made root's and 0700; without, a missing one is
-    /// [`FileError::MissingDirectory`].
+    /// Opens the directory, which only root may be able to change. With `create`, missing components of its path
+    /// are created with mode 0700, and the directory itself gets owner root and mode 0700. Without `create`, a
+    /// missing directory is [`FileError::MissingDirectory`].
     pub fn open(path: &Path, create: bool) -> Result<Self, FileError> {
         if create {
             own_directory::take_ownership(path)?;
@@ -45,7 +46,8 @@ impl StateDirectory {
             let parent = walk.last()?.open_directory()?;
             match mkdirat(&parent, name.as_os_str(), Mode::S_IRWXU) {
                 Ok(()) => {
-                    // Whatever the umask took away. Nobody else can have put another there: the walk judged.
+                    // Undo the effect of the umask. No other user can have replaced the directory: the walk
+                    // checked the path.
                     fchmod(parent.open_subdirectory(name)?, Mode::S_IRWXU)
                         .context("set the mode of", path)?;
                     parent.sync()?;
@@ -63,24 +65,24 @@ impl StateDirectory {
         Ok(Self { directory })
     }
 
-    /// Its path, links resolved.
+    /// Its path, with links resolved.
     pub fn path(&self) -> &Path {
         &self.directory.path
     }
 
-    /// Where the state file is, for messages.
+    /// The path of the state file, for messages.
     pub fn file_path(&self) -> PathBuf {
         self.directory.entry_path(OsStr::new(STATE_FILE_NAME))
     }
 
-    /// Takes the lock under which every change is made (KP-8.11), and waits `timeout` for it at most; with
-    /// no time at all it is tried once.
+    /// Acquires the lock that every change needs (KP-8.11), and waits at most `timeout`. With a timeout of zero,
+    /// it tries once.
     pub fn lock(&self, timeout: Duration) -> Result<LockGuard, LockError> {
         lock_directory(&self.directory, timeout)
     }
 
-    /// The state file's bytes; `None` where there is none yet. One that somebody else could have written is refused: a
-    /// directory that is ours now may have been open to all before.
+    /// The state file's bytes; `None` if there is no file yet. A file that another user could have written is an
+    /// error: the directory may have been open to other users before the agent changed its mode.
     pub fn load(&self, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
         let name = OsStr::new(STATE_FILE_NAME);
         let target = FileTarget { directory: &self.directory, name, way: TrustPolicy::RootOnly, limit };
@@ -89,8 +91,8 @@ impl StateDirectory {
         Ok(Some(content))
     }
 
-    /// Replaces the state file, 0600: after a crash at any instant it is the old one or the new one, whole. When
-    /// this returns, the new one is on the disk.
+    /// Replaces the state file, with mode 0600. After a crash at any moment, the file has the complete old or the
+    /// complete new content. When this returns, the new content is on the disk.
     pub fn save(&self, content: &[u8]) -> Result<(), FileError> {
         let name = OsStr::new(STATE_FILE_NAME);
         let mut temporary = TemporaryFile::create(&self.directory)?;
@@ -101,13 +103,13 @@ impl StateDirectory {
         temporary.rename(name, true)
     }
 
-    /// Sees to it that what an earlier process renamed is on the disk: it may have ended before it was, and what is read
-    /// here is told on.
+    /// Syncs the directory, so that a rename by an earlier process is on the disk. That process may have ended
+    /// before its sync, and the agent reports what it reads here.
     pub fn sync_directory(&self) -> Result<(), FileError> {
         self.directory.sync()
     }
 
-    /// Removes temporaries that a crash left here; how many there were. Under the lock.
+    /// Removes temporary files that a crash left here, and returns their number. The caller must hold the lock.
     pub fn remove_state_temporaries(&self) -> Result<usize, FileError> {
         remove_temporaries_in(&self.directory, TrustPolicy::RootOnly)
     }

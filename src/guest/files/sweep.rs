@@ -1,4 +1,4 @@
-//! What a crash left: temporaries of ours that never got their name (KP-5.10).
+//! Removal of the agent's temporary files that a crash left behind (KP-5.10).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +12,9 @@ use super::error::{Context, FileError};
 use super::temporary::is_temporary_name;
 use super::walk::{PathWalker, TrustPolicy};
 
-/// Removes our temporaries from a directory of root's (sshd's drop-ins, the state); how many there were. Done
-/// under the lock on the state directory, else it takes away what another process is about to rename.
+/// Removes the agent's temporary files from a directory of root's (sshd's drop-ins, the state directory), and
+/// returns their number. The caller must hold the lock on the state directory. Without it, this would remove a
+/// file that another process is about to rename.
 pub fn remove_root_dir_temporaries(directory: &Path) -> Result<usize, FileError> {
     let walk = PathWalker::walk_to(TrustPolicy::RootOnly, None, directory)?;
     if !walk.missing.is_empty() {
@@ -22,8 +23,8 @@ pub fn remove_root_dir_temporaries(directory: &Path) -> Result<usize, FileError>
     remove_temporaries_in(&walk.last()?.open_directory()?, TrustPolicy::RootOnly)
 }
 
-/// Removes our temporaries: a name as only we make it, a regular file, owned by one who may own files on this
-/// way. unlinkat(2) follows no link, whatever is put there meanwhile.
+/// Removes the agent's temporary files: regular files with a name of the agent's form, whose owner is allowed by
+/// `way`. unlinkat(2) follows no link, even if the entry is replaced meanwhile.
 pub(super) fn remove_temporaries_in(directory: &Directory, way: TrustPolicy) -> Result<usize, FileError> {
     let mut listing = Dir::from_fd(directory.reopen()?).context("list", &directory.path)?;
     let mut swept = 0;

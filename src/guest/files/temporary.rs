@@ -1,4 +1,4 @@
-//! The new file before it has its name: in the same directory, under a random name, gone on any error.
+//! A temporary file for new content: in the same directory, under a random name, and removed on any error.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -14,12 +14,12 @@ use rustix::fs::{RenameFlags, renameat_with};
 use super::directory::Directory;
 use super::error::{Context, FileError};
 
-/// Hidden, and without `.conf`: sshd's `IncludePlacement *.conf` does not see it (tried).
+/// A hidden name that does not end in `.conf`, so that `Include *.conf` of sshd does not match it (tested).
 const TEMP_NAME_PREFIX: &str = ".keypair-agent-";
 const TEMP_NAME_SUFFIX: &str = ".tmp";
 const TEMP_NAME_HEX_DIGITS: usize = 16;
 
-/// Whether this is a name that a temporary of ours has.
+/// Whether `name` has the form of the agent's temporary names.
 pub(super) fn is_temporary_name(name: &OsStr) -> bool {
     let random = name
         .as_bytes()
@@ -31,7 +31,7 @@ pub(super) fn is_temporary_name(name: &OsStr) -> bool {
     })
 }
 
-/// A name nobody can guess: the keys of the standard hasher come from the system's random source.
+/// A name that cannot be guessed: the keys of the standard hasher come from the system's random source.
 fn generate_temporary_name() -> OsString {
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     OsString::from(format!(
@@ -40,7 +40,7 @@ fn generate_temporary_name() -> OsString {
     ))
 }
 
-/// A file that is being written. Dropped before it was renamed, it is unlinked.
+/// A file that is being written. If it is dropped before the rename, it is unlinked.
 pub(super) struct TemporaryFile<'a> {
     directory: &'a Directory,
     name: OsString,
@@ -50,7 +50,8 @@ pub(super) struct TemporaryFile<'a> {
 }
 
 impl<'a> TemporaryFile<'a> {
-    /// An empty file of ours, 0600 whatever the umask takes away, that did not exist before.
+    /// Creates an empty file, owned by this process's user, that did not exist before. The mode is 0600 before the
+    /// umask.
     pub(super) fn create(directory: &'a Directory) -> Result<Self, FileError> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         loop {
@@ -65,17 +66,17 @@ impl<'a> TemporaryFile<'a> {
         }
     }
 
-    /// Writes all of `content`. A full disk shows here.
+    /// Writes all of `content`. A full disk causes an error here.
     pub(super) fn write(&mut self, content: &[u8], target: &OsStr) -> Result<(), FileError> {
         self.file.write_all(content).context("write", &self.directory.entry_path(target))
     }
 
-    /// Makes bytes and attributes durable.
+    /// Makes content and attributes durable.
     pub(super) fn sync(&self, target: &OsStr) -> Result<(), FileError> {
         self.file.sync_all().context("sync", &self.directory.entry_path(target))
     }
 
-    /// Takes the place of `target`, or becomes it where there was none; the directory is synced then.
+    /// Renames the file to `target` and syncs the directory. If `replaces` is false, `target` must not exist.
     pub(super) fn rename(mut self, target: &OsStr, replaces: bool) -> Result<(), FileError> {
         let path = self.directory.entry_path(target);
         let ours = fstat(&self.file).context("examine", &path)?;
@@ -86,30 +87,31 @@ impl<'a> TemporaryFile<'a> {
             self.rename_no_replace(target)?;
         }
         self.renamed = true;
-        // The directory's owner can have put another file under the random name; then that one moved.
+        // The directory's owner may have put another file under the random name. In that case the rename moved
+        // that file.
         let there = self.directory.stat_entry(target)?;
         if there.is_none_or(|there| (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)) {
             return Err(FileError::Changed { path });
         }
         self.directory.sync().inspect_err(|_| {
             if !replaces {
-                // What was not there before is not left behind by a failure.
+                // After an error, do not leave a file that did not exist before.
                 let _ = self.directory.unlink(target);
             }
         })
     }
 
-    /// rename(2) that replaces nothing; what appeared meanwhile stays.
+    /// rename(2) that does not replace an existing file.
     fn rename_no_replace(&self, target: &OsStr) -> Result<(), FileError> {
         let path = self.directory.entry_path(target);
-        // The system call itself: the C library has a function for it since 2.28 only.
+        // Use the system call directly: the C library has a function for it only since 2.28.
         let flags = RenameFlags::NOREPLACE;
         match renameat_with(self.directory, self.name.as_os_str(), self.directory, target, flags)
             .map_err(|error| Errno::from_raw(error.raw_os_error()))
         {
             Ok(()) => return Ok(()),
             Err(Errno::EEXIST) => return Err(FileError::Changed { path }),
-            // Not known to this kernel or filesystem.
+            // This kernel or filesystem does not support the flag.
             Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
             Err(error) => return Err(error).context("create", &path),
         }
@@ -122,8 +124,8 @@ impl<'a> TemporaryFile<'a> {
 
 impl Drop for TemporaryFile<'_> {
     fn drop(&mut self) {
-        // What cannot be removed stays until a sweep. What was removed must not come back with a power cut, when the
-        // command has its result and nobody looks for it any more.
+        // A file that cannot be removed stays until the next sweep. The sync keeps a removed file from reappearing
+        // after a power failure. No sweep would look for it then, because the command already has its result.
         if !self.renamed && matches!(self.directory.unlink(&self.name), Ok(true)) {
             let _ = self.directory.sync();
         }

@@ -1,9 +1,10 @@
-//! From `/` down to a file's directory, a descriptor a component, each judged before it is trusted.
+//! The walk from `/` down to a file's directory. It opens one descriptor per component and checks each component
+//! before it trusts it.
 //!
-//! Two kinds of way. To the user's file (KP-5.11 and KP-5.12) every directory is owned by root or the user and not
-//! world-writable, and a link is followed only where root owns it, down to the home and never below. Whether the walk is
-//! below the home is told by device and inode, not by the text of the path. To sshd's files and our state (KP-6.14)
-//! nobody but root may be able to change a component.
+//! There are two kinds of path. On the path to the user's file (KP-5.11 and KP-5.12), root or the user owns every
+//! directory, and none is world-writable. The walk follows a link there only if root owns it, and only down to the
+//! home, never below. It recognizes the home by device and inode, not by the text of the path. On the path to
+//! sshd's files and the state directory (KP-6.14), only root may be able to change a component.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,29 +21,29 @@ use super::directory::{Directory, describe_file_type, file_type};
 use super::error::{Context, FileError, display_path};
 use super::mounts::find_mount_point;
 
-/// As many links as the kernel follows, path_resolution(7).
+/// The kernel follows the same number of links, path_resolution(7).
 const MAX_SYMLINKS: u32 = 40;
 
 const GROUP_WRITE: u32 = 0o020;
 const WORLD_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
-/// Who may own and change the components of a way.
+/// Who may own and change the components of a path.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum TrustPolicy {
-    /// Root and this user (KP-5.12).
+    /// Root and this user may own components (KP-5.12).
     OwnedByUserOrRoot(u32),
-    /// Root alone (KP-6.14).
+    /// Only root may own components (KP-6.14).
     RootOnly,
 }
 
-/// Whether this is root, or the user that we run as where we are not root.
+/// Whether `uid` is root or the effective user of this process, which may be another user than root.
 pub(super) fn is_root_or_current_user(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
 }
 
 impl TrustPolicy {
-    /// Whether a directory or file may be this user's.
+    /// Whether this user may own a directory or file on the path.
     pub(super) fn allows_owner(self, uid: u32) -> bool {
         match self {
             Self::OwnedByUserOrRoot(user) => uid == user || is_root_or_current_user(uid),
@@ -50,7 +51,7 @@ impl TrustPolicy {
         }
     }
 
-    /// Who may, in words, and the remedy.
+    /// Text for a component with a wrong owner: the allowed owners and the remedy.
     pub(super) fn describe_wrong_owner(self, uid: u32, path: &Path) -> String {
         let path = display_path(path);
         match self {
@@ -64,7 +65,7 @@ impl TrustPolicy {
     }
 }
 
-/// A directory by its device and inode.
+/// A directory, identified by device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DirectoryId {
     /// The device.
@@ -74,13 +75,13 @@ pub(super) struct DirectoryId {
 }
 
 impl DirectoryId {
-    /// That of a directory that was examined.
+    /// The identity of a directory from its stat(2) result.
     pub(super) fn from_stat(stat: &FileStat) -> Self {
         Self { device: stat.st_dev, inode: stat.st_ino }
     }
 
-    /// That of the directory that a path leads to, links followed, a volume mounted that is mounted when it is used;
-    /// `None` where there is none.
+    /// The identity of the directory at `path`. It follows links, and an automount is mounted by this call. `None`
+    /// if there is no such directory.
     pub(super) fn from_path(path: &Path) -> Result<Option<Self>, FileError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         match open(path, flags, Mode::empty()) {
@@ -91,11 +92,11 @@ impl DirectoryId {
     }
 }
 
-/// A directory on the way, or a link that was followed.
+/// A directory on the path, or a link that the walk followed.
 #[derive(Debug)]
 pub(super) struct PathComponent {
     place: OwnedFd,
-    /// Its path without links.
+    /// Its path, links resolved.
     pub(super) path: PathBuf,
     /// Its owner and mode.
     pub(super) stat: FileStat,
@@ -107,34 +108,35 @@ impl PathComponent {
         Directory::from_path_fd(&self.place, &self.path)
     }
 
-    /// Its path for calls that know no descriptor, proc_pid_fd(5). Also of a link it is the link itself.
+    /// Its path in /proc, for calls that take no descriptor, proc_pid_fd(5). For a link it names the link itself.
     pub(super) fn proc_fd_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.place.as_raw_fd()))
     }
 
-    /// Which directory it is.
+    /// Its device and inode.
     pub(super) fn id(&self) -> DirectoryId {
         DirectoryId::from_stat(&self.stat)
     }
 
-    /// The mount point that it is on.
+    /// The mount point of the mount that it is on.
     pub(super) fn mount_point(&self) -> Option<PathBuf> {
         find_mount_point(&self.place, &self.path)
     }
 }
 
-/// Where the walk has come to.
+/// The state of the walk.
 #[derive(Debug)]
 pub(super) struct PathWalker {
     way: TrustPolicy,
-    /// The directory below which no link is followed.
+    /// The home. The walk follows no link below it.
     home: Option<DirectoryId>,
     /// From `/` to the deepest directory that exists; never empty.
     stages: Vec<PathComponent>,
-    /// The directories that do not exist, below the last stage.
+    /// The names of the directories that do not exist, below the last stage.
     pub(super) missing: Vec<OsString>,
     links: u32,
-    /// What was passed through and is no stage any more: links, and the directories from which they led away.
+    /// Components that are no longer on the path: followed links, and the directories that these links led away
+    /// from.
     passed: Vec<PathComponent>,
 }
 
@@ -149,7 +151,8 @@ impl PathWalker {
         Ok(walk)
     }
 
-    /// Walks to a directory; what is missing at its end is listed. Below `home` no link is followed.
+    /// Walks to a directory. Components at the end of `path` that do not exist are put into `missing`. The walk
+    /// follows no link below `home`.
     pub(super) fn walk_to(
         way: TrustPolicy,
         home: Option<DirectoryId>,
@@ -164,8 +167,9 @@ impl PathWalker {
         Ok(walk)
     }
 
-    /// Whether a link in the last stage may be followed: not below the home, nor below a directory of the user's own,
-    /// where he can put one link of root's in the place of another.
+    /// Whether the walk may follow a link in the last stage. It follows none below the home, and none below a
+    /// directory that the user owns. In such a directory the user can replace one link of root's by another link
+    /// of root's.
     fn may_follow(&self) -> bool {
         let TrustPolicy::OwnedByUserOrRoot(user) = self.way else { return true };
         !self.stages.iter().any(|stage| {
@@ -176,7 +180,7 @@ impl PathWalker {
 
     /// The deepest directory that exists.
     pub(super) fn last(&self) -> Result<&PathComponent, FileError> {
-        // Never empty: `/` is there from the start and `..` does not leave it.
+        // `stages` is never empty: it starts with `/`, and `..` does not remove `/`.
         self.stages.last().ok_or_else(|| FileError::MissingDirectory { path: "/".into() })
     }
 
@@ -185,7 +189,7 @@ impl PathWalker {
         &self.stages
     }
 
-    /// Links that were followed, and directories that are no stages any more.
+    /// The links that the walk followed, and the directories that are no longer stages.
     pub(super) fn traversed(&self) -> &[PathComponent] {
         &self.passed
     }
@@ -195,10 +199,10 @@ impl PathWalker {
         Ok(self.last()?.path.join(name))
     }
 
-    /// One component down; whether there is such a directory.
+    /// Enters one component. Returns false if it does not exist.
     fn enter(&mut self, name: &OsStr) -> Result<bool, FileError> {
         let path = self.entry_path(name)?;
-        // O_DIRECTORY makes an automounter mount what belongs here, open(2).
+        // O_DIRECTORY makes an automounter mount the directory's volume, open(2).
         let place = match open_beneath(&self.last()?.place, name, OFlag::O_PATH | OFlag::O_DIRECTORY) {
             Err(Errno::ENOTDIR | Errno::ELOOP) => open_beneath(&self.last()?.place, name, OFlag::O_PATH),
             answer => answer,
@@ -226,7 +230,7 @@ impl PathWalker {
         }
     }
 
-    /// Down the components of a link's target.
+    /// Enters the components of a link's target one by one.
     fn enter_link_target(&mut self, target: &Path, link: &Path) -> Result<(), FileError> {
         for component in target.components() {
             match component {
@@ -249,7 +253,7 @@ impl PathWalker {
         Ok(())
     }
 
-    /// Where a link leads, if it may be followed.
+    /// The target of a link, if the walk may follow it.
     fn read_link_target(&mut self, link: OwnedFd, stat: FileStat, path: &Path) -> Result<PathBuf, FileError> {
         if !self.may_follow() {
             let why = "a symbolic link; put the real directory or file in its place";
@@ -266,20 +270,21 @@ impl PathWalker {
         if self.links > MAX_SYMLINKS {
             return Err(Errno::ELOOP).context("follow", path);
         }
-        // The empty name reads the very link that was judged, readlinkat(2).
+        // The empty name reads the link of this descriptor, which was checked above, readlinkat(2).
         let target = readlinkat(&link, "").map(PathBuf::from).context("read the link", path)?;
         self.passed.push(PathComponent { place: link, path: path.to_owned(), stat });
         Ok(target)
     }
 
-    /// Judges a directory and goes on from it.
+    /// Checks a directory and makes it the last stage.
     fn check_and_push(&mut self, place: OwnedFd, path: PathBuf) -> Result<(), FileError> {
         let stat = fstat(&place).context("examine", &path)?;
         if !self.way.allows_owner(stat.st_uid) {
             return Err(FileError::unsafe_path(&path, self.way.describe_wrong_owner(stat.st_uid, &path)));
         }
-        // Under the sticky bit nobody renames what root owns, and root owns the next component (it is judged
-        // too), so on root's way such a directory may be passed through; see `check_last_writers`.
+        // Under the sticky bit, no other user can rename an entry that root owns, and root owns the next component
+        // (the walk checks that too). So a `RootOnly` walk may pass through such a directory; see
+        // `check_last_writers`.
         let passes = matches!(self.way, TrustPolicy::RootOnly) && stat.st_mode & STICKY != 0;
         let stage = PathComponent { place, path, stat };
         if !passes {
@@ -289,18 +294,18 @@ impl PathWalker {
         Ok(())
     }
 
-    /// Refuses a directory that others can write.
+    /// Returns an error if other users can write the directory.
     fn check_component_writers(&self, stage: &PathComponent) -> Result<(), FileError> {
         check_writers(self.way, &stage.stat, &stage.path, || stage.open_directory())
     }
 
-    /// Judges the directory the file is in: there the sticky bit does not help, since what is not there yet can
-    /// be made by anyone.
+    /// Checks the directory that contains the file. The sticky bit does not help there, because any user could
+    /// create a file that does not exist yet.
     pub(super) fn check_last_writers(&self) -> Result<(), FileError> {
         self.check_component_writers(self.last()?)
     }
 
-    /// Follows `name` while a link stands there that may be followed; the file's own name at last.
+    /// Follows the links at `name` as long as the walk may follow them. Returns the name of the file itself.
     pub(super) fn follow_file_links(&mut self, name: OsString) -> Result<OsString, FileError> {
         let mut name = name;
         loop {
@@ -330,7 +335,7 @@ impl PathWalker {
     }
 }
 
-/// Refuses a directory or file that others can write; it is opened where its ACL has to be asked.
+/// Returns an error if other users can write the directory or file. Calls `open` only if the ACL has to be read.
 pub(super) fn check_writers<D: AsFd>(
     way: TrustPolicy,
     stat: &FileStat,
@@ -351,8 +356,8 @@ pub(super) fn check_writers<D: AsFd>(
     Ok(())
 }
 
-/// Whether the group that may write is root's (or ours, where we are not root) and no ACL hides others behind the
-/// group's bits.
+/// Whether the group with write permission is root's (or this process's group, if it does not run as root) and
+/// there is no ACL. An ACL could give write permission to other users behind the group bits.
 fn is_trusted_group<D: AsFd>(
     stat: &FileStat,
     path: &Path,
@@ -365,7 +370,7 @@ fn is_trusted_group<D: AsFd>(
     Ok(acl.context("read the ACL of", path)?.is_none())
 }
 
-/// The names a path is made of. It has to be absolute and without `..`, so that every name is one step down.
+/// The components of a path. The path must be absolute and without `..`, so that every name is one step down.
 fn normal_components(path: &Path) -> Result<Vec<OsString>, FileError> {
     let refuse = |why: &str| FileError::unsafe_path(path, why);
     if !path.is_absolute() {
@@ -382,7 +387,7 @@ fn normal_components(path: &Path) -> Result<Vec<OsString>, FileError> {
     Ok(names)
 }
 
-/// Splits a file's path in its directory and its name.
+/// Splits a file's path into its directory and its name.
 pub(super) fn split_parent_and_name(path: &Path) -> Result<(&Path, &OsStr), FileError> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok((parent, name)),

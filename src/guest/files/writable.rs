@@ -1,5 +1,5 @@
-//! Whether a file could be replaced now: the kernel is asked, nothing is changed. A command that writes several files is
-//! refused before the first one.
+//! Checks whether a file could be replaced now, without a change. So a command that writes several files can fail
+//! before it writes the first one.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -19,11 +19,11 @@ use super::replace::FileTarget;
 use super::root_file;
 use super::walk::TrustPolicy;
 
-/// Whether [`super::replace_root_file`] could put bytes in the file's place, which has to be what `expected` says. With
-/// `follows_link`, a link there is followed.
+/// Whether [`super::replace_root_file`] could write the file, whose content must match `expected`. If
+/// `follows_link` is true, a link at `path` is followed.
 ///
 /// # Errors
-/// Why it could not.
+/// Why the file could not be written.
 pub fn check_root_file_writable(
     path: &Path,
     expected: Option<&ContentHash>,
@@ -43,10 +43,11 @@ pub fn check_root_file_writable(
     check_target_writable(&target, expected)
 }
 
-/// The same for the user's authorized_keys file. Where its directory is to be made, that of the one above it.
+/// Same as [`check_root_file_writable`], for the user's authorized_keys file. If its directory would have to be
+/// created, the check is for the parent of that directory.
 ///
 /// # Errors
-/// Why it could not be written.
+/// Why the file could not be written.
 pub fn check_key_file_writable(
     account: &Account,
     path: &Path,
@@ -57,7 +58,7 @@ pub fn check_key_file_writable(
     })
 }
 
-/// Whether a file can be renamed over this one.
+/// Whether a file can be renamed over this target.
 fn check_target_writable(target: &FileTarget<'_>, expected: Option<&ContentHash>) -> Result<(), FileError> {
     let found = target.read_expected(expected)?;
     let path = target.path();
@@ -68,20 +69,21 @@ fn check_target_writable(target: &FileTarget<'_>, expected: Option<&ContentHash>
     Ok(())
 }
 
-/// Whether entries of a directory can be made and renamed: it is mounted read-write and bears no flag of chattr(1).
+/// Whether entries of a directory can be created and renamed: it is mounted read-write, and no flag of chattr(1)
+/// forbids it.
 fn check_directory_writable(directory: impl AsFd) -> io::Result<()> {
     faccessat(&directory, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::empty())?;
     check_inode_flags(directory, false)
 }
 
-/// Whether a file can be renamed over this one: access(2) does not tell of a file that is append-only, or on which
-/// something is mounted.
+/// Whether a file can be renamed over this one. access(2) does not detect an append-only file or a mount point.
 fn check_replaceable(file: impl AsFd) -> io::Result<()> {
     check_inode_flags(file, true)
 }
 
 fn check_inode_flags(place: impl AsFd, is_file: bool) -> io::Result<()> {
-    // Before Linux 4.11, or under a filter of system calls, nobody says: the write will.
+    // Before Linux 4.11, or under a filter of system calls, statx(2) is not available. Then only the write itself
+    // shows the error.
     let Ok(said) = statx(place, "", StatxFlags::EMPTY_PATH, ResolvedOrder::empty()) else { return Ok(()) };
     if said.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
         return Err(Errno::EPERM.into());

@@ -1,6 +1,7 @@
-//! Looks that may never end: at the name service, and at files on a mount whose server is away (KP-8.14). A child of
-//! this very program goes first. One that does not answer in time is killed, and left behind where it cannot be: no lock,
-//! no descriptor and no thread of this process is its.
+//! Look-ups that may hang: at the name service, and at files on a mount whose server does not respond (KP-8.14). A
+//! child process that runs this same program does the look-up first. If it does not answer in time, the agent
+//! kills it. A child that cannot be killed is left behind; it shares no lock, no descriptor and no thread with
+//! this process.
 //!
 //! ```text
 //!   this process ──question──► scout ──► getpwnam(3), lstat(2), read(2), …
@@ -8,7 +9,7 @@
 //!        │  ◄──answer─────────── │        no answer in 8 s: killed; its place is silent from then on
 //! ```
 //!
-//! A second look at a silent place is refused at once and adds no child.
+//! A second look-up at a silent place fails at once and starts no child.
 
 mod serve;
 mod wire;
@@ -35,44 +36,45 @@ pub(crate) use serve::answer_questions;
 pub(super) use wire::{MountIdentity, PasswdEntry};
 use wire::{ScoutQuestion, ScoutReply};
 
-/// How long a look may take; what comes before and after it has the rest of KP-8.14's ten seconds.
+/// The timeout of one look-up. KP-8.14 allows ten seconds in total; the steps before and after the look-up use the
+/// rest.
 const SCOUT_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// The most scouts that are left behind; each hangs at a place of its own.
+/// The maximum number of hung scouts. Each hangs at a different place.
 const MAX_HUNG_SCOUTS: usize = 8;
 
-/// The word that makes this program a scout.
+/// The subcommand that runs this program as a scout.
 pub(crate) const SCOUT_SUBCOMMAND: &str = "scout";
 
-/// The most that is read of one reply.
+/// The maximum size of one reply, in bytes.
 const MAX_SCOUT_REPLY_BYTES: usize = 4 * 1024 * 1024;
 
-/// A place that did not answer.
+/// The target of a look-up, for messages about a look-up that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookupTarget {
-    /// nsswitch.conf(5)'s sources of accounts.
+    /// The sources of accounts in nsswitch.conf(5).
     NameService,
     /// A mount.
     Mount {
-        /// Where it is.
+        /// Its mount point.
         point: PathBuf,
         /// The type of its file system.
         kind: String,
         /// `major:minor`.
         device: String,
     },
-    /// One of the files that a pattern matches, or a file of /proc.
+    /// A path: for example a file of an Include pattern, or a file of /proc.
     Path(PathBuf),
-    /// Too many children hang already.
+    /// Too many scouts hang already.
     TooManyHung,
 }
 
-/// Why there is no answer.
+/// Why a look-up has no answer.
 #[derive(Debug)]
 pub enum LookupError {
-    /// None came in time.
+    /// No answer came in time.
     TimedOut(LookupTarget),
-    /// Nobody could be sent.
+    /// The scout could not be started, or it failed.
     Io(io::Error),
 }
 
@@ -125,30 +127,31 @@ impl From<LookupError> for io::Error {
     }
 }
 
-/// A place that does not answer, and the child that still hangs there.
+/// A place that does not answer, and the scout that still hangs there, if any.
 struct HungLookup {
     place: LookupTarget,
     left: Option<Child>,
 }
 
-/// A scout that waits for questions.
+/// A running scout, and its pipes.
 struct ScoutProcess {
     child: Child,
     questions: ChildStdin,
     replies: ChildStdout,
-    /// What was read and is no whole line yet.
+    /// Bytes of a reply line that is not complete yet.
     buffer: Vec<u8>,
-    /// Whose namespaces it has.
+    /// The thread that started the scout. The scout is in the namespaces of that thread.
     sender: ThreadId,
 }
 
-/// All that this process knows of its scouts.
+/// The state of all scouts of this process.
 struct ScoutPool {
-    /// This program; `None` where it is another that uses this crate: it looks for itself.
+    /// The executable of this program. `None` if another program uses this crate; then the process does the
+    /// look-ups itself.
     program: Option<PathBuf>,
     waiting: Option<ScoutProcess>,
     silent: Vec<HungLookup>,
-    /// Entries and groups that were asked for since the last [`rest`].
+    /// Accounts and groups that were looked up since the last [`reset_scouts`].
     known: Vec<(ScoutQuestion, ScoutReply)>,
 }
 
@@ -159,14 +162,14 @@ fn lock_scout_pool() -> MutexGuard<'static, ScoutPool> {
     SCOUT_POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on this program's own children look first.
+/// Enables scouts: from now on, a child of this program does each look-up first.
 pub(crate) fn enable() {
-    // Also where the program was replaced by an upgrade, proc(5).
+    // This link also works after an upgrade replaced the program's file, proc(5).
     lock_scout_pool().program = Some(PathBuf::from("/proc/self/exe"));
 }
 
-/// At the end of a command: the scout that waits goes, and what did not answer may be asked once more, unless a child
-/// still hangs there.
+/// Ends the idle scout and clears the cache. Called at the end of a command. A place that did not answer may be
+/// asked again, unless a scout still hangs there.
 pub fn reset_scouts() {
     let mut scouts = lock_scout_pool();
     scouts.known.clear();
@@ -179,7 +182,8 @@ pub fn reset_scouts() {
     scouts.forget_ended();
 }
 
-/// Before a thread with namespaces of its own ends: a scout that it sent is in them, and goes with it.
+/// Ends the scout that the calling thread started. Called before a thread with its own namespaces ends, because
+/// the scout is in these namespaces.
 pub(super) fn end_scout_of_thread() {
     let mut scouts = lock_scout_pool();
     let own = thread::current().id();
@@ -188,18 +192,19 @@ pub(super) fn end_scout_of_thread() {
     }
 }
 
-/// What did not answer since the last [`rest`], or hangs since longer.
+/// The places that did not answer since the last [`reset_scouts`], or where a scout still hangs.
 pub(super) fn unresponsive_targets() -> Vec<LookupTarget> {
     lock_scout_pool().silent.iter().map(|silent| silent.place.clone()).collect()
 }
 
-/// Whether everything on the way to a path, and what stands there, answers, if only by an error.
+/// Checks that every component of a path, and the entry at the path, responds. An error from the system counts as
+/// a response.
 ///
 /// # Errors
-/// That it does not.
+/// A component does not respond.
 pub(super) fn check_responsive(path: &Path) -> Result<(), LookupError> {
     let mut scouts = lock_scout_pool();
-    // What this process says of itself answers.
+    // The kernel answers for this process's own files in /proc.
     if scouts.program.is_none() || !path.is_absolute() || path.starts_with("/proc") {
         return Ok(());
     }
@@ -210,10 +215,10 @@ pub(super) fn check_responsive(path: &Path) -> Result<(), LookupError> {
     }
 }
 
-/// What a pattern of an Include directive matches.
+/// The files that a pattern of an Include directive matches.
 ///
 /// # Errors
-/// That a directory on the way does not answer.
+/// A directory on the path does not respond.
 pub(super) fn expand_include(pattern: PathBuf) -> Result<IncludedFiles, LookupError> {
     let question = ScoutQuestion::Expand(path_bytes(&pattern));
     match lock_scout_pool().ask_with_retry(&question, LookupTarget::Path(pattern.clone()))? {
@@ -225,11 +230,11 @@ pub(super) fn expand_include(pattern: PathBuf) -> Result<IncludedFiles, LookupEr
     }
 }
 
-/// A file's bytes, `limit` of them at most. For files of /proc that another process can keep from being read, as its
-/// command line by a page that never comes.
+/// Reads at most `limit` bytes of a file. Meant for files in /proc whose read another process can block. An
+/// example is a command line in a memory page that never becomes available.
 ///
 /// # Errors
-/// The system's; that it does not answer.
+/// The system's error, or that the file does not respond.
 pub(super) fn read_file_prefix(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let question = ScoutQuestion::Content { path: path_bytes(path), limit };
     match lock_scout_pool()
@@ -242,18 +247,18 @@ pub(super) fn read_file_prefix(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The entry of passwd(5) of this name; `None` where there is none.
+/// The passwd(5) entry of a user name; `None` if there is none.
 ///
 /// # Errors
-/// That the name service does not answer, or fails.
+/// The name service does not respond, or fails.
 pub(super) fn lookup_user_by_name(name: &str) -> io::Result<Option<PasswdEntry>> {
     lookup_user(ScoutQuestion::Entry(name.as_bytes().to_vec()))
 }
 
-/// The same by uid.
+/// Same as [`lookup_user_by_name`], by uid.
 ///
 /// # Errors
-/// As for [`entry`].
+/// As for [`lookup_user_by_name`].
 pub(super) fn lookup_user_by_uid(uid: u32) -> io::Result<Option<PasswdEntry>> {
     lookup_user(ScoutQuestion::EntryOfUid(uid))
 }
@@ -269,7 +274,7 @@ fn lookup_user(question: ScoutQuestion) -> io::Result<Option<PasswdEntry>> {
 /// The names of a user's groups, the primary one first.
 ///
 /// # Errors
-/// As for [`entry`].
+/// As for [`lookup_user_by_name`].
 pub(super) fn lookup_groups(name: &str, gid: u32) -> io::Result<Vec<String>> {
     match lock_scout_pool().ask_cached(ScoutQuestion::Groups { name: name.as_bytes().to_vec(), gid })? {
         ScoutReply::Groups(groups) => Ok(groups),
@@ -294,7 +299,7 @@ impl From<MountIdentity> for LookupTarget {
 }
 
 impl ScoutPool {
-    /// The same question once a command: its answer stands until the next [`rest`].
+    /// Asks each question once per command. The answer is cached until the next [`reset_scouts`].
     fn ask_cached(&mut self, question: ScoutQuestion) -> Result<ScoutReply, LookupError> {
         if let Some((_, reply)) = self.known.iter().find(|(known, _)| *known == question) {
             return Ok(reply.clone());
@@ -306,7 +311,7 @@ impl ScoutPool {
         Ok(reply)
     }
 
-    /// Sends a scout. `place` is where it is as long as it says nothing else.
+    /// Sends the question to a scout. `place` is the place in the error, unless the scout reports a mount.
     fn ask_with_retry(
         &mut self,
         question: &ScoutQuestion,
@@ -318,7 +323,7 @@ impl ScoutPool {
         if self.silent.iter().any(|silent| silent.place == place) {
             return Err(LookupError::TimedOut(place));
         }
-        // One that ended by itself, or was ended by somebody, is no silence: once more.
+        // A scout that exited or was killed by another process is not a hang, so try once more.
         let mut tries = 2;
         loop {
             tries -= 1;
@@ -362,7 +367,7 @@ impl ScoutPool {
         self.silent.iter().filter_map(mount).collect()
     }
 
-    /// How many children hang.
+    /// The number of scouts that still hang.
     fn count_hung(&mut self) -> usize {
         for silent in &mut self.silent {
             silent.left.take_if(|child| !matches!(child.try_wait(), Ok(None)));
@@ -370,7 +375,7 @@ impl ScoutPool {
         self.silent.iter().filter(|silent| silent.left.is_some()).count()
     }
 
-    /// Forgets the places at which no child hangs.
+    /// Removes the places at which no scout hangs any more.
     fn forget_ended(&mut self) {
         self.count_hung();
         self.silent.retain(|silent| silent.left.is_some());
@@ -389,12 +394,12 @@ impl ScoutProcess {
         }
     }
 
-    /// The answer; `None` where none came in time. `place` follows the scout.
+    /// Asks the scout; `None` if no answer came in time. `place` is updated to the mount that the scout reports.
     fn ask(&mut self, question: &ScoutQuestion, place: &mut LookupTarget) -> io::Result<Option<ScoutReply>> {
         let deadline = Instant::now() + SCOUT_TIMEOUT;
         let mut line = serde_json::to_vec(question)?;
         line.push(b'\n');
-        // It waits for this line, which the pipe holds as a whole.
+        // This write does not block: the scout waits for this line, and the pipe can hold all of it.
         self.questions.write_all(&line)?;
         loop {
             while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -412,7 +417,7 @@ impl ScoutProcess {
                 return Ok(None);
             }
             let mut ends = [PollFd::new(self.replies.as_fd(), PollFlags::POLLIN)];
-            // Rounded up, or the last millisecond would be waited for without rest.
+            // Round up. Otherwise the loop would spin during the last millisecond.
             let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
             match poll(&mut ends, timeout) {
                 Ok(0) | Err(Errno::EINTR) => continue,

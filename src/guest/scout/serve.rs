@@ -1,4 +1,4 @@
-//! The scout's side: it looks, and may never come back from it.
+//! The scout's side. Its look-ups may hang.
 
 use std::collections::VecDeque;
 use std::ffi::{CString, OsStr, OsString};
@@ -16,13 +16,13 @@ use super::super::config_tree;
 use super::super::files::{MAX_KEY_FILE_BYTES, MountTable};
 use super::wire::{MountIdentity, PasswdEntry, ScoutQuestion, ScoutReply};
 
-/// The most links on the way to a file, path_resolution(7).
+/// The maximum number of links on the path to a file, path_resolution(7).
 const MAX_SYMLINKS: usize = 40;
 
-/// Answers questions until there are no more.
+/// Answers questions until the input ends.
 ///
 /// # Errors
-/// That nobody listens any more.
+/// Reading a question or writing an answer failed, for example because the parent closed the pipe.
 pub(crate) fn answer_questions(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     let mut say = |reply: &ScoutReply| {
         let mut line = serde_json::to_vec(reply)?;
@@ -38,7 +38,7 @@ pub(crate) fn answer_questions(input: impl BufRead, mut output: impl Write) -> i
     Ok(())
 }
 
-/// The answer; `say` is told of each mount before it is touched.
+/// Answers one question. Calls `say` with each mount before the mount is accessed.
 pub(super) fn answer_question(
     question: &ScoutQuestion,
     say: &mut impl FnMut(&ScoutReply) -> io::Result<()>,
@@ -93,13 +93,13 @@ fn list_group_names(name: &[u8], primary: Gid) -> nix::Result<Vec<String>> {
         if gid == primary {
             continue;
         }
-        // A group without a name is in no one's AllowGroups: sshd leaves it out too.
+        // A group without a name cannot be in AllowGroups. sshd omits it too.
         groups.extend(not_found_as_none(Group::from_gid(gid))?.map(|group| group.name));
     }
     Ok(groups)
 }
 
-/// "Not found" in the ways getpwnam(3) lists, some of which are errors.
+/// Converts the errors that getpwnam(3) lists for "not found" to `None`.
 fn not_found_as_none<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
     match answer {
         Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
@@ -107,8 +107,8 @@ fn not_found_as_none<T>(answer: nix::Result<Option<T>>) -> nix::Result<Option<T>
     }
 }
 
-/// Walks to a path, link after link, and reads what stands there. An error is an answer: whoever sent the scout meets it
-/// by himself.
+/// Follows a path component by component, with links, and reads the entry at its end. A system error counts as an
+/// answer: the process that sent the question gets the same error when it accesses the path.
 fn traverse_path(
     path: &Path,
     silent: &[MountIdentity],
@@ -151,18 +151,18 @@ fn traverse_path(
             pending.push_front(part);
         }
     }
-    // An error is the reader's own to meet.
+    // Ignore an error: the process that reads the path next gets it too.
     let _ = read_through(&current);
     Ok(ScoutReply::Reached)
 }
 
-/// The components of a path that are names or steps upwards.
+/// The components of a path that are names or `..`.
 fn split_components(path: &Path) -> VecDeque<OsString> {
     let is_step = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
     path.components().filter(is_step).map(|part| part.as_os_str().to_owned()).collect()
 }
 
-/// Reads a regular file to its end, and the beginning of a directory.
+/// Reads a regular file to its end, or the first entry of a directory.
 fn read_through(path: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(path)?;
     if metadata.is_dir() {
@@ -179,7 +179,8 @@ fn read_prefix(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Opens for reading without waiting for a writer, and without becoming a terminal's owner.
+/// Opens a file for reading. The call does not wait for a writer, and a terminal does not become the controlling
+/// terminal.
 fn open_nonblocking(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits()).open(path)
 }

@@ -1,63 +1,63 @@
-//! What this process and its scout say to one another: a line of JSON each. Paths and names are bytes, which need not be
-//! UTF-8.
+//! The messages between this process and its scout, one JSON object per line. Paths and names are bytes, because
+//! they need not be UTF-8.
 
 use serde::{Deserialize, Serialize};
 
-/// What the scout is sent out for.
+/// A question to the scout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ScoutQuestion {
-    /// The entry of passwd(5) of this name.
+    /// The passwd(5) entry of this name.
     Entry(Vec<u8>),
-    /// The entry of this uid.
+    /// The passwd(5) entry of this uid.
     EntryOfUid(u32),
     /// The names of all groups of a user, the primary one first.
     Groups {
-        /// His login name.
+        /// The user's login name.
         name: Vec<u8>,
         /// The primary group's id.
         gid: u32,
     },
-    /// The way to a path, and what stands there, read to its end.
+    /// Whether each component of a path responds; the entry at its end is read to the end.
     Reach {
         /// The path.
         path: Vec<u8>,
-        /// The mounts that did not answer before: nothing on them is touched.
+        /// The mounts that did not respond before. The scout must not access them.
         silent: Vec<MountIdentity>,
     },
-    /// What a pattern of an Include directive matches.
+    /// The files that a pattern of an Include directive matches.
     Expand(Vec<u8>),
     /// A file's bytes.
     Content {
         /// The path.
         path: Vec<u8>,
-        /// The most that is read.
+        /// The maximum number of bytes to read.
         limit: u64,
     },
 }
 
-/// What the scout says.
+/// A message from the scout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ScoutReply {
-    /// No answer yet: it goes on to this mount.
+    /// Not the answer yet: the scout is about to access this mount.
     At(MountIdentity),
-    /// `Entry` and `EntryOfUid`.
+    /// The answer to `Entry` and `EntryOfUid`.
     Entry(Option<PasswdEntry>),
-    /// `Groups`.
+    /// The answer to `Groups`.
     Groups(Vec<String>),
-    /// `Reach`: all of it answered, if only by an error.
+    /// The answer to `Reach`: every component responded, possibly with an error.
     Reached,
-    /// `Reach`: the way leads to a mount that did not answer before.
+    /// The answer to `Reach`: the path leads to a mount that did not respond before.
     Silent(MountIdentity),
-    /// `Expand`.
+    /// The answer to `Expand`.
     Expanded {
         /// Whether the pattern's directory exists.
         directory_exists: bool,
-        /// The files.
+        /// The matching files.
         files: Vec<Vec<u8>>,
     },
-    /// `Content`.
+    /// The answer to `Content`.
     Content(Vec<u8>),
-    /// The system's error.
+    /// The system's errno.
     Failed(i32),
 }
 
@@ -76,10 +76,10 @@ pub(in crate::guest) struct PasswdEntry {
     pub(in crate::guest) shell: Vec<u8>,
 }
 
-/// One mount. Another one at the same point has another device.
+/// One mount. A different mount at the same point has another device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::guest) struct MountIdentity {
-    /// Where.
+    /// The mount point.
     pub(in crate::guest) point: Vec<u8>,
     /// `major:minor`.
     pub(in crate::guest) device: String,

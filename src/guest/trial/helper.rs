@@ -1,6 +1,7 @@
-//! The helper unit's side of a trial and the daemon's: the daemon's sandbox allows no namespaces and no change of user,
-//! so a service that a socket unit starts (`keypair-agent-trial.socket`) asks for it. One JSON question a connection, one
-//! JSON answer. The helper finds sshd itself: its caller names no program.
+//! Both sides of the connection between the daemon and the trial helper. The daemon's sandbox allows no namespaces
+//! and no change of user. So the daemon asks a service that a socket unit (`keypair-agent-trial.socket`) starts.
+//! Each connection carries one JSON question and one JSON answer. The helper finds sshd itself; the daemon cannot
+//! name a program.
 
 use std::io::{self, BufWriter, Read, Write};
 use std::net::Shutdown;
@@ -19,35 +20,35 @@ use crate::policy::trial::{TrialOutcome, TrialRequest};
 /// The socket's name in the run directory.
 const HELPER_SOCKET_NAME: &str = "trial.sock";
 
-/// How long a question and its answer may take.
+/// The timeout for each read and each write on the socket.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The most bytes of a question: a key file as it will be is in it.
+/// The maximum size of a question in bytes. A question contains the planned key files.
 const MAX_QUESTION_BYTES: u64 = 32 * 1024 * 1024;
 
-/// The most bytes of an answer.
+/// The maximum size of an answer in bytes.
 const MAX_ANSWER_BYTES: u64 = 1024 * 1024;
 
-/// The most connections of one question.
+/// The maximum number of connections in one question.
 const MAX_CONNECTIONS: usize = 64;
 
-/// What the helper says.
+/// The helper's reply.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum HelperReply {
-    /// An answer for each connection.
+    /// One answer for each connection.
     Answers(Vec<TrialOutcome>),
-    /// The question is refused; the text says why.
+    /// The helper refused the question, for this reason.
     Error(String),
 }
 
-/// Asks the helper; `None` where there is none.
+/// Asks the helper; `None` if there is no helper socket.
 pub(super) fn ask_helper(run_dir: &Path, question: &TrialRequest) -> Option<Vec<TrialOutcome>> {
     let path = run_dir.join(HELPER_SOCKET_NAME);
     let stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        // The socket's file outlives its unit.
+        // The file of the socket remains after its unit has stopped.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Some(super::all_not_taken(question, &describe_helper_not_running(run_dir)));
         }
@@ -61,7 +62,7 @@ pub(super) fn ask_helper(run_dir: &Path, question: &TrialRequest) -> Option<Vec<
     })
 }
 
-/// What is missing where the helper's socket is.
+/// The message if no helper listens on the socket.
 pub(super) fn describe_helper_not_running(run_dir: &Path) -> String {
     format!(
         "the trial's helper does not listen at {}: systemctl start keypair-agent-trial.socket",
@@ -90,10 +91,10 @@ fn send_question(mut stream: UnixStream, question: &TrialRequest) -> io::Result<
     Ok(serde_json::from_slice(&answer)?)
 }
 
-/// The helper's service: reads one question, asks, writes the answer.
+/// The helper's main function: reads one question, runs the trial and writes the answer.
 ///
 /// # Errors
-/// That the connection failed.
+/// Reading the question or writing the answer failed.
 pub fn serve_trial_question(
     settings: &SshdSettings,
     input: impl Read,
@@ -112,11 +113,11 @@ pub fn serve_trial_question(
 /// Why the helper refuses a question.
 #[derive(Debug)]
 enum QuestionError {
-    /// It is longer than a question may be.
+    /// It is longer than [`MAX_QUESTION_BYTES`].
     TooLong,
-    /// It is no question.
+    /// It is not a valid question.
     Malformed(serde_json::Error),
-    /// It asks for something that a trial does not need.
+    /// It contains something that a trial does not need.
     NotAllowed(&'static str),
     /// sshd or the account cannot be found, or the key file is unsafe.
     Refused(crate::policy::outcome::Refusal),
@@ -160,7 +161,7 @@ fn run_requested_trial(settings: &SshdSettings, bytes: &[u8]) -> Result<Vec<Tria
             .map_err(|error| QuestionError::Refused(error.into()))?;
     }
     let sshd = sshd::inspect_sshd(settings, &question.user).map_err(QuestionError::Refused)?;
-    // An unprivileged container allows the helper no namespaces either.
+    // In an unprivileged container, the helper may not create namespaces either.
     Ok(super::ask_in_namespaces(settings, &sshd, &question)
         .unwrap_or_else(|no_namespaces| super::ask_over_pipe(settings, &sshd, &question, &no_namespaces)))
 }

@@ -1,5 +1,6 @@
-//! The trial: a private sshd is asked whether it would accept a key (KP-10.1 and KP-10.3). By this process where it
-//! may make namespaces, else by the helper unit, else over a pipe.
+//! The trial: the agent asks a private sshd whether it would accept a key (KP-10.1 and KP-10.3). This process runs
+//! it if it may create namespaces. Otherwise the helper unit runs it. Without a helper, the question goes over a
+//! pipe.
 //!
 //! ```text
 //!   this process ──► a thread in a network and a mount namespace of its own
@@ -27,10 +28,10 @@ use super::{child, scout, ssh_client, systemd};
 use crate::policy::observation::{ConfigTree, Sshd};
 use crate::policy::trial::{CandidateConfig, TrialOutcome, TrialRequest, build_candidate_config};
 
-/// Where sshd records failed logins of unknown users: a trial leaves no record.
+/// The file in which sshd records failed logins of unknown users. A trial must not add a record.
 const BTMP_PATH: &str = "/var/log/btmp";
 
-/// Asks a private sshd; an answer for each connection of the question.
+/// Asks a private sshd. Returns one answer for each connection of the question.
 pub(super) fn ask_private_sshd(
     settings: &SshdSettings,
     sshd: &Sshd,
@@ -51,7 +52,7 @@ pub(super) fn ask_private_sshd(
     }
 }
 
-/// Under systemd there is a helper that would have known more.
+/// Adds to an answer that the helper is not running, because it could have given a better answer.
 fn add_helper_hint(settings: &SshdSettings, answer: TrialOutcome) -> TrialOutcome {
     let more = |why: String| {
         format!("{}; without it: {why}", helper::describe_helper_not_running(&settings.run_dir))
@@ -63,10 +64,10 @@ fn add_helper_hint(settings: &SshdSettings, answer: TrialOutcome) -> TrialOutcom
     }
 }
 
-/// Asks in namespaces of this process.
+/// Runs the trial in new namespaces of a thread of this process.
 ///
 /// # Errors
-/// That this process may not make namespaces.
+/// This process may not create namespaces.
 fn ask_in_namespaces(
     settings: &SshdSettings,
     sshd: &Sshd,
@@ -85,7 +86,8 @@ fn ask_in_namespaces(
         });
         asked.join().unwrap_or_else(|_| Err(io::Error::other("the thread of the trial ended")))
     })?;
-    // Whom the name service knows here alone is asked about where it can be reached.
+    // sshd did not know the user. The name service may be reachable only outside of the network namespace, so ask
+    // again over a pipe.
     let asks_again = !question.needs_addresses && question.key_files.is_empty();
     if asks_again && answers.iter().any(|(_, knows_user)| !knows_user) {
         return Ok(ask_once_over_pipe(directory.path(), sshd, question));
@@ -93,7 +95,7 @@ fn ask_in_namespaces(
     Ok(answers.into_iter().map(|(answer, _)| answer).collect())
 }
 
-/// The private directory, if there is a client to ask with.
+/// Creates the private directory. Returns an error text if no ssh client is installed.
 fn make_trial_directory(settings: &SshdSettings) -> Result<ScratchDir, String> {
     if !child::is_installed(ssh_client::SSH_PROGRAM) {
         return Err("there is no ssh client: install openssh-client (openssh-clients)".to_owned());
@@ -107,7 +109,7 @@ fn all_not_taken(question: &TrialRequest, why: &str) -> Vec<TrialOutcome> {
     question.connections.iter().map(|_| TrialOutcome::NotTaken(why.to_owned())).collect()
 }
 
-/// In the thread that entered them: each answer, and whether sshd knew the user.
+/// Runs in the thread that entered the namespaces. Returns each answer, and whether sshd knew the user.
 fn ask_each_connection(
     mut namespaces: Namespaces,
     directory: &Path,
@@ -160,7 +162,7 @@ fn ask_each_connection(
     answers
 }
 
-/// The candidate's main file as a private file; included files that differ at their own paths.
+/// Writes the candidate's main file as a private file, and mounts changed included files at their own paths.
 fn mount_candidate_config(
     stand: &mut PlannedFiles<'_>,
     tree: &ConfigTree,
@@ -177,7 +179,7 @@ fn mount_candidate_config(
     stand.write_private_file(&main)
 }
 
-/// Where no namespace can be made: sshd sees no address, and the key files as they stand.
+/// The trial without namespaces: sshd sees no client address, and sees the key files as they are now.
 fn ask_over_pipe(
     settings: &SshdSettings,
     sshd: &Sshd,
@@ -201,7 +203,8 @@ fn ask_over_pipe(
     }
 }
 
-/// One run over a pipe stands for every connection: the configuration does not tell them apart.
+/// Runs sshd once over a pipe and uses its answer for every connection. The caller knows that the configuration
+/// does not distinguish them.
 fn ask_once_over_pipe(directory: &Path, sshd: &Sshd, question: &TrialRequest) -> Vec<TrialOutcome> {
     let config = directory.join("candidate");
     let CandidateConfig { main, .. } = build_candidate_config(&sshd.config, &question.ahead);

@@ -12,26 +12,26 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::netlink::Netlink;
 
-/// How long an address may take to be usable.
+/// How long to wait until an address is usable.
 const CONNECTED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often that is tried.
+/// The pause between two tests of the address.
 const CONNECTED_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long a packet of one try may take.
+/// The receive timeout for one packet of a test.
 const PACKET_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// The namespaces that the calling thread is in.
+/// The new namespaces of the calling thread.
 pub(super) struct Namespaces {
     netlink: Netlink,
 }
 
 impl Namespaces {
-    /// Moves the calling thread into new namespaces, with the loopback device up. No mount that is made in them is
-    /// seen outside.
+    /// Moves the calling thread into new namespaces and brings the loopback device up. Mounts in these namespaces
+    /// are not visible outside.
     ///
     /// # Errors
-    /// `EPERM` where this process may not make namespaces, as in an unprivileged container.
+    /// `EPERM` if this process may not create namespaces, as in an unprivileged container.
     pub(super) fn enter() -> io::Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
@@ -40,10 +40,11 @@ impl Namespaces {
         Ok(Self { netlink })
     }
 
-    /// Gives this machine's side of a connection its address. False where the kernel has no such address family.
+    /// Adds an address of a connection to this machine. Returns false if the kernel does not support the address
+    /// family.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub(super) fn add_address(&mut self, address: IpAddr) -> io::Result<bool> {
         match self.netlink.add_address(address) {
             Ok(()) => Ok(true),
@@ -52,11 +53,11 @@ impl Namespaces {
         }
     }
 
-    /// Waits until packets from each address reach the other: the kernel makes IPv6 addresses usable a moment after they
-    /// were added, and for some of it has a route to them that nothing receives by.
+    /// Waits until packets from each address reach the other. The kernel makes an IPv6 address usable a moment
+    /// after it is added. During part of that time it has a route to the address, but does not deliver packets.
     ///
     /// # Errors
-    /// The kernel's last answer, once the time is over.
+    /// The error of the last test, after the timeout.
     pub(super) fn wait_until_connected(&self, one: IpAddr, other: IpAddr) -> io::Result<()> {
         let deadline = Instant::now() + CONNECTED_TIMEOUT;
         loop {
@@ -67,24 +68,24 @@ impl Namespaces {
         }
     }
 
-    /// Shows `source` in the place of `target`, which exists.
+    /// Mounts `source` over `target`, which must exist.
     ///
     /// # Errors
-    /// Those of mount(2).
+    /// The errors of mount(2).
     pub(super) fn bind_mount(&self, source: &Path, target: &Path) -> io::Result<()> {
         Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
     }
 
-    /// The same, with what is mounted below `source`.
+    /// Same as [`Namespaces::bind_mount`], including the mounts below `source`.
     ///
     /// # Errors
-    /// Those of mount(2).
+    /// The errors of mount(2).
     pub(super) fn bind_mount_recursive(&self, source: &Path, target: &Path) -> io::Result<()> {
         Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
     }
 }
 
-/// One packet of UDP each way.
+/// Sends one UDP packet in each direction.
 fn exchange_udp_packets(one: IpAddr, other: IpAddr) -> io::Result<()> {
     let (near, far) = (UdpSocket::bind((one, 0))?, UdpSocket::bind((other, 0))?);
     near.connect(far.local_addr()?)?;
@@ -97,7 +98,7 @@ fn exchange_udp_packets(one: IpAddr, other: IpAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// IPv6 is not in the kernel, or turned off (`disable_ipv6`).
+/// Whether the error means that the kernel has no IPv6, or that it is turned off (`disable_ipv6`).
 fn is_missing_family(error: &io::Error) -> bool {
     use nix::libc::{EACCES, EAFNOSUPPORT, EOPNOTSUPP, EPERM};
     error.raw_os_error().is_some_and(|errno| [EACCES, EAFNOSUPPORT, EOPNOTSUPP, EPERM].contains(&errno))

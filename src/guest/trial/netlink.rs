@@ -1,4 +1,4 @@
-//! The loopback device of a new network namespace: brought up, and given addresses, by rtnetlink(7).
+//! Brings up the loopback device of a new network namespace and adds addresses to it, by rtnetlink(7).
 
 use std::io;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-/// No duplicate address detection: the address serves at once.
+/// No duplicate address detection, so that the address is usable at once.
 const IFA_F_NODAD: u8 = 0x02;
 
 /// A netlink socket in the network namespace of the calling thread.
@@ -52,7 +52,7 @@ impl Netlink {
         self.send_request(RTM_NEWLINK, 0, &body)
     }
 
-    /// Gives the loopback device an address; one that it has already is no error.
+    /// Adds an address to the loopback device. No error if the device already has it.
     pub(super) fn add_address(&mut self, address: IpAddr) -> io::Result<()> {
         let (family, bytes) = match address {
             IpAddr::V4(v4) => (AddressFamily::Inet, v4.octets().to_vec()),
@@ -95,7 +95,7 @@ impl Netlink {
     }
 }
 
-/// The kernel's answer to a request: an NLMSG_ERROR with a negative errno, or with 0.
+/// Parses the kernel's answer to a request: an NLMSG_ERROR with a negative errno, or with 0 for success.
 fn parse_ack(answer: &[u8]) -> io::Result<()> {
     let malformed = || io::Error::other("the kernel's netlink answer is malformed");
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);

@@ -1,4 +1,5 @@
-//! Files as they will be, shown at their own paths in a mount namespace: what sshd sees there, nobody else does.
+//! Shows planned files at their own paths in a mount namespace. The private sshd sees them; processes outside of
+//! the namespace do not.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
@@ -11,28 +12,28 @@ use super::namespace::Namespaces;
 use crate::guest::accounts;
 use crate::policy::trial::PlannedKeyFile;
 
-/// The most entries of a directory that are shown again beside a new file.
+/// The maximum number of entries of a directory that are mounted in its copy beside a new file.
 const MAX_COPIED_ENTRIES: usize = 4096;
 
 /// The extended attribute with a file's access control list: acl(5).
 const XATTR_POSIX_ACL: &str = "system.posix_acl_access";
 
-/// Where the stand-ins are kept: a private directory.
+/// Creates the planned files and mounts them.
 pub(super) struct PlannedFiles<'a> {
-    /// The private directory.
+    /// The private directory for the planned files.
     pub(super) directory: &'a Path,
-    /// The namespaces in which they are shown.
+    /// The namespaces in which they are mounted.
     pub(super) namespaces: &'a Namespaces,
-    /// How many were made: their names.
+    /// The number of files created. The name of the latest file is this number.
     pub(super) count: usize,
 }
 
 impl PlannedFiles<'_> {
-    /// Shows a key file with its planned content: a file that exists keeps owner, mode and ACL; a new one is 0600 and
-    /// the user's, and so is a directory that has to be made for it, 0700.
+    /// Shows a key file with its planned content. An existing file keeps owner, mode and ACL. A new file has mode
+    /// 0600 and is owned by the user. A new directory for it has mode 0700 and is owned by the user.
     ///
     /// # Errors
-    /// Why it cannot be shown.
+    /// Why the file cannot be shown.
     pub(super) fn mount_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
         match fs::metadata(&planned.path) {
             Ok(_) => self.mount_content(&planned.path, &planned.content),
@@ -41,10 +42,10 @@ impl PlannedFiles<'_> {
         }
     }
 
-    /// Shows other content at the path of a file that exists.
+    /// Shows other content at the path of an existing file.
     ///
     /// # Errors
-    /// Why it cannot be shown.
+    /// Why the content cannot be shown.
     pub(super) fn mount_content(&mut self, path: &Path, content: &[u8]) -> io::Result<()> {
         let metadata = fs::metadata(path)?;
         let copy = self.write_private_file(content)?;
@@ -52,7 +53,7 @@ impl PlannedFiles<'_> {
         self.namespaces.bind_mount(&copy, path)
     }
 
-    /// A directory cannot get an entry by a mount: a copy of it that has the entry stands in its place.
+    /// A mount cannot add an entry to a directory. So this mounts a copy of the directory that has the new entry.
     fn mount_new_key_file(&mut self, planned: &PlannedKeyFile) -> io::Result<()> {
         let account = accounts::lookup_account(&planned.user).map_err(io::Error::other)?;
         let account = account.ok_or_else(|| io::Error::other("the user of the key file does not exist"))?;
@@ -79,7 +80,7 @@ impl PlannedFiles<'_> {
         self.namespaces.bind_mount_recursive(&copy, existing)
     }
 
-    /// A directory with owner, mode and entries of another one.
+    /// Creates a copy of a directory with the same owner, mode and entries.
     fn copy_directory(&mut self, original: &Path) -> io::Result<PathBuf> {
         let copy = self.next_path();
         DirBuilder::new().mode(0o700).create(&copy)?;
@@ -99,7 +100,7 @@ impl PlannedFiles<'_> {
                     false => write_new_file(&to, b"")?,
                 }
                 match self.namespaces.bind_mount_recursive(&from, &to) {
-                    // It went away while the directory was listed.
+                    // The entry was removed while the directory was listed.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     shown => shown?,
                 }
@@ -110,7 +111,7 @@ impl PlannedFiles<'_> {
         Ok(copy)
     }
 
-    /// A private file with this content.
+    /// Creates a private file with this content.
     pub(super) fn write_private_file(&mut self, content: &[u8]) -> io::Result<PathBuf> {
         let path = self.next_path();
         write_new_file(&path, content)?;
@@ -127,7 +128,7 @@ fn write_new_file(path: &Path, content: &[u8]) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content)
 }
 
-/// Owner, mode and ACL of the original, so that sshd judges the copy as it will judge the file.
+/// Copies owner, mode and ACL of the original, so that sshd checks the copy as it will check the real file.
 fn copy_attributes(original: &Path, metadata: &fs::Metadata, copy: &Path) -> io::Result<()> {
     chown(copy, Some(metadata.uid()), Some(metadata.gid()))?;
     fs::set_permissions(copy, Permissions::from_mode(metadata.permissions().mode() & 0o7777))?;

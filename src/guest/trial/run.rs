@@ -1,4 +1,4 @@
-//! One run: a private sshd that serves one connection, `sshd -i`, and the client that asks it.
+//! One run: a private sshd that serves one connection (`sshd -i`), and the ssh client that connects to it.
 
 use std::fs::File;
 use std::io;
@@ -22,19 +22,19 @@ use crate::policy::trial::{
     ClientReport, KeyMatch, ServerReport, TrialOutcome, TrialRequest, interpret_logs,
 };
 
-/// How often the end of the client is looked for while nobody connects.
+/// The interval, in ms, between checks whether the client has ended, while no connection arrives.
 const ACCEPT_POLL_MS: u8 = 50;
 
-/// How long a private sshd has to end after its client did.
+/// How long a private sshd may run after its client has ended.
 const SERVER_END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What sshd says where it has no host key.
+/// sshd's log message if it has no host key.
 const NO_HOST_KEY_MESSAGE: &str = "no hostkeys available";
 
-/// The most that is read of a key file for the options of one line.
+/// The maximum number of bytes read from a key file to find the options of one line.
 const MAX_MATCHED_FILE_BYTES: usize = 16 * 1024 * 1024;
 
-/// A private sshd that is yet to be run.
+/// The parameters of a private sshd.
 pub(super) struct PrivateSshd<'a> {
     /// The program.
     binary: &'a Path,
@@ -44,31 +44,31 @@ pub(super) struct PrivateSshd<'a> {
     config: PathBuf,
     /// A private directory for logs and keys.
     directory: &'a Path,
-    /// Who is asked about.
+    /// The name of the user whose login is tried.
     user: &'a str,
     /// The key.
     key: &'a PublicKey,
-    /// A throw-away host key, once it is known that there is no other.
+    /// A temporary host key, set only after sshd reported that it has none.
     host_key: Option<PathBuf>,
 }
 
 /// How the client reaches the private sshd.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Transport<'c> {
-    /// As this connection, in a network namespace.
+    /// With the addresses of this connection, in a network namespace.
     Tcp(&'c Connection),
-    /// Over a pipe: sshd sees no address.
+    /// Over a pipe. sshd sees no address.
     Pipe,
 }
 
-/// What one run left behind.
+/// The logs of one run.
 struct RunLogs {
     client: String,
     server: String,
 }
 
 impl<'a> PrivateSshd<'a> {
-    /// The listener's own program and options, with the candidate's main file and a private directory.
+    /// Uses the listener's own program and options, with the candidate's main file and a private directory.
     pub(super) fn new(
         sshd: &'a Sshd,
         question: &'a TrialRequest,
@@ -86,8 +86,9 @@ impl<'a> PrivateSshd<'a> {
         }
     }
 
-    /// Asks, with the cheapest key exchange first and the client's default where that is missing; once more with a
-    /// throw-away host key where there is none. Whether sshd knew the user is told beside the answer.
+    /// Asks with the fastest key exchange first, then with the client's default if sshd or ssh does not support
+    /// it. If sshd has no host key, asks again with a temporary one. The second value is whether sshd knew the
+    /// user.
     pub(super) fn ask(&mut self, link: Transport<'_>) -> (TrialOutcome, bool) {
         let mut kex = Some(FAST_KEX);
         loop {
@@ -125,7 +126,7 @@ impl<'a> PrivateSshd<'a> {
             Transport::Tcp(connection) => self.run_over_tcp(connection, &log, kex)?,
             Transport::Pipe => self.run_over_pipe(&log, kex)?,
         };
-        // Without a connection there is no log: then the client says why.
+        // Without a connection there is no server log. Then the client's log has the reason.
         Ok(RunLogs { client, server: read_log(&log).unwrap_or_default() })
     }
 
@@ -153,7 +154,7 @@ impl<'a> PrivateSshd<'a> {
         })
     }
 
-    /// Hands the one connection to a private sshd.
+    /// Accepts one connection and starts a private sshd on it.
     fn serve_connection(
         &self,
         listener: &TcpListener,
@@ -181,7 +182,7 @@ impl<'a> PrivateSshd<'a> {
     fn run_over_pipe(&self, log: &Path, kex: Option<&str>) -> Result<String, String> {
         let mut words = vec![quote_shell_word(&self.binary.to_string_lossy())];
         words.extend(self.arguments(kex).iter().map(|word| quote_shell_word(word)));
-        // The client puts `exec` in front of it.
+        // The client runs the command with `exec` in front of it.
         let command = format!("{} 2>{}", words.join(" "), quote_shell_word(&log.to_string_lossy()));
         let log = self
             .client_question(Route::ProxyCommand(&command), kex)
@@ -201,8 +202,8 @@ impl<'a> PrivateSshd<'a> {
         }
     }
 
-    /// The arguments of `sshd -i`. Of an option that is given twice sshd takes the first. The log goes to standard error:
-    /// with `-E`, sshd 9.8 and 9.9 write it into the connection.
+    /// The arguments of `sshd -i`. If an option is given twice, sshd uses the first. The log goes to standard
+    /// error: with `-E`, sshd 9.8 and 9.9 write the log into the connection.
     fn arguments(&self, kex: Option<&str>) -> Vec<String> {
         let mut words: Vec<String> = ["-i", "-e", "-f"].map(str::to_owned).to_vec();
         words.push(self.config.to_string_lossy().into_owned());
@@ -218,7 +219,7 @@ impl<'a> PrivateSshd<'a> {
         words
     }
 
-    /// A host key for this run alone.
+    /// Creates a host key for this trial only.
     fn generate_host_key(&self) -> Result<PathBuf, String> {
         let path = self.directory.join("host_key");
         let made = host_key::generate_host_key(&path);
@@ -227,7 +228,7 @@ impl<'a> PrivateSshd<'a> {
     }
 }
 
-/// Waits for the connection; `None` where the client ended without one.
+/// Waits for a connection; `None` if the client ended without one.
 fn accept_connection(listener: &TcpListener, is_over: &AtomicBool) -> io::Result<Option<TcpStream>> {
     loop {
         let mut ends = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -242,7 +243,7 @@ fn accept_connection(listener: &TcpListener, is_over: &AtomicBool) -> io::Result
     }
 }
 
-/// A link-local address needs the device that it is on.
+/// A link-local address needs the index of its device.
 pub(super) fn socket_address(address: IpAddr, port: u16) -> SocketAddr {
     match address {
         IpAddr::V6(v6) if is_link_local(address) => SocketAddrV6::new(v6, port, 0, LOOPBACK_INDEX).into(),
@@ -258,7 +259,7 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80)
 }
 
-/// A line of a key file, for its options.
+/// Reads the matched line of a key file, for its options.
 fn read_matched_line(at: &KeyMatch) -> Option<Vec<u8>> {
     let content = crate::guest::files::read_file(Path::new(&at.file), MAX_MATCHED_FILE_BYTES).ok()??;
     let line = content.split(|byte| *byte == b'\n').nth(at.line.checked_sub(1)?)?;

@@ -1,4 +1,4 @@
-//! From bytes to a command: every fault of the fields (KP-3.20 to KP-3.25), in the order of KP-3.26.
+//! Parses bytes into a command. It reports every fault of the fields (KP-3.20 to KP-3.25), in the order of KP-3.26.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,14 +15,14 @@ use crate::policy::public_key::PublicKey;
 use crate::policy::signature::Envelope;
 use crate::policy::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
-/// Reads a command's bytes. An envelope's payload is read as the command, and its signature is not looked at here
-/// (KP-3.42).
+/// Parses the bytes of a command. If they are an envelope, its payload is the command. This function does not check
+/// the signature (KP-3.42).
 ///
-/// The console may leave the `commandId` out: its command then gets `fallback_id`. It is answered under that id
-/// too where it is no command at all, since a person waits for an answer.
+/// The console may leave out the `commandId`, and its command then gets `fallback_id`. If the console's bytes are no
+/// command at all, the refusal also has that id, because a person waits for an answer.
 ///
 /// # Errors
-/// [`Unanswerable`] where the channel's bytes are not a JSON object with a usable `commandId`.
+/// [`Unanswerable`] if the channel's bytes are not a JSON object with a usable `commandId`.
 pub fn parse_command(
     bytes: &[u8],
     origin: Origin,
@@ -64,7 +64,7 @@ pub fn parse_command(
     })
 }
 
-/// The fields of a JSON object; the first of two of the same name, and that there were two.
+/// The fields of a JSON object. If two fields have the same name, the first one is kept and the name is recorded.
 struct CommandFields {
     map: BTreeMap<String, Value>,
     duplicate_field: Option<String>,
@@ -104,7 +104,7 @@ impl<'de> Deserialize<'de> for CommandFields {
 }
 
 impl CommandFields {
-    /// The fields of a command, bare or as an envelope's payload.
+    /// Reads the fields of a command, either bare or from an envelope's payload.
     fn from_command_bytes(bytes: &[u8]) -> Result<(Self, Option<Envelope>), Unanswerable> {
         let outer = Self::from_json(bytes)?;
         let (payload, signature) = match (outer.get("payload"), outer.get("signature")) {
@@ -116,7 +116,7 @@ impl CommandFields {
         let payload = Base64::decode_vec(payload.trim_end())
             .map_err(|_| Unanswerable("the envelope's payload is not base64".into()))?;
         let mut fields = Self::from_json(&payload)?;
-        // A fault of the envelope is the command's.
+        // A duplicate field of the envelope is a fault of the command.
         fields.duplicate_field = outer.duplicate_field.clone().or(fields.duplicate_field);
         match signature {
             Value::String(signature) => {
@@ -127,7 +127,7 @@ impl CommandFields {
         }
     }
 
-    /// The `commandId`; `None` where there is none.
+    /// Returns the `commandId`, or `None` if there is none.
     fn command_id(&self) -> Result<Option<CommandId>, Unanswerable> {
         match self.get("commandId") {
             Some(_) if self.has_conflicting_ids => {
@@ -144,7 +144,7 @@ impl CommandFields {
 
     fn from_json(bytes: &[u8]) -> Result<Self, Unanswerable> {
         serde_json::from_slice(bytes).map_err(|error| {
-            // serde_json's own message may quote the input; its place does not.
+            // serde_json's own message may quote the input, but its line and column do not.
             Unanswerable(format!(
                 "the command is not a JSON object (line {}, column {})",
                 error.line(),
@@ -153,7 +153,7 @@ impl CommandFields {
         })
     }
 
-    /// The value of a field; `null` counts as absent.
+    /// Returns the value of a field. `null` counts as absent.
     fn get(&self, name: &str) -> Option<&Value> {
         self.map.get(name).filter(|value| !value.is_null())
     }
@@ -179,7 +179,7 @@ impl CommandFields {
         }
     }
 
-    /// Both spellings, compared by meaning.
+    /// Reads the field under both spellings of its name. If both are present, they must have the same meaning.
     fn password_auth(&self) -> Result<PasswordAuth, Refusal> {
         let invalid = |why: &str| Refusal::new(Reason::InvalidPasswordAuth, format!("passWordAuth {why}"));
         let mut found = None;
@@ -216,7 +216,7 @@ impl CommandFields {
         match self.get_string("publicKey")? {
             None => Err(Refusal::new(Reason::InvalidPublicKey, "publicKey is missing")),
             Some(text) => PublicKey::parse(text).and_then(|key| {
-                // It would move a cursor wherever the file is shown.
+                // A control character would move the cursor of a terminal that shows the file.
                 if key.line().contains(|c: char| c.is_control() && c != '\t') {
                     let why = "publicKey is refused: its comment holds a control character";
                     return Err(Refusal::new(Reason::InvalidPublicKey, why));
@@ -276,7 +276,7 @@ impl CommandFields {
                     Some(Value::Bool(replace)) => *replace,
                     Some(_) => return Err(malformed_command("replace is not a boolean")),
                 };
-                // All that is malformed comes before the reasons a field has of its own.
+                // Every malformed field is reported before a fault that has its own reason.
                 let faults = [self.key_name().err(), self.public_key().err(), self.password_auth().err()];
                 let faults = faults.iter().flatten();
                 if let Some(fault) = faults.clone().find(|fault| fault.reason == Reason::MalformedCommand) {

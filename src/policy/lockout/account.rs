@@ -1,5 +1,5 @@
-//! The account itself, as far as it is asked for after the key: a shell that lets in, not expired, no forced change of the
-//! password, no nologin(5), PAM.
+//! Rules for checks of the account that happen after sshd accepted the key: the shell, the expiry, a forced password
+//! change, nologin(5) and PAM.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::policy::outcome::{Warning, WarningReason};
 const PASSWD_FILE: &str = "/etc/passwd";
 const SHADOW_FILE: &str = "/etc/shadow";
 
-/// Shells that end at once, or let nobody do anything.
+/// Shells that end at once, or that allow no work.
 const NOLOGIN_SHELLS: [&str; 7] = ["nologin", "false", "true", "sync", "halt", "shutdown", "git-shell"];
 
-/// One that ends at once is none to work with. That it exists and can be executed sshd sees to itself.
+/// Refuses a shell that ends at once. sshd itself checks that the shell exists and can be executed.
 pub(super) fn check_shell(facts: &GuardInputs<'_>) -> RuleResult {
     let account = facts.account;
     if !is_nologin_shell(&account.shell) {
@@ -24,12 +24,13 @@ pub(super) fn check_shell(facts: &GuardInputs<'_>) -> RuleResult {
     Err(account_finding(Rule::Shell, PASSWD_FILE, &cause, &format!("usermod -s /bin/sh {}", account.name)))
 }
 
-/// Whether a shell lets nobody in although it can be executed.
+/// Returns true if a shell allows no login although it can be executed.
 pub(crate) fn is_nologin_shell(shell: &Path) -> bool {
     shell.file_name().is_some_and(|name| NOLOGIN_SHELLS.iter().any(|closed| name == *closed))
 }
 
-/// The account's own end, where pam_unix asks for it: after the key. Without PAM sshd asks ahead of it.
+/// Refuses an expired account if pam_unix checks the expiry, which happens after the key. Without PAM, sshd checks the
+/// expiry before the key.
 pub(super) fn check_account_expiry(facts: &GuardInputs<'_>) -> RuleResult {
     let (name, today) = (&facts.account.name, facts.login.today);
     let entry = find_shadow_entry(facts).filter(|_| uses_pam(facts));
@@ -40,8 +41,8 @@ pub(super) fn check_account_expiry(facts: &GuardInputs<'_>) -> RuleResult {
     Err(account_finding(Rule::ExpiredAccount, SHADOW_FILE, &cause, &format!("chage -E -1 {name}")))
 }
 
-/// pam_unix refuses an account whose entry of passwd(5) refers to an entry of shadow(5) that does not exist. An entry that
-/// could not be seen may say that the account has expired.
+/// Refuses an account whose passwd(5) entry refers to a shadow(5) entry that does not exist, because pam_unix refuses
+/// it. Also refuses if the shadow(5) entry could not be read, because it may say that the account has expired.
 pub(super) fn check_shadow_entry(facts: &GuardInputs<'_>) -> RuleResult {
     if !uses_pam(facts) {
         return Ok(None);
@@ -61,7 +62,8 @@ pub(super) fn check_shadow_entry(facts: &GuardInputs<'_>) -> RuleResult {
     Err(account_finding(Rule::ShadowEntry, SHADOW_FILE, &cause, "run `pwconv`, which makes it"))
 }
 
-/// A password that must be changed first: with a terminal, PAM asks for the old one; without one it refuses.
+/// Refuses an account whose password must be changed first. With a terminal, PAM asks for the old password. Without a
+/// terminal, PAM refuses.
 pub(super) fn check_forced_password_change(facts: &GuardInputs<'_>) -> RuleResult {
     let (name, today) = (&facts.account.name, facts.login.today);
     let Some(entry) = find_shadow_entry(facts).filter(|_| uses_pam(facts)) else { return Ok(None) };
@@ -76,7 +78,7 @@ pub(super) fn check_forced_password_change(facts: &GuardInputs<'_>) -> RuleResul
     Err(account_finding(Rule::ForcedPasswordChange, SHADOW_FILE, &cause, &remedy))
 }
 
-/// nologin(5) lets nobody in but root.
+/// Refuses if nologin(5) keeps out every user except root.
 pub(super) fn check_nologin_file(facts: &GuardInputs<'_>) -> RuleResult {
     let Some(file) = facts.login.blocking_nologin_file(facts.account, facts.effective) else {
         return Ok(None);
@@ -85,7 +87,8 @@ pub(super) fn check_nologin_file(facts: &GuardInputs<'_>) -> RuleResult {
     Err(account_finding(Rule::Nologin, &file.to_string_lossy(), &cause, &format!("rm {}", file.display())))
 }
 
-/// Rules of PAM that nobody evaluates here may still refuse: PAM_NOT_EVALUATED.
+/// Refuses if a PAM rule refuses the user. Warns with PAM_NOT_EVALUATED if PAM rules that the agent does not evaluate
+/// may still refuse.
 pub(super) fn check_pam(facts: &GuardInputs<'_>) -> RuleResult {
     let [first, ..] = facts.login.pam.as_slice() else { return Ok(None) };
     if !uses_pam(facts) {

@@ -1,14 +1,15 @@
-//! What a login is good for: a session, with the user's own command, in the guest's own tree.
+//! Rules for the session after the login: a session must be possible, with the user's own shell and in the guest's own
+//! root directory.
 
 use super::{GuardInputs, Rule, RuleResult};
 use crate::policy::foreign::sanitize_text;
 
-/// A command instead of the shell: what it lets in to is not known.
+/// Refuses a forced command in place of the shell, because the agent does not know what it allows.
 pub(super) fn check_force_command(facts: &GuardInputs<'_>) -> RuleResult {
     require_keyword_unset(facts, Rule::ForceCommand, "forcecommand", "runs instead of the shell")
 }
 
-/// Another root directory, where a shell may not even exist.
+/// Refuses another root directory, because it may not even contain a shell.
 pub(super) fn check_chroot_directory(facts: &GuardInputs<'_>) -> RuleResult {
     require_keyword_unset(facts, Rule::ChrootDirectory, "chrootdirectory", "is all that the user sees")
 }
@@ -28,7 +29,7 @@ fn require_keyword_unset(facts: &GuardInputs<'_>, rule: Rule, keyword: &str, doe
     ))
 }
 
-/// Without sessions there is no shell.
+/// Refuses if sshd allows no sessions, because then there is no shell.
 pub(super) fn check_max_sessions(facts: &GuardInputs<'_>) -> RuleResult {
     if facts.effective.value("maxsessions") != "0" {
         return Ok(None);

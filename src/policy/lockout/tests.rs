@@ -1,4 +1,4 @@
-//! The guard, rule by rule.
+//! Tests of the guard, rule by rule.
 
 #![allow(clippy::unwrap_used)]
 
@@ -51,12 +51,13 @@ fn login() -> Login {
     }
 }
 
-/// The verdict on `account` where `sshd -T` says `said` ahead of what lets him in, and `main` is the text.
+/// Returns the guard's report on `account`. `said` are lines of `sshd -T` that replace the permissive defaults, and
+/// `main` is the text of the main file.
 fn guard_report(account: &Account, said: &str, main: &str, options: &[&str]) -> GuardReport {
     guard_report_with_login(account, &login(), said, main, options)
 }
 
-/// The same with what beside sshd's settings decides.
+/// Does the same with the facts besides sshd's settings that decide.
 fn guard_report_with_login(
     account: &Account,
     login: &Login,
@@ -80,10 +81,11 @@ fn guard_report_with_login(
     })
 }
 
-/// The rule and the line that refuse root, by one configuration that also is what `sshd -T` says.
+/// Returns the rule and the line that refuse root. The text serves both as the configuration and as the output of
+/// `sshd -T`.
 fn first_refusal(text: &str) -> Option<(&'static str, Option<usize>)> {
     let effective_lines = text.lines().map(|line| match line.split_once(' ') {
-        // sshd prints these lists one pattern a line.
+        // sshd prints these lists with one pattern per line.
         Some((keyword, value)) if keyword.starts_with("Allow") || keyword.starts_with("Deny") => {
             value.split(' ').map(|pattern| format!("{} {pattern}\n", keyword.to_lowercase())).collect()
         }

@@ -1,24 +1,24 @@
-//! What a result may hold at most, whatever the guest looks like (KP-3.33).
+//! The upper limits of a result, for any state of the guest (KP-3.33).
 
 use std::collections::BTreeMap;
 
 use super::super::foreign::{self, MAX_FOREIGN_CHARS};
 use super::{CommandResult, ProbeReport, Status, TrialReport, Warning, WarningReason};
 
-/// The bytes that a result stays under, as it is stored and sent.
+/// A result in its stored and sent form has fewer bytes than this.
 pub const MAX_RESULT_BYTES: usize = 48 * 1024;
 
-/// The most warnings of a list; where there were more, the last one says how many were left out.
+/// The maximum number of warnings in a list. If there were more, the last one says how many were left out.
 pub const MAX_WARNINGS: usize = 64;
 
-/// The most authentication methods that a result names.
+/// The maximum number of authentication methods in a result.
 const MAX_METHODS: usize = 16;
 
-/// The most characters of a method's name.
+/// The maximum number of characters in a method's name.
 const MAX_METHOD_CHARS: usize = 64;
 
-/// The first of these warnings, `most` at most. Of the reasons with the most warnings the most are left out, and the last
-/// one says how many.
+/// Returns the first of these warnings, at most `max_count`. Warnings of the most frequent reasons are left out first.
+/// In that case the last warning says how many were left out.
 pub fn limit_warnings(warnings: Vec<Warning>, max_count: usize) -> Vec<Warning> {
     let Some(kept) = max_count.checked_sub(1).filter(|_| warnings.len() > max_count) else { return warnings };
     let mut quota: BTreeMap<WarningReason, usize> = BTreeMap::new();
@@ -47,13 +47,13 @@ pub fn limit_warnings(warnings: Vec<Warning>, max_count: usize) -> Vec<Warning> 
 }
 
 impl CommandResult {
-    /// The result as it goes over the wire and into the state: one line of JSON, under [`MAX_RESULT_BYTES`] bytes. There is no
-    /// other way from a result to its bytes.
+    /// Returns the result as it is sent and stored: one line of JSON, under [`MAX_RESULT_BYTES`] bytes. No other
+    /// function converts a result into bytes.
     pub fn to_json(&self) -> String {
         let mut bounded = self.to_bounded();
         let mut max_warnings = MAX_WARNINGS;
         loop {
-            // Serializing fails only for maps with keys that are no strings, and there is no map here.
+            // Serializing fails only for maps whose keys are not strings, and there is no map here.
             let text = serde_json::to_string(&bounded).unwrap_or_default();
             if text.len() < MAX_RESULT_BYTES || max_warnings == 0 {
                 return text;
@@ -67,7 +67,7 @@ impl CommandResult {
         }
     }
 
-    /// The same with every text and list cut.
+    /// Returns the same result with every text and list shortened to its limit.
     fn to_bounded(&self) -> Self {
         let methods = |methods: &Option<Vec<String>>| {
             let methods = methods.as_ref()?.iter().take(MAX_METHODS);
@@ -98,7 +98,7 @@ impl CommandResult {
         }
     }
 
-    /// Also those that were read, and not made here.
+    /// Shortens the warnings, including those that were parsed from a stored result.
     fn truncated_warnings(&self) -> Vec<Warning> {
         let warnings = self.warnings.iter();
         let bounded = |warning: &Warning| Warning {
@@ -109,8 +109,8 @@ impl CommandResult {
         warnings.map(bounded).collect()
     }
 
-    /// The result in place of one whose form the service refused with `status`: the same outcome, no warnings, no text of
-    /// others.
+    /// Returns a short result for a result whose form the service refused with `status`. It has the same outcome, no
+    /// warnings, and no text from other programs.
     #[must_use]
     fn to_short_form(&self, status: u16) -> Self {
         let word = match self.status {
@@ -145,13 +145,13 @@ impl CommandResult {
     }
 }
 
-/// The short form of a result's bytes; `None` where they are none, or short already.
+/// Returns the short form of a result's bytes. Returns `None` if they are not a result, or are already short.
 pub fn shorten_result(result: &str, status: u16) -> Option<String> {
     let outcome: CommandResult = serde_json::from_str(result).ok()?;
     Some(outcome.to_short_form(status).to_json()).filter(|short| short != result)
 }
 
-/// A foreign field.
+/// Shortens a field whose text comes from outside the agent.
 fn truncate_field(text: &Option<String>) -> Option<String> {
     text.as_deref().map(|text| foreign::truncate_chars(text, MAX_FOREIGN_CHARS))
 }
@@ -191,7 +191,7 @@ mod tests {
     /// KP-3.33.
     #[test]
     fn result_json_stays_below_size_limit() {
-        // Of one byte, of two in JSON, of four, of six in JSON.
+        // Characters of one byte, of two bytes in JSON, of four bytes, and of six bytes in JSON.
         for character in ["x", "\"", "\u{1f600}", "\u{1}", " y"] {
             let text = character.repeat(4_000);
             let some = Some(text.clone());

@@ -1,4 +1,4 @@
-//! Whether a key lets the target user in: the trial by a private sshd, and the guard for what sshd decides after it
+//! Decides whether a key lets the target user in: the trial with a private sshd, and the guard for sshd's later checks
 //! (KP-10.1 and KP-10.6).
 
 use std::path::Path;
@@ -19,54 +19,54 @@ use super::super::witness::{self, AllowedSource, MatchSample};
 use super::labels::check_key_file_label;
 use super::{PlanInputs, PlanRefusal};
 
-/// Asks a private sshd: an answer for each connection of the question.
+/// Runs a trial with a private sshd. It returns one answer for each connection of the request.
 pub type TrialRunner<'a> = dyn FnMut(&TrialRequest) -> Vec<TrialOutcome> + 'a;
 
-/// The most `Match` blocks about addresses that a trial asks about.
+/// The maximum number of `Match` blocks about addresses in one trial.
 const MAX_TRIAL_MATCH_BLOCKS: usize = 8;
 
-/// What a trial is made of, but for the key.
+/// The inputs of a trial, except the key.
 pub(super) struct KeyTrial<'a> {
     pub(super) facts: &'a PlanInputs,
     pub(super) config: &'a ParsedConfig,
-    /// The directives ahead of sshd's files.
+    /// The directives that a private sshd reads before sshd's files.
     pub(super) ahead: &'a str,
-    /// The key files as they will be, those that differ.
+    /// The key files that will change, with their new content.
     pub(super) key_files: &'a [PlannedKeyFile],
-    /// What `sshd -T` says for the connections that matter.
+    /// sshd's answers (`sshd -T`) for the connections that matter.
     pub(super) answers: &'a [SshdAnswer],
-    /// The `Match` blocks' witnesses, with what `sshd -T` says for them.
+    /// The samples of the `Match` blocks, with sshd's answers (`sshd -T`) for them.
     pub(super) witnesses: &'a [(MatchSample, SshdAnswer)],
-    /// Whether the key goes into the file that is the user's own.
+    /// Whether the key goes into the user's own key file.
     pub(super) binds_key: bool,
 }
 
-/// What became of the question about one key.
+/// The result of a trial of one key.
 #[derive(Debug, Clone)]
 pub(super) struct KeyTrialResult {
-    /// What the result says of the trial.
+    /// The trial's part of the command result.
     pub(super) report: Option<TrialReport>,
-    /// Whether the key lets in.
+    /// Whether the key lets the user in.
     pub(super) access: KeyAccess,
-    /// What the owner should know besides.
+    /// Further warnings for the owner.
     pub(super) warnings: Vec<Warning>,
 }
 
-/// Whether a key lets in.
+/// Whether a key lets the user in.
 #[derive(Debug, Clone)]
 pub(super) enum KeyAccess {
-    /// It does.
+    /// The key lets the user in.
     Granted,
-    /// It does not.
+    /// The key does not let the user in.
     Denied(GuardFinding),
-    /// A private sshd can be asked once the key is in place.
+    /// A trial is possible only after the key is in place.
     Deferred(TrialRequest),
-    /// A private sshd cannot be asked. The text says why.
+    /// A trial is not possible. The text says why.
     Unknown(String),
 }
 
 impl KeyTrial<'_> {
-    /// The guard, then the trial.
+    /// Applies the guard, then runs the trial.
     pub(super) fn evaluate_key(&self, key: &PublicKey, ask: &mut TrialRunner<'_>) -> KeyTrialResult {
         let guard = self.check_guard();
         let own = self.facts.key_file.as_ref().filter(|_| self.binds_key);
@@ -79,7 +79,7 @@ impl KeyTrial<'_> {
         verdict
     }
 
-    /// What would refuse a login with a key that sshd accepts, for every connection.
+    /// Returns what would refuse a login after sshd accepted the key, over all connections.
     fn check_guard(&self) -> lockout::GuardReport {
         let mut verdict = lockout::GuardReport::default();
         for one in self.answers.iter().filter_map(|answer| self.check_guard_for(answer)) {
@@ -93,7 +93,7 @@ impl KeyTrial<'_> {
         verdict
     }
 
-    /// The same for one connection.
+    /// Returns the same for one connection.
     fn check_guard_for(&self, answer: &SshdAnswer) -> Option<lockout::GuardReport> {
         Some(lockout::evaluate_guard(&lockout::GuardInputs {
             account: &self.facts.account,
@@ -104,7 +104,7 @@ impl KeyTrial<'_> {
         }))
     }
 
-    /// The trial alone.
+    /// Runs the trial without the guard.
     fn run_trial(&self, key: &PublicKey, ask: &mut TrialRunner<'_>) -> KeyTrialResult {
         let needs_addresses = sources::depends_on_address(self.config);
         let question = |connections: Vec<Connection>| TrialRequest {
@@ -146,7 +146,7 @@ impl KeyTrial<'_> {
             .collect();
         for port in distinct_ports(&tried) {
             let of_port = |connection: &&Connection| connection.lport == port;
-            // Whoever comes by IPv4 is not helped by IPv6.
+            // A client that connects over IPv4 cannot use a login that works only over IPv6.
             let has_ipv4 =
                 tried.iter().map(|(connection, _)| connection).any(|c| of_port(&c) && c.laddr.is_ipv4());
             let decides = |connection: &Connection| connection.laddr.is_ipv4() == has_ipv4;
@@ -182,7 +182,8 @@ impl KeyTrial<'_> {
         KeyTrialResult { report, access: KeyAccess::Granted, warnings }
     }
 
-    /// One connection where nothing depends on it, else each; only those for which sshd listens.
+    /// Returns one connection if the configuration does not depend on addresses, otherwise all. Only connections to
+    /// addresses on which sshd listens are included.
     fn trial_connections(&self, needs_addresses: bool) -> Vec<Connection> {
         let listens = |answer: &&SshdAnswer| listens_for(&answer.effective, &answer.connection);
         let all = self.answers.iter().filter(listens).map(|answer| answer.connection.clone());
@@ -192,11 +193,12 @@ impl KeyTrial<'_> {
         }
     }
 
-    /// Why an answer is no login: sshd's refusal, or options of the line that restrict it.
+    /// Returns why an answer does not allow a full login: sshd's refusal, or options of the key's line that restrict
+    /// it.
     fn find_restriction(&self, connection: &Connection, answer: &TrialOutcome) -> Option<GuardFinding> {
         let name = &self.facts.account.name;
         match answer {
-            // The private sshd does not run in sshd's domain.
+            // The private sshd does not run in sshd's SELinux domain, so its answer does not cover the label.
             TrialOutcome::Accepted(acceptance) if acceptance.restrictions.is_empty() => {
                 self.find_unreadable(Path::new(&acceptance.at.file))
             }
@@ -223,7 +225,7 @@ impl KeyTrial<'_> {
         }
     }
 
-    /// Why sshd, in its own domain, may not read a key file.
+    /// Returns why SELinux forbids sshd to read a key file.
     fn find_unreadable(&self, file: &Path) -> Option<GuardFinding> {
         match check_key_file_label(self.facts, self.key_files, file) {
             LabelCheck::Unreadable(finding, _) => Some(finding),
@@ -231,7 +233,8 @@ impl KeyTrial<'_> {
         }
     }
 
-    /// Where neutral addresses are refused: the first source that the configuration names from which the key lets in.
+    /// Finds the first source in the configuration from which the key lets the user in. The caller uses it if sshd
+    /// refuses addresses that no rule names.
     fn try_named_sources(
         &self,
         refused: &Connection,
@@ -242,7 +245,8 @@ impl KeyTrial<'_> {
         let mut sources =
             witness::list_allowed_sources(self.config, refused, &self.facts.account, &answer.effective);
         sources.retain(|AllowedSource { connection, .. }| {
-            // Nobody knows whether a connection arrives at another address of this guest; and no name is looked up here.
+            // It is unknown whether a connection arrives at another address of this guest. The agent looks up no host
+            // name here.
             connection.laddr == refused.laddr
                 && connection.host == connection.addr.to_string()
                 && connection.is_single_family()
@@ -260,7 +264,8 @@ impl KeyTrial<'_> {
         })
     }
 
-    /// SOURCE_LIMITED for each `Match` block about addresses from which the key does not let in.
+    /// Returns a SOURCE_LIMITED warning for each `Match` block about addresses from which the key does not let the
+    /// user in.
     fn limiting_block_warnings(
         &self,
         question: &impl Fn(Vec<Connection>) -> TrialRequest,
@@ -312,7 +317,7 @@ fn distinct_ports(tried: &[(Connection, TrialOutcome)]) -> Vec<u16> {
     ports
 }
 
-/// SOURCE_LIMITED, about the line that refuses the others.
+/// Builds the SOURCE_LIMITED warning, with the line that refuses the other sources.
 fn source_limited_warning(finding: &GuardFinding, source: Option<&AllowedSource>) -> Warning {
     let from = match source {
         Some(AllowedSource { connection, by }) => {
@@ -329,12 +334,12 @@ fn source_limited_warning(finding: &GuardFinding, source: Option<&AllowedSource>
     }
 }
 
-/// What the result says: of the first answer.
+/// Returns the trial's part of the command result: the report of the first answer.
 fn first_trial_report(tried: &[(Connection, TrialOutcome)]) -> Option<TrialReport> {
     Some(trial_report(&tried.first()?.1))
 }
 
-/// The report of an answer.
+/// Converts an answer into a report.
 pub(super) fn trial_report(answer: &TrialOutcome) -> TrialReport {
     match answer {
         TrialOutcome::Accepted(acceptance) => accepted_report(acceptance),
@@ -360,10 +365,10 @@ fn accepted_report(acceptance: &Acceptance) -> TrialReport {
     }
 }
 
-/// What a private sshd said of a key once it was in place.
+/// Evaluates the answers of a private sshd that ran after the key was in place.
 ///
 /// # Errors
-/// `LOCKOUT_GUARD`: it refuses the key, or could not be asked.
+/// `LOCKOUT_GUARD`, if sshd refuses the key or gave no answer.
 pub fn check_deferred_trial(
     facts: &PlanInputs,
     sshd: &Sshd,
@@ -403,7 +408,7 @@ pub fn check_deferred_trial(
     accepted.ok_or_else(|| refuse(trial_unavailable_message("no connection could be tried"), None))
 }
 
-/// Without an answer of a private sshd the step is refused.
+/// Returns the message for a trial without an answer. The agent then refuses the step.
 pub(super) fn trial_unavailable_message(why: &str) -> String {
     format!("whether sshd lets the key in could not be asked: {why}; mend that, and try again")
 }

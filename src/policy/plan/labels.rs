@@ -1,4 +1,4 @@
-//! SELinux labels in a plan: what is set, and what keeps a command from being carried out (KP-5.14).
+//! SELinux labels in a plan: the labels to set, and the labels that make the agent refuse a command (KP-5.14).
 
 use std::path::{Path, PathBuf};
 
@@ -11,24 +11,25 @@ use super::super::trial::PlannedKeyFile;
 use super::super::types::PasswordAuth;
 use super::{DraftPlan, PlanInputs, PlanRequest};
 
-/// What a plan does about labels.
+/// The labels that a plan sets or depends on.
 #[derive(Debug, Default)]
 pub(super) struct PlannedLabels {
-    /// Those on the way to the key file.
+    /// The labels to set on the key file and on the path to it.
     pub(super) key_files: Vec<Relabel>,
-    /// Those of sshd's files.
+    /// The labels to set on sshd's files.
     pub(super) config: Vec<Relabel>,
-    /// The file by which the user gets in; `None` where that matters to nothing.
+    /// The key file through which the user logs in. `None` if no step depends on it.
     pub(super) decisive: Option<PathBuf>,
-    /// What the owner should know.
+    /// Warnings for the owner.
     pub(super) warnings: Vec<Warning>,
 }
 
 impl DraftPlan {
-    /// The labels that have to be set. That of the key file refuses nothing here: whether the key lets in was judged.
+    /// Returns the labels that the agent must set. A wrong label of the key file does not refuse the command here,
+    /// because another check has decided whether the key lets the user in.
     ///
     /// # Errors
-    /// `PASSWORD_AUTH_NOT_EFFECTIVE` and `SSHD_RELOAD_UNSAFE`: sshd may not read its configuration.
+    /// `PASSWORD_AUTH_NOT_EFFECTIVE` and `SSHD_RELOAD_UNSAFE`, if SELinux forbids sshd to read its configuration.
     pub(super) fn plan_labels(
         &self,
         purpose: &PlanRequest<'_>,
@@ -59,8 +60,8 @@ impl DraftPlan {
     }
 }
 
-/// What it means where sshd may not read its configuration: an Include whose directory it may not list leads nowhere,
-/// and a file that it may not read ends it.
+/// Returns the reason for a configuration that sshd may not read. If sshd may not list the directory of an Include, it
+/// skips that Include. If sshd may not read a file, it stops.
 fn unreadable_config_reason(kind: LabelledKind) -> Reason {
     match kind {
         LabelledKind::Directory | LabelledKind::Link => Reason::PasswordAuthNotEffective,
@@ -68,7 +69,8 @@ fn unreadable_config_reason(kind: LabelledKind) -> Reason {
     }
 }
 
-/// The file by which the user gets in: the one that the key goes into, else the one at which a private sshd found a key.
+/// Returns the key file through which the user logs in. This is the file that receives the key, or the file in which a
+/// private sshd found a key.
 fn select_login_key_file(
     action: &Action,
     own: Option<&KeyFile>,
@@ -84,7 +86,7 @@ fn select_login_key_file(
     }
 }
 
-/// Whether sshd may read a key file, as the files will be.
+/// Checks whether SELinux lets sshd read a key file, with the planned content of the files.
 pub(super) fn check_key_file_label(
     facts: &PlanInputs,
     planned: &[PlannedKeyFile],
@@ -100,8 +102,8 @@ pub(super) fn check_key_file_label(
     facts.labels.check_key_file(file, &holds_others)
 }
 
-/// Behind the writes of a command that forbids passwords: whether sshd may read the file by which the user gets in.
-/// `labels` are those of now.
+/// Checks that sshd may read the key file through which the user logs in. It runs after the writes of a command that
+/// forbids passwords. `labels` are the labels after these writes.
 ///
 /// # Errors
 /// `LOCKOUT_GUARD`.
@@ -114,7 +116,7 @@ pub fn verify_written_key_file_label(labels: &Labels, file: &Path) -> Result<(),
     Err(Refusal::new(Reason::LockoutGuard, message))
 }
 
-/// The same of sshd's configuration.
+/// Checks the same for sshd's configuration.
 ///
 /// # Errors
 /// `PASSWORD_AUTH_NOT_EFFECTIVE` and `SSHD_RELOAD_UNSAFE`.
@@ -130,7 +132,7 @@ pub fn verify_written_config_labels(labels: &Labels) -> Result<(), Refusal> {
     }
 }
 
-/// What is said where a label is wrong although it was just set.
+/// Returns the message for a label that is wrong although the agent has just set it.
 fn wrong_label_message(labels: &[Relabel]) -> String {
     labels.first().map(Relabel::describe_problem).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! For whom sshd is asked about a draft (KP-6.6 and KP-6.8).
+//! The connections for which the agent queries sshd about a draft (KP-6.6 and KP-6.8).
 
 use std::net::SocketAddr;
 
@@ -12,36 +12,36 @@ use super::super::witness::{
 };
 use super::{DraftPlan, PlanInputs, PlanRequest};
 
-/// The connections that sshd is asked about.
+/// The connections for which the agent queries sshd.
 #[derive(Debug, Clone, Default)]
 pub struct SshdQueries {
-    /// Those that must all say what was asked.
+    /// The connections that must all have the requested setting.
     required: Vec<Connection>,
-    /// One for each `Match` block.
+    /// One sample connection for each `Match` block.
     witnesses: Vec<MatchSample>,
-    /// The blocks that have none, although somebody may meet them.
+    /// The blocks without a sample connection, although they may apply to a user.
     unexamined: Vec<UnsampledBlock>,
-    /// From loopback, where sshd listens there: the first one is the proof's.
+    /// Connections from loopback, if sshd listens there. The proof uses the first one.
     loopback: Vec<(SocketAddr, Connection)>,
 }
 
-/// What sshd said about them.
+/// sshd's answers to [`SshdQueries`].
 #[derive(Debug, Clone, Default)]
 pub struct SshdAnswers {
-    /// Of those that must all say what was asked.
+    /// The answers for the connections that must all have the requested setting.
     pub required: Vec<SshdAnswer>,
-    /// Of the witnesses.
+    /// The answers for the witnesses.
     pub witnesses: Vec<(MatchSample, SshdAnswer)>,
-    /// The `Match` blocks that have none, although somebody may meet them.
+    /// The `Match` blocks without a sample connection, although they may apply to a user.
     pub unexamined: Vec<UnsampledBlock>,
-    /// Of loopback.
+    /// The answers for the loopback connections.
     pub loopback: Vec<(SocketAddr, SshdAnswer)>,
-    /// About the present configuration, for those who have no way in by the answers of the witnesses.
+    /// Answers about the present configuration, for witnesses whose new answers leave no way to log in.
     pub current: Vec<SshdAnswer>,
 }
 
 impl DraftPlan {
-    /// For whom sshd is to be asked, with the draft's lines ahead.
+    /// Returns the connections for which the agent must query sshd, with the draft's lines before sshd's files.
     pub fn sshd_queries(&self, purpose: &PlanRequest<'_>, facts: &PlanInputs) -> SshdQueries {
         let Some(sshd) = &facts.sshd else { return SshdQueries::default() };
         let must: Vec<Connection> = sshd.answers.iter().map(|answer| answer.connection.clone()).collect();
@@ -71,7 +71,7 @@ impl DraftPlan {
 }
 
 impl DraftPlan {
-    /// What the plan means for others than the target user.
+    /// Returns the warnings about what the plan means for users other than the target user.
     pub(super) fn other_users_warnings(
         &self,
         purpose: &PlanRequest<'_>,
@@ -89,7 +89,7 @@ impl DraftPlan {
         let config = ParsedConfig::from_sshd(sshd);
         let kbd = purpose.kbd_interactive;
         let mut warnings = warn_shut_out_accounts(&answers.current, &answers.witnesses, &login.people);
-        // That nobody gets in from there is said once.
+        // A source from which no user can log in needs only one warning.
         let is_already_warned = |one: &Warning| {
             let said = self.warnings.iter().filter(|said| said.reason == WarningReason::SourceLimited);
             { said }.any(|other| (&other.file, other.line) == (&one.file, one.line))
@@ -107,14 +107,14 @@ impl DraftPlan {
 }
 
 impl SshdQueries {
-    /// Every connection, in an order that [`Self::pair_answers`] knows.
+    /// Returns all connections. [`Self::pair_answers`] expects the answers in this order.
     pub fn connections(&self) -> Vec<Connection> {
         let witnesses = self.witnesses.iter().map(|witness| &witness.connection);
         let loopback = self.loopback.iter().map(|(_, connection)| connection);
         self.required.iter().chain(witnesses).chain(loopback).cloned().collect()
     }
 
-    /// Each with its answer; `answers` are those to [`Self::connections`].
+    /// Pairs each connection with its answer. `answers` must have the order of [`Self::connections`].
     pub fn pair_answers(&self, answers: Vec<SshdAnswer>) -> SshdAnswers {
         let mut answers = answers.into_iter();
         SshdAnswers {

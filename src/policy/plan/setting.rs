@@ -1,5 +1,4 @@
-//! sshd's side of a draft: which of its files change so that password login is as asked (KP-6.11 and
-//! KP-6.12).
+//! sshd's part of a draft: the changes to its files that make password login as requested (KP-6.11 and KP-6.12).
 
 use std::path::Path;
 
@@ -13,8 +12,9 @@ use super::super::types::PasswordAuth;
 use super::{DraftPlan, PlanInputs, PlanRequest, check_sshd_password_auth};
 
 impl DraftPlan {
-    /// sshd's side: what has to be written so that `run_password_auth` holds, whoever writes later. Also where it holds already:
-    /// by whose line, and for how long, nobody can tell. Only where ours cannot be written it is left at that.
+    /// Plans the edits of sshd's files, so that `password_auth` holds even if another program changes the files later.
+    /// The agent also writes its lines if the setting already holds. Otherwise another program's line decides, and the
+    /// agent does not know for how long. The agent accepts such a setting only if it cannot write its own lines.
     pub(super) fn plan_sshd_edits(
         &mut self,
         purpose: &PlanRequest<'_>,
@@ -62,7 +62,8 @@ impl DraftPlan {
         if satisfied && is_owned {
             return Ok(());
         }
-        // A reload would make other edits live as well. With `no` the guard has judged them; with `yes` they may be what shuts out.
+        // A reload would also activate other edits. With `no`, the guard has checked these edits. With `yes`, they may
+        // lock the user out.
         let edit_may_be_pending = sshd.running && sshd.has_read_its_files != Some(true);
         if satisfied && edit_may_be_pending && password_auth == PasswordAuth::Yes {
             return self.warn_setting_not_owned(
@@ -93,7 +94,8 @@ impl DraftPlan {
                 }
             }
             Place::TopBlock(path) => {
-                // A block with the same directives at another place than the top is moved there, one in another form rewritten.
+                // The edit moves a block with the same directives to the top of the file, and rewrites a block that
+                // has another form.
                 let main = sshd.config.files.get(path).cloned().map(SharedBytes::from);
                 let block = sshd_config::render_block(&desired, &provenance).into_bytes();
                 self.sshd_edits.extend(FileEdit::edit_block(path, FileKind::SshdConfig, main, block));
@@ -106,7 +108,7 @@ impl DraftPlan {
 }
 
 impl DraftPlan {
-    /// sshd does what is asked, and not by a setting of ours.
+    /// Warns that sshd does what the command requests, but not because of a setting of the agent.
     fn warn_setting_not_owned(&mut self, why: &str) -> Result<(), Refusal> {
         let message = format!(
             "sshd does what was asked, but not by a setting of the agent's own, which whoever writes sshd's configuration later \
@@ -117,7 +119,8 @@ impl DraftPlan {
     }
 }
 
-/// Whether ours has the form that keeps what edits the main file line by line away from it.
+/// Returns true if the agent's block has the form that programs which edit the main file line by line do not
+/// recognize.
 fn has_managed_block_form(sshd: &Sshd, place: &Place) -> bool {
     match place {
         Place::DropIn(_) => true,
@@ -125,7 +128,7 @@ fn has_managed_block_form(sshd: &Sshd, place: &Place) -> bool {
     }
 }
 
-/// What stands of ours at a place.
+/// Returns the agent's text at a place.
 fn managed_text_at(sshd: &Sshd, place: &Place) -> Vec<u8> {
     let content = sshd.config.files.get(place.file()).map(Vec::as_slice).unwrap_or_default();
     match place {
@@ -134,7 +137,7 @@ fn managed_text_at(sshd: &Sshd, place: &Place) -> Vec<u8> {
     }
 }
 
-/// The edit that takes ours out of a place.
+/// Returns the edit that removes the agent's text from a place.
 pub(super) fn removal_edit(config: &ConfigTree, place: &Place) -> Option<FileEdit> {
     match place {
         Place::DropIn(path) => {
@@ -148,14 +151,14 @@ pub(super) fn removal_edit(config: &ConfigTree, place: &Place) -> Option<FileEdi
     }
 }
 
-/// The line of shell that takes the setting back without this program.
+/// Returns the shell command that reverts the setting without this program.
 fn build_revert_command(place: &Place, sshd: &Sshd, desired: &[(String, String)]) -> String {
     let holds_only_managed = |path: &Path| {
         sshd.config.files.get(path).is_none_or(|before| sshd_config::has_only_managed_lines(before))
     };
     let away = match place {
         Place::DropIn(path) if holds_only_managed(path) => format!("rm '{}'", path.display()),
-        // Others' lines stand behind ours.
+        // A user's lines follow the agent's lines, so the file must stay.
         Place::DropIn(path) => {
             let last =
                 desired.last().map(|(keyword, value)| format!("{keyword} {value}")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! sshd's answers and the lockout guard, held against what was asked (KP-6.7 and KP-6.19).
+//! Compares sshd's answers with the request, and applies the lockout guard (KP-6.7 and KP-6.19).
 
 use super::super::authorized_keys::{filter_admitting_lines, parse_key_lines};
 use super::super::edit::{FileEdit, FileKind};
@@ -17,15 +17,15 @@ use super::super::witness::{self, MatchSample};
 use super::key_trial::{KeyAccess, KeyTrial, KeyTrialResult, TrialRunner, trial_unavailable_message};
 use super::{DraftPlan, Plan, PlanInputs, PlanRequest, SshdAnswers};
 
-/// The most keys of the user's own that a trial asks about.
+/// The maximum number of the user's own keys that a trial tests.
 const MAX_TRIAL_KEYS: usize = 6;
 
-/// The most names of accounts that one warning lists.
+/// The maximum number of account names in one warning.
 const MAX_LISTED_ACCOUNTS: usize = 10;
 
 impl DraftPlan {
-    /// The plan, if sshd's answers, the guard and the trial allow it. `answers` are those to [`DraftPlan::sshd_queries`]; `ask`
-    /// asks a private sshd.
+    /// Returns the plan if sshd's answers, the guard and the trial allow it. `answers` are the answers to
+    /// [`DraftPlan::sshd_queries`]. `ask` runs the trial with a private sshd.
     ///
     /// # Errors
     /// `PASSWORD_AUTH_NOT_EFFECTIVE` and `LOCKOUT_GUARD`.
@@ -55,7 +55,8 @@ impl DraftPlan {
             if facts.login.is_some() {
                 self.warnings.extend(access.access_warnings(&answers, password_auth));
             }
-            // Where nothing changes there is nothing to prove, unless the listener may do another thing than its files say.
+            // If nothing changes, there is nothing to prove, unless the listener may use older settings than those in
+            // its files.
             let changes = !self.key_edits.is_empty() || !self.sshd_edits.is_empty();
             let is_due = changes || sshd.has_read_its_files == Some(false);
             if is_due && purpose.proof {
@@ -94,8 +95,8 @@ impl DraftPlan {
         })
     }
 
-    /// Whether the key of the command, or one of the user's keys, lets in: before passwords go off, and before the key
-    /// that lets in is taken away (KP-10.1).
+    /// Checks that the key of the command, or one of the user's keys, lets the user in. The agent does this before it
+    /// turns passwords off, and before it removes the key that lets the user in (KP-10.1).
     fn evaluate_keys(
         &self,
         access: &AccessContext<'_>,
@@ -114,7 +115,8 @@ impl DraftPlan {
         Ok(access.add_loopback_answer(evaluation, &trial, answers, ask))
     }
 
-    /// With `yes` the key is needed only where it takes the place of one that lets in, and no password is left.
+    /// Checks the key of a command with `yes`. It must let the user in only if it replaces a working key and no
+    /// password login is left.
     fn evaluate_optional_key(
         &self,
         access: &AccessContext<'_>,
@@ -159,7 +161,7 @@ impl DraftPlan {
         })
     }
 
-    /// The key files as they will be, those that this command changes.
+    /// Returns the key files that this command changes, with their new content.
     pub(super) fn planned_key_files(&self) -> Vec<PlannedKeyFile> {
         let planned = |edit: &FileEdit| match (&edit.kind, &edit.after) {
             (FileKind::AuthorizedKeys { user, .. }, Some(content)) => {
@@ -171,12 +173,12 @@ impl DraftPlan {
     }
 }
 
-/// A command that is refused, and what the trial said until then.
+/// The refusal of a command, with the trial's result up to that point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanRefusal {
-    /// Why.
+    /// The reason.
     pub refusal: Refusal,
-    /// What a private sshd said, where it was asked.
+    /// The answer of the private sshd, if the agent ran a trial.
     pub trial: Option<Box<TrialReport>>,
 }
 
@@ -186,30 +188,30 @@ impl From<Refusal> for PlanRefusal {
     }
 }
 
-/// What was found about the keys that a command depends on.
+/// The results about the keys that a command depends on.
 #[derive(Debug, Clone, Default)]
 struct KeyEvaluation {
-    /// What the result says of the trial.
+    /// The trial's part of the command result.
     report: Option<TrialReport>,
-    /// What the owner should know.
+    /// Warnings for the owner.
     warnings: Vec<Warning>,
-    /// The key that the running sshd is asked about.
+    /// The key that the proof offers to the running sshd.
     key: Option<PublicKey>,
-    /// Whether sshd accepts it from a neutral address; `None`: not known.
+    /// Whether sshd accepts the key from an address that no rule names. `None` if this is unknown.
     accepts: Option<bool>,
-    /// Whether it accepts it from loopback.
+    /// Whether sshd accepts the key from loopback.
     accepts_at_loopback: Option<bool>,
-    /// The question for a private sshd once the key is in place.
+    /// The query for a private sshd after the key is in place.
     deferred: Option<TrialRequest>,
 }
 
-/// All that is known of who gets in.
+/// All facts that decide who can log in.
 struct AccessContext<'a> {
     purpose: &'a PlanRequest<'a>,
     facts: &'a PlanInputs,
     sshd: &'a Sshd,
     config: ParsedConfig,
-    /// Whether the command takes a bound key away.
+    /// Whether the command removes a bound key.
     replaces_bound_key: bool,
 }
 
@@ -231,7 +233,7 @@ impl AccessContext<'_> {
         }
     }
 
-    /// The key has to let in.
+    /// Runs the guard and the trial for the key, and refuses the command if the key does not let the user in.
     fn require_key(
         &self,
         trial: &KeyTrial<'_>,
@@ -242,7 +244,7 @@ impl AccessContext<'_> {
         self.require_access(key, verdict)
     }
 
-    /// The verdict has to be that the key lets in.
+    /// Refuses the command unless the trial's result is that the key lets the user in.
     fn require_access(&self, key: &PublicKey, verdict: KeyTrialResult) -> Result<KeyEvaluation, PlanRefusal> {
         let KeyTrialResult { report, access, warnings } = verdict;
         let refuse = |message: String| PlanRefusal {
@@ -287,7 +289,8 @@ impl AccessContext<'_> {
         })
     }
 
-    /// One of the user's keys has to let in: the bound one, else one that sshd reads without options.
+    /// Checks that one of the user's keys lets the user in: the bound key, otherwise a key that sshd reads without
+    /// options.
     fn require_any_key(
         &self,
         trial: &KeyTrial<'_>,
@@ -330,7 +333,7 @@ impl AccessContext<'_> {
         .into()
     }
 
-    /// Whether the running sshd should accept the key from loopback, where it is asked.
+    /// Adds whether the running sshd should accept the key from loopback, if the proof connects from there.
     fn add_loopback_answer(
         &self,
         mut evaluation: KeyEvaluation,
@@ -361,7 +364,7 @@ impl AccessContext<'_> {
         evaluation
     }
 
-    /// Whether a password would let the target user in, everywhere.
+    /// Returns true if a password would let the target user in, for every connection in `answers`.
     fn is_password_login_left(&self, answers: &[SshdAnswer]) -> bool {
         let account = &self.facts.account;
         let Some(login) = &self.facts.login else { return false };
@@ -392,7 +395,7 @@ impl AccessContext<'_> {
         warnings
     }
 
-    /// Those who may still use a password: witnesses and loopback.
+    /// Warns about connections that may still use a password: the witnesses and loopback.
     fn password_still_allowed_warnings(&self, answers: &SshdAnswers) -> Vec<Warning> {
         let loopback = answers.loopback.iter().map(|(_, answer)| {
             let witness = MatchSample {
@@ -423,7 +426,7 @@ impl AccessContext<'_> {
         })
     }
 
-    /// Accounts that had nothing but their password.
+    /// Warns about accounts that have a password and no key.
     fn password_only_accounts_warning(&self) -> Option<Warning> {
         let Some(login) = &self.facts.login else { return None };
         let is_password_only = |person: &&LocalAccount| {
@@ -449,7 +452,7 @@ impl AccessContext<'_> {
         })
     }
 
-    /// `yes` lets everybody in with a password but root.
+    /// Warns that `yes` lets other users log in with a password, but not root.
     fn root_password_prohibited_warning(&self, answers: &[SshdAnswer]) -> Option<Warning> {
         let answer = answers.iter().find(|answer| !answer.effective.is_yes("permitrootlogin"))?;
         if self.facts.account.uid != 0 {
@@ -467,7 +470,7 @@ impl AccessContext<'_> {
     }
 
     fn second_sshd_warnings(&self) -> impl Iterator<Item = Warning> {
-        // Nobody is told to end the only one.
+        // If this is the only sshd, the remedy must not be to end it.
         let remedy = if self.sshd.running { "end it, or set it up by hand" } else { "set it up by hand" };
         self.sshd.others.iter().map(move |other| {
             let ports: Vec<String> = other.ports.iter().map(ToString::to_string).collect();
@@ -485,7 +488,7 @@ impl AccessContext<'_> {
         })
     }
 
-    /// What the running sshd is asked, and what it should say (KP-10.13 and KP-10.14).
+    /// Builds the query for the running sshd and the expected answer (KP-10.13 and KP-10.14).
     fn probe_plan(
         &self,
         answers: &SshdAnswers,
@@ -502,14 +505,14 @@ impl AccessContext<'_> {
     }
 }
 
-/// Whether a listener that can be told may do another thing than its files say. Where that cannot be told it counts if a
-/// key is taken away.
+/// Returns true if a listener that can be reloaded may use older settings than those in its files. If this is unknown,
+/// the result is true if the command removes a key.
 fn may_run_stale_config(sshd: &Sshd, replaces: bool) -> bool {
     let can_be_reloaded = matches!(sshd.reload, ReloadMethod::Unit(_) | ReloadMethod::Pid { .. });
     sshd.running && can_be_reloaded && !sshd.has_read_its_files.unwrap_or(!replaces)
 }
 
-/// Whether every answer says what was asked.
+/// Checks that every answer has the requested setting.
 ///
 /// # Errors
 /// `PASSWORD_AUTH_NOT_EFFECTIVE`.

@@ -1,12 +1,12 @@
-//! Whom a `Match` line picks: sshd_config(5) "Match".
+//! Decides which connections a `Match` line picks: sshd_config(5) "Match".
 
 use crate::policy::observation::Connection;
 use crate::policy::pattern::{
     ListMatch, match_address_list, match_host_list, match_pattern_list, matches_group_list,
 };
 
-/// Whether the criteria of a `Match` line hold for this connection; `None` where that depends on what is
-/// not known here (a criterion of a newer sshd, groups that were not looked up).
+/// Returns whether the criteria of a `Match` line hold for this connection. Returns `None` if that depends on
+/// something unknown: a criterion of a newer sshd, or groups that were not looked up.
 pub fn matches_connection(
     criteria: &[String],
     connection: &Connection,
@@ -23,7 +23,8 @@ pub fn matches_connection(
     known.then_some(true)
 }
 
-/// The criteria, each with its patterns; `all` is left out. A last one without patterns is a mistake of its writer.
+/// Returns the criteria, each with its patterns, without `all`. If the last criterion has no patterns, the line has an
+/// error and its second value is `None`.
 pub fn parse_criteria_pairs(criteria: &[String]) -> Vec<(&str, Option<&str>)> {
     let mut words = split_criteria(criteria).into_iter();
     let mut pairs = Vec::new();
@@ -53,7 +54,7 @@ fn criterion_matches(
     }
 }
 
-/// `name=patterns` and `name = patterns` are `name patterns`.
+/// Splits at equals signs: `name=patterns` and `name = patterns` mean `name patterns`.
 fn split_criteria(criteria: &[String]) -> Vec<&str> {
     criteria.iter().flat_map(|word| word.splitn(2, '=')).filter(|word| !word.is_empty()).collect()
 }

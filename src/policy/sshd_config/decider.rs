@@ -1,4 +1,4 @@
-//! Which line, or which option of the command line, decides what sshd does (KP-6.7).
+//! Finds the line, or the command-line option, that decides what sshd does (KP-6.7).
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,10 @@ use crate::policy::foreign::{sanitize_path, sanitize_text};
 use crate::policy::observation::{ConfigTree, Connection, Sshd};
 use crate::policy::outcome::Warning;
 
-/// What decides the value of a keyword.
+/// The source of a keyword's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConfigSource {
-    /// An option of sshd's command line, as it is written there after `-o`.
+    /// An option of sshd's command line: the text after `-o`.
     CommandLine(String),
     /// A line of a file.
     Line {
@@ -21,17 +21,17 @@ pub enum ConfigSource {
         file: PathBuf,
         /// The line in it, from 1.
         line: usize,
-        /// Whether it stands in a `Match` block, which beats every global value.
+        /// Whether the line is in a `Match` block, which overrides every global value.
         in_match: bool,
         /// The keyword and its arguments.
         text: String,
     },
-    /// Nothing sets it: sshd's own default holds.
+    /// Nothing sets the keyword, so sshd's own default holds.
     Default,
 }
 
 impl ConfigSource {
-    /// The place for a person, in words that fit after "by" or before "decides".
+    /// Describes the place for a person, in words that fit after "by" or before "decides".
     pub fn describe(&self, keyword: &str) -> String {
         match self {
             Self::CommandLine(text) => {
@@ -45,7 +45,7 @@ impl ConfigSource {
         }
     }
 
-    /// The warning, about this place where it is a line.
+    /// Adds this file and line to the warning. An option or the default changes nothing.
     pub fn add_place(&self, warning: Warning) -> Warning {
         match self {
             Self::Line { file, line, .. } => warning.with_location(file, Some(*line)),
@@ -53,7 +53,7 @@ impl ConfigSource {
         }
     }
 
-    /// The file, where it is one.
+    /// Returns the file, if the source is a line.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Line { file, .. } => Some(file),
@@ -61,7 +61,7 @@ impl ConfigSource {
         }
     }
 
-    /// The line in that file.
+    /// Returns the line number in that file, if the source is a line.
     pub fn line(&self) -> Option<usize> {
         match self {
             Self::Line { line, .. } => Some(*line),
@@ -81,36 +81,37 @@ impl From<&Directive> for ConfigSource {
     }
 }
 
-/// How this sshd names keyboard-interactive.
+/// How many options this release of sshd has for keyboard-interactive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KbdNames {
-    /// Since OpenSSH 8.7 `ChallengeResponseAuthentication` is another name of the one option.
+    /// Since OpenSSH 8.7, `ChallengeResponseAuthentication` is another name of the same option.
     One,
-    /// Before it they were two, and the older one, `yes` by default and not for `Match`, turned the method on.
+    /// Before OpenSSH 8.7 there were two options. The older one was `yes` by default, was not allowed in `Match`, and
+    /// turned the method on.
     Two,
 }
 
-/// Where a value comes from.
+/// A value and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedValue {
-    /// What sets it.
+    /// The source of the value.
     pub by: ConfigSource,
-    /// The words it is set to; `None` where nothing sets it.
+    /// The arguments, or `None` if nothing sets the keyword.
     pub value: Option<Vec<String>>,
 }
 
-/// One line or option that has a say on a keyword for a connection.
+/// One line or option that may set a keyword for a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApplicableSetting {
-    /// Which one.
+    /// The line or option.
     pub by: ConfigSource,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// False where it depends on what is not known here whether its `Match` picks the connection.
+    /// False if it is unknown whether the `Match` of this line picks the connection.
     pub certain: bool,
 }
 
-/// All that sshd reads, its command line first.
+/// The complete configuration that sshd reads: the command line first, then the files.
 #[derive(Debug, Clone)]
 pub struct ParsedConfig {
     directives: Vec<Directive>,
@@ -119,7 +120,7 @@ pub struct ParsedConfig {
 }
 
 impl ParsedConfig {
-    /// What the files of `tree` and the listener's `options` say.
+    /// Parses the files of `tree` and the listener's `options`.
     pub fn new(tree: &ConfigTree, options: &[String], names: KbdNames) -> Self {
         Self {
             directives: read_directives(tree),
@@ -128,18 +129,18 @@ impl ParsedConfig {
         }
     }
 
-    /// The same of an sshd that was observed.
+    /// Parses the configuration of an sshd that the agent observed.
     pub fn from_sshd(sshd: &Sshd) -> Self {
         let has_two = sshd.answers.first().is_some_and(|first| first.effective.has_challenge_response());
         Self::new(&sshd.config, &sshd.options, if has_two { KbdNames::Two } else { KbdNames::One })
     }
 
-    /// Every directive, in sshd's reading order.
+    /// Returns every directive, in sshd's reading order.
     pub fn directives(&self) -> &[Directive] {
         &self.directives
     }
 
-    /// Whether an option of the command line limits users to sources.
+    /// Returns true if an option of the command line limits users to some source addresses.
     pub fn has_source_limit_option(&self) -> bool {
         self.options.iter().any(|setting| {
             ["allowusers", "denyusers"].contains(&setting.keyword.to_ascii_lowercase().as_str())
@@ -147,9 +148,15 @@ impl ParsedConfig {
         })
     }
 
-    /// What decides `keyword` (in any case, under any of its names) for this connection: sshd_config(5). A line of
-    /// a `Match` block that picks it; else the first option of the command line; else the first line outside every
-    /// `Match` but `Match all`; else the default. For a keyword whose every line counts, the first of them.
+    /// Returns the source that decides `keyword` for this connection: sshd_config(5). The keyword is accepted in any
+    /// case and under any of its names. The order is:
+    ///
+    /// 1. A line of a `Match` block that picks the connection.
+    /// 2. The first option of the command line.
+    /// 3. The first line outside every `Match` except `Match all`.
+    /// 4. sshd's default.
+    ///
+    /// If every line of a keyword counts, the result is the first of them.
     pub fn resolve_value(
         &self,
         keyword: &str,
@@ -169,8 +176,8 @@ impl ParsedConfig {
         ResolvedValue { by, value: Some(value) }
     }
 
-    /// What most likely made sshd say `observed`: what decides, unless a `Match` block that may pick the
-    /// connection says just that.
+    /// Returns the most likely source of the value `observed` that sshd printed. This is the deciding source, unless a
+    /// `Match` block that may pick the connection sets exactly that value.
     pub fn find_value_source(
         &self,
         keyword: &str,
@@ -188,14 +195,14 @@ impl ParsedConfig {
         perhaps.map_or(decision.by, |saying| saying.by)
     }
 
-    /// Every line and option that has a say on `keyword` for this connection, in the order in which they count.
+    /// Returns every line and option that may set `keyword` for this connection, in the order in which they count.
     pub fn applicable_settings(
         &self,
         keyword: &str,
         connection: &Connection,
         groups: Option<&[String]>,
     ) -> Vec<ApplicableSetting> {
-        // A keyword that sshd refuses inside a `Match` counts in `Match all` as outside of it.
+        // If sshd refuses a keyword inside a `Match`, it treats a line in `Match all` like a global line.
         if Keyword::lookup(keyword).is_some_and(|keyword| !keyword.allowed_in_match) {
             return self.global_settings(keyword);
         }
@@ -228,7 +235,7 @@ impl ParsedConfig {
         self.directives.iter().filter_map(of).collect()
     }
 
-    /// Options, then the lines that hold for everyone.
+    /// Returns the options, then the lines that hold for every connection.
     fn global_settings(&self, keyword: &str) -> Vec<ApplicableSetting> {
         let options = self.options.iter().filter(|setting| self.is_name_of(&setting.keyword, keyword));
         let options =
@@ -240,16 +247,16 @@ impl ParsedConfig {
             .collect()
     }
 
-    /// Before OpenSSH 8.7: what the older name says, where that turns the method on, or off with nobody to turn it on
-    /// by the other name.
+    /// Returns the settings of the older name, for sshd before OpenSSH 8.7. Returns `None` if the older name is off
+    /// and the other name has a setting, because then the other name decides.
     fn challenge_response_settings(&self) -> Option<Vec<ApplicableSetting>> {
         let said = self.global_settings(CHALLENGE_RESPONSE);
         let is_off = said.first().is_some_and(|first| is_same_value(&first.arguments.join(" "), "no"));
         (!is_off || self.global_settings(KBD_INTERACTIVE).is_empty()).then_some(said)
     }
 
-    /// Whether a name in the text is a name of this keyword to this sshd. While there were two, the third,
-    /// `SkeyAuthentication`, stood for nothing.
+    /// Returns true if this sshd accepts `name` as a name of `keyword`. While sshd had two options, the third name,
+    /// `SkeyAuthentication`, belonged to neither.
     fn is_name_of(&self, name: &str, keyword: &str) -> bool {
         let is_separate_option = |name: &str| {
             self.names == KbdNames::Two
@@ -263,7 +270,7 @@ impl ParsedConfig {
     }
 }
 
-/// Whether two values are the same to sshd, as far as yes, no and lists go.
+/// Returns true if sshd treats both values as equal. This covers yes, no and lists.
 fn is_same_value(one: &str, other: &str) -> bool {
     let plain = |value: &str| {
         let value = value.to_ascii_lowercase();

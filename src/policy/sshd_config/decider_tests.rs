@@ -1,4 +1,4 @@
-//! Who decides, by tables; tests/sshd_agrees.rs holds the same against sshd.
+//! Tables of which line decides. tests/sshd_agrees.rs compares the same with sshd.
 
 use super::super::fixture::build_config_tree;
 use super::*;
@@ -11,7 +11,7 @@ fn parsed_config(files: &[(&str, &str)], options: &[&str], names: KbdNames) -> P
     ParsedConfig::new(&build_config_tree(files), &options, names)
 }
 
-/// The place and the value, in short.
+/// Formats the place and the value in short form.
 fn format_resolved_value(reading: &ParsedConfig, keyword: &str) -> String {
     let ResolvedValue { by, value } =
         reading.resolve_value(keyword, &default_neutral_connection("root"), Some(&["root".to_owned()]));

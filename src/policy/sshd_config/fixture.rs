@@ -1,4 +1,4 @@
-//! Configuration trees for the tests, their Include directives resolved as sshd resolves them.
+//! Configuration trees for the tests. Their `Include` directives are resolved as sshd resolves them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use super::tokens;
 use crate::policy::observation::{ConfigTree, IncludedFiles};
 
-/// The tree of these files, the first one the main file. A directory exists where a file is in it, and so
-/// does every one that ends in `.d`.
+/// Builds the tree of these files. The main file is `/etc/ssh/sshd_config`. A directory exists if one of the files is
+/// in it, or if its name ends in `.d`.
 pub(crate) fn build_config_tree(files: &[(&str, &str)]) -> ConfigTree {
     let files: BTreeMap<PathBuf, Vec<u8>> =
         files.iter().map(|(path, text)| (PathBuf::from(path), text.as_bytes().to_vec())).collect();
     resolve_includes(PathBuf::from("/etc/ssh/sshd_config"), files)
 }
 
-/// The same from a map, so that a test can change files and look again.
+/// Does the same from a map, so that a test can change files and resolve the includes again.
 pub(crate) fn resolve_includes(main: PathBuf, files: BTreeMap<PathBuf, Vec<u8>>) -> ConfigTree {
     let mut includes = BTreeMap::new();
     for (path, content) in &files {

@@ -1,19 +1,21 @@
-//! What sshd_config(5) files lead to and whom they name: Include directives, and the hosts of `Match` and
-//! `AllowUsers` rules, which a question on everybody's behalf has to stay clear of.
+//! Parses `Include` directives, and the hosts that `Match` and `AllowUsers` rules name. A query to sshd about all
+//! users must avoid these hosts.
 
 use std::path::{Path, PathBuf};
 
 use super::tokens;
 
-/// Where a relative Include starts, sshd_config(5), in an sshd that was built as all distributions do.
+/// The directory of relative `Include` paths, sshd_config(5). It holds for every sshd that is built like those of all
+/// distributions.
 pub const SSH_DIR: &str = "/etc/ssh";
 
-/// The Include directives of a file: line (from 1) and patterns, made absolute.
+/// Returns the `Include` directives of a file: line number (from 1) and absolute patterns.
 pub fn parse_include_patterns(content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
     parse_include_patterns_in(Some(Path::new(SSH_DIR)), content)
 }
 
-/// The same where a relative Include starts at `ssh_dir`; without it a relative one leads nowhere, and is left out.
+/// Does the same with `ssh_dir` as the directory of relative patterns. If it is `None`, relative patterns are left
+/// out.
 pub fn parse_include_patterns_in(ssh_dir: Option<&Path>, content: &[u8]) -> Vec<(usize, Vec<PathBuf>)> {
     let absolute = |pattern: String| match ssh_dir {
         Some(ssh_dir) => Some(ssh_dir.join(pattern)),
@@ -25,14 +27,15 @@ pub fn parse_include_patterns_in(ssh_dir: Option<&Path>, content: &[u8]) -> Vec<
         .collect()
 }
 
-/// Whether a file has an Include with a relative path.
+/// Returns true if a file has an `Include` with a relative path.
 pub fn has_relative_include(content: &[u8]) -> bool {
     parse_directive_lines(content).any(|(_, keyword, arguments)| {
         keyword == "include" && arguments.iter().any(|pattern| !pattern.starts_with('/'))
     })
 }
 
-/// The patterns of the Include directives that are commented out in a file: what it may have included before.
+/// Returns the patterns of `Include` directives that are commented out in a file. The file may have included them in
+/// the past.
 pub fn parse_commented_include_patterns(content: &[u8]) -> Vec<PathBuf> {
     let uncommented = |line: &[u8]| {
         let line = line.trim_ascii_start();
@@ -44,14 +47,14 @@ pub fn parse_commented_include_patterns(content: &[u8]) -> Vec<PathBuf> {
     patterns.map(|pattern| Path::new(SSH_DIR).join(pattern)).collect()
 }
 
-/// The host patterns that rules of a file name: of `Match Address`, `Match Host`, and behind an `@` of
-/// `AllowUsers` and `DenyUsers`.
+/// Returns the host patterns that the rules of a file name. They come from `Match Address`, from `Match Host`, and
+/// from the part after an `@` in `AllowUsers` and `DenyUsers`.
 pub fn parse_rule_hosts(content: &[u8]) -> Vec<String> {
     let mut hosts = Vec::new();
     for (_, keyword, arguments) in parse_directive_lines(content) {
         match keyword.as_str() {
             "match" => {
-                // `Match Address 10.0.0.0/8`, and since 9.9 `Match Address=10.0.0.0/8`.
+                // The form is `Match Address 10.0.0.0/8`, and since 9.9 also `Match Address=10.0.0.0/8`.
                 let words: Vec<&str> = arguments.iter().flat_map(|word| word.split('=')).collect();
                 for pair in words.windows(2) {
                     if ["address", "host"].contains(&pair[0].to_ascii_lowercase().as_str()) {
@@ -69,7 +72,7 @@ pub fn parse_rule_hosts(content: &[u8]) -> Vec<String> {
     hosts
 }
 
-/// The directives of a file: line (from 1), keyword in lower case, arguments.
+/// Returns the directives of a file: line number (from 1), keyword in lower case, arguments.
 fn parse_directive_lines(content: &[u8]) -> impl Iterator<Item = (usize, String, Vec<String>)> + '_ {
     content.split(|byte| *byte == b'\n').zip(1..).filter_map(|(line, number)| {
         let (keyword, arguments) = tokens::split_config_line(line)?;

@@ -1,28 +1,28 @@
-//! The keywords of sshd_config(5) whose decision the reader claims to know, and how sshd treats each.
+//! The keywords of sshd_config(5) that this module can resolve, and how sshd treats each of them.
 
-/// Which of several lines count.
+/// Which lines count if several lines set one keyword.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Multiplicity {
-    /// The first one that is read.
+    /// Only the first line that sshd reads counts.
     FirstWins,
-    /// All of them, one after the other; inside `Match` blocks they replace the global ones.
+    /// All lines count, one after the other. Lines inside `Match` blocks replace the global lines.
     Cumulative,
 }
 
 /// A keyword of sshd_config(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keyword {
-    /// As the manual page spells it.
+    /// The name, as the manual page spells it.
     pub name: &'static str,
     /// Its older names.
     pub aliases: &'static [&'static str],
-    /// Whether it may stand in a `Match` block.
+    /// Whether the keyword may stand in a `Match` block.
     pub allowed_in_match: bool,
     /// Which of its lines count.
     pub multiplicity: Multiplicity,
 }
 
-/// Every keyword that the reader claims to know; tests/sshd_agrees.rs holds it against sshd on each.
+/// Every keyword that this module can resolve. tests/sshd_agrees.rs compares the results with sshd for each keyword.
 pub const KNOWN_KEYWORDS: &[Keyword] = &[
     cumulative("AllowGroups"),
     cumulative("AllowUsers"),
@@ -64,26 +64,27 @@ const fn global_only(name: &'static str) -> Keyword {
 }
 
 impl Keyword {
-    /// The keyword of this name, in any case and under any of its names.
+    /// Returns the keyword with this name or alias, in upper or lower case.
     pub fn lookup(name: &str) -> Option<&'static Self> {
         KNOWN_KEYWORDS.iter().find(|keyword| keyword.is_named(name))
     }
 
-    /// Whether `name` is one of its names.
+    /// Returns true if `name` is the name or an alias of this keyword.
     pub fn is_named(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
             || self.aliases.iter().any(|also| also.eq_ignore_ascii_case(name))
     }
 }
 
-/// A keyword as sshd_config(5) spells it, where it is one that is known here under this very name.
+/// Returns the spelling of sshd_config(5) if `name` is the main name of a known keyword. Otherwise returns `name`
+/// itself.
 pub fn canonical_spelling(name: &str) -> &str {
     let names =
         KNOWN_KEYWORDS.iter().flat_map(|keyword| std::iter::once(&keyword.name).chain(keyword.aliases));
     names.copied().find(|known| known.eq_ignore_ascii_case(name)).unwrap_or(name)
 }
 
-/// Whether two names are names of one option.
+/// Returns true if both names mean the same option.
 pub(super) fn is_same_option(one: &str, other: &str) -> bool {
     match Keyword::lookup(one) {
         Some(keyword) => keyword.is_named(other),

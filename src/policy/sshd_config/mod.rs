@@ -1,5 +1,5 @@
-//! sshd's configuration as text: what it says and where, what ours shall say and where it goes
-//! (KP-6.11 and KP-6.12). What it amounts to is sshd's own to say (`sshd -T`).
+//! sshd's configuration as text: which directive stands at which place, which directives the agent needs, and where
+//! the agent writes them (KP-6.11 and KP-6.12). Only sshd itself decides what the configuration does (`sshd -T`).
 
 mod criteria;
 mod decider;
@@ -35,15 +35,15 @@ pub use text::{
 
 use keyword::is_same_option;
 
-/// The name of our drop-in (KP-6.12).
+/// The file name of the agent's drop-in (KP-6.12).
 pub const DROP_IN_NAME: &str = "00-keypair-agent.conf";
 
-/// The keyword we set above all, as sshd_config(5) spells it.
+/// The most important keyword that the agent sets, as sshd_config(5) spells it.
 pub const PASSWORD_AUTHENTICATION: &str = "PasswordAuthentication";
 const KBD_INTERACTIVE: &str = "KbdInteractiveAuthentication";
 const CHALLENGE_RESPONSE: &str = "ChallengeResponseAuthentication";
 
-/// Whether a keyword is one of those that we set, under any of its names.
+/// Returns true if the agent sets this keyword, under any of its names.
 fn is_managed_keyword(keyword: &str) -> bool {
     is_same_option(keyword, PASSWORD_AUTHENTICATION) || is_same_option(keyword, KBD_INTERACTIVE)
 }

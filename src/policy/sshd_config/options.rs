@@ -1,14 +1,14 @@
-//! The `-o` options of sshd's command line: sshd(8).
+//! Parses the `-o` options of sshd's command line: sshd(8).
 
 use super::tokens;
 
-/// sshd's own option letters that take an argument.
+/// The option letters of sshd that take an argument.
 const SSHD_OPTIONS_WITH_ARGUMENT: &[char] = &['C', 'E', 'b', 'c', 'f', 'g', 'h', 'k', 'o', 'p', 'u'];
 
-/// A setting by `-o`.
+/// A setting that an `-o` option makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CommandLineSetting {
-    /// What stands after `-o`.
+    /// The text after `-o`.
     pub(super) text: String,
     /// The keyword in it.
     pub(super) keyword: String,
@@ -16,7 +16,7 @@ pub(super) struct CommandLineSetting {
     pub(super) arguments: Vec<String>,
 }
 
-/// What the listener's options set by `-o`, in its forms of getopt(3), in order.
+/// Returns the settings that the listener's `-o` options make, in order. It accepts every form that getopt(3) accepts.
 pub(super) fn parse_command_line_settings(options: &[String]) -> Vec<CommandLineSetting> {
     let mut found = Vec::new();
     let mut words = options.iter();

@@ -1,4 +1,4 @@
-//! Where our directives go, so that they are the first sshd reads (KP-6.12).
+//! Chooses where the agent writes its directives, so that sshd reads them first (KP-6.12).
 
 use std::path::{Path, PathBuf};
 
@@ -12,17 +12,17 @@ use crate::policy::observation::ConfigTree;
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::pattern::{glob_path_matches, has_wildcard};
 
-/// A place for our directives.
+/// A place at which the agent can write its directives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Our drop-in, this file.
+    /// The agent's drop-in, at this path.
     DropIn(PathBuf),
     /// The block at the very top of this main file.
     TopBlock(PathBuf),
 }
 
 impl Place {
-    /// The file that is written there.
+    /// Returns the file that the agent writes for this place.
     pub fn file(&self) -> &Path {
         match self {
             Self::DropIn(file) | Self::TopBlock(file) => file,
@@ -30,19 +30,24 @@ impl Place {
     }
 }
 
-/// Where ours goes, and what of ours stands elsewhere and has to go: never both.
+/// Where the agent writes its directives, and the other places from which it removes them. No place is both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// The place.
+    /// The chosen place.
     pub place: Place,
-    /// Our own things at other places, the main file aside where it may not be written.
+    /// Other places that contain directives of the agent. The main file is not among them if the agent may not write
+    /// it.
     pub stale: Vec<Place>,
 }
 
-/// Where our directives go (KP-6.12). A place once taken is kept while nothing that sshd reads
-/// ahead of it sets them; else the first drop-in directory that the main file includes ahead of everything
-/// that sets them; else the top of the main file. Where that may not be written either,
-/// PASSWORD_AUTH_NOT_EFFECTIVE names the file.
+/// Chooses where the agent writes its directives (KP-6.12), in this order:
+///
+/// 1. A place that the agent already uses, as long as sshd reads no other line that sets the same keywords before it.
+/// 2. The first drop-in directory that the main file includes before every line that sets these keywords.
+/// 3. The top of the main file.
+///
+/// # Errors
+/// `PASSWORD_AUTH_NOT_EFFECTIVE`, which names the file, if the agent may not write the main file either.
 pub fn choose_placement(tree: &ConfigTree, main_is_writable: bool) -> Result<Placement, Refusal> {
     let existing_places = managed_places(tree);
     let is_place_writable = |place: &Place| main_is_writable || matches!(place, Place::DropIn(_));
@@ -67,7 +72,7 @@ pub fn choose_placement(tree: &ConfigTree, main_is_writable: bool) -> Result<Pla
     Ok(Placement { place, stale })
 }
 
-/// The places where something of ours stands already, in whole or in part.
+/// Returns the places that already contain lines of the agent, all of them or some.
 pub fn managed_places(tree: &ConfigTree) -> Vec<Place> {
     let drop_ins = tree.files.iter().filter(|(file, content)| {
         is_managed_drop_in(file)
@@ -80,7 +85,7 @@ pub fn managed_places(tree: &ConfigTree) -> Vec<Place> {
     places
 }
 
-/// Whether sshd reads what stands at a place: nothing leads to a drop-in whose Include is gone.
+/// Returns true if sshd reads the file of this place. It does not read a drop-in if the `Include` for it is gone.
 pub fn is_place_read(tree: &ConfigTree, place: &Place) -> bool {
     match place {
         Place::TopBlock(_) => true,
@@ -90,17 +95,18 @@ pub fn is_place_read(tree: &ConfigTree, place: &Place) -> bool {
     }
 }
 
-/// Whether sshd reads what stands at a place of ours ahead of every other line about it: then whoever writes later loses.
+/// Returns true if sshd reads the agent's lines at `place` before every other line that sets the same keywords. Then a
+/// line that another program adds later has no effect.
 pub fn is_place_first(tree: &ConfigTree, place: &Place) -> bool {
     find_obstacle(tree, place).is_none()
 }
 
-/// Whether a file has the name of our drop-in.
+/// Returns true if a file has the name of the agent's drop-in.
 pub fn is_managed_drop_in(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name == DROP_IN_NAME)
 }
 
-/// The drop-ins that the main file would read at global scope, in reading order.
+/// The drop-ins that the main file would include at global scope, in reading order.
 fn candidate_drop_ins(tree: &ConfigTree) -> Vec<Place> {
     read_directives(tree)
         .iter()
@@ -116,8 +122,8 @@ fn candidate_drop_ins(tree: &ConfigTree) -> Vec<Place> {
         .collect()
 }
 
-/// What sshd would read ahead of `place`, globally and on what we set; the place itself where it would not
-/// be read at all.
+/// Returns the global line that sshd would read before `place` and that sets one of the agent's keywords. Returns
+/// [`PlacementObstacle::NotRead`] if sshd would not read the place at all.
 fn find_obstacle(tree: &ConfigTree, place: &Place) -> Option<PlacementObstacle> {
     let tree = match place {
         Place::DropIn(file) => &with_drop_in(tree, file),
@@ -135,8 +141,8 @@ enum PlacementObstacle {
     NotRead,
 }
 
-/// The tree as sshd would find it with our drop-in. Where one stands elsewhere, nothing is reached through
-/// it: it goes.
+/// Returns the tree as it would be with the agent's drop-in at `file`. Every other drop-in of the agent loses its
+/// includes in this tree, because the agent will remove it.
 fn with_drop_in(tree: &ConfigTree, file: &Path) -> ConfigTree {
     let mut tree = tree.clone();
     let content = b"PasswordAuthentication no\n";
@@ -146,7 +152,7 @@ fn with_drop_in(tree: &ConfigTree, file: &Path) -> ConfigTree {
     }
     for included in tree.includes.values_mut().flatten() {
         if glob_path_matches(file, &included.pattern) && !included.files.iter().any(|other| other == file) {
-            // sshd reads what a pattern finds in the order of the bytes.
+            // sshd reads the files that a pattern finds in byte order of their paths.
             let position = included.files.partition_point(|other| other.as_os_str() < file.as_os_str());
             included.files.insert(position, file.to_owned());
         }
@@ -154,7 +160,7 @@ fn with_drop_in(tree: &ConfigTree, file: &Path) -> ConfigTree {
     tree
 }
 
-/// Whether a directive of `tree` is one of ours at `place`.
+/// Returns true if the agent wrote this directive of `tree` at `place`.
 fn is_managed_directive_at(tree: &ConfigTree, place: &Place, directive: &Directive) -> bool {
     let managed_numbers = |content: &Vec<u8>| match place {
         Place::DropIn(_) => segment_line_numbers(content, &find_managed_in_drop_in(content)),
@@ -167,7 +173,7 @@ fn is_managed_directive_at(tree: &ConfigTree, place: &Place, directive: &Directi
             .is_some_and(|content| managed_numbers(content).contains(&directive.line))
 }
 
-/// Whether a directive is ours, wherever it stands.
+/// Returns true if the agent wrote this directive, at any place.
 pub(super) fn is_managed_directive(tree: &ConfigTree, directive: &Directive) -> bool {
     managed_places(tree).iter().any(|place| is_managed_directive_at(tree, place, directive))
 }
@@ -191,8 +197,8 @@ fn no_place_refusal(tree: &ConfigTree) -> Refusal {
     )
 }
 
-/// The global lines after ours that say otherwise than ours: someone's change that we override, for
-/// `status` and `check` (KP-6.16).
+/// Returns the global lines after the agent's lines that set another value. These are other programs' changes that the
+/// agent overrides, for `status` and `check` (KP-6.16).
 pub fn find_overridden_directives(tree: &ConfigTree, managed_place: &Place) -> Vec<Directive> {
     let mut managed: Vec<Directive> = Vec::new();
     let mut overridden = Vec::new();

@@ -1,4 +1,4 @@
-//! Where ours goes: a table, and a small file system that is looked at again after the placement.
+//! Tests of the placement: a table, and a small file system that is read again after the placement.
 
 use std::collections::BTreeMap;
 
@@ -170,7 +170,7 @@ fn overridden_directives_are_listed() {
     assert_eq!(lines, [3, 5]);
 }
 
-/// A file of a few lines that matter.
+/// Generates a file of a few lines that matter for the placement.
 fn config_text_strategy() -> impl Strategy<Value = String> {
     let lines = prop::sample::select(vec![
         "PasswordAuthentication yes\n",
@@ -191,7 +191,7 @@ fn config_text_strategy() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Put where the placement says, and looked at as sshd would, ours comes first.
+    /// After the agent writes at the chosen place, sshd reads the agent's lines first.
     #[test]
     fn placement_puts_managed_lines_first(
         main in config_text_strategy(),
@@ -242,7 +242,7 @@ proptest! {
     }
 }
 
-/// The main file without the block; a user's lines inside it stay.
+/// Returns the main file without the block. A user's lines inside the block stay.
 fn remove_managed_lines(main: &str) -> String {
     let ours = managed_line_numbers(main.as_bytes());
     let kept = main.split_inclusive('\n').zip(1..).filter(|(_, number)| !ours.contains(number));

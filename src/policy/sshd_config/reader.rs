@@ -1,59 +1,61 @@
-//! The directives of sshd's configuration in the order in which sshd reads them, each with its place.
+//! The directives of sshd's configuration, each with its file and line, in the order in which sshd reads them.
 
 use std::path::{Path, PathBuf};
 
 use super::tokens;
 use crate::policy::observation::ConfigTree;
 
-/// How deep sshd lets Include directives go.
+/// The nesting depth of `Include` directives at which sshd stops.
 const SERVCONF_MAX_DEPTH: usize = 16;
 
-/// A bound on what is read, so that files that include each other over and over cost no more than this.
+/// An upper bound on the number of directives, so that files that include each other many times cost no more than
+/// this.
 const MAX_DIRECTIVES: usize = 1 << 16;
 
-/// For whom a directive holds: sshd_config(5) "Match".
+/// The connections for which a directive holds: sshd_config(5) "Match".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// For everyone, and the first value wins.
+    /// The directive holds for every connection, and the first value wins.
     Global,
-    /// For those whom a `Match` line picks; it beats every global value.
+    /// The directive holds only for the connections that a `Match` line picks. It overrides every global value.
     Match {
         /// The file of the innermost `Match` line.
         file: PathBuf,
-        /// That line, from 1.
+        /// The number of that line, from 1.
         line: usize,
-        /// The words of it, ahead of them those of the `Match` blocks around an Include that led here.
+        /// The words of that line. If an `Include` inside other `Match` blocks led to this file, the words of those
+        /// blocks come first.
         criteria: Vec<String>,
     },
 }
 
-/// One directive. `IncludePlacement` and `Match` lines are directives too; a `Match` line is in the scope it opens.
+/// One directive. `Include` and `Match` lines are directives too. A `Match` line belongs to the scope that it opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directive {
-    /// The keyword in lower case, as it stands there: aliases are not resolved.
+    /// The keyword in lower case, under the name in the file: aliases are not resolved.
     pub keyword: String,
-    /// Its arguments, quotes taken off.
+    /// Its arguments, without quotes.
     pub arguments: Vec<String>,
-    /// The file it stands in.
+    /// The file that contains it.
     pub file: PathBuf,
     /// The line in that file, from 1.
     pub line: usize,
-    /// For whom it holds.
+    /// The connections for which it holds.
     pub scope: Scope,
 }
 
 impl Directive {
-    /// The arguments as one text.
+    /// Returns the arguments, joined with blanks.
     pub fn value(&self) -> String {
         self.arguments.join(" ")
     }
 
-    /// Whether it stands outside every `Match` block.
+    /// Returns true if the directive is outside every `Match` block.
     pub fn is_global(&self) -> bool {
         self.scope == Scope::Global
     }
 
-    /// Whether it holds for everyone: outside every `Match` block, or in `Match all`.
+    /// Returns true if the directive holds for every connection: outside every `Match` block, or in `Match all`.
     pub fn is_for_all(&self) -> bool {
         match &self.scope {
             Scope::Global => true,
@@ -62,8 +64,9 @@ impl Directive {
     }
 }
 
-/// Every directive of `tree` in sshd's reading order, Include followed where it stands: sshd_config(5).
-/// Inside a `Match` an Include is followed in that scope; an included file's own `Match` ends with it.
+/// Returns every directive of `tree` in sshd's reading order: sshd_config(5). The files of an `Include` are read at
+/// the place of that `Include`. Inside a `Match`, an included file is read in the scope of that `Match`. A `Match`
+/// inside an included file ends with that file.
 pub fn read_directives(tree: &ConfigTree) -> Vec<Directive> {
     let mut found = Vec::new();
     collect_directives(tree, &tree.main, &Scope::Global, &mut Vec::new(), &mut found);
@@ -78,7 +81,7 @@ fn collect_directives<'a>(
     found: &mut Vec<Directive>,
 ) {
     let Some(content) = tree.files.get(file) else { return };
-    // sshd gives up on a file that includes itself; here it is read once.
+    // sshd stops with an error if a file includes itself. Here such a file is read once.
     if include_stack.len() > SERVCONF_MAX_DEPTH || include_stack.contains(&file) {
         return;
     }

@@ -1,5 +1,5 @@
-//! What a command's `passWordAuth` means in sshd's own words, and whether sshd agrees that it is so
-//! (KP-6.7 and KP-6.11).
+//! Translates a command's `passWordAuth` into sshd's directives, and checks that sshd applies them (KP-6.7 and
+//! KP-6.11).
 
 use serde::{Deserialize, Serialize};
 
@@ -12,20 +12,20 @@ use crate::policy::observation::{ConfigTree, Connection, SshdAnswer};
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::types::PasswordAuth;
 
-/// Whether the keyboard-interactive method, which with PAM asks for the same password, goes off with it:
-/// `kbd_interactive` of the configuration (KP-6.11).
+/// Whether the agent turns off the keyboard-interactive method together with passwords: `kbd_interactive` of the
+/// configuration (KP-6.11). With PAM this method asks for the same password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KbdInteractive {
-    /// It goes off with passwords.
+    /// The method goes off together with passwords.
     #[default]
     Follow,
-    /// It is left as it is.
+    /// The agent does not change the method.
     Leave,
 }
 
-/// The directives for a setting (KP-6.11). Before OpenSSH 8.7 the method had two names,
-/// either of which turned it on: the second is set too where a line that is not ours turns it on by itself.
+/// Returns the directives for a setting (KP-6.11). Before OpenSSH 8.7 the method had two names, and either of them
+/// turned it on. The agent sets the second name too if a line that it did not write turns that name on.
 pub fn desired_directives(
     asked: PasswordAuth,
     kbd: KbdInteractive,
@@ -46,7 +46,7 @@ pub fn desired_directives(
     wanted
 }
 
-/// Whether the first global `KbdInteractiveAuthentication`, ours aside, is not `no`.
+/// Returns true if the first global `KbdInteractiveAuthentication` that the agent did not write is not `no`.
 fn has_foreign_kbd_interactive(tree: &ConfigTree) -> bool {
     read_directives(tree)
         .iter()
@@ -56,10 +56,11 @@ fn has_foreign_kbd_interactive(tree: &ConfigTree) -> bool {
         .is_some_and(|d| !d.value().eq_ignore_ascii_case("no"))
 }
 
-/// Whether the configuration forbids passwords to everybody, but for those whom a `Match` block picks: that they are
-/// off for the target user may be his own block's doing. `first` is an answer about him.
+/// Returns true if the configuration forbids passwords for every connection that no `Match` block picks. The answers
+/// for the target user do not show this, because a `Match` block for that user alone may forbid passwords. `first` is
+/// an answer for the target user.
 pub fn forbids_passwords_globally(kbd: KbdInteractive, first: &SshdAnswer, reading: &ParsedConfig) -> bool {
-    // A name that no account has, and that no pattern means but one that means all.
+    // No account has this name, and no pattern matches it except one that matches every name.
     let anybody = Connection { user: "nobody.in.particular".to_owned(), ..first.connection.clone() };
     let is_off = |keyword: &str| {
         let value = reading.resolve_value(keyword, &anybody, Some(&[])).value;
@@ -69,10 +70,13 @@ pub fn forbids_passwords_globally(kbd: KbdInteractive, first: &SshdAnswer, readi
     is_off(PASSWORD_AUTHENTICATION) && (!asks || is_off(KBD_INTERACTIVE))
 }
 
-/// Whether every answer says what was asked (KP-6.7): `no`, that no password is taken, nor
-/// keyboard-interactive where UsePAM is on; `yes`, PasswordAuthentication yes and an AuthenticationMethods
-/// that a password alone satisfies. Else PASSWORD_AUTH_NOT_EFFECTIVE names the line or option that wins, which may
-/// be one for the user's `groups`.
+/// Checks that every answer of sshd has the requested setting (KP-6.7). For `no`, sshd takes no password, and no
+/// keyboard-interactive if UsePAM is on. For `yes`, PasswordAuthentication is yes, and a password alone satisfies
+/// AuthenticationMethods.
+///
+/// # Errors
+/// `PASSWORD_AUTH_NOT_EFFECTIVE`, which names the line or option that wins. That line may be one for the user's
+/// `groups`.
 pub fn check_password_auth(
     asked: PasswordAuth,
     kbd: KbdInteractive,
@@ -88,7 +92,7 @@ pub fn check_password_auth(
     Ok(())
 }
 
-/// The keyword by which an answer is not what was asked.
+/// Returns the keyword whose value differs from the request.
 fn find_mismatched_keyword(
     asked: PasswordAuth,
     kbd: KbdInteractive,

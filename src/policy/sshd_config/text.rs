@@ -1,26 +1,27 @@
-//! The text of our drop-in and of the block at the top of the main file, there and back
-//! (KP-6.12, KP-6.13 and KP-6.15).
+//! Writes and reads the text of the agent's drop-in and of its block at the top of the main file (KP-6.12, KP-6.13 and
+//! KP-6.15).
 
 use crate::policy::block::{self, BEGIN_MARKER, END_MARKER, Segment};
 
 use super::keyword::canonical_spelling;
 use super::{CHALLENGE_RESPONSE, KBD_INTERACTIVE, PASSWORD_AUTHENTICATION, tokens};
 
-/// How every comment of ours begins, so that it can be told from a user's.
+/// The beginning of every comment of the agent. It distinguishes the agent's comments from a user's comments.
 pub const COMMENT_PREFIX: &str = "# keypair-agent: ";
 
-/// Who set this, when and why, and how to take it back.
+/// The facts about a setting for its comments: when and for which command the agent made it, and how to revert it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Provenance<'a> {
-    /// The time, for a person.
+    /// The time, in a form for people.
     pub when: &'a str,
-    /// The command it was set for.
+    /// The id of the command that made the setting.
     pub command_id: &'a str,
-    /// The line of shell that takes it back.
+    /// The shell command that reverts the setting.
     pub revert_command: &'a str,
 }
 
-/// The text of our drop-in: who wrote it, when, for which command, how to take it back; then the directives.
+/// Renders the text of the agent's drop-in: first comments with the author, the time, the command and how to revert
+/// it, then the directives.
 pub fn render_drop_in(directives: &[(String, String)], provenance: &Provenance<'_>) -> String {
     let Provenance { when, command_id, revert_command: take_back } = provenance;
     let comments = [
@@ -33,9 +34,9 @@ pub fn render_drop_in(directives: &[(String, String)], provenance: &Provenance<'
     comments.chain(settings).collect()
 }
 
-/// The same between the markers of the block at the top of the main file, each directive with an equals sign: cloud-init
-/// edits a line `PasswordAuthentication ...` of the main file in place, and knows none by the name
-/// `PasswordAuthentication=`.
+/// Renders the same text between the markers of the block at the top of the main file. Each directive has an equals
+/// sign, because cloud-init edits a line `PasswordAuthentication ...` of the main file in place. cloud-init does not
+/// recognize a line with `PasswordAuthentication=`.
 pub fn render_block(directives: &[(String, String)], provenance: &Provenance<'_>) -> String {
     let comments = render_drop_in(&[], provenance);
     let settings = directives.iter().map(|(keyword, value)| format!("{keyword}= {value}\n"));
@@ -43,12 +44,13 @@ pub fn render_block(directives: &[(String, String)], provenance: &Provenance<'_>
     format!("{BEGIN_MARKER} (set by the cloud; \"keypair-agent undo\" takes it out)\n{text}{END_MARKER}\n")
 }
 
-/// A text that cannot end the comment it stands in.
+/// Returns the text without control characters, so that it cannot end the comment that contains it.
 fn replace_control_chars(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Whether every directive of a block has the form that [`render_block`] gives it: before 3.2 it had another.
+/// Returns true if every directive of a block has the form that [`render_block`] writes. Before version 3.2 the form
+/// was different.
 pub fn has_block_form(block: &[u8]) -> bool {
     block.split(|&byte| byte == b'\n').filter_map(|line| Some((line, tokens::split_config_line(line)?))).all(
         |(line, (keyword, arguments))| {
@@ -58,8 +60,8 @@ pub fn has_block_form(block: &[u8]) -> bool {
     )
 }
 
-/// What our drop-in, or our block, sets: comments do not count when asking whether it has to be written
-/// anew. Keywords in the spelling of sshd_config(5).
+/// Returns the directives of the agent's drop-in or block. Comments are left out, because a different comment is no
+/// reason to write the file again. The keywords have the spelling of sshd_config(5).
 pub fn parse_managed_directives(content: &[u8]) -> Vec<(String, String)> {
     content
         .split(|&byte| byte == b'\n')
@@ -68,8 +70,9 @@ pub fn parse_managed_directives(content: &[u8]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether a line is one that we write into a drop-in or a block, its markers aside: a comment of ours or a
-/// directive in exactly our words. By it a block with a marker missing is told from a user's lines.
+/// Returns true if the agent writes such a line into a drop-in or a block: a comment of the agent, or a directive in
+/// exactly its wording. Markers are not included. If a marker is missing, this test distinguishes the agent's lines
+/// from a user's lines.
 pub fn is_managed_line(line: &[u8]) -> bool {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -87,8 +90,8 @@ pub fn is_managed_line(line: &[u8]) -> bool {
         })
 }
 
-/// What is ours in sshd's main file: the markers and what we wrote beside them. What stands below a `Match` that somebody
-/// wrote between them is his.
+/// Finds the agent's lines in sshd's main file: the markers and the lines that the agent wrote between them. If a user
+/// wrote a `Match` between the markers, the lines below it belong to the user.
 pub fn find_managed_in_main(content: &[u8]) -> Vec<Segment> {
     let mut in_match = false;
     block::find_block_segments(content, |line| {
@@ -97,8 +100,9 @@ pub fn find_managed_in_main(content: &[u8]) -> Vec<Segment> {
     })
 }
 
-/// What is ours in our drop-in: the lines that are ours in word and stand ahead of any `Match`; below one our comments, and
-/// what stands right beneath them. All else somebody wrote, and keeps.
+/// Finds the agent's lines in its drop-in. Before any `Match`, these are the lines with the agent's exact wording.
+/// Below a `Match`, these are the agent's comments and the lines directly under them. All other lines belong to a
+/// user, and the agent keeps them.
 pub fn find_managed_in_drop_in(content: &[u8]) -> Vec<Segment> {
     let (mut in_match, mut is_beneath) = (false, false);
     block::select_lines(content, |line| {
@@ -109,14 +113,15 @@ pub fn find_managed_in_drop_in(content: &[u8]) -> Vec<Segment> {
     })
 }
 
-/// Whether the first directive of our drop-in is ours, so that nobody's decides ahead of it.
+/// Returns true if the agent wrote the first directive of its drop-in, so that no user's directive takes effect before
+/// it.
 pub fn starts_with_managed_directive(content: &[u8]) -> bool {
     let managed_segments = find_managed_in_drop_in(content);
     let first = block::split_lines(content).find(|line| tokens::split_config_line(line.bytes).is_some());
     first.is_some_and(|first| is_offset_in_segments(&managed_segments, first.offset))
 }
 
-/// Whether nothing stands in our drop-in but what is ours.
+/// Returns true if the drop-in contains only lines of the agent.
 pub fn has_only_managed_lines(content: &[u8]) -> bool {
     block::remove_segments(content, find_managed_in_drop_in(content)).iter().all(u8::is_ascii_whitespace)
 }
@@ -129,7 +134,7 @@ fn is_offset_in_segments(segments: &[Segment], offset: usize) -> bool {
     segments.iter().any(|segment| (segment.offset..segment.offset + segment.bytes.len()).contains(&offset))
 }
 
-/// The lines, from 1, of these segments.
+/// Returns the line numbers of these segments, from 1.
 pub(super) fn segment_line_numbers(content: &[u8], segments: &[Segment]) -> Vec<usize> {
     block::split_lines(content)
         .zip(1..)
@@ -138,8 +143,8 @@ pub(super) fn segment_line_numbers(content: &[u8], segments: &[Segment]) -> Vec<
         .collect()
 }
 
-/// The lines, from 1, that are ours in `content`: markers and what we wrote beside them; none where no marker
-/// of ours stands.
+/// Returns the numbers, from 1, of the agent's lines in `content`: the markers and the lines that the agent wrote
+/// between them. Returns none if `content` has no marker of the agent.
 pub(super) fn managed_line_numbers(content: &[u8]) -> Vec<usize> {
     segment_line_numbers(content, &find_managed_in_main(content))
 }
@@ -229,7 +234,7 @@ mod tests {
             assert!(starts_with_managed_directive(format!("# mine\n{ours}{theirs}").as_bytes()));
             assert_eq!(has_only_managed_lines(format!("{ours}\r\n{theirs}").as_bytes()), theirs.is_empty());
         }
-        // Between the markers of the block in the main file, too.
+        // The same holds between the markers of the block in the main file.
         let theirs = "Match User bob\nPasswordAuthentication yes\n";
         let block = render_block(&password_off_directives(), &PROVENANCE)
             .replace(END_MARKER, &format!("{theirs}{END_MARKER}"));

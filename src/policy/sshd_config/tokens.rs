@@ -1,13 +1,13 @@
-//! One line of sshd_config, cut into words as sshd cuts it: a keyword, blanks or one `=`, arguments with
-//! quotes and backslashes, a comment.
+//! Splits one line of sshd_config into words as sshd does: a keyword, blanks or one `=`, arguments with quotes and
+//! backslashes, and a comment.
 
-/// What separates words.
+/// The bytes that separate words.
 const BLANK_BYTES: &[u8] = b" \t\r\n";
 
-/// The keyword as written and the arguments of a line; `None` for an empty line or a comment. A line that
-/// sshd would refuse (an open quote) gives what can be made of it.
+/// Returns the keyword as written and the arguments of a line. Returns `None` for an empty line or a comment. For some
+/// lines that sshd would refuse (an open quote), it returns the part that can be parsed.
 pub(super) fn split_config_line(line: &[u8]) -> Option<(String, Vec<String>)> {
-    // sshd holds a line as a C string.
+    // sshd holds a line as a C string, which ends at the first zero byte.
     let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
     let mut rest = skip_blanks(line);
     while let [head @ .., last] = rest {
@@ -35,7 +35,7 @@ fn skip_blanks(bytes: &[u8]) -> &[u8] {
     bytes.get(from..).unwrap_or_default()
 }
 
-/// The word up to a blank, a quote or `=`, and what follows; `None` for an open quote.
+/// Returns the word up to a blank, a quote or `=`, and the rest of the line. Returns `None` if a quote is not closed.
 fn first_word(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let end = bytes.iter().position(|&byte| BLANK_BYTES.contains(&byte) || byte == b'"' || byte == b'=');
     let Some((word, [separator, behind @ ..])) = end.and_then(|end| bytes.split_at_checked(end)) else {
@@ -53,7 +53,7 @@ fn first_word(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     Some((word.to_vec(), behind))
 }
 
-/// The arguments: cut at blanks outside quotes, up to a word that begins with `#`.
+/// Returns the arguments, split at blanks outside quotes. A word that begins with `#` ends them.
 fn split_arguments(bytes: &[u8]) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<Vec<u8>> = None;

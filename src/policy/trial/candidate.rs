@@ -1,4 +1,4 @@
-//! sshd's configuration as it will be, as the text of a private sshd's files.
+//! Builds sshd's configuration as it will be after the command, as text for a private sshd.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use crate::policy::sshd_config::read_directives;
 /// The text of a private sshd's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CandidateConfig {
-    /// The main file: the directives ahead, then the present main file. Its text stands there itself, since OpenSSH 8.2
-    /// and 8.3 ignore `Match` in an included file.
+    /// The main file: the new directives, then the text of the present main file. The text is copied and not included,
+    /// because OpenSSH 8.2 and 8.3 ignore `Match` in an included file.
     pub main: Vec<u8>,
-    /// Included files that are shown with another content, by path.
+    /// Included files with changed content, by path.
     pub included: BTreeMap<PathBuf, Vec<u8>>,
 }
 
-/// The candidate for these directives ahead of the present files. `LogLevel` inside a `Match` would silence the log
-/// that the answer is read from; such lines are turned into comments.
+/// Builds the candidate: the directives `ahead`, then the present files. A `LogLevel` inside a `Match` would silence
+/// the log that contains the answer, so such lines become comments.
 pub fn build_candidate_config(tree: &ConfigTree, ahead: &str) -> CandidateConfig {
     let mut silenced: BTreeMap<&PathBuf, Vec<usize>> = BTreeMap::new();
     let all = read_directives(tree);
@@ -41,7 +41,7 @@ pub fn build_candidate_config(tree: &ConfigTree, ahead: &str) -> CandidateConfig
     CandidateConfig { main, included: included.map(|file| ((*file).clone(), text_of(file))).collect() }
 }
 
-/// The same text with these lines (from 1) as comments.
+/// Returns the text with these lines (from 1) as comments.
 fn comment_out(content: &[u8], lines: &[usize]) -> Vec<u8> {
     let mut text = Vec::with_capacity(content.len() + lines.len());
     for (line, number) in content.split_inclusive(|byte| *byte == b'\n').zip(1..) {

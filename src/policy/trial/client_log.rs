@@ -1,29 +1,30 @@
-//! What `ssh -v -E FILE` wrote of one question: ssh(1). Only the client's own lines count: they begin with a fixed text,
-//! and what the server sends (banners, names, messages) stands behind it or in another file.
+//! Parses the log of one trial connection that `ssh -v -E FILE` wrote: ssh(1). Only the client's own lines count, and
+//! they begin with a fixed text. Text from the server (banners, names, messages) comes after such a beginning, or is
+//! in another file.
 
-/// What became of the key that the client had.
+/// What happened to the client's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyOffer {
-    /// It was not offered.
+    /// The client did not offer the key.
     NotOffered,
-    /// The client and sshd have no signature algorithm in common for it.
+    /// The client and sshd have no signature algorithm in common for the key.
     NoMutualAlgorithm,
-    /// sshd said that it would accept it.
+    /// sshd answered that it would accept the key.
     Accepted,
-    /// sshd refused it, or ended the connection on it.
+    /// sshd refused the key, or ended the connection after the offer.
     Refused,
 }
 
 /// The client's report on one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientReport {
-    /// The methods that sshd offered at first; `None` where it came to no offer.
+    /// The methods that sshd offered first. `None` if the connection ended before an offer.
     pub methods: Option<Vec<String>>,
-    /// What became of the key.
+    /// What happened to the key.
     pub offer: KeyOffer,
-    /// Whether sshd let the user in without any key or password.
+    /// Whether sshd let the user in without a key and without a password.
     pub authenticated_without_key: bool,
-    /// The last line that is no debugging output.
+    /// The last line that is not debugging output.
     pub fault: Option<String>,
 }
 
@@ -34,11 +35,11 @@ const NO_MUTUAL_PREFIXES: [&str; 2] =
 const AUTHENTICATED_PREFIXES: [&str; 3] =
     ["Authenticated to ", "Authenticated using ", "debug1: Authentication succeeded ("];
 
-/// The most characters that are kept of a line of the client's.
+/// The maximum number of characters kept from one line of the client.
 const MAX_FAULT_CHARS: usize = 200;
 
 impl ClientReport {
-    /// Reads a client's log.
+    /// Parses a client's log.
     pub fn parse(log: &str) -> Self {
         let lines = || log.lines().map(str::trim_end);
         let mut lists = lines().filter_map(|line| line.strip_prefix(METHODS_PREFIX));
@@ -63,7 +64,8 @@ impl ClientReport {
         Self { methods, offer, authenticated_without_key: begins(&AUTHENTICATED_PREFIXES), fault }
     }
 
-    /// Whether sshd sent "Not allowed at this time" in place of its name: sshd_config(5) "PerSourcePenalties".
+    /// Returns true if sshd sent "Not allowed at this time" in place of its identification string: sshd_config(5)
+    /// "PerSourcePenalties".
     pub fn is_penalised(log: &str) -> bool {
         log.lines().any(|line| {
             ["debug1: kex_exchange_identification: ", "debug1: ssh_exchange_identification: "]
@@ -73,14 +75,14 @@ impl ClientReport {
         })
     }
 
-    /// Whether nobody listened: the client's own line begins with its name.
+    /// Returns true if no program listened at the address. The client's own line begins with "ssh".
     pub fn is_connection_refused(log: &str) -> bool {
         log.lines()
             .map(str::trim_end)
             .any(|line| line.starts_with("ssh: connect to host ") && line.ends_with(": Connection refused"))
     }
 
-    /// Whether the client or the server lacks the key exchange that was asked for.
+    /// Returns true if the client or the server does not support the requested key exchange.
     pub fn lacks_key_exchange(log: &str) -> bool {
         let starts = [
             "Unable to negotiate with ",
@@ -94,14 +96,15 @@ impl ClientReport {
         })
     }
 
-    /// Whether the question is answered although the client goes on: nobody logs in by it.
+    /// Returns true if sshd has let the client in. Then the answer is complete although the client still runs, because
+    /// the agent never uses the connection for a login.
     pub fn is_authenticated(log: &str) -> bool {
         log.lines().any(|line| AUTHENTICATED_PREFIXES.iter().any(|start| line.starts_with(start)))
     }
 }
 
-/// A line that says that the key is offered: since OpenSSH 7.7 `Offering public key: PATH TYPE …`, before
-/// `Offering TYPE public key: PATH` or `Offering public key: TYPE …`.
+/// Returns true if the line says that the client offers a key. Since OpenSSH 7.7 it is `Offering public key: PATH TYPE
+/// …`. Before, it was `Offering TYPE public key: PATH` or `Offering public key: TYPE …`.
 fn is_offer_line(line: &str) -> bool {
     line.strip_prefix("debug1: Offering ").is_some_and(|rest| {
         rest.starts_with("public key: ")
@@ -109,8 +112,8 @@ fn is_offer_line(line: &str) -> bool {
     })
 }
 
-/// A key that the client does not offer since sshd says that it takes no signature of that kind: `Skipping
-/// TYPE key PATH - corresponding algorithm not supported by server`.
+/// Returns true if the client skips a key, because sshd accepts no signature algorithm of that kind: `Skipping TYPE
+/// key PATH - corresponding algorithm not supported by server`.
 fn is_skipped_key_line(line: &str) -> bool {
     line.starts_with("debug1: Skipping ")
         && line.ends_with(" - corresponding algorithm not supported by server")

@@ -1,4 +1,4 @@
-//! A refusal of sshd's in words for a person: rule, cause, the file and line that decide, remedy.
+//! Explains a refusal by sshd to a person: the rule, the cause, the file and line that decide, and the remedy.
 
 use std::path::PathBuf;
 
@@ -8,20 +8,21 @@ use crate::policy::lockout::GuardFinding;
 use crate::policy::observation::{Account, Connection};
 use crate::policy::sshd_config::{ConfigSource, ParsedConfig};
 
-/// What is needed to name the line that decides.
+/// The inputs for finding the line that decides.
 #[derive(Debug, Clone, Copy)]
 pub struct RejectionContext<'a> {
-    /// The user that was refused.
+    /// The user that sshd refused.
     pub account: &'a Account,
     /// The connection that sshd refused.
     pub connection: &'a Connection,
-    /// sshd's configuration as text.
+    /// sshd's configuration, parsed.
     pub reading: &'a ParsedConfig,
-    /// The key file that holds the key, or will.
+    /// The key file that contains the key, or will contain it.
     pub key_file: Option<&'a std::path::Path>,
 }
 
-/// The finding for a refusal. What sshd itself names decides; the line is looked up in its configuration.
+/// Returns the finding for a refusal. The cause that sshd names decides, and this function looks up its line in the
+/// configuration.
 pub fn explain_rejection(rejection: &Rejection, decides: &RejectionContext<'_>) -> GuardFinding {
     let Account { name, shell, .. } = decides.account;
     let said = match &rejection.said {
@@ -131,7 +132,8 @@ pub fn explain_rejection(rejection: &Rejection, decides: &RejectionContext<'_>) 
             &format!("sshd does not know the user {name}{said}"),
             "see whether the name service answers: getent passwd",
         ),
-        // OpenSSH 10.0 and later look for the files with glob(3) as the user, and say nothing of one that is hidden.
+        // OpenSSH 10.0 and later look for the files with glob(3) as the user, and log nothing about a file that this
+        // user cannot see.
         RefusalCause::NotFound => {
             let (holder, remedy) = match decides.key_file {
                 Some(file) => (
@@ -157,14 +159,14 @@ pub fn explain_rejection(rejection: &Rejection, decides: &RejectionContext<'_>) 
 }
 
 impl RejectionContext<'_> {
-    /// A finding about a list; the first line or option that has a say on it.
+    /// Returns a finding about a list, with the first line or option that may set it.
     fn list_finding(&self, keyword: &'static str, cause: &str, remedy: &str) -> GuardFinding {
         let said = self.reading.applicable_settings(keyword, self.connection, Some(&self.account.groups));
         let by = said.into_iter().next().map_or(ConfigSource::Default, |saying| saying.by);
         source_finding(keyword, &by, cause, remedy)
     }
 
-    /// A finding about a keyword whose first value counts.
+    /// Returns a finding about a keyword whose first value counts.
     fn keyword_finding(&self, keyword: &'static str, cause: &str, remedy: &str) -> GuardFinding {
         let decision = self.reading.resolve_value(keyword, self.connection, Some(&self.account.groups));
         source_finding(keyword, &decision.by, cause, remedy)

@@ -1,5 +1,5 @@
-//! The trial: a private sshd is asked whether a key lets a user in, before a step depends on the answer
-//! (KP-10.1 and KP-10.5). What is asked, what was answered, and what an answer means.
+//! The trial: the agent asks a private sshd whether a key lets a user in, before a step depends on it (KP-10.1 and
+//! KP-10.5). This module defines the request, the outcome and how logs become an outcome.
 
 mod candidate;
 mod client_log;
@@ -19,40 +19,40 @@ pub use client_log::{ClientReport, KeyOffer};
 pub use explain::{RejectionContext, explain_rejection};
 pub use server_log::{KeyMatch, RefusalCause, ServerReport};
 
-/// What a private sshd is asked: would it accept this key for this user, by its configuration and the user's key
-/// files as they will be?
+/// The request to a private sshd: would it accept this key for this user? It uses sshd's configuration and the user's
+/// key files as they will be after the command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrialRequest {
     /// The user's login name.
     pub user: String,
-    /// The key that is offered. The public half is enough.
+    /// The key that the client offers. The public half is enough.
     pub key: PublicKey,
-    /// Directives that stand ahead of the present main file, one a line; empty: the files as they stand.
+    /// Directives that come before the present main file, one per line. Empty if the configuration does not change.
     pub ahead: String,
-    /// Key files that will differ from the present ones.
+    /// Key files whose content will differ from the present content.
     pub key_files: Vec<PlannedKeyFile>,
-    /// One private run for each.
+    /// The connections. The private sshd runs once for each of them.
     pub connections: Vec<Connection>,
-    /// Whether the configuration depends on addresses, so that an answer without them says nothing.
+    /// Whether the configuration depends on addresses. Then an answer without the addresses proves nothing.
     pub needs_addresses: bool,
 }
 
-/// A key file as it will be.
+/// A key file with its future content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedKeyFile {
-    /// The file.
+    /// The path of the file.
     #[serde(with = "super::path_bytes")]
     pub path: PathBuf,
-    /// The login name of the user that owns a file that is new.
+    /// The login name of the user that will own the file if it is new.
     pub user: String,
-    /// Its bytes.
+    /// The content.
     #[serde(with = "super::block::base64_bytes")]
     pub content: SharedBytes,
 }
 
-/// What came of one private run.
+/// The result of one run of a private sshd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum TrialOutcome {
@@ -60,9 +60,10 @@ pub enum TrialOutcome {
     Accepted(Acceptance),
     /// sshd refuses the key.
     Refused(Rejection),
-    /// The planned key file cannot be shown to a private sshd here: it has to be in place first. The text says why.
+    /// The agent cannot show the planned key file to a private sshd here. The key must be in place first. The text
+    /// says why.
     NotShown(String),
-    /// The kernel has no such address family: nobody connects this way.
+    /// The kernel does not support this address family, so no client can connect this way.
     NoSuchFamily,
     /// There is no answer. The text says why.
     NotTaken(String),
@@ -74,9 +75,9 @@ pub enum TrialOutcome {
 pub struct Acceptance {
     /// The line that matches.
     pub at: KeyMatch,
-    /// The options of that line that restrict a login, as sshd or the line names them; empty: none.
+    /// The options of that line that restrict a login, named as in sshd's log or in the line. Empty if there are none.
     pub restrictions: Vec<String>,
-    /// The methods that sshd offers at first, by their names on the wire.
+    /// The methods that sshd offers first, by their protocol names.
     pub methods: Vec<String>,
 }
 
@@ -84,16 +85,16 @@ pub struct Acceptance {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rejection {
-    /// The cause, as far as sshd's log names one.
+    /// The cause, if sshd's log names one.
     pub cause: RefusalCause,
-    /// sshd's own words; `None` where it says nothing.
+    /// sshd's own message, or `None` if it logged none.
     pub said: Option<String>,
-    /// The methods that sshd offers at first.
+    /// The methods that sshd offers first.
     pub methods: Vec<String>,
 }
 
-/// What a run's two logs say. `key_file_line` gives the text of a line of a file, for releases before 7.7, whose log
-/// does not list options.
+/// Converts the two logs of a run into an outcome. `key_file_line` returns the text of a line of a file. It is needed
+/// for releases before 7.7, whose log does not list options.
 pub fn interpret_logs(
     client: &ClientReport,
     server: &ServerReport,

@@ -1,4 +1,5 @@
-//! What a private sshd wrote of one connection with `-e -o LogLevel=DEBUG1`: sshd(8), OpenSSH 7.4 to 10.5.
+//! Parses the log of one connection that a private sshd wrote with `-e -o LogLevel=DEBUG1`: sshd(8), OpenSSH 7.4 to
+//! 10.5.
 
 use std::fmt;
 
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::outcome::escape_unprintable;
 
-/// The most characters that are kept of a line of sshd's.
+/// The maximum number of characters kept from one line of sshd.
 const MAX_LOG_MESSAGE_CHARS: usize = 200;
 
 /// The line at which sshd found a key.
@@ -24,7 +25,7 @@ impl fmt::Display for KeyMatch {
     }
 }
 
-/// Why sshd refuses a key, as far as its log tells.
+/// Why sshd refuses a key, if its log shows the cause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RefusalCause {
@@ -38,23 +39,23 @@ pub enum RefusalCause {
     DenyGroups,
     /// The user's shell does not exist or cannot be executed.
     Shell,
-    /// The account is locked and PAM is not asked.
+    /// The account is locked, and sshd does not use PAM.
     LockedAccount,
-    /// The account expired and PAM is not asked.
+    /// The account has expired, and sshd does not use PAM.
     ExpiredAccount,
-    /// StrictModes: owner or mode of this path.
+    /// StrictModes refuses the owner or the mode of this path.
     Modes(String),
-    /// The key file cannot be read, or is no regular file.
+    /// The key file cannot be read, or is not a regular file.
     KeyFile(String),
     /// RevokedKeys names the key, or cannot be read.
     Revoked,
-    /// The algorithm is not accepted.
+    /// sshd does not accept the signature algorithm.
     Algorithm,
     /// The RSA key is too short.
     KeyLength,
-    /// `from=` of a line does not name the source.
+    /// The `from=` option of this line does not name the source.
     Source(KeyMatch),
-    /// The line's `expiry-time` is over.
+    /// The `expiry-time` of this line has passed.
     Expired(KeyMatch),
     /// sshd does not offer public-key authentication.
     MethodNotOffered,
@@ -62,27 +63,27 @@ pub enum RefusalCause {
     ConnectionRefused,
     /// sshd does not know the user.
     UnknownUser,
-    /// sshd finds the key in no file that it reads.
+    /// The key is in no file that sshd reads.
     NotFound,
-    /// sshd names no cause that is known here.
+    /// The log names no cause that this module knows.
     Other,
 }
 
 /// The private sshd's report on one connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerReport {
-    /// Every line at which the key was found, in order.
+    /// Every line at which sshd found the key, in order.
     pub matches: Vec<KeyMatch>,
-    /// The line at which it was accepted, where this release says so.
+    /// The line at which sshd accepted the key, if this release logs it.
     accepted: Option<KeyMatch>,
-    /// The options of that line as this release lists them; `None` before OpenSSH 7.7.
+    /// The options of that line as this release lists them. `None` before OpenSSH 7.7.
     pub options: Option<String>,
     refusals: Vec<(RefusalCause, String)>,
     fault: Option<String>,
 }
 
 impl ServerReport {
-    /// Reads a log.
+    /// Parses a log.
     pub fn parse(log: &str) -> Self {
         let mut report = Self::default();
         for line in log.lines() {
@@ -113,39 +114,40 @@ impl ServerReport {
         }
     }
 
-    /// The line at which the key was accepted: as the log says, else the last one that matched.
+    /// Returns the line at which sshd accepted the key: the line that the log names, otherwise the last line that
+    /// matched.
     pub fn accepted_at(&self) -> Option<KeyMatch> {
         self.accepted.clone().or_else(|| self.matches.last().cloned())
     }
 
-    /// The cause of a refusal. What the connection or the account is refused for comes first: sshd goes on after it as
-    /// for an unknown user.
+    /// Returns the cause of a refusal. The first cause in the log counts. After sshd refuses a connection or an
+    /// account, it continues as for an unknown user.
     pub fn cause(&self) -> RefusalCause {
         let known = self.refusals.iter().map(|(cause, _)| cause.clone()).next();
         known.unwrap_or(if self.matches.is_empty() { RefusalCause::NotFound } else { RefusalCause::Other })
     }
 
-    /// sshd's own words for it.
+    /// Returns sshd's own message for the refusal.
     pub fn refusal_message(&self) -> Option<String> {
         self.refusals.first().map(|(_, said)| truncate_printable(said))
     }
 
-    /// The last line that is no debugging output: where there was no answer, why.
+    /// Returns the last line that is not debugging output. If there was no answer, this line says why.
     pub fn fault(&self) -> Option<String> {
         self.fault.as_deref().map(truncate_printable)
     }
 
-    /// Whether sshd ended the connection by its configuration.
+    /// Returns true if sshd ended the connection because of its configuration.
     pub fn refuses_connection(&self) -> bool {
         self.refusals.iter().any(|(cause, _)| *cause == RefusalCause::ConnectionRefused)
     }
 
-    /// Whether sshd did not find the user in the name service.
+    /// Returns true if sshd did not find the user in the name service.
     pub fn is_unknown_user(&self) -> bool {
         self.refusals.iter().any(|(cause, _)| *cause == RefusalCause::UnknownUser)
     }
 
-    /// Whether the private sshd lacks the key exchange that it was started with.
+    /// Returns true if the private sshd does not support the key exchange that it was started with.
     pub fn lacks_key_exchange(log: &str) -> bool {
         log.lines().any(|line| {
             line.contains("Bad SSH2 KexAlgorithms") || line.contains("no matching key exchange method")
@@ -157,7 +159,7 @@ fn truncate_printable(text: &str) -> String {
     escape_unprintable(&text.chars().take(MAX_LOG_MESSAGE_CHARS).collect::<String>())
 }
 
-/// `FILE:LINE: matching key found: …`, before OpenSSH 7.7 `matching key found: file FILE, line LINE …`.
+/// Parses `FILE:LINE: matching key found: …`, or before OpenSSH 7.7 `matching key found: file FILE, line LINE …`.
 fn parse_key_match(text: &str) -> Option<KeyMatch> {
     if let Some(rest) = text.strip_prefix("matching key found: file ") {
         let (file, rest) = rest.rsplit_once(", line ")?;
@@ -168,13 +170,14 @@ fn parse_key_match(text: &str) -> Option<KeyMatch> {
     parse_place(place)
 }
 
-/// `FILE:LINE`.
+/// Parses `FILE:LINE`.
 fn parse_place(place: &str) -> Option<KeyMatch> {
     let (file, line) = place.rsplit_once(':')?;
     Some(KeyMatch { file: unescape_vis(file), line: line.parse().ok()? })
 }
 
-/// A file's name as it is: sshd's log has a backslash twice, and a byte that is no ASCII in octal (vis(3), `VIS_OCTAL`).
+/// Decodes a file name of sshd's log. There, a backslash is doubled, and a byte that is not ASCII is octal (vis(3),
+/// `VIS_OCTAL`).
 fn unescape_vis(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -222,7 +225,7 @@ fn parse_refusal_cause(text: &str) -> Option<RefusalCause> {
         .strip_prefix("Could not open user '")
         .or_else(|| text.strip_prefix("Could not open authorized keys '"))
     {
-        // A file that is not there is no fault: sshd goes on to the next one.
+        // A missing file is not a fault: sshd continues with the next file.
         return (!rest.ends_with("No such file or directory"))
             .then(|| RefusalCause::KeyFile(text.to_owned()));
     }
@@ -248,7 +251,7 @@ fn parse_refusal_cause(text: &str) -> Option<RefusalCause> {
     if text.starts_with("Authentication tried for ")
         && text.contains("correct key but not from a permitted host")
     {
-        // Before OpenSSH 7.7 no line is named.
+        // Before OpenSSH 7.7 the log names no line.
         return Some(RefusalCause::Source(KeyMatch { file: String::new(), line: 0 }));
     }
     if let Some((place, _)) = text.split_once(": entry expired at ") {
@@ -263,15 +266,15 @@ fn parse_refusal_cause(text: &str) -> Option<RefusalCause> {
     None
 }
 
-/// The options of sshd's list that restrict a login. Without any option it lists five permissions; of these a login
-/// needs a terminal alone.
+/// Returns the options of sshd's list that restrict a login. For a line without options, sshd lists five permissions.
+/// A login needs only one of these, the terminal.
 pub(super) fn parse_restrictions(options: &str) -> Vec<String> {
     const PERMISSIONS: [&str; 6] =
         ["agent-forwarding", "no-touch-required", "port-forwarding", "pty", "user-rc", "x11-forwarding"];
     let mut found = Vec::new();
     let mut has_terminal = false;
     for word in options.split_ascii_whitespace() {
-        // sshd prints `expires` without a blank ahead.
+        // sshd prints no blank before `expires`.
         let (word, expires) = match word.strip_suffix("expires") {
             Some(word) => (word, true),
             None => (word, false),

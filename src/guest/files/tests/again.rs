@@ -1,11 +1,12 @@
-//! All the other tests again, in other circumstances: as somebody else than root, who can use it on his own files, and
-//! on a kernel without openat2(2).
+//! Runs all the other tests again under other conditions: as a user who is not root, who can use the agent on
+//! their own files, and on a kernel without openat2(2).
 
 use std::os::unix::process::CommandExt;
 
 use super::*;
 
-/// Runs the other tests in a copy of this program that anybody may run, their files in a directory of `owner`'s.
+/// Runs the other tests in a copy of this program that every user may execute. Their files are in a directory that
+/// `owner` owns.
 fn rerun_tests(owner: u32, tracer: &[&str]) {
     let scratch = create_scratch_dir();
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();

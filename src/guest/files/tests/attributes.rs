@@ -1,4 +1,4 @@
-//! What a file carries besides its bytes survives (KP-5.10).
+//! The metadata of a file survives a replacement (KP-5.10).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! What the system refuses is told with errno and path, and the old bytes are intact (KP-7.9).
+//! An error of the system is reported with errno and path, and the old content stays intact (KP-7.9).
 
 use std::fs;
 
@@ -19,7 +19,7 @@ fn assert_errno(result: Result<crate::guest::files::ReplaceOutcome, FileError>, 
     }
 }
 
-/// A filesystem that is unmounted again.
+/// A mounted tmpfs. Dropping it unmounts the filesystem.
 struct TmpfsMount(PathBuf);
 
 impl TmpfsMount {
@@ -76,11 +76,11 @@ fn read_only_disk_fails_with_erofs() {
     }
     let refused = replace_key_file(&home.account, &keys, Some(&content_hash("old\n")), b"new\n");
     assert_errno(refused, Errno::EROFS, &home.account.home);
-    // Nothing to write needs no disk that can be written.
+    // Unchanged content needs no write, so a read-only disk is no error.
     replace_key_file(&home.account, &keys, Some(&content_hash("old\n")), b"old\n").unwrap();
 }
 
-/// An attribute of chattr(1) that is taken off again.
+/// The immutable attribute of chattr(1). Dropping it clears the attribute.
 struct ImmutableAttribute<'a>(&'a Path);
 
 impl Drop for ImmutableAttribute<'_> {

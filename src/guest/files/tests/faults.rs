@@ -1,5 +1,5 @@
-//! Every call of the system that changes something fails once, and is once the last: each file is the old or the
-//! new one (KP-7.3). strace(1) makes them fail.
+//! Each system call that changes something fails once, and in another run the process is killed at it. Each file
+//! must have its complete old or new content (KP-7.3). strace(1) injects the faults.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -8,11 +8,11 @@ use crate::guest::files::{remove_created_key_file, remove_key_dir_temporaries, r
 
 use super::*;
 
-/// Set for the child that does the work, to the home it is done in.
+/// Set only in the child process that does the replacement. The value is the home to use.
 const CHILD_HOME_VAR: &str = "KEYPAIR_AGENT_TEST_FAULT";
 const INJECTED_SYSCALLS: [&str; 6] = ["mkdirat", "fchown", "fchmod", "fsync", "renameat", "renameat2"];
 
-/// The child's work: a new content, whatever was there.
+/// The child process: writes new content, whatever the file contained.
 #[test]
 fn child() {
     let Some(home) = std::env::var_os(CHILD_HOME_VAR).map(PathBuf::from) else { return };
@@ -22,7 +22,7 @@ fn child() {
     replace_key_file(&account, &keys, expected.as_ref(), b"new\n").unwrap();
 }
 
-/// How the child ended, its `number`th `call` tampered with.
+/// Runs the child with a fault in its `number`th `call`. Returns whether it succeeded, and whether it was killed.
 fn run_with_injection(home: &TestHome, call: &str, number: u32, how: &str) -> (bool, bool) {
     let own = std::env::current_exe().unwrap();
     let output = Command::new("strace")
@@ -40,7 +40,7 @@ fn can_inject_faults() -> bool {
     run_tool_or_skip("strace", &["-qq", "-o", "/dev/null", "-e", "inject=fsync:error=EIO:when=1", "true"])
 }
 
-/// `.ssh` and what is in it, if there is one.
+/// The entries of `.ssh`, or "nothing" if it does not exist.
 fn list_ssh_directory(home: &TestHome) -> Vec<String> {
     let ssh = home.home_path(".ssh");
     if ssh.exists() { list_names(&ssh) } else { vec!["nothing".to_owned()] }
@@ -66,7 +66,7 @@ fn replace_with_failing_syscall_leaves_only_old_file() {
             let content = fs::read(&keys).unwrap();
             if !succeeded {
                 failures += 1;
-                // Only the directory's sync comes behind the rename.
+                // Only the sync of the directory comes after the rename.
                 let behind = call == "fsync" && number == 2;
                 assert_eq!(content, if behind { b"new\n" } else { b"old\n" }, "{call} {number}");
             }
@@ -86,7 +86,7 @@ fn replace_killed_at_syscall_leaves_old_or_new_file() {
             let home = TestHome::new();
             let keys = home.key_file_path();
             kills += u32::from(run_with_injection(&home, call, number, "signal=KILL").1);
-            // What the recovery does: take back what was created, and sweep.
+            // The recovery does the same: it removes what was created, and the temporary files.
             remove_created_key_file(
                 &home.account,
                 &keys,

@@ -1,4 +1,4 @@
-//! KP-5.9, KP-5.10, KP-5.13 and KP-7.4, the file itself: created, replaced, left alone, taken back.
+//! KP-5.9, KP-5.10, KP-5.13 and KP-7.4 for the key file itself: create, replace, leave unchanged, undo.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -172,7 +172,7 @@ fn stale_temporaries_and_nothing_else_are_removed() {
 
 #[test]
 fn umask_does_not_affect_modes() {
-    // The umask is the process's, shared with the other tests, so a child has it.
+    // The umask belongs to the whole process, which other tests share. So this test runs in a child process.
     const CHILD: &str = "KEYPAIR_AGENT_TEST_UMASK";
     if std::env::var_os(CHILD).is_none() {
         let name = "guest::files::tests::key_file::umask_does_not_affect_modes";

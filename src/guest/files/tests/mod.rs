@@ -1,4 +1,4 @@
-//! The files of a guest, as seen from outside: by real files in a real directory.
+//! Tests of the public functions of this module, with real files in a real directory.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -24,18 +24,18 @@ mod state;
 
 mod way;
 
-/// A uid that is nobody's here.
+/// Uids that no account on the test machine has.
 const USER_UID: u32 = 61_001;
 const OTHER_UID: u32 = 61_002;
 
-/// Where the tests work when they are told.
+/// An environment variable with the directory for the tests' files. It is optional.
 const SCRATCH_VAR: &str = "KEYPAIR_AGENT_TEST_SCRATCH";
 
-/// A directory that goes again, in a place where every directory on the way is safe: /tmp is not.
+/// A temporary directory in a place where every directory on the path is safe. /tmp is not safe.
 fn create_scratch_dir() -> TempDir {
     let mut refused = String::new();
     let told = std::env::var_os(SCRATCH_VAR).map(PathBuf::from);
-    // First the place that others may pass through too, wherever the checkout is.
+    // Try /var/lib first: other users may pass through it, whatever the location of the checkout.
     let bases = ["/var/lib", concat!(env!("CARGO_MANIFEST_DIR"), "/target"), "/root"].map(PathBuf::from);
     for base in told.into_iter().chain(bases) {
         match PathWalker::walk_to(TrustPolicy::RootOnly, None, &base) {
@@ -52,7 +52,7 @@ fn create_scratch_dir() -> TempDir {
     panic!("no safe directory for the tests: {refused}");
 }
 
-/// Whether the test runs as root; says so where it has to be skipped.
+/// Whether the test runs as root. If not, prints that the test is skipped.
 fn is_root_or_skip(what: &str) -> bool {
     let root = geteuid().is_root();
     if !root {
@@ -61,7 +61,7 @@ fn is_root_or_skip(what: &str) -> bool {
     root
 }
 
-/// The account of a home.
+/// The account that owns a home.
 fn test_account(home: &Path, uid: u32) -> Account {
     Account {
         name: "joe".into(),
@@ -73,7 +73,8 @@ fn test_account(home: &Path, uid: u32) -> Account {
     }
 }
 
-/// A home with an account whose it is: a user's as root, one's own else.
+/// A home and the account that owns it. If the tests run as root, it is another user's; otherwise it is the
+/// current user's.
 struct TestHome {
     scratch: TempDir,
     account: Account,
@@ -92,7 +93,7 @@ impl TestHome {
         Self { scratch, account }
     }
 
-    /// Beside the home, where root alone writes.
+    /// A path beside the home, in a directory that only root can write.
     fn sibling_path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
@@ -109,7 +110,7 @@ impl TestHome {
         chown(path, Some(self.account.uid), Some(self.account.gid)).unwrap();
     }
 
-    /// A directory of the user's.
+    /// Creates a directory in the home, owned by the user.
     fn create_directory(&self, name: &str, mode: u32) -> PathBuf {
         let path = self.home_path(name);
         fs::create_dir(&path).unwrap();
@@ -118,13 +119,13 @@ impl TestHome {
         path
     }
 
-    /// `.ssh` and the file in it, both the user's.
+    /// Creates `.ssh` and the key file in it, both owned by the user.
     fn create_key_file(&self, content: &str) -> PathBuf {
         self.create_directory(".ssh", 0o700);
         self.create_file(".ssh/authorized_keys", content)
     }
 
-    /// A file of the user's, 0600.
+    /// Creates a file in the home with mode 0600, owned by the user.
     fn create_file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.home_path(name);
         fs::write(&path, content).unwrap();
@@ -138,7 +139,7 @@ fn content_hash(content: &str) -> ContentHash {
     ContentHash::from_content(content.as_bytes())
 }
 
-/// What a directory holds, sorted.
+/// The names of a directory's entries, sorted.
 fn list_names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(directory)
         .unwrap()
@@ -154,7 +155,7 @@ fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
     (stat.uid(), stat.gid(), stat.mode() & 0o7777)
 }
 
-/// Runs a tool; whether it is there and succeeded. What cannot be run is said.
+/// Runs a tool. Returns false, and prints the reason, if the tool is missing or fails.
 fn run_tool_or_skip(program: &str, arguments: &[&str]) -> bool {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => true,

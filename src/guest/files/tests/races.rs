@@ -1,4 +1,4 @@
-//! Against a user who changes things while we work.
+//! Tests against a user who changes files while the agent works.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +14,8 @@ use crate::guest::files::{FileError, read_key_file, replace_key_file};
 
 use super::*;
 
-/// A replacement that stops between the finished temporary and the look before the rename.
+/// A replacement that calls `meanwhile` after the temporary file is complete and before the check that precedes
+/// the rename.
 fn replace_with_interruption(
     home: &TestHome,
     expected: Option<&ContentHash>,
@@ -58,7 +59,7 @@ fn key_file_changed_before_rename_is_kept() {
     assert_changed(&home, result, b"old\n");
     assert_eq!(owner_and_mode(&keys).2, 0o640);
 
-    // The same bytes in another file.
+    // Another file with the same bytes.
     let result = replace_with_interruption(&home, old.as_ref(), || {
         home.create_file("copy", "old\n");
         fs::rename(home.home_path("copy"), &keys).unwrap();
@@ -110,8 +111,8 @@ fn temporary_swapped_before_rename_is_detected() {
     assert!(matches!(result, Err(FileError::Changed { .. })), "{result:?}");
 }
 
-/// The home's owner swaps `.ssh` with a link to a directory of root's, over and over: nothing is ever written
-/// there, and nothing of it is given away.
+/// The home's owner repeatedly swaps `.ssh` with a link to a directory of root's. The agent must never write
+/// there, read its file or change its owner.
 #[test]
 fn directory_swapped_with_symlink_is_not_written_through() {
     let home = TestHome::new();
@@ -161,8 +162,8 @@ fn directory_swapped_with_symlink_is_not_written_through() {
     assert_eq!(list_names(&home.home_path(".ssh")), ["authorized_keys"]);
 }
 
-/// While `.ssh` is being created, the home's owner puts a full directory of root's in its place: it is not
-/// given away.
+/// While the agent creates `.ssh`, the home's owner replaces it with a non-empty directory of root's. The agent
+/// must not change the owner of that directory.
 #[test]
 fn directory_planted_during_creation_keeps_its_owner() {
     let home = TestHome::new();

@@ -1,4 +1,4 @@
-//! KP-6.12 and KP-6.14: sshd's files, which root alone may be able to change.
+//! KP-6.12 and KP-6.14: sshd's files, which only root may be able to change.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
@@ -93,7 +93,7 @@ fn main_file_symlink_through_untrusted_path_is_refused() {
     chown(&theirs, Some(0), Some(OTHER_UID)).unwrap();
     fs::set_permissions(&theirs, fs::Permissions::from_mode(0o775)).unwrap();
     assert_unsafe(replace(), "chmod g-w");
-    // Of root's own group, unless an ACL hides somebody behind its bits.
+    // Group write permission for root's own group is allowed, unless an ACL may give it to other users.
     chown(&theirs, Some(0), Some(0)).unwrap();
     if run_tool_or_skip("setfacl", &["-m", "u:61002:rwx", &theirs.to_string_lossy()]) {
         assert_unsafe(replace(), "writable by gid 0");

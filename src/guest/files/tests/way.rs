@@ -1,4 +1,5 @@
-//! KP-5.11 and KP-5.12, the way to the file: which links are followed, whose directories are trusted.
+//! KP-5.11 and KP-5.12, the path to the file: which links the agent follows, and which owners of directories it
+//! trusts.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
@@ -11,7 +12,7 @@ use crate::guest::files::{FileError, read_file, read_key_file, read_key_file_for
 
 use super::*;
 
-/// Both reading and replacing refuse, naming the component and the cause.
+/// Both reading and replacing must fail with this component and cause.
 #[track_caller]
 fn assert_key_file_unsafe(home: &TestHome, path: &Path, component: &Path, cause: &str) {
     let read = read_key_file(&home.account, path).map(|_| ());
@@ -59,7 +60,7 @@ fn key_file_fifo_socket_or_directory_is_refused_unblocked() {
     assert_key_file_unsafe(&home, &keys, &keys, "a directory");
     fs::remove_dir(&keys).unwrap();
 
-    // The path of a socket has a limit of its own, unix(7); a checkout deep down exceeds it.
+    // The path of a socket has its own length limit, unix(7), and a deep checkout exceeds it.
     if UnixListener::bind(&keys).is_err() {
         eprintln!("SKIPPED: a socket at {}", keys.display());
     } else {
@@ -111,7 +112,7 @@ fn file_id_is_equal_for_two_paths_to_one_file() {
     let home = TestHome::new();
     symlink(&home.account.home, home.sibling_path("link")).unwrap();
     let id = |path: &Path| read_key_file(&home.account, path).unwrap().id;
-    // Without and with the directory, and with the file.
+    // First without the directory, then with it, then with the file.
     assert_eq!(id(&home.key_file_path()), id(&home.sibling_path("link/.ssh/authorized_keys")));
     assert_eq!(id(&home.key_file_path()).name, Path::new(".ssh/authorized_keys"));
     home.create_directory(".ssh", 0o700);
@@ -137,7 +138,7 @@ fn symlink_below_home_is_refused_by_any_path() {
     for path in ["link/.ssh/authorized_keys", "straight/authorized_keys"] {
         assert_key_file_unsafe(&home, &home.sibling_path(path), &home.home_path(".ssh"), "a symbolic link");
     }
-    // A directory is made below the home alone, by that path too.
+    // The agent creates a directory only below the home, also if the path goes through a link.
     fs::remove_file(home.home_path(".ssh")).unwrap();
     let made =
         replace_key_file(&home.account, &home.sibling_path("link/.ssh/authorized_keys"), None, b"key\n");
