@@ -1,4 +1,4 @@
-//! Accounts as the guest's name service has them: passwd(5), group(5), nsswitch.conf(5).
+//! Accounts as the guest's name service reports them: passwd(5), group(5), nsswitch.conf(5).
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,12 +15,12 @@ use crate::policy::observation::{Account, KeyFileOwner, UserStatus};
 pub(super) const PASSWD_FILE: &str = "/etc/passwd";
 pub(super) const MAX_PASSWD_BYTES: usize = 64 * 1024 * 1024;
 
-/// The name service did not answer.
+/// The name service did not answer, or failed.
 #[derive(Debug)]
 pub struct AccountError {
-    /// Whom it was asked for.
+    /// The name of the account that was looked up.
     pub name: String,
-    /// What it said.
+    /// The error of the name service.
     pub source: io::Error,
 }
 
@@ -42,10 +42,10 @@ impl std::error::Error for AccountError {
     }
 }
 
-/// Looks an account up by its login name; `None` where there is none.
+/// Looks up an account by its login name; `None` if there is none.
 ///
 /// # Errors
-/// That the name service does not answer, or fails.
+/// The name service does not answer, or fails.
 pub fn lookup_account(name: &str) -> Result<Option<Account>, AccountError> {
     let failed = |source: io::Error| AccountError { name: name.to_owned(), source };
     if name.contains('\0') {
@@ -56,11 +56,11 @@ pub fn lookup_account(name: &str) -> Result<Option<Account>, AccountError> {
     Ok(Some(account_from_entry(entry, groups)))
 }
 
-/// The same to take something out, which needs no groups: while the name service does not answer or fails, the entry of passwd(5)
-/// itself counts.
+/// Looks up an account for a removal, which needs no groups. If the name service does not answer or fails, the
+/// entry in the file of passwd(5) counts.
 ///
 /// # Errors
-/// That neither has it.
+/// The name service failed and the file has no such account.
 pub fn lookup_account_for_removal(name: &str) -> Result<Option<Account>, AccountError> {
     let failure = match lookup_account(name) {
         Err(error) => error,
@@ -73,7 +73,7 @@ pub fn lookup_account_for_removal(name: &str) -> Result<Option<Account>, Account
     account.map_or(Err(failure), |account| Ok(Some(account)))
 }
 
-/// The home of root; `None` where there is no such account.
+/// The home directory of root; `None` if there is no such account.
 pub(super) fn root_home() -> Option<PathBuf> {
     match scout::lookup_user_by_uid(0) {
         Ok(entry) => entry.map(|entry| PathBuf::from(OsString::from_vec(entry.home))),
@@ -81,7 +81,7 @@ pub(super) fn root_home() -> Option<PathBuf> {
     }
 }
 
-/// The first account of passwd(5)'s own file that is meant.
+/// The first account in the file of passwd(5) that satisfies `is_meant`.
 fn find_in_passwd(is_meant: impl Fn(&Account) -> bool) -> Option<Account> {
     people::list_accounts().ok()?.into_iter().map(|person| person.account).find(is_meant)
 }
@@ -93,13 +93,14 @@ fn account_from_entry(entry: PasswdEntry, groups: Vec<String>) -> Account {
         uid,
         gid,
         home: PathBuf::from(OsString::from_vec(home)),
-        // passwd(5): an empty one is /bin/sh.
+        // passwd(5): an empty shell field means /bin/sh.
         shell: if shell.is_empty() { "/bin/sh".into() } else { PathBuf::from(OsString::from_vec(shell)) },
         groups,
     }
 }
 
-/// As whom the file at `path` is reached that holds, or held, a block of this user's: see `Guest::holder`.
+/// The account as which the agent opens the file at `path` that holds, or held, a block of this user: see
+/// [`Guest::resolve_key_file_owner`](super::Guest::resolve_key_file_owner).
 ///
 /// # Errors
 /// As for [`lookup_account_for_removal`].
@@ -110,7 +111,7 @@ pub fn resolve_key_file_owner(
 ) -> Result<KeyFileOwner, AccountError> {
     let answers = |directory: &&Path| scout::check_responsive(directory).is_ok();
     let directory = path.parent().filter(answers).and_then(|directory| stat(directory).ok());
-    // One whose uid was changed owns his files by the new one.
+    // A user whose uid was changed owns their files with the new uid.
     let owns_directory = |uid: u32| directory.as_ref().is_some_and(|directory| directory.st_uid == uid);
     if let Some(account) = lookup_account_for_removal(name)?
         .filter(|account| uid.is_none_or(|uid| uid == account.uid || !owns_directory(uid)))
@@ -134,7 +135,7 @@ pub fn resolve_key_file_owner(
         name: name.to_owned(),
         uid,
         gid,
-        // None: an empty path is below nothing.
+        // No home: no path is below an empty one.
         home: PathBuf::new(),
         shell: PathBuf::new(),
         groups: Vec::new(),

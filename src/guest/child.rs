@@ -1,6 +1,6 @@
-//! Child processes (KP-6.5): a clean environment, text in, bounded text out, reaped. One that cannot be killed, since
-//! the kernel waits for a mount whose server is away, is left behind, and no other of its program is started as long
-//! as it is there.
+//! Child processes (KP-6.5). A child gets a clean environment and an input, and returns an output of limited size.
+//! The agent reaps it. A child that the kernel blocks on a mount whose server does not respond cannot be killed.
+//! The agent leaves it behind, and starts no other child of that program while it exists.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -21,44 +21,44 @@ use nix::unistd::Pid;
 use super::pulse;
 use crate::policy::foreign::sanitize_text;
 
-/// How long a child may take.
+/// The time limit for a child.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most that is kept of what a child says on each of its outputs.
+/// The maximum size that is kept of each of a child's outputs.
 const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
 
-/// How often a child is looked after that closed its outputs, or left them to a child of its own.
+/// The interval between two checks of a child that closed its outputs, or left them to a child of its own.
 const CHILD_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a killed child is waited for.
+/// The time to wait for a killed child.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where programs are looked for.
+/// The directories in which programs are searched.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a child that ended by itself left behind.
+/// The result of a child that ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandOutput {
     /// Its exit status.
     pub status: i32,
-    /// What it said on standard output.
+    /// The text that it wrote to standard output.
     pub stdout: String,
-    /// What it said on standard error.
+    /// The text that it wrote to standard error.
     pub stderr: String,
 }
 
 impl CommandOutput {
-    /// Whether its exit status is 0.
+    /// Returns true if the exit status is 0.
     pub fn succeeded(&self) -> bool {
         self.status == 0
     }
 
-    /// What it said, for a message: as [`Self::full_diagnostic`], and cut.
+    /// The output for a message: [`Self::full_diagnostic`], shortened.
     pub fn diagnostic(&self) -> String {
         sanitize_text(&self.full_diagnostic())
     }
 
-    /// What it said: standard error in one line, else standard output, else its exit status.
+    /// The output in one line: standard error, else standard output, else the exit status.
     pub fn full_diagnostic(&self) -> String {
         let said =
             [&self.stderr, &self.stdout].into_iter().map(|text| text.trim()).find(|text| !text.is_empty());
@@ -67,23 +67,23 @@ impl CommandOutput {
     }
 }
 
-/// Why a child has no output to judge.
+/// The reason why a child returned no usable output.
 #[derive(Debug)]
 pub enum ChildError {
-    /// The system refused something.
+    /// A system call failed.
     Io {
         /// The program.
         path: PathBuf,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// It did not end in time, and was killed.
+    /// The child did not end in time and was killed.
     TimedOut {
         /// The program.
         path: PathBuf,
-        /// How long it had.
+        /// Its time limit.
         limit: Duration,
     },
     /// A signal ended it.
@@ -93,12 +93,12 @@ pub enum ChildError {
         /// The signal's number.
         signal: i32,
     },
-    /// It said more than is read.
+    /// The child wrote more than the agent reads.
     OutputTooLarge {
         /// The program.
         path: PathBuf,
     },
-    /// One of this program's hangs in the kernel since before, and could not be killed.
+    /// An earlier child of this program hangs in the kernel and could not be killed.
     PreviousHung {
         /// The program.
         path: PathBuf,
@@ -106,7 +106,7 @@ pub enum ChildError {
 }
 
 impl ChildError {
-    /// Whether there is no such program.
+    /// Returns true if the program does not exist.
     pub fn is_missing_program(&self) -> bool {
         matches!(self, Self::Io { action: "start", source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -142,12 +142,12 @@ impl std::error::Error for ChildError {
     }
 }
 
-/// Whether a program of this name would be found.
+/// Returns true if a program with this name is installed.
 pub fn is_installed(program: &str) -> bool {
     SEARCH_PATH.split(':').any(|directory| Path::new(directory).join(program).is_file())
 }
 
-/// Runs `program` with `arguments` and `input` on its standard input, for 10 s at most.
+/// Runs `program` with `arguments` and with `input` on its standard input, for 10 s at most.
 pub fn run(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
@@ -156,7 +156,7 @@ pub fn run(
     run_with_timeout(program, arguments, input, DEFAULT_TIMEOUT)
 }
 
-/// The same with an input that need not be text.
+/// Like [`run`], with an input that need not be text.
 pub fn run_bytes(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
@@ -165,7 +165,7 @@ pub fn run_bytes(
     run_bytes_with_timeout(program, arguments, input, DEFAULT_TIMEOUT)
 }
 
-/// The same with a time limit of its own.
+/// Like [`run`], with its own time limit.
 pub fn run_with_timeout(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
@@ -186,7 +186,8 @@ fn run_bytes_with_timeout(
     output.ok_or_else(|| ChildError::TimedOut { path: program.to_owned(), limit })
 }
 
-/// Runs `program` until it ends or `is_over` says that it may be ended: then there is no output.
+/// Runs `program` until it ends or `is_over` returns true. In the second case the child is ended and there is no
+/// output.
 pub fn run_until(
     program: &Path,
     arguments: &[impl AsRef<OsStr>],
@@ -196,7 +197,7 @@ pub fn run_until(
     RunningChild::start(program, arguments, &[])?.wait_for_output(program, &[], limit, is_over)
 }
 
-/// A child with descriptors of its own, that is ended when it is let go.
+/// A child with its own descriptors. Dropping it ends the child.
 pub struct BackgroundChild {
     running: RunningChild,
 }
@@ -205,7 +206,7 @@ impl BackgroundChild {
     /// Starts `program` with these descriptors.
     ///
     /// # Errors
-    /// That it cannot be started.
+    /// The program cannot be started.
     pub fn start(
         program: &Path,
         arguments: &[impl AsRef<OsStr>],
@@ -218,7 +219,7 @@ impl BackgroundChild {
         Ok(Self { running: RunningChild { child: Some(child), program: program.to_owned() } })
     }
 
-    /// Whether it ended within this time.
+    /// Waits up to `limit`; returns true if the child ended.
     pub fn wait_for_exit(&mut self, limit: Duration) -> bool {
         let Some(child) = &mut self.running.child else { return true };
         let ended = wait_for_child_exit(child, limit);
@@ -229,7 +230,7 @@ impl BackgroundChild {
     }
 }
 
-/// Whether a child ended within this time.
+/// Waits up to `limit`; returns true if the child ended.
 pub(super) fn wait_for_child_exit(child: &mut Child, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     loop {
@@ -241,9 +242,9 @@ pub(super) fn wait_for_child_exit(child: &mut Child, limit: Duration) -> bool {
     }
 }
 
-/// Kills a child with its process group; the child, if it could not be killed.
+/// Kills a child and its process group. Returns the child if it could not be killed.
 pub(super) fn kill_child_group(mut child: Child) -> Option<Child> {
-    // Not reaped yet, so the group is still the child's own.
+    // The child is not reaped yet, so the process group is still its own.
     if matches!(child.try_wait(), Ok(None))
         && let Ok(pid) = i32::try_from(child.id())
     {
@@ -253,17 +254,17 @@ pub(super) fn kill_child_group(mut child: Child) -> Option<Child> {
     (!wait_for_child_exit(&mut child, KILL_TIMEOUT)).then_some(child)
 }
 
-/// A child that is spoken with by its standard input and output.
+/// Starts a child with pipes on its standard input and output.
 pub(super) fn spawn_with_pipes(program: &Path, arguments: &[impl AsRef<OsStr>]) -> io::Result<Child> {
     let mut command = build_command(program, arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn()
 }
 
-/// Children that could not be killed, by their program.
+/// The children that could not be killed, with their programs.
 static UNKILLABLE_CHILDREN: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
 
-/// Refuses a program of which a child hangs already: another one would most likely hang beside it.
+/// Refuses a program if a child of it hangs already, because another child would most likely hang too.
 fn refuse_if_hung(program: &Path) -> Result<(), ChildError> {
     let mut left = UNKILLABLE_CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
     left.retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
@@ -273,7 +274,7 @@ fn refuse_if_hung(program: &Path) -> Result<(), ChildError> {
     }
 }
 
-/// A clean environment and a process group of its own.
+/// A command with a clean environment and its own process group.
 fn build_command(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(program);
     command
@@ -290,21 +291,21 @@ fn child_io_error(program: &Path, action: &'static str, source: io::Error) -> Ch
     ChildError::Io { path: program.to_owned(), action, source }
 }
 
-/// A child that is killed, with its process group, and reaped if it is let go before it ended.
+/// A child. If it is dropped before it ended, the child and its process group are killed, and the child is reaped.
 struct RunningChild {
-    /// `None` once it ended.
+    /// `None` after the child has ended.
     child: Option<Child>,
     program: PathBuf,
 }
 
-/// How a child ended.
+/// The exit status and the outputs of a child that ended.
 struct ExitedChild {
     status: std::process::ExitStatus,
     stdout: CapturedOutput,
     stderr: CapturedOutput,
 }
 
-/// How the wait for a child ended.
+/// The result of waiting for a child.
 enum WaitOutcome {
     Exited(ExitedChild),
     TimedOut,
@@ -323,7 +324,7 @@ impl RunningChild {
         Ok(Self { child: Some(child), program: program.to_owned() })
     }
 
-    /// What it said until it ended; `None` where `is_over` said that it may be ended.
+    /// The child's output until its end; `None` if `is_over` returned true first.
     fn wait_for_output(
         mut self,
         program: &Path,
@@ -355,7 +356,7 @@ impl RunningChild {
         }
     }
 
-    /// Feeds and reads the child until it ended.
+    /// Writes the input to the child and reads its outputs until it ends.
     fn pump_until_exit(
         &mut self,
         mut input: &[u8],
@@ -370,7 +371,7 @@ impl RunningChild {
             set_nonblocking(stdin.as_fd())?;
         }
         loop {
-            // A grandchild may keep the outputs open: whether the child lives is asked beside them.
+            // A grandchild may keep the outputs open, so the child's end is checked separately.
             if let Some(status) = child.try_wait()? {
                 self.child = None;
                 stdout.read_available()?;
@@ -404,7 +405,7 @@ impl Drop for RunningChild {
     }
 }
 
-/// What was kept of an output.
+/// The part of an output that was kept.
 #[derive(Default)]
 struct CapturedOutput {
     bytes: Vec<u8>,
@@ -417,7 +418,7 @@ impl CapturedOutput {
     }
 }
 
-/// An output of the child, until its end.
+/// A pipe from one of the child's outputs, until its end.
 struct OutputPipe<R> {
     from: Option<R>,
     captured: CapturedOutput,
@@ -431,7 +432,7 @@ impl<R: Read + AsFd> OutputPipe<R> {
         Ok(Self { from, captured: CapturedOutput::default() })
     }
 
-    /// Reads what is there; beyond what is kept it is thrown away, so that the child can go on.
+    /// Reads the available bytes. Bytes beyond the limit are discarded, so that the child can continue.
     fn read_available(&mut self) -> io::Result<()> {
         let mut buffer = [0; 8192];
         while let Some(from) = &mut self.from {
@@ -454,7 +455,7 @@ impl<R: Read + AsFd> OutputPipe<R> {
     }
 }
 
-/// Writes what the child takes of `input`, and closes its standard input behind it.
+/// Writes as much of `input` as the child accepts, and closes its standard input after the last byte.
 fn write_input(stdin: &mut Option<ChildStdin>, input: &mut &[u8]) -> io::Result<()> {
     while let Some(to) = stdin {
         if input.is_empty() {
@@ -465,7 +466,7 @@ fn write_input(stdin: &mut Option<ChildStdin>, input: &mut &[u8]) -> io::Result<
             Ok(count) => *input = &input[count..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // It does not want to hear the rest: its exit status says what it makes of it.
+            // The child closed its input early. Its exit status shows whether that is an error.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => *stdin = None,
             Err(error) => return Err(error),
         }
@@ -473,7 +474,7 @@ fn write_input(stdin: &mut Option<ChildStdin>, input: &mut &[u8]) -> io::Result<
     Ok(())
 }
 
-/// Waits until the child takes or says something, or closes an end; `limit` at most.
+/// Waits up to `limit` until the child reads or writes, or closes a pipe.
 fn poll_pipes<A: AsFd, B: AsFd>(
     stdin: Option<&ChildStdin>,
     stdout: &OutputPipe<A>,

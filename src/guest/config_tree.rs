@@ -1,5 +1,5 @@
-//! sshd's configuration files as they stand: the main file and all that its Include directives lead to, as
-//! sshd_config(5) follows them.
+//! sshd's present configuration files: the main file and all files that its `Include` directives lead to, resolved
+//! as in sshd_config(5).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -18,26 +18,26 @@ use crate::policy::sshd_config::{
     parse_include_patterns_in,
 };
 
-/// How deep sshd follows Include directives.
+/// The depth to which sshd follows `Include` directives.
 const MAX_INCLUDE_DEPTH: usize = 16;
 
-/// The most that is read of one file.
+/// The maximum size of one file that is read.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 
-/// How many entries of the main file's directory are looked at.
+/// The maximum number of entries of the main file's directory that are examined.
 const MAX_DIR_ENTRIES: usize = 1024;
 
 /// The device number of `/dev/null`, null(4): major 1, minor 3.
 const NULL_DEVICE: u64 = 0x103;
 
-/// As glob(3) without flags: a wildcard matches neither a `/` nor a leading dot.
+/// The rules of glob(3) without flags: a wildcard matches neither a `/` nor a leading dot.
 const SSHD_GLOB_OPTIONS: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
-/// How an sshd follows Include directives.
+/// The rules by which an sshd follows `Include` directives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IncludeRules {
-    /// Where a relative path starts; `None` where it leads nowhere (OpenSSH 8.2).
+    /// The directory to which a relative path refers; `None` if a relative path leads to no file (OpenSSH 8.2).
     pub(super) ssh_dir: Option<PathBuf>,
 }
 
@@ -50,18 +50,19 @@ impl Default for IncludeRules {
 /// A file's device and inode.
 type DevIno = (u64, u64);
 
-/// A tree while it is read.
+/// The state while a tree is read.
 struct TreeReader<'r> {
     tree: ConfigTree,
     rules: &'r IncludeRules,
-    /// Under which path each file is in the tree: the one by which sshd reads it first.
+    /// The path of each file in the tree: the one under which sshd reads it first.
     known: HashMap<DevIno, PathBuf>,
-    /// What cannot be read as a file.
+    /// The paths that cannot be read as a regular file.
     irregular: Vec<PathBuf>,
 }
 
-/// Reads the main file and what it leads to. A file with several names (a directory that is included under two) is in
-/// the tree once, under the name that sshd meets first. A drop-in of ours to which no Include leads is in it, too.
+/// Reads the main file and the files that it includes. A file with several names (a directory that is included
+/// under two names) is in the tree once, under the name that sshd reads first. The tree also contains a drop-in of
+/// the agent to which no `Include` leads.
 pub(super) fn read_config_tree(main: &Path, rules: &IncludeRules) -> Result<ConfigTree, Refusal> {
     let mut reader = TreeReader::new(main, rules);
     if reader.add_file(main, 0)?.is_none() {
@@ -73,11 +74,12 @@ pub(super) fn read_config_tree(main: &Path, rules: &IncludeRules) -> Result<Conf
     Ok(reader.tree)
 }
 
-/// Refuses a file that an Include leads to and that sshd would wait for, or never come to the end of: a FIFO, a socket, a
-/// device other than null(4). Every sshd that reads its files would hang, the listener too; so it is told before any is asked.
+/// Refuses an included file on which sshd would block or never reach the end: a FIFO, a socket, a device other than
+/// null(4). Every sshd that reads its files would hang, including the listener. So the agent refuses before it
+/// queries any sshd.
 ///
 /// # Errors
-/// `UNSAFE_PATH` where our drop-in belongs; `SSHD_CONFIG_ALREADY_INVALID` elsewhere.
+/// `UNSAFE_PATH` if the file is in the place of the agent's drop-in; `SSHD_CONFIG_ALREADY_INVALID` for other files.
 pub(super) fn refuse_blocking_includes(main: &Path) -> Result<(), Refusal> {
     let rules = IncludeRules::default();
     let mut reader = TreeReader::new(main, &rules);
@@ -97,7 +99,7 @@ pub(super) fn refuse_blocking_includes(main: &Path) -> Result<(), Refusal> {
     ))
 }
 
-/// What it is that sshd would hang on; `None` for directories, which it passes over, and for the device that is empty.
+/// The kind of a file on which sshd would hang. `None` for a directory, which sshd skips, and for `/dev/null`.
 fn blocking_file_kind(file: &Path) -> Option<&'static str> {
     let metadata = fs::metadata(file).ok()?;
     let kind = metadata.file_type();
@@ -118,8 +120,8 @@ impl<'r> TreeReader<'r> {
         Self { tree, rules, known: HashMap::new(), irregular: Vec::new() }
     }
 
-    /// Adds a file and, below it, what it includes. The path under which the tree has it; `None` where it is none that
-    /// can be read as one.
+    /// Adds a file and the files that it includes. Returns the file's path in the tree; `None` if it cannot be read
+    /// as a regular file.
     fn add_file(&mut self, file: &Path, depth: usize) -> Result<Option<PathBuf>, Refusal> {
         if self.tree.files.contains_key(file) {
             return Ok(Some(file.to_owned()));
@@ -153,7 +155,7 @@ impl<'r> TreeReader<'r> {
         Ok(Some(file.to_owned()))
     }
 
-    /// What a pattern of a file at this depth leads to.
+    /// The files that match a pattern in a file at this depth.
     fn expand_include(&mut self, pattern: PathBuf, depth: usize) -> Result<IncludedFiles, Refusal> {
         let mut included = expand_glob(pattern).map_err(|silence| {
             Refusal::new(Reason::IoError, format!("cannot read sshd's configuration: {silence}"))
@@ -166,8 +168,8 @@ impl<'r> TreeReader<'r> {
         Ok(included)
     }
 
-    /// Adds every drop-in of ours that was read once and to which no Include leads any more: it would come back to life
-    /// with its Include. What cannot be read as one is none.
+    /// Adds each drop-in of the agent that sshd read in the past and to which no `Include` leads now. It would
+    /// become active again together with its `Include`. A file that cannot be read is not added.
     fn add_orphaned_drop_ins(&mut self) {
         for directory in self.candidate_drop_in_dirs() {
             let path = directory.join(DROP_IN_NAME);
@@ -184,8 +186,9 @@ impl<'r> TreeReader<'r> {
         }
     }
 
-    /// Where such a drop-in may stand: beside the main file, in each directory there, and where an Include leads to or,
-    /// commented out, led to. Only where root alone can change it: elsewhere nothing is touched.
+    /// The directories that may contain such a drop-in: the main file's directory, each directory in it, and the
+    /// directories to which an `Include` leads or, commented out, led. Only directories that root alone can change,
+    /// because the agent changes no file elsewhere.
     fn candidate_drop_in_dirs(&self) -> BTreeSet<PathBuf> {
         let main = &self.tree.main;
         let beside = [Some(main.clone()), fs::canonicalize(main).ok()].into_iter().flatten();
@@ -205,12 +208,12 @@ impl<'r> TreeReader<'r> {
     }
 }
 
-/// Whether a drop-in is one that we wrote: its first lines are comments of ours.
+/// Returns true if the agent wrote this drop-in. A line then starts with the agent's comment.
 fn has_agent_comment(content: &[u8]) -> bool {
     content.split(|byte| *byte == b'\n').any(|line| line.starts_with(COMMENT_PREFIX.as_bytes()))
 }
 
-/// Whether it is a directory that root alone can change; in tests, that this user alone can.
+/// Returns true if this is a directory that only root can change. In tests: that only the present user can change.
 fn is_root_only_dir(directory: &Path) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     scout::check_responsive(directory).is_ok()
@@ -221,10 +224,10 @@ fn is_root_only_dir(directory: &Path) -> bool {
         })
 }
 
-/// What a pattern matches, in the order sshd reads it: bytewise.
+/// The files that a pattern matches, in the order in which sshd reads them: bytewise.
 ///
 /// # Errors
-/// That a directory on the way does not answer.
+/// A directory on the path does not respond.
 pub(super) fn expand_glob(pattern: PathBuf) -> Result<IncludedFiles, LookupError> {
     let directory = pattern.parent().unwrap_or(Path::new("/"));
     let tame = directory.ancestors().find(|directory| !has_wildcard(directory));
@@ -236,13 +239,13 @@ fn has_wildcard(path: &Path) -> bool {
     path.as_os_str().as_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 
-/// The same by this process itself.
+/// Like [`expand_glob`], in this process itself.
 pub(super) fn expand_glob_in_process(pattern: PathBuf) -> IncludedFiles {
     let directory = pattern.parent().unwrap_or(Path::new("/"));
     let directory_exists = !has_wildcard(directory) && directory.is_dir();
     let mut files = if has_wildcard(&pattern) || pattern.as_os_str().as_bytes().contains(&b'\\') {
         let translated = to_glob_crate_pattern(&pattern.to_string_lossy());
-        // What is no pattern for us is none for glob(3) either: an open bracket.
+        // An invalid pattern, such as one with an open bracket, is also no pattern for glob(3).
         glob_with(&translated, SSHD_GLOB_OPTIONS).map(|found| found.flatten().collect()).unwrap_or_default()
     } else {
         vec![pattern.clone()]
@@ -251,8 +254,8 @@ pub(super) fn expand_glob_in_process(pattern: PathBuf) -> IncludedFiles {
     IncludedFiles { pattern, directory_exists, files }
 }
 
-/// A pattern of glob(3) as the `glob` crate writes it: `**` is no recursion, `[^` is `[!`, a backslash takes
-/// the next character as it is.
+/// Translates a pattern of glob(3) for the `glob` crate: `**` does not recurse, `[^` becomes `[!`, and a backslash
+/// makes the next character literal.
 fn to_glob_crate_pattern(pattern: &str) -> String {
     let mut translated = String::with_capacity(pattern.len());
     let mut chars = pattern.chars();
@@ -270,17 +273,18 @@ fn to_glob_crate_pattern(pattern: &str) -> String {
     translated
 }
 
-/// A regular file's bytes; `None` where there is none, or something else (`sshd -t` judges that).
+/// The content of a regular file; `None` if the file does not exist or is no regular file (`sshd -t` judges that
+/// case).
 fn read_regular_file(file: &Path) -> io::Result<Option<(DevIno, Vec<u8>)>> {
     scout::check_responsive(file)?;
-    // Without O_NONBLOCK, opening a FIFO would wait for its writer.
+    // Without O_NONBLOCK, the open of a FIFO would wait for a writer.
     let opened = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(file);
     let opened = match opened {
         Ok(opened) => opened,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
-        // A socket, or a device without a driver.
+        // The file is a socket, or a device without a driver.
         Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -349,7 +353,7 @@ mod tests {
             .unwrap();
         let tree = read_config_tree(&at("main"), &IncludeRules::default()).unwrap();
         let first = at("link.d/a.conf");
-        // As often as sshd reads it.
+        // The file is listed as often as sshd reads it.
         assert_eq!(tree.includes[&(at("main"), 1)][0].files, vec![first.clone(); 3]);
         assert_eq!(tree.includes[&(at("main"), 2)][0].files, vec![first.clone(); 3]);
         assert_eq!(tree.includes[&(at("main"), 2)][1].files, [at("main")]);
@@ -369,7 +373,7 @@ mod tests {
         fs::write(at("sshd_config.d").join(DROP_IN_NAME), "PasswordAuthentication no\n").unwrap();
         fs::write(at("theirs.d").join(DROP_IN_NAME), "PasswordAuthentication no\n").unwrap();
         fs::set_permissions(at("open.d"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        // Another name of one that is there already.
+        // Another name of a file that is already in the tree.
         symlink("old.d", at("same.d")).unwrap();
         let former = elsewhere.path().join(DROP_IN_NAME);
         fs::write(&former, &ours).unwrap();

@@ -1,13 +1,14 @@
-//! A host key for questions alone, where sshd has none yet: ssh-keygen(1).
+//! Creates a host key for queries only, if sshd has none yet: ssh-keygen(1).
 
 use std::path::Path;
 
 use super::child;
 
-/// Makes a host key without a passphrase at `path`. FIPS mode knows no Ed25519, and an sshd without OpenSSL nothing else.
+/// Creates a host key without a passphrase at `path`. FIPS mode does not support Ed25519, and an sshd without
+/// OpenSSL supports nothing else.
 ///
 /// # Errors
-/// What ssh-keygen said.
+/// The output of ssh-keygen.
 pub(super) fn generate_host_key(path: &Path) -> Result<(), String> {
     let mut fault = String::new();
     for kind in ["ed25519", "ecdsa"] {

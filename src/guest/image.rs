@@ -1,4 +1,5 @@
-//! What every clone of this guest gets, looked at for `check --image`: the machine's id, host keys, cloud-init.
+//! Finds data in an image that every clone of this guest would share, for `check --image`: the machine id, host
+//! keys, the cloud-init configuration.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::files::{FileError, read_file};
 use crate::policy::image::ImageFacts;
 
-/// The most that is read of one of these files.
+/// The maximum size of one of these files that is read.
 const MAX_IMAGE_FILE_BYTES: usize = 1024 * 1024;
 
 const MACHINE_ID_FILE: &str = "etc/machine-id";
@@ -17,14 +18,14 @@ const CLOUD_INIT_CONFIG: &str = "etc/cloud/cloud.cfg";
 const CLOUD_INIT_CONFIG_DIR: &str = "etc/cloud/cloud.cfg.d";
 const CLOUD_INIT_DISABLED: &str = "etc/cloud/cloud-init.disabled";
 
-/// Where units are, the administrator's first.
+/// The directories of units. The administrator's directory comes first.
 const UNIT_DIRS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 
-/// The programs that make host keys: OpenSSH's own, and the scripts of Red Hat's and SUSE's.
+/// The programs that create host keys: OpenSSH's own, and the scripts of Red Hat and SUSE.
 const HOST_KEY_GENERATORS: [&str; 3] = ["ssh-keygen", "sshd-keygen", "sshd-gen-keys"];
 
-/// What is seen in the tree of files at `root`, which is `/` but in tests. Host keys are looked for at their usual
-/// place alone.
+/// Inspects the file tree at `root`, which is `/` except in tests. Host keys are searched only in their usual
+/// directory.
 pub fn inspect_image(root: &Path) -> ImageFacts {
     let mut look = ImageReader { root, unseen: Vec::new() };
     let machine_id = look.read(MACHINE_ID_FILE);
@@ -50,7 +51,7 @@ struct ImageReader<'a> {
 }
 
 impl ImageReader<'_> {
-    /// A file's bytes; one that cannot be read is told of, and taken for none.
+    /// The content of a file. A file that cannot be read is recorded in `unseen` and counts as missing.
     fn read(&mut self, path: &str) -> Option<Vec<u8>> {
         match read_file(&self.root.join(path), MAX_IMAGE_FILE_BYTES) {
             Ok(content) => content,
@@ -61,7 +62,7 @@ impl ImageReader<'_> {
         }
     }
 
-    /// The entries of a directory whose names are wanted, in order.
+    /// The entries of a directory whose names satisfy `wanted`, sorted.
     fn list_entries(&self, directory: &str, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.root.join(directory)) else { return Vec::new() };
         let names = entries.flatten().map(|entry| entry.file_name());
@@ -71,14 +72,15 @@ impl ImageReader<'_> {
         paths
     }
 
-    /// The unit that runs one of the programs which make host keys. Whether it is enabled is not looked at.
+    /// The unit that runs one of the programs that create host keys. The function does not check whether the unit
+    /// is enabled.
     fn find_key_generator_unit(&self) -> Option<PathBuf> {
         let units = UNIT_DIRS
             .iter()
             .flat_map(|directory| self.list_entries(directory, |name| name.ends_with(".service")));
         { units }.find(|unit| {
             let unit = self.root.join(unit.strip_prefix("/").unwrap_or(unit));
-            // A unit that is masked is a link to /dev/null.
+            // A masked unit is a link to /dev/null.
             let content = read_file(&unit, MAX_IMAGE_FILE_BYTES).ok().flatten().unwrap_or_default();
             let content = String::from_utf8_lossy(&content);
             let mut commands = content.lines().filter(|line| line.starts_with("Exec"));

@@ -1,4 +1,4 @@
-//! The labels on the ways to the files that sshd reads, and what SELinux says of them.
+//! The SELinux labels on the paths to the files that sshd reads, and whether SELinux lets sshd use them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use crate::policy::observation::{Account, Sshd};
 use crate::policy::selinux::{Access, Label, LabelledComponent, LabelledKind, LabelledPath, Labels};
 use crate::policy::sshd_config;
 
-/// What SELinux says of sshd's reading of its configuration and of these key files. What cannot be reached is left out:
-/// whoever needs it says why.
+/// The labels that decide whether sshd may read its configuration and these key files. A configuration file that
+/// cannot be reached is left out: the code that needs it reports why.
 pub(super) fn collect_labels(sshd: &Sshd, account: &Account, key_files: &[PathBuf]) -> Labels {
     let effective = sshd.answers.first().map(|answer| &answer.effective);
     let Some(kernel) = PolicyChecker::for_sshd(&sshd.binary, effective) else { return Labels::default() };
@@ -24,11 +24,11 @@ pub(super) fn collect_labels(sshd: &Sshd, account: &Account, key_files: &[PathBu
         .iter()
         .map(|file| match files::read_key_file_labels(account, file) {
             Ok(found) => way(file, found),
-            // Not known, which is not to be taken for readable.
+            // The label is unknown, so the file must not count as readable.
             Err(error) => LabelledPath { file: file.clone(), places: vec![unknown_place(error.path())] },
         })
         .collect();
-    // Where our own file is put, whether or not it exists.
+    // The place of the agent's own file, whether or not the file exists.
     let placement = sshd_config::choose_placement(&sshd.config, sshd.main_is_writable).ok();
     let ours = placement.map(|placement| placement.place.file().to_owned());
     let mut files: Vec<&Path> = sshd.config.files.keys().map(PathBuf::as_path).collect();
@@ -45,7 +45,7 @@ pub(super) fn collect_labels(sshd: &Sshd, account: &Account, key_files: &[PathBu
             let places = found.into_iter().filter_map(|found| {
                 let used =
                     if Some(found.path.as_path()) == listed { AccessKind::List } else { AccessKind::Search };
-                // What cannot be told of sshd's own files keeps nobody from setting them.
+                // An unknown label on sshd's own files must not block a command.
                 check_place(&kernel, found, used)
                     .filter(|place| place.now != Access::Unknown || place.named.is_some())
             });
@@ -56,8 +56,8 @@ pub(super) fn collect_labels(sshd: &Sshd, account: &Account, key_files: &[PathBu
     Labels { enforcement: kernel.enforcement, domain: kernel.domain, home, key_files, config }
 }
 
-/// One place, used so if it is a directory. Where the kernel says nothing, types are compared of what is the owner's alone:
-/// an administrator may have labelled the rest on purpose.
+/// One object on a path, checked for `directory_use` if it is a directory. If the kernel gives no answer, types are
+/// compared only for objects of the owner: an administrator may have labelled the others on purpose.
 fn check_place(
     kernel: &PolicyChecker,
     found: PathLabel,

@@ -1,6 +1,7 @@
-//! Which sshd is asked and told (KP-6.1 to KP-6.3 and KP-6.22): the listener of the configured pid
-//! file, else systemd's unit, else the listener of /run/sshd.pid. Where these lead to no listener, the one that runs by our
-//! main file, whatever started it. The program that is asked is that listener's own.
+//! Finds the sshd that the agent queries and reloads (KP-6.1 to KP-6.3 and KP-6.22). The candidates are, in this
+//! order: the listener of the configured pid file, systemd's unit, the listener of /run/sshd.pid. If they lead to
+//! no listener, the agent takes the listener that uses the agent's main file, whatever started it. The agent
+//! queries the program of that listener.
 
 use std::fs;
 use std::io;
@@ -15,25 +16,27 @@ use crate::policy::listener;
 use crate::policy::observation::{OtherListener, ReloadMethod};
 use crate::policy::outcome::{Reason, Refusal};
 
-/// The pid file of an sshd that nobody configured otherwise.
+/// The pid file of an sshd for which no other one is configured.
 pub(super) const DEFAULT_PID_FILE: &str = "/run/sshd.pid";
 
-/// What was found.
+/// The sshd that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LocatedSshd {
-    /// The program that is asked: the listener's own, else the one that the unit would start, else the configured one.
+    /// The program that the agent queries: the listener's own, else the one that the unit would start, else the
+    /// configured one.
     pub(super) program: PathBuf,
-    /// The listener's arguments, else those it would be started with; the program first.
+    /// The listener's arguments, else those with which it would be started. The first one is the program.
     pub(super) arguments: Vec<String>,
-    /// Whether something listens for it: they are a running listener's, or a socket unit starts an sshd for each connection.
+    /// True if something listens for this sshd: `arguments` belong to a running listener, or a socket unit starts
+    /// an sshd for each connection.
     pub(super) running: bool,
-    /// That listener.
+    /// The pid of that listener.
     pub(super) pid: Option<i32>,
-    /// Whether it is known with which options sshd runs or would be started.
+    /// True if the options are known with which sshd runs or would be started.
     pub(super) options_are_known: bool,
-    /// How it is told.
+    /// The way to reload it.
     pub(super) reload: ReloadMethod,
-    /// Who it is, for messages.
+    /// The name of this sshd, for messages.
     pub(super) name: String,
 }
 
@@ -55,7 +58,8 @@ fn sshd_not_found(text: impl Into<String>) -> Refusal {
     Refusal::new(Reason::SshdNotFound, text)
 }
 
-/// A systemd that does not answer is no sshd that is not there: recovery would tell nobody, and be done.
+/// `IO_ERROR` if systemd does not answer. This is not the same as a missing sshd: otherwise recovery would finish
+/// without a reload.
 fn systemd_error(error: String) -> Refusal {
     Refusal::new(Reason::IoError, format!("systemd does not say who sshd is: {error}"))
 }
@@ -130,7 +134,8 @@ fn find_unit_main_process(
     Ok(LocatedSshd { program, arguments, running: true, pid, options_are_known: true, reload, name })
 }
 
-/// How a listener is told: by the service whose main process it is, where that can; else by a signal.
+/// The way to reload a listener: by the service whose main process it is if that service supports a reload,
+/// otherwise by a signal.
 fn choose_reload_method(
     pid: i32,
     arguments: &[String],
@@ -143,7 +148,7 @@ fn choose_reload_method(
         (true, _) if unit.is_reloadable() => Ok(ReloadMethod::Unit(unit.id.clone())),
         (true, _) => Ok(by_signal),
         (false, false) => Ok(ReloadMethod::SocketUnit(unit.id.clone())),
-        // A SIGHUP would end it, and systemd starts none that is masked.
+        // A SIGHUP would end this sshd, and systemd starts no masked unit.
         (false, true) => Err(Refusal::new(
             Reason::SshdReloadUnsafe,
             format!(
@@ -155,8 +160,9 @@ fn choose_reload_method(
     }
 }
 
-/// The listener that runs by our main file, whatever started it (KP-6.22): by hand, by another unit, by a supervisor,
-/// by a unit that says it is inactive. Among several, the one that listens on a port which that file names.
+/// The listener that uses the agent's main file, whatever started it (KP-6.22): a person, another unit, a
+/// supervisor, a unit that claims to be inactive. If there are several, the one that listens on a port of that
+/// file.
 fn find_by_main_file(settings: &SshdSettings) -> Result<Option<LocatedSshd>, Refusal> {
     let Ok(main) = sshd::find_main_file(settings) else { return Ok(None) };
     let mut found = Vec::new();
@@ -190,19 +196,19 @@ fn find_by_main_file(settings: &SshdSettings) -> Result<Option<LocatedSshd>, Ref
     Ok(Some(located))
 }
 
-/// The pid of that listener, if it runs with these options. Another sshd on the same files, on a port of its own, is not
-/// the one that was observed.
+/// The pid of the listener that uses the agent's main file, if it runs with these options. Another sshd on the same
+/// files, with its own port, is not the one that was observed.
 pub(super) fn find_pid_by_main_file(settings: &SshdSettings, options: &[String]) -> Option<i32> {
     let found = find_by_main_file(settings).ok().flatten()?;
     found.pid.filter(|_| has_options(&found.arguments, options))
 }
 
-/// Whether a listener with these arguments is asked with these options.
+/// Returns true if the agent would query a listener with these arguments with these options.
 pub(super) fn has_options(arguments: &[String], options: &[String]) -> bool {
     listener::select_query_options(arguments).is_ok_and(|found| found.options == options)
 }
 
-/// A listener as the one that is meant, with its ports, if it runs by our main file.
+/// The located sshd for a listener, with its ports, if the listener uses the agent's main file.
 fn match_main_file(
     settings: &SshdSettings,
     main: &Path,
@@ -215,7 +221,7 @@ fn match_main_file(
     }
     let name = format!("the sshd with pid {pid}");
     let program = require_listener_program(pid, &arguments, &name)?;
-    // One that does not say which file it was built with may be another program of such a name.
+    // A program that does not report its built-in main file may be another program with the same name.
     let is_built_with_main = || {
         let built_in = sshd::query_built_in_config(&program)?;
         Ok::<bool, Refusal>(built_in.is_some_and(|read| sshd::is_same_file(&read, main)))
@@ -236,7 +242,7 @@ fn match_main_file(
     Ok(Some((located, ports)))
 }
 
-/// The arguments of a listener; its service may know those that its title is too short for.
+/// The arguments of a listener. If its process title is too short for them, they may come from its service.
 fn resolve_listener_arguments(settings: &SshdSettings, pid: i32) -> Option<Vec<String>> {
     match process::listener_arguments(pid, &settings.binary, None) {
         Ok(arguments) => Some(arguments),
@@ -257,7 +263,8 @@ fn require_listener_program(pid: i32, arguments: &[String], name: &str) -> Resul
     })
 }
 
-/// The program that a unit which does not run would start. A script around sshd is not asked in its place.
+/// The program that a unit would start that does not run. If the unit starts a script around sshd, the configured
+/// program is used.
 fn choose_start_program(program: &Path, settings: &SshdSettings) -> PathBuf {
     let answers = ensure_responsive(program).is_ok();
     let is_one =
@@ -265,8 +272,8 @@ fn choose_start_program(program: &Path, settings: &SshdSettings) -> PathBuf {
     if is_one { program.to_owned() } else { settings.binary.clone() }
 }
 
-/// Why a unit's sshd can't be told: one that stays on its way swallows a reload. Where its listener is not there yet,
-/// it comes in a moment, and nobody knows which files it will have read.
+/// The reason why a unit's sshd cannot be reloaded. A unit that stays in a transitional state loses a reload. If
+/// its listener does not exist yet, it starts in a moment, and it is unknown which files it will have read.
 pub(super) fn describe_stuck_unit(unit: &systemd::Unit) -> Option<String> {
     let (id, state) = (&unit.id, &unit.active_state);
     let stays = unit.is_transitioning() && state != "deactivating";
@@ -286,7 +293,7 @@ fn find_by_pid_file(settings: &SshdSettings, pid_file: &Path) -> Result<LocatedS
     }
 }
 
-/// Whom a pid file names.
+/// The listener that a pid file names.
 fn find_pid_file_listener(settings: &SshdSettings, pid_file: &Path) -> Result<LocatedSshd, Refusal> {
     let nobody = |text: String| LocatedSshd {
         program: settings.binary.clone(),
@@ -331,12 +338,13 @@ fn find_pid_file_listener(settings: &SshdSettings, pid_file: &Path) -> Result<Lo
     }
 }
 
-/// The same, once no sshd is on its way through a SIGHUP: it takes its pid file away, and writes it anew when it listens.
+/// The pid in a pid file, after no sshd handles a SIGHUP any more. sshd removes its pid file, and writes it again
+/// when it listens.
 fn wait_for_pid_file(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refusal> {
     let mut pid = read_pid_file(pid_file);
     if matches!(pid, Ok(None)) {
         wait_until(RELOAD_TIMEOUT, || {
-            // In this order: what arrives between the two looks is seen by the second.
+            // Keep this order: the second read sees an sshd that starts to listen between the two.
             let is_restarting = process::is_any_sshd_starting(binary);
             pid = read_pid_file(pid_file);
             !is_restarting || !matches!(pid, Ok(None))
@@ -345,7 +353,7 @@ fn wait_for_pid_file(pid_file: &Path, binary: &Path) -> Result<Option<i32>, Refu
     pid
 }
 
-/// The pid in a pid file; `None` where there is no such file.
+/// The pid in a pid file; `None` if there is no such file.
 pub(super) fn read_pid_file(pid_file: &Path) -> Result<Option<i32>, Refusal> {
     ensure_responsive(pid_file)?;
     let text = match fs::read(pid_file) {
@@ -376,7 +384,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         assert_eq!(read_pid_file(&file), Ok(None));
-        // What cannot be read is not what is not there.
+        // A file that cannot be read is not the same as a missing file.
         assert_eq!(read_pid_file(directory.path()).unwrap_err().reason, Reason::IoError);
         for (text, expected) in [
             ("12\n", Some(12)),

@@ -1,4 +1,5 @@
-//! What beside sshd's settings decides whether an account gets in: shadow(5), nologin(5), and sshd's service of PAM.
+//! The restrictions outside sshd's settings that decide whether an account can log in: shadow(5), nologin(5), and
+//! sshd's PAM service.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,28 +18,29 @@ const NOLOGIN_FILE: &str = "/etc/nologin";
 const SHADOW_FILE: &str = "/etc/shadow";
 pub(super) const GROUP_FILE: &str = "/etc/group";
 
-/// The most that is read of an account file.
+/// The maximum size of an account file that is read.
 pub(super) const MAX_ACCOUNT_FILE_BYTES: usize = 64 * 1024 * 1024;
 
-/// The status of getent(1) where a key is not found.
+/// The exit status of getent(1) if it does not find a key.
 const GETENT_NOT_FOUND: i32 = 2;
 
-/// The most that is read of a file of PAM's.
+/// The maximum size of a PAM file that is read.
 const MAX_PAM_FILE_BYTES: usize = 1024 * 1024;
 
-/// Where services are configured; the distribution's own directories come behind the administrator's.
+/// The directories of service files. The distribution's directories come after the administrator's.
 const PAM_DIRECTORIES: [&str; 3] = ["/etc/pam.d", "/usr/lib/pam.d", "/usr/etc/pam.d"];
 
-/// The one file of all services, where the first of these directories does not exist: pam.conf(5).
+/// The single file for all services that is used if the first of these directories does not exist: pam.conf(5).
 const PAM_CONF: &str = "/etc/pam.conf";
 
-/// nologin(5)'s file, where it stands.
+/// The file of nologin(5), if it exists.
 pub(super) fn find_nologin_file() -> Option<PathBuf> {
     Path::new(NOLOGIN_FILE).exists().then(|| PathBuf::from(NOLOGIN_FILE))
 }
 
-/// The user's entry as getspnam(3) has it, from whatever source of nsswitch.conf(5); where it has none, the field of
-/// passwd(5), which counts then unless it refers to shadow(5). A name service that does not answer is left after 10 s.
+/// The user's entry as getspnam(3) returns it, from any source of nsswitch.conf(5). If there is none, the password
+/// field of passwd(5) counts, unless it refers to shadow(5). The agent gives up after 10 s if the name service does
+/// not answer.
 pub(super) fn read_shadow(user: &str) -> Shadow {
     if !nix::unistd::geteuid().is_root() {
         return Shadow::Unreadable(format!("{SHADOW_FILE} is root's to read; run this as root"));
@@ -54,7 +56,7 @@ pub(super) fn read_shadow(user: &str) -> Shadow {
     }
 }
 
-/// What passwd(5) says of an account that has no entry in shadow(5).
+/// The entry from passwd(5) for an account that has no entry in shadow(5).
 fn lookup_shadow_in_passwd(user: &str) -> Shadow {
     match run_getent("passwd", user) {
         Ok(Some(line)) => match find_password_field(&line, user) {
@@ -67,7 +69,7 @@ fn lookup_shadow_in_passwd(user: &str) -> Shadow {
     }
 }
 
-/// The same from the files alone, where there is no getent(1).
+/// The entry from the files alone, if getent(1) is not installed.
 fn lookup_shadow_in_files(user: &str) -> Shadow {
     let content = match read_shadow_file() {
         Ok(content) => content,
@@ -90,7 +92,7 @@ fn lookup_shadow_in_files(user: &str) -> Shadow {
     }
 }
 
-/// The line of this account in one of the name service's databases: getent(1), a child that may be left behind.
+/// The account's line in a database of the name service. getent(1) runs as a child that may be left behind.
 fn run_getent(database: &str, user: &str) -> Result<Option<String>, child::ChildError> {
     let output = child::run(Path::new("getent"), &[database, "--", user], "")?;
     match output.status {
@@ -100,17 +102,17 @@ fn run_getent(database: &str, user: &str) -> Result<Option<String>, child::Child
     }
 }
 
-/// Whether a second field of passwd(5) says that the password is in shadow(5): pam_unix(8).
+/// Returns true if the password field of passwd(5) says that the password is in shadow(5): pam_unix(8).
 fn refers_to_shadow(field: &str) -> bool {
     field == "x" || field.starts_with("##")
 }
 
-/// A user's second field in passwd(5).
+/// The user's password field in passwd(5).
 fn find_password_field<'t>(passwd: &'t str, user: &str) -> Option<&'t str> {
     passwd.lines().find_map(|line| line.strip_prefix(user)?.strip_prefix(':')?.split(':').next())
 }
 
-/// The bytes of shadow(5).
+/// The content of shadow(5).
 pub(super) fn read_shadow_file() -> Result<String, String> {
     match read_file(Path::new(SHADOW_FILE), MAX_ACCOUNT_FILE_BYTES) {
         Ok(content) => Ok(String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned()),
@@ -118,7 +120,7 @@ pub(super) fn read_shadow_file() -> Result<String, String> {
     }
 }
 
-/// What a password field says where nothing is known of its age.
+/// The entry for a password field if nothing is known about the password's age.
 pub(super) fn shadow_entry_from_hash(hash: &str) -> ShadowEntry {
     ShadowEntry {
         is_locked: hash.starts_with('!'),
@@ -131,7 +133,8 @@ pub(super) fn shadow_entry_from_hash(hash: &str) -> ShadowEntry {
     }
 }
 
-/// Whether some password may have this hash: crypt(5). Any other text, as in `*`, `!`, `x`, `*LK*` or `NP`, is none.
+/// Returns true if a password can have this hash: crypt(5). Any other text, such as `*`, `!`, `x`, `*LK*` or `NP`,
+/// is no hash.
 fn is_password_hash(field: &str) -> bool {
     let is_plain =
         |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"./".contains(&byte));
@@ -144,7 +147,7 @@ fn is_password_hash(field: &str) -> bool {
     }
 }
 
-/// One line of shadow(5): the name and what it says.
+/// Parses one line of shadow(5): the user's name and the entry.
 pub(super) fn parse_shadow_line(line: &str) -> Option<(&str, ShadowEntry)> {
     let mut fields = line.split(':');
     let (name, hash) = (fields.next()?, fields.next()?);
@@ -155,14 +158,14 @@ pub(super) fn parse_shadow_line(line: &str) -> Option<(&str, ShadowEntry)> {
         last_change,
         maximum,
         inactive,
-        // An empty field and -1 mean never.
+        // An empty field and -1 mean "never".
         expires: expires.filter(|day| *day >= 0),
         ..shadow_entry_from_hash(hash)
     };
     Some((name, entry))
 }
 
-/// The rules of sshd's service of PAM that refuse, or may refuse, a login with a key; `is_closed` as for
+/// The rules of sshd's PAM service that refuse, or may refuse, a login with a key. For `is_closed` see
 /// [`pam::PamInstallation`].
 pub(super) fn find_pam_refusals(effective: &EffectiveConfig, is_closed: bool) -> Vec<PamRule> {
     let service = match effective.value("pamservicename") {
@@ -174,18 +177,18 @@ pub(super) fn find_pam_refusals(effective: &EffectiveConfig, is_closed: bool) ->
         service,
         &pam::PamInstallation {
             file: &read_pam_service_file,
-            // Where no directory of modules is found, whether one is installed is not known.
+            // If no module directory is found, it is unknown which modules are installed.
             has_module: &|module| directories.is_empty() || has_pam_module(&directories, module),
             is_closed,
         },
     )
 }
 
-/// A service's file.
+/// The file of a PAM service.
 fn read_pam_service_file(service: &str) -> ServiceFile {
     let places = PAM_DIRECTORIES.map(|directory| Path::new(directory).join(service));
     let Some(file) = places.into_iter().find(|file| file.exists()) else {
-        // Without the directory all services are in one file.
+        // Without that directory, all services are in one file.
         let whole = Path::new(PAM_CONF);
         let is_single_file = !Path::new(PAM_DIRECTORIES[0]).exists() && whole.exists();
         return if is_single_file { ServiceFile::Unreadable(whole.to_owned()) } else { ServiceFile::Missing };
@@ -197,7 +200,8 @@ fn read_pam_service_file(service: &str) -> ServiceFile {
     }
 }
 
-/// Where modules are: those of the distributions, and beneath the directories of each architecture.
+/// The directories of PAM modules: the distributions' directories, and those below the directories of each
+/// architecture.
 fn list_pam_module_dirs() -> Vec<PathBuf> {
     let mut found = Vec::new();
     for library in ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"] {
@@ -210,7 +214,7 @@ fn list_pam_module_dirs() -> Vec<PathBuf> {
     found
 }
 
-/// Whether a module exists, by the name that a rule has for it.
+/// Returns true if a module exists. `module` is the name in a rule.
 fn has_pam_module(directories: &[PathBuf], module: &str) -> bool {
     // `$ISA` stands for a directory of the architecture.
     if module.starts_with('/') && !module.contains("$ISA") {
@@ -220,12 +224,12 @@ fn has_pam_module(directories: &[PathBuf], module: &str) -> bool {
     directories.iter().any(|directory| directory.join(name).exists())
 }
 
-/// The most files that are read for one user.
+/// The maximum number of files that are read for one user.
 const MAX_KEY_FILES: usize = 64;
 
-/// The files that sshd reads a user's keys from, with their bytes, in its order; `own` is the one that was read already.
-/// A pattern leads to the files that it matches and to that of its very name. One file under two names counts once;
-/// what cannot be read is left out.
+/// The files from which sshd reads a user's keys, with their content, in sshd's order. `own` is the file that was
+/// read already. A pattern leads to the files that it matches and to the file with exactly that name. A file with
+/// two names counts once. A file that cannot be read is left out.
 pub(super) fn read_key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, SharedBytes)> {
     let own_identity = own.and_then(|own| device_and_inode(&own.path).ok());
     let named = paths.iter().flat_map(|path| {
@@ -253,7 +257,7 @@ pub(super) fn read_key_files(paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(P
     found
 }
 
-/// The names of the groups of group(5).
+/// The names of the groups in group(5).
 pub(super) fn list_group_names() -> Vec<String> {
     let content = read_file(Path::new(GROUP_FILE), MAX_ACCOUNT_FILE_BYTES).ok().flatten().unwrap_or_default();
     let text = String::from_utf8_lossy(&content).into_owned();

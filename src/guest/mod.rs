@@ -1,4 +1,5 @@
-//! This machine, behind one trait: all that touches it is here.
+//! Access to the guest, behind the trait [`Guest`]. All code of the agent that reads or changes the guest is in
+//! this module.
 
 pub mod accounts;
 pub mod child;
@@ -52,88 +53,93 @@ use crate::policy::types::{CommandId, ContentHash};
 
 use files::FileError;
 
-/// What the transaction needs of a guest. Everything is synchronous.
+/// The operations on a guest that the transaction needs. All of them are synchronous.
 pub trait Guest {
-    /// What holds the lock while it lives.
+    /// The guard of the state directory's lock. Dropping it releases the lock.
     type Lock;
 
     /// The wall clock, in UTC.
     fn now(&self) -> OffsetDateTime;
-    /// Time since some fixed moment, by the monotonic clock.
+    /// The time since a fixed moment, from the monotonic clock.
     fn elapsed(&self) -> Duration;
-    /// A `commandId` that nobody used before.
+    /// A `commandId` that was not used before.
     fn random_id(&self) -> CommandId;
 
-    /// Takes the lock on the state directory, which is made where it is missing; waits 20 s for its turn.
+    /// Takes the lock on the state directory. Creates the directory if it is missing. Waits up to 20 s for the
+    /// lock.
     ///
     /// # Errors
-    /// That it is held, and by whom; that the directory cannot be used.
+    /// [`LockFailure::Busy`] if another process holds the lock; [`LockFailure::Directory`] if the directory cannot
+    /// be used.
     fn lock(&mut self) -> Result<Self::Lock, LockFailure>;
-    /// The state file's bytes; `None` where there is none.
+    /// The bytes of the state file; `None` if there is no state file.
     ///
     /// # Errors
-    /// Those of reading a file.
+    /// The errors of reading a file.
     fn load_state(&self) -> Result<Option<Vec<u8>>, FileError>;
-    /// Where the state file is, for messages.
+    /// The path of the state file, for messages.
     fn state_file(&self) -> PathBuf {
         PathBuf::from("state.json")
     }
-    /// Replaces the state file, durably.
+    /// Replaces the state file durably.
     ///
     /// # Errors
-    /// Those of writing a file; the old state is intact then.
+    /// The errors of writing a file. The old state is then intact.
     fn save_state(&mut self, bytes: &[u8]) -> Result<(), FileError>;
 
-    /// The platform component's `componentInfo.cfg` (KP-2.1).
+    /// The content of `componentInfo.cfg`, the platform component's file (KP-2.1).
     ///
     /// # Errors
-    /// Why it cannot be read.
+    /// The reason why the file cannot be read.
     fn component_info(&self) -> Result<Vec<u8>, String>;
-    /// Where it is, for messages.
+    /// The path of that file, for messages.
     fn component_file(&self) -> PathBuf {
         PathBuf::from("componentInfo.cfg")
     }
-    /// The bytes of a file that root alone can change, the way to it too; `None` where there is no such file.
+    /// The bytes of a file that only root can change, including every directory on its path; `None` if there is no
+    /// such file.
     ///
     /// # Errors
-    /// That somebody else can change it; those of reading a file.
+    /// The file or its path can be changed by another user than root; the errors of reading a file.
     fn read_root_owned_file(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
-    /// The account of this name.
+    /// The account with this name.
     ///
     /// # Errors
     /// `USER_NOT_FOUND`, `IO_ERROR`.
     fn lookup_account(&self, user: &str) -> Result<Account, Refusal>;
-    /// The same to take something out, which needs no groups: where the name service does not answer, as passwd(5)'s own
-    /// file has it.
+    /// The account with this name, for a removal, which needs no groups. If the name service does not answer, the
+    /// account is read from the file of passwd(5).
     ///
     /// # Errors
     /// `USER_NOT_FOUND`, `IO_ERROR`.
     fn lookup_account_for_removal(&self, user: &str) -> Result<Account, Refusal> {
         self.lookup_account(user)
     }
-    /// What does not answer now, each with its remedy: the name service, mounts. They are not asked once more.
+    /// The resources that do not respond now (the name service, mounts), each with its remedy. The agent does not
+    /// query them again.
     fn unresponsive_resources(&self) -> Vec<String> {
         Vec::new()
     }
-    /// The user's authorized_keys file at `path`, reached safely (KP-5.11).
+    /// The user's authorized_keys file at `path`, opened safely (KP-5.11).
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn read_key_file(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError>;
-    /// The files that sshd reads the user's keys from, in its order; `own` is one of them, read already.
+    /// The files from which sshd reads the user's keys, in sshd's order. `own` is one of them that was read
+    /// already.
     fn read_key_files(&self, _paths: &[KeyPath], own: Option<&KeyFile>) -> Vec<(PathBuf, SharedBytes)> {
         own.map(KeyFile::path_and_content).into_iter().collect()
     }
-    /// The same for a file out of which something is to be taken: a home that does not exist is no error.
+    /// The user's authorized_keys file at `path`, for a removal. A missing home directory is no error.
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn read_key_file_for_removal(&self, account: &Account, path: &Path) -> Result<KeyFile, FileError> {
         self.read_key_file(account, path)
     }
-    /// As whom the file at `path` is reached that holds, or held, a block of this user's. Where his name is gone, or is
-    /// another account's than `uid`: the account that has this uid now, or a stand-in with the uid, or without one with
-    /// that of the owner of the file's directory.
+    /// The account as which the agent opens the file at `path` that holds, or held, a block of this user. The name
+    /// may be gone, or belong to another account than `uid`. Then it is the account that has this uid now, or a
+    /// stand-in with the uid. If there is no `uid`, the stand-in has the uid of the owner of the file's directory.
     ///
     /// # Errors
     /// `IO_ERROR`.
@@ -145,34 +151,36 @@ pub trait Guest {
     ) -> Result<KeyFileOwner, Refusal> {
         Ok(KeyFileOwner { account: self.lookup_account(user)?, fate: UserStatus::Present })
     }
-    /// Which file a path leads to, links followed as sshd follows them; `None` where its directory does not exist.
+    /// The identity of the file to which a path leads. Links are followed as sshd follows them. `None` if the
+    /// directory does not exist.
     fn file_id(&self, _path: &Path) -> Option<FileId> {
         None
     }
-    /// Whether something is mounted at this mount point, and can be reached there.
+    /// Returns true if a file system is mounted at this mount point and can be reached there.
     fn is_mounted(&self, _point: &Path) -> bool {
         true
     }
-    /// The path without links, as far as it exists.
+    /// The path with its links resolved, as far as the path exists.
     fn canonicalize_path(&self, path: &Path) -> PathBuf {
         path.to_owned()
     }
-    /// A file's bytes as they stand, for an edit or its inverse; `None` where there is no such file.
+    /// The present bytes of a file, for an edit or its inverse; `None` if there is no such file.
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
     fn read(&self, kind: &FileKind, path: &Path) -> Result<Option<Vec<u8>>, FileError>;
-    /// Whether what this process sees at `path` is what sshd sees there, and not what its own unit put in the way.
+    /// Checks that this process sees the same file at `path` as sshd does, and that the agent's own systemd unit
+    /// does not hide it.
     ///
     /// # Errors
     /// [`FileError::Hidden`].
     fn check_path_visible(&self, _path: &Path) -> Result<(), FileError> {
         Ok(())
     }
-    /// Whether [`Self::write`] could put other bytes in the file's place now, as far as that can be told without a change.
+    /// Checks that [`Self::write`] could replace the file now, as far as that can be known without a change.
     ///
     /// # Errors
-    /// Those of [`Self::write`].
+    /// The errors of [`Self::write`].
     fn check_writable(
         &self,
         _kind: &FileKind,
@@ -181,10 +189,10 @@ pub trait Guest {
     ) -> Result<(), FileError> {
         Ok(())
     }
-    /// Puts `content` in the file's place, if it still is what `expected` says.
+    /// Replaces the file's content with `content`, if the present content is still `expected`.
     ///
     /// # Errors
-    /// [`FileError::Changed`] where it is not; the old bytes are intact after every error.
+    /// [`FileError::Changed`] if the content is not `expected`. After every error the old bytes are intact.
     fn write(
         &mut self,
         kind: &FileKind,
@@ -192,22 +200,22 @@ pub trait Guest {
         expected: Option<&ContentHash>,
         content: &[u8],
     ) -> Result<(), FileError>;
-    /// What SELinux says of sshd's reading of its configuration and of these key files of the account's.
+    /// The SELinux labels that decide whether sshd may read its configuration and these key files of the account.
     fn selinux_labels(&self, _sshd: &Sshd, _account: &Account, _key_files: &[PathBuf]) -> Labels {
         Labels::default()
     }
-    /// Sets a label on the way to a file of this kind, if it still has the one that was seen.
+    /// Sets the SELinux label of an object on the path to a file of this kind, if it still has the observed label.
     ///
     /// # Errors
-    /// [`FileError::Changed`] where it is another, or is not reached by that way any more.
+    /// [`FileError::Changed`] if the label is another one, or if the path no longer leads to the same file.
     fn relabel(&mut self, _kind: &FileKind, _relabel: &Relabel) -> Result<(), FileError> {
         Ok(())
     }
-    /// Removes a file that is ours, if it still is what `expected` says or gone already, and `directory` if
-    /// that is empty.
+    /// Removes a file of the agent if its content is still `expected`. A file that is already gone is no error.
+    /// Removes `directory` too if it is empty.
     ///
     /// # Errors
-    /// [`FileError::Changed`] where it is not.
+    /// [`FileError::Changed`] if the content is not `expected`.
     fn remove(
         &mut self,
         kind: &FileKind,
@@ -215,42 +223,44 @@ pub trait Guest {
         expected: &ContentHash,
         directory: Option<&Path>,
     ) -> Result<(), FileError>;
-    /// Removes the stale temporaries of a crash beside `path`.
+    /// Removes the temporary files beside `path` that a crash left behind.
     fn remove_stale_temporaries(&mut self, kind: &FileKind, path: &Path);
-    /// Removes those in the state directory, and what questions that were cut off left.
+    /// Removes the temporary files in the state directory, and the leftovers of interrupted sshd queries.
     fn clean_state_and_run_dirs(&mut self);
 
-    /// Whether OpenSSH itself reads this key: a point that is not on its curve looks well-formed here, and sshd
-    /// passes such a line over. Where there is no ssh-keygen(1) to ask, it is taken for readable.
+    /// Checks that OpenSSH itself can read this key. A point that is not on its curve looks well-formed to the
+    /// agent, but sshd skips such a line. If ssh-keygen(1) is not installed, the agent assumes that the key is
+    /// readable.
     ///
     /// # Errors
     /// `INVALID_PUBLIC_KEY`, `IO_ERROR`.
     fn reads_key(&self, key: &PublicKey) -> Result<(), Refusal>;
-    /// The sshd of this guest, found and asked (KP-6.2 and KP-6.6).
+    /// Finds the sshd of this guest and queries its configuration (KP-6.2 and KP-6.6).
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `SSHD_CONFIG_ALREADY_INVALID`, `IO_ERROR`.
     fn inspect_sshd(&self, user: &str) -> Result<Sshd, Refusal>;
-    /// Where there is no sshd to be asked: whether one may run by our files all the same, which cannot be told apart
-    /// from others or asked, and would have to be told.
+    /// Returns true if an sshd that uses the agent's configuration files might be running although
+    /// [`Self::inspect_sshd`] could not identify or query it. The caller must then assume that it needs a reload.
     ///
     /// # Errors
     /// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`.
     fn is_sshd_possibly_running(&self) -> Result<bool, Refusal>;
-    /// sshd's configuration files as they stand, without asking sshd; a drop-in of ours to which no Include leads, too.
+    /// The present content of sshd's configuration files, read without a query to sshd. Includes the agent's
+    /// drop-in even if no `Include` leads to it.
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.
     fn sshd_files(&self) -> Result<ConfigTree, Refusal>;
-    /// The same as the sshd that was observed reads them, as they stand now.
+    /// The present content of the configuration files, as the sshd that was observed reads them.
     ///
     /// # Errors
     /// `SSHD_NOT_FOUND`, `IO_ERROR`.
     fn reread_sshd_config_files(&self, _sshd: &Sshd) -> Result<ConfigTree, Refusal> {
         self.sshd_files()
     }
-    /// What it says for these connections, with these lines ahead of its configuration or, without any, by its files
-    /// as they stand now; writes nothing.
+    /// sshd's effective configuration for these connections. If `ahead` is given, its lines are placed before the
+    /// configuration. If not, sshd uses its files as they are now. Writes nothing.
     ///
     /// # Errors
     /// `SSHD_CONFIG_REJECTED`, `IO_ERROR`.
@@ -260,23 +270,24 @@ pub trait Guest {
         ahead: Option<&str>,
         connections: &[Connection],
     ) -> Result<Vec<SshdAnswer>, Refusal>;
-    /// What beside sshd's settings decides whether the account gets in; its `people` are left empty.
+    /// The restrictions outside sshd's settings that decide whether the account can log in. The field `people` is
+    /// left empty.
     fn read_login_restrictions(&self, account: &Account, sshd: &Sshd) -> Login;
-    /// Asks a private sshd whether it would accept a key (KP-10.1): an answer for each connection of the question.
-    /// Nothing of the guest is changed.
+    /// Asks a private sshd whether it would accept a key (KP-10.1). Returns one answer for each connection of the
+    /// question. Changes nothing in the guest.
     fn run_trial(&self, sshd: &Sshd, question: &TrialRequest) -> Vec<TrialOutcome>;
-    /// Every account of this guest; whether they have keys is not looked up.
+    /// Every account of this guest. The function does not look up whether the accounts have keys.
     ///
     /// # Errors
     /// `IO_ERROR`.
     fn people(&self) -> Result<Vec<LocalAccount>, Refusal>;
-    /// Whether an ssh client is installed, and the running sshd can be asked.
+    /// Returns true if an ssh client is installed, so that the running sshd can be probed.
     fn has_ssh_client(&self) -> bool;
-    /// One question to the running sshd at `address` (KP-10.13): what it offers this user, and whether it
-    /// would accept his key.
+    /// Probes the running sshd at `address` (KP-10.13): which methods it offers to this user, and whether it would
+    /// accept the user's key.
     ///
     /// # Errors
-    /// Why there is no answer.
+    /// The reason why there is no answer.
     fn probe_sshd(
         &self,
         sshd: &Sshd,
@@ -284,40 +295,41 @@ pub trait Guest {
         user: &str,
         key: Option<&PublicKey>,
     ) -> Result<ProbeResult, String>;
-    /// Whether a reload would leave the listener alive.
+    /// Checks that the listener would survive a reload.
     ///
     /// # Errors
     /// `SSHD_RELOAD_UNSAFE`.
     fn check_reload_safe(&self, sshd: &Sshd) -> Result<(), Refusal>;
-    /// Makes the files live, and waits until they are.
+    /// Reloads sshd, and waits until the new configuration is in effect.
     ///
     /// # Errors
-    /// `SSHD_RELOAD_FAILED`, with what was seen.
+    /// `SSHD_RELOAD_FAILED`, with what the agent observed.
     fn reload_sshd(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
-    /// After a failed reload, with the old files in place again: the service as it was.
+    /// Restores the sshd service after a failed reload. The caller has put the old files back before.
     ///
     /// # Errors
-    /// `SSHD_RELOAD_FAILED`: it could not be brought back.
+    /// `SSHD_RELOAD_FAILED` if the service could not be restored.
     fn ensure_sshd_running(&mut self, sshd: &Sshd) -> Result<(), Refusal>;
 
-    /// Whether this host's network may still be on its way, after the host itself had no way to an address.
+    /// Returns true if the guest's network may still be coming up. The caller asks this after the guest had no
+    /// route to an address.
     fn is_network_pending(&self) -> bool {
         true
     }
 
-    /// What this machine is.
+    /// The description of this guest: its host name and operating system.
     fn identity(&self) -> HostInfo;
-    /// The public halves of sshd's host keys, those that can be read.
+    /// The fingerprints of sshd's public host keys, as far as they can be read.
     fn host_key_fingerprints(&self, sshd: &Sshd) -> Vec<HostKeyFingerprint>;
 }
 
-/// What this machine is, for the control plane (KP-3.37).
+/// The description of this guest for the control plane (KP-3.37).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostInfo {
-    /// Its host name.
+    /// The host name.
     pub host_name: Option<String>,
-    /// Its operating system.
+    /// The operating system.
     pub os: OperatingSystem,
 }
 
@@ -334,27 +346,27 @@ pub struct OperatingSystem {
     pub architecture: String,
 }
 
-/// A host key's public half.
+/// The public half of a host key.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct HostKeyFingerprint {
-    /// Its type, as in `ssh-ed25519`.
+    /// The key type, for example `ssh-ed25519`.
     #[serde(rename = "type")]
     pub key_type: String,
-    /// Its fingerprint.
+    /// The SHA-256 fingerprint.
     pub sha256: String,
 }
 
-/// Why the lock was not had.
+/// The reason why the lock was not obtained.
 #[derive(Debug)]
 pub enum LockFailure {
-    /// Another process of ours holds it; the text says which.
+    /// Another process of the agent holds the lock; the text names it.
     Busy(String),
     /// The state directory cannot be used.
     Directory(FileError),
 }
 
 impl From<FileError> for Refusal {
-    /// `UNSAFE_PATH` for what could be turned against root, `IO_ERROR` for the rest.
+    /// `UNSAFE_PATH` for a path that could be used to attack root, `IO_ERROR` for all other errors.
     fn from(error: FileError) -> Self {
         let reason = match error {
             FileError::Unsafe { .. } => Reason::UnsafePath,

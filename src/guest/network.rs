@@ -1,16 +1,18 @@
-//! Whether this host's network may still be on its way (KP-3.17): by the kernel's own words.
+//! Decides whether the guest's network may still be coming up (KP-3.17), from the kernel's data.
 
 use std::fs;
 use std::path::Path;
 
-/// Whether a way may still come up: a link is up, and no default route has come yet, as DHCP would bring it. Without a
-/// link nothing comes by itself; with a default route what is unreachable stays so.
+/// Returns true if a route may still come up: a link is up, and there is no default route yet, which DHCP would
+/// bring. Without a link no route comes up by itself. If there is a default route, an unreachable address stays
+/// unreachable.
 pub(super) fn is_network_pending() -> bool {
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     has_carrier(Path::new("/sys/class/net")) && !has_default_route(&routes)
 }
 
-/// Whether some interface but loopback has a carrier; of one that is down, the kernel does not say.
+/// Returns true if an interface other than loopback has a carrier. The kernel does not report the carrier of an
+/// interface that is down.
 fn has_carrier(interfaces: &Path) -> bool {
     fs::read_dir(interfaces).is_ok_and(|entries| {
         entries.flatten().filter(|entry| entry.file_name() != "lo").any(|entry| {
@@ -19,7 +21,8 @@ fn has_carrier(interfaces: &Path) -> bool {
     })
 }
 
-/// Whether a table in the form of /proc/net/route has a default route that rejects nothing: proc_pid_net(5).
+/// Returns true if a table in the format of /proc/net/route has a default route that is not a reject route:
+/// proc_pid_net(5).
 fn has_default_route(routes: &str) -> bool {
     const RTF_REJECT: u32 = 0x200;
     routes.lines().skip(1).any(|line| {

@@ -1,5 +1,5 @@
-//! Every account of this guest, as passwd(5), group(5) and shadow(5) list them. Other sources of the name service
-//! mostly do not let themselves be enumerated.
+//! Every account of this guest, as listed in passwd(5), group(5) and shadow(5). Most other sources of the name
+//! service cannot be enumerated.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,10 +11,10 @@ use super::files::{FileError, read_file};
 use super::login::{self, GROUP_FILE, MAX_ACCOUNT_FILE_BYTES};
 use crate::policy::observation::{Account, LocalAccount};
 
-/// All of them; whether they have keys is not looked up here.
+/// All accounts. This function does not look up whether they have keys.
 ///
 /// # Errors
-/// That a file cannot be read.
+/// A file cannot be read.
 pub(super) fn list_accounts() -> Result<Vec<LocalAccount>, FileError> {
     let passwd = read_file(Path::new(PASSWD_FILE), MAX_PASSWD_BYTES)?.unwrap_or_default();
     let group = read_file(Path::new(GROUP_FILE), MAX_ACCOUNT_FILE_BYTES)?.unwrap_or_default();
@@ -42,7 +42,7 @@ fn parse_accounts(passwd: &[u8], group: &str, shadow: &str) -> Vec<LocalAccount>
     let person = |line: &[u8]| {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
         let [name, hash, uid, gid, _, home, shell, ..] = fields.as_slice() else { return None };
-        // A home may have any bytes; of a name that is no text nothing else here says anything.
+        // A home directory may have any bytes. A name that is not text occurs nowhere else here.
         let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
         let [name, hash, uid, gid] = [name, hash, uid, gid].map(|field| String::from_utf8_lossy(field));
         let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);

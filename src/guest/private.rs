@@ -1,5 +1,6 @@
-//! A private directory in the run directory, for the time of a question; nothing of it is left behind. It bears the
-//! pid of who made it, so that what a crash left is told from what is in use: `status` and `check` ask without a lock.
+//! A private directory in the run directory, for the duration of a query. It is removed completely afterwards. Its
+//! name contains the pid of its creator, so that leftovers of a crash differ from directories in use: `status` and
+//! `check` run queries without a lock.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -11,20 +12,21 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// For a question to the running sshd.
+/// The name prefix for a probe of the running sshd.
 pub(super) const PROBE_DIR_PREFIX: &str = "proof";
-/// For a trial.
+/// The name prefix for a trial.
 pub(super) const TRIAL_DIR_PREFIX: &str = "trial";
-/// For a question to an sshd without a host key.
+/// The name prefix for a query to an sshd without a host key.
 pub(super) const HOST_KEY_DIR_PREFIX: &str = "host-key";
 
-/// The directory, 0700. Dropped in this order: itself, then the run directory if it was made for it.
+/// The directory, mode 0700. The fields are dropped in this order: the directory itself, then the run directory if
+/// it was created for it.
 pub(super) struct ScratchDir {
     directory: TempDir,
     _run_dir: Option<CreatedDir>,
 }
 
-/// A directory that is removed again, if nothing stands in it.
+/// A directory that is removed on drop if it is empty.
 struct CreatedDir(PathBuf);
 
 impl Drop for CreatedDir {
@@ -52,8 +54,8 @@ impl ScratchDir {
     }
 }
 
-/// Removes what processes that are no more left in the run directory; how many there were. On the thread on which
-/// ours are made, between two questions.
+/// Removes the directories that ended processes left in the run directory, and returns their number. It runs on the
+/// thread that creates this process's directories, between two queries.
 pub(super) fn remove_stale_dirs(run_dir: &Path) -> io::Result<usize> {
     let entries = match fs::read_dir(run_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -72,7 +74,7 @@ pub(super) fn remove_stale_dirs(run_dir: &Path) -> io::Result<usize> {
     Ok(swept)
 }
 
-/// The pid in a name of ours.
+/// The pid in the name of a directory of the agent.
 fn parse_owner_pid(name: &str) -> Option<i32> {
     let rest = [PROBE_DIR_PREFIX, TRIAL_DIR_PREFIX, HOST_KEY_DIR_PREFIX]
         .iter()
@@ -80,7 +82,8 @@ fn parse_owner_pid(name: &str) -> Option<i32> {
     rest.split_once('-')?.0.parse().ok()
 }
 
-/// Whether a process is no more. Ours asks nothing while it sweeps, so what bears its pid is of an earlier one.
+/// Returns true if a process has ended. This process runs no query during the removal, so a directory with its own
+/// pid is from an earlier process.
 fn is_process_gone(pid: i32) -> bool {
     let own = i32::try_from(std::process::id()) == Ok(pid);
     pid > 0 && (own || kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH))
@@ -98,7 +101,7 @@ mod tests {
         let mut ended = std::process::Command::new("true").spawn().unwrap();
         ended.wait().unwrap();
         let left = [format!("proof-{}-abcdef", ended.id()), format!("host-key-{}-abcdef", ended.id())];
-        // Those of a living process, and of others.
+        // The directories of a running process, and of other programs.
         let stay =
             ["proof-1-abcdef", "proof-abcdef", "proof--1-abcdef", "proof-0-abcdef", "else-4194305-abcdef"];
         for name in left.iter().map(String::as_str).chain(stay) {

@@ -1,5 +1,5 @@
-//! What /proc says of a process, and whether it is an sshd listener: proc(5). Under reduced capabilities the
-//! command line is readable, `exe` and `fd` are not: what can't be read does not decide.
+//! Reads /proc about a process, and decides whether it is an sshd listener: proc(5). Under reduced capabilities the
+//! command line is readable, but `exe` and `fd` are not. A file that cannot be read decides nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,29 +16,31 @@ use crate::policy::holders::{find_status_field, has_ids};
 use crate::policy::listener::{self, ListenerError};
 use crate::policy::observation::OtherListener;
 
-/// How long a listener may be without a socket: while it executes itself anew it has none.
+/// The time that a listener may be without a socket. It has none while it executes itself again.
 const SOCKET_WAIT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The most that is read of a command line: sshd's options are far shorter.
+/// The maximum length of a command line that is read. sshd's options are far shorter.
 const MAX_CMDLINE_BYTES: u64 = 128 * 1024;
-/// How long a fork may look like its parent before it is taken for its child: until then the parent may end in its favour.
+/// The time that a fork may look like its parent before it counts as a child. Until then the parent may end and
+/// leave the fork in its place.
 const FORK_SETTLE_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Why a process is not taken for the listener.
+/// The reason why a process is not taken for the listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NotListener {
     /// There is no such process.
     Gone,
-    /// It is something else.
+    /// It is another program.
     Other(String),
-    /// It is one, and its options can't be told.
+    /// It is an sshd listener, but its options cannot be determined.
     Unclear(String),
-    /// The system did not say: nothing follows from that, least of all that nobody runs.
+    /// The system did not answer. The caller must conclude nothing from this, and must not assume that no sshd
+    /// runs.
     Io(String),
 }
 
 impl NotListener {
-    /// What a file of /proc that cannot be read means: without the process there is none.
+    /// The reason for a file of /proc that cannot be read. [`Self::Gone`] if the process does not exist.
     fn from_proc_error(path: &str, error: &io::Error) -> Self {
         match is_no_such_process(error) {
             true => Self::Gone,
@@ -47,17 +49,17 @@ impl NotListener {
     }
 }
 
-/// Whether an error of a file of /proc says that there is no such process, proc(5).
+/// Returns true if an error of a file of /proc means that the process does not exist, proc(5).
 fn is_no_such_process(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
-/// Whether the process exists and has not ended, as far as can be told.
+/// Returns true if the process exists and has not ended, or if this cannot be determined.
 pub(super) fn is_alive(pid: i32) -> bool {
     try_is_alive(pid).unwrap_or(true)
 }
 
-/// Whether the process exists and has not ended.
+/// Returns true if the process exists and has not ended.
 fn try_is_alive(pid: i32) -> Result<bool, NotListener> {
     let path = format!("/proc/{pid}/stat");
     let stat = match fs::read_to_string(&path) {
@@ -65,16 +67,16 @@ fn try_is_alive(pid: i32) -> Result<bool, NotListener> {
         Err(error) if is_no_such_process(&error) => return Ok(false),
         Err(error) => return Err(NotListener::from_proc_error(&path, &error)),
     };
-    // pid (comm) state …; the name may hold blanks and brackets.
+    // The format is `pid (comm) state …`. The name may contain blanks and brackets.
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     Ok(!matches!(state, Some('Z' | 'X' | 'x') | None))
 }
 
-/// The inodes of the sockets it holds; `None` where that can't be read.
+/// The inodes of the sockets that the process holds; `None` if they cannot be read.
 pub(super) fn socket_inodes(pid: i32) -> Option<BTreeSet<u64>> {
     let mut inodes = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()? {
-        // A descriptor may close while we look; one that may not be read makes the list useless.
+        // A descriptor may close during the look. If one descriptor cannot be read, the list is useless.
         let target = match fs::read_link(entry.ok()?.path()) {
             Ok(target) => target,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -87,7 +89,7 @@ pub(super) fn socket_inodes(pid: i32) -> Option<BTreeSet<u64>> {
     Some(inodes)
 }
 
-/// The arguments of the sshd listener that `pid` is. `binary` is the configured program, `unit` the expanded
+/// The arguments of the sshd listener with this pid. `binary` is the configured program. `unit` has the expanded
 /// words of the unit that started it.
 pub(super) fn listener_arguments(
     pid: i32,
@@ -97,7 +99,7 @@ pub(super) fn listener_arguments(
     if pid <= 0 || !try_is_alive(pid)? {
         return Err(NotListener::Gone);
     }
-    // A title is whatever its process makes it: only a process of root's is believed.
+    // A process can set its title freely, so only a process of root is trusted.
     if has_own_ids(pid) == Some(false) {
         return Err(NotListener::Other("it belongs to another user".into()));
     }
@@ -129,11 +131,12 @@ pub(super) fn listener_arguments(
     Err(NotListener::Gone)
 }
 
-/// The program that a listener is, and that it executes anew at a SIGHUP: `arguments` are its own, the program first. The
-/// error says why it cannot be told, and names the programs that it may be.
+/// The program of a listener, which the listener executes again at a SIGHUP. `arguments` are the listener's own,
+/// the program first. The error says why the program cannot be determined, and names the possible programs.
 ///
-/// The executable is compared by device and inode. Where it was replaced since (`exe` is "(deleted)"), or where the system
-/// does not let us read it, the program is the one at the path of argv[0]: sshd insists on an absolute one.
+/// The executable is compared by device and inode. It may have been replaced since (`exe` is "(deleted)"), or the
+/// system may not let the agent read it. Then the program is the file at the path of argv[0]. sshd requires an
+/// absolute path there.
 pub(super) fn find_listener_program(pid: i32, arguments: &[String]) -> Result<PathBuf, String> {
     let link = format!("/proc/{pid}/exe");
     let argv0 = arguments.first().map(String::as_str).unwrap_or_default();
@@ -164,7 +167,8 @@ pub(super) fn find_listener_program(pid: i32, arguments: &[String]) -> Result<Pa
         }
     };
     let is_same = device_and_inode(Path::new(&link)).is_ok_and(|running| running == named_identity);
-    // In its own root directory, too, it is that file: a container may share our network.
+    // The file must be the same in the process's own root directory, because a container may share the guest's
+    // network.
     let is_same_in_its_root = || {
         let root = PathBuf::from(format!("/proc/{pid}/root"));
         named
@@ -181,32 +185,32 @@ pub(super) fn find_listener_program(pid: i32, arguments: &[String]) -> Result<Pa
     ))
 }
 
-/// The path of an executable that was removed or replaced since it was started, proc(5).
+/// The path of an executable that was removed or replaced since its start, proc(5).
 fn strip_deleted_suffix(executable: &Path) -> Option<PathBuf> {
     executable.to_str()?.strip_suffix(" (deleted)").map(PathBuf::from)
 }
 
-/// Whether an executable was at the path `named`, where another file may be now: it was replaced, or a file system is
-/// mounted over it (systemd-sysext).
+/// Returns true if an executable was at the path `named`, where another file may be now. It was replaced, or a file
+/// system is mounted over it (systemd-sysext).
 fn is_same_executable_path(executable: &Path, named: &Path) -> bool {
     let path = strip_deleted_suffix(executable).unwrap_or_else(|| executable.to_owned());
     path == named || canonicalize_path(&path).is_some_and(|path| canonicalize_path(named) == Some(path))
 }
 
-/// A process's command line, proc_pid_cmdline(5). It is memory of that process, and a page of it may be a file's that never
-/// comes.
+/// The command line of a process, proc_pid_cmdline(5). It is memory of that process. A page of it may belong to a
+/// file whose file server never answers.
 fn read_cmdline(pid: i32) -> io::Result<Vec<u8>> {
     scout::read_file_prefix(Path::new(&format!("/proc/{pid}/cmdline")), MAX_CMDLINE_BYTES)
 }
 
-/// Every process of our own rank that looks like an sshd listener of this system: in our namespaces of networks and of
-/// processes. No ports where its descriptors can't be read.
+/// Every process with the agent's own user and group ids that looks like an sshd listener of this system: in the
+/// agent's network and PID namespaces. `ports` is empty if the descriptors of a process cannot be read.
 pub(super) fn list_sshd_listeners(binary: &Path) -> Vec<OtherListener> {
     let deadline = Instant::now() + FORK_SETTLE_TIMEOUT;
     loop {
         let found = scan_listeners(binary);
-        // A fork has its parent's title and sockets for a moment: it is about to serve a connection, or its parent about to
-        // leave it in its place.
+        // For a moment, a fork has its parent's title and sockets. Either it is about to serve a connection, or its
+        // parent is about to end and leave it in its place.
         let forks: BTreeSet<i32> = found
             .iter()
             .filter(|it| {
@@ -236,12 +240,14 @@ fn parent_pid(pid: i32) -> Option<i32> {
     find_status_field(&read_proc_status(pid)?, "PPid:")?.trim().parse().ok()
 }
 
-/// The service in whose control group a process is, cgroups(7): the last part of its path that is named so.
+/// The service in whose control group a process is, cgroups(7): the last part of the path that ends with
+/// `.service`.
 pub(super) fn read_cgroup_service(pid: i32) -> Option<String> {
     parse_cgroup_service(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
 }
 
-/// The same from the lines of /proc/PID/cgroup. systemd's hierarchy is the unified one, else the one of its name.
+/// The service in the lines of /proc/PID/cgroup. systemd's hierarchy is `name=systemd` if it exists, otherwise the
+/// unified one.
 fn parse_cgroup_service(cgroup: &str) -> Option<String> {
     let path = |hierarchy: &str| {
         cgroup.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(hierarchy)?.strip_prefix(':'))
@@ -255,7 +261,7 @@ fn list_pids() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The command line of a process of our own rank that looks like an sshd listener.
+/// The command line of a process with the agent's own user and group ids that looks like an sshd listener.
 fn read_listener_cmdline(pid: i32, binary: &Path) -> Option<Vec<u8>> {
     if !has_own_ids(pid)? {
         return None;
@@ -267,8 +273,8 @@ fn read_listener_cmdline(pid: i32, binary: &Path) -> Option<Vec<u8>> {
     read_exe_link(pid).is_none_or(|exe| is_sshd(&exe, binary)).then_some(cmdline)
 }
 
-/// Whether some sshd of our network namespace was told to read its files and does not listen yet: until then it
-/// ignores SIGHUP.
+/// Returns true if an sshd in the agent's network namespace is handling a reload and does not listen yet. Until
+/// then it ignores SIGHUP.
 pub(super) fn is_any_sshd_starting(binary: &Path) -> bool {
     list_pids().any(|pid| {
         has_sighup_in_mask(pid, "SigIgn:") == Some(true)
@@ -278,8 +284,8 @@ pub(super) fn is_any_sshd_starting(binary: &Path) -> bool {
     })
 }
 
-/// The ports of our network namespace on which it listens; `None` where it has none, empty where its
-/// descriptors can't be read.
+/// The ports in the agent's network namespace on which the process listens. `None` if there are none; empty if its
+/// descriptors cannot be read.
 pub(super) fn list_listening_ports(pid: i32) -> Option<Vec<u16>> {
     let Some(own) = socket_inodes(pid) else { return Some(Vec::new()) };
     let sockets = sockets::list_listening_sockets(None).ok()?;
@@ -293,19 +299,20 @@ pub(super) fn list_listening_ports(pid: i32) -> Option<Vec<u16>> {
     (!ports.is_empty()).then_some(ports)
 }
 
-/// Whether it holds a listening TCP socket, where that can be read.
+/// Returns true if the process holds a listening TCP socket; `None` if this cannot be read.
 fn has_listening_socket(pid: i32) -> Option<bool> {
     let own = socket_inodes(pid)?;
     let sockets = sockets::list_listening_sockets(Some(pid)).ok()?;
     Some(sockets.iter().any(|socket| own.contains(&socket.inode)))
 }
 
-/// The program it runs, where that can be read.
+/// The program that the process runs; `None` if it cannot be read.
 fn read_exe_link(pid: i32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
 
-/// Whether a program is an sshd: the configured one, or one named so; it may have been replaced since.
+/// Returns true if a program is an sshd: the configured one, or one with such a name. The file may have been
+/// replaced since.
 pub(super) fn is_sshd(exe: &Path, binary: &Path) -> bool {
     let name = exe.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
@@ -314,14 +321,16 @@ pub(super) fn is_sshd(exe: &Path, binary: &Path) -> bool {
         || canonicalize_path(binary).is_some_and(|binary| binary == exe)
 }
 
-/// Whether its user and group ids are ours, which are root's but in tests. `None` where they cannot be read.
+/// Returns true if the process has the agent's user and group ids, which are root's except in tests. `None` if they
+/// cannot be read.
 fn has_own_ids(pid: i32) -> Option<bool> {
     let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     has_ids(&read_proc_status(pid)?, user, group)
 }
 
-/// Whether it is in our network namespace. Without the right to read another process's `ns/net`, the files of proc_net(5)
-/// tell: each namespace has its own, with inodes of their own. `None` where neither can be read.
+/// Returns true if the process is in the agent's network namespace. Without the right to read another process's
+/// `ns/net`, the function compares the files of proc_net(5): each namespace has its own files with other inodes.
+/// `None` if neither can be read.
 pub(super) fn is_in_own_netns(pid: i32) -> Option<bool> {
     let namespace = |who: &str| fs::read_link(format!("/proc/{who}/ns/net"));
     if let (Ok(its), Ok(own)) = (namespace(&pid.to_string()), namespace("self")) {
@@ -334,8 +343,8 @@ pub(super) fn is_in_own_netns(pid: i32) -> Option<bool> {
     }
 }
 
-/// Whether it is in our PID namespace: pid_namespaces(7), by the number of namespaces in which it has a pid. A container may
-/// share our network.
+/// Returns true if the process is in the agent's PID namespace, pid_namespaces(7). The function compares the number
+/// of namespaces in which each has a pid. A container may share the guest's network.
 fn is_in_own_pidns(pid: i32) -> Option<bool> {
     let depth = |status: &str| status.split_ascii_whitespace().count();
     let own = fs::read_to_string("/proc/self/status").ok()?;
@@ -343,13 +352,13 @@ fn is_in_own_pidns(pid: i32) -> Option<bool> {
     Some(depth(find_status_field(&read_proc_status(pid)?, "NSpid:")?) == depth(own))
 }
 
-/// Whether it catches SIGHUP: from one until it listens again sshd ignores it, and another one would be lost. `None`
-/// where that can't be read.
+/// Returns true if the process catches SIGHUP. From one SIGHUP until it listens again, sshd ignores SIGHUP, and
+/// another one would be lost. `None` if this cannot be read.
 pub(super) fn catches_sighup(pid: i32) -> Option<bool> {
     has_sighup_in_mask(pid, "SigCgt:")
 }
 
-/// Whether SIGHUP is in one of its sets of signals, of /proc/PID/status.
+/// Returns true if SIGHUP is in one of the process's signal sets, from /proc/PID/status.
 fn has_sighup_in_mask(pid: i32, set: &str) -> Option<bool> {
     let signals = u64::from_str_radix(find_status_field(&read_proc_status(pid)?, set)?.trim(), 16).ok()?;
     Some(signals & (1 << (nix::libc::SIGHUP - 1)) != 0)
@@ -409,12 +418,12 @@ mod tests {
         let started_as =
             |argv0: &Path| find_listener_program(pid, &[argv0.to_string_lossy().into_owned(), "-D".into()]);
         assert_eq!(started_as(&own), Ok(own.clone()));
-        // The same file by another name.
+        // The same file under another name.
         let directory = tempfile::tempdir()?;
         let link = directory.path().join("sshd");
         std::os::unix::fs::symlink(&own, &link)?;
         assert_eq!(started_as(&link), Ok(link));
-        // sshd -r needs no absolute path.
+        // `sshd -r` needs no absolute path.
         assert_eq!(started_as(Path::new("sshd")), Ok(own.clone()));
         let own = own.display().to_string();
         for other in ["/bin/sh", "/nonexistent/sshd"] {

@@ -1,4 +1,4 @@
-//! One question to the running sshd (KP-10.13).
+//! One probe of the running sshd (KP-10.13).
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,19 +14,21 @@ use crate::policy::proof::{ProbeResult, parse_client_log};
 use crate::policy::public_key::PublicKey;
 use crate::policy::trial::ClientReport;
 
-/// The name under which the client finds this host's own keys.
+/// The name under which the client finds the guest's own host keys.
 const HOST_KEY_ALIAS: &str = "keypair-agent-proof";
 
-/// How long a refused connection is tried again: nothing was opened, and a listener that reloads comes back soon.
+/// The time for which a refused connection is retried. A refused connection was never opened, and a listener that
+/// reloads is back soon.
 const CONNECTION_REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How soon it is tried again.
+/// The interval between two tries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Asks sshd at `address` what it offers `user` and, where there is a key, whether it would accept it.
+/// Probes sshd at `address`: which methods it offers to `user`, and, if there is a key, whether it would accept the
+/// key.
 ///
 /// # Errors
-/// Why there is no answer.
+/// The reason why there is no answer.
 pub(super) fn probe(
     run_dir: &Path,
     host_keys: &[PublicHostKey],

@@ -1,4 +1,4 @@
-//! Whether the one who works still moves: the watchdog is fed by that, and `status` names the step.
+//! Shows whether the worker makes progress. The watchdog depends on it, and `status` names the step.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,18 +6,18 @@ use std::sync::{Mutex, PoisonError};
 static PROGRESS_COUNT: AtomicU64 = AtomicU64::new(0);
 static CURRENT_STEP: Mutex<&str> = Mutex::new("");
 
-/// Something ended: a child, a look, a step. Each of them has a time limit.
+/// Records that a child, a look or a step has ended. Each of them has a time limit.
 pub fn record_progress() {
     PROGRESS_COUNT.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A step begins; `name` is for a person.
+/// Records that a step begins. `name` is shown to a person.
 pub fn begin_step(name: &'static str) {
     *CURRENT_STEP.lock().unwrap_or_else(PoisonError::into_inner) = name;
     record_progress();
 }
 
-/// How often something moved, and the step that began last.
+/// The number of recorded events, and the step that began last.
 pub fn read_progress() -> (u64, &'static str) {
     (PROGRESS_COUNT.load(Ordering::Relaxed), *CURRENT_STEP.lock().unwrap_or_else(PoisonError::into_inner))
 }

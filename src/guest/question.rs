@@ -1,4 +1,4 @@
-//! Questions to sshd: `-t` and `-T`, with the listener's own options (KP-6.2 and KP-6.4).
+//! Queries to sshd: `-t` and `-T`, with the listener's own options (KP-6.2 and KP-6.4).
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -12,25 +12,25 @@ use crate::policy::effective::EffectiveConfig;
 use crate::policy::observation::{Connection, SshdAnswer};
 use crate::policy::outcome::{Reason, Refusal};
 
-/// What sshd says where it has no host key.
+/// sshd's error message if it has no host key.
 const NO_HOST_KEY_ERROR: &str = "no hostkeys available";
 
-/// What it says before the directory's path where that does not exist.
+/// sshd's error message if its privilege separation directory does not exist. The directory's path follows.
 const MISSING_PRIVSEP_DIR_ERROR: &str = "Missing privilege separation directory: ";
 
-/// What is asked about.
+/// The configuration that a query is about.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ConfigInput<'t> {
-    /// The files as they stand.
+    /// The present files.
     Live,
-    /// This text as the whole configuration, through standard input: nothing is written.
+    /// This text as the whole configuration, on standard input. Nothing is written.
     Text(&'t [u8]),
 }
 
-/// sshd's answer: its output, or its own words where it refuses the configuration.
+/// sshd's answer: its output, or its error message if it refuses the configuration.
 pub(super) type SshdOutput = Result<String, String>;
 
-/// One sshd and the options that every question repeats.
+/// One sshd and the options that every query repeats.
 pub(super) struct SshdQuery<'a> {
     binary: &'a Path,
     main: &'a Path,
@@ -49,8 +49,8 @@ impl<'a> SshdQuery<'a> {
         self.run(&["-t"], about)
     }
 
-    /// `sshd -T` for one connection. For nobody in particular it can't be asked: where there is a `Match
-    /// LocalPort`, `-T` alone is fatal.
+    /// `sshd -T` for one connection. A query without a connection is not possible: if there is a `Match LocalPort`,
+    /// `-T` alone is fatal.
     pub(super) fn query_effective(
         &mut self,
         about: ConfigInput<'_>,
@@ -79,8 +79,8 @@ impl<'a> SshdQuery<'a> {
         Ok(Ok(answers))
     }
 
-    /// Asks, and asks again where only a host key or the privilege separation directory was missing: neither
-    /// makes a configuration invalid.
+    /// Runs a query. Repeats it if only a host key or the privilege separation directory was missing, because
+    /// neither makes a configuration invalid.
     fn run(&mut self, question: &[&str], about: ConfigInput<'_>) -> Result<SshdOutput, Refusal> {
         let mut made_directory = false;
         loop {
@@ -123,7 +123,7 @@ impl<'a> SshdQuery<'a> {
         })
     }
 
-    /// The throw-away key is no host key of this guest.
+    /// The temporary key is no host key of this guest, so its line is removed from the output.
     fn strip_temporary_host_key(&self, output: String) -> String {
         match &self.key {
             Some(key) => strip_host_key_line(&output, &key.path),
@@ -132,8 +132,8 @@ impl<'a> SshdQuery<'a> {
     }
 }
 
-/// The output of `sshd -T` without the line that names this host key. Keywords are in lower case up to OpenSSH 10.4, and
-/// as sshd_config(5) spells them since.
+/// The output of `sshd -T` without the line that names this host key. Keywords are in lower case up to OpenSSH
+/// 10.4, and spelled as in sshd_config(5) since then.
 fn strip_host_key_line(output: &str, path: &Path) -> String {
     let path = path.to_string_lossy();
     let names_it = |line: &&str| {
@@ -145,13 +145,13 @@ fn strip_host_key_line(output: &str, path: &Path) -> String {
     output.lines().filter(|line| !names_it(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
-/// The directory that sshd misses, of its own words.
+/// The missing directory that sshd's error message names.
 fn parse_missing_privsep_dir(stderr: &str) -> Option<PathBuf> {
     let path = stderr.lines().find_map(|line| line.split_once(MISSING_PRIVSEP_DIR_ERROR))?.1.trim();
     path.starts_with('/').then(|| PathBuf::from(path))
 }
 
-/// Makes sshd's privilege separation directory as its own start would: 0755.
+/// Creates sshd's privilege separation directory with the mode that sshd's own start would set: 0755.
 fn create_privsep_dir(path: &Path) -> Result<(), Refusal> {
     let made = match DirBuilder::new().mode(0o755).create(path) {
         Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)),
@@ -168,7 +168,7 @@ fn create_privsep_dir(path: &Path) -> Result<(), Refusal> {
     })
 }
 
-/// A host key for questions alone, in a private directory that goes with it.
+/// A host key for queries only, in a private directory that is removed together with it.
 struct TemporaryHostKey {
     path: PathBuf,
     _directory: ScratchDir,

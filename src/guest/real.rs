@@ -1,4 +1,4 @@
-//! The machine this runs on.
+//! The real Linux guest on which the agent runs.
 
 use std::hash::{BuildHasher, Hasher};
 use std::io::ErrorKind;
@@ -34,28 +34,28 @@ use super::{
     network, people, private, proof, service, trial, unit_sandbox,
 };
 
-/// How long a command waits for its turn (KP-8.11).
+/// The time that a command waits for the lock (KP-8.11).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The most that is read of the state file. Half of it is the most that is written.
+/// The maximum size of the state file that is read. The agent writes at most half of it.
 const MAX_STATE_BYTES: usize = 16 * 1024 * 1024;
 
 /// The mode of the drop-in (KP-6.12).
 const DROP_IN_MODE: u32 = 0o644;
 
-/// This machine, by the configuration's paths.
+/// The guest on which the agent runs, with the paths of the configuration.
 #[derive(Debug)]
 pub struct LinuxGuest {
     component_info: PathBuf,
     state_dir: PathBuf,
     sshd: SshdSettings,
     started: Instant,
-    /// Whether the state of an earlier process is on the disk for good.
+    /// True if the state that an earlier process wrote is known to be durable on the disk.
     is_settled: bool,
 }
 
 impl LinuxGuest {
-    /// This machine, as the configuration describes it.
+    /// The guest, as the configuration describes it.
     pub fn new(config: &Config) -> Self {
         Self {
             component_info: config.component_info.clone(),
@@ -80,7 +80,7 @@ impl Guest for LinuxGuest {
 
     fn random_id(&self) -> CommandId {
         loop {
-            // The standard hasher's keys come from the system's random source.
+            // The keys of the standard hasher come from the system's random source.
             let half = || std::collections::hash_map::RandomState::new().build_hasher().finish();
             if let Ok(id) = format!("local-{:016x}{:016x}", half(), half()).parse() {
                 return id;
@@ -202,7 +202,8 @@ impl Guest for LinuxGuest {
             FileKind::AuthorizedKeys { user, uid, .. } => {
                 files::check_key_file_writable(&resolve_owner_account(user, *uid, path)?, path, expected)
             }
-            // A main file may be a link; a drop-in of ours is none, and what it would lead to is somebody else's.
+            // A main file may be a symbolic link. The agent's drop-in is never one: a link there would lead to a
+            // file that is not the agent's.
             FileKind::SshdConfig => {
                 files::check_root_file_writable(path, expected, !is_managed_drop_in(path))
             }
@@ -269,7 +270,7 @@ impl Guest for LinuxGuest {
         let swept = match kind {
             FileKind::AuthorizedKeys { user, uid, .. } => resolve_owner_account(user, *uid, path)
                 .and_then(|account| files::remove_key_dir_temporaries(&account, path)),
-            // A link is written at its target, and so was the temporary.
+            // The agent writes a linked file at the link's target, so the temporary file is there too.
             FileKind::SshdConfig => {
                 let target = self.canonicalize_path(path);
                 target.parent().map_or(Ok(0), files::remove_root_dir_temporaries)
@@ -413,7 +414,7 @@ impl Guest for LinuxGuest {
     }
 }
 
-/// What the configuration says of sshd.
+/// The settings of sshd in the agent's configuration.
 pub fn sshd_settings(config: &Config) -> SshdSettings {
     SshdSettings {
         binary: config.sshd.binary.clone(),
@@ -423,7 +424,7 @@ pub fn sshd_settings(config: &Config) -> SshdSettings {
     }
 }
 
-/// An account that has to be there.
+/// The account from a look-up; a refusal if there is none.
 fn require_account(user: &str, answer: Result<Option<Account>, AccountError>) -> Result<Account, Refusal> {
     match answer {
         Ok(Some(account)) => Ok(account),
@@ -435,7 +436,7 @@ fn require_account(user: &str, answer: Result<Option<Account>, AccountError>) ->
     }
 }
 
-/// The account as whom the file at `path` is reached.
+/// The account as which the agent opens the file at `path`.
 fn resolve_owner_account(user: &str, uid: Option<u32>, path: &Path) -> Result<Account, FileError> {
     let holder =
         accounts::resolve_key_file_owner(user, uid, path).map_err(|error| match error.source.kind() {

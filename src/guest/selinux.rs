@@ -1,8 +1,9 @@
-//! What SELinux says of sshd and of a label: the kernel by selinuxfs, file_contexts(5) by matchpathcon(8). Without SELinux
-//! this costs one look.
+//! SELinux queries about sshd and about labels. The kernel answers through selinuxfs, and matchpathcon(8) reads
+//! file_contexts(5). Without SELinux, this costs one file access.
 //!
-//! The kernel decides, so it is asked: in which domain systemd starts sshd (`create`), and whether that domain may read
-//! an object of a label (`access`). libselinux asks by the same files: security_compute_av(3), security_compute_create(3).
+//! The agent asks the kernel, because the kernel decides: in which domain systemd starts sshd (`create`), and
+//! whether that domain may read an object with a label (`access`). libselinux uses the same files:
+//! security_compute_av(3), security_compute_create(3).
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,42 +16,42 @@ use super::sessions;
 use crate::policy::effective::EffectiveConfig;
 use crate::policy::selinux::{Access, Enforcement, Label, LabelledKind};
 
-/// Where the kernel's own interface is mounted.
+/// The mount point of the kernel's interface.
 const SELINUXFS: &str = "/sys/fs/selinux";
 
-/// The label of systemd, which starts sshd: proc_pid_attr(5).
+/// The file with the label of systemd, which starts sshd: proc_pid_attr(5).
 const INIT_LABEL_FILE: &str = "/proc/1/attr/current";
 
-/// The label of this process.
+/// The file with the label of this process.
 const OWN_LABEL_FILE: &str = "/proc/self/attr/current";
 
-/// What a process is labelled while no policy is loaded.
+/// The label of every process while no policy is loaded.
 const NO_POLICY_LABEL: &[u8] = b"kernel";
 
-/// The most that is read of an answer; the kernel's end with their page.
+/// The maximum size of an answer that is read. The kernel limits its answers to one page.
 const MAX_ANSWER_BYTES: u64 = 4096;
 
-/// In the flags of an answer to `access`: the domain is permissive.
+/// The flag in an answer to `access` that says that the domain is permissive.
 const AVD_FLAGS_PERMISSIVE: u32 = 1;
 
-/// The label's attribute, xattr(7).
+/// The extended attribute that holds the label, xattr(7).
 pub(super) const SELINUX_XATTR: &str = "security.selinux";
 
-/// What sshd does with something on the way to a file. StrictModes looks at the attributes of each.
+/// sshd's use of an object on the path to a file. StrictModes reads the attributes of each object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum AccessKind {
-    /// It goes through a directory.
+    /// sshd passes through a directory.
     Search,
-    /// It follows a link.
+    /// sshd follows a symbolic link.
     Follow,
-    /// It lists a directory, for the pattern of an Include.
+    /// sshd lists a directory, for the pattern of an `Include`.
     List,
-    /// It reads a file.
+    /// sshd reads a file.
     Read,
 }
 
 impl AccessKind {
-    /// The class of the object, and the permissions.
+    /// The object class and the permissions that this use needs.
     fn class_and_permissions(self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::Search => ("dir", &["getattr", "search"]),
@@ -61,12 +62,12 @@ impl AccessKind {
     }
 }
 
-/// What SELinux does here.
+/// The enforcement mode of SELinux in this guest.
 pub(super) fn read_enforcement() -> Enforcement {
     let said = match fs::read(Path::new(SELINUXFS).join("enforce")) {
         Ok(said) => said,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Enforcement::Absent,
-        // It runs, and keeps this process from looking.
+        // SELinux runs and denies this process the read.
         Err(_) => return Enforcement::Enforcing,
     };
     if read_bounded(Path::new(OWN_LABEL_FILE))
@@ -80,18 +81,18 @@ pub(super) fn read_enforcement() -> Enforcement {
     }
 }
 
-/// The kernel, asked on behalf of sshd.
+/// Queries the kernel's SELinux policy for sshd.
 #[derive(Debug)]
 pub(super) struct PolicyChecker {
-    /// Whether it denies what the policy does not allow.
+    /// The mode: whether SELinux denies an access that the policy does not allow.
     pub(super) enforcement: Enforcement,
-    /// The domain in which sshd reads; `None` where the kernel does not say.
+    /// The domain in which sshd reads; `None` if the kernel does not report it.
     pub(super) domain: Option<Label>,
     known: RefCell<BTreeMap<(Label, AccessKind), Access>>,
 }
 
 impl PolicyChecker {
-    /// The kernel and the domain of this sshd; `None` where SELinux does not run.
+    /// A checker for the domain of this sshd; `None` if SELinux does not run.
     pub(super) fn for_sshd(sshd: &Path, effective: Option<&EffectiveConfig>) -> Option<Self> {
         let enforcement = read_enforcement();
         if enforcement == Enforcement::Absent {
@@ -99,7 +100,7 @@ impl PolicyChecker {
         }
         let domain = find_sshd_domain(sshd, effective);
         let mut kernel = Self { enforcement, domain, known: RefCell::default() };
-        // A domain can be permissive by itself: semanage-permissive(8). Its answers say so whatever they are about.
+        // A single domain can be permissive: semanage-permissive(8). Every answer about that domain says so.
         let own = kernel.domain.clone();
         if own
             .and_then(|own| kernel.query_access(&own, AccessKind::Read))
@@ -110,7 +111,7 @@ impl PolicyChecker {
         Some(kernel)
     }
 
-    /// Whether sshd may use an object of this label so.
+    /// The decision whether sshd may use an object with this label in this way.
     pub(super) fn check_access(&self, label: &Label, used: AccessKind) -> Access {
         let key = (label.clone(), used);
         if let Some(known) = self.known.borrow().get(&key) {
@@ -134,7 +135,7 @@ impl PolicyChecker {
             wanted |= read_permission_bit(class, permission)?;
         }
         let question = |label: &str| query_selinuxfs("access", &format!("{domain} {label} {index}"));
-        // A label that this policy does not know counts as its initial one for what is unlabelled.
+        // If this policy does not know a label, the kernel uses the initial label of unlabelled objects.
         let said = question(label.as_str()).or_else(|| {
             let unlabelled = read_bounded(&Path::new(SELINUXFS).join("initial_contexts/unlabeled"))?;
             question(Label::parse(&unlabelled)?.as_str())
@@ -143,17 +144,17 @@ impl PolicyChecker {
     }
 }
 
-/// What the kernel says of one domain, label and class.
+/// The kernel's answer for one domain, label and class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct AccessDecision {
-    /// Whether all that was asked for is allowed.
+    /// True if all requested permissions are allowed.
     is_granted: bool,
-    /// Whether the domain is permissive by itself.
+    /// True if the domain is permissive.
     is_permissive: bool,
 }
 
 impl AccessDecision {
-    /// `allowed decided auditallow auditdeny seqno flags`, all but the fifth in hexadecimal.
+    /// Parses `allowed decided auditallow auditdeny seqno flags`. All fields except the fifth are hexadecimal.
     fn parse(said: &str, wanted: u32) -> Option<Self> {
         let words: Vec<&str> = said.split_ascii_whitespace().collect();
         let [allowed, _, _, _, _, flags] = words.as_slice() else { return None };
@@ -165,8 +166,8 @@ impl AccessDecision {
     }
 }
 
-/// The domain in which systemd starts this sshd, and, since OpenSSH 9.8, in which it serves a connection. At boot none runs
-/// yet when this is asked.
+/// The domain in which systemd starts this sshd or, since OpenSSH 9.8, in which sshd serves a connection. The
+/// kernel computes it, because during a boot no sshd runs yet.
 fn find_sshd_domain(sshd: &Path, effective: Option<&EffectiveConfig>) -> Option<Label> {
     let init = Label::parse(&read_bounded(Path::new(INIT_LABEL_FILE))?)?;
     let started = |by: &Label, program: &Path| {
@@ -181,7 +182,7 @@ fn find_sshd_domain(sshd: &Path, effective: Option<&EffectiveConfig>) -> Option<
     }
 }
 
-/// One question to selinuxfs: what is written, and then read from the same descriptor.
+/// One query to selinuxfs: the function writes the question and reads the answer from the same descriptor.
 fn query_selinuxfs(file: &str, question: &str) -> Option<String> {
     let mut file = OpenOptions::new().read(true).write(true).open(Path::new(SELINUXFS).join(file)).ok()?;
     file.write_all(question.as_bytes()).ok()?;
@@ -195,13 +196,13 @@ fn read_class_index(class: &str) -> Option<u32> {
     read_number(&Path::new(SELINUXFS).join("class").join(class).join("index"))
 }
 
-/// The bit of a permission: its number is counted from 1.
+/// The bit of a permission. Permissions are numbered from 1.
 fn read_permission_bit(class: &str, permission: &str) -> Option<u32> {
     let file = Path::new(SELINUXFS).join("class").join(class).join("perms").join(permission);
     1_u32.checked_shl(read_number(&file)?.checked_sub(1)?)
 }
 
-/// Whether this policy decides about `open` besides `read`.
+/// Returns true if this policy checks `open` in addition to `read`.
 fn checks_open_permission() -> bool {
     read_number(&Path::new(SELINUXFS).join("policy_capabilities/open_perms")) != Some(0)
 }
@@ -216,7 +217,8 @@ fn read_bounded(file: &Path) -> Option<Vec<u8>> {
     Some(content)
 }
 
-/// The label that the policy names for a path: matchpathcon(8). `None` where that is not installed, or names none.
+/// The label that the policy defines for a path: matchpathcon(8). `None` if that program is not installed or names
+/// no label.
 pub(super) fn lookup_file_context(path: &Path, kind: LabelledKind) -> Option<Label> {
     let kind = match kind {
         LabelledKind::Directory => "dir",

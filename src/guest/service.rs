@@ -1,5 +1,5 @@
-//! Making a changed configuration live (KP-6.22 to KP-6.25): whether it can be done without ending sshd,
-//! doing it, seeing that it was done, and bringing sshd back where it was not.
+//! Reloads sshd (KP-6.22 to KP-6.25): checks that a reload does not end sshd, reloads it, and verifies that the new
+//! configuration is in effect. If sshd did not survive, this module starts it again.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,19 +20,20 @@ use crate::policy::listener;
 use crate::policy::observation::{ReloadMethod, Sshd};
 use crate::policy::outcome::{Reason, Refusal};
 
-/// How long the ports may take to listen again.
+/// The time limit within which sshd must listen on its ports again.
 pub(super) const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often they are looked at.
+/// The interval between two looks at the listening sockets.
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a supervisor has to start a listener again that it kept in the foreground.
+/// The time that a supervisor gets to restart a listener that it kept in the foreground.
 const SUPERVISOR_RESTART_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a changed configuration did not become live: `SSHD_RELOAD_FAILED`, after the files were restored.
+/// The reason why a changed configuration did not come into effect: `SSHD_RELOAD_FAILED`, after the files were
+/// restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReloadFailure {
-    /// One line for a person.
+    /// The reason in one line, for a person.
     pub message: String,
 }
 
@@ -54,10 +55,10 @@ fn reload_failure(message: impl Into<String>) -> ReloadFailure {
     ReloadFailure { message: message.into() }
 }
 
-/// Whether sshd survives a SIGHUP as it is: it makes pending edits live too, and ends where it can bind none of a
-/// port's addresses. So each port must be its own already, and each address that it has must still be wanted. Where a
-/// socket unit holds them nothing is bound. Since OpenSSH 9.8 it ends, too, where the programs are missing that serve a
-/// connection.
+/// Checks that sshd would survive a SIGHUP now. A SIGHUP also applies pending edits, and sshd ends if it can bind
+/// none of a port's addresses. So sshd must already listen on each configured port, and each address on which it
+/// listens must still be configured. If a socket unit holds the sockets, sshd binds none. Since OpenSSH 9.8 sshd
+/// also ends if the programs that serve a connection are missing.
 pub fn check_reload_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     let started = find_sshd_started_since(settings, sshd)?;
     let sshd = started.as_ref().unwrap_or(sshd);
@@ -105,7 +106,8 @@ pub fn check_reload_safe(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Ref
 struct HeldSockets(Vec<ListeningSocket>);
 
 impl HeldSockets {
-    /// Those of this process. Where its descriptors cannot be read, those of its user on the ports that are `wanted`.
+    /// The sockets of this process. If its descriptors cannot be read: the sockets of its user on the ports of
+    /// `wanted`.
     fn from_pid(pid: i32, sockets: &[ListeningSocket], wanted: &[SocketAddr]) -> Self {
         let own = process::socket_inodes(pid);
         let is_wanted = |socket: &ListeningSocket| wanted.iter().any(|it| it.port() == socket.address.port());
@@ -121,13 +123,13 @@ impl HeldSockets {
     }
 }
 
-/// Whether one of the addresses is this one. A zone (`%eth0`) is in neither.
+/// Returns true if `address` is one of the addresses. Neither side has a zone (`%eth0`).
 fn contains_address(addresses: &[SocketAddr], address: &SocketAddr) -> bool {
     addresses.iter().any(|other| other.ip() == address.ip() && other.port() == address.port())
 }
 
-/// Tells the running sshd to read its files again, and waits until it has: each port listens again, on another socket
-/// than before, and so does each address that listened before.
+/// Makes the running sshd read its files again, and waits until it has done so. Then sshd listens again on each
+/// port, on a new socket, and on each address on which it listened before.
 pub fn reload_sshd(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFailure> {
     let started =
         find_sshd_started_since(settings, sshd).map_err(|refusal| reload_failure(refusal.message))?;
@@ -142,7 +144,7 @@ pub fn reload_sshd(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFai
     let effective =
         query_current_effective(settings, sshd).map_err(|refusal| reload_failure(refusal.message))?;
     let wanted = listen_addresses(&effective);
-    // One that is still on its way through an earlier SIGHUP would lose this one, and has not all its sockets yet.
+    // An sshd that still handles an earlier SIGHUP would lose this one, and does not have all its sockets yet.
     if !wait_until(RELOAD_TIMEOUT, || process::catches_sighup(pid) != Some(false)) {
         return Err(reload_failure(format!("sshd (pid {pid}) ignores SIGHUP; see whether it started")));
     }
@@ -171,7 +173,7 @@ pub fn reload_sshd(settings: &SshdSettings, sshd: &Sshd) -> Result<(), ReloadFai
     wait_until_listening(sshd, pid, &wanted, &before)
 }
 
-/// Tells the listener: by its unit, where that is active and can; else by a signal (KP-6.22).
+/// Reloads the listener: by its unit if the unit is active and supports a reload, otherwise by a signal (KP-6.22).
 fn request_reload(settings: &SshdSettings, sshd: &Sshd, pid: i32) -> Result<(), ReloadFailure> {
     if let ReloadMethod::Unit(unit) = &sshd.reload {
         let can_be_told = |unit: &systemd::Unit| unit.is_reloadable() && unit.main_pid == pid;
@@ -182,15 +184,14 @@ fn request_reload(settings: &SshdSettings, sshd: &Sshd, pid: i32) -> Result<(), 
         };
         let Err(why) = told else { return Ok(()) };
         tracing::warn!("{why}; sshd (pid {pid}) is told by a signal");
-        // What its unit had against the files would end it.
+        // If the unit's reload failed because sshd refuses its files, a SIGHUP would end sshd.
         query_current_effective(settings, sshd).map_err(|refusal| reload_failure(refusal.message))?;
     }
     kill(Pid::from_raw(pid), Signal::SIGHUP)
         .map_err(|errno| reload_failure(format!("cannot send SIGHUP to sshd (pid {pid}): {errno}")))
 }
 
-/// Brings sshd back after a reload that failed and after the files were restored. One that is alive is left
-/// alone.
+/// Starts sshd again after a reload that failed and after the files were restored. A running sshd is not touched.
 pub fn ensure_sshd_running(settings: &SshdSettings, sshd: &Sshd) -> Result<(), Refusal> {
     let lost = |message: String| {
         let text = format!("sshd did not come back: {message}; {}", recovery_hint());
@@ -199,7 +200,8 @@ pub fn ensure_sshd_running(settings: &SshdSettings, sshd: &Sshd) -> Result<(), R
     if matches!(sshd.reload, ReloadMethod::None(_)) {
         return Ok(());
     }
-    // Asked first, since that also makes its directory. Where it can't be asked, what it said before counts.
+    // Query sshd first, because the query also creates sshd's directory. If the query fails, the earlier answer
+    // counts.
     let wanted = match (query_current_effective(settings, sshd), sshd.answers.first()) {
         (Ok(effective), _) => listen_addresses(&effective),
         (Err(_), Some(answer)) => listen_addresses(&answer.effective),
@@ -217,7 +219,7 @@ pub fn ensure_sshd_running(settings: &SshdSettings, sshd: &Sshd) -> Result<(), R
             };
             let is_alive = match find_reload_target(settings, sshd) {
                 Ok(found) => matches!(found, ReloadTarget::Pid(_)),
-                // systemd does not say it, and so it could start nothing.
+                // systemd does not answer, so it could not start anything either.
                 Err(_) => silent().is_none(),
             };
             if !is_alive {
@@ -242,7 +244,7 @@ pub fn ensure_sshd_running(settings: &SshdSettings, sshd: &Sshd) -> Result<(), R
     let silent = || {
         find_unserved_port(&wanted, &read_listening_sockets(None).unwrap_or_default(), is_owned_by_own_user)
     };
-    // It listens before it writes its pid file, and who looks in between takes it for somebody else's.
+    // sshd listens before it writes its pid file. Until then, the next look would take it for a foreign listener.
     let is_named = || matches!(find_reload_target(settings, sshd), Ok(ReloadTarget::Pid(_)));
     wait_until(RELOAD_TIMEOUT, || silent().is_none() && is_named());
     match silent() {
@@ -251,8 +253,8 @@ pub fn ensure_sshd_running(settings: &SshdSettings, sshd: &Sshd) -> Result<(), R
     }
 }
 
-/// The sshd that did not run when the guest was looked at, and was started since: on the files as they were then, or as
-/// they are. One that starts after this look reads them as they are.
+/// The sshd that did not run at the observation but was started since. It has read the files as they were then or
+/// as they are now. An sshd that starts later reads the present files.
 fn find_sshd_started_since(settings: &SshdSettings, sshd: &Sshd) -> Result<Option<Sshd>, Refusal> {
     if !matches!(sshd.reload, ReloadMethod::None(_)) {
         return Ok(None);
@@ -261,15 +263,15 @@ fn find_sshd_started_since(settings: &SshdSettings, sshd: &Sshd) -> Result<Optio
     Ok(found.running.then(|| Sshd { reload: found.reload, binary: found.program, ..sshd.clone() }))
 }
 
-/// Who is to be told now.
+/// The process that a reload must reach now.
 enum ReloadTarget {
-    /// Nobody runs who would have to be.
+    /// No sshd runs that needs a reload.
     NotRunning,
-    /// The main process, or the pid that was verified to be an sshd listener.
+    /// The pid of the unit's main process, or of a process that was verified to be an sshd listener.
     Pid(i32),
 }
 
-/// The listener as it is now: it may have been started anew since the observation.
+/// The present listener. It may have been restarted since the observation.
 fn find_reload_target(settings: &SshdSettings, sshd: &Sshd) -> Result<ReloadTarget, String> {
     match &sshd.reload {
         ReloadMethod::None(_) => Ok(ReloadTarget::NotRunning),
@@ -278,7 +280,8 @@ fn find_reload_target(settings: &SshdSettings, sshd: &Sshd) -> Result<ReloadTarg
             if let Some(unit) = unit.as_ref().filter(|unit| unit.is_active()) {
                 return Ok(ReloadTarget::Pid(unit.main_pid));
             }
-            // Whatever its unit says now, it may listen: somebody masked it, or took its file away.
+            // The listener may still run, whatever the state of its unit: an administrator may have masked the unit
+            // or removed its file.
             match (
                 locate::find_pid_by_main_file(settings, &sshd.options),
                 unit.as_ref().and_then(locate::describe_stuck_unit),
@@ -307,7 +310,7 @@ fn find_reload_target(settings: &SshdSettings, sshd: &Sshd) -> Result<ReloadTarg
     }
 }
 
-/// The first port of which none of the wanted addresses has a socket that counts.
+/// The first port for which no wanted address has a socket that satisfies `counts`.
 fn find_unserved_port(
     wanted: &[SocketAddr],
     sockets: &[ListeningSocket],
@@ -315,7 +318,7 @@ fn find_unserved_port(
 ) -> Option<u16> {
     let listens = |address: &SocketAddr| {
         let same = |socket: &&ListeningSocket| {
-            // A zone (`%eth0`) is in neither.
+            // Neither side has a zone (`%eth0`).
             socket.address.ip() == address.ip() && socket.address.port() == address.port()
         };
         sockets.iter().filter(same).any(&counts)
@@ -325,7 +328,8 @@ fn find_unserved_port(
     wanted.iter().map(SocketAddr::port).find(|port| !served.contains(port))
 }
 
-/// Whether a socket is that process's own: by its descriptors, where they can be read, else by its user.
+/// Returns a check whether a socket belongs to the process `pid`: by its descriptors if they can be read, otherwise
+/// by its user.
 fn owned_by(pid: i32) -> impl Fn(&ListeningSocket) -> bool {
     let own = process::socket_inodes(pid);
     move |socket| own.as_ref().map_or_else(|| is_owned_by_own_user(socket), |own| own.contains(&socket.inode))
@@ -340,26 +344,26 @@ fn read_listening_sockets(pid: Option<i32>) -> Result<Vec<ListeningSocket>, Relo
         .map_err(|error| reload_failure(format!("cannot read who listens (/proc/self/net/tcp): {error}")))
 }
 
-/// Who listened before a reload.
+/// The listening sockets before a reload.
 struct SocketsBeforeReload {
     /// The inodes of all listening sockets.
     inodes: BTreeSet<u64>,
-    /// On which addresses the listener must listen again.
+    /// The addresses on which the listener must listen again.
     must_return: Vec<SocketAddr>,
-    /// Where its descriptors cannot be read, and edits may have waited for the reload: where else some process of its user
-    /// listened on one of its own addresses.
+    /// Used only if the listener's descriptors cannot be read and edits may have waited for the reload. The
+    /// listening addresses of its user's sockets on one of the configured IP addresses.
     perhaps_its_own: Vec<SocketAddr>,
 }
 
 impl SocketsBeforeReload {
-    /// Which sockets are the listener's own and were not there.
+    /// Returns a check whether a socket belongs to the listener and did not exist before the reload.
     fn is_new(&self, pid: i32) -> impl Fn(&ListeningSocket) -> bool {
         let own = owned_by(pid);
         move |socket| !self.inodes.contains(&socket.inode) && own(socket)
     }
 
-    /// An address on which it does not listen again, by a socket that `has_no_failures`. One that nobody has any more since the
-    /// reload was its own.
+    /// An address on which the listener does not listen again with a socket that satisfies `is_new`. An address of
+    /// `perhaps_its_own` was the listener's if no process listens on it since the reload.
     fn find_lost_address(
         &self,
         now: &[ListeningSocket],
@@ -379,7 +383,7 @@ fn describe_lost_address(pid: i32, address: SocketAddr) -> String {
     )
 }
 
-/// Waits until each port listens on another socket than before, and each address that has to.
+/// Waits until sshd listens on a new socket for each port, and for each address of `must_return`.
 fn wait_until_listening(
     sshd: &Sshd,
     mut pid: i32,
@@ -393,11 +397,12 @@ fn wait_until_listening(
         }
         let mut sockets = read_listening_sockets(Some(pid))?;
         let silent = find_unserved_port(wanted, &sockets, before.is_new(pid));
-        // Once it is another one that catches SIGHUP, it has bound all that it will, and the next SIGHUP is heard.
+        // A process that catches SIGHUP again has bound all the sockets that it will bind, and does not lose the
+        // next SIGHUP.
         let catches_sighup = process::catches_sighup(pid).filter(|_| silent.is_none());
         let mut lost = before.find_lost_address(&sockets, before.is_new(pid));
         if lost.is_some() && catches_sighup == Some(true) {
-            // What it bound between the two looks counts.
+            // A socket that sshd bound between the two reads counts.
             sockets = read_listening_sockets(Some(pid))?;
             lost = before.find_lost_address(&sockets, before.is_new(pid));
         }
@@ -428,7 +433,7 @@ fn wait_until_listening(
     }
 }
 
-/// The main process that came in place of one that ended; a failure where none does.
+/// The new main process that replaced one that ended; an error if there is none.
 fn find_successor_pid(sshd: &Sshd, pid: i32) -> Result<i32, ReloadFailure> {
     if let ReloadMethod::Unit(unit) = &sshd.reload {
         let active =
@@ -441,10 +446,10 @@ fn find_successor_pid(sshd: &Sshd, pid: i32) -> Result<i32, ReloadFailure> {
     Err(reload_failure(format!("sshd (pid {pid}) ended when it was told to reload")))
 }
 
-/// A service whose sockets systemd holds: a SIGHUP would kill it, a new start is in effect at once, and open
-/// sessions survive it.
+/// Restarts a service whose sockets systemd holds. A SIGHUP would kill it. The new process reads the new files at
+/// once, and open sessions survive the restart.
 fn restart_socket_activated_unit(settings: &SshdSettings, unit: &str, pid: i32) -> Result<(), ReloadFailure> {
-    // Nothing has to have failed.
+    // `reset-failed` may fail, because the unit need not be in the failed state.
     let _ = systemd::run_systemctl(&["reset-failed", unit]);
     systemd::run_job("try-restart", unit).map_err(reload_failure)?;
     let is_new = || {
@@ -463,13 +468,13 @@ fn restart_socket_activated_unit(settings: &SshdSettings, unit: &str, pid: i32) 
     )))
 }
 
-/// `systemctl reset-failed` and `start`: nothing happens to a unit that is active.
+/// Runs `systemctl reset-failed` and `systemctl start`. An active unit is not changed.
 fn start_unit(unit: &str) -> Result<(), String> {
     let _ = systemd::run_systemctl(&["reset-failed", unit]);
     systemd::run_job("start", unit)
 }
 
-/// Whether a unit may be started that is not active: not one that somebody masked, or disabled and stopped.
+/// Checks that a unit that is not active may be started: it is neither masked, nor disabled and stopped.
 fn check_unit_startable(unit: &str) -> Result<(), String> {
     match systemd::show_unit(unit)? {
         Some(found) if found.is_masked() => Err(format!("{unit} is masked")),
@@ -480,7 +485,7 @@ fn check_unit_startable(unit: &str) -> Result<(), String> {
     }
 }
 
-/// How a person brings sshd back.
+/// The instructions with which a person starts sshd again.
 fn recovery_hint() -> String {
     let masked = if systemd::is_booted() { systemd::list_masked_services() } else { Vec::new() };
     match masked.as_slice() {
@@ -489,7 +494,7 @@ fn recovery_hint() -> String {
     }
 }
 
-/// A socket unit fails when its service was started too often.
+/// Starts the failed socket units of a service. A socket unit fails if its service was started too often.
 fn start_failed_sockets(unit: &str) -> Result<(), String> {
     let Some(service) = systemd::find_settled_unit(unit)? else { return Ok(()) };
     for socket in service.triggered_by.iter().filter(|name| name.ends_with(".socket")) {
@@ -500,7 +505,7 @@ fn start_failed_sockets(unit: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Starts a listener by the command line it had, as a daemon: it takes a session of its own.
+/// Starts a listener with the command line that it had, as a daemon with its own session.
 fn restart_by_command_line(settings: &SshdSettings, arguments: &[String]) -> Result<(), String> {
     let words = listener::strip_foreground_options(arguments).map_err(|error| error.to_string())?;
     let own = arguments.first().map(Path::new).filter(|program| program.is_absolute() && program.is_file());
@@ -509,7 +514,8 @@ fn restart_by_command_line(settings: &SshdSettings, arguments: &[String]) -> Res
     if program == settings.binary {
         return Err(why);
     }
-    // Its own program does not run. The configured one does the same by the same main file.
+    // The listener's own program does not start. The configured program does the same if it gets the same main
+    // file.
     let mut words = words;
     if listener::select_query_options(arguments).is_ok_and(|found| found.config.is_none()) {
         words.extend(["-f".to_owned(), settings.config.to_string_lossy().into_owned()]);
@@ -526,19 +532,20 @@ fn start_program(program: &Path, words: &[String]) -> Result<(), String> {
     if output.succeeded() { Ok(()) } else { Err(format!("{}: {}", program.display(), output.diagnostic())) }
 }
 
-/// Starts it as a service of its own: as our child it would live in our sandbox and end with our service.
+/// Starts sshd as a service of its own. A child of the agent would run in the agent's sandbox and end with the
+/// agent's service.
 fn start_transient_unit(program: &Path, words: &[String]) -> bool {
     let mut arguments =
         ["--quiet", "--collect", "--service-type=forking", "--property=KillMode=process", "--"]
             .map(str::to_owned)
             .to_vec();
     arguments.push(program.to_string_lossy().into_owned());
-    // systemd puts variables in.
+    // systemd expands variables in these words.
     arguments.extend(words.iter().map(|word| word.replace('$', "$$")));
     systemd::run_client("systemd-run", &arguments).is_ok_and(|output| output.succeeded())
 }
 
-/// Whether it comes in this time.
+/// Waits up to `limit` until `come` returns true; returns false if the time is over.
 pub(super) fn wait_until(limit: Duration, mut come: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     loop {
@@ -567,9 +574,9 @@ mod tests {
         let cases: &[Case<'_>] = &[
             (&both, &[], &[("0.0.0.0:22", 5), ("[::]:22", 6)], None),
             (&both, &[], &[("[::]:22", 6)], Some("0.0.0.0:22")),
-            // Inode 1 is that of a socket that is not new, or not the listener's.
+            // Inode 1 stands for a socket that is not new, or that does not belong to the listener.
             (&both, &[], &[("0.0.0.0:22", 1), ("[::]:22", 6)], Some("0.0.0.0:22")),
-            // It listened on one of two from the start.
+            // sshd listened on only one of the two addresses from the start.
             (&["[::]:22"], &[], &[("[::]:22", 6)], None),
             (&["[::]:22"], &["[::]:22", "[::]:80"], &[("[::]:22", 6), ("[::]:80", 1)], None),
             (&["[::]:22"], &["[::]:22", "[::]:2222"], &[("[::]:22", 6)], Some("[::]:2222")),

@@ -1,5 +1,5 @@
-//! What the running service sees of the file system: its unit mounts most of it read-only (`ProtectSystem=strict`,
-//! systemd.exec(5)), which nobody at the console notices.
+//! The view that the running service has of the file system. Its unit mounts most of the file system read-only
+//! (`ProtectSystem=strict`, systemd.exec(5)), and a person at the console does not see that.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::files::ensure_responsive;
 
-/// The directory of `file`, or of its nearest parent that exists, where the process `pid` may not write there and this one
-/// may. `None` also where it cannot be told.
+/// The directory of `file`, or its nearest parent that exists, if the process `pid` may not write there but this
+/// process may. `None` also if this cannot be determined.
 pub fn find_dir_read_only_for(pid: u32, file: &Path) -> Option<PathBuf> {
     ensure_responsive(file).ok()?;
     let directory = file.parent()?.ancestors().find(|directory| directory.is_dir())?;

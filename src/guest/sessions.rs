@@ -1,5 +1,5 @@
-//! The programs with which sshd serves a connection, since OpenSSH 9.8 (`sshd-session`) and 10.0 (`sshd-auth`): without
-//! them a listener ends as it starts, although `sshd -t` is content, or serves nobody.
+//! The programs with which sshd serves a connection, since OpenSSH 9.8 (`sshd-session`) and 10.0 (`sshd-auth`).
+//! Without them a listener ends at its start, although `sshd -t` reports no error, or it serves no connection.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::effective::EffectiveConfig;
 
-/// The keyword of sshd_config(5) that names such a program, and its usual name.
+/// The keyword of sshd_config(5) that names such a program, and the program's usual name.
 const SESSION_PROGRAMS: [(&str, &str); 2] =
     [("sshdsessionpath", "sshd-session"), ("sshdauthpath", "sshd-auth")];
 
-/// The most that is read of sshd's own program.
+/// The maximum size of sshd's own program that is read.
 const MAX_PROGRAM_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Why this sshd could not serve a connection by these settings.
+/// The reason why this sshd could not serve a connection with these settings; `None` if it could.
 pub(super) fn check_session_programs(sshd: &Path, effective: &EffectiveConfig) -> Option<String> {
     SESSION_PROGRAMS.into_iter().find_map(|(keyword, name)| {
         let path = match effective.value(keyword) {
@@ -31,7 +31,7 @@ pub(super) fn check_session_programs(sshd: &Path, effective: &EffectiveConfig) -
     })
 }
 
-/// The program in which this sshd authenticates a user; `None` where it does that itself, before OpenSSH 9.8.
+/// The program in which this sshd authenticates a user; `None` if sshd does that itself, before OpenSSH 9.8.
 pub(super) fn find_session_program(sshd: &Path, effective: Option<&EffectiveConfig>) -> Option<PathBuf> {
     let [(keyword, name), _] = SESSION_PROGRAMS;
     match effective.map(|effective| effective.value(keyword)).unwrap_or_default() {
@@ -40,14 +40,15 @@ pub(super) fn find_session_program(sshd: &Path, effective: Option<&EffectiveConf
     }
 }
 
-/// The path of such a program that sshd was built with: a string of its own program. None before OpenSSH 9.8.
+/// The path of such a program that is compiled into sshd, as a string in sshd's program file. `None` before OpenSSH
+/// 9.8.
 fn find_built_in_path(sshd: &Path, name: &str) -> Option<PathBuf> {
     let mut content = Vec::new();
     File::open(sshd).ok()?.take(MAX_PROGRAM_BYTES).read_to_end(&mut content).ok()?;
     find_path_string(&content, name)
 }
 
-/// The first absolute path of this name among the strings of a program, which end with a NUL.
+/// The first absolute path with this file name among the NUL-terminated strings of a program.
 fn find_path_string(content: &[u8], name: &str) -> Option<PathBuf> {
     content.split(|byte| *byte == 0).find_map(|string| {
         let text = std::str::from_utf8(string).ok().filter(|text| text.starts_with('/'))?;

@@ -1,4 +1,4 @@
-//! Who listens where: /proc/PID/net/tcp and tcp6, proc_net(5).
+//! The listening TCP sockets: /proc/PID/net/tcp and tcp6, proc_net(5).
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -10,15 +10,16 @@ const TCP_LISTEN_STATE: &str = "0A";
 /// A listening TCP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListeningSocket {
-    /// What it is bound to.
+    /// The address to which it is bound.
     pub address: SocketAddr,
-    /// Who made it.
+    /// The user id of its creator.
     pub uid: u32,
-    /// Its inode: a socket that is bound again has another one.
+    /// Its inode. A socket that is bound again has another inode.
     pub inode: u64,
 }
 
-/// The listening sockets in the network namespace of a process, in ours where that one can't be read.
+/// The listening sockets in the network namespace of a process. If that namespace cannot be read: those in the
+/// agent's namespace.
 pub fn list_listening_sockets(pid: Option<i32>) -> io::Result<Vec<ListeningSocket>> {
     let of = |name: &str| match pid.and_then(|pid| File::open(format!("/proc/{pid}/net/{name}")).ok()) {
         Some(file) => Ok(file),
@@ -28,14 +29,14 @@ pub fn list_listening_sockets(pid: Option<i32>) -> io::Result<Vec<ListeningSocke
     read_tcp_table(of("tcp")?, &mut sockets)?;
     match of("tcp6") {
         Ok(file) => read_tcp_table(file, &mut sockets)?,
-        // A kernel without IPv6.
+        // The kernel has no IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     Ok(sockets)
 }
 
-/// A busy guest has many connections: only the listening ones are kept.
+/// Keeps only the listening sockets, because a busy guest has many connections.
 fn read_tcp_table(file: File, sockets: &mut Vec<ListeningSocket>) -> io::Result<()> {
     for line in BufReader::new(file).lines() {
         sockets.extend(parse_tcp_line(&line?));
@@ -43,7 +44,7 @@ fn read_tcp_table(file: File, sockets: &mut Vec<ListeningSocket>) -> io::Result<
     Ok(())
 }
 
-/// One line of /proc/net/tcp or tcp6; `None` where it is no listening socket.
+/// Parses one line of /proc/net/tcp or tcp6; `None` if it is no listening socket.
 pub fn parse_tcp_line(line: &str) -> Option<ListeningSocket> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let local = fields.next()?;
@@ -58,7 +59,7 @@ pub fn parse_tcp_line(line: &str) -> Option<ListeningSocket> {
     Some(ListeningSocket { address, uid, inode })
 }
 
-/// Words of 32 bits, each printed as a number of this machine's byte order.
+/// Parses 32-bit words, each printed as a number in the byte order of this machine.
 fn parse_hex_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let digits = hex.get(at * 8..at * 8 + 8)?;

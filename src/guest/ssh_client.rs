@@ -1,5 +1,5 @@
-//! ssh(1) as the one who asks sshd a question: the public half of a key alone, no session, and its own log in a file
-//! that nobody else writes to.
+//! Runs ssh(1) as the client that probes an sshd: with the public half of a key only, without a session, and with
+//! its log in a file to which no other program writes.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read};
@@ -12,55 +12,56 @@ use super::child::{self, ChildError};
 use crate::policy::public_key::PublicKey;
 use crate::policy::trial::ClientReport;
 
-/// The program.
+/// The program name.
 pub(super) const SSH_PROGRAM: &str = "ssh";
 
-/// The key exchange that nearly every client and sshd has and that costs least. Nothing secret is said here.
+/// The key exchange that nearly every client and sshd supports and that costs least. The probe transfers no
+/// secrets.
 pub(super) const FAST_KEX: &str = "curve25519-sha256";
 
-/// How long a question may take.
+/// The time limit for one probe.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most that is read of a log.
+/// The maximum size of a log that is read.
 const MAX_LOG_BYTES: u64 = 1024 * 1024;
 
-/// A question to some sshd.
+/// A probe of an sshd.
 #[derive(Debug)]
 pub(super) struct ClientProbe<'a> {
     /// A private directory for the client's files.
     pub(super) directory: &'a Path,
-    /// As whom it is asked.
+    /// The user name for the probe.
     pub(super) user: &'a str,
-    /// The key that is offered.
+    /// The key that the client offers.
     pub(super) key: Option<&'a PublicKey>,
-    /// How sshd is reached.
+    /// The connection to sshd.
     pub(super) route: Route<'a>,
-    /// The lines of known_hosts(5), and the name that they stand for; `None`: any host key will do.
+    /// The lines of known_hosts(5) and the name for which they are valid; `None`: the client accepts any host key.
     pub(super) host: Option<(&'a str, &'a str)>,
     /// `KexAlgorithms`; `None`: the client's default.
     pub(super) kex: Option<&'a str>,
 }
 
-/// How a question reaches sshd.
+/// The connection from the client to sshd.
 #[derive(Debug, Clone)]
 pub(super) enum Route<'a> {
     /// Over TCP.
     Tcp {
-        /// The address of the client's side; `None`: any.
+        /// The client's own address; `None`: any.
         from: Option<IpAddr>,
-        /// The address of sshd's side, with a scope where it needs one.
+        /// sshd's address, with a scope if the address needs one.
         to: String,
         /// sshd's port.
         port: u16,
     },
-    /// Over the standard input and output of this shell command: ssh_config(5) "ProxyCommand".
+    /// Over standard input and output of this shell command: ssh_config(5) "ProxyCommand".
     ProxyCommand(&'a str),
 }
 
-/// What the client wrote.
+/// The output of the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClientLog {
-    /// Its log.
+    /// The text of its log.
     pub(super) text: String,
 }
 
@@ -77,11 +78,11 @@ impl ClientProbe<'_> {
         ClientFiles { log: at("client.log"), key: at("key"), known_hosts: at("known_hosts") }
     }
 
-    /// Asks. The client ends by itself, since it has no private half of the key; one that is let in without any is
-    /// ended.
+    /// Runs the probe. The client ends by itself, because it does not have the private half of the key. A client
+    /// that is let in without a key is ended.
     ///
     /// # Errors
-    /// That the client cannot be run, or did not end in time.
+    /// The client cannot be run, or did not end in time.
     pub(super) fn run(&self) -> Result<ClientLog, ClientError> {
         let files = self.file_paths();
         self.write_files(&files).map_err(ClientError::Files)?;
@@ -91,13 +92,13 @@ impl ClientProbe<'_> {
         let output = ran.map_err(ClientError::Child)?;
         let log = match read_log(&files.log) {
             Ok(log) if !log.is_empty() => log,
-            // What is wrong with its command line it says before it opens its log.
+            // The client reports errors in its command line before it opens its log.
             Ok(_) | Err(_) => output.map(|output| output.stderr).unwrap_or_default(),
         };
         Ok(ClientLog { text: log })
     }
 
-    /// Writes what the client reads.
+    /// Writes the files that the client reads.
     fn write_files(&self, files: &ClientFiles) -> io::Result<()> {
         match fs::remove_file(&files.log) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -107,14 +108,15 @@ impl ClientProbe<'_> {
             fs::write(&files.known_hosts, lines)?;
         }
         if let Some(key) = self.key {
-            // The client wants it closed to others, as if it were the private half.
+            // The client requires a mode without access for others, as for a private key.
             fs::write(&files.key, format!("{}\n", key.line()))?;
             fs::set_permissions(&files.key, Permissions::from_mode(0o600))?;
         }
         Ok(())
     }
 
-    /// No configuration, agent, control socket or secret of the client's; one method; no session.
+    /// The client's arguments: no configuration, agent, control socket or secret of the client's user; one method;
+    /// no session.
     fn build_arguments(&self, files: &ClientFiles) -> Vec<String> {
         let mut words: Vec<String> = ["-v", "-n", "-N", "-T", "-F", "none", "-E"].map(str::to_owned).to_vec();
         words.push(files.log.to_string_lossy().into_owned());
@@ -174,7 +176,7 @@ impl ClientProbe<'_> {
     }
 }
 
-/// Why a question was not asked.
+/// The reason why a probe did not run.
 #[derive(Debug)]
 pub(super) enum ClientError {
     /// The client's files cannot be written.
@@ -204,14 +206,14 @@ impl std::error::Error for ClientError {
     }
 }
 
-/// The text of a log.
+/// The content of a log.
 pub(super) fn read_log(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_LOG_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Quotes a word for sh(1), and for ssh_config(5), which replaces `%`.
+/// Quotes a word for sh(1) and for ssh_config(5), in which `%` has a special meaning.
 pub(super) fn quote_shell_word(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''").replace('%', "%%"))
 }

@@ -1,5 +1,5 @@
-//! The sshd of this guest, asked (KP-6.2 to KP-6.10): what it says of its files as they stand, and of a setting that
-//! is not there yet.
+//! Queries to the sshd of this guest (KP-6.2 to KP-6.10): its answers for its present files, and for a setting that
+//! is not written yet.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,34 +20,35 @@ use crate::policy::observation::{ConfigTree, Connection, OtherListener, ReloadMe
 use crate::policy::outcome::{Reason, Refusal};
 use crate::policy::sshd_config::{has_relative_include, parse_rule_hosts};
 
-/// The main file of an sshd that was built as all distributions do.
+/// The main file of an sshd that was built as all distributions build it.
 const DEFAULT_CONFIG: &str = "/etc/ssh/sshd_config";
 
-/// Where sshd looks when that one does not exist, on systems that keep `/etc` for the administrator.
+/// The main file that sshd reads if [`DEFAULT_CONFIG`] does not exist, on systems that keep `/etc` for the
+/// administrator.
 const VENDOR_CONFIG: &str = "/usr/etc/ssh/sshd_config";
 
-/// The most that is read of a host's public key.
+/// The maximum size of a host's public key file that is read.
 const MAX_PUBLIC_KEY_BYTES: usize = 64 * 1024;
 
-/// `[sshd]` of the agent's configuration (KP-8.10), and its `run_dir`.
+/// The section `[sshd]` of the agent's configuration (KP-8.10), and its `run_dir`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshdSettings {
-    /// The program that is asked.
+    /// The sshd program that the agent queries.
     pub binary: PathBuf,
     /// The main configuration file.
     pub config: PathBuf,
-    /// The listener's pid file, where it is not systemd's unit that is meant.
+    /// The listener's pid file, if the agent must use it and not systemd's unit.
     pub pid_file: Option<PathBuf>,
-    /// Where a private directory may be made for the time of a question.
+    /// The directory in which the agent may create a private directory for the duration of a query.
     pub run_dir: PathBuf,
 }
 
-/// Finds sshd, reads its files and asks it for `user` (KP-6.2 and KP-6.6).
+/// Finds sshd, reads its files and queries its configuration for `user` (KP-6.2 and KP-6.6).
 pub fn inspect_sshd(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal> {
     let (main, main_is_writable) = choose_main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
     let mut located = locate::find_sshd(settings)?;
     if located.pid.is_none() && !process::list_sshd_listeners(&settings.binary).is_empty() {
-        // Its own sshd may have begun to listen since: a slow boot.
+        // During a slow boot, this guest's sshd may have begun to listen after the first look.
         located = locate::find_sshd(settings)?;
     }
     ensure_responsive(&located.program)?;
@@ -63,7 +64,7 @@ pub fn inspect_sshd(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal
     config_tree::refuse_blocking_includes(&main)?;
     let mut questioner = SshdQuery::new(&located.program, &main, &options, &settings.run_dir);
     questioner.test_config(ConfigInput::Live)?.map_err(config_already_invalid)?;
-    // Where it listens is the same for everybody.
+    // The listening addresses are the same for all users, so one query is enough.
     let effective = questioner
         .query_effective(ConfigInput::Live, &default_neutral_connection(user))?
         .map_err(config_already_invalid)?;
@@ -91,7 +92,7 @@ pub fn inspect_sshd(settings: &SshdSettings, user: &str) -> Result<Sshd, Refusal
     })
 }
 
-/// The listeners that are neither the one that is asked nor one that its service is putting in its place.
+/// The listeners other than the queried one and other than a new one with which its service is replacing it.
 fn select_other_listeners(
     listeners: Vec<OtherListener>,
     located: &LocatedSshd,
@@ -106,13 +107,13 @@ fn select_other_listeners(
     listeners.into_iter().filter(|other| !is_its_own(other)).collect()
 }
 
-/// sshd's files as they stand, without asking it.
+/// sshd's present files, read without a query to sshd.
 pub fn read_config_files(settings: &SshdSettings) -> Result<ConfigTree, Refusal> {
     let (main, _) = choose_main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG)?;
     config_tree::read_config_tree(&main, &IncludeRules::default())
 }
 
-/// The files of an sshd that was observed, as they stand now and as it reads them.
+/// The present files of an sshd that was observed, resolved as that sshd resolves them.
 pub fn reread_config_files(sshd: &Sshd) -> Result<ConfigTree, Refusal> {
     let main = &sshd.config.main;
     match sshd.answers.first() {
@@ -121,8 +122,9 @@ pub fn reread_config_files(sshd: &Sshd) -> Result<ConfigTree, Refusal> {
     }
 }
 
-/// sshd's files as this sshd reads them. Its version and its own directory are asked for only where it matters: OpenSSH 8.2
-/// and 8.3 do not find a relative Include, and listen on port 22 besides as soon as any file is included.
+/// sshd's files as this sshd reads them. The function queries its version and its configuration directory only if
+/// they matter. OpenSSH 8.2 and 8.3 do not find a relative `Include`. They also listen on port 22 as soon as any
+/// file is included.
 fn read_tree_like_sshd(
     program: &Path,
     main: &Path,
@@ -150,7 +152,7 @@ fn read_tree_like_sshd(
     let rules = if is_old || ssh_dir.is_some() { IncludeRules { ssh_dir } } else { IncludeRules::default() };
     let mut tree = config_tree::read_config_tree(main, &rules)?;
     if is_old && would_add_port_22(&tree) {
-        // No place for a drop-in, which would be the first file that is included.
+        // The drop-in would be the first file that is included, so there is no place for it.
         for included in tree.includes.values_mut().flatten() {
             included.directory_exists = false;
         }
@@ -158,7 +160,8 @@ fn read_tree_like_sshd(
     Ok(tree)
 }
 
-/// The version of this sshd, as it says it of itself. Up to OpenSSH 8.9 it knows no option for that, and says it all the same.
+/// The version that this sshd reports. Up to OpenSSH 8.9, sshd has no option for that, but it prints its version
+/// with the error.
 fn query_version(program: &Path) -> Result<Option<(u32, u32)>, Refusal> {
     let output = child::run(program, &["-V"], "")
         .map_err(|error| Refusal::new(Reason::IoError, format!("asking sshd for its version: {error}")))?;
@@ -173,15 +176,15 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, rest.get(..digits)?.parse().ok()?))
 }
 
-/// What sshd would say if `ahead` stood ahead of its present configuration (KP-6.9). Nothing is written.
+/// sshd's answers if `ahead` stood before its present configuration (KP-6.9). Nothing is written.
 pub fn query_with_prepended(
     settings: &SshdSettings,
     sshd: &Sshd,
     ahead: &str,
     connections: &[Connection],
 ) -> Result<Vec<SshdAnswer>, Refusal> {
-    // The text itself, and no Include of it: OpenSSH before 8.2 has none, and 8.2 and 8.3 pass over every `Match` of an
-    // included file and listen on port 22 besides.
+    // Use the text itself and not an `Include` of it. OpenSSH before 8.2 has no `Include`. 8.2 and 8.3 skip every
+    // `Match` of an included file and also listen on port 22.
     let main = &sshd.config.main;
     let mut text = format!("{ahead}\n").into_bytes();
     let prepended_lines = text.iter().filter(|byte| **byte == b'\n').count();
@@ -190,7 +193,7 @@ pub fn query_with_prepended(
         .map_err(|words| config_rejected(&words, main, prepended_lines))
 }
 
-/// What sshd says of its files as they stand now.
+/// sshd's answers for its present files.
 pub fn query_live_config(
     settings: &SshdSettings,
     sshd: &Sshd,
@@ -204,23 +207,23 @@ pub fn query_live_config(
     })
 }
 
-/// A host key's public half.
+/// The public half of a host key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicHostKey {
-    /// Its type, as in `ssh-ed25519`.
+    /// The key type, for example `ssh-ed25519`.
     pub key_type: String,
-    /// Its bytes.
+    /// The key's bytes.
     pub blob: Vec<u8>,
 }
 
-/// The public host keys of this guest. One that can't be read is left out.
+/// The public host keys of this guest. A key that cannot be read is left out.
 pub fn read_public_host_keys(sshd: &Sshd) -> Vec<PublicHostKey> {
     let files = sshd.answers.first().map(|answer| answer.effective.values("hostkey")).unwrap_or_default();
     files.iter().filter_map(|file| read_public_host_key(Path::new(&format!("{file}.pub")))).collect()
 }
 
-/// Whether something listens, or will, although no sshd runs: systemd's socket unit, whatever its name, or a port of
-/// sshd's that is taken. That no sshd has it was seen before.
+/// Returns true if something listens or will listen although no sshd runs: systemd's socket unit of any name, or a
+/// port of sshd that is in use. The caller has already checked that no sshd has that port.
 fn is_listener_expected(settings: &SshdSettings, effective: &EffectiveConfig) -> bool {
     if settings.pid_file.is_some() || !super::systemd::is_booted() {
         return false;
@@ -231,8 +234,8 @@ fn is_listener_expected(settings: &SshdSettings, effective: &EffectiveConfig) ->
         || super::systemd::is_sshd_socket_active_or_queued()
 }
 
-/// Whether the listener has read its files as they stand: it writes its pid file anew whenever it has. `None` where
-/// there is none.
+/// Returns true if the listener has read the present files. sshd writes its pid file again each time it reads them.
+/// `None` if there is no pid file.
 fn is_listener_current(pid_file: &str, config: &ConfigTree) -> Option<bool> {
     let written = fs::metadata(pid_file).ok()?;
     let written = (written.mtime(), written.mtime_nsec());
@@ -242,7 +245,7 @@ fn is_listener_current(pid_file: &str, config: &ConfigTree) -> Option<bool> {
     Some(read.into_iter().filter_map(changed).all(|changed| changed < written))
 }
 
-/// `sshd -T` of the files as they stand, for the first connection of the observation.
+/// The output of `sshd -T` for the present files, for the first connection of the observation.
 pub(super) fn query_current_effective(
     settings: &SshdSettings,
     sshd: &Sshd,
@@ -283,8 +286,8 @@ fn config_rejected(words: &str, main: &Path, prepended_lines: usize) -> Refusal 
     Refusal::new(Reason::SshdConfigRejected, text)
 }
 
-/// sshd's words about a text on its standard input, of which the first lines are the new setting and the rest the main
-/// file's: the lines are named by the file in which they stand.
+/// Rewrites the line numbers in sshd's messages about a text on its standard input. The first lines of that text
+/// are the new setting, the rest is the main file. Each line is named by the file that it comes from.
 fn map_stdin_lines_to_file(words: &str, main: &Path, prepended_lines: usize) -> String {
     let mut said = String::with_capacity(words.len());
     let mut parts = words.split("/dev/stdin");
@@ -308,12 +311,13 @@ fn map_stdin_lines_to_file(words: &str, main: &Path, prepended_lines: usize) -> 
     said
 }
 
-/// The main file that is meant.
+/// The main file that the agent's configuration means.
 pub(super) fn find_main_file(settings: &SshdSettings) -> Result<PathBuf, Refusal> {
     choose_main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG).map(|(main, _)| main)
 }
 
-/// The ports on which `program` would listen by this main file and the options of these arguments, the program first.
+/// The ports on which `program` would listen with this main file and the options in `arguments`. The first argument
+/// is the program.
 pub(super) fn query_listening_ports(
     settings: &SshdSettings,
     main: &Path,
@@ -328,7 +332,7 @@ pub(super) fn query_listening_ports(
     Ok(listening_ports(&effective))
 }
 
-/// The main file, and whether it may be written: the vendor's may not.
+/// The main file, and whether it may be written. The vendor's file may not be written.
 fn choose_main_file(config: &Path, default: &str, vendor: &str) -> Result<(PathBuf, bool), Refusal> {
     ensure_responsive(config)?;
     if config.exists() {
@@ -345,10 +349,11 @@ fn choose_main_file(config: &Path, default: &str, vendor: &str) -> Result<(PathB
     Err(Refusal::new(Reason::SshdNotFound, text))
 }
 
-/// Whether an sshd may run by our main file: one that is not to be told apart, or to be asked, may.
+/// Returns true if an sshd that uses the agent's main file may be running. An sshd that cannot be identified or
+/// queried counts.
 ///
 /// # Errors
-/// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`: it cannot be told now.
+/// `IO_ERROR`, `SSHD_RELOAD_UNSAFE`: this cannot be determined now.
 pub fn is_sshd_possibly_running(settings: &SshdSettings) -> Result<bool, Refusal> {
     let located = match locate::find_sshd(settings) {
         Ok(located) => located,
@@ -357,10 +362,11 @@ pub fn is_sshd_possibly_running(settings: &SshdSettings) -> Result<bool, Refusal
     };
     let main = choose_main_file(&settings.config, DEFAULT_CONFIG, VENDOR_CONFIG);
     if !located.running {
-        // All is there, and it could not be asked: something listens on its port that nobody names.
+        // Everything is installed and the query failed all the same: an unidentified process listens on sshd's
+        // port.
         return Ok(main.is_ok() && located.program.exists());
     }
-    // By its own words another file is its main file, or by its program's.
+    // The sshd may use another main file, by its own arguments or by its program's default.
     let named = match listener::select_query_options(&located.arguments) {
         Ok(found) => found.config.or_else(|| query_built_in_config(&located.program).ok().flatten()),
         Err(_) => None,
@@ -373,7 +379,7 @@ pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
     canonicalize_path(one).is_some_and(|one| canonicalize_path(other) == Some(one))
 }
 
-/// The options that every question repeats, if the listener reads our main file.
+/// The options that every query repeats; an error if the listener reads another main file.
 fn resolve_options(
     settings: &SshdSettings,
     located: &LocatedSshd,
@@ -389,7 +395,7 @@ fn resolve_options(
         None if located.options_are_known => query_built_in_config(&located.program)?,
         None => None,
     };
-    // Built for the first, it takes the second where the first does not exist.
+    // An sshd that was built for the default file reads the vendor's file if the default file does not exist.
     let is_vendor_fallback =
         |reads: &Path| main == Path::new(VENDOR_CONFIG) && reads == Path::new(DEFAULT_CONFIG);
     let Some(other) = reads.filter(|reads| !is_same_file(reads, main) && !is_vendor_fallback(reads)) else {
@@ -414,7 +420,7 @@ fn resolve_options(
     }))
 }
 
-/// The main file that this sshd was built with, where its debug output names it.
+/// The main file that this sshd was built with, if its debug output names it.
 pub(super) fn query_built_in_config(binary: &Path) -> Result<Option<PathBuf>, Refusal> {
     let output = child::run(binary, &["-t", "-ddd"], "")
         .map_err(|error| Refusal::new(Reason::IoError, format!("asking sshd: {error}")))?;
@@ -429,8 +435,8 @@ fn list_named_hosts(config: &ConfigTree, options: &[String]) -> Vec<String> {
     hosts
 }
 
-/// Where a pid file leads to nobody, an sshd that listens all the same would keep its configuration, and
-/// we would say it had changed.
+/// Refuses if the pid file leads to no process but something listens on sshd's port. That listener would keep its
+/// configuration, and the agent would report a change that did not happen.
 fn refuse_unidentified_listener(
     settings: &SshdSettings,
     located: &LocatedSshd,
@@ -459,8 +465,8 @@ fn refuse_unidentified_listener(
     Err(Refusal::new(Reason::SshdNotFound, text))
 }
 
-/// The unit does not run, and an sshd listens on its port all the same: by which files, nobody says. What systemd itself
-/// holds for a socket unit is no sshd's.
+/// Refuses if the unit does not run but an sshd listens on its port, because it is unknown which files that sshd
+/// reads. A socket that systemd itself holds for a socket unit belongs to no sshd.
 fn refuse_listener_outside_unit(
     why: &str,
     located: &LocatedSshd,
@@ -471,7 +477,8 @@ fn refuse_listener_outside_unit(
     let taken = sockets.iter().map(|socket| socket.address.port()).find(|port| ports.contains(port));
     let Some(taken) = taken else { return Ok(()) };
     let certain = listeners.iter().find(|listener| listener.ports.contains(&taken));
-    // Where no descriptors can be read, one that looks like a listener may hold the port, unless systemd does.
+    // If no descriptors can be read, a process that looks like a listener may hold the port, unless systemd holds
+    // it.
     let likely = || listeners.iter().find(|listener| listener.ports.is_empty());
     let Some(OtherListener { pid, line, .. }) =
         certain.or_else(|| likely().filter(|_| !super::systemd::is_sshd_socket_active()))
@@ -486,8 +493,8 @@ fn refuse_listener_outside_unit(
     Err(Refusal::new(Reason::SshdNotFound, text))
 }
 
-/// The sshd that was found listens on none of the ports of its configuration, and another one on one of them: it is that
-/// one's answer that would count.
+/// Refuses if the located sshd listens on none of its configured ports and another sshd listens on one of them.
+/// Then the other sshd's answer would count.
 fn refuse_other_listener_on_port(
     located: &LocatedSshd,
     effective: &EffectiveConfig,

@@ -1,5 +1,5 @@
-//! What systemd says of sshd's service: `systemctl show`, and busctl(1) for what `show` loses (the quotes of
-//! ExecStart).
+//! Queries to systemd about sshd's service: `systemctl show`, and busctl(1) for the quotes of ExecStart, which
+//! `show` loses.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,21 +11,23 @@ use std::time::{Duration, Instant};
 
 use super::{child, process, unit_words};
 
-/// The names under which distributions ship sshd's service.
+/// The names that distributions use for sshd's service.
 const SSHD_SERVICES: [&str; 2] = ["ssh.service", "sshd.service"];
 
-/// How long a unit that is on its way is waited for (KP-6.23).
+/// The time to wait for a unit in a transitional state (KP-6.23).
 const UNIT_SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a manager or a bus that is away is waited for (KP-6.23): systemd executes itself anew with each upgrade.
+/// The time to wait for a manager or a bus that does not respond (KP-6.23). systemd executes itself again at each
+/// upgrade.
 const BUS_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one try of a question may take, and until when another follows: systemd may lose a question as it executes itself
-/// anew, and its answer never comes. All tries together stay below a child's 10 s.
+/// The time limit of one try of a query, and the time until which another try follows. systemd may lose a query
+/// while it executes itself again, and then never answers. All tries together stay below a child's 10 s.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 const QUERY_RETRY_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// What clients of the bus say while systemd or the bus executes itself anew. Each stands in the words of an error.
+/// Error messages of bus clients while systemd or the bus executes itself again. Each entry is a part of such a
+/// message.
 const BUS_AWAY_ERRORS: [&str; 13] = [
     "connect to bus",
     "connect to system",
@@ -45,28 +47,28 @@ const BUS_AWAY_ERRORS: [&str; 13] = [
 /// The socket of the system's bus.
 const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
 
-/// No job of ours waits for another one: systemd runs a stop ahead of all that is ordered behind the stopped unit, and the
-/// agent is ordered ahead of sshd.
+/// No job of the agent may wait for another job. systemd runs a stop before everything that is ordered after the
+/// stopped unit, and the agent is ordered before sshd.
 const JOB_MODE_OPTION: &str = "--job-mode=ignore-dependencies";
 
-/// A unit as `systemctl show` has it.
+/// A unit, as `systemctl show` reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unit {
-    /// Its own name, not an alias.
+    /// The unit's primary name, not an alias.
     pub(super) id: String,
     /// `loaded`, `not-found`, `masked`, …
     pub(super) load_state: String,
     /// `active`, `inactive`, `failed`, `activating`, …
     pub(super) active_state: String,
-    /// The main process; 0 where there is none.
+    /// The pid of the main process; 0 if there is none.
     pub(super) main_pid: i32,
     /// The units that start it.
     pub(super) triggered_by: Vec<String>,
-    /// Of a socket: whether each connection gets a process of its own.
+    /// Of a socket unit: true if each connection gets its own process.
     pub(super) accept: bool,
-    /// Whether it has a way to be told of a changed configuration (`ExecReload=`).
+    /// True if the unit supports a reload (`ExecReload=`).
     pub(super) can_reload: bool,
-    /// `enabled`, `disabled`, `masked`, …; empty where no file says it.
+    /// `enabled`, `disabled`, `masked`, …; empty if no file defines it.
     pub(super) file_state: String,
 }
 
@@ -75,38 +77,39 @@ impl Unit {
         self.active_state == "active"
     }
 
-    /// Whether `systemctl reload` reaches its process: not where it is masked, whatever runs.
+    /// Returns true if `systemctl reload` reaches the unit's process. It does not if the unit is masked, even if
+    /// the process runs.
     pub(super) fn is_reloadable(&self) -> bool {
         self.is_active() && self.can_reload && self.load_state == "loaded"
     }
 
-    /// Whether somebody masked it, also while it runs.
+    /// Returns true if the unit is masked. A running unit can be masked too.
     pub(super) fn is_masked(&self) -> bool {
         self.load_state == "masked" || self.file_state.starts_with("masked")
     }
 
-    /// Whether it will be in another state by itself.
+    /// Returns true if the unit will change its state without further action.
     pub(super) fn is_transitioning(&self) -> bool {
         matches!(self.active_state.as_str(), "activating" | "reloading" | "deactivating" | "refreshing")
     }
 }
 
-/// Whether systemd runs this system: sd_booted(3).
+/// Returns true if systemd is the init system: sd_booted(3).
 pub(super) fn is_booted() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-/// sshd's service; one that is on its way is waited for. `None` where there is none.
+/// sshd's service; `None` if there is none. Waits if the service is in a transitional state.
 pub(super) fn find_sshd_service() -> Result<Option<Unit>, String> {
     wait_until_settled(&SSHD_SERVICES)
 }
 
-/// The unit of this name, waited for in the same way.
+/// The unit with this name; `None` if there is none. Waits if the unit is in a transitional state.
 pub(super) fn find_settled_unit(name: &str) -> Result<Option<Unit>, String> {
     wait_until_settled(&[name])
 }
 
-/// The socket units that started this service and hold its sockets (`Accept=no`).
+/// The socket units that trigger this service and hold its sockets (`Accept=no`).
 pub(super) fn list_active_sockets(service: &Unit) -> Result<Vec<String>, String> {
     let sockets: Vec<&str> =
         service.triggered_by.iter().map(String::as_str).filter(|name| name.ends_with(".socket")).collect();
@@ -117,18 +120,19 @@ pub(super) fn list_active_sockets(service: &Unit) -> Result<Vec<String>, String>
     Ok(show_units(&sockets)?.into_iter().filter(held).map(|unit| unit.id).collect())
 }
 
-/// Whether systemd holds sshd's sockets, for a service that starts with the first connection or for each one.
+/// Returns true if systemd holds sshd's sockets, for a service that starts at the first connection or at each one.
 pub(super) fn is_sshd_socket_active() -> bool {
     show_units(&["ssh.socket", "sshd.socket"]).is_ok_and(|units| units.iter().any(Unit::is_active))
 }
 
-/// The same, and whether it will: at a boot the socket unit may wait for its turn still.
+/// Returns true if systemd holds sshd's sockets or will hold them. During a boot, the job of the socket unit may
+/// still be queued.
 pub(super) fn is_sshd_socket_active_or_queued() -> bool {
     let arguments = ["show", "--no-pager", "--property=ActiveState,Job", "ssh.socket", "sshd.socket"];
     run_systemctl(&arguments).is_ok_and(|output| output.split("\n\n").any(is_active_or_queued))
 }
 
-/// Whether a unit's block of `systemctl show` says that it is active, or has a job that starts it.
+/// Returns true if a unit's block of `systemctl show` says that the unit is active, or that it has a job.
 fn is_active_or_queued(block: &str) -> bool {
     block.lines().filter_map(|line| line.split_once('=')).any(|(name, value)| match name {
         "ActiveState" => matches!(value, "active" | "activating"),
@@ -137,36 +141,36 @@ fn is_active_or_queued(block: &str) -> bool {
     })
 }
 
-/// The socket unit that starts an sshd for each connection (`Accept=yes`), where one is active.
+/// The active socket unit that starts an sshd for each connection (`Accept=yes`), if there is one.
 pub(super) fn find_accept_socket() -> Result<Option<String>, String> {
     let sockets = show_units(&["ssh.socket", "sshd.socket"])?;
     Ok(sockets.into_iter().find(|unit| unit.is_active() && unit.accept).map(|unit| unit.id))
 }
 
-/// The active service whose main process this is.
+/// The active service whose main process has this pid.
 pub(super) fn find_service_by_main_pid(pid: i32) -> Result<Option<Unit>, String> {
     let Some(name) = process::read_cgroup_service(pid).filter(|_| is_booted()) else { return Ok(None) };
     let is_its_main = |unit: &Unit| unit.is_active() && unit.main_pid == pid;
     Ok(show_units(&[&name])?.into_iter().find(is_its_main))
 }
 
-/// Those of sshd's usual services that somebody masked.
+/// The masked units among sshd's usual services.
 pub(super) fn list_masked_services() -> Vec<String> {
     let units = show_units(&SSHD_SERVICES).unwrap_or_default();
     units.into_iter().filter(Unit::is_masked).map(|unit| unit.id).collect()
 }
 
-/// The unit of this name in whatever state it is; `None` where systemd says nothing of it.
+/// The unit with this name, in any state; `None` if systemd does not report it.
 pub(super) fn show_unit(name: &str) -> Result<Option<Unit>, String> {
     Ok(show_units(&[name])?.into_iter().next())
 }
 
-/// Queues a job for the unit and waits for it; the job itself waits for no other.
+/// Queues a job for the unit and waits for its end. The job itself waits for no other job.
 pub(super) fn run_job(verb: &str, unit: &str) -> Result<(), String> {
     run_systemctl(&[JOB_MODE_OPTION, verb, unit]).map(drop)
 }
 
-/// Runs `systemctl` with these words; its own words where it fails.
+/// Runs `systemctl` with these arguments. The error contains the output of systemctl.
 pub(super) fn run_systemctl(arguments: &[&str]) -> Result<String, String> {
     check_systemctl_output(arguments, run_client("systemctl", arguments))
 }
@@ -182,7 +186,7 @@ fn check_systemctl_output(
     Err(format!("'systemctl {}' failed: {}", arguments.join(" "), output.diagnostic()))
 }
 
-/// Runs a client of systemd's that does something; again for 5 s while systemd or the bus is away.
+/// Runs a systemd client for an action. Retries for 5 s while systemd or the bus does not respond.
 pub(super) fn run_client(
     program: &str,
     arguments: &[impl AsRef<OsStr>],
@@ -190,7 +194,7 @@ pub(super) fn run_client(
     retry_while_bus_away(program, || child::run(Path::new(program), arguments, ""))
 }
 
-/// The same for a question, whose answer may be lost.
+/// Like [`run_client`], for a query, whose answer may be lost.
 fn run_query(program: &str, arguments: &[&str]) -> Result<child::CommandOutput, child::ChildError> {
     let begun = Instant::now();
     retry_while_bus_away(program, || {
@@ -209,7 +213,7 @@ fn retry_while_bus_away(
     run: impl Fn() -> Result<child::CommandOutput, child::ChildError>,
 ) -> Result<child::CommandOutput, child::ChildError> {
     let deadline = Instant::now() + BUS_RECONNECT_TIMEOUT;
-    // systemctl has a socket to systemd besides; the others have the bus alone, which a small system may lack.
+    // systemctl has its own socket to systemd. The other clients have only the bus, which a small system may lack.
     let can_reconnect = program == "systemctl" || Path::new(BUS_SOCKET).exists();
     loop {
         let output = run()?;
@@ -221,22 +225,22 @@ fn retry_while_bus_away(
     }
 }
 
-/// Whether an error says that systemd or the bus did not answer, rather than what it answered.
+/// Returns true if an error means that systemd or the bus did not answer. Other errors are answers.
 fn is_bus_away_error(words: &str) -> bool {
     let words = words.to_ascii_lowercase();
     BUS_AWAY_ERRORS.iter().any(|part| words.contains(part))
 }
 
-/// How a unit starts its program.
+/// The command with which a unit starts its program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExecStart {
     /// The program.
     pub(super) program: PathBuf,
-    /// Its arguments, argv[0] first, its environment put in.
+    /// Its arguments, argv[0] first, with the variables of its environment expanded.
     pub(super) arguments: Vec<String>,
 }
 
-/// The words with which the unit starts its program.
+/// The command with which the unit starts its program.
 pub(super) fn read_exec_start(unit: &str) -> Result<ExecStart, String> {
     let object = format!("/org/freedesktop/systemd1/unit/{}", escape_object_path(unit));
     let interface = "org.freedesktop.systemd1.Service";
@@ -258,7 +262,7 @@ pub(super) fn read_exec_start(unit: &str) -> Result<ExecStart, String> {
         .map_err(|error| format!("{unit}: {error}"))
 }
 
-/// The same from busctl's output, a property a line; `read` gives the content of an environment file.
+/// Parses the output of busctl, which has one property per line. `read` returns the content of an environment file.
 fn parse_exec_start(output: &str, read: impl Fn(&Path) -> io::Result<String>) -> Result<ExecStart, String> {
     let mut lines = output.lines();
     let mut next = || lines.next().unwrap_or("");
@@ -288,7 +292,7 @@ fn parse_exec_start(output: &str, read: impl Fn(&Path) -> io::Result<String>) ->
         .map_err(|name| format!("${name} of its ExecStart can't be expanded (PassEnvironment)"))
 }
 
-/// The first of these units that is active or on its way, else the first one loaded.
+/// The first of these units that is active or in a transitional state, else the first one that is loaded.
 fn wait_until_settled(names: &[&str]) -> Result<Option<Unit>, String> {
     let deadline = Instant::now() + UNIT_SETTLE_TIMEOUT;
     loop {
@@ -317,7 +321,7 @@ fn show_units(names: &[&str]) -> Result<Vec<Unit>, String> {
     check_systemctl_output(&arguments, run_query("systemctl", &arguments)).map(|output| parse_show(&output))
 }
 
-/// The units of `systemctl show`: blocks of `Name=value` with an empty line between them.
+/// Parses the output of `systemctl show`: blocks of `Name=value` with an empty line between them.
 fn parse_show(output: &str) -> Vec<Unit> {
     output
         .split("\n\n")
@@ -338,8 +342,8 @@ fn parse_show(output: &str) -> Vec<Unit> {
         .collect()
 }
 
-/// A unit's name as the last part of its D-Bus object path: what is no letter or digit becomes `_` and its
-/// code; so does a digit in front.
+/// Escapes a unit's name for the last part of its D-Bus object path. A character that is no letter or digit becomes
+/// `_` and its code. So does a leading digit.
 fn escape_object_path(name: &str) -> String {
     let mut escaped = String::with_capacity(name.len() + 8);
     for (at, byte) in name.bytes().enumerate() {

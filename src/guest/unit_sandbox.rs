@@ -1,5 +1,6 @@
-//! What the agent's own unit hides from it (systemd.exec(5), "SANDBOXING"): a `ProtectHome=yes` that an administrator added
-//! shows it an empty home, in which there is nothing to take out. The mount tables decide; systemd names the line.
+//! Finds files that the agent's own unit hides from the agent (systemd.exec(5), "SANDBOXING"). If an administrator
+//! added `ProtectHome=yes`, the agent sees an empty home directory and finds nothing to remove there. The mount
+//! tables decide, and systemd names the line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +10,13 @@ use super::locate;
 use super::sshd::SshdSettings;
 use super::systemd;
 
-/// The process whose view is the system's own.
+/// The process that sees the system's own files.
 const INIT_PID: i32 = 1;
 
 /// The directories that `ProtectHome` covers.
 const PROTECT_HOME_DIRS: [&str; 3] = ["/home", "/root", "/run/user"];
 
-/// Directives that take paths.
+/// The directives that take paths.
 const PATH_LIST_DIRECTIVES: [&str; 8] = [
     "InaccessiblePaths",
     "InaccessibleDirectories",
@@ -27,7 +28,8 @@ const PATH_LIST_DIRECTIVES: [&str; 8] = [
     "RootDirectory",
 ];
 
-/// Why this process does not see at `path` what sshd sees there, and the remedy; `None` where it does.
+/// The reason why this process sees another file at `path` than sshd does, and the remedy; `None` if both see the
+/// same.
 pub(super) fn explain_hidden_path(settings: &SshdSettings, path: &Path) -> Option<String> {
     match compare_view(settings, path)? {
         PathView::Hidden(point) => Some(format!(
@@ -39,7 +41,8 @@ pub(super) fn explain_hidden_path(settings: &SshdSettings, path: &Path) -> Optio
     }
 }
 
-/// Why this process alone cannot write at `path`, and the remedy; `None` where nobody can.
+/// The reason why this process cannot write at `path` although others can, and the remedy; `None` if no process
+/// can.
 pub(super) fn explain_read_only_path(settings: &SshdSettings, path: &Path) -> Option<String> {
     match compare_view(settings, path)? {
         PathView::ReadOnly(point) => {
@@ -55,9 +58,10 @@ pub(super) fn explain_read_only_path(settings: &SshdSettings, path: &Path) -> Op
     }
 }
 
-/// How this process sees a path, and the system does. What differs from the first process's view is held against the
-/// listener's, where there is one: in a container or a namespace of both it is that which counts. Where nothing listens,
-/// only a unit of its own keeps the agent from what the first process sees.
+/// The difference between this process's view of a path and the system's view. If the view differs from the first
+/// process's, it is compared with the listener's view if there is a listener. That view counts if both are in a
+/// container or a namespace. If nothing listens, only a unit of its own can hide files from the agent that the
+/// first process sees.
 fn compare_view(settings: &SshdSettings, path: &Path) -> Option<PathView> {
     let init_view = compare_view_with_process(path, INIT_PID);
     if init_view == Some(PathView::Same) {
@@ -70,7 +74,8 @@ fn compare_view(settings: &SshdSettings, path: &Path) -> Option<PathView> {
     }
 }
 
-/// What to take out of the unit, by file and line where systemd tells.
+/// The line that the administrator must remove from the unit, with its file and line number if systemd reports
+/// them.
 fn describe_remedy(path: &Path, is_read_only: bool) -> String {
     let again = "then systemctl daemon-reload and systemctl restart keypair-agent";
     let Some(unit) = find_own_unit() else {
@@ -82,14 +87,14 @@ fn describe_remedy(path: &Path, is_read_only: bool) -> String {
     }
 }
 
-/// The service that this process is of, by its control group: cgroups(7), `/proc/self/cgroup`.
+/// The service to which this process belongs, by its control group: cgroups(7), `/proc/self/cgroup`.
 fn find_own_unit() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mut units = groups.lines().filter_map(|line| line.rsplit('/').next());
     units.find(|unit| unit.ends_with(".service")).map(str::to_owned)
 }
 
-/// The files that a unit is made of, in systemd's order: what comes later wins.
+/// The files of a unit, in systemd's order: a later file overrides an earlier one.
 fn list_unit_files(unit: &str) -> Vec<PathBuf> {
     let properties = ["show", "--property=FragmentPath,DropInPaths", unit];
     let Ok(shown) = systemd::run_systemctl(&properties) else { return Vec::new() };
@@ -100,7 +105,7 @@ fn list_unit_files(unit: &str) -> Vec<PathBuf> {
     value("FragmentPath").chain(value("DropInPaths")).collect()
 }
 
-/// The last line of a unit's file that may be what hides `path`, in words.
+/// The last line of a unit's file that may hide `path`, as text for a message.
 fn find_sandbox_line(file: &Path, path: &Path, is_read_only: bool) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let concerns = |line: &str| {
@@ -113,7 +118,7 @@ fn find_sandbox_line(file: &Path, path: &Path, is_read_only: bool) -> Option<Str
     Some(format!("`{}`, line {} of {}", lines.get(index)?, index + 1, file.display()))
 }
 
-/// Whether a directive may hide `path`, or make it read-only.
+/// Returns true if a directive may hide `path`, or make it read-only.
 fn affects_path(key: &str, value: &str, path: &Path, is_read_only: bool) -> bool {
     let is_off = ["", "no", "false", "off", "0", "n", "f"].iter().any(|off| value.eq_ignore_ascii_case(off));
     let is_below = |above: &str| path.starts_with(above);
@@ -123,7 +128,7 @@ fn affects_path(key: &str, value: &str, path: &Path, is_read_only: bool) -> bool
         "PrivateTmp" => !is_off && (is_below("/tmp") || is_below("/var/tmp")),
         key if PATH_LIST_DIRECTIVES.contains(&key) => value.split_ascii_whitespace().any(|word| {
             let word = word.trim_start_matches(['-', '+', '!']);
-            // `BindPaths=source:destination:options`, `TemporaryFileSystem=path:options`.
+            // The forms are `BindPaths=source:destination:options` and `TemporaryFileSystem=path:options`.
             word.split(':').any(|part| part.starts_with('/') && is_below(part))
         }),
         _ => false,

@@ -1,17 +1,17 @@
-//! The words with which a systemd unit starts its program: busctl(1)'s output, environment files
-//! (systemd.exec(5)) and the expansion of variables (systemd.service(5), "Command lines"). Pure.
+//! Parses the command with which a systemd unit starts its program: the output of busctl(1), environment files
+//! (systemd.exec(5)) and the expansion of variables (systemd.service(5), "Command lines"). Pure functions.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What busctl prints of one property: the signature and the values, strings without their quotes.
+/// One property in busctl's output: the signature and the values. Strings are without their quotes.
 struct BusctlProperty {
     signature: String,
     values: std::vec::IntoIter<String>,
 }
 
 impl BusctlProperty {
-    /// A string, or a number; `None` past the end.
+    /// The next string or number; `None` after the last one.
     fn next_value(&mut self) -> Option<String> {
         self.values.next()
     }
@@ -22,12 +22,13 @@ impl BusctlProperty {
 
     fn next_strings(&mut self) -> Option<Vec<String>> {
         let count = self.next_count()?;
-        // Not `take(count)`: a count that lies must not pass.
+        // Not `take(count)`: a wrong count must be an error.
         (0..count).map(|_| self.next_value()).collect()
     }
 }
 
-/// The program of the first command of `ExecStart`, and its words: argv[0] is another one where the line begins with `@`.
+/// The program of the first command of `ExecStart`, and its arguments. If the line begins with `@`, argv[0] is not
+/// the program's path.
 pub(super) fn parse_exec_start_property(line: &str) -> Option<(PathBuf, Vec<String>)> {
     let mut property = parse_property(line)?;
     if !property.signature.starts_with("a(sas") || property.next_count()? == 0 {
@@ -53,7 +54,7 @@ pub(super) fn parse_environment_files(line: &str) -> Option<Vec<(PathBuf, bool)>
         .collect()
 }
 
-/// Splits a line of `busctl get-property`: a quoted string has the escapes of C.
+/// Splits a line of `busctl get-property`. A quoted string has C escapes.
 fn parse_property(line: &str) -> Option<BusctlProperty> {
     let (signature, mut rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
     let mut values = Vec::new();
@@ -75,7 +76,7 @@ fn parse_property(line: &str) -> Option<BusctlProperty> {
     Some(BusctlProperty { signature: signature.to_owned(), values: values.into_iter() })
 }
 
-/// A string up to its closing quote, and what stands behind it.
+/// A string up to its closing quote, and the rest of the text after it.
 fn unescape_c_string(text: &str) -> Option<(String, &str)> {
     let mut bytes = Vec::new();
     let mut chars = text.char_indices();
@@ -108,7 +109,7 @@ fn unescape_c_string(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// The assignments of an environment file: comments, quotes and continued lines as systemd takes them.
+/// The assignments in an environment file. Comments, quotes and continued lines are handled as systemd does.
 pub(super) fn parse_environment_file(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut chars = text.chars().peekable();
@@ -132,10 +133,10 @@ pub(super) fn parse_environment_file(text: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The value behind the `=` of an assignment, up to the end of its line.
+/// The value after the `=` of an assignment, up to the end of its line.
 fn parse_value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
     let mut value = String::new();
-    // What ends in blanks outside quotes loses them.
+    // Blanks at the end, outside of quotes, are removed.
     let mut kept = 0;
     let mut bare = false;
     while let Some(c) = chars.next() {
@@ -169,7 +170,7 @@ fn parse_value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
     value
 }
 
-/// Up to the closing double quote, where a backslash takes only `"`, `\`, `` ` ``, `$` and a line's end.
+/// Reads up to the closing double quote. Inside, a backslash escapes only `"`, `\`, `` ` ``, `$` and a line's end.
 fn parse_double_quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, value: &mut String) {
     while let Some(c) = chars.next() {
         match c {
@@ -184,10 +185,11 @@ fn parse_double_quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, val
     }
 }
 
-/// Expands the words of a command as systemd does before it starts it: `$NAME` as a whole word becomes the
-/// words of its value, none where it is unset; `${NAME}` is put in as it is; `$$` is `$`.
+/// Expands the words of a command as systemd does before it starts the command. `$NAME` as a whole word becomes the
+/// words of its value, or no word if it is unset. `${NAME}` becomes its value without a split. `$$` becomes `$`.
 ///
-/// `unknown` are variables whose value cannot be known: the error is the name of one that is used.
+/// `unknown` are the variables whose value cannot be known. The error is the name of such a variable if a word uses
+/// it.
 pub(super) fn expand_variables(
     words: &[String],
     environment: &BTreeMap<String, String>,
@@ -232,7 +234,7 @@ fn expand_braced_variables<'v>(
     Ok(expanded)
 }
 
-/// Splits a variable's value at blanks, quotes and backslashes honoured.
+/// Splits the value of a variable at blanks. Quotes and backslashes are respected.
 fn split_words(value: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
