@@ -1,4 +1,5 @@
-//! The daemon (KP-3.5 to KP-3.19, KP-8.12 to KP-8.15): one thread that waits, and one that works.
+//! The daemon (KP-3.5 to KP-3.19, KP-8.12 to KP-8.15). One thread waits for events, and one thread does blocking
+//! work.
 //!
 //! ```text
 //!                    serve
@@ -9,7 +10,8 @@
 //!  perform ──► worker: the one blocking thread; never cancelled
 //! ```
 //!
-//! `course` is the sequence of things, `report` what is said of it, `worker` the synchronous side.
+//! `course` is the main loop, `report` sends status to systemd, `status` and the log, and `worker` runs the blocking
+//! calls.
 
 mod course;
 mod report;
@@ -43,67 +45,69 @@ use crate::transaction::state::StoredResult;
 use course::PollLoop;
 use report::{NoopManager, ServiceManager, StatusReporter, Systemd};
 
-/// When `READY=1` is sent at the latest, whatever is in flight (KP-3.17).
+/// The latest time at which the agent sends `READY=1`, whatever is in flight (KP-3.17).
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a command in flight may take to end after SIGTERM (KP-8.13).
+/// How long a command in flight may take to finish after SIGTERM (KP-8.13).
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How often the step of what is in flight is looked at.
+/// How often the agent publishes the current step of the command in flight.
 const STEP_REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the loop needs of the transaction room. Every call is synchronous, takes the lock for itself, and runs
-/// on the blocking thread. An error is one line for a person; the call is not repeated unless said so here.
+/// The functions that the loop needs from the transaction engine. Every call is synchronous, takes the lock by
+/// itself, and runs on the blocking thread. An error is one line of text for a person. The loop does not repeat a
+/// failed call unless the function's description says so.
 pub trait CommandEngine: Send + 'static {
-    /// Undoes what an earlier process left open; at start, before anything else.
+    /// Undoes what an earlier process left open. The loop calls it at start, before anything else.
     ///
     /// # Errors
-    /// Where it could not be undone; commands go on to be taken, and `perform` answers them.
+    /// If it could not be undone. The loop still takes commands, and [`Self::execute_command`] answers them.
     fn recover(&mut self) -> Result<(), String>;
 
-    /// `instance_id` of the configuration: then the channel is not asked.
+    /// `instance_id` of the configuration. If it is set, the agent does not query the channel for it.
     fn configured_instance_id(&self) -> Option<InstanceId>;
 
-    /// Takes the instance's id, learnt from the channel or configured, once a start; again before each poll
-    /// after an error.
+    /// Takes the instance id, from the channel or from the configuration. Called once at start; after an error, again
+    /// before each poll.
     ///
     /// # Errors
-    /// Where it could not be kept, or is refused.
+    /// If the id could not be stored, or is refused.
     fn adopt_instance_id(&mut self, id: &InstanceId) -> Result<(), String>;
 
-    /// One command, from its bytes to its recorded result. `stop` is set when the process is to end.
+    /// Carries out one command, from its bytes to its recorded result. `stop` is set when the process must end.
     fn execute_command(&mut self, bytes: &[u8], stop: &AtomicBool) -> Execution;
 
-    /// The result that was not delivered yet, by its exact bytes; it survives restarts. Asked once a start.
+    /// The result that was not delivered yet, byte for byte; it survives restarts. Called once at start.
     ///
     /// # Errors
-    /// Where the state cannot be read.
+    /// If the state cannot be read.
     fn undelivered_result(&mut self) -> Result<Option<StoredResult>, String>;
 
-    /// The result of this command got a final answer.
+    /// Records that the result of this command got a final answer.
     ///
     /// # Errors
-    /// Where the state cannot be written; the result is then delivered again after a restart.
+    /// If the state cannot be written. The result is then delivered again after a restart.
     fn mark_delivered(&mut self, id: &CommandId) -> Result<(), String>;
 
-    /// `result` takes the place of the kept result of this command: the service refused the form of that one.
+    /// Replaces the stored result of this command by `result`, because the service refused the form of the stored
+    /// one.
     ///
     /// # Errors
-    /// Where the state cannot be written; the other one is then delivered again after a restart.
+    /// If the state cannot be written. The old result is then delivered again after a restart.
     fn replace_result(&mut self, _id: &CommandId, _result: &str) -> Result<(), String> {
         Ok(())
     }
 
-    /// Takes the proof that a command could not take because no sshd ran; asked before each poll once systemd was told
-    /// that we are ready.
+    /// Gets the proof that a command could not get because no sshd ran. Called before each poll after the agent has
+    /// sent `READY=1` to systemd.
     ///
     /// # Errors
-    /// Where it could not be settled; it is tried again.
+    /// If the proof could not be settled. The loop tries again.
     fn check_owed_proof(&mut self) -> Result<OwedProofOutcome, String> {
         Ok(OwedProofOutcome::NoneOwed)
     }
 
-    /// Whether the network may still be on its way, after this host had no way to the service.
+    /// Whether the network may still come up, after this host had no route to the service.
     fn expects_network(&mut self) -> bool {
         true
     }
@@ -111,11 +115,11 @@ pub trait CommandEngine: Send + 'static {
     /// The document of KP-3.37.
     fn build_agent_report(&mut self) -> String;
 
-    /// A few words for `systemctl status`: binding, password login, component.
+    /// A short text for `systemctl status`: binding, password login, component.
     fn summary(&mut self) -> String;
 }
 
-/// What `run` takes from the configuration.
+/// The settings that `run` takes from the configuration.
 #[derive(Debug, Clone)]
 pub struct AgentSettings {
     /// `metadata_url`
@@ -129,7 +133,7 @@ pub struct AgentSettings {
 /// Why `run` did not start.
 #[derive(Debug)]
 pub enum AgentError {
-    /// Another one runs, or the lock cannot be had.
+    /// Another process runs, or the lock cannot be taken.
     Lock(RunLockError),
     /// The process could not be set up.
     Setup(io::Error),
@@ -158,10 +162,10 @@ impl From<io::Error> for AgentError {
     }
 }
 
-/// The daemon: receives, decides, applies, reports, until SIGTERM or SIGINT.
+/// Runs the daemon: it receives, decides, applies and reports until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`AgentError`] where it cannot begin; once begun, it ends in order.
+/// [`AgentError`] if the daemon cannot start. Once started, it shuts down in order.
 pub fn run<T: CommandEngine>(settings: AgentSettings, transactions: T) -> Result<(), AgentError> {
     let _lock = RunLock::acquire(&settings.run_dir)?;
     let signals = StopSignals::install_handlers()?;
@@ -169,7 +173,7 @@ pub fn run<T: CommandEngine>(settings: AgentSettings, transactions: T) -> Result
         .enable_io()
         .enable_time()
         .max_blocking_threads(1)
-        // An idle thread keeps its stack: it ends soon after each command.
+        // An idle thread keeps its stack in memory, so it ends soon after each command.
         .thread_keep_alive(Duration::from_millis(100))
         .build()?;
     tracing::info!(MESSAGE_ID = Event::Started.id(), url = %settings.base_url, "keypair-agent {} started", crate::VERSION);
@@ -185,14 +189,14 @@ pub fn run<T: CommandEngine>(settings: AgentSettings, transactions: T) -> Result
         run_until_stopped(&course, stop, sd_notify::watchdog_enabled()).await;
         Ok(())
     });
-    // A command that did not end in time is cut off here, as by a power failure: the next start recovers.
+    // A command that did not end in time is cut off here, as by a power failure. The next start recovers.
     runtime.shutdown_background();
     tracing::info!(MESSAGE_ID = Event::Stopped.id(), "keypair-agent stopped");
     served
 }
 
-/// The same loop for one agent of many in a process, until `stop`: without a lock, signals, systemd or a state for `status`.
-/// It is what `run` is towards a service, to be tried in numbers.
+/// Runs the same loop until `stop`, for one of many agents in a process. It has no lock, no signals, no systemd and
+/// no state for `status`. The service cannot tell it from `run`, so that load tests can run it in large numbers.
 pub async fn run_embedded<C: Channel, T: CommandEngine>(
     channel: C,
     transactions: T,
@@ -209,8 +213,8 @@ pub async fn run_embedded<C: Channel, T: CommandEngine>(
     run_until_stopped(&course, stop, None).await;
 }
 
-/// The signals that end `run`. SIGHUP gets a handler that does nothing: it is ignored here and not in the
-/// children, as it would be if it were ignored outright.
+/// The signals that end `run`. SIGHUP gets a handler that does nothing. If SIGHUP were set to "ignored" instead, the
+/// child processes would ignore it too.
 struct StopSignals {
     reader: StdUnixStream,
 }
@@ -226,17 +230,19 @@ impl StopSignals {
         Ok(Self { reader })
     }
 
-    /// Ends with the first signal, also with one that came before.
+    /// Completes at the first signal, even if the signal came before this call.
     fn into_stop_future(self) -> io::Result<impl Future<Output = ()>> {
         let reader = UnixStream::from_std(self.reader)?;
         Ok(async move {
-            // An error of the socket pair leaves nothing that could stop us in order: it is taken as a stop.
+            // After an error of the socket pair no signal could stop the agent in order, so the error counts as a
+            // stop.
             let _ = reader.readable().await;
         })
     }
 }
 
-/// Runs the course until `stop`. An idle one ends at once; a command in flight is told to stop and waited for.
+/// Runs the course until `stop`. An idle course ends at once. A command in flight gets the stop flag, and the agent
+/// waits for it.
 async fn run_until_stopped<C: Channel, T: CommandEngine, M: ServiceManager>(
     course: &PollLoop<C, T, M>,
     stop: impl Future<Output = ()>,
@@ -263,7 +269,7 @@ async fn run_until_stopped<C: Channel, T: CommandEngine, M: ServiceManager>(
     }
 }
 
-/// What must happen whatever the course waits for; does not end.
+/// The periodic work that must go on whatever the course waits for. It never returns.
 async fn run_housekeeping<C: Channel, T: CommandEngine, M: ServiceManager>(
     course: &PollLoop<C, T, M>,
     watchdog: Option<Duration>,
@@ -292,7 +298,7 @@ async fn run_housekeeping<C: Channel, T: CommandEngine, M: ServiceManager>(
     tokio::join!(ready, beat, follow);
 }
 
-/// Whether the worker moves: every step of it has a time limit, and one that exceeds the watchdog's does not end.
+/// Whether the worker makes progress. Every step has a time limit, so a step that exceeds the watchdog's limit hangs.
 struct WorkerLiveness {
     moves: u64,
     moved_at: Instant,
@@ -304,7 +310,7 @@ impl WorkerLiveness {
         Self { moves: pulse::read_progress().0, moved_at: Instant::now(), told: false }
     }
 
-    /// Whether it is idle, or moved within this time.
+    /// Whether the worker is idle, or made progress within this time.
     fn has_moved_within(&mut self, limit: Duration, is_working: bool) -> bool {
         let (moves, step) = pulse::read_progress();
         if !is_working || moves != self.moves {

@@ -1,4 +1,4 @@
-//! The configuration file (KP-8.10, keypair-agent.toml(5)): read once at start, validated whole.
+//! The configuration file (KP-8.10, keypair-agent.toml(5)). It is read once at start and validated as a whole.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -12,34 +12,34 @@ use crate::policy::foreign::{sanitize_message, sanitize_text};
 use crate::policy::sshd_config::KbdInteractive;
 use crate::policy::types::InstanceId;
 
-/// Where the configuration is, unless `--config` says otherwise.
+/// The path of the configuration file if `--config` is not given.
 pub const DEFAULT_CONFIG_PATH: &str = "/etc/keypair-agent/config.toml";
 
-/// The most bytes of a configuration.
+/// The most bytes that a configuration file may have.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 
 /// The validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The metadata service's base.
+    /// The base URL of the metadata service.
     pub metadata_url: BaseUrl,
     /// How long a poll waits for a command, in seconds: 1 to 600.
     pub long_poll_seconds: u32,
-    /// Whose authorized_keys file the key goes into.
+    /// The user whose authorized_keys file gets the key.
     pub target_user: String,
-    /// Where the platform component states its version.
+    /// The file in which the platform component states its version.
     pub component_info: PathBuf,
-    /// Where the state is kept.
+    /// The directory of the state file.
     pub state_dir: PathBuf,
-    /// Where the channel's state is told to `status`.
+    /// The directory in which the daemon writes the channel's state for `status`.
     pub run_dir: PathBuf,
-    /// Whether keyboard-interactive follows password login.
+    /// Whether the keyboard-interactive setting follows the setting for password login.
     pub kbd_interactive: KbdInteractive,
-    /// Whether the running sshd is asked for proof.
+    /// Whether the agent asks the running sshd for a proof.
     pub proof: bool,
-    /// This instance's id, where the channel must not say it.
+    /// The instance id, if the agent must not take it from the channel.
     pub instance_id: Option<InstanceId>,
-    /// Whose signatures the channel's commands must bear: a file as in ssh-keygen(1), "ALLOWED SIGNERS".
+    /// The file of the signers who must sign the channel's commands, as in ssh-keygen(1), "ALLOWED SIGNERS".
     pub trusted_signers: Option<PathBuf>,
     /// The sshd of this guest.
     pub sshd: SshdConfig,
@@ -48,31 +48,31 @@ pub struct Config {
 /// The `[sshd]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshdConfig {
-    /// The program.
+    /// The path of the sshd program.
     pub binary: PathBuf,
-    /// Its main configuration file.
+    /// The path of sshd's main configuration file.
     pub config: PathBuf,
-    /// The listener's pid file: named, it is this listener that is meant, not systemd's unit.
+    /// The pid file of the listener. If it is set, the agent manages this listener and not systemd's unit.
     pub pid_file: Option<PathBuf>,
 }
 
-/// Why there is no configuration. Its text is one line: file, line, cause, remedy.
+/// Why there is no usable configuration. The text is one line: file, line, cause, remedy.
 #[derive(Debug)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// It is not what keypair-agent.toml(5) describes.
+    /// The file does not have the form that keypair-agent.toml(5) describes.
     Invalid {
         /// The file.
         path: PathBuf,
-        /// The line, from 1, where it can be told.
+        /// The line number, counted from 1, if it is known.
         line: Option<usize>,
-        /// What is wrong.
+        /// The cause.
         why: String,
     },
 }
@@ -91,7 +91,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The file as it is written; `None` where a key is absent.
+/// The file as written; an absent key is `None`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ConfigFile {
@@ -135,7 +135,7 @@ struct LoginName(String);
 impl<'de> Deserialize<'de> for LoginName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        // What sshd -C takes as a user: no comma, no blank, nothing that is not printed.
+        // The names that `sshd -C` accepts as a user: no comma, no white space, no control character.
         let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | ':' | '/');
         if name.is_empty() || name.starts_with('-') || name.contains(odd) {
             return Err(D::Error::custom("target_user is the login name of an account, as in \"root\""));
@@ -158,10 +158,10 @@ impl<'de> Deserialize<'de> for AbsolutePath {
 }
 
 impl Config {
-    /// Reads `path`, or the default file where `path` is `None`; a default file that is not there means defaults.
+    /// Reads `path`, or the default file if `path` is `None`. If the default file does not exist, the defaults apply.
     ///
     /// # Errors
-    /// The file, its line and what is wrong.
+    /// The file, the line and the cause.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let named = path.unwrap_or(Path::new(DEFAULT_CONFIG_PATH));
         match read_config_file(named) {
@@ -169,7 +169,8 @@ impl Config {
                 Ok(text) => Self::parse(text, named),
                 Err(error) => Err(not_utf8_error(&bytes[..error.valid_up_to()], named)),
             },
-            // A link to nothing is no default: whoever put it there means what it leads to.
+            // A dangling link at the default path is an error: the person who created it wants the file that it
+            // names.
             Err(error)
                 if path.is_none() && error.kind() == io::ErrorKind::NotFound && !named.is_symlink() =>
             {
@@ -179,10 +180,10 @@ impl Config {
         }
     }
 
-    /// Validates the text of a configuration file; `path` is for the errors alone.
+    /// Validates the text of a configuration file. `path` is used only for error messages.
     ///
     /// # Errors
-    /// The line and what is wrong.
+    /// The line and the cause.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let file: ConfigFile =
             toml::from_str(text).map_err(|error| invalid_config_error(&error, text, path))?;
@@ -209,7 +210,7 @@ impl Config {
     }
 }
 
-/// The bytes of the file, a few more than it may have at most.
+/// Reads the file, and one byte more than the limit at most.
 fn read_config_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes)?;
@@ -231,7 +232,7 @@ fn not_utf8_error(before: &[u8], path: &Path) -> ConfigError {
     }
 }
 
-/// What is wrong, and where: the key, cause, remedy.
+/// The error for a file that is not valid: place, key, cause and remedy.
 fn invalid_config_error(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
     let before = error.span().and_then(|span| text.get(..span.start));
     let key = error.span().and_then(|span| find_key_at(text, span.start));
@@ -247,7 +248,7 @@ fn invalid_config_error(error: &toml::de::Error, text: &str, path: &Path) -> Con
     }
 }
 
-/// The key whose value stands at `at`, or that stands there itself.
+/// The key whose value is at `at`, or the key that is itself at `at`.
 fn find_key_at(text: &str, at: usize) -> Option<&str> {
     let (before, behind) = text.split_at_checked(at)?;
     let line = before.rsplit('\n').next().unwrap_or_default();
@@ -259,7 +260,7 @@ fn find_key_at(text: &str, at: usize) -> Option<&str> {
     named?.rsplit('.').next().filter(|key| !key.is_empty())
 }
 
-/// What a key's value is, and an example.
+/// Describes the valid values of a key, with an example.
 fn remedy_for_key(key: &str) -> &'static str {
     match key {
         "metadata_url" => "write a URL in quotes, as in \"http://169.254.169.254/metadata/latest\"",

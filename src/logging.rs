@@ -1,7 +1,8 @@
-//! Where the agent's words go: to the journal in its own format under systemd, as text to stderr elsewhere.
+//! The agent's log. Under systemd it goes to the journal in the journal's own format; otherwise it goes to stderr as
+//! text.
 //!
-//! Events carry a fixed `MESSAGE_ID` each, so that `journalctl MESSAGE_ID=…` finds a kind of event whatever
-//! its words are in this version. Key text never appears in them, fingerprints do (KP-3.34).
+//! Every event has a fixed `MESSAGE_ID`. So `journalctl MESSAGE_ID=…` finds a kind of event even if its text changed
+//! in another version. The log never contains key text; it contains fingerprints (KP-3.34).
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal};
@@ -18,26 +19,26 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::policy::outcome::escape_unprintable;
 
-/// The variable that names the level: `error`, `warn`, `info` (unless given) or `debug`.
+/// The environment variable that sets the level: `error`, `warn`, `info` (the default) or `debug`.
 pub const LOG_LEVEL_ENV: &str = "KEYPAIR_AGENT_LOG";
 
-/// The field that becomes the journal's `MESSAGE_ID`; it is not shown where the log is text.
+/// The field that becomes the journal's `MESSAGE_ID`. Text output does not show it.
 const MESSAGE_ID: &str = "MESSAGE_ID";
 
-/// What the log tells of. An event is emitted as `tracing::info!(MESSAGE_ID = Event::Started.id(), "…")`.
+/// The events of the log. An event is emitted as `tracing::info!(MESSAGE_ID = Event::Started.id(), "…")`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// `run` began its work.
+    /// `run` started.
     Started,
     /// `run` ended in order.
     Stopped,
-    /// A command came.
+    /// A command was received.
     CommandReceived,
-    /// A command took effect, and something is another than before.
+    /// A command succeeded and changed something.
     CommandSucceeded,
-    /// A command found everything as it wants it.
+    /// A command succeeded, and nothing had to change.
     CommandUnchanged,
-    /// A command succeeded, and the owner should know something (KP-3.32).
+    /// A command succeeded with a warning for the owner (KP-3.32).
     CommandWarned,
     /// A command was refused: `INVALID_ARGUMENT` or `FAILED_PRECONDITION`.
     CommandRefused,
@@ -45,26 +46,26 @@ pub enum Event {
     CommandFailed,
     /// A command seen before was answered with its stored result.
     CommandRepeated,
-    /// What came has no usable id, or could not be judged now.
+    /// A received command has no usable id, or could not be judged now.
     CommandUnanswerable,
-    /// The service has the result.
+    /// The service accepted the result.
     ResultDelivered,
-    /// The service does not take the result, for good.
+    /// The service refused the result for good.
     ResultRefused,
-    /// The channel answers, for the first time or again.
+    /// The channel works, for the first time or again.
     ChannelUp,
     /// The channel fails, or fails in another way than before.
     ChannelDown,
-    /// The service said which instance this is.
+    /// The service returned the instance id.
     InstanceIdentified,
     /// The state or its lock cannot be used, or recovery could not finish.
     TransactionFailed,
-    /// The service does not take the document on what runs here.
+    /// The service refused the report on what runs here.
     AnnounceFailed,
 }
 
 impl Event {
-    /// Its `MESSAGE_ID`: fixed once released.
+    /// The `MESSAGE_ID` of this event. It never changes after a release.
     pub const fn id(self) -> &'static str {
         match self {
             Self::Started => "8e6f8cf1792d4ed0b8ac50acb68459ff",
@@ -88,16 +89,16 @@ impl Event {
     }
 }
 
-/// Sets up the log of this process; called once, early.
+/// Sets up the log of this process. Called once, early.
 pub fn init() {
     let named = std::env::var(LOG_LEVEL_ENV).ok();
     let level = named.as_deref().map_or(Some(LevelFilter::INFO), parse_level);
     let registry = tracing_subscriber::registry().with(level.unwrap_or(LevelFilter::INFO));
-    // A journal that cannot be reached is no reason to be silent.
+    // If the journal cannot be reached, log to stderr as text.
     let journal = if is_stderr_journal() { tracing_journald::layer().ok() } else { None };
     let set = match journal {
         Some(journal) => {
-            // Ordinary words are no notices to the journal.
+            // Map `info` to "informational": the journal's "notice" is too high for ordinary messages.
             let priorities = PriorityMappings {
                 info: Priority::Informational,
                 debug: Priority::Debug,
@@ -129,14 +130,14 @@ fn parse_level(name: &str) -> Option<LevelFilter> {
     }
 }
 
-/// Whether systemd connected stderr to the journal: `JOURNAL_STREAM` names its device and inode. A child of a
-/// service inherits the variable too, so the two are compared.
+/// Whether systemd connected stderr to the journal. `JOURNAL_STREAM` contains the device and the inode of that
+/// connection. A child of a service inherits the variable too, so the function compares both with stderr.
 fn is_stderr_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     fstat(io::stderr()).is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// A line of text an event.
+/// Writes every event as one line of text.
 struct TextLayer<O> {
     times: bool,
     out: fn() -> O,
@@ -147,19 +148,19 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, O: io::Write + 'static> Layer<S> fo
         let now = self.times.then(now_rfc3339);
         let mut line = format_line(record, now.as_deref());
         line.push('\n');
-        // There is nowhere left to say that this failed.
+        // If this write fails, there is no other place to report the failure.
         let _ = (self.out)().write_all(line.as_bytes());
     }
 }
 
-/// The present second; RFC 3339, UTC.
+/// The current time in whole seconds; RFC 3339, UTC.
 pub(crate) fn now_rfc3339() -> String {
     let now = OffsetDateTime::now_utc();
-    // No nanoseconds, and a year of four digits: both succeed.
+    // The time has no nanoseconds and a year of four digits, so both calls succeed.
     now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }
 
-/// `2026-01-01T00:00:00Z WARN words of the event field=value`
+/// Formats an event as `2026-01-01T00:00:00Z WARN words of the event field=value`.
 fn format_line(record: &Record<'_>, time: Option<&str>) -> String {
     let mut fields = EventFields::default();
     record.record(&mut fields);
@@ -168,7 +169,7 @@ fn format_line(record: &Record<'_>, time: Option<&str>) -> String {
         line.push_str(time);
         line.push(' ');
     }
-    // Ordinary words need no label.
+    // The level `info` gets no label.
     if *record.metadata().level() != Level::INFO {
         let _ = write!(line, "{}: ", record.metadata().level().as_str().to_ascii_lowercase());
     }
@@ -177,7 +178,7 @@ fn format_line(record: &Record<'_>, time: Option<&str>) -> String {
     line
 }
 
-/// The fields of an event, each on one line whatever it holds.
+/// The fields of an event. Every field is on one line, whatever it contains.
 #[derive(Default)]
 struct EventFields {
     message: String,
@@ -206,7 +207,7 @@ impl Visit for EventFields {
     }
 }
 
-/// What a test's thread logs, line by line.
+/// Captures the log lines of a test's thread.
 #[cfg(test)]
 pub(crate) mod capture {
     #![allow(clippy::unwrap_used)]
@@ -214,7 +215,7 @@ pub(crate) mod capture {
 
     use super::*;
 
-    /// Gathers lines as long as it lives.
+    /// Collects log lines until it is dropped.
     pub(crate) struct CapturedLog {
         lines: Arc<Mutex<Vec<String>>>,
         _guard: tracing::subscriber::DefaultGuard,

@@ -1,5 +1,5 @@
-//! The course of `run` (KP-3.5 to KP-3.19): recover, learn who we are, then for ever deliver what is due, poll,
-//! perform. It ends only where `stop` is set after a call that changes something.
+//! The course of `run` (KP-3.5 to KP-3.19): recover, learn the instance id, then repeat: deliver the due result,
+//! poll, perform. It ends only if `stop` is set after a call that changes something.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -24,35 +24,36 @@ use crate::transaction::state::StoredResult;
 
 mod tell;
 
-/// How far apart polls start where no command comes and nothing fails.
+/// The least time between the starts of two polls, if no command comes and nothing fails.
 const MIN_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a poll goes unanswered before it is taken that no command stands behind the last one.
+/// If a poll stays unanswered this long, the agent assumes that no further command waits, and announces.
 const ANNOUNCE_DELAY: Duration = Duration::from_millis(500);
 
-/// When a connect that never left the host is tried again, until `READY=1`.
+/// The pause before a connect that failed without a network is tried again, until `READY=1`.
 const NO_NETWORK_PAUSE: Duration = Duration::from_millis(250);
 
-/// Over what time a fleet tells anew what runs there, after an outage: to a service that may have forgotten it, and to one
-/// that answered all along, if only that it could not.
+/// The window over which agents announce what runs here again after an outage. `ANNOUNCE_SPREAD` applies if the
+/// service was unreachable and may have lost its data. `ANNOUNCE_SPREAD_AFTER_OVERLOAD` applies if it still answered,
+/// even if only with errors.
 const ANNOUNCE_SPREAD: Duration = Duration::from_secs(60);
 const ANNOUNCE_SPREAD_AFTER_OVERLOAD: Duration = Duration::from_secs(300);
 
-/// How long the metadata address has to refuse, or to answer as another service, until there is none for certain; and how
-/// long there has to be no way to it: a link may take that long to come up.
+/// How long the metadata address must refuse, or answer as another service, until the agent is sure that there is no
+/// service. The second constant is the same for a missing route: a link may take that long to come up.
 const SERVICE_ABSENT_AFTER: Duration = Duration::from_secs(1);
 const ROUTE_ABSENT_AFTER: Duration = Duration::from_secs(2);
 
-/// How many polls are short while sshd is yet to start: half a minute's.
+/// How many polls are short while a proof is owed and sshd has not started: about half a minute.
 const MAX_SHORT_POLLS: u8 = 15;
 
-/// The one try to deliver the last result when stopping.
+/// The time limit of the one try to deliver the last result at a stop.
 const FINAL_DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many results with a final answer are remembered: as many as the state holds.
+/// How many ids of delivered results are remembered: as many as the state holds results.
 const MAX_DELIVERED_IDS: usize = 128;
 
-/// What the course needs, shared with who attends it.
+/// The data of the course, shared with the housekeeping task.
 pub(super) struct PollLoop<C, T, M> {
     channel: C,
     worker: Worker<T>,
@@ -78,7 +79,7 @@ impl<C: Channel, T: CommandEngine, M: ServiceManager> PollLoop<C, T, M> {
         &self.report
     }
 
-    /// Told to a command in flight.
+    /// The flag that asks a command in flight to stop.
     pub(super) fn stop_flag(&self) -> &AtomicBool {
         &self.stop
     }
@@ -88,14 +89,14 @@ impl<C: Channel, T: CommandEngine, M: ServiceManager> PollLoop<C, T, M> {
         self.worker.is_working()
     }
 
-    /// Whether a call is in flight that must be waited for.
+    /// Whether a call is in flight that the process must wait for.
     pub(super) fn is_writing(&self) -> bool {
         self.worker.is_writing()
     }
 
-    /// All of it.
+    /// Runs the whole course.
     pub(super) async fn run(&self) {
-        // The end of it is `Stopped`, and there is nothing to add to that.
+        // The only error is `Stopped`, and it carries no further information.
         let _ = LoopState::new(self).run().await;
     }
 }
@@ -103,7 +104,7 @@ impl<C: Channel, T: CommandEngine, M: ServiceManager> PollLoop<C, T, M> {
 /// `stop` was set, and no further step begins.
 struct Stopped;
 
-/// A result on its way.
+/// A result that is not delivered yet.
 struct PendingResult {
     id: CommandId,
     result: String,
@@ -112,37 +113,38 @@ struct PendingResult {
 
 type AnnounceFuture<'a> = Pin<Box<dyn Future<Output = Result<(), ChannelError>> + 'a>>;
 
-/// What changes along the course.
+/// The mutable state of the course.
 struct LoopState<'a, C, T, M> {
     course: &'a PollLoop<C, T, M>,
     backoff: Backoff,
     next_poll: Instant,
-    /// Whether this service holds long polls: what then happens to ours happens to everyone's.
+    /// Whether this service holds long polls. If so, what happens to this agent's poll happens to the polls of all
+    /// agents.
     holds: bool,
-    /// Whether it has answered since the last success, if only that it cannot do its work.
+    /// Whether the service has answered since the last success, even if only with an error.
     busy: bool,
-    /// Whether others are likely to begin their long polls when we do.
+    /// Whether other agents are likely to begin their long polls at the same time as this one.
     in_step: bool,
-    /// Commands whose result got a final answer from this process.
+    /// Commands whose result got a final answer while this process ran.
     settled: VecDeque<CommandId>,
     announce: Announcer<'a>,
-    /// Since when there has been no service for certain.
+    /// Since when the agent has found no metadata service.
     absent_since: Option<Instant>,
-    /// Whether the running sshd is to be asked as soon as there is one: then polls are short.
+    /// Whether the running sshd must give a proof as soon as it starts. If so, polls are short.
     owes_proof: bool,
-    /// How many were, for that.
+    /// How many polls were short for this reason.
     short_polls: u8,
-    /// Why the last try to take that proof failed, told already.
+    /// Why the last try to get that proof failed, as already logged.
     proof_trouble: Option<String>,
 }
 
-/// `PUT keypair/agent`. It goes on beside whatever the course waits for, so that nothing waits for it.
+/// Sends `PUT keypair/agent`. It runs beside the calls of the course, so that no call waits for it.
 struct Announcer<'a> {
     due: bool,
     flying: Option<AnnounceFuture<'a>>,
     backoff: Backoff,
     not_before: Instant,
-    /// Until when others go first.
+    /// The agent announces only after this time, so that not all agents announce at once.
     spread_until: Instant,
     failure: Option<ChannelErrorKind>,
 }
@@ -211,7 +213,8 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         }
     }
 
-    /// The proof that a command at the boot could not take. Not before sshd may start, which waits until we are ready.
+    /// Gets the proof that a command could not get during boot. sshd may start only after `READY=1`, so this waits
+    /// for it.
     async fn retry_owed_proof(&mut self) -> Result<(), Stopped> {
         self.owes_proof = false;
         if !self.course.report.is_ready() {
@@ -238,7 +241,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         Ok(())
     }
 
-    /// Who we are; asked until it is answered.
+    /// Returns the instance id. Queries the channel until it answers.
     async fn resolve_instance_id(&mut self) -> InstanceId {
         let course = self.course;
         if let Ok(Some(id)) =
@@ -283,7 +286,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         }
     }
 
-    /// One poll and what follows from it: the result that is now due.
+    /// Makes one poll and handles its answer. Returns the result that is now due.
     async fn poll_for_command(&mut self) -> Result<Option<PendingResult>, Stopped> {
         let course = self.course;
         let begun = Instant::now();
@@ -292,8 +295,8 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         let polled = match timeout(ANNOUNCE_DELAY, self.await_with_announce(next.as_mut())).await {
             Ok(polled) => polled,
             Err(_) => {
-                // A long poll may wait for minutes, and the news is of now. Before it is quiet the next command
-                // would have to wait until sshd is asked for the document.
+                // A long poll may take minutes, and the announcement must be current. But if it started at once, the
+                // next command would have to wait until sshd was queried for the document.
                 if course.report.is_ready() {
                     self.start_announce_if_due();
                 }
@@ -313,7 +316,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
                 self.handle_success(outage);
                 self.next_poll = begun + MIN_POLL_INTERVAL;
                 self.start_announce_if_due();
-                // Somebody at the console may have changed what is bound meanwhile.
+                // A person at the console may have changed the binding meanwhile.
                 self.refresh_summary().await;
             }
             Ok(Polled::NoQueue(pause)) => {
@@ -333,8 +336,8 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         Ok(None)
     }
 
-    /// How long the next poll may be held. A part of the time by chance where a crowd begins its long polls at once, since
-    /// they would all end, and begin anew, at once for ever.
+    /// How long the service may hold the next poll. If many agents begin long polls at the same time, the agent
+    /// chooses a random part of the time. Otherwise all polls would always end and begin together.
     fn choose_poll_wait(&mut self) -> Duration {
         let course = self.course;
         if !course.report.is_ready() || self.owes_proof {
@@ -346,11 +349,11 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         course.long_poll
     }
 
-    /// A poll that was to wait so long ended without a command after that.
+    /// A poll that could be held for `wait` ended without a command after `held`.
     fn update_long_poll_support(&mut self, wait: Duration, held: Duration) {
         if wait > LONG_POLL_THRESHOLD {
             let holds = held > LONG_POLL_THRESHOLD;
-            // With the first one: others may have been started when we were.
+            // At the first held poll: other agents may have started at the same time as this one.
             self.in_step |= holds && !self.holds;
             self.holds = holds;
         }
@@ -380,7 +383,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
                 return Ok(None);
             }
         };
-        // What was answered before may have been another command that bore its id and did not count.
+        // The earlier answer may have been for another command with the same id that was not recorded as seen.
         let again = !is_new && (again || self.settled.contains(&id));
         if changed {
             self.announce.due = true;
@@ -393,7 +396,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
             return Err(Stopped);
         }
         if again {
-            // Its result once more, whatever comes of it; then a pause.
+            // Send its result once more, whatever the answer, then back off.
             let sent = self.send_result(&mut due).await?;
             tracing::debug!("the result of {} was sent again: {sent:?}", due.id);
             self.handle_poll_failure(ChannelFault::Redelivered(due.id), RetryClass::Ordinary);
@@ -430,7 +433,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         }
     }
 
-    /// Sends a result; where the service refuses its form, the short one in its place.
+    /// Sends a result. If the service refuses its form, the short form is sent instead.
     async fn send_result(
         &mut self,
         due: &mut PendingResult,
@@ -453,7 +456,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         Ok(self.await_with_announce(channel.store_result(&due.id, &due.result)).await)
     }
 
-    /// The result that a stop leaves behind gets one quick try; the next start does the rest.
+    /// At a stop, the last result gets one quick try. The next start does the rest.
     async fn try_final_delivery(&mut self, due: &PendingResult) {
         let store = self.course.channel.store_result(&due.id, &due.result);
         let sent = timeout(FINAL_DELIVERY_TIMEOUT, store).await;
@@ -484,7 +487,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         self.course.report.record_poll_failure(trouble);
     }
 
-    /// Ends the hold of sshd before its time where there is no metadata service for certain, and has not been for a while.
+    /// Sends `READY=1` early, so that sshd may start, if there has certainly been no metadata service for a while.
     async fn signal_ready_if_no_service(&mut self, error: &ChannelError) {
         let course = self.course;
         if course.report.is_ready() {
@@ -511,7 +514,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         }
     }
 
-    /// How long to stay away after a failed call; of a long poll, that had been held so long.
+    /// The pause after a failed call. `held` is how long the service held the call, if it was a poll.
     fn choose_retry_delay(&mut self, error: &ChannelError, held: Option<Duration>) -> Duration {
         if error.is_network_unreachable() && !self.course.report.is_ready() {
             return NO_NETWORK_PAUSE;
@@ -523,7 +526,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         self.backoff.record_failure(hint, (self.course.random)())
     }
 
-    /// What the failure of a poll that was held so long says, and what follows for the next ones.
+    /// Classifies the error of a poll that was held for `held`, and updates the flags for the next polls.
     fn classify_poll_error(&mut self, error: &ChannelError, held: Duration) -> RetryClass {
         let affects_all_agents = self.holds || held > LONG_POLL_THRESHOLD;
         let hint = match error {
@@ -535,7 +538,8 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
             {
                 RetryClass::Disconnected
             }
-            // All who wait for its end come back as seldom as this, or it would find a crowd at its door.
+            // All agents that wait for the end of the outage must slow down like this one. Otherwise they would all
+            // return at once.
             ChannelError::Disconnected { .. }
             | ChannelError::ConnectionRefused
             | ChannelError::TimedOut(_)
@@ -547,12 +551,13 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         };
         let answered = matches!(error, ChannelError::Status { .. });
         self.busy |= answered && affects_all_agents;
-        // Who is sent away at once came in his turn, and comes back in it; all others lost theirs together.
+        // A poll that is rejected at once came at its own time and returns at its own time. All other polls ended
+        // together.
         self.in_step |= self.holds && (!answered || held > LONG_POLL_THRESHOLD);
         hint
     }
 
-    /// A call ended well, and with it maybe an outage: then what runs here is told anew.
+    /// A call succeeded. If this ends an outage, the agent announces again what runs here.
     fn handle_success(&mut self, outage: bool) {
         self.backoff.record_success();
         let busy = std::mem::take(&mut self.busy);
@@ -592,7 +597,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         }));
     }
 
-    /// A call that changes something; what comes after it is no longer begun once `stop` is set.
+    /// Makes a call that changes something. If `stop` is set, the steps after it do not begin.
     async fn run_engine_call<R: Send + 'static>(
         &mut self,
         call: impl FnOnce(&mut T) -> Result<R, String> + Send + 'static,
@@ -607,7 +612,7 @@ impl<'a, C: Channel, T: CommandEngine, M: ServiceManager> LoopState<'a, C, T, M>
         if self.course.stop.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(value) }
     }
 
-    /// Waits for `main`, and lets an announcement go on meanwhile.
+    /// Waits for `main`, and lets an announcement continue meanwhile.
     async fn await_with_announce<F: Future>(&mut self, main: F) -> F::Output {
         let mut main = pin!(main);
         let random = self.course.random;
@@ -645,12 +650,12 @@ impl Announcer<'_> {
     }
 }
 
-/// Whether it is the form of a result that the service refuses: a short one may be taken.
+/// Whether the service refused the form of a result, so that it may accept the short form.
 fn is_format_refusal(stored: StoreResponse) -> bool {
     matches!(stored, StoreResponse::Refused(400 | 413 | 422))
 }
 
-/// What a failure says about the pause after it.
+/// The back-off class of an error.
 fn to_retry_class(error: &ChannelError) -> RetryClass {
     error.retry_after().map_or(RetryClass::Ordinary, RetryClass::RetryAfter)
 }

@@ -1,4 +1,5 @@
-//! What is said of the course: to systemd, to `status`, to the log. Each thing once per change.
+//! Reports the progress of the course to systemd, to `status` and to the log. Each fact is reported once for each
+//! change.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -12,20 +13,20 @@ use crate::logging::{Event, now_rfc3339};
 use crate::policy::types::CommandId;
 use crate::transaction::pulse;
 
-/// Who started us and waits to hear from us.
+/// The service manager that started the agent and waits for its notifications.
 pub(super) trait ServiceManager {
-    /// Tells it something.
+    /// Sends these notifications to the service manager.
     fn notify(&self, news: &[NotifyState<'_>]);
 }
 
-/// Nobody.
+/// No service manager: notifications are dropped.
 pub(super) struct NoopManager;
 
 impl ServiceManager for NoopManager {
     fn notify(&self, _: &[NotifyState<'_>]) {}
 }
 
-/// systemd, where it listens.
+/// systemd, if it listens for notifications.
 pub(super) struct Systemd;
 
 impl ServiceManager for Systemd {
@@ -39,18 +40,18 @@ impl ServiceManager for Systemd {
 /// Why the channel counts as failing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ChannelFault {
-    /// A call failed; what it was for.
+    /// A call failed. The text names its purpose.
     CallFailed(&'static str, ChannelError),
-    /// `404` where commands should be.
+    /// The service answered `404` to the request for a command.
     NoQueue,
-    /// What came cannot be answered.
+    /// The command that came cannot be answered.
     Unanswerable(String),
-    /// What came was answered before, finally.
+    /// The command that came already has a result with a final answer.
     Redelivered(CommandId),
 }
 
 impl ChannelFault {
-    /// Whether a person who was told of the one needs not be told of the other.
+    /// Whether both faults are of the same kind, so that a second log line is not needed.
     fn is_same_kind(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::CallFailed(_, one), Self::CallFailed(_, other)) => one.kind() == other.kind(),
@@ -72,9 +73,9 @@ impl fmt::Display for ChannelFault {
     }
 }
 
-/// Keeps what was said last.
+/// Holds the last reported status.
 pub(super) struct StatusReporter<M> {
-    /// Where `status` finds the channel's state; `None` where nobody asks.
+    /// The directory in which `status` finds the channel's state; `None` if no `status` command reads it.
     run_dir: Option<PathBuf>,
     manager: M,
     ready: Cell<bool>,
@@ -114,7 +115,7 @@ impl<M: ServiceManager> StatusReporter<M> {
         report
     }
 
-    /// `READY=1`, once.
+    /// Sends `READY=1`, once.
     pub(super) fn notify_ready(&self) {
         if !self.ready.replace(true) {
             self.manager.notify(&[NotifyState::Ready]);
@@ -126,17 +127,17 @@ impl<M: ServiceManager> StatusReporter<M> {
         self.ready.get()
     }
 
-    /// `WATCHDOG=1`
+    /// Sends `WATCHDOG=1`.
     pub(super) fn notify_watchdog(&self) {
         self.manager.notify(&[NotifyState::Watchdog]);
     }
 
-    /// `STOPPING_MESSAGE=1`
+    /// Sends `STOPPING=1`.
     pub(super) fn notify_stopping(&self) {
         self.manager.notify(&[NotifyState::Stopping]);
     }
 
-    /// Something begins to be carried out: this command, or what is left of an earlier one.
+    /// Records that work begins: this command, or with `None` the recovery of an earlier one.
     pub(super) fn set_in_flight(&self, command_id: Option<CommandId>) {
         let in_flight = InFlight {
             command_id,
@@ -148,13 +149,13 @@ impl<M: ServiceManager> StatusReporter<M> {
         self.publish();
     }
 
-    /// It came to its end.
+    /// Records that the work in flight has ended.
     pub(super) fn clear_in_flight(&self) {
         self.said.borrow_mut().state.in_flight = None;
         self.publish();
     }
 
-    /// Which step it is in by now.
+    /// Publishes the current step of the work in flight.
     pub(super) fn refresh_step(&self) {
         let mut said = self.said.borrow_mut();
         let (_, step) = pulse::read_progress();
@@ -166,19 +167,19 @@ impl<M: ServiceManager> StatusReporter<M> {
         self.publish();
     }
 
-    /// What the guest's side looks like, in a few words.
+    /// Publishes a short summary of the guest.
     pub(super) fn set_summary(&self, summary: String) {
         self.said.borrow_mut().summary = summary;
         self.publish_status_line();
     }
 
-    /// A poll ended well. Says whether that ends an outage.
+    /// Records a successful poll. Returns whether this ends an outage.
     pub(super) fn record_poll_success(&self) -> bool {
         self.record_poll_end(true);
         self.record_channel_success()
     }
 
-    /// A call of another kind ended well. Says whether that ends an outage.
+    /// Records a successful call of another kind. Returns whether this ends an outage.
     pub(super) fn record_channel_success(&self) -> bool {
         let mut said = self.said.borrow_mut();
         let outage = said.trouble.take().is_some();
@@ -193,13 +194,13 @@ impl<M: ServiceManager> StatusReporter<M> {
         outage
     }
 
-    /// A poll failed.
+    /// Records a failed poll.
     pub(super) fn record_poll_failure(&self, trouble: ChannelFault) {
         self.record_poll_end(false);
         self.record_channel_failure(trouble);
     }
 
-    /// A call of another kind failed.
+    /// Records a failed call of another kind.
     pub(super) fn record_channel_failure(&self, trouble: ChannelFault) {
         let mut said = self.said.borrow_mut();
         if !said.trouble.as_ref().is_some_and(|last| last.is_same_kind(&trouble)) {
@@ -225,12 +226,12 @@ impl<M: ServiceManager> StatusReporter<M> {
         said.state.last_poll_succeeded = Some(succeeded);
     }
 
-    /// Writes the state for `status`, and tells systemd.
+    /// Writes the state for `status`, and notifies systemd.
     fn publish(&self) {
         if let Some(run_dir) = &self.run_dir {
             let mut said = self.said.borrow_mut();
             let written = said.state.write(run_dir);
-            // Once per change here too: a full /run would be told at every poll otherwise.
+            // Log this once for each change too: otherwise a full /run would give a log line at every poll.
             if let Err(error) = &written
                 && !said.unwritable
             {
@@ -250,7 +251,7 @@ impl<M: ServiceManager> StatusReporter<M> {
         };
         let status = if said.summary.is_empty() { channel } else { format!("{}; {channel}", said.summary) };
         if status != said.status {
-            // One line: systemd takes a newline for the next assignment.
+            // One line only: systemd reads a newline as the start of the next assignment.
             self.manager.notify(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
             said.status = status;
         }

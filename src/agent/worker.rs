@@ -1,4 +1,4 @@
-//! The synchronous side: one blocking thread, on which calls follow one another and are never cancelled.
+//! The synchronous side: one blocking thread. It runs calls one after another, and no call is ever cancelled.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::CommandEngine;
 use crate::transaction::at_rest;
 
-/// Hands calls to the blocking thread.
+/// Passes calls to the blocking thread.
 pub(super) struct Worker<T> {
     transactions: Arc<Mutex<T>>,
     writing: Cell<bool>,
-    /// How many calls wait for their end.
+    /// How many calls have not ended yet.
     calls: Cell<usize>,
 }
 
@@ -23,10 +23,10 @@ impl<T: CommandEngine> Worker<T> {
         }
     }
 
-    /// A call that changes nothing: the process may end without waiting for it.
+    /// Runs a call that changes nothing. The process may end without waiting for this call.
     ///
     /// # Errors
-    /// Where the thread ended within the call.
+    /// If the thread ended during the call.
     pub(super) async fn run_read_only<R: Send + 'static>(
         &self,
         call: impl FnOnce(&mut T) -> R + Send + 'static,
@@ -43,10 +43,10 @@ impl<T: CommandEngine> Worker<T> {
         done.map_err(|_| "the working thread ended within a call".to_owned())
     }
 
-    /// A call that may change the guest or the state: the process waits for it.
+    /// Runs a call that may change the guest or the state. The process waits for this call.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// As for [`Self::run_read_only`].
     pub(super) async fn run_mutating<R: Send + 'static>(
         &self,
         call: impl FnOnce(&mut T) -> R + Send + 'static,
@@ -62,7 +62,7 @@ impl<T: CommandEngine> Worker<T> {
         self.calls.get() > 0
     }
 
-    /// Whether such a call is in flight.
+    /// Whether a call that may change something is in flight.
     pub(super) fn is_writing(&self) -> bool {
         self.writing.get()
     }

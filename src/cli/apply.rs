@@ -1,4 +1,4 @@
-//! `apply FILE`, `password-auth` and `detach`: one command at the console, through the same code as `run`.
+//! `apply FILE`, `password-auth` and `detach`: one command at the console. It uses the same code as `run`.
 
 use std::io::Read;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::transaction::perform::{CompletedCommand, Execution};
 use super::arguments::CommandSource;
 use super::{EXIT_FAILED, EXIT_OK};
 
-/// The most that is read as a command: 64 KiB, as over the channel.
+/// The most bytes that are read as a command: 64 KiB, as over the channel.
 const MAX_COMMAND_BYTES: u64 = 64 * 1024;
 
 /// `apply FILE`.
@@ -46,7 +46,7 @@ fn execute_action(config: &Config, action: Action) -> u8 {
     print_execution(transaction.execute_received(&received, Origin::Console, &AtomicBool::new(false)))
 }
 
-/// The bytes of a command.
+/// Reads the bytes of a command.
 pub(super) fn read_command(source: &CommandSource) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let (name, done) = match source {
@@ -69,7 +69,7 @@ pub(super) fn read_command(source: &CommandSource) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Prints a result, or why there is none.
+/// Prints a result, or the reason why there is none.
 pub(super) fn print_execution(performed: Execution) -> u8 {
     match performed {
         Execution::Completed(CompletedCommand { result, succeeded, .. }) => {
@@ -80,7 +80,7 @@ pub(super) fn print_execution(performed: Execution) -> u8 {
     }
 }
 
-/// Says why there is no result.
+/// Prints the reason why there is no result.
 pub(super) fn print_failure(why: &str) -> u8 {
     super::print_error(why);
     EXIT_FAILED

@@ -8,7 +8,7 @@ use lexopt::prelude::*;
 use crate::guest::scout;
 use crate::policy::types::PasswordAuth;
 
-/// What `--help` prints.
+/// The output of `--help`.
 pub(super) const USAGE_TEXT: &str = "\
 usage: keypair-agent COMMAND [--config PATH]
 
@@ -28,7 +28,7 @@ usage: keypair-agent COMMAND [--config PATH]
 exit: 0 done or healthy, 1 failed or unhealthy, 2 wrong usage or configuration
 ";
 
-/// What was asked for.
+/// What the command line requests.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Invocation {
     /// `--help`.
@@ -39,7 +39,7 @@ pub(super) enum Invocation {
     Subcommand(Arguments),
 }
 
-/// A command and where its configuration is.
+/// A command and the path of its configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Arguments {
     /// `--config`.
@@ -48,7 +48,7 @@ pub(super) struct Arguments {
     pub word: Subcommand,
 }
 
-/// Where a command's bytes come from.
+/// The source of a command's bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum CommandSource {
     /// `-`.
@@ -72,11 +72,11 @@ pub(super) enum Subcommand {
     Detach,
     /// `undo`.
     Undo,
-    /// `recover`: for the packages' removal alone, so the usage does not name it.
+    /// `recover`: only for the removal of the packages, so the usage text does not name it.
     Recover,
-    /// `trial-helper`: for systemd alone, so the usage does not name it.
+    /// `trial-helper`: only for systemd, so the usage text does not name it.
     TrialHelper,
-    /// `scout`: for this program alone.
+    /// `scout`: only for this program itself.
     Scout,
     /// `status`.
     Status {
@@ -92,10 +92,10 @@ pub(super) enum Subcommand {
     },
 }
 
-/// Reads the arguments behind the program's name.
+/// Parses the arguments after the program's name.
 ///
 /// # Errors
-/// What is wrong with them, in one line.
+/// The error in the arguments, in one line.
 pub(super) fn parse_arguments(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Invocation, lexopt::Error> {

@@ -1,4 +1,4 @@
-//! `check`: what an attach that forbids passwords would do on this guest as it stands, why, and what to do about it.
+//! `check`: what an attach with `passWordAuth` `no` would do on this guest now, why, and the remedy.
 
 use crate::channel::run_lock;
 use crate::config::Config;
@@ -18,7 +18,8 @@ use crate::transaction::state::State;
 
 use super::report::{Check, CheckReport};
 
-/// A key of the usual kind for a guest where none is bound: RFC 8709's kind, made of zeros, never written.
+/// A placeholder key of the usual type, for a guest without a binding. It has the type of RFC 8709, consists of zeros
+/// and is never written.
 const PLACEHOLDER_KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -64,7 +65,7 @@ fn run_checks(config: &Config) -> CheckReport {
     CheckReport::new(summary, checks)
 }
 
-/// Whose signatures the channel's commands must bear, and what of that file trusts nobody.
+/// The signers of the channel's commands, and the lines of that file that trust no signer.
 fn check_signers(transaction: &Engine<impl Guest>, config: &Config) -> Vec<Check> {
     const NAME: &str = "signers";
     let Some(path) = &config.trusted_signers else { return Vec::new() };
@@ -147,7 +148,7 @@ fn describe_reload(sshd: &Sshd) -> String {
     }
 }
 
-/// The file that sshd reads for the user, and what stands in it.
+/// The key file that sshd reads for the user, and its content.
 fn check_key_file(transaction: &Engine<impl Guest>, sshd: &Sshd, account: &Account, state: &State) -> Check {
     const NAME: &str = "key file";
     match transaction.read_key_file(sshd, account) {
@@ -178,7 +179,7 @@ fn check_key_file(transaction: &Engine<impl Guest>, sshd: &Sshd, account: &Accou
     }
 }
 
-/// What SELinux keeps sshd from reading.
+/// The files that SELinux keeps sshd from reading.
 fn check_labels(transaction: &Engine<impl Guest>, sshd: &Sshd, state: &State) -> Vec<Check> {
     const NAME: &str = "labels";
     let unreadable = match transaction.find_label_problems(state, sshd) {
@@ -193,7 +194,7 @@ fn check_labels(transaction: &Engine<impl Guest>, sshd: &Sshd, state: &State) ->
     checks.collect()
 }
 
-/// What sshd would answer now, and what decides it.
+/// The settings that sshd would apply now, and the lines that decide them.
 fn check_effective_settings(sshd: &Sshd, account: &Account) -> Vec<Check> {
     let Some(first) = sshd.answers.first() else {
         return vec![Check::failed("password login", "sshd names no port on which it would listen")];
@@ -220,7 +221,7 @@ fn check_effective_settings(sshd: &Sshd, account: &Account) -> Vec<Check> {
     ]
 }
 
-/// What the running sshd says.
+/// The answer of the running sshd.
 fn check_running_sshd(door: LiveProbe, asked_for_key: bool) -> Check {
     const NAME: &str = "running sshd";
     let (address, methods, key) = match door {
@@ -248,7 +249,7 @@ fn check_running_sshd(door: LiveProbe, asked_for_key: bool) -> Check {
     }
 }
 
-/// The attach itself, planned and not carried out: the summary, the verdict and what is worth knowing.
+/// Plans the attach without carrying it out. Returns the summary, the verdict and the notes.
 fn check_attach(transaction: &Engine<impl Guest>, config: &Config, state: &State) -> (String, Vec<Check>) {
     const NAME: &str = "attach with no";
     let fails = |reason: Option<Reason>, message: &str| {
@@ -283,10 +284,10 @@ fn check_attach(transaction: &Engine<impl Guest>, config: &Config, state: &State
     }
 }
 
-/// Where the service, in its sandbox, cannot write what this plan writes.
+/// The obstacle if the service, in its sandbox, cannot write a path that this plan writes.
 fn find_sandbox_obstacle(config: &Config, plan: &Plan) -> Option<String> {
     let pid = run_lock::find_lock_holder(&config.run_dir)??;
-    // Where sshd does it already, the command succeeds without ours.
+    // If sshd already follows the setting, the command succeeds without the agent's own lines.
     let needed = plan.sshd_edits.iter().filter(|_| !plan.already);
     let edits = plan.key_edits.iter().chain(needed);
     let directory = edits.filter_map(|edit| service_view::find_dir_read_only_for(pid, &edit.path)).next()?;

@@ -1,4 +1,4 @@
-//! A file's edit as a unified diff, as diff(1) `-u` prints it.
+//! The edit of a file as a unified diff, in the format of diff(1) `-u`.
 
 use diffy::PatchFormatter;
 
@@ -6,7 +6,7 @@ use crate::policy::content::SharedBytes;
 use crate::policy::edit::{FileChange, FileEdit, FileKind};
 use crate::policy::sshd_config::is_managed_drop_in;
 
-/// The diff of one edit. It shows key text: `plan` and `undo` alone print it.
+/// The diff of one edit. It contains key text, so only `plan` and `undo` print it.
 pub(super) fn render_diff(edit: &FileEdit) -> Vec<u8> {
     let before = edit.before.as_deref().unwrap_or_default();
     let after = edit.after.as_deref().unwrap_or_default();
@@ -23,7 +23,7 @@ pub(super) fn render_diff(edit: &FileEdit) -> Vec<u8> {
     let ChangedRegion { skipped, before, after } = ChangedRegion::between(before, after);
     let patch = diffy::create_patch_bytes(before, after);
     if PatchFormatter::new().write_patch_into(&patch, &mut hunks).is_ok() {
-        // The library names the files "original" and "modified"; their real names stand above.
+        // The library names the files "original" and "modified"; the lines above already give the real names.
         let from = hunks.windows(3).position(|window| window == b"@@ ").unwrap_or(hunks.len());
         for line in hunks[from..].split_inclusive(|byte| *byte == b'\n') {
             match std::str::from_utf8(line).ok().and_then(|line| shift_hunk_header(line, skipped)) {
@@ -35,12 +35,13 @@ pub(super) fn render_diff(edit: &FileEdit) -> Vec<u8> {
     text
 }
 
-/// How many lines stand around a change.
+/// How many unchanged lines are shown around a change.
 const CONTEXT_LINES: usize = 3;
 
-/// The part of two files in which they differ, with the lines around it: a key file may have millions.
+/// The part in which two files differ, with the lines around it. Only this part is compared, since a key file may
+/// have millions of lines.
 struct ChangedRegion<'f> {
-    /// The number of lines ahead of it.
+    /// How many lines come before the region.
     skipped: usize,
     before: &'f [u8],
     after: &'f [u8],
@@ -58,7 +59,7 @@ impl<'f> ChangedRegion<'f> {
         let both = before.iter().rev().zip(after.iter().rev());
         let most = before.len().min(after.len()) - (same - from);
         let same_end = both.take(most).take_while(|(one, other)| one == other).count();
-        // As many whole lines of the end as are to be shown; the rest is left out.
+        // Keep only the whole lines after the change that the diff shows; leave out the rest.
         let end = &before[before.len() - same_end..];
         let starts_line = before.len() == same_end || before[before.len() - same_end - 1] == b'\n';
         let skip = usize::from(!starts_line) + CONTEXT_LINES;
@@ -68,12 +69,12 @@ impl<'f> ChangedRegion<'f> {
     }
 }
 
-/// Where the last line of a text begins.
+/// The offset at which the last line of a text begins.
 fn line_start(text: &[u8]) -> usize {
     text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
 }
 
-/// The header of a hunk, its line numbers that many lines further down.
+/// The header of a hunk, with its line numbers raised by `by`.
 fn shift_hunk_header(line: &str, by: usize) -> Option<String> {
     let (ranges, rest) = line.strip_prefix("@@ -")?.split_once(" @@")?;
     let (before, after) = ranges.split_once(" +")?;
@@ -86,7 +87,7 @@ fn shift_hunk_header(line: &str, by: usize) -> Option<String> {
     Some(format!("@@ -{} +{} @@{rest}", range(before)?, range(after)?))
 }
 
-/// What of ours an edit is about, in words.
+/// Names the part of the agent's data that an edit changes.
 pub(super) fn describe_edit(edit: &FileEdit) -> &'static str {
     match (&edit.kind, &edit.change) {
         (FileKind::AuthorizedKeys { .. }, _) => "a key block",

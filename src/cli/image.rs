@@ -1,5 +1,5 @@
-//! `check --image`: what a clone of this guest would carry along. What is ours decides; what else would go wrong in a
-//! clone is told as well.
+//! `check --image`: what a clone of this guest would inherit. Only the agent's own data decides the verdict; other
+//! problems of a clone are reported too.
 
 use std::path::Path;
 
@@ -59,7 +59,7 @@ pub(super) fn check_image(config: &Config, json: bool) -> u8 {
     EXIT_FAILED
 }
 
-/// What is not ours, and would go wrong in a clone.
+/// Problems in a clone that the agent's own data does not cause.
 fn check_clone_hazards(transaction: &Engine<LinuxGuest>, config: &Config) -> Vec<Check> {
     let mut checks = vec![check_component(transaction, config)];
     if let Some(id) = &config.instance_id {
@@ -86,7 +86,7 @@ fn check_clone_hazards(transaction: &Engine<LinuxGuest>, config: &Config) -> Vec
     checks
 }
 
-/// Without the component each command to a clone fails.
+/// Without the component, every command to a clone fails.
 fn check_component(transaction: &Engine<LinuxGuest>, config: &Config) -> Check {
     match transaction
         .read_component_version()

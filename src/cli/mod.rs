@@ -1,4 +1,4 @@
-//! Flags in, text out (KP-8.1 to KP-8.10): a file a command.
+//! The command line: reads the flags and prints text (KP-8.1 to KP-8.10). Each command has its own file.
 
 mod apply;
 mod arguments;
@@ -22,9 +22,9 @@ use crate::transaction::{Engine, EngineSettings};
 
 use arguments::{Arguments, Invocation, Subcommand};
 
-/// It did what was asked.
+/// The program did what the user requested.
 const EXIT_OK: u8 = 0;
-/// It did not; what it printed says why.
+/// The program failed; its output says why.
 const EXIT_FAILED: u8 = 1;
 /// The command line or the configuration is wrong.
 const EXIT_USAGE: u8 = 2;
@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
         Invocation::Subcommand(arguments) => arguments,
     };
     if word == Subcommand::Scout {
-        // It is sent by a process of ours; that one is gone if its answer cannot be written.
+        // Another process of the agent sends the questions. If the answer cannot be written, that process has ended.
         let _gone = scout::answer_questions(io::stdin().lock(), io::stdout().lock());
         return EXIT_OK.into();
     }
@@ -78,7 +78,7 @@ pub fn main() -> ExitCode {
     status.into()
 }
 
-/// The transaction room of this machine.
+/// The transaction engine of this machine.
 fn open_engine(config: &Config) -> Engine<LinuxGuest> {
     let settings = EngineSettings {
         proof: config.proof,
@@ -96,7 +96,8 @@ fn print(text: &str) -> ExitCode {
     EXIT_OK.into()
 }
 
-/// What was done, and the exit status, are the same where it cannot be told. That is said; a reader that went away knows.
+/// A failed write changes neither what was done nor the exit status. It is reported, except if the reader closed the
+/// pipe.
 fn print_bytes(bytes: &[u8]) {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -107,7 +108,7 @@ fn print_bytes(bytes: &[u8]) {
     }
 }
 
-/// Says something on standard error, and goes on where that is full or closed: `eprintln!` would end the process.
+/// Writes to standard error and ignores a full or closed one: `eprintln!` would end the process.
 fn print_error(text: &str) {
     let _nowhere_to_tell = io::stderr().write_all(format!("keypair-agent: {text}\n").as_bytes());
 }

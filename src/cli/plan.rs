@@ -1,4 +1,4 @@
-//! `plan FILE`: what `apply` would do, as a diff; nothing is changed.
+//! `plan FILE`: shows as a diff what `apply` would do. It changes nothing.
 
 use crate::config::Config;
 use crate::policy::command::Origin;
@@ -53,7 +53,7 @@ fn render_plan(plan: &Plan) -> Vec<u8> {
     text
 }
 
-/// How a changed configuration is made live, in words.
+/// Names the command that makes a changed configuration live.
 fn reload_command_text(reload: &ReloadMethod) -> String {
     match reload {
         ReloadMethod::Unit(unit) => format!("systemctl reload {unit}"),

@@ -1,4 +1,4 @@
-//! What `check` found, for a person and as JSON (KP-8.6).
+//! The findings of `check`, as text for a person and as JSON (KP-8.6).
 
 use std::path::Path;
 
@@ -8,43 +8,43 @@ use crate::policy::outcome::Warning;
 
 use super::{EXIT_FAILED, EXIT_OK};
 
-/// The width of a check's name.
+/// The width of the column with a check's name.
 const NAME: usize = 23;
 
-/// What `check --json` prints.
+/// The output of `check --json`.
 #[derive(Debug, Serialize)]
 pub(super) struct CheckReport {
-    /// What it all amounts to, for a person.
+    /// The overall verdict, for a person.
     #[serde(skip)]
     pub(super) summary: String,
-    /// Whether all is well.
+    /// Whether every check passed.
     pub(super) accepted: bool,
-    /// Each precondition, in the order a command meets them.
+    /// Every precondition, in the order in which a command checks them.
     pub(super) checks: Vec<Check>,
 }
 
-/// One precondition, or something worth knowing.
+/// One precondition, or a note.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
-    /// Its name.
+    /// The name of the check.
     pub(super) name: String,
-    /// Whether it holds.
+    /// Whether the precondition holds.
     pub(super) ok: bool,
-    /// What was found.
+    /// The finding.
     pub(super) message: String,
     /// The file that decides.
     pub(super) file: Option<String>,
-    /// The line in it.
+    /// The line in that file.
     pub(super) line: Option<usize>,
-    /// What to do about it.
+    /// The remedy.
     pub(super) remedy: Option<String>,
-    /// Whether it is no precondition.
+    /// Whether this is only a note and not a precondition.
     #[serde(skip)]
     is_note: bool,
 }
 
 impl Check {
-    /// One that holds.
+    /// A precondition that holds.
     pub(super) fn passed(name: &str, message: impl Into<String>) -> Self {
         let message = message.into();
         Self {
@@ -58,12 +58,12 @@ impl Check {
         }
     }
 
-    /// One that does not. What helps stands behind the last semicolon of our messages.
+    /// A precondition that does not hold. In the agent's messages, the remedy follows the last semicolon.
     pub(super) fn failed(name: &str, message: &str) -> Self {
         Self { ok: false, ..Self::passed(name, "") }.with_message(message)
     }
 
-    /// No precondition, and worth knowing.
+    /// A note, which is not a precondition.
     pub(super) fn note(name: &str, message: &str) -> Self {
         Self { is_note: true, ..Self::passed(name, "") }.with_message(message)
     }
@@ -78,7 +78,7 @@ impl Check {
         self
     }
 
-    /// The same, about a place.
+    /// Adds the file and the line to a check.
     pub(super) fn with_location(mut self, file: Option<&Path>, line: Option<usize>) -> Self {
         self.file = file.map(|file| file.to_string_lossy().into_owned());
         self.line = line;
@@ -99,7 +99,7 @@ impl CheckReport {
         Self { summary: summary.into(), accepted: checks.iter().all(|check| check.ok), checks }
     }
 
-    /// Prints it; its exit status.
+    /// Prints the report and returns the exit status.
     pub(super) fn print_report(&self, json: bool) -> u8 {
         let text = match json {
             true => format!("{}\n", serde_json::to_string(self).unwrap_or_default()),

@@ -1,4 +1,4 @@
-//! `run`: the daemon's loop over the transaction room of this machine.
+//! `run`: the daemon's loop with the transaction engine of this machine.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;

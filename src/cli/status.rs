@@ -1,4 +1,4 @@
-//! `status`: what is bound and how the agent is, for a person and as JSON.
+//! `status`: the binding and the health of the agent, as text for a person and as JSON.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use crate::transaction::state::State;
 
 use super::{EXIT_FAILED, EXIT_OK};
 
-/// How long something may be in flight (KP-8.15).
+/// The longest time that work may be in flight without being reported as hanging (KP-8.15).
 const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(60);
 
-/// All that `status` tells.
+/// The whole output of `status`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct StatusReport {
@@ -39,12 +39,12 @@ struct StatusReport {
     undelivered: Option<CommandId>,
     run: Option<RunningAgent>,
     channel: Option<ChannelStatus>,
-    /// Whether the state can be read: where it cannot, what is bound is not known.
+    /// Whether the state can be read. If it cannot, the binding is unknown.
     #[serde(skip)]
     state_is_known: bool,
-    /// What keeps this from being healthy, each with its remedy.
+    /// The problems that make the agent unhealthy, each with its remedy.
     problems: Vec<String>,
-    /// What is worth knowing besides.
+    /// Notes that are not problems.
     notes: Vec<String>,
 }
 
@@ -137,7 +137,7 @@ fn collect_status(config: &Config) -> StatusReport {
                 notes.push(format!("whether sshd may read its files by their labels: {}", refusal.message))
             }
             Ok(unreadable) => {
-                // Where nothing depends on a key, none is missed.
+                // If no login depends on a key, an unreadable key file is not a problem.
                 let matters = state.binding.is_some() || state.password_auth == Some(PasswordAuth::No);
                 for one in unreadable {
                     match one {
@@ -219,7 +219,7 @@ fn collect_status(config: &Config) -> StatusReport {
     }
 }
 
-/// What is in flight for too long.
+/// Describes work that has been in flight for too long.
 fn describe_hanging(in_flight: &InFlight) -> Option<String> {
     let age = in_flight.age();
     let InFlight { command_id, since, step, .. } = in_flight;

@@ -1,4 +1,5 @@
-//! `trial-helper`: what `keypair-agent-trial@.service` runs. One question on standard input, its answer on standard output.
+//! `trial-helper`: the command that `keypair-agent-trial@.service` runs. It reads one question from standard input
+//! and writes the answer to standard output.
 
 use crate::config::Config;
 use crate::guest::real::sshd_settings;

@@ -1,4 +1,4 @@
-//! `undo`: everything of ours goes, and the diff of it is shown. `recover`: what an interrupted command did goes.
+//! `undo`: removes everything of the agent's and shows the diff. `recover`: undoes what an interrupted command did.
 
 use crate::config::Config;
 

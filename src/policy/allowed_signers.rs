@@ -1,7 +1,7 @@
-//! Whose signatures are trusted: a file in the format of ssh-keygen(1), "ALLOWED SIGNERS".
+//! The trusted signers of commands: a file in the format of ssh-keygen(1), "ALLOWED SIGNERS".
 //!
-//! One faulty line makes the whole file unusable, as it does for ssh-keygen: a line that was meant to limit somebody
-//! must not be passed over.
+//! One faulty line makes the whole file unusable, as it does for ssh-keygen. Such a line may be meant to limit a
+//! signer, so the agent must not skip it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,50 +13,50 @@ use super::local_time::LocalTimeZone;
 use super::pattern::{ListMatch, match_pattern_list};
 use super::public_key::{PublicKey, is_accepted_algorithm};
 
-/// The file, read.
+/// The parsed file.
 #[derive(Debug)]
 pub struct AllowedSigners {
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Those who may sign, in the order of their lines.
+    /// The signers, in the order of their lines.
     pub signers: Vec<Signer>,
-    /// Lines that are in order and trust nobody here, and why.
+    /// Valid lines that trust no signer here, with the cause.
     pub passed_over: Vec<FaultyLine>,
 }
 
-/// One who may sign.
+/// A key that may sign commands.
 #[derive(Debug)]
 pub struct Signer {
-    /// The line he stands on, from 1.
+    /// The signer's line in the file, from 1.
     pub line: usize,
-    /// His key.
+    /// The signer's key.
     pub key: PublicKey,
     namespaces: Option<String>,
     valid_after: Option<OffsetDateTime>,
     valid_before: Option<OffsetDateTime>,
 }
 
-/// Whether a signer's word counts.
+/// Whether the agent accepts a signer's signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignerValidity {
-    /// It does.
+    /// The signer is valid.
     Valid,
-    /// Not for this namespace.
+    /// The signer is not valid for this namespace.
     OtherNamespace,
-    /// Not yet.
+    /// The signer is not valid yet.
     TooEarly,
-    /// Not any more.
+    /// The signer is no longer valid.
     TooLate,
-    /// It depends on the time, which is not known.
+    /// The answer depends on the time, which the agent does not know.
     TimeNeeded,
 }
 
-/// A line, what is wrong with it, and the remedy. It is one line of text and holds none of the file's.
+/// A faulty line, with cause and remedy. It is printed as one line of text and repeats nothing of the file's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FaultyLine {
-    /// The file.
+    /// The path of the file.
     pub path: PathBuf,
-    /// The line, from 1.
+    /// The line's number, from 1.
     pub line: usize,
     /// Cause and remedy.
     pub why: String,
@@ -71,7 +71,7 @@ impl fmt::Display for FaultyLine {
 impl std::error::Error for FaultyLine {}
 
 impl Signer {
-    /// Whether he may sign in this namespace now; without `now`, whether he may at any time.
+    /// Whether the signer may sign in this namespace now. Without `now`: whether it may sign at any time.
     pub fn validity(&self, namespace: &str, now: Option<OffsetDateTime>) -> SignerValidity {
         if self
             .namespaces
@@ -81,7 +81,7 @@ impl Signer {
             return SignerValidity::OtherNamespace;
         }
         match now {
-            // Both ends are in it, as ssh-keygen(1) says.
+            // The period includes both of its ends, as ssh-keygen(1) says.
             Some(now) if self.valid_after.is_some_and(|after| now < after) => SignerValidity::TooEarly,
             Some(now) if self.valid_before.is_some_and(|before| now > before) => SignerValidity::TooLate,
             None if self.valid_after.is_some() || self.valid_before.is_some() => SignerValidity::TimeNeeded,
@@ -91,11 +91,11 @@ impl Signer {
 }
 
 impl AllowedSigners {
-    /// Reads the file's content. Times without a `Z` are the guest's own, as for ssh-keygen(1); `zone` is looked at for
-    /// those alone.
+    /// Parses the file's content. Times without a `Z` are in the guest's time zone, as for ssh-keygen(1). The
+    /// function uses `zone` only for such times.
     ///
     /// # Errors
-    /// The first line that is not as ssh-keygen(1) says.
+    /// The first line that does not follow ssh-keygen(1).
     pub fn parse(
         content: &[u8],
         path: &Path,
@@ -122,7 +122,7 @@ enum SignerLine {
 }
 
 fn parse_signer_line(text: &str, zone: &Result<LocalTimeZone, String>) -> Result<SignerLine, String> {
-    // ssh-keygen holds a line as a C string: it ends at a NUL.
+    // ssh-keygen holds a line as a C string, so the line ends at a NUL.
     let text = text.split('\0').next().unwrap_or_default();
     let text = text.trim_matches([' ', '\t', '\r']);
     if text.is_empty() || text.starts_with('#') {
@@ -166,8 +166,8 @@ fn is_key_type(word: &str) -> bool {
     is_accepted_algorithm(word) || word == "ssh-dss" || word.contains("-cert-v0")
 }
 
-/// The principals, and what follows them: they end at a blank, or at the quote that closes the first one; a backslash
-/// means nothing there.
+/// Splits the principals from the text behind them. They end at a blank, or at the quote that closes the first one. A
+/// backslash has no special meaning there.
 fn split_principals(text: &str) -> Result<(&str, &str), String> {
     const BLANKS: [char; 3] = [' ', '\t', '\r'];
     let end = text.find(|c| c == '"' || BLANKS.contains(&c)).unwrap_or(text.len());
@@ -211,7 +211,7 @@ impl SignerOptions {
         Ok(options)
     }
 
-    /// Reads one option; what follows it.
+    /// Parses one option and returns the text behind it.
     fn parse_next_option<'t>(
         &mut self,
         text: &'t str,
@@ -253,7 +253,7 @@ fn set_option_once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), 
     }
 }
 
-/// The value of `="…"`, in which `\"` is a quote, and what follows it.
+/// Returns the value of `="…"`, in which `\"` is a quote, and the text behind it.
 fn parse_quoted_value<'t>(name: &str, text: &'t str) -> Result<(String, &'t str), String> {
     let fault = || format!("the value of {name} is not in quotes; write {name}=\"...\"");
     let inside = text.strip_prefix("=\"").ok_or_else(fault)?;
@@ -272,7 +272,7 @@ fn parse_quoted_value<'t>(name: &str, text: &'t str) -> Result<(String, &'t str)
     Err(fault())
 }
 
-/// `YYYYMMDD` or `YYYYMMDDHHMM[SS]`, in UTC where a `Z` follows, else as the guest's clocks show it.
+/// Parses `YYYYMMDD` or `YYYYMMDDHHMM[SS]`: in UTC if a `Z` follows, else in the guest's time zone.
 fn parse_timestamp(
     name: &str,
     text: &str,
@@ -425,7 +425,7 @@ mod tests {
 
     #[test]
     fn quoting_matches_ssh_keygen() {
-        // Each was held against `ssh-keygen -Y verify` of OpenSSH 9.2.
+        // Each case was compared with `ssh-keygen -Y verify` of OpenSSH 9.2.
         for (line, good) in [
             (format!("\"a b\"{KEY}"), true),
             (format!("a\"b c\" {KEY}"), true),

@@ -1,4 +1,4 @@
-//! The edit of one file as a value: what a plan holds, what the intent remembers, and its inverse (KP-7.4).
+//! The edit of one file as a value. A plan holds it, the intent records it, and it has an inverse (KP-7.4).
 
 use std::path::{Path, PathBuf};
 
@@ -12,26 +12,26 @@ use super::public_key::PublicKey;
 use super::sshd_config;
 use super::types::ContentHash;
 
-/// Whose file it is, and so by which rules it is reached and written.
+/// The kind of a file. It decides by which rules the agent reaches and writes the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileKind {
     /// The authorized_keys file of this user (KP-5.1).
     AuthorizedKeys {
-        /// His login name.
+        /// The user's login name.
         user: String,
-        /// His id: as him the file is reached, whatever became of the name. Absent before 3.2.
+        /// The user's id. The agent reaches the file with this id even if the name has changed. Absent before 3.2.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         uid: Option<u32>,
-        /// The keys by which our line in it is known; none where nothing is known.
+        /// The keys by which the agent recognises its line in the file. Empty if no key is known.
         known: Vec<PublicKey>,
     },
-    /// A file of sshd's configuration, root's alone (KP-6.12).
+    /// A file of sshd's configuration, which only root may write (KP-6.12).
     SshdConfig,
 }
 
 impl FileKind {
-    /// What is ours in such a file.
+    /// The agent's segments in such a file.
     pub fn find_managed_segments(&self, content: &[u8]) -> Vec<Segment> {
         match self {
             Self::AuthorizedKeys { known, .. } => authorized_keys::find_managed_keys(content, known),
@@ -40,20 +40,20 @@ impl FileKind {
     }
 }
 
-/// What is done to the file.
+/// The change of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileChange {
-    /// Our block in a file of somebody else's.
+    /// The change of the agent's block in a file that the agent does not own.
     Block(BlockEdit),
-    /// A file that is ours as a whole: the drop-in.
+    /// The change of a file that the agent owns as a whole: the drop-in.
     #[serde(rename_all = "camelCase")]
     Whole {
-        /// What it was, as text; `None` where there was none.
+        /// The text before the edit. `None` if there was no file.
         before: Option<String>,
-        /// What it shall be, as text; `None` where it goes.
+        /// The text after the edit. `None` if the edit removes the file.
         after: Option<String>,
-        /// The bytes of `before`, where they are not UTF-8. Absent before 3.2, which reads the text alone.
+        /// The bytes of `before` if they are not UTF-8. Absent before 3.2, which reads only the text.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         raw_before: Option<Base64Bytes>,
     },
@@ -64,27 +64,27 @@ pub enum FileChange {
 #[serde(transparent)]
 pub struct Base64Bytes(#[serde(with = "block::base64_bytes")] Vec<u8>);
 
-/// One file's edit, with the bytes it was planned on.
+/// The edit of one file, with the bytes for which it was planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEdit {
-    /// The file.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Whose it is.
+    /// The kind of the file.
     pub kind: FileKind,
-    /// What is done.
+    /// The change of the file.
     pub change: FileChange,
-    /// The bytes that were observed; `None` where there was no such file.
+    /// The bytes that the agent observed. `None` if there was no file.
     pub before: Option<SharedBytes>,
-    /// The bytes that shall be; `None` where the file goes.
+    /// The bytes after the edit. `None` if the edit removes the file.
     pub after: Option<SharedBytes>,
-    /// The directory that is made for it.
+    /// The directory that the agent creates for the file.
     pub creates_directory: Option<PathBuf>,
-    /// Of a key file: the mount point of the file system that it is on.
+    /// For a key file: the mount point of its file system.
     pub mount: Option<PathBuf>,
 }
 
 impl FileEdit {
-    /// The edit of our block in `content`; `None` where it changes nothing.
+    /// Creates the edit of the agent's block in `content`. `None` if it changes nothing.
     pub fn edit_block(
         path: &Path,
         kind: FileKind,
@@ -105,7 +105,8 @@ impl FileEdit {
         })
     }
 
-    /// The edit of our drop-in; `None` where it changes nothing. A line of somebody else's in it is kept, behind ours.
+    /// Creates the edit of the agent's drop-in. `None` if it changes nothing. Lines in it that are not the agent's
+    /// stay, behind the agent's lines.
     pub fn edit_drop_in(path: &Path, before: Option<&[u8]>, ours: Option<String>) -> Option<Self> {
         let Some(content) = before.filter(|content| !sshd_config::has_only_managed_lines(content)) else {
             return (before.is_some() || ours.is_some()).then(|| Self::replace_file(path, before, ours));
@@ -124,7 +125,7 @@ impl FileEdit {
         })
     }
 
-    /// The edit of a file that is ours as a whole.
+    /// Creates the edit of a file that the agent owns as a whole.
     pub fn replace_file(path: &Path, before: Option<&[u8]>, after: Option<String>) -> Self {
         Self {
             path: path.to_owned(),
@@ -143,7 +144,7 @@ impl FileEdit {
         }
     }
 
-    /// What the state remembers of it.
+    /// The record of this edit in the agent's state.
     pub fn to_intent(&self) -> FileIntent {
         FileIntent {
             path: self.path.clone(),
@@ -157,60 +158,64 @@ impl FileEdit {
     }
 }
 
-/// Whether a block has this key.
+/// Whether the block contains this key.
 fn block_contains_key(block: &[u8], key: &PublicKey) -> bool {
     authorized_keys::parse_key_lines(block).any(|line| line.key == *key)
 }
 
-/// What undoes a [`FileEdit`]: what our things were, and hashes of the file before and after; never its bytes.
+/// The data that undoes a [`FileEdit`]: the agent's former lines, and hashes of the file before and after. It never
+/// holds the bytes of the whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileIntent {
-    /// The file.
+    /// The path of the file.
     #[serde(with = "path_bytes")]
     pub path: PathBuf,
-    /// Whose it is.
+    /// The kind of the file.
     pub kind: FileKind,
-    /// What was to be done.
+    /// The planned change.
     pub change: FileChange,
-    /// The file's hash before; `None` where there was none.
+    /// The file's hash before the edit. `None` if there was no file.
     pub hash_before: Option<ContentHash>,
-    /// The file's hash after; `None` where it was to go.
+    /// The file's hash after the edit. `None` if the edit removes the file.
     pub hash_after: Option<ContentHash>,
-    /// The directory that was to be made for it.
+    /// The directory that the edit creates for the file.
     #[serde(default, with = "path_bytes::option")]
     pub creates_directory: Option<PathBuf>,
-    /// The mount point that held the file. Absent before 3.2, and of sshd's files.
+    /// The mount point that held the file. Absent before 3.2, and for sshd's files.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "path_bytes::option")]
     pub mount: Option<PathBuf>,
 }
 
-/// How an edit is taken back, given the file as it now stands.
+/// How to revert an edit, given the present file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inverse {
-    /// It stands as it was, or nothing of ours is in it.
+    /// Nothing to do: the file is as it was before the edit, or it holds nothing of the agent's.
     Unchanged,
-    /// These bytes take its place.
+    /// Replace the file's content with these bytes.
     Replace(Vec<u8>),
-    /// It was created by the edit and nobody touched it: it goes, and the directory made for it.
+    /// Remove the file, and the directory that was created for it: the edit created it and no other program changed
+    /// it.
     Remove,
-    /// Our block or drop-in is neither what it was nor what it was to be: somebody's change, left alone.
+    /// Leave the file alone: the agent's block or drop-in matches neither the state before nor the state after the
+    /// edit, so a user or program changed it.
     Conflict,
 }
 
 impl FileIntent {
-    /// Whether it takes a key of ours away: undone, that lets in. Else it adds one, and undone, that goes.
+    /// Whether the edit removes a key of the agent's. The revert of such an edit allows a login. The revert of any
+    /// other edit removes a key.
     pub fn removes_key(&self) -> bool {
         matches!(&self.change, FileChange::Block(edit) if !edit.removed.is_empty())
     }
 
-    /// Whether it puts this key there.
+    /// Whether the edit adds this key.
     pub fn adds_key(&self, key: &PublicKey) -> bool {
         matches!(&self.change, FileChange::Block(edit) if block_contains_key(&edit.inserted, key))
     }
 
-    /// What is still due of taking it back where `bound` is what is bound now; `None` where nothing is: a key that it put
-    /// there and that was bound again stays, and one that is not bound any more does not come back.
+    /// The part of the revert that is still due if `bound` is the key that is bound now. `None` if nothing is due. A
+    /// key that the edit added and that is bound again stays. A key that is no longer bound does not come back.
     #[must_use]
     pub fn pending_revert(mut self, bound: Option<&PublicKey>) -> Option<Self> {
         if bound.is_some_and(|bound| self.adds_key(bound)) {
@@ -224,7 +229,7 @@ impl FileIntent {
         Some(self)
     }
 
-    /// What is ours in the file, as it now stands.
+    /// The agent's segments in the present file.
     pub fn find_managed_segments(&self, now: &[u8]) -> Vec<Segment> {
         match self.kind {
             FileKind::SshdConfig if sshd_config::is_managed_drop_in(&self.path) => {
@@ -234,7 +239,7 @@ impl FileIntent {
         }
     }
 
-    /// Whether two forms of what is ours mean the same: of sshd's files the directives alone count.
+    /// Whether two forms of the agent's lines mean the same. In sshd's files only the directives count.
     fn has_same_meaning(&self, one: &[u8], other: &[u8]) -> bool {
         let directives = sshd_config::parse_managed_directives;
         match self.kind {
@@ -245,8 +250,8 @@ impl FileIntent {
         }
     }
 
-    /// The inverse of an edit of the whole drop-in, in which somebody wrote since: what is his stays, if what is ours in it
-    /// is what the edit made of it.
+    /// The inverse of an edit of the whole drop-in if the file was changed since. Lines that are not the agent's
+    /// stay, provided that the agent's lines are as the edit left them.
     fn revert_whole_file(&self, before: Option<&[u8]>, after: Option<&str>, now: &[u8]) -> Inverse {
         let found = self.find_managed_segments(now);
         let current = block::join_segments(&found);
@@ -264,7 +269,7 @@ impl FileIntent {
         }
     }
 
-    /// The inverse on `now`; `None` where there is no such file.
+    /// The inverse for the present content `now`. `None` means that there is no file.
     pub fn inverse(&self, now: Option<&[u8]>) -> Inverse {
         let hash = now.map(ContentHash::from_content);
         if hash == self.hash_before {
@@ -332,7 +337,7 @@ mod tests {
         assert_eq!(removed.inverse(None), replace(no.to_owned()));
         assert_eq!(removed.inverse(Some(theirs.as_bytes())), Inverse::Conflict);
         assert_eq!(removed.inverse(Some(b"# mine")), replace(format!("{no}# mine")));
-        // What somebody wrote beside ours stays, whatever he did to our comments.
+        // Lines that a user wrote beside the agent's lines stay, even if the user changed the agent's comments.
         let now = "# keypair-agent: x\nPasswordAuthentication no\n# mine";
         assert_eq!(made.inverse(Some(now.as_bytes())), replace("# mine".to_owned()));
         assert_eq!(changed.inverse(Some(now.as_bytes())), replace(format!("{yes}# mine")));
@@ -354,7 +359,7 @@ mod tests {
         assert_eq!(read.inverse(Some(&before)), Inverse::Unchanged);
         let edited = [yes.as_bytes(), b"UsePAM no\n", theirs].concat();
         assert_eq!(read.inverse(Some(&edited)), Inverse::Replace([no, b"UsePAM no\n", theirs].concat()));
-        // Without ours, nothing but theirs is left, and then there is nothing to do.
+        // Without the agent's lines only the user's lines are left. Then nothing is left to do.
         let out = FileEdit::edit_drop_in(path, Some(&before), None).unwrap();
         assert_eq!(out.after.as_deref(), Some(theirs.as_slice()));
         assert_eq!(out.to_intent().inverse(Some(theirs)), Inverse::Replace(before.clone()));
@@ -375,7 +380,7 @@ mod tests {
         let written = serde_json::to_string(&edit.to_intent()).unwrap();
         let read: FileIntent = serde_json::from_str(&written).unwrap();
         assert_eq!(read.inverse(Some(b"ours\n")), Inverse::Replace(before.to_vec()));
-        // 3.1.0 knows neither `rawBefore` nor `uid`; what it wrote is read.
+        // 3.1.0 knows neither `rawBefore` nor `uid`. The agent must still read a record that 3.1.0 wrote.
         let old = r#"{"path":"/d/x","kind":"sshdConfig","change":{"whole":{"before":"old\n","after":null}},
                       "hashBefore":null,"hashAfter":null,"createsDirectory":null}"#;
         let old: FileIntent = serde_json::from_str(old).unwrap();

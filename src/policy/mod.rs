@@ -1,4 +1,4 @@
-//! What should happen: no I/O, no clock, no environment.
+//! The rules: pure functions that decide what the agent should do. They use no I/O, no clock and no environment.
 
 pub mod allowed_signers;
 pub mod authorized_keys;

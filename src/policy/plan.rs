@@ -1,8 +1,8 @@
-//! From a command and the facts to a plan, or a refusal (KP-3.26).
+//! Turns a command and the observed facts into a plan or a refusal (KP-3.26).
 //!
-//! A plan is made in two strokes, since sshd is the judge of its own configuration: [`draft_plan`] says which files
-//! would change and which lines sshd is to be asked about; [`DraftPlan::evaluate`] holds its answers against what was
-//! asked and against the lockout guard.
+//! Only sshd can judge its own configuration, so planning has two steps. [`draft_plan`] lists the files that would
+//! change and the lines to query sshd about. [`DraftPlan::evaluate`] checks sshd's answers against the command and
+//! the lockout guard.
 
 use std::path::PathBuf;
 
@@ -37,30 +37,31 @@ pub use verdict::{PlanRefusal, check_sshd_password_auth};
 
 use setting::removal_edit;
 
-/// The key pair that is bound here, and where its block stands.
+/// The bound key pair and the place of its block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Binding {
-    /// What is bound.
+    /// The bound key pair.
     #[serde(flatten)]
     pub key_pair: KeyPair,
-    /// Whose authorized_keys file holds the block.
+    /// The user whose authorized_keys file holds the block.
     pub user: String,
-    /// That file.
+    /// The path of that authorized_keys file.
     #[serde(with = "path_bytes")]
     pub path: PathBuf,
-    /// The user's id at the bind: by it the file is reached where his name is gone. Absent before 3.2.
+    /// The user's id at the time of the bind. The agent uses it to reach the file if the user name no longer exists.
+    /// Absent before 3.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The mount point that held the file at the bind. Absent before 3.2.
+    /// The mount point that held the file at the time of the bind. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "path_bytes::option")]
     pub mount: Option<PathBuf>,
-    /// Whether it was bound to another instance, of which this one is a clone (KP-7.10).
+    /// Whether the key pair was bound to another instance of which this instance is a clone (KP-7.10).
     pub inherited: bool,
 }
 
 impl Binding {
-    /// The binding of a key pair in this file of this user's.
+    /// Creates the binding of a key pair in this user's key file.
     pub fn new(key_pair: KeyPair, account: &Account, key_file: &KeyFile) -> Self {
         Self {
             key_pair,
@@ -73,25 +74,26 @@ impl Binding {
     }
 }
 
-/// What was observed for a command.
+/// The facts that the agent observed for a command.
 #[derive(Debug, Clone)]
 pub struct PlanInputs {
     /// The target user.
     pub account: Account,
-    /// The sshd of this guest; `None` only for a detach that found none.
+    /// The sshd of this guest. `None` only for a detach that found no sshd.
     pub sshd: Option<Sshd>,
-    /// The file that sshd reads for that user; on a detach where that cannot be told, the file that was recorded. `None`
-    /// where passwords are allowed and nothing else is done: no key matters then.
+    /// The file that sshd reads for the target user. If a detach cannot determine it, this is the recorded file.
+    /// `None` if the command only allows passwords: then no key matters.
     pub key_file: Option<KeyFile>,
-    /// Other files that may hold the bound block, and whose they are: where it was put, and what else sshd reads now.
+    /// Other files that may hold the bound block, with their owners: the file of the bind, and other files that sshd
+    /// reads now.
     pub elsewhere: Vec<(Account, KeyFile)>,
-    /// All files that sshd reads for that user, in its order, with their bytes.
+    /// All files that sshd reads for the target user, in sshd's order, with their bytes.
     pub key_files: Vec<(PathBuf, SharedBytes)>,
-    /// What the result has to say of them.
+    /// Notes about these files for the result.
     pub notes: Vec<String>,
-    /// What else decides about a login; `None` where there is no sshd.
+    /// The other facts that decide about a login. `None` if there is no sshd.
     pub login: Option<Login>,
-    /// What SELinux says of sshd's reading of those files; nothing where it does not run.
+    /// What SELinux's policy says about sshd's access to these files. Empty if SELinux does not run.
     pub labels: Labels,
 }
 
@@ -99,7 +101,7 @@ impl PlanInputs {
     /// The file that sshd reads for the target user.
     ///
     /// # Errors
-    /// `AUTHORIZED_KEYS_UNSUPPORTED`: the facts are of a command that is about no key.
+    /// `AUTHORIZED_KEYS_UNSUPPORTED`: the facts belong to a command that does not concern a key.
     fn key_file(&self) -> Result<&KeyFile, Refusal> {
         self.key_file.as_ref().ok_or_else(|| {
             Refusal::new(
@@ -110,111 +112,113 @@ impl PlanInputs {
     }
 }
 
-/// What a plan is made for besides the command's own action.
+/// The inputs of a plan besides the observed facts.
 #[derive(Debug, Clone, Copy)]
 pub struct PlanRequest<'a> {
-    /// What is to be done.
+    /// The action of the command.
     pub action: &'a Action,
-    /// What the state says is bound.
+    /// The binding in the agent's state.
     pub binding: Option<&'a Binding>,
-    /// This instance, for the platform's own words.
+    /// The id of this instance, for messages in the platform's format.
     pub instance_id: Option<&'a str>,
-    /// Whether keyboard-interactive follows password login.
+    /// Whether keyboard-interactive follows the password setting.
     pub kbd_interactive: KbdInteractive,
-    /// Whether the running sshd can and shall be asked as well.
+    /// Whether the agent can and should query the running sshd too (the proof).
     pub proof: bool,
-    /// Whether a private sshd is asked about a key although passwords stay on: `proof` of the configuration.
+    /// Whether the agent runs the trial of a key even if passwords stay on: `proof` of the configuration.
     pub asks_for_yes: bool,
-    /// RFC 3339, for the comment in sshd's configuration.
+    /// The time in RFC 3339 format, for the comment in sshd's configuration.
     pub when: &'a str,
-    /// For the same comment.
+    /// The command's id, for the same comment.
     pub command_id: &'a str,
-    /// Why our own setting could not be written a moment ago: where sshd does what is asked, it is left at that.
+    /// Why the agent could not write its own setting in the attempt before. If sshd already has the requested
+    /// setting, the plan leaves it as it is.
     pub not_owned: Option<&'a str>,
 }
 
-/// A plan that sshd has yet to be asked about.
+/// A plan for which the agent has not queried sshd yet.
 #[derive(Debug, Clone)]
 pub struct DraftPlan {
     /// The edits of authorized_keys files, in order.
     pub key_edits: Vec<FileEdit>,
     /// The edits of sshd's configuration, in order.
     pub sshd_edits: Vec<FileEdit>,
-    /// The lines that sshd is asked about ahead of its present configuration.
+    /// The lines that sshd gets ahead of its present configuration when the agent queries it.
     pub ahead: Option<String>,
-    /// What is bound afterwards.
+    /// The binding after the command.
     pub binding: Option<Binding>,
-    /// The key pair that was unbound, by a detach.
+    /// The key pair that a detach unbinds.
     pub unbound: Option<KeyPair>,
-    /// Whether sshd's files say what is asked as they stand: what would be written is ours besides.
+    /// Whether sshd's files already contain the requested setting. The agent's own lines would then be an addition.
     pub already: bool,
-    /// Whether ours stands as a command would write it, or nothing of ours stands.
+    /// Whether the agent's lines are as a command would write them, or the agent has no lines there.
     pub untouched: bool,
     warnings: Vec<Warning>,
     takes_away: Option<PublicKey>,
 }
 
-/// What is to be done, and what shall be true afterwards.
+/// The changes of a command and the state expected after them.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The edits of authorized_keys files, in order.
     pub key_edits: Vec<FileEdit>,
     /// The edits of sshd's configuration, in order.
     pub sshd_edits: Vec<FileEdit>,
-    /// The SELinux labels that are set on the way to a key file, behind the edits.
+    /// The SELinux labels to set on the path to a key file, after the edits.
     pub key_labels: Vec<Relabel>,
-    /// The same of our drop-in.
+    /// The SELinux labels to set on the agent's drop-in, after the edits.
     pub sshd_labels: Vec<Relabel>,
-    /// The key file by which the user gets in; `None` where that matters to nothing.
+    /// The key file with which the user logs in. `None` if nothing depends on it.
     pub decisive_key_file: Option<PathBuf>,
-    /// How a changed configuration is made live; `None` where it is not changed.
+    /// How the agent activates a changed configuration. `None` if the configuration does not change.
     pub reload: Option<ReloadMethod>,
-    /// Whether the listener may have yet to read the files that were judged, and a way in depends on them. No file of its own changes, so it is told
-    /// where it does not say of itself that it does what they say.
+    /// Whether the listener may not have read the judged files yet while a login depends on them. The command changes
+    /// no file of sshd, so the agent reloads sshd only if sshd does not report that it follows these files.
     pub unread: bool,
-    /// What the running sshd is asked; `None` where nothing changes at its door, and it has read its files.
+    /// The queries to the running sshd. `None` if the command changes nothing that sshd uses at a login and sshd has
+    /// read its files.
     pub proof: Option<ProbePlan>,
-    /// What a private sshd is asked once the key is in place, where it could not be shown the planned file.
+    /// The trial to run once the key is in place, if the private sshd could not read the planned file before.
     pub deferred_trial: Option<TrialRequest>,
-    /// What a private sshd said of the key; `None` where it was not asked.
+    /// The private sshd's answer about the key. `None` if the agent ran no trial.
     pub trial: Option<TrialReport>,
-    /// What sshd must say afterwards.
+    /// The setting that sshd must report afterwards.
     pub expect: Option<PasswordAuth>,
-    /// What is bound afterwards.
+    /// The binding after the command.
     pub binding: Option<Binding>,
-    /// The key pair that was unbound, by a detach.
+    /// The key pair that a detach unbinds.
     pub unbound: Option<KeyPair>,
-    /// Whether sshd's files say what is asked as they stand: what is written there is ours besides.
+    /// Whether sshd's files already contain the requested setting. The agent's own lines are then an addition.
     pub already: bool,
-    /// What sshd said, with the plan's lines ahead.
+    /// sshd's answers with the plan's lines ahead of its configuration.
     pub answers: Vec<SshdAnswer>,
-    /// What the owner should know.
+    /// Warnings for the owner.
     pub warnings: Vec<Warning>,
 }
 
 impl Plan {
-    /// Whether it changes a byte of the guest's files.
+    /// Whether the plan changes a byte of the guest's files.
     pub fn changes_files(&self) -> bool {
         !self.key_edits.is_empty() || !self.sshd_edits.is_empty()
     }
 
-    /// Whether it changes anything of the guest's files.
+    /// Whether the plan changes a byte or an SELinux label of the guest's files.
     pub fn changes_files_or_labels(&self) -> bool {
         self.changes_files() || !self.key_labels.is_empty() || !self.sshd_labels.is_empty()
     }
 
-    /// Whether passwords are on again before a key is taken away.
+    /// Whether the agent must allow passwords again before it removes a key.
     pub fn enables_passwords(&self) -> bool {
         self.expect == Some(PasswordAuth::Yes)
     }
 
-    /// Whether sshd is told whatever it says of itself.
+    /// Whether the agent reloads sshd whatever sshd reports about itself.
     pub fn must_reload_first(&self) -> bool {
         self.reload.is_some() || self.unread && self.enables_passwords()
     }
 }
 
-/// The key pair that counts as bound: the state's, else that of a block of ours that stands in the file.
+/// The key pair that counts as bound: the one in the state, or else the one in the agent's block in the file.
 pub fn find_binding(
     binding: Option<&Binding>,
     account: &Account,
@@ -227,7 +231,7 @@ pub fn find_binding(
     })
 }
 
-/// Whether the bound key pair allows the command at all (KP-4.2 to KP-4.4). It needs no facts but the binding.
+/// Checks whether the bound key pair allows the command (KP-4.2 to KP-4.4). It needs no facts but the binding.
 ///
 /// # Errors
 /// `ALREADY_ATTACHED` and `NOT_ATTACHED`.
@@ -258,10 +262,10 @@ pub fn check_binding_allows(
     }
 }
 
-/// Which files the command would change, and how.
+/// Drafts which files the command would change, and how.
 ///
 /// # Errors
-/// Those of KP-4.2 to KP-4.4, and that there is no place for sshd's setting.
+/// Those of KP-4.2 to KP-4.4, and the case that there is no place for sshd's setting.
 pub fn draft_plan(purpose: &PlanRequest<'_>, facts: &PlanInputs) -> Result<DraftPlan, Refusal> {
     let bound = find_binding(purpose.binding, &facts.account, facts.key_file.as_ref());
     check_binding_allows(purpose.action, bound.as_ref(), purpose.instance_id)?;
@@ -300,7 +304,7 @@ pub fn draft_plan(purpose: &PlanRequest<'_>, facts: &PlanInputs) -> Result<Draft
     Ok(draft)
 }
 
-/// Everything of ours, taken out: what `undo` does (KP-8.4). `known` may be empty.
+/// Drafts the edits of `undo` (KP-8.4), which remove everything of the agent's. `known` may be empty.
 pub fn draft_undo(
     key_files: &[(Account, KeyFile)],
     config: Option<&ConfigTree>,
@@ -313,7 +317,8 @@ pub fn draft_undo(
     settings.chain(keys).collect()
 }
 
-/// The key lines that are not ours, of all files that sshd reads; none where the file that is ours is not known.
+/// The key lines that the agent does not manage, of all files that sshd reads. Empty if the agent does not know its
+/// key file.
 fn list_unmanaged_key_lines<'f>(
     facts: &'f PlanInputs,
     known: &'f [PublicKey],
@@ -337,14 +342,14 @@ fn edit_key_file(
     Some(edit)
 }
 
-/// The `AuthorizedKeysCommand` by which sshd gets keys for the target user as well.
+/// The `AuthorizedKeysCommand` from which sshd also gets keys for the target user.
 fn find_authorized_keys_command(facts: &PlanInputs) -> Option<&str> {
     let effective = &facts.sshd.as_ref()?.answers.first()?.effective;
     let command = effective.value("authorizedkeyscommand");
     (!command.is_empty() && !command.eq_ignore_ascii_case("none")).then_some(command)
 }
 
-/// What it prints cannot be known without running it, so a key that was taken away may be among it.
+/// The agent cannot know the output of this command without a run of it. A removed key may still be in that output.
 fn warn_authorized_keys_command(command: &str) -> Warning {
     Warning::new(
         WarningReason::KeyStillPresent,
@@ -356,7 +361,7 @@ fn warn_authorized_keys_command(command: &str) -> Warning {
 }
 
 impl DraftPlan {
-    /// The block goes to the top of the file that sshd reads, and away from where it stood before.
+    /// Puts the block at the top of the file that sshd reads, and removes it from its former place.
     fn bind(&mut self, facts: &PlanInputs, key_file: &KeyFile, key_pair: &KeyPair, known: &[PublicKey]) {
         let path = &key_file.path;
         let inserted = authorized_keys::render_key_block(key_pair);
@@ -365,7 +370,7 @@ impl DraftPlan {
             recognised.push(key_pair.public_key.clone());
         }
         self.key_edits.extend(edit_key_file(&facts.account, key_file, known, inserted).map(|mut edit| {
-            // The inverse meets the block in either form.
+            // The inverse of the edit must recognise the block in both forms.
             if let FileKind::AuthorizedKeys { known, .. } = &mut edit.kind {
                 *known = recognised;
             }
@@ -384,7 +389,7 @@ impl DraftPlan {
         }
     }
 
-    /// The block goes from every other file that holds it.
+    /// Removes the block from every other file that holds it.
     fn remove_from_other_files(&mut self, facts: &PlanInputs, known: &[PublicKey]) {
         let edits = facts.elsewhere.iter();
         self.key_edits

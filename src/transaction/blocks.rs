@@ -1,5 +1,5 @@
-//! Where the block of the bound key pair may stand (KP-5.7): where it was put, and what sshd reads now. The files
-//! that are looked at are each there once, whatever paths lead to them.
+//! The places where the block of the bound key pair may stand (KP-5.7): where it was written, and what sshd reads
+//! now. Each file is listed once, even if several paths lead to it.
 
 use std::path::{Path, PathBuf};
 
@@ -17,30 +17,30 @@ use crate::policy::sshd_config::ParsedConfig;
 use super::Engine;
 use super::observe::{default_key_path, find_key_path};
 
-/// A path that may lead to a block of ours.
+/// A path that may lead to a block of the agent.
 #[derive(Debug)]
 pub(super) struct KeyFileCandidate {
-    /// As whom it is reached.
+    /// The account as which the file is opened.
     pub(super) account: Account,
     /// The path.
     pub(super) path: PathBuf,
-    /// Whether the file is listed in any case, and not only with a block that holds a known key.
+    /// Whether the file is always listed. Otherwise it is listed only if it has a block with a known key.
     pub(super) always: bool,
 }
 
-/// What was found on the candidates' paths.
+/// What was found at the paths of the candidates.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FoundBlocks {
     /// The files, in the order of the candidates.
     pub(super) files: Vec<(Account, KeyFile)>,
-    /// What cannot be reached safely and holds a block of ours, or cannot be read at all.
+    /// Paths that cannot be reached safely and contain a block of the agent, or that cannot be read at all.
     pub(super) unreached: Vec<Refusal>,
-    /// What cannot be reached safely and holds no block of ours.
+    /// Paths that cannot be reached safely and contain no block of the agent.
     pub(super) passed_over: Vec<Refusal>,
 }
 
 impl FoundBlocks {
-    /// Whether a block of ours stands in any of the files.
+    /// Whether any of the files contains a block of the agent.
     pub(super) fn has_block(&self, known: &[PublicKey]) -> bool {
         self.files.iter().any(|(_, file)| !find_managed_keys(content_or_empty(file), known).is_empty())
     }
@@ -55,7 +55,7 @@ fn content_or_empty(file: &KeyFile) -> &[u8] {
     file.content.as_deref().unwrap_or_default()
 }
 
-/// Whether a block of ours stands there with one of these keys; with any, where none is known.
+/// Whether the content has a block of the agent with one of these keys. If no key is known, any block counts.
 fn has_block_with_key(content: &[u8], known: &[PublicKey]) -> bool {
     let mut blocks = find_managed_keys(content, known).into_iter();
     match known {
@@ -64,17 +64,17 @@ fn has_block_with_key(content: &[u8], known: &[PublicKey]) -> bool {
     }
 }
 
-/// The other files that may hold the block of a binding, besides the one that a command is about.
+/// The other files that may contain the block of a binding, besides the file that the command changes.
 #[derive(Debug, Default)]
 pub(super) struct OtherKeyFiles {
     /// The files.
     pub(super) files: Vec<(Account, KeyFile)>,
-    /// What the result has to say.
+    /// Notes for the result.
     pub(super) notes: Vec<String>,
 }
 
 impl<G: Guest> Engine<G> {
-    /// Looks at every candidate. `files` are those that were looked at before.
+    /// Reads every candidate. `files` are the files that were read before.
     pub(super) fn search_key_files(
         &self,
         files: Vec<(Account, KeyFile)>,
@@ -87,7 +87,7 @@ impl<G: Guest> Engine<G> {
             if blocks.files.iter().any(|(_, file)| file.path == path) {
                 continue;
             }
-            // What it does not see is not known to be gone.
+            // A path that the agent cannot see may still exist.
             if let Err(hidden) = self.guest.check_path_visible(&path) {
                 blocks.unreached.push(hidden.into());
                 continue;
@@ -106,7 +106,7 @@ impl<G: Guest> Engine<G> {
             if self.resolves_to_known_file(&blocks.files, &account, &path) {
                 continue;
             }
-            // Read as sshd reads it, by the path alone: nothing is written by this.
+            // Read the file as sshd reads it, by its path alone. This read leads to no write.
             match self.guest.read(&FileKind::SshdConfig, &path) {
                 Ok(Some(content)) if has_block_with_key(&content, known) => {
                     let Refusal { reason, message } = Refusal::from(error);
@@ -120,7 +120,7 @@ impl<G: Guest> Engine<G> {
         blocks
     }
 
-    /// Whether a path with a link in it leads to a file that is looked at already.
+    /// Whether a path that contains a link leads to a file that is already listed.
     fn resolves_to_known_file(&self, files: &[(Account, KeyFile)], account: &Account, path: &Path) -> bool {
         let resolved = self.guest.canonicalize_path(path);
         resolved != path
@@ -130,7 +130,7 @@ impl<G: Guest> Engine<G> {
                 .is_ok_and(|file| files.iter().any(|(_, other)| other.id == file.id))
     }
 
-    /// What sshd reads for an account: the file that a key is written to first, then the others.
+    /// The key files that sshd reads for an account: first the file into which a key is written, then the others.
     pub(super) fn list_sshd_key_paths(&self, sshd: &Sshd, account: &Account) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = find_key_path(sshd, account).into_iter().collect();
         for answer in &sshd.answers {
@@ -143,7 +143,7 @@ impl<G: Guest> Engine<G> {
         paths
     }
 
-    /// As whom the recorded file of a binding is reached.
+    /// The account as which the recorded file of a binding is opened.
     ///
     /// # Errors
     /// `IO_ERROR`.
@@ -151,10 +151,10 @@ impl<G: Guest> Engine<G> {
         self.guest.resolve_key_file_owner(&binding.user, binding.uid, &binding.path)
     }
 
-    /// For a command about who gets in: the other files that may hold the bound block.
+    /// For a command that decides about logins: the other files that may contain the bound block.
     ///
     /// # Errors
-    /// That a file with the block cannot be reached, or its mount point is not mounted.
+    /// If a file with the block cannot be reached, or its volume is not mounted.
     pub(super) fn find_other_key_files(
         &self,
         binding: &Binding,
@@ -188,7 +188,7 @@ impl<G: Guest> Engine<G> {
         Ok(OtherKeyFiles { files: blocks.files.split_off(1), notes })
     }
 
-    /// Where the user's file cannot be looked at: that this comes from a volume that is not mounted.
+    /// If the user's file cannot be read: the refusal that says that a volume is not mounted, if that is the cause.
     pub(super) fn find_unmounted_refusal(
         &self,
         binding: Option<&Binding>,
@@ -203,8 +203,8 @@ impl<G: Guest> Engine<G> {
             .filter(|refusal| refusal.reason == Reason::IoError)
     }
 
-    /// A key is not written where sshd reads it for somebody else too: root, whatever the path, and others where the
-    /// file is not in the user's home.
+    /// Refuses to write a key into a file that sshd also reads for another account. For root this is checked for
+    /// every path; for other accounts only if the file is not in the user's home.
     ///
     /// # Errors
     /// `UNSAFE_PATH`, `IO_ERROR`.
@@ -221,10 +221,10 @@ impl<G: Guest> Engine<G> {
                 continue;
             }
             let read = sshd.answers.first().map(|first| list_key_paths_for_answer(sshd, first, &other));
-            // A Match block may name another file for root than for the user.
+            // A `Match` block may name another file for root than for the user.
             let usual = Some(default_key_path(&other)).filter(|_| other.uid == 0);
             let read = read.unwrap_or_default().into_iter().chain(usual);
-            // What is in another one's home, and he alone can change, is not looked for in every home of the guest.
+            // A file in another account's home that only this account can change is not searched for in every home.
             for path in read.filter(|path| other.uid == 0 || !path.starts_with(&other.home)) {
                 if self.guest.file_id(&path).is_some_and(|theirs| theirs == key_file.id) {
                     let message = format!(
@@ -242,10 +242,10 @@ impl<G: Guest> Engine<G> {
         Ok(())
     }
 
-    /// For a detach: every file that may hold the block, the one that sshd reads now first.
+    /// For a detach: every file that may contain the block. The file that sshd reads now comes first.
     ///
     /// # Errors
-    /// As for [`Self::elsewhere`].
+    /// As for [`Self::find_other_key_files`].
     pub(super) fn find_binding_blocks(
         &self,
         binding: &Binding,
@@ -270,7 +270,7 @@ impl<G: Guest> Engine<G> {
         Ok((blocks, notes))
     }
 
-    /// Where the block of a binding may stand.
+    /// The paths at which the block of a binding may stand.
     pub(super) fn list_candidates(
         &self,
         binding: &Binding,
@@ -294,7 +294,7 @@ impl<G: Guest> Engine<G> {
                 path: default_key_path(account),
                 always: false,
             }),
-            // His name may have become the target user's.
+            // The target user may now have the name of the bound user.
             (None, UserStatus::Gone) => {
                 let target = self.guest.lookup_account_for_removal(&self.settings.target_user).ok();
                 let asked =
@@ -316,10 +316,11 @@ impl<G: Guest> Engine<G> {
         read
     }
 
-    /// Whether all that may hold the block could be looked at.
+    /// Whether every file that may contain the block could be read.
     ///
     /// # Errors
-    /// That a file with it cannot be reached; that it is found nowhere, and where it was put is not mounted.
+    /// If a file with the block cannot be reached. Also if the block was not found and the volume of its file is not
+    /// mounted.
     pub(super) fn check_all_reached(&self, binding: &Binding, blocks: &FoundBlocks) -> Result<(), Refusal> {
         let known = std::slice::from_ref(&binding.key_pair.public_key);
         self.guest.check_path_visible(&binding.path)?;
@@ -340,7 +341,8 @@ impl<G: Guest> Engine<G> {
     }
 }
 
-/// All paths that sshd reads for an account, shared ones too, in its order; none where it gives up on one.
+/// All paths that sshd reads for an account, in sshd's order, shared files included. Empty if sshd would reject one
+/// of them.
 fn list_key_paths_for_answer(sshd: &Sshd, answer: &SshdAnswer, account: &Account) -> Vec<PathBuf> {
     let paths =
         resolve_key_paths(&answer.effective, &ParsedConfig::from_sshd(sshd), &answer.connection, account);
@@ -348,12 +350,12 @@ fn list_key_paths_for_answer(sshd: &Sshd, answer: &SshdAnswer, account: &Account
     paths.filter(|path| path.is_absolute()).collect()
 }
 
-/// That no block of ours was found, and where it was looked for.
+/// A text that says that no block of the agent was found, and where the agent searched.
 pub(super) fn describe_no_block_found(blocks: &FoundBlocks) -> String {
     format!("no block of it was found in {}: somebody took it out before", blocks.join_paths())
 }
 
-/// What became of the bound user, if he is not what he was.
+/// A text that says what happened to the bound user, if the account changed.
 pub(super) fn describe_holder_change(
     binding: &Binding,
     holder: &KeyFileOwner,

@@ -1,5 +1,5 @@
-//! Who this is (KP-3.5, KP-3.43 and KP-7.10): the id that the configuration or the network says, and the machine it
-//! was learnt on.
+//! The identity of this instance (KP-3.5, KP-3.43 and KP-7.10): the id from the configuration or the network, and the
+//! machine on which the agent learned it.
 
 use std::path::Path;
 
@@ -10,25 +10,26 @@ use crate::policy::types::InstanceId;
 use super::state::{Adoption, State};
 use super::{Engine, EngineError, EngineSettings};
 
-/// The DMI product UUID, which root alone can read.
+/// The DMI product UUID, which only root can read.
 const PRODUCT_UUID_PATH: &str = "/sys/class/dmi/id/product_uuid";
 
-/// Where there is none: machine-id(5).
+/// Used if there is no DMI product UUID: machine-id(5).
 const MACHINE_ID_PATH: &str = "/etc/machine-id";
 
 impl EngineSettings {
-    /// This instance: what the configuration says, else what the state does.
+    /// The id of this instance: from the configuration, otherwise from the state.
     pub fn effective_instance_id<'a>(&'a self, state: &'a State) -> Option<&'a InstanceId> {
         self.instance_id.as_ref().or(state.instance_id.as_ref())
     }
 }
 
 impl<G: Guest> Engine<G> {
-    /// Takes `id` for this instance's; a clone's state starts anew. Where that cannot be kept now, the next
-    /// command keeps it. An id of the network's that is refused is no error: the known one stays, and the log says so.
+    /// Takes `id` as the id of this instance. The state of a clone starts anew. If the id cannot be stored now, the
+    /// next command stores it. If an id from the network is refused, that is not an error: the known id stays, and
+    /// the log says so.
     ///
     /// # Errors
-    /// That the state cannot be read or written.
+    /// If the state cannot be read or written.
     pub fn adopt_instance_id(&mut self, id: &InstanceId) -> Result<(), EngineError> {
         self.adopted = Some(id.clone());
         let _lock = self.guest.lock()?;
@@ -39,10 +40,11 @@ impl<G: Guest> Engine<G> {
         Ok(())
     }
 
-    /// Puts what the daemon learnt of who this is into a state that may have been lost since, or locked then.
+    /// Stores the instance id that the daemon learned. The state may have been lost since then, or locked at that
+    /// time.
     pub(super) fn apply_adopted_id(&mut self, state: &mut State) -> Adoption {
         let Some(id) = &self.adopted else { return Adoption::Known };
-        // Where commands are signed the network does not decide who we are; the configuration always does.
+        // If commands are signed, the network must not decide the identity. The configuration always may.
         let is_from_network = self.settings.instance_id.as_ref() != Some(id);
         let requires_new_machine = self.settings.trusted_signers.is_some() && is_from_network;
         let adoption = state.adopt_instance_id(id, self.read_machine_id().as_ref(), requires_new_machine);
@@ -59,7 +61,7 @@ impl<G: Guest> Engine<G> {
         adoption
     }
 
-    /// The machine this is, as far as it can be told.
+    /// The id of this machine, if it can be read.
     fn read_machine_id(&self) -> Option<MachineId> {
         let read = |path: &str| match self.guest.read_root_owned_file(Path::new(path)) {
             Ok(content) => content,

@@ -1,5 +1,4 @@
-//! Whether a valid command is to be obeyed at all: component, instance, expiry, sequence (KP-3.26 to
-//! KP-3.29).
+//! Decides whether a valid command is carried out at all: component, instance, expiry, sequence (KP-3.26 to KP-3.29).
 
 use time::{Duration, OffsetDateTime};
 
@@ -13,24 +12,24 @@ use super::Engine;
 use super::sheet::{ResultBuilder, format_rfc3339};
 use super::state::{HighestSequence, State};
 
-/// Before this moment no clock can be right: this version did not exist (seconds since 1970; 2026-11-01).
+/// No correct clock can show an earlier time: this version did not exist then (seconds since 1970; 2026-11-01).
 const MIN_CLOCK_UNIX_SECONDS: i64 = 1_793_491_200;
 
-/// How far ahead a signed command may expire.
+/// The longest time until the expiry of a signed command.
 const MAX_SIGNED_VALIDITY: Duration = Duration::hours(24);
 
-/// What became of the question.
+/// The decision about a command.
 pub(super) enum Admission {
-    /// It is to be obeyed.
+    /// The command is carried out.
     Accept,
-    /// It is not.
+    /// The command is refused.
     Reject(Refusal),
-    /// It cannot be told yet: the clock is not set.
+    /// The decision is not possible yet, because the clock is not set.
     Defer(String),
 }
 
 impl<G: Guest> Engine<G> {
-    /// The component's version, read afresh.
+    /// The component's version, read anew at each call.
     ///
     /// # Errors
     /// `COMPONENT_VERSION_UNREADABLE`, with the cause and the remedy.
@@ -45,7 +44,7 @@ impl<G: Guest> Engine<G> {
         })
     }
 
-    /// Judges a command, and raises the highest sequence where it passes that check.
+    /// Judges a command. If the command passes the sequence check, its sequence becomes the highest.
     pub(super) fn admit_command(
         &self,
         command: &Command,
@@ -78,7 +77,8 @@ impl<G: Guest> Engine<G> {
         Admission::Accept
     }
 
-    /// Expiry. A signed command says when, and soon: else whoever kept one could come back with it at any time.
+    /// Checks the expiry. A signed command must expire, and soon: otherwise somebody could store it and send it at
+    /// any time.
     fn check_expiry(&self, command: &Command, origin: Origin) -> Admission {
         let expired = |why: String| Admission::Reject(Refusal::new(Reason::Expired, why));
         let is_signed = self.required_signers_file(origin).is_some();
@@ -106,12 +106,12 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// The time; `None` while the clock is not set.
+    /// The current time; `None` if the clock is not set.
     pub(super) fn current_time_if_set(&self) -> Option<OffsetDateTime> {
         Some(self.guest.now()).filter(|now| now.unix_timestamp() >= MIN_CLOCK_UNIX_SECONDS)
     }
 
-    /// The answer where the clock is not set.
+    /// The decision if the clock is not set.
     pub(super) fn defer_until_clock_set(&self, what: &str) -> Admission {
         Admission::Defer(format!(
             "the clock says {}: {what} cannot be told yet",
@@ -119,7 +119,7 @@ impl<G: Guest> Engine<G> {
         ))
     }
 
-    /// Component and instance.
+    /// Checks the component and the instance.
     fn check_component_and_instance(
         &self,
         command: &Command,

@@ -1,5 +1,5 @@
-//! Looking without a lock and without a change: what stands of ours, and who changed it (KP-8.5 and
-//! KP-8.6).
+//! Inspects the guest without a lock and without a change: what the agent's lines are now, and what others changed
+//! (KP-8.5 and KP-8.6).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,23 +22,23 @@ use super::observe::{default_key_path, find_key_path};
 use super::sheet::current_timestamp;
 use super::state::State;
 
-/// What is not as a command left it.
+/// A difference between the guest now and what the last command wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Drift {
-    /// This file of ours, or our block in it, was changed or taken out by somebody.
+    /// Another person or program changed or removed this file of the agent, or the agent's block in it.
     Changed(PathBuf),
-    /// sshd does not do what was set, although our lines stand.
+    /// sshd does not follow the setting, although the agent's lines are in place.
     Overridden(String),
 }
 
-/// What sshd may not read for its SELinux label. The text names file, label and remedy.
+/// A file that sshd may not read because of its SELinux label. The text names file, label and remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LabelProblem {
-    /// sshd cannot read it.
+    /// sshd cannot read the file.
     Denied(String),
-    /// sshd cannot read it until a command that is about this file corrects the label.
+    /// sshd cannot read the file until a command for this file corrects the label.
     DeniedUntilAttach(String),
-    /// It could not, if SELinux enforced.
+    /// sshd could not read the file if SELinux were enforcing.
     DeniedIfEnforcing(String),
 }
 
@@ -55,24 +55,24 @@ impl LabelProblem {
     }
 }
 
-/// What the running sshd said, for `check`.
+/// The answer of the running sshd, for `check`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LiveProbe {
-    /// Nothing: it was not asked.
+    /// sshd was not queried. The text says why.
     Skipped(String),
-    /// One connection's answer.
+    /// The answer over one connection.
     Probed {
-        /// Where.
+        /// The address of the connection.
         address: SocketAddr,
-        /// Whether it offers what its configuration says, and what it offers.
+        /// Whether sshd offers the methods of its configuration, and which methods it offers.
         methods: (proof::ProbeVerdict, Vec<String>),
-        /// Whether it would accept the key; a key that it was not asked about is not taken.
+        /// Whether sshd would accept the key. If no key was sent, the verdict is "not taken".
         key: proof::ProbeVerdict,
     },
 }
 
 impl<G: Guest> Engine<G> {
-    /// What the running sshd says of its present configuration, and of a key that is in place: one connection.
+    /// Queries the running sshd about its current configuration and about a key that is in place, in one connection.
     pub fn probe_live_sshd(&self, sshd: &Sshd, account: &Account, key: Option<&PublicKey>) -> LiveProbe {
         let not_asked = |why: &str| LiveProbe::Skipped(why.to_owned());
         if !self.settings.proof {
@@ -107,7 +107,7 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// The file that sshd reads for the account.
+    /// The key file that sshd reads for the account.
     ///
     /// # Errors
     /// `AUTHORIZED_KEYS_UNSUPPORTED`, `UNSAFE_PATH`, `IO_ERROR`.
@@ -115,7 +115,7 @@ impl<G: Guest> Engine<G> {
         Ok(self.guest.read_key_file(account, &find_key_path(sshd, account)?)?)
     }
 
-    /// What became of the user for whom the key pair was bound, if he is not what he was.
+    /// A text that says what happened to the user for whom the key pair was bound, if the account changed.
     pub fn describe_bound_user_change(&self, state: &State) -> Option<String> {
         let binding = state.binding.as_ref()?;
         let holder = self.find_holder(binding).ok()?;
@@ -130,7 +130,7 @@ impl<G: Guest> Engine<G> {
         ))
     }
 
-    /// Whether this is the file that the key pair was bound in, whatever path leads to it.
+    /// Whether this is the file in which the key pair was bound, even if another path leads to it.
     pub fn is_bound_file(&self, binding: &Binding, file: &KeyFile) -> bool {
         let recorded = || {
             let holder = self.find_holder(binding).ok()?;
@@ -139,8 +139,8 @@ impl<G: Guest> Engine<G> {
         binding.path == file.path || recorded().is_some_and(|recorded| recorded.id == file.id)
     }
 
-    /// Where this user's keys are, and how many of them let him in that are not ours; `None` where there are none, or
-    /// they cannot be read.
+    /// The path of this user's key file, and how many usable keys in it are not the agent's. `None` if there are
+    /// none, or the file cannot be read.
     pub fn count_foreign_keys(&self, user: &str) -> Option<(PathBuf, usize)> {
         let account = self.guest.lookup_account(user).ok()?;
         let path = self.guest.inspect_sshd(user).and_then(|sshd| find_key_path(&sshd, &account));
@@ -151,10 +151,10 @@ impl<G: Guest> Engine<G> {
         (count > 0).then_some((file.path, count))
     }
 
-    /// What of ours was changed by others since the last command. Nothing, where nothing was ever done.
+    /// What others changed in the agent's lines since the last command. Empty if no command was ever carried out.
     ///
     /// # Errors
-    /// Why it cannot be told.
+    /// Why this cannot be determined.
     pub fn detect_drift(&self, state: &State) -> Result<Vec<Drift>, Refusal> {
         let action = match (&state.binding, state.password_auth) {
             (Some(binding), Some(password_auth)) => {
@@ -179,10 +179,11 @@ impl<G: Guest> Engine<G> {
         let draft = plan::draft_plan(&purpose, &facts)?;
         let mut drift: Vec<Drift> =
             draft.key_edits.iter().map(|edit| Drift::Changed(edit.path.clone())).collect();
-        // Where sshd does what was set, that ours does not stand is no drift: it may not have been writable.
+        // If sshd already follows the setting, missing lines of the agent are not drift: they may not have been
+        // writable.
         let is_due = draft.ahead.is_some() && !(draft.already && draft.untouched);
         if let (Some(sshd), Some(asked), true) = (&facts.sshd, action.password_auth(), is_due) {
-            // Where ours stands as it was written, it is somebody else's line that changed what holds.
+            // If the agent's lines are as written, a line of another person changed the effective setting.
             let overridden = plan::check_sshd_password_auth(
                 asked,
                 self.settings.kbd_interactive,
@@ -200,10 +201,10 @@ impl<G: Guest> Engine<G> {
         Ok(drift)
     }
 
-    /// What SELinux keeps sshd from reading: the file of the bound key pair, or one of its configuration.
+    /// The files that SELinux keeps sshd from reading: the bound key file, or a file of sshd's configuration.
     ///
     /// # Errors
-    /// Why it cannot be told.
+    /// Why this cannot be determined.
     pub fn find_label_problems(&self, state: &State, sshd: &Sshd) -> Result<Vec<LabelProblem>, Refusal> {
         let (account, file) = match &state.binding {
             Some(binding) => (self.find_holder(binding)?.account, Some(binding.path.clone())),
@@ -219,7 +220,8 @@ impl<G: Guest> Engine<G> {
             .collect())
     }
 
-    /// The later global lines that say otherwise than ours: someone's change that we override.
+    /// Later global lines with another value than the agent's lines. Another person wrote them, and the agent
+    /// overrides them.
     pub fn find_overridden_lines(&self, sshd: &Sshd) -> Vec<Directive> {
         managed_places(&sshd.config)
             .iter()

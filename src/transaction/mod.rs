@@ -1,4 +1,5 @@
-//! Making it happen, or not at all: the one path of `run` and `apply` (KP-4.9, KP-7.2 and KP-8.1).
+//! Carries out a command completely or not at all. `run` and `apply` both use this one path (KP-4.9, KP-7.2 and
+//! KP-8.1).
 //!
 //! ```text
 //!  bytes ─► parse ─► lock ─► state ─► recover ─► judge ─► observe ─► plan ─► intent ─► steps ─► result
@@ -36,36 +37,36 @@ use crate::policy::types::InstanceId;
 
 use state::State;
 
-/// What the configuration says about carrying out commands.
+/// The part of the configuration that says how the engine carries out commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineSettings {
-    /// Whose authorized_keys file the key goes into.
+    /// The user whose authorized_keys file gets the key.
     pub target_user: String,
-    /// Whether keyboard-interactive follows password login.
+    /// Whether the keyboard-interactive setting follows the setting for password login.
     pub kbd_interactive: KbdInteractive,
-    /// Whether the running sshd is asked as well (KP-10.15).
+    /// Whether the engine also asks the running sshd for a proof (KP-10.15).
     pub proof: bool,
-    /// This instance's id, where the channel must not say it.
+    /// The instance id from the configuration. If it is set, the id from the channel is not used.
     pub instance_id: Option<InstanceId>,
-    /// Whose signatures the channel's commands must bear; `None`: they need none.
+    /// The file with the signers that may sign the channel's commands. `None`: commands need no signature.
     pub trusted_signers: Option<PathBuf>,
 }
 
-/// The transaction room: a guest, and how commands are carried out on it.
+/// The transaction engine: it holds a guest and carries out commands on that guest.
 #[derive(Debug)]
 pub struct Engine<G> {
     guest: G,
     settings: EngineSettings,
-    /// Who the daemon learnt that this is: it outlives a state that is lost, or could not be written, under it.
+    /// The instance id that the daemon learned. It stays in memory if the state file is lost or could not be written.
     adopted: Option<InstanceId>,
 }
 
-/// Why nothing could be done, beyond any command's result.
+/// Why the engine could do nothing at all. This is not the result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineError {
-    /// Another process holds the lock; it is worth another try.
+    /// Another process holds the lock. The caller may try again.
     Busy(String),
-    /// The state cannot be read or written, or an open intent not be undone.
+    /// The state cannot be read or written, or an open intent cannot be undone.
     Refused(Refusal),
 }
 
@@ -96,25 +97,25 @@ impl From<LockFailure> for EngineError {
 }
 
 impl<G: Guest> Engine<G> {
-    /// The room for this guest.
+    /// Returns an engine for this guest.
     pub fn new(guest: G, settings: EngineSettings) -> Self {
         Self { guest, settings, adopted: None }
     }
 
-    /// The guest, to look at.
+    /// The guest, read-only.
     pub fn guest(&self) -> &G {
         &self.guest
     }
 
-    /// How commands are carried out.
+    /// The settings with which this engine carries out commands.
     pub fn settings(&self) -> &EngineSettings {
         &self.settings
     }
 
-    /// The state as it stands.
+    /// Reads the current state.
     ///
     /// # Errors
-    /// `IO_ERROR`: it cannot be read, or is a newer version's; the remedy is `undo`.
+    /// `IO_ERROR`: the state file cannot be read, or a newer version wrote it. The remedy is `undo`.
     pub fn load(&self) -> Result<State, Refusal> {
         let bytes = self.guest.load_state().map_err(|error| state_io_refusal(&error))?;
         State::parse(bytes.as_deref()).map_err(|error| {
@@ -138,7 +139,7 @@ impl<G: Guest> Engine<G> {
     }
 }
 
-/// Whatever is wrong with the place of the state: nothing can be done without it (KP-4.11).
+/// Any error of the state directory or the state file. The engine does nothing without its state (KP-4.11).
 fn state_io_refusal(error: &FileError) -> Refusal {
     Refusal::new(Reason::IoError, format!("the state cannot be kept: {error}"))
 }

@@ -1,4 +1,4 @@
-//! Looking before anything is done: the facts a command needs, and the plan made of them.
+//! Observes the guest before anything changes: the facts that a command needs, and the plan made from them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,27 +24,27 @@ use super::state::State;
 use super::steps::changed_twice_refusal;
 use super::{Engine, pulse};
 
-/// How many places that do not answer are waited for where only a warning depends on it.
+/// How many unresponsive lookups are waited for if only a warning depends on them.
 const MAX_UNANSWERED_LOOKUPS: usize = 2;
 
-/// How many may hang before nothing is looked at for a warning's sake: what decides has the rest.
+/// After this many hanging lookups, nothing is looked up for a warning any more. The rest is kept for what decides.
 const MAX_HANGING_LOOKUPS: usize = 4;
 
-/// A plan and what it was made of.
+/// A plan and the facts from which it was made.
 #[derive(Debug)]
 pub struct PreparedPlan {
-    /// What is to be done.
+    /// The changes to make.
     pub plan: Plan,
-    /// What was observed.
+    /// The facts that were observed.
     pub facts: PlanInputs,
 }
 
-/// What earlier plans of a command leave to the next one.
+/// What earlier plans of a command pass on to the next plan.
 #[derive(Debug)]
 pub(super) struct PlanRetries {
-    /// How many more plans there may be where a file changes under one.
+    /// How many more plans are allowed if a file changes during planning.
     left: u32,
-    /// Why our own setting could not be written.
+    /// Why the agent's own setting could not be written.
     pub(super) not_owned: Option<String>,
 }
 
@@ -55,17 +55,17 @@ impl Default for PlanRetries {
 }
 
 impl PlanRetries {
-    /// A file changed under the plan: there is one new one.
+    /// Allows one new plan after a file changed during the last one.
     ///
     /// # Errors
-    /// There was one already.
+    /// If the one new plan was already used.
     pub(super) fn consume_retry(&mut self, changed: &FileError) -> Result<(), Refusal> {
         self.left = self.left.checked_sub(1).ok_or_else(|| changed_twice_refusal(changed))?;
         Ok(())
     }
 }
 
-/// By these reasons a setting of ours cannot be written. That the guard refuses is none of them.
+/// Whether this reason means that the agent's own setting cannot be written. A refusal by the lockout guard does not.
 fn prevents_own_setting(reason: Reason) -> bool {
     matches!(
         reason,
@@ -78,7 +78,7 @@ fn prevents_own_setting(reason: Reason) -> bool {
 }
 
 impl<G: Guest> Engine<G> {
-    /// Observes the guest for `command` and plans it. Nothing is changed.
+    /// Observes the guest for `command` and plans the command. Nothing changes.
     ///
     /// # Errors
     /// Any reason of KP-3.32.
@@ -91,7 +91,7 @@ impl<G: Guest> Engine<G> {
         self.prepare_plan_with_retries(command, state, sheet, &mut PlanRetries::default())
     }
 
-    /// The same, after earlier tries.
+    /// Does the same, after earlier tries.
     pub(super) fn prepare_plan_with_retries(
         &self,
         command: &Command,
@@ -127,7 +127,7 @@ impl<G: Guest> Engine<G> {
                 let why = refusal.message.clone();
                 planned = self.plan_from_facts(&facts, command, state, sheet, Some(&why), &mut already);
             }
-            // What sshd said of files that somebody changed meanwhile is no verdict.
+            // If another person changed the files meanwhile, sshd's answer about them is not a verdict.
             let sshd = facts.sshd.as_ref().filter(|_| command.action.password_auth().is_some());
             let now = sshd.and_then(|sshd| Some((sshd, self.guest.reread_sshd_config_files(sshd).ok()?)));
             let changed = now.as_ref().and_then(|(sshd, now)| sshd.config.first_difference(now));
@@ -138,7 +138,7 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// The plan on these facts. `already` is set where sshd does what is asked as it stands.
+    /// Makes the plan from these facts. `already` is set if sshd already does what the command requests.
     fn plan_from_facts(
         &self,
         facts: &PlanInputs,
@@ -181,7 +181,7 @@ impl<G: Guest> Engine<G> {
             None => Vec::new(),
         };
         if let (Some(sshd), false) = (&facts.sshd, shut.is_empty()) {
-            // Only a warning depends on it.
+            // Only a warning depends on this answer.
             answers.current = self.guest.query_effective_config(sshd, None, &shut).unwrap_or_default();
         }
         let mut ask = |question: &TrialRequest| match &facts.sshd {
@@ -197,12 +197,12 @@ impl<G: Guest> Engine<G> {
             refusal
         })?;
         sheet.asked.trial = plan.trial.clone();
-        // All of them before the first one is touched: what can be known to fail then needs no way back.
+        // Check every file before the first one is touched, so that a predictable failure needs no undo.
         for edit in plan.key_edits.iter().chain(&plan.sshd_edits) {
             self.guest.check_path_visible(&edit.path)?;
             let expected = edit.before.as_deref().map(ContentHash::from_content);
             match self.guest.check_writable(&edit.kind, &edit.path, expected.as_ref()) {
-                // The write finds that too, and a new plan is made.
+                // The write finds the change too, and the command is planned again.
                 Ok(()) | Err(FileError::Changed { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -248,13 +248,14 @@ impl<G: Guest> Engine<G> {
         Ok(facts)
     }
 
-    /// For a command that is about who gets in: the target user, sshd, and the file that it reads for him.
+    /// For a command that decides about logins: the target user, sshd, and the key file that sshd reads for that
+    /// user.
     pub(super) fn observe_sshd_user(
         &self,
         action: &Action,
         binding: Option<&Binding>,
     ) -> Result<PlanInputs, Refusal> {
-        // A setting alone is no reason to look where the block stands.
+        // A command that only changes the setting does not need the place of the block.
         let binding = binding.filter(|_| matches!(action, Action::Attach { .. }));
         if matches!(action, Action::SetPasswordAuth { password_auth: PasswordAuth::Yes }) {
             return self.observe_sshd_only();
@@ -283,7 +284,7 @@ impl<G: Guest> Engine<G> {
         })
     }
 
-    /// What sshd was asked here is what it says elsewhere only if its files are seen here.
+    /// sshd's answer here is valid for the running sshd only if the agent sees the same files.
     fn check_sshd_files_visible(&self, sshd: &Sshd) -> Result<(), Refusal> {
         let patterns = sshd.config.includes.values().flatten().map(|included| &included.pattern);
         let directories: BTreeSet<&Path> = patterns.filter_map(|pattern| pattern.parent()).collect();
@@ -293,7 +294,8 @@ impl<G: Guest> Engine<G> {
         Ok(())
     }
 
-    /// To allow passwords no key file and no account is needed: what is wrong with them may be why the owner asks for it.
+    /// Turning passwords on needs no key file and no account. A fault in these may be why the owner sends the
+    /// command.
     fn observe_sshd_only(&self) -> Result<PlanInputs, Refusal> {
         let user = &self.settings.target_user;
         let sshd = self.guest.inspect_sshd(user)?;
@@ -310,7 +312,8 @@ impl<G: Guest> Engine<G> {
         })
     }
 
-    /// What else decides about a login; where the command forbids passwords, who else has one.
+    /// The other restrictions on a login. If the command turns passwords off: also the other accounts that have a
+    /// password.
     fn observe_login(&self, action: &Action, facts: &PlanInputs) -> Result<Option<Login>, Refusal> {
         let Some(sshd) = &facts.sshd else { return Ok(None) };
         let mut login = self.guest.read_login_restrictions(&facts.account, sshd);
@@ -321,8 +324,8 @@ impl<G: Guest> Engine<G> {
         Ok(Some(login))
     }
 
-    /// Who else has a key: only warnings depend on it. It ends once two more places did not answer, which takes seconds
-    /// each; whom it did not come to has none then.
+    /// Marks the other accounts that have a key; only warnings depend on this. It stops after two more lookups did
+    /// not answer, because each takes seconds. Accounts that it did not reach count as having no key.
     fn mark_accounts_with_keys(&self, sshd: &Sshd, people: &mut [LocalAccount]) {
         let patience = self.guest.unresponsive_resources().len() + MAX_UNANSWERED_LOOKUPS;
         for person in people.iter_mut().filter(|person| person.has_password) {
@@ -330,13 +333,14 @@ impl<G: Guest> Engine<G> {
             if silent >= patience.min(MAX_HANGING_LOOKUPS) {
                 return;
             }
-            // Of whom it cannot be told, nothing is said but that it was not looked at.
+            // If this lookup hung, the account counts as having a key. The result then reports only that the lookup
+            // was passed over.
             person.has_key =
                 self.has_key(sshd, &person.account) || self.guest.unresponsive_resources().len() > silent;
         }
     }
 
-    /// Whether an account has a key in a file that sshd reads for it. What cannot be told counts as none.
+    /// Whether an account has a key in a file that sshd reads for it. If this cannot be determined, the answer is no.
     fn has_key(&self, sshd: &Sshd, account: &Account) -> bool {
         let own =
             find_key_path(sshd, account).ok().and_then(|path| self.guest.read_key_file(account, &path).ok());
@@ -344,7 +348,7 @@ impl<G: Guest> Engine<G> {
         files.iter().any(|(_, content)| parse_key_lines(content).next().is_some())
     }
 
-    /// For a detach: the files that may hold the block. It needs no sshd and no readable configuration.
+    /// For a detach: the files that may contain the block. This needs no sshd and no readable configuration.
     fn observe_bound_files(&self, binding: Option<&Binding>) -> Result<PlanInputs, Refusal> {
         let Some(binding) = binding else { return self.observe_unbound() };
         let holder = self.find_holder(binding)?;
@@ -362,7 +366,7 @@ impl<G: Guest> Engine<G> {
         Ok(PlanInputs { account, sshd, key_file, key_files, elsewhere, notes, login, labels })
     }
 
-    /// All files that sshd reads for the account; the one that is ours alone, where it cannot be told which these are.
+    /// All key files that sshd reads for the account. If these are unknown: only the file that the agent writes.
     fn read_all_key_files(
         &self,
         sshd: Option<&Sshd>,
@@ -385,7 +389,7 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// For a detach where nothing is bound, as far as the state says.
+    /// For a detach if the state has no binding.
     fn observe_unbound(&self) -> Result<PlanInputs, Refusal> {
         let account = self.guest.lookup_account_for_removal(&self.settings.target_user)?;
         let sshd = self.guest.inspect_sshd(&account.name).ok();
@@ -401,7 +405,7 @@ impl<G: Guest> Engine<G> {
     }
 }
 
-/// What SELinux says of sshd's reading of its configuration and of the user's key files.
+/// The SELinux labels that decide whether sshd may read its configuration and the user's key files.
 pub(super) fn read_selinux_labels(guest: &impl Guest, facts: &PlanInputs) -> Labels {
     let Some(sshd) = &facts.sshd else { return Labels::default() };
     let mut files: Vec<PathBuf> = facts.key_file.iter().map(|own| own.path.clone()).collect();
@@ -410,7 +414,7 @@ pub(super) fn read_selinux_labels(guest: &impl Guest, facts: &PlanInputs) -> Lab
     guest.selinux_labels(sshd, &facts.account, &files)
 }
 
-/// The file that sshd reads for this account.
+/// The key file that sshd reads for this account.
 pub(super) fn find_key_path(sshd: &Sshd, account: &Account) -> Result<PathBuf, Refusal> {
     let Some(first) = sshd.answers.first() else {
         return Err(Refusal::new(Reason::SshdNotFound, "sshd names no port on which it would listen"));
@@ -423,7 +427,7 @@ pub(super) fn find_key_path(sshd: &Sshd, account: &Account) -> Result<PathBuf, R
     )
 }
 
-/// sshd's own default, for when it cannot be asked.
+/// sshd's own default, used if sshd cannot be queried.
 pub(super) fn default_key_path(account: &Account) -> PathBuf {
     account.home.join(".ssh/authorized_keys")
 }

@@ -1,4 +1,5 @@
-//! What the loop of `run` asks of the state: what is to be delivered, what runs here (KP-3.8 and KP-3.37).
+//! The functions with which the loop of `run` reads the state: the result to deliver, and what runs here (KP-3.8,
+//! KP-3.37).
 
 use serde::Serialize;
 
@@ -12,10 +13,11 @@ use crate::policy::types::{CommandId, InstanceId, KeyName, PasswordAuth, Sequenc
 use super::state::{State, StoredResult};
 use super::{Engine, EngineError};
 
-/// What this agent can do, as it tells the control plane; `signed` whether or not `trusted_signers` asks for it.
+/// The capabilities that the agent reports to the control plane. `signed` is listed with and without
+/// `trusted_signers`.
 const CAPABILITIES: [&str; 6] = ["attach", "detach", "setPasswordAuth", "replace", "proof", "signed"];
 
-/// The most host keys that it names.
+/// The most host keys that the report names.
 const MAX_REPORTED_HOST_KEYS: usize = 16;
 
 /// The document of `PUT keypair/agent`.
@@ -46,7 +48,7 @@ struct ReportedBinding {
     inherited: bool,
 }
 
-/// What is wrong here: what the running sshd said against the last command, why sshd cannot be asked.
+/// Warnings for the report: a contradiction of the running sshd to the last command, and why sshd cannot be queried.
 fn collect_warnings(state: Option<&State>, not_asked: Option<&Refusal>) -> Vec<String> {
     let contradiction = state.and_then(|state| state.contradiction.as_ref());
     let contradiction = contradiction.map(|said| format!("{}: {}", Reason::ProofContradicted, said.message));
@@ -54,18 +56,18 @@ fn collect_warnings(state: Option<&State>, not_asked: Option<&Refusal>) -> Vec<S
 }
 
 impl<G: Guest> Engine<G> {
-    /// The result that the control plane has yet to accept.
+    /// The result that the control plane has not accepted yet.
     ///
     /// # Errors
-    /// That the state cannot be read.
+    /// If the state cannot be read.
     pub fn undelivered_result(&self) -> Result<Option<StoredResult>, EngineError> {
         Ok(self.load()?.undelivered)
     }
 
-    /// Takes `id`'s result out of the outbox.
+    /// Removes the result of `id` from the outbox.
     ///
     /// # Errors
-    /// That the state cannot be read or written.
+    /// If the state cannot be read or written.
     pub fn mark_delivered(&mut self, id: &CommandId) -> Result<(), EngineError> {
         let _lock = self.guest.lock()?;
         let mut state = self.load()?;
@@ -76,10 +78,10 @@ impl<G: Guest> Engine<G> {
         Ok(())
     }
 
-    /// Keeps `result` in the place of `id`'s.
+    /// Stores `result` in place of the result of `id`.
     ///
     /// # Errors
-    /// That the state cannot be read or written.
+    /// If the state cannot be read or written.
     pub fn replace_result(&mut self, id: &CommandId, result: &str) -> Result<(), EngineError> {
         let _lock = self.guest.lock()?;
         let mut state = self.load()?;
@@ -116,7 +118,7 @@ impl<G: Guest> Engine<G> {
             warnings: collect_warnings(state.as_ref(), sshd.as_ref().err()),
             host_keys: sshd.as_ref().map(|sshd| self.list_host_keys(sshd)).unwrap_or_default(),
         };
-        // Serializing fails only for maps with keys that are no strings, and there is no map here.
+        // Serialization fails only for maps with keys that are not strings, and this document contains no map.
         serde_json::to_string(&document).unwrap_or_default()
     }
 
@@ -125,7 +127,7 @@ impl<G: Guest> Engine<G> {
         keys.map(|key| HostKeyFingerprint { key_type: sanitize_text(&key.key_type), ..key }).collect()
     }
 
-    /// One line for `systemctl status`: what is bound, password login, the component.
+    /// One line for `systemctl status`: binding, password login, component.
     pub fn summary(&self) -> String {
         let (bound, password) = match self.load() {
             Err(refusal) => return refusal.message,
@@ -148,7 +150,7 @@ impl<G: Guest> Engine<G> {
     }
 }
 
-/// With texts that are as long as foreign ones may be: os-release(5) and the host name are the administrator's.
+/// Limits the length of the texts: os-release(5) and the host name are set by the administrator.
 fn truncate_identity(identity: HostInfo) -> HostInfo {
     let text = |text: Option<String>| text.map(|text| sanitize_text(&text));
     let OperatingSystem { name, version, kernel, architecture } = identity.os;

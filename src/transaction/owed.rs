@@ -1,4 +1,4 @@
-//! The proof that a command could not take, since no sshd ran: it is taken once one does (KP-10.16).
+//! The proof that a command could not get because no sshd ran. The agent gets it as soon as sshd runs (KP-10.16).
 
 use serde::{Deserialize, Serialize};
 
@@ -19,69 +19,70 @@ use super::recovery::restore_password_setting;
 use super::state::State;
 use super::{Engine, EngineError};
 
-/// How often a question that gets no answer is asked again.
+/// How often a question without an answer is repeated.
 const MAX_UNANSWERED_PROBES: u8 = 3;
 
-/// What the running sshd is still to be asked.
+/// The proof that the running sshd must still give.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OwedProof {
     /// The command that was carried out.
     pub command_id: CommandId,
-    /// For whom.
+    /// The user for whom the proof is.
     user: String,
-    /// The key that was put in place; `None` for a command without one.
+    /// The key that was written; `None` for a command without a key.
     key: Option<PublicKey>,
-    /// Whether a private sshd accepted it from loopback; `None`: not known.
+    /// Whether a private sshd accepted the key from loopback; `None` if this is unknown.
     accepts_key: Option<bool>,
-    /// What was asked.
+    /// The requested password setting.
     #[serde(rename = "passWordAuth")]
     password_auth: PasswordAuth,
-    /// The last setting that a command had made before.
+    /// The last setting that an earlier command made.
     before: Option<PasswordAuth>,
-    /// What takes the command's setting back, where passwords were on before and it turned them off.
+    /// The edits to undo to restore the earlier setting. Filled if the command turned passwords off and they were on
+    /// before.
     restore: Vec<FileIntent>,
     /// How many questions got no answer.
     #[serde(default)]
     tries: u8,
-    /// sshd refuses the key, for this reason: the setting that stood before is being restored.
+    /// Set if sshd refuses the key: the reason. The earlier setting is then being restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restoring: Option<String>,
 }
 
-/// What the running sshd said against a command that had succeeded.
+/// What the running sshd answered, if it contradicts a command that had succeeded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Contradiction {
-    /// The command.
+    /// The id of the command.
     pub command_id: CommandId,
-    /// What sshd said, what was done about it, and the remedy.
+    /// sshd's answer, what the agent did about it, and the remedy.
     pub message: String,
 }
 
-/// What became of a proof that is owed.
+/// The outcome of a check for an owed proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwedProofOutcome {
-    /// None is owed.
+    /// No proof is owed.
     NoneOwed,
-    /// It is still owed: sshd does not run yet, or gave no answer.
+    /// The proof is still owed: sshd does not run yet, or gave no answer.
     StillOwed,
-    /// It was taken, and is as foretold.
+    /// sshd answered as expected.
     Confirmed,
-    /// It was taken and contradicts the command: the control plane is to know.
+    /// sshd's answer contradicts the command. The agent must report this to the control plane.
     Contradicted,
 }
 
-/// What the running sshd said.
+/// The answer of the running sshd.
 enum OwedProofVerdict {
     AsExpected,
     Unanswered(String),
-    /// And whether it definitely refuses the key.
+    /// The contradiction, and whether sshd definitely refuses the key.
     Contradicted(String, bool),
 }
 
 impl State {
-    /// Notes what a command that succeeded leaves to be proved, and what it settles of earlier ones.
+    /// Records the proof that a successful command still owes, and settles the owed proofs of earlier commands.
     pub(super) fn record_owed_proof(
         &mut self,
         command: &Command,
@@ -108,7 +109,7 @@ impl State {
         let earlier =
             earlier.filter(|earlier| earlier.password_auth == password_auth && plan.sshd_edits.is_empty());
         let (before, restore) = match earlier {
-            // Neither was proved: what stood before both is what may come back.
+            // Neither command was proved, so a restore goes back to the setting before both.
             Some(earlier) => (earlier.before, earlier.restore),
             None if password_auth == PasswordAuth::No && passwords_were_on => {
                 (self.password_auth, plan.sshd_edits.iter().map(|edit| edit.to_intent()).collect())
@@ -130,10 +131,10 @@ impl State {
 }
 
 impl<G: Guest> Engine<G> {
-    /// Takes the proof that is owed, if sshd runs by now.
+    /// Gets the owed proof, if sshd runs now.
     ///
     /// # Errors
-    /// That the state cannot be read or written, or the setting that stood before not be restored: it is tried again.
+    /// If the state cannot be read or written, or the earlier setting cannot be restored. The agent tries again.
     pub fn check_owed_proof(&mut self) -> Result<OwedProofOutcome, EngineError> {
         if self.load()?.owed_proof.is_none() {
             return Ok(OwedProofOutcome::NoneOwed);
@@ -191,9 +192,9 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// One question to the running sshd, and once more after a reload where it contradicts.
+    /// Asks the running sshd one question. After a contradiction it reloads sshd and asks once more.
     fn probe_owed_proof(&mut self, owed: &OwedProof, sshd: Sshd) -> OwedProofVerdict {
-        // A socket unit's sshd runs with the first connection, which is this one.
+        // The sshd of a socket unit starts with the first connection, which is this one.
         let sshd = Sshd { running: true, ..sshd };
         let Some(first) = sshd.answers.first() else {
             return OwedProofVerdict::Unanswered("sshd names no port on which it would listen".to_owned());
@@ -228,11 +229,11 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// Restores the setting that stood before a command whose key the running sshd refuses, also where that was begun and
-    /// interrupted. Only what the command wrote is taken back: what others say is theirs.
+    /// Restores the earlier setting if the running sshd refuses the command's key. It also completes a restore that
+    /// was interrupted. Only the command's own edits are undone; the lines of others stay.
     ///
     /// # Errors
-    /// That it is not done.
+    /// If the restore could not be completed.
     pub(super) fn finish_setting_restore(&mut self, state: &mut State) -> Result<(), Refusal> {
         let Some(owed) = state.owed_proof.clone() else { return Ok(()) };
         let Some(why) = &owed.restoring else { return Ok(()) };
@@ -255,7 +256,7 @@ impl<G: Guest> Engine<G> {
         self.record_contradiction(state, &owed.command_id, &message)
     }
 
-    /// Keeps and tells what the running sshd said against a command.
+    /// Stores and logs an answer of the running sshd that contradicts a command.
     fn record_contradiction(
         &mut self,
         state: &mut State,

@@ -1,4 +1,5 @@
-//! `perform`: the one path of a command, from `run` and from `apply`, and the only one that changes the guest.
+//! `execute_command`: the one path of a command, from `run` and from `apply`. Only this path changes the guest for a
+//! command.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,59 +17,59 @@ use super::state::{InFlight, Intent, State, StoredResult};
 use super::steps::{StepError, execute_plan};
 use super::{Engine, EngineError, pulse};
 
-/// What became of a command.
+/// What happened to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Execution {
-    /// It has a result.
+    /// The command has a result.
     Completed(CompletedCommand),
-    /// It has none: it cannot be answered, or not now. The text says why.
+    /// The command has no result: it cannot be answered, or not now. The text says why.
     NotExecuted(String),
 }
 
-/// A command's result.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompletedCommand {
-    /// Which command.
+    /// The id of the command.
     pub id: CommandId,
-    /// The result's JSON text, as it is stored and sent.
+    /// The JSON text of the result, exactly as it is stored and sent.
     pub result: String,
-    /// Whether it succeeded.
+    /// Whether the command succeeded.
     pub succeeded: bool,
-    /// Whether a byte of the guest's files is another than before.
+    /// Whether the command changed the content of any file of the guest.
     pub changed: bool,
-    /// Whether the state holds it for delivery; else it is to be delivered from memory.
+    /// Whether the state holds the result for delivery. If not, the caller must deliver it from memory.
     pub recorded: bool,
-    /// Whether its command counts as seen from now on.
+    /// Whether the state remembers the command as seen from now on.
     pub is_new: bool,
-    /// Whether it is the stored result of a command seen before.
+    /// Whether this is the stored result of a command that was seen before.
     pub repeated: bool,
 }
 
-/// What `plan` shows: a plan that is not carried out, or the result of a command that would be refused.
+/// The output of `plan`: a plan that is not carried out, or the result of a command that would be refused.
 #[derive(Debug)]
 pub enum PlanPreview {
-    /// What would be done.
+    /// The plan that `apply` would carry out.
     Plan(Box<Plan>),
     /// The result that `apply` would print.
     Refused(Box<CommandResult>),
-    /// The stored result of a command seen before: nothing would be done.
+    /// The stored result of a command that was seen before: `apply` would do nothing.
     Repeated(CompletedCommand),
 }
 
-/// How a command without a sequence of steps ends.
+/// How the handling of one command ends.
 enum CommandEnd {
-    /// With a result, to be recorded, and what was done for it.
+    /// With a result that is to be recorded, and the intent of what was done.
     Recorded(CommandResult, Option<Box<Intent>>),
     /// With a result that is not recorded.
     Unrecorded(CommandResult),
     /// With a result, while the state keeps the intent that could not be undone.
     RollbackFailed(CommandResult),
-    /// Not yet.
+    /// Without a result: the command cannot be handled now. The text says why.
     Deferred(String),
 }
 
 impl<G: Guest> Engine<G> {
-    /// Receives, judges, plans, carries out and records one command. `stop` asks it to begin no further step.
+    /// Receives, judges, plans, carries out and records one command. If `stop` is set, no further step begins.
     pub fn execute_command(&mut self, bytes: &[u8], origin: Origin, stop: &AtomicBool) -> Execution {
         match command::parse_command(bytes, origin, &self.guest.random_id()) {
             Ok(received) => self.execute_received(&received, origin, stop),
@@ -76,7 +77,7 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// The same for a command that is parsed already.
+    /// Does the same for a command that is already parsed.
     pub fn execute_received(
         &mut self,
         received: &ReceivedCommand,
@@ -107,8 +108,8 @@ impl<G: Guest> Engine<G> {
         }
         self.apply_adopted_id(&mut state);
         sheet.set_instance_id(self.settings.effective_instance_id(&state));
-        // What does not bear a signature that counts is answered and leaves no trace: it must not stand in the way of
-        // a genuine command of the same id.
+        // A command without a valid signature gets an answer but leaves no trace in the state. Otherwise it could
+        // block a genuine command with the same id.
         if let Some(signers) = self.required_signers_file(origin) {
             let judgement = match &received.command {
                 Err(refusal) => Admission::Reject(refusal.clone()),
@@ -126,7 +127,8 @@ impl<G: Guest> Engine<G> {
         let command = match &received.command {
             Ok(command) => command,
             Err(refusal) => {
-                // It did not pass the signature's place in the order, so it is not remembered as seen.
+                // A malformed command did not reach the signature check in the order of checks, so it is not
+                // remembered as seen.
                 let outcome = sheet.fail(&self.guest, refusal.clone());
                 return self.record_result(&state.clone(), state, outcome, origin, None);
             }
@@ -144,18 +146,17 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// What `perform` would do now, without a lock and without a change (KP-8.3).
+    /// What [`Self::execute_command`] would do now. It takes no lock and changes nothing (KP-8.3).
     ///
     /// # Errors
-    /// Where the bytes are no command, the state cannot be read, or an interrupted command has to be undone
-    /// first.
+    /// If the bytes are not a command, the state cannot be read, or an interrupted command must be undone first.
     pub fn plan_command(&self, bytes: &[u8], origin: Origin) -> Result<PlanPreview, EngineError> {
         let received = command::parse_command(bytes, origin, &self.guest.random_id())
             .map_err(|why| Refusal::new(Reason::MalformedCommand, why.to_string()))?;
         self.plan_received(&received, origin)
     }
 
-    /// The same for a command that is parsed already.
+    /// Does the same for a command that is already parsed.
     ///
     /// # Errors
     /// As for [`Self::plan_command`].
@@ -190,7 +191,7 @@ impl<G: Guest> Engine<G> {
         Ok(PlanPreview::Refused(Box::new(sheet.fail(&self.guest, refusal))))
     }
 
-    /// Judges a command, then plans it and carries it out; once more where a file changed meanwhile.
+    /// Judges a command, then plans it and carries it out. If a file changed meanwhile, it plans once more.
     fn admit_and_execute(
         &mut self,
         command: &Command,
@@ -204,8 +205,8 @@ impl<G: Guest> Engine<G> {
             Admission::Reject(refusal) => {
                 let outcome = sheet.fail(&self.guest, refusal);
                 return match self.required_signers_file(origin) {
-                    // Whoever kept a signed command back until it expired must not spoil it: it is signed anew when
-                    // it is handed out again.
+                    // If somebody holds a signed command back until it expires, its id must stay usable. The control
+                    // plane signs the command again when it sends it again.
                     Some(_) => CommandEnd::Unrecorded(outcome),
                     None => CommandEnd::Recorded(outcome, None),
                 };
@@ -216,7 +217,7 @@ impl<G: Guest> Engine<G> {
         loop {
             let prepared = match self.prepare_plan_with_retries(command, state, &mut sheet, &mut tries) {
                 Ok(prepared) => prepared,
-                // What fails while the agent is stopped may be the stop's doing: its helper's socket goes with it.
+                // A failure during a stop may be caused by the stop itself: systemd stops the helper's socket too.
                 Err(_) if stop.load(Ordering::SeqCst) => {
                     return CommandEnd::Deferred(STOPPING_MESSAGE.into());
                 }
@@ -254,7 +255,7 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// A command that a stop interrupts is taken back, and has no result.
+    /// A command that was interrupted by a stop is undone and has no result.
     fn abandon_on_stop(&mut self, state: &State) -> CommandEnd {
         if let Err(refusal) = self.save(state) {
             tracing::warn!("{}", refusal.message);
@@ -262,8 +263,8 @@ impl<G: Guest> Engine<G> {
         CommandEnd::Deferred(STOPPING_MESSAGE.into())
     }
 
-    /// The intent, then the steps; what was done, where anything was. In `state` the intent is gone again whenever
-    /// the steps came to an end.
+    /// Saves the intent, then carries out the steps. Returns the intent if anything was done. After the steps have
+    /// ended, `state` has no intent any more, unless the rollback failed.
     fn execute_with_intent(
         &mut self,
         command: &Command,
@@ -347,7 +348,8 @@ impl<G: Guest> Engine<G> {
         sheet.succeed(&self.guest, message, changed, plan.warnings.clone())
     }
 
-    /// Result, binding and the end of the intent, in one write. Where it cannot be written, nothing is done.
+    /// Writes the result, the binding and the end of the intent in one write. If that write fails, the command is
+    /// undone.
     fn record_result(
         &mut self,
         before: &State,
@@ -356,7 +358,7 @@ impl<G: Guest> Engine<G> {
         origin: Origin,
         done: Option<&Intent>,
     ) -> Execution {
-        // Another command's count stays: what comes in between must not keep that one from its end.
+        // The interruption count of another command stays: commands in between must not reset it.
         state.interrupted.take_if(|interrupted| interrupted.command_id == outcome.command_id);
         if origin == Origin::Channel {
             state.undelivered = Some(to_stored_result(&outcome));
@@ -372,7 +374,7 @@ impl<G: Guest> Engine<G> {
                 })
             }
             Err(refusal) => {
-                // A sequence that passed its check stays the highest, whatever became of its command.
+                // A sequence that passed its check stays the highest, even if its command failed.
                 let mut old = before.clone();
                 old.highest = state.highest;
                 self.roll_back_unrecorded(old, outcome, refusal, done)
@@ -380,9 +382,9 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// The result could not be stored for good, and what the state file now holds is not known: it may be the new
-    /// state, only not on the disk yet. So the old state is put in its place again, with what takes back what was done;
-    /// then that is taken back. Where not even that can be written nothing is: the next start goes by what it finds.
+    /// The write of the result failed, so the content of the state file is unknown. It may be the new state, not yet
+    /// durable on the disk. We first write the old state again, with the intent still open, and then roll back. If
+    /// that write fails too, we do not roll back: the state on the disk decides at the next start.
     fn roll_back_unrecorded(
         &mut self,
         mut old: State,
@@ -415,11 +417,11 @@ impl<G: Guest> Engine<G> {
     }
 }
 
-/// Why a command has no result that a stop interrupts.
+/// Why a command that a stop interrupts has no result.
 const STOPPING_MESSAGE: &str = "the agent is stopping: the command was taken back and will come again";
 
-/// The stored result of a command seen before. A malformed one is judged before it is recognised; its result
-/// stands for it only while it says the same.
+/// The stored result of a command that was seen before. A malformed command is judged before this look-up. The stored
+/// result answers it only if both have the same reason.
 fn find_seen_result(state: &State, received: &ReceivedCommand) -> Option<StoredResult> {
     let stored = state.find_result(&received.id)?;
     let Err(refusal) = &received.command else { return Some(stored.clone()) };
@@ -427,7 +429,7 @@ fn find_seen_result(state: &State, received: &ReceivedCommand) -> Option<StoredR
     (outcome.reason == Some(refusal.reason)).then(|| stored.clone())
 }
 
-/// The stored result, once more. It may still be the one that waits for its delivery.
+/// Repeats the stored result. It may be the result that still waits for its delivery.
 fn repeat_stored_result(stored: StoredResult, state: &State) -> CompletedCommand {
     let outcome: Option<CommandResult> = serde_json::from_str(&stored.result).ok();
     CompletedCommand {
@@ -459,7 +461,7 @@ fn to_completed_command(outcome: &CommandResult) -> CompletedCommand {
     }
 }
 
-/// A result as the state holds it.
+/// A result in the form in which the state holds it.
 fn to_stored_result(outcome: &CommandResult) -> StoredResult {
     StoredResult { command_id: outcome.command_id.clone(), result: outcome.to_json() }
 }

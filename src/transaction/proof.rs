@@ -1,4 +1,4 @@
-//! Asking the running sshd once its files are live (KP-10.13): key and methods in one connection.
+//! Queries the running sshd after its reload (KP-10.13), for the key and the methods in one connection.
 
 use crate::guest::Guest;
 use crate::policy::observation::{ReloadMethod, Sshd, SshdAnswer};
@@ -7,23 +7,24 @@ use crate::policy::proof::{
     ExpectedProbe, ProbePlan, ProbeResult, ProbeVerdict, probe_contradicted_refusal, probe_not_taken,
 };
 
-/// The most connections that one command makes: sshd counts them (sshd_config(5), "PerSourcePenalties").
+/// The most connections that one command makes. sshd counts connections (sshd_config(5), "PerSourcePenalties").
 const MAX_PROBE_CONNECTIONS: u8 = 2;
 
-/// What became of the questions, over all tries of one command.
+/// The outcome of the questions, over all tries of one command.
 #[derive(Debug, Clone, Default)]
 pub struct ProbeSession {
     connections: u8,
-    /// What the result says of the running sshd; `None` where nothing was asked.
+    /// The result's report on the running sshd; `None` if it was not queried.
     pub proof: Option<ProbeReport>,
-    /// What the result says of a private sshd; `None` where it was not asked.
+    /// The result's report on a private sshd; `None` if it was not queried.
     pub trial: Option<TrialReport>,
 }
 
 impl ProbeSession {
-    /// Asks the running sshd, once the files are live. A contradiction gets one more reload while a connection is left:
-    /// the listener may not have read its files. `live` is what `sshd -T` says of the connection since its files were
-    /// written; `reloading` is set where sshd was told. Whether it said that it does what its files say, and takes the key.
+    /// Queries the running sshd after its files are written and reloaded. After a contradiction, sshd is reloaded
+    /// once more if a connection is left: the listener may not have read its files. `live` is the answer of `sshd -T`
+    /// for this connection, given after the files were written. `reloading` is set if sshd was reloaded. Returns
+    /// whether sshd confirmed that it follows its files and accepts the key.
     ///
     /// # Errors
     /// `PROOF_CONTRADICTED`, `SSHD_RELOAD_UNSAFE`, `SSHD_RELOAD_FAILED`.
@@ -42,7 +43,7 @@ impl ProbeSession {
         }
     }
 
-    /// The same, with what a contradiction says.
+    /// Does the same, and returns the text of a contradiction instead of an error.
     ///
     /// # Errors
     /// `SSHD_RELOAD_UNSAFE`, `SSHD_RELOAD_FAILED`.
@@ -77,12 +78,12 @@ impl ProbeSession {
         Ok(self.probe_once(guest, plan, sshd, &forecast))
     }
 
-    /// Whether the key of the plan was accepted, where it has one.
+    /// Whether the key of the plan was accepted, or the plan has no key.
     fn is_key_accepted(&self, plan: &ProbePlan) -> bool {
         plan.key.is_none() || self.proof.as_ref().is_some_and(|proof| proof.key == KeyAcceptance::Accepted)
     }
 
-    /// One connection, noted for the result.
+    /// Makes one connection and records its outcome for the result.
     fn probe_once(
         &mut self,
         guest: &impl Guest,

@@ -1,4 +1,4 @@
-//! Taking back what a command did, after a step that failed and after a crash alike (KP-7.4 to KP-7.7).
+//! Undoes what a command did, after a failed step and after a crash alike (KP-7.4 to KP-7.7).
 
 use std::path::PathBuf;
 
@@ -15,44 +15,45 @@ use super::state::{Intent, MAX_INTERRUPTIONS, State, StoredResult};
 use super::{Engine, EngineError, pulse};
 use crate::policy::command::Origin;
 
-/// How often a file that changes under the undo is looked at again.
+/// How often the undo reads a file again that changes meanwhile.
 const MAX_RESTORE_TRIES: usize = 3;
 
-/// What sshd needs after its files are restored.
+/// The action that sshd needs after its files are restored.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SshdRestore<'a> {
-    /// Nothing: it was never told of the new files.
+    /// None: sshd never got a reload for the new files.
     NotNeeded,
-    /// This one was told, and may have died of it; it is found again.
+    /// This sshd got a reload and may have ended because of it. The agent finds it again.
     RestartIfDead(&'a Sshd),
-    /// It is not known what it was told: where its files were touched, it is found afresh, and told to read them.
+    /// It is unknown which files sshd has read. If the command touched sshd's files, the agent finds sshd again and
+    /// reloads it.
     Reload,
 }
 
-/// What an undo could not do.
+/// The part of an undo that failed.
 #[derive(Debug)]
 pub(super) struct RollbackError {
-    /// That part of the intent.
+    /// The part of the intent that is not undone.
     pub(super) rest: Box<Intent>,
     /// Every cause, in one text.
     pub(super) refusal: Refusal,
 }
 
-/// What came of the steps of an undo so far.
+/// The outcome of the steps of an undo so far.
 #[derive(Debug, Default)]
 struct RollbackProgress {
-    /// Files that somebody changed since.
+    /// Files that another person or program changed since.
     left_alone: Vec<PathBuf>,
     /// Key files on volumes that are not mounted.
     owed: Vec<FileIntent>,
-    /// Whether sshd's files allow passwords, although one of them is not as it was.
+    /// Whether sshd's files allow passwords, although one of the files is not restored.
     passwords_are_on: bool,
-    /// Why the others could not be taken back.
+    /// Why the other files could not be restored.
     failures: Vec<Refusal>,
 }
 
 impl RollbackProgress {
-    /// Every cause of a failure, in one text; `None` where nothing failed.
+    /// Every cause of a failure, in one text; `None` if nothing failed.
     fn refusal(&self) -> Option<Refusal> {
         let first = self.failures.first()?;
         let messages: Vec<&str> = self.failures.iter().map(|failure| failure.message.as_str()).collect();
@@ -60,24 +61,24 @@ impl RollbackProgress {
     }
 }
 
-/// What came of one step.
+/// The outcome of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileRollback {
-    /// It is taken back, or nothing was to do.
+    /// The edit is undone, or there was nothing to undo.
     Restored,
-    /// Somebody changed the file.
+    /// Another person or program changed the file.
     LeftAlone,
-    /// The file's volume is not mounted: whether there is anything to take back is seen later.
+    /// The file's volume is not mounted. A later call finds out whether there is anything to undo.
     Owed,
 }
 
-/// Takes the intent back: sshd's side first, and where the command turned passwords on the keys first, so that there is
-/// never a moment without password and key. What somebody changed since is left alone and named. A step that fails stops
-/// only what depends on it: where passwords may be off, a new key stays; where a key is not back, passwords stay on. What is
-/// on a volume that is not mounted is handed back: nothing else waits for it.
+/// Undoes the intent. It restores sshd's files first; if the command turned passwords on, it restores the keys first.
+/// So a password or a key always works. Files that others changed since are left alone and named in the log. A failed
+/// step stops only the steps that depend on it. If passwords may be off, a new key stays. If a key is not restored,
+/// passwords stay on. Edits on a volume that is not mounted are returned; no other step waits for them.
 ///
 /// # Errors
-/// What could not be taken back, all of it; what was is not done again by another call.
+/// Everything that could not be undone. Another call does not repeat what is already undone.
 pub(super) fn roll_back(
     guest: &mut impl Guest,
     intent: &Intent,
@@ -88,12 +89,12 @@ pub(super) fn roll_back(
     let mut steps = RollbackProgress::default();
     let mut rest = Intent { key_files: Vec::new(), sshd_files: Vec::new(), ..intent.clone() };
     if intent.opens {
-        // The old key is back before passwords go off again.
+        // The old key is restored before passwords go off again.
         rest.key_files = roll_back_files(guest, &intent.key_files, &mut steps);
     }
     let owes_a_key = steps.owed.iter().any(FileIntent::removes_key);
     if owes_a_key {
-        // The key cannot be put back, and passwords may not go off without it.
+        // The key cannot be restored, and passwords must not go off without it.
         let refusals = steps.owed.iter().map(not_mounted_refusal).collect::<Vec<_>>();
         steps.failures.extend(refusals);
         rest.key_files.append(&mut steps.owed);
@@ -103,7 +104,7 @@ pub(super) fn roll_back(
     } else {
         rest.sshd_files = roll_back_files(guest, &intent.sshd_files, &mut steps);
     }
-    // What cannot be restored may turn passwords off: sshd is not told to read it.
+    // Files that are not restored may turn passwords off, so sshd must not reload them.
     let is_restored = rest.sshd_files.is_empty() || intent.opens;
     let mut settled = match settle {
         SshdRestore::NotNeeded => Ok(()),
@@ -112,8 +113,8 @@ pub(super) fn roll_back(
     };
     let must_read = match settle {
         SshdRestore::NotNeeded => false,
-        // One that lived through the reload may have read what is no longer there: until it has read its restored
-        // files, the key may be the only way in.
+        // An sshd that survived the reload may have read the files of the undone command. Until it has read the
+        // restored files, the key may be the only way in.
         SshdRestore::RestartIfDead(_) => true,
         SshdRestore::Reload => !intent.sshd_files.is_empty(),
     };
@@ -130,7 +131,7 @@ pub(super) fn roll_back(
             true => must_keep_key(guest, intent, &rest, user, &mut steps),
             false => true,
         };
-        // By its files passwords are on: the running one has to have read that before the key goes.
+        // The files allow passwords. The running sshd must have read them before the key is removed.
         if steps.passwords_are_on
             && must_read
             && !is_restored
@@ -144,7 +145,7 @@ pub(super) fn roll_back(
             intent.key_files.iter().cloned().partition(stays);
         rest.key_files = roll_back_files(guest, &go, &mut steps);
         if !stay.is_empty() {
-            // By them the next try sees whether it still has to stay.
+            // The next try needs these files to decide whether the key must still stay.
             rest.sshd_files.clone_from(&intent.sshd_files);
         }
         rest.key_files.extend(stay);
@@ -161,7 +162,7 @@ pub(super) fn roll_back(
     Err(RollbackError { refusal, rest: Box::new(rest) })
 }
 
-/// That a key file cannot be looked at, since its volume is not mounted.
+/// The error for a key file that cannot be read because its volume is not mounted.
 fn not_mounted_refusal(file: &FileIntent) -> Refusal {
     let mount = file.mount.as_deref().unwrap_or(&file.path).display();
     let message =
@@ -169,11 +170,11 @@ fn not_mounted_refusal(file: &FileIntent) -> Refusal {
     Refusal::new(Reason::IoError, message)
 }
 
-/// Takes back what a command wrote into sshd's files, and has sshd read them. The files that somebody changed meanwhile, and
-/// that are left alone.
+/// Undoes what a command wrote into sshd's files, and reloads sshd. Returns the files that others changed meanwhile;
+/// these are left alone.
 ///
 /// # Errors
-/// What could not be taken back, or that sshd may not have read it.
+/// If an edit could not be undone, or sshd may not have read the files.
 pub(super) fn restore_password_setting(
     guest: &mut impl Guest,
     files: &[FileIntent],
@@ -188,7 +189,7 @@ pub(super) fn restore_password_setting(
     Ok(steps.left_alone)
 }
 
-/// Whether a key that was bound anew has to stay, since what is left of the command in sshd's files keeps passwords off.
+/// Whether a newly bound key must stay, because the rest of the command in sshd's files keeps passwords off.
 fn must_keep_key(
     guest: &impl Guest,
     intent: &Intent,
@@ -228,7 +229,7 @@ fn must_keep_key(
     false
 }
 
-/// Whether there is anything of an edit to take back; what cannot be read may stand.
+/// Whether an edit must be undone. A file that cannot be read may still contain the edit.
 fn needs_rollback(guest: &impl Guest, file: &FileIntent) -> bool {
     match guest.read(&file.kind, &file.path) {
         Ok(now) => !matches!(file.inverse(now.as_deref()), Inverse::Unchanged | Inverse::Conflict),
@@ -236,8 +237,8 @@ fn needs_rollback(guest: &impl Guest, file: &FileIntent) -> bool {
     }
 }
 
-/// Whether what was ours in a file of sshd's turns passwords off, whatever somebody made of it. What cannot be read may;
-/// what is no file does not.
+/// Whether the agent's lines in one of sshd's files turn passwords off, even if another person changed them. A file
+/// that cannot be read may do so; a path that is not a regular file does not.
 fn may_disable_passwords(guest: &impl Guest, file: &FileIntent) -> bool {
     match guest.read(&file.kind, &file.path) {
         Ok(now) => {
@@ -251,14 +252,14 @@ fn may_disable_passwords(guest: &impl Guest, file: &FileIntent) -> bool {
     }
 }
 
-/// Whether a password lets in, by sshd's files as they stand.
+/// Whether sshd's current files allow a login with a password.
 ///
 /// # Errors
-/// It cannot be told.
+/// If this cannot be determined.
 fn are_passwords_enabled(guest: &impl Guest, user: &str) -> Result<bool, Refusal> {
     match guest.inspect_sshd(user) {
         Ok(sshd) => Ok(sshd.answers.iter().any(|answer| answer.effective.password_authentication())),
-        // Nobody reads the setting.
+        // No sshd reads the setting.
         Err(refusal) if refusal.reason == Reason::SshdNotFound && !guest.is_sshd_possibly_running()? => {
             Ok(true)
         }
@@ -266,7 +267,8 @@ fn are_passwords_enabled(guest: &impl Guest, user: &str) -> Result<bool, Refusal
     }
 }
 
-/// Takes every file back, the last one first; one that cannot be taken back stops no other. Those that could not.
+/// Undoes the edits, the last one first. A failure does not stop the others. Returns the edits that could not be
+/// undone.
 fn roll_back_files(
     guest: &mut impl Guest,
     files: &[FileIntent],
@@ -297,14 +299,14 @@ fn roll_back_file(guest: &mut impl Guest, file: &FileIntent) -> Result<FileRollb
         };
         let inverse = file.inverse(now.as_deref());
         let is_found = !matches!(inverse, Inverse::Unchanged | Inverse::Conflict);
-        // What stands there now is another file.
+        // The path now leads to another file.
         if !is_found && file.mount.as_deref().is_some_and(|mount| !guest.is_mounted(mount)) {
             return Ok(FileRollback::Owed);
         }
         let hash = now.as_deref().map(crate::policy::types::ContentHash::from_content);
         let done = match (inverse, &hash) {
             (Inverse::Unchanged, None) => match (creates_directory, &file.hash_after) {
-                // The directory may have been made before the file.
+                // The directory may have been created before the file.
                 (Some(directory), Some(after)) => guest.remove(kind, path, after, Some(directory)),
                 _ => Ok(()),
             },
@@ -323,9 +325,9 @@ fn roll_back_file(guest: &mut impl Guest, file: &FileIntent) -> Result<FileRollb
     Err(Refusal::new(Reason::IoError, format!("{} changes faster than it can be restored", path.display())))
 }
 
-/// Whether what cannot be read safely holds nothing of ours that would have to be taken out: a link, a directory or a
-/// device that somebody put in the file's place. A file of sshd's is refused for nothing else; a key file may be refused for
-/// its way, and is then read as sshd reads it.
+/// Whether a file that cannot be read safely contains no lines of the agent that must be removed. This is so for a
+/// link, a directory or a device that another person put in the file's place. One of sshd's files is refused for this
+/// reason only. A key file may be refused because of a directory on its path; it is then read as sshd reads it.
 fn is_not_ours(guest: &impl Guest, file: &FileIntent, error: &FileError) -> bool {
     if !matches!(error, FileError::Unsafe { .. }) {
         return false;
@@ -343,28 +345,28 @@ fn is_not_ours(guest: &impl Guest, file: &FileIntent, error: &FileError) -> bool
     }
 }
 
-/// sshd is found anew, and told to read its files as they now are.
+/// Finds sshd again and reloads it with its current files.
 ///
 /// # Errors
-/// It may not have read them.
+/// If sshd may not have read its files.
 pub(super) fn find_and_reload_sshd(guest: &mut impl Guest, user: &str) -> Result<(), Refusal> {
     let Some(sshd) = find_sshd_to_reload(guest, user)? else { return Ok(()) };
     guest.check_reload_safe(&sshd)?;
     let Err(failed) = guest.reload_sshd(&sshd) else { return Ok(()) };
     tracing::error!("{}", failed.message);
     guest.ensure_sshd_running(&sshd)?;
-    // That it listens does not say that it has read them: it may have lived through the failure.
+    // A listening sshd has not necessarily read its files: it may have survived the failed reload.
     let Some(sshd) = find_sshd_to_reload(guest, user)? else { return Ok(()) };
     guest.check_reload_safe(&sshd)?;
     guest.reload_sshd(&sshd)
 }
 
-/// The sshd that has to be told; `None` where nobody has to be.
+/// The sshd that needs a reload; `None` if there is none.
 fn find_sshd_to_reload(guest: &impl Guest, user: &str) -> Result<Option<Sshd>, Refusal> {
     match guest.inspect_sshd(user) {
         Ok(sshd) if matches!(sshd.reload, ReloadMethod::None(_)) => Ok(None),
         Ok(sshd) => Ok(Some(sshd)),
-        // One that cannot be asked may run by our files all the same.
+        // An sshd that cannot be queried may still use the agent's files.
         Err(refusal) if refusal.reason == Reason::SshdNotFound && !guest.is_sshd_possibly_running()? => {
             Ok(None)
         }
@@ -373,10 +375,10 @@ fn find_sshd_to_reload(guest: &impl Guest, user: &str) -> Result<Option<Sshd>, R
 }
 
 impl<G: Guest> Engine<G> {
-    /// Undoes an open intent and sweeps what a crash left behind, under the lock.
+    /// Undoes an open intent and removes what a crash left behind, under the lock.
     ///
     /// # Errors
-    /// That the state cannot be read or written, or the intent not be undone.
+    /// If the state cannot be read or written, or the intent cannot be undone.
     pub fn recover(&mut self) -> Result<(), EngineError> {
         let _lock = self.guest.lock()?;
         self.guest.clean_state_and_run_dirs();
@@ -386,7 +388,7 @@ impl<G: Guest> Engine<G> {
         Ok(())
     }
 
-    /// The same where an intent is known to be open; nothing is made or waited for where none is.
+    /// Does the same if an intent is open. If none is, it creates nothing and waits for nothing.
     ///
     /// # Errors
     /// As for [`Self::recover`].
@@ -401,7 +403,7 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// Sweeps beside all files that are written without an intent: `undo` knows none.
+    /// Removes stale temporary files beside all files that are written without an intent: `undo` has no intent.
     pub(super) fn sweep_leftovers(&mut self, state: &State) {
         let target = self.guest.lookup_account_for_removal(&self.settings.target_user).ok();
         let usual =
@@ -420,7 +422,8 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// Takes back what could not be before, since its volume was not mounted. What still cannot stays owed.
+    /// Undoes edits that could not be undone before because their volume was not mounted. The edits that fail again
+    /// stay owed.
     fn retry_owed_rollbacks(&mut self, state: &mut State) -> Result<(), Refusal> {
         let bound = state.binding.as_ref().map(|binding| binding.key_pair.public_key.clone());
         let mut owed = Vec::new();
@@ -447,7 +450,7 @@ impl<G: Guest> Engine<G> {
         self.save(state)
     }
 
-    /// Undoes an open intent. The third time a command is found in flight, `INTERRUPTED` is its result.
+    /// Undoes an open intent. The third time that a command is found in flight, `INTERRUPTED` is its result.
     pub(super) fn close_intent(&mut self, state: &mut State) -> Result<(), Refusal> {
         self.finish_setting_restore(state)?;
         self.retry_owed_rollbacks(state)?;
@@ -461,7 +464,8 @@ impl<G: Guest> Engine<G> {
             state.owed.extend(owed.iter().cloned());
         }
         if let Err(RollbackError { refusal, rest }) = undone {
-            // What is done is not done again. Where that cannot be kept, it is: an inverse finds nothing to do.
+            // Keep only the rest, so that nothing is undone twice. If this save fails, a second undo finds nothing to
+            // do.
             if *rest != intent {
                 state.intent = Some(*rest);
                 if let Err(refusal) = self.save(state) {

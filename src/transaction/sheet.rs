@@ -1,4 +1,4 @@
-//! The result as it fills up while a command goes through.
+//! The result of a command while the agent fills it in.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use crate::policy::types::InstanceId;
 
 use super::proof::ProbeSession;
 
-/// An unfinished result, and when its command was first looked at.
+/// An unfinished result, and when the agent first received its command.
 #[derive(Debug, Clone)]
 pub struct ResultBuilder {
-    /// What is known so far; its status is not yet meant.
+    /// The result so far. Its status is not valid yet.
     pub outcome: CommandResult,
-    /// What the message of a success has to say besides, by the last look.
+    /// Additional texts for the message of a success, from the last observation.
     pub notes: Vec<String>,
-    /// What the running sshd was asked, over all tries.
+    /// The questions to the running sshd, over all tries.
     pub asked: ProbeSession,
     started: Duration,
 }
 
 impl ResultBuilder {
-    /// A sheet for a command that was just received.
+    /// A new sheet for a command that was just received.
     pub fn new(guest: &impl Guest, received: &ReceivedCommand) -> Self {
         let public_key = received.command.as_ref().ok().and_then(|command| command.action.public_key());
         Self {
@@ -58,14 +58,14 @@ impl ResultBuilder {
         }
     }
 
-    /// Says which instance this is, where that is known.
+    /// Sets the id of this instance, if it is known.
     pub fn set_instance_id(&mut self, id: Option<&InstanceId>) {
         if let Some(id) = id {
             self.outcome.instance_id = Some(id.as_str().to_owned());
         }
     }
 
-    /// The result of a command that took effect.
+    /// The result of a command that succeeded.
     pub fn succeed(
         mut self,
         guest: &impl Guest,
@@ -83,7 +83,7 @@ impl ResultBuilder {
         self.finish(guest)
     }
 
-    /// The result of a command that did not.
+    /// The result of a command that failed.
     pub fn fail(mut self, guest: &impl Guest, refusal: Refusal) -> CommandResult {
         self.outcome.status = Status::Failed;
         self.outcome.code = refusal.reason.code();
@@ -104,12 +104,12 @@ impl ResultBuilder {
     }
 }
 
-/// Now, in RFC 3339, to the second.
+/// The current time in RFC 3339, in whole seconds.
 pub fn current_timestamp(guest: &impl Guest) -> String {
     format_rfc3339(guest.now())
 }
 
-/// A moment in RFC 3339, to the second.
+/// A time in RFC 3339, in whole seconds.
 pub fn format_rfc3339(moment: OffsetDateTime) -> String {
     moment.replace_nanosecond(0).unwrap_or(moment).format(&Rfc3339).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! Whether the channel's commands must be signed, by whom, and whether one is (KP-3.38 to KP-3.40).
+//! Whether the channel's commands must be signed, who may sign them, and whether a command is signed (KP-3.38 to
+//! KP-3.40).
 
 use std::path::Path;
 
@@ -12,11 +13,11 @@ use crate::policy::signature::{SIGNATURE_NAMESPACE, SignatureCheck};
 use super::Engine;
 use super::judge::Admission;
 
-/// The guest's time zone, localtime(5). `$TZ` is not looked at: a service has none.
+/// The guest's time zone, localtime(5). `$TZ` is ignored: a service has none.
 const LOCALTIME: &str = "/etc/localtime";
 
 impl<G: Guest> Engine<G> {
-    /// The file of those whose signature a command of this origin must bear; `None` where it needs none.
+    /// The file of the signers for commands of this origin; `None` if these commands need no signature.
     pub(super) fn required_signers_file(&self, origin: Origin) -> Option<&Path> {
         match origin {
             Origin::Channel => self.settings.trusted_signers.as_deref(),
@@ -24,10 +25,11 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// Who may sign, read afresh.
+    /// The allowed signers, read anew at each call.
     ///
     /// # Errors
-    /// Why the file says nothing: it is missing, others can change it, a line is faulty. Cause and remedy in one line.
+    /// If the file is not usable: it is missing, others can change it, or a line has an error. One line with cause
+    /// and remedy.
     pub fn read_allowed_signers(&self, path: &Path) -> Result<AllowedSigners, String> {
         let content =
             self.guest.read_root_owned_file(path).map_err(|error| error.to_string())?.ok_or_else(|| {
@@ -45,10 +47,10 @@ impl<G: Guest> Engine<G> {
         AllowedSigners::parse(&content, path, &zone).map_err(|fault| fault.to_string())
     }
 
-    /// Who of them may sign commands now, and who may not.
+    /// How many of the signers may sign commands now, and which of them may not.
     ///
     /// # Errors
-    /// That nobody may; cause and remedy in one line.
+    /// If none of them may sign. One line with cause and remedy.
     pub fn count_valid_signers<'s>(
         &self,
         signers: &'s AllowedSigners,
@@ -67,7 +69,8 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// Whether a command bears the signature of one who may sign now. While the clock is not set that may depend on it.
+    /// Whether a signer who may sign now has signed the command. If the clock is not set, the decision may have to
+    /// wait.
     pub(super) fn verify_command_signature(&self, received: &ReceivedCommand, signers: &Path) -> Admission {
         let bad = |why: String| Admission::Reject(Refusal::new(Reason::BadSignature, why));
         let Some(envelope) = &received.envelope else {

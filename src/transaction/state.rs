@@ -1,4 +1,4 @@
-//! The one state file: binding, the command in flight with what undoes it, results, the outbox (KP-7.1).
+//! The one state file: the binding, the command in flight and how to undo it, the results, and the outbox (KP-7.1).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,51 +17,51 @@ mod size;
 
 pub use size::StateSerializeError;
 
-/// The version of the format below. A state file of a higher one is left alone.
+/// The version of the state file's format. The agent does not touch a state file of a higher version.
 const STATE_FORMAT_VERSION: u32 = 1;
 
-/// How many results are kept.
+/// How many results the state keeps.
 const MAX_KEPT_RESULTS: usize = 128;
 
-/// How often a command may be interrupted before that is its result.
+/// How many interruptions of a command make `INTERRUPTED` its result.
 pub const MAX_INTERRUPTIONS: u32 = 3;
 
-/// All that is durable.
+/// Everything that survives a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
-    /// The format's version.
+    /// The version of the format.
     version: u32,
-    /// Which instance this is, as far as is known.
+    /// The id of this instance, if it is known.
     pub instance_id: Option<InstanceId>,
-    /// On which machine that was learnt.
+    /// The machine on which the agent learned the instance id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     machine: Option<MachineId>,
-    /// What is bound.
+    /// The key pair that is bound.
     pub binding: Option<Binding>,
-    /// The last setting that a command made.
+    /// The password setting of the last command that made one.
     #[serde(rename = "passWordAuth")]
     pub password_auth: Option<PasswordAuth>,
-    /// Whether an `undo` took our setting out of sshd's files, and sshd could not be told yet.
+    /// Whether sshd still needs a reload, after an `undo` took the agent's setting out of sshd's files.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reload_is_owed: bool,
-    /// The highest sequence that passed its check, and whose it was.
+    /// The highest sequence that passed its check, with its command.
     pub highest: Option<HighestSequence>,
     /// The command in flight.
     pub intent: Option<Intent>,
-    /// Edits of key files that are yet to be taken back, since the volume was not mounted. Absent before 3.2.
+    /// Edits of key files that are still to be undone, because the volume was not mounted. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub owed: Vec<FileIntent>,
-    /// How often a command was interrupted.
+    /// How often the last interrupted command was interrupted.
     pub interrupted: Option<InterruptionCount>,
     /// The last results, the newest at the end.
     results: VecDeque<StoredResult>,
-    /// The result that the control plane has yet to accept.
+    /// The result that the control plane has not accepted yet.
     pub undelivered: Option<StoredResult>,
-    /// What the running sshd is still to be asked of the last command. Absent before 3.2.
+    /// The proof of the last command for which the agent must still ask the running sshd. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owed_proof: Option<OwedProof>,
-    /// What the running sshd said against a command that had succeeded. Absent before 3.2.
+    /// What the running sshd answered, if it contradicts the success of an earlier command. Absent before 3.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contradiction: Option<Contradiction>,
 }
@@ -72,42 +72,42 @@ pub struct State {
 pub struct HighestSequence {
     /// The sequence.
     pub sequence: Sequence,
-    /// The command it came with.
+    /// The command that had this sequence.
     pub command_id: CommandId,
 }
 
-/// How often a command was interrupted.
+/// How often one command was interrupted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionCount {
     /// The command.
     pub command_id: CommandId,
-    /// How many recoveries found it in flight.
+    /// How many recoveries found this command in flight.
     pub times: u32,
 }
 
-/// What became of an id that somebody says is this instance's.
+/// What the state did with an instance id that it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Adoption {
-    /// It is the known one.
+    /// The id was already known.
     Known,
-    /// It is the known one now.
+    /// The id was new, and the state keeps it now.
     Adopted,
-    /// Another one stays.
+    /// The id was refused; the state keeps the other one.
     Refused,
 }
 
-/// A result as it was, or will be, sent: byte for byte.
+/// A result exactly as it was sent, or will be sent, byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoredResult {
-    /// The command it answers.
+    /// The command that this result answers.
     pub command_id: CommandId,
-    /// The JSON text.
+    /// The JSON text of the result.
     pub result: String,
 }
 
-/// A command in flight: written before its first effect, gone with its result.
+/// The record of a command in flight. It is written before the command's first effect and removed with its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
@@ -117,31 +117,31 @@ pub struct Intent {
     pub key_files: Vec<FileIntent>,
     /// The edits of sshd's configuration.
     pub sshd_files: Vec<FileIntent>,
-    /// Whether the command turns passwords on: then sshd's files came first, and are taken back last.
+    /// Whether the command turns passwords on. Then sshd's files were written first, and are undone last.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub opens: bool,
 }
 
-/// What is needed to answer a command that was interrupted too often.
+/// The data for the result of a command that was interrupted too often.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InFlight {
     /// The command.
     pub id: CommandId,
-    /// Where it came from.
+    /// Whether the command came from the channel or from the console.
     pub origin: Origin,
-    /// What its result would say but for the outcome.
+    /// The result that the agent sends if the command was interrupted too often.
     pub outline: crate::policy::outcome::CommandResult,
 }
 
 /// Why a state file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StateParseError {
-    /// It is not what this program writes.
+    /// The content does not have the form that this program writes.
     Malformed {
-        /// The line of the fault.
+        /// The line of the error.
         line: usize,
-        /// The fault, without the text.
+        /// The error, without any text of the file.
         why: String,
     },
     /// A newer version of this program wrote it.
@@ -163,10 +163,10 @@ impl fmt::Display for StateParseError {
 impl std::error::Error for StateParseError {}
 
 impl State {
-    /// Reads a state file; no file is the empty state.
+    /// Parses the content of a state file. `None` (no file) gives the empty state.
     ///
     /// # Errors
-    /// [`StateParseError`]: nothing is to be touched then.
+    /// [`StateParseError`]: the caller must then change nothing.
     pub fn parse(bytes: Option<&[u8]>) -> Result<Self, StateParseError> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -182,7 +182,7 @@ impl State {
             };
             StateParseError::Malformed { line: error.line(), why: why.to_owned() }
         };
-        // The version first: what a newer one wrote need not parse as ours.
+        // Read the version first: a file of a newer version may not parse in this version's format.
         let Versioned { version } = serde_json::from_slice(bytes).map_err(garbled)?;
         if version > STATE_FORMAT_VERSION {
             return Err(StateParseError::NewerVersion(version));
@@ -190,12 +190,12 @@ impl State {
         serde_json::from_slice(bytes).map_err(garbled)
     }
 
-    /// The stored result of a command seen before.
+    /// The stored result of a command that was seen before.
     pub fn find_result(&self, id: &CommandId) -> Option<&StoredResult> {
         self.results.iter().rev().chain(&self.undelivered).find(|stored| stored.command_id == *id)
     }
 
-    /// Whether a command is remembered as seen, and not merely on its way.
+    /// Whether the state remembers this command as seen. A result that only waits for its delivery does not count.
     pub fn has_seen_command(&self, id: &CommandId) -> bool {
         self.results.iter().any(|stored| stored.command_id == *id)
     }
@@ -208,14 +208,14 @@ impl State {
         }
     }
 
-    /// Of the highest sequence the id is taken again, so its result is the last to go.
+    /// The command with the highest sequence is accepted again under its id, so its result is dropped last.
     fn drop_oldest_result(&mut self) -> Option<StoredResult> {
         let highest = self.highest.as_ref().map(|highest| &highest.command_id);
         let oldest = self.results.iter().position(|stored| Some(&stored.command_id) != highest);
         self.results.remove(oldest.unwrap_or_default())
     }
 
-    /// Puts `result` in the place of what is kept as the result of this command.
+    /// Replaces the stored result of this command by `result`.
     pub fn replace_result(&mut self, id: &CommandId, result: &str) {
         let kept = self.results.iter_mut().chain(&mut self.undelivered);
         for stored in kept.filter(|stored| stored.command_id == *id) {
@@ -223,23 +223,24 @@ impl State {
         }
     }
 
-    /// Counts an interruption of `id` and returns how many there were.
+    /// Counts an interruption of `id`. Returns how often this command was interrupted so far.
     pub fn count_interruption(&mut self, id: &CommandId) -> u32 {
         let before = self.interrupted.take().filter(|one| one.command_id == *id).map_or(0, |one| one.times);
         self.interrupted = Some(InterruptionCount { command_id: id.clone(), times: before + 1 });
         before + 1
     }
 
-    /// Takes `id` for this instance's, on this machine. Where another one was known this is a clone: its results and
-    /// its sequence go, its binding stays as inherited (KP-7.10). Who `requires_new_machine` is a clone only where the machine
-    /// is another too, and both are known.
+    /// Takes `id` as the id of this instance, on this machine. If another id was known, this instance is a clone: its
+    /// results and its sequence are dropped, and its binding stays as inherited (KP-7.10). With
+    /// `requires_new_machine` it is a clone only if both machines are known and differ.
     pub fn adopt_instance_id(
         &mut self,
         id: &InstanceId,
         machine: Option<&MachineId>,
         requires_new_machine: bool,
     ) -> Adoption {
-        // Its own kind of UUID alone says anything of a machine: where the other kind was read this time, nothing does.
+        // Only UUIDs of the same kind can be compared. If the other kind was read this time, the machine counts as
+        // unknown.
         let machine =
             machine.filter(|now| self.machine.as_ref().is_none_or(|known| known.is_comparable(now)));
         let is_another = |known: &InstanceId| known != id;
@@ -266,7 +267,7 @@ impl State {
         if is_known { Adoption::Known } else { Adoption::Adopted }
     }
 
-    /// What is yet to be taken back, for a person; `None` where nothing is.
+    /// A text for a person that names the edits which are still to be undone; `None` if there are none.
     pub fn describe_owed_edits(&self) -> Option<String> {
         let words = self.owed.iter().map(|file| {
             let mount = file.mount.as_deref().unwrap_or(&file.path).display();
@@ -281,14 +282,15 @@ impl State {
         })
     }
 
-    /// Whether it holds anything but the instance's id, which a clone replaces by its own.
+    /// Whether the state holds anything besides the instance id and the machine. A clone replaces those by its own.
     pub fn has_recorded_data(&self) -> bool {
         let (instance_id, machine) = (self.instance_id.clone(), self.machine.clone());
         *self != Self { version: self.version, instance_id, machine, ..Self::default() }
     }
 
-    /// Forgets binding, sequence and results, as `undo` does (KP-8.4). The instance stays the same, and a
-    /// result under way is still delivered: else its command would come again and undo the `undo`.
+    /// Forgets the binding, the sequence and the results, as `undo` does (KP-8.4). The instance id stays. A result
+    /// that was not delivered yet is still delivered: otherwise the service sends its command again, and that reverts
+    /// the `undo`.
     pub fn forget(&mut self) {
         let (instance_id, machine) = (self.instance_id.take(), self.machine.take());
         let undelivered = self.undelivered.take();
@@ -351,7 +353,7 @@ mod tests {
         MachineId::from_uuids(Some(format!("{:0>31}a", name).as_bytes()), None)
     }
 
-    /// A state of `i-1` on machine 1, with something in it.
+    /// A state of `i-1` on machine 1, with some data in it.
     fn state_with_history() -> State {
         let mut state = State::parse(None).unwrap();
         assert_eq!(
@@ -391,7 +393,7 @@ mod tests {
             );
             assert_eq!(state, before);
         }
-        // By the other kind of UUID nothing is told of it, and what is known stays.
+        // A UUID of the other kind does not identify this machine, so the known machine stays.
         let other_kind = MachineId::from_uuids(None, Some(format!("{:0>31}a", "2").as_bytes()));
         let (before, mut state) = (state_with_history(), state_with_history());
         assert_eq!(
@@ -403,7 +405,7 @@ mod tests {
             Adoption::Known
         );
         assert_eq!(state, before);
-        // A state of a version that did not look at the machine.
+        // A state of a version that did not record the machine.
         let mut state = State { machine: None, ..state_with_history() };
         assert_eq!(
             state.adopt_instance_id(&"i-2".parse().unwrap(), test_machine("2").as_ref(), true),
@@ -411,7 +413,7 @@ mod tests {
         );
     }
 
-    /// As 3.1.0 has it.
+    /// A state file as version 3.1.0 writes it.
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct OldBinding {
@@ -422,7 +424,7 @@ mod tests {
         inherited: bool,
     }
 
-    /// A path whose bytes are no text, in a binding and in an intent.
+    /// A path that is not valid UTF-8, in a binding and in an intent.
     #[test]
     fn non_utf8_paths_survive_state_roundtrip() {
         let bytes = b"/home/j\xfcrgen/.ssh/authorized_keys".to_vec();

@@ -1,5 +1,5 @@
-//! The steps of a plan, in their order: key in place, then passwords off, then live; with `yes`, passwords on and live,
-//! then the key. What fails is undone.
+//! The steps of a plan, in their order. With `no`: the key is put in place, passwords go off, sshd reloads. With
+//! `yes`: passwords go on, sshd reloads, then the key is changed. A failed step is undone.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,22 +25,23 @@ use super::pulse;
 use super::recovery::{RollbackError, SshdRestore, roll_back};
 use super::state::Intent;
 
-/// Why the steps did not come to their end. Everything is undone, but for [`StepError::RollbackFailed`].
+/// Why the steps did not finish. Everything is undone, except in the case of [`StepError::RollbackFailed`].
 #[derive(Debug)]
 pub(super) enum StepError {
-    /// Somebody changed a file between the look and the write.
+    /// A file changed between the observation and the write.
     FileChanged(FileError),
     /// A step failed.
     Failed(Refusal),
-    /// sshd does what is asked, and our own setting, which would keep it so, cannot be written.
+    /// sshd already does what the command requests, but the agent's own setting, which would keep it so, cannot be
+    /// written.
     NotOwned(Refusal),
-    /// The daemon is to stop.
+    /// The daemon must stop.
     Stopped,
-    /// A step failed, and so did the undo: what of the intent is not taken back stays open.
+    /// A step failed, and so did the undo. The part of the intent that is not undone stays open.
     RollbackFailed {
-        /// Why, both.
+        /// The causes of both failures.
         refusal: Refusal,
-        /// What is still to be taken back.
+        /// The part of the intent that must still be undone.
         rest: Box<Intent>,
     },
 }
@@ -57,8 +58,8 @@ impl fmt::Display for StepError {
     }
 }
 
-/// How far the steps came: what may have had an effect. Else what somebody else took out of a file meanwhile would be
-/// taken for our doing, and put back.
+/// How far the steps came: only those edits may have had an effect. Without this count, lines that another person
+/// removed meanwhile would count as removed by the command, and the undo would put them back.
 #[derive(Debug, Default)]
 struct Progress {
     key_files: usize,
@@ -67,7 +68,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// That part of the intent.
+    /// Returns the part of the intent that may have had an effect.
     fn truncate_intent(&self, intent: &Intent) -> Intent {
         let mut part = intent.clone();
         part.key_files.truncate(self.key_files);
@@ -76,7 +77,7 @@ impl Progress {
     }
 }
 
-/// Carries the plan out. The intent is on disk before.
+/// Carries the plan out. The caller has saved the intent to disk before.
 pub(super) fn execute_plan(
     guest: &mut impl Guest,
     prepared: &PreparedPlan,
@@ -89,7 +90,7 @@ pub(super) fn execute_plan(
     execute_steps(guest, prepared, kbd_interactive, asked, stop, &mut begun).map_err(|halt| {
         let facts = &prepared.facts;
         let settle = match &facts.sshd {
-            // One that was started meanwhile may have read what is taken back.
+            // An sshd that was started meanwhile may have read the files that are now undone.
             Some(Sshd { reload: ReloadMethod::None(_), .. }) => SshdRestore::Reload,
             Some(sshd) if begun.reload => SshdRestore::RestartIfDead(sshd),
             _ => SshdRestore::NotNeeded,
@@ -132,7 +133,8 @@ fn execute_steps(
     if plan.expect.is_some() {
         check_sshd_files_unchanged(guest, sshd, &[])?;
     }
-    // Passwords are back before a key that lets in is taken away; the key lets in before passwords go.
+    // With `yes`, passwords are back on before a usable key is removed. With `no`, the key works before passwords go
+    // off.
     if !plan.enables_passwords() {
         write_key_files(guest, plan, &go_on, begun)?;
         label_key_file(guest, prepared, &go_on)?;
@@ -176,7 +178,7 @@ fn execute_steps(
     Ok(answers)
 }
 
-/// sshd alone: it may not have read its files, none of which changes.
+/// Reloads sshd alone: no file changes, but sshd may not have read its files.
 fn reload_sshd(
     guest: &mut impl Guest,
     sshd: &Sshd,
@@ -190,8 +192,8 @@ fn reload_sshd(
     guest.reload_sshd(sshd).map_err(StepError::Failed)
 }
 
-/// What the running sshd is asked. A key that a private one has accepted once it was in place it has to accept, too, where
-/// nothing depends on the source of the question.
+/// The proof that the running sshd must give. If a private sshd accepted the key in its place, the running one must
+/// accept it too. This holds only if the answer does not depend on the client's address.
 fn build_proof_plan(plan: &Plan) -> Option<ProbePlan> {
     let mut proof = plan.proof.clone()?;
     let is_known = plan.deferred_trial.as_ref().is_some_and(|question| !question.needs_addresses);
@@ -201,7 +203,7 @@ fn build_proof_plan(plan: &Plan) -> Option<ProbePlan> {
     Some(proof)
 }
 
-/// The key files, in the plan's order.
+/// Writes the key files, in the plan's order.
 fn write_key_files(
     guest: &mut impl Guest,
     plan: &Plan,
@@ -215,8 +217,9 @@ fn write_key_files(
     Ok(())
 }
 
-/// The labels on the way to the key file. Before passwords go off, sshd may read it: what was just written has a label that
-/// nobody saw before. A label that was set stays whatever becomes of the command, as after restorecon(8).
+/// Sets the SELinux labels on the path of the key file. Before passwords go off, it verifies that sshd may read the
+/// file: nobody has checked the label of a new file yet. A corrected label stays, whatever the command's result, as
+/// after restorecon(8).
 fn label_key_file(
     guest: &mut impl Guest,
     PreparedPlan { plan, facts }: &PreparedPlan,
@@ -234,7 +237,7 @@ fn label_key_file(
     }
 }
 
-/// The same of sshd's configuration, before it is told.
+/// Does the same for sshd's configuration, before the reload.
 fn label_config(
     guest: &mut impl Guest,
     PreparedPlan { plan, facts }: &PreparedPlan,
@@ -260,15 +263,15 @@ fn set_labels(
     Ok(())
 }
 
-/// What sshd says of its live files.
+/// The answers of sshd about its live files.
 struct LiveAnswers {
-    /// For those who must get what was asked.
+    /// For the connections that must get the requested setting.
     answers: Vec<SshdAnswer>,
-    /// For the connection that asks for the proof.
+    /// For the connection that the proof uses.
     loopback: Option<SshdAnswer>,
 }
 
-/// sshd's files, then sshd.
+/// Writes sshd's files, then reloads sshd.
 fn apply_sshd_config(
     guest: &mut impl Guest,
     prepared @ PreparedPlan { plan, facts }: &PreparedPlan,
@@ -292,7 +295,7 @@ fn apply_sshd_config(
     let loopback = plan.proof.iter().filter_map(|proof| Some(&proof.forecast.as_ref()?.connection));
     let connections: Vec<Connection> = must.chain(loopback).cloned().collect();
     let answers = guest.query_effective_config(sshd, None, &connections);
-    // What sshd says of files that somebody changed meanwhile is no verdict on ours.
+    // If another person changed the files meanwhile, sshd's answer is not a verdict on the agent's edits.
     check_sshd_files_unchanged(guest, sshd, &plan.sshd_edits)?;
     let mut answers = answers.map_err(StepError::Failed)?;
     let loopback = answers.split_off(plan.answers.len().min(answers.len())).into_iter().next();
@@ -308,7 +311,7 @@ fn apply_sshd_config(
     Ok(LiveAnswers { answers, loopback })
 }
 
-/// sshd's files are what was observed, and what this command `wrote`. A file that somebody put beside them counts, too.
+/// sshd's files are as observed, apart from what this command `wrote`. A file that was added beside them counts too.
 fn check_sshd_files_unchanged(guest: &impl Guest, sshd: &Sshd, wrote: &[FileEdit]) -> Result<(), StepError> {
     let now = guest.reread_sshd_config_files(sshd).map_err(StepError::Failed)?;
     match sshd.config.with_edits(wrote).first_difference(&now) {
@@ -317,8 +320,7 @@ fn check_sshd_files_unchanged(guest: &impl Guest, sshd: &Sshd, wrote: &[FileEdit
     }
 }
 
-/// Before passwords go off: the file by whose keys the guard let that pass still is what it was, or what this command made
-/// of it.
+/// Before passwords go off: the key file that satisfied the guard must be unchanged, or be as this command wrote it.
 fn check_key_file_unchanged(guest: &impl Guest, plan: &Plan, facts: &PlanInputs) -> Result<(), StepError> {
     if plan.expect != Some(PasswordAuth::No) {
         return Ok(());
@@ -332,7 +334,7 @@ fn check_key_file_unchanged(guest: &impl Guest, plan: &Plan, facts: &PlanInputs)
     Ok(())
 }
 
-/// Before the files are live: they say to the guard what they said when it let this pass.
+/// Before the reload: sshd's answers about the new files must be the same as those that satisfied the guard.
 fn check_guard_answers_unchanged(plan: &Plan, sshd: &Sshd, live: &[SshdAnswer]) -> Result<(), StepError> {
     let is_same = plan
         .answers
@@ -345,11 +347,11 @@ fn check_guard_answers_unchanged(plan: &Plan, sshd: &Sshd, live: &[SshdAnswer]) 
     Ok(())
 }
 
-/// Writes one edit, if the file still is what it was planned on.
+/// Writes one edit, if the file is still as it was when the edit was planned.
 fn write_edit(guest: &mut impl Guest, edit: &FileEdit, begun: &mut usize) -> Result<(), StepError> {
     pulse::begin_step("writing a file");
     let done = apply_edit(guest, edit);
-    // A place that is refused was not touched: nothing there is to be taken back.
+    // A file that was refused was not touched, so there is nothing to undo.
     let is_refused = edit.kind == FileKind::SshdConfig && matches!(done, Err(FileError::Unsafe { .. }));
     if !is_refused && !matches!(done, Err(FileError::Changed { .. })) {
         *begun += 1;
@@ -364,7 +366,7 @@ fn to_step_error(error: FileError) -> StepError {
     }
 }
 
-/// What a file that changed twice under our hands is reported as.
+/// The error for a file that changed twice during one command.
 pub(super) fn changed_twice_refusal(error: &FileError) -> Refusal {
     Refusal::new(
         Reason::IoError,
@@ -375,7 +377,7 @@ pub(super) fn changed_twice_refusal(error: &FileError) -> Refusal {
 /// Makes one edit.
 ///
 /// # Errors
-/// What the guest says; [`FileError::Changed`] where the file is not what the edit was planned on.
+/// The guest's error; [`FileError::Changed`] if the file is not as it was when the edit was planned.
 pub(super) fn apply_edit(guest: &mut impl Guest, edit: &FileEdit) -> Result<(), FileError> {
     let expected = edit.to_intent().hash_before;
     match (&edit.after, &expected) {

@@ -1,4 +1,4 @@
-//! `undo`: everything of ours goes, with or without a readable state (KP-8.4).
+//! `undo`: removes everything of the agent's, with or without a readable state (KP-8.4).
 
 use crate::guest::Guest;
 use crate::policy::edit::{FileEdit, FileKind};
@@ -20,29 +20,29 @@ use super::{Engine, EngineError};
 pub struct UninstallReport {
     /// The edits.
     pub edits: Vec<FileEdit>,
-    /// What could not be taken back, or not be looked at, each with its cause.
+    /// The edits that could not be undone and the files that could not be read, each with its cause.
     pub failures: Vec<Refusal>,
-    /// What else is worth saying.
+    /// Other notes for the person.
     pub notes: Vec<String>,
 }
 
-/// The edits that take out all that is ours.
+/// The edits that remove everything of the agent's.
 struct UninstallEdits {
-    /// Of sshd's files.
+    /// The edits of sshd's files.
     settings: Vec<FileEdit>,
-    /// Whether all of those could be looked at.
+    /// Whether all of sshd's files could be read.
     settings_are_known: bool,
-    /// Of key files.
+    /// The edits of key files.
     keys: Vec<FileEdit>,
 }
 
 impl<G: Guest> Engine<G> {
-    /// Takes back all that is ours: block, drop-in or top block, then a reload; binding, sequence and results are
-    /// forgotten. What fails does not keep the rest from being taken back, but for one thing: the key stays as long as
-    /// password login is not back, since it may be the only way in.
+    /// Removes everything of the agent's: the block, and the drop-in or the block in the main file. Then it reloads
+    /// sshd and forgets the binding, the sequence and the results. A failure does not stop the rest, with one
+    /// exception: the key stays until password login is back on, since it may be the only way in.
     ///
     /// # Errors
-    /// Where the lock cannot be had.
+    /// If the lock cannot be taken.
     pub fn uninstall(&mut self) -> Result<UninstallReport, EngineError> {
         let _lock = self.guest.lock()?;
         self.guest.clean_state_and_run_dirs();
@@ -76,7 +76,7 @@ impl<G: Guest> Engine<G> {
                 }
             }
         }
-        // What is wrong with one key file keeps no other key.
+        // A fault of one key file does not stop the removal of the other keys.
         let passwords_are_back = settings_are_known && undone.failures.len() == before;
         for edit in keys {
             if passwords_are_back {
@@ -89,7 +89,7 @@ impl<G: Guest> Engine<G> {
                 undone.failures.push(Refusal::new(Reason::LockoutGuard, message));
             }
         }
-        // What could not be taken back is still known to the next try, a reload that is owed above all.
+        // After a failure the state keeps its data for the next try, above all the reload that is owed.
         if undone.failures.is_empty() {
             state.forget();
         }
@@ -99,8 +99,9 @@ impl<G: Guest> Engine<G> {
         Ok(undone)
     }
 
-    /// Where passwords were turned off here, and nothing of that stands in sshd's files any more: somebody took it out,
-    /// and sshd may still run by it. Files that say no by themselves are no reason, sshd would read nothing else.
+    /// Whether a command turned passwords off, and another person has removed the setting from sshd's files. sshd may
+    /// then still use it. If other lines of the files turn passwords off, the answer is no: a reload would not change
+    /// anything.
     fn was_setting_removed_manually(&self, state: &State, is_readable: bool) -> bool {
         let may_be_off = !is_readable || state.password_auth == Some(PasswordAuth::No);
         may_be_off
@@ -113,7 +114,7 @@ impl<G: Guest> Engine<G> {
             }
     }
 
-    /// What `undo` would do, without a lock and without a change.
+    /// What `undo` would do. It takes no lock and changes nothing.
     pub fn plan_uninstall(&self) -> UninstallReport {
         let mut standing = UninstallReport::default();
         let state = self.load().unwrap_or_default();
@@ -122,11 +123,11 @@ impl<G: Guest> Engine<G> {
         standing
     }
 
-    /// The edits that take out all that is ours: of sshd's files, and of key files.
+    /// Collects the edits that remove everything of the agent's from sshd's files and from key files.
     fn collect_uninstall_edits(&self, state: &State, undone: &mut UninstallReport) -> UninstallEdits {
         let bound = state.binding.iter().map(|binding| binding.key_pair.public_key.clone());
         let mut known: Vec<PublicKey> = bound.collect();
-        // Where a command could not be taken back, its key may stand in the place of the bound one.
+        // If a command could not be undone, its key may stand in place of the bound key.
         let in_flight = state.intent.iter().flat_map(|intent| &intent.key_files);
         for file in in_flight {
             if let FileKind::AuthorizedKeys { known: keys, .. } = &file.kind {
@@ -160,7 +161,8 @@ impl<G: Guest> Engine<G> {
         }
     }
 
-    /// Every file that may hold a block of ours: where it was put, what sshd reads, sshd's own default.
+    /// Every file that may contain a block of the agent: the recorded file, the files that sshd reads, and sshd's
+    /// default.
     fn find_key_files(&self, state: &State, undone: &mut UninstallReport) -> Vec<(Account, KeyFile)> {
         let mut candidates: Vec<KeyFileCandidate> = Vec::new();
         let mut holder = None;

@@ -1,4 +1,5 @@
-//! The log's lines on commands and results: one a command, one an outcome. Key text is in none of them.
+//! The log lines about commands and results: one line for each command and one for each outcome. No line contains key
+//! text.
 
 use crate::channel::{ChannelError, Delivery, StoreResponse};
 use crate::logging::Event;
@@ -6,7 +7,7 @@ use crate::policy::command::{ReceivedCommand, parse_command};
 use crate::policy::outcome::{Code, CommandResult};
 use crate::policy::types::{CommandId, InstanceId, KeyName};
 
-/// What can be told of a command before it is performed; nothing where it has no usable id.
+/// Parses a command for the log, before it is performed. Returns `None` if the command has no usable id.
 pub(super) fn parse_for_log(delivery: &Delivery) -> Option<ReceivedCommand> {
     let no_id = "none".parse().ok()?;
     parse_command(&delivery.bytes, delivery.origin, &no_id).ok()
@@ -24,7 +25,7 @@ pub(super) fn log_received(received: &ReceivedCommand) {
 
 pub(super) fn log_outcome(id: &CommandId, result: &str, repeated: bool) {
     let Ok(outcome) = serde_json::from_str::<CommandResult>(result) else {
-        // The result is ours; one that is not understood here still goes out as it is.
+        // The agent made this result. A result that cannot be parsed here is still sent unchanged.
         tracing::info!(command = %id, "answered");
         return;
     };

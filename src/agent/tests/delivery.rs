@@ -1,4 +1,4 @@
-//! Results: delivered before anything else is asked for, until there is a final answer.
+//! Results: the agent delivers them before its next poll, until a final answer comes.
 
 use super::fakes::*;
 use crate::channel::state::ChannelPhase;
@@ -44,7 +44,7 @@ async fn failing_delivery_is_shown_by_status() {
     let ran = world.with_polls([polled_command("c-1")]).run_for_seconds(5).await;
     assert_eq!(ran.state.state, ChannelPhase::Failing);
     assert!(ran.state.failure.unwrap().starts_with("delivering a result: "));
-    // The last poll itself did succeed.
+    // The last poll itself succeeded.
     assert_eq!(ran.state.last_poll_succeeded, Some(true));
 }
 
@@ -65,7 +65,7 @@ async fn final_store_answers_are_not_retried() {
     }
 }
 
-/// A whole result, with a warning.
+/// A complete result with a warning.
 const FULL_RESULT: &str = r#"{"commandId": "c-1", "instanceId": "i-1", "action": "attach", "status": "succeeded", "code": "OK",
     "reason": null, "message": "as it is", "changed": true, "keyName": "my-test", "fingerprint": null, "user": "root",
     "authorizedKeysFile": null, "passWordAuth": "no", "effective": null, "proof": null,
@@ -101,7 +101,7 @@ async fn refused_result_is_replaced_by_short_one() {
             );
             assert_eq!(short["warnings"], serde_json::json!([]));
             assert!(short["message"].as_str().unwrap().contains(&code.to_string()), "{short}");
-            // It is kept before it is sent, and the queue goes on whatever becomes of it.
+            // The short result is stored before it is sent. The queue continues whatever the service answers.
             assert!(diary.first_index("replace c-1") < diary.first_index("delivered c-1"));
             assert_eq!((diary.count("delivered c-1"), diary.count("delivered c-2")), (1, 1));
         }
@@ -143,7 +143,7 @@ async fn redelivered_command_gets_result_once_then_backs_off() {
             [Ok(StoreResponse::Conflict)].into_iter().chain((0..9).map(|_| answer.clone())),
         );
         let ran = world.with_polls((0..5).map(|_| polled_command("c-1"))).run_for_seconds(14).await;
-        // Performed at once, then after 1, 2 and 4 s; each time the result goes out once.
+        // The command is performed at once, then after 1, 2 and 4 s. Each time, the result is sent once.
         assert_eq!(ran.diary.times("perform"), [0, 0, 1000, 3000, 7000], "{answer:?}");
         assert_eq!(ran.diary.times("store"), ran.diary.times("perform"));
         assert_eq!(ran.state.state, ChannelPhase::Failing);
@@ -160,7 +160,7 @@ async fn redelivery_backoff_ends_with_another_command() {
     assert_eq!(ran.state.state, ChannelPhase::Polling);
 }
 
-/// What was answered before bore its id and did not count (KP-3.41).
+/// The earlier command had the same id and was not recorded as seen (KP-3.41).
 #[tokio::test(start_paused = true)]
 async fn new_command_with_answered_id_is_no_failure() {
     let mut world = AgentFixture::new();

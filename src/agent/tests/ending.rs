@@ -1,4 +1,4 @@
-//! SIGTERM, the watchdog, and `run` as a whole.
+//! Tests of SIGTERM, of the watchdog, and of `run` as a whole.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -13,7 +13,7 @@ use super::fakes::*;
 use crate::agent::*;
 use crate::channel::Polled;
 
-/// Ends once a command is in flight.
+/// Returns when a command is in flight.
 async fn wait_until_in_flight(diary: CallLog) {
     while diary.count("perform") == 0 {
         tokio::task::yield_now().await;
@@ -68,7 +68,7 @@ async fn unresponsive_command_is_abandoned_after_fifteen_seconds() {
     let seen = world.diary.clone();
     let clock = async {
         wait_until_in_flight(seen.clone()).await;
-        // A blocking call holds the test's clock still, so it is moved by hand.
+        // A blocking call stops the test's clock, so the test advances it by hand.
         while seen.count("end") == 0 {
             advance(SECOND / 4).await;
         }
@@ -80,7 +80,7 @@ async fn unresponsive_command_is_abandoned_after_fifteen_seconds() {
     let waited = ran.diary.times("end")[0] - ran.diary.times("STOPPING=1")[0];
     assert!((15_000..=15_500).contains(&waited), "{waited}");
     assert_eq!(ran.diary.count("store"), 0);
-    // The thread ends before the test does.
+    // The thread must end before the test ends.
     sender.send(()).unwrap();
 }
 
@@ -116,7 +116,7 @@ async fn watchdog_is_notified_while_command_is_in_flight() {
     assert_eq!(diary.count("READY=1"), 1);
 }
 
-/// The whole of `run`: real sockets, real signals, a second one beside it.
+/// Tests the whole of `run`, with real sockets, real signals and a second instance beside it.
 #[test]
 fn run_serves_and_ends_with_sigterm() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,7 +164,7 @@ fn run_serves_and_ends_with_sigterm() {
     assert_eq!(crate::channel::run_lock::find_lock_holder(dir.path()), Some(Some(std::process::id())));
     let refused = run(second, second_engine).unwrap_err();
     assert!(refused.to_string().contains("at work"), "{refused}");
-    // SIGHUP is ignored; the long poll is in flight after two seconds.
+    // SIGHUP is ignored. After two seconds, the long poll is in flight.
     kill(Pid::this(), Signal::SIGHUP).unwrap();
     std::thread::sleep(Duration::from_millis(2500));
     assert!(!running.is_finished());

@@ -1,4 +1,4 @@
-//! A service, a transaction room and a systemd that do as they are told, and write one diary.
+//! A fake service, a fake transaction engine and a fake systemd. All follow a script and write one common call log.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,7 +19,7 @@ use crate::transaction::perform::CompletedCommand;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
-/// What happened, and when, in milliseconds.
+/// The calls and their times in milliseconds.
 #[derive(Clone)]
 pub(super) struct CallLog {
     begun: Instant,
@@ -36,7 +36,7 @@ impl CallLog {
         self.lines.lock().unwrap().iter().map(|(_, line)| line.clone()).collect()
     }
 
-    /// When lines that begin so were written.
+    /// The times of the lines that begin with `prefix`.
     pub(super) fn times(&self, prefix: &str) -> Vec<u64> {
         let lines = self.lines.lock().unwrap();
         lines.iter().filter(|(_, line)| line.starts_with(prefix)).map(|(at, _)| *at).collect()
@@ -46,14 +46,14 @@ impl CallLog {
         self.times(prefix).len()
     }
 
-    /// Where the first such line stands.
+    /// The index of the first line that begins with `prefix`.
     pub(super) fn first_index(&self, prefix: &str) -> usize {
         let found = self.lines().iter().position(|line| line.starts_with(prefix));
         found.unwrap_or_else(|| panic!("no {prefix}: {:?}", self.lines()))
     }
 }
 
-/// Answers in order, each after a while; then the usual ones.
+/// Scripted answers in order, each after a delay. After the last one, the default answers follow.
 pub(super) type Script<A> = RefCell<VecDeque<(Duration, Result<A, ChannelError>)>>;
 
 pub(super) struct ScriptedService {
@@ -96,16 +96,16 @@ impl Channel for ScriptedService {
     }
 }
 
-/// The transaction room.
+/// The fake transaction engine.
 pub(super) struct FakeEngine {
     diary: CallLog,
     pub(super) configured: Option<InstanceId>,
     pub(super) undelivered: Option<StoredResult>,
     pub(super) adoptions: VecDeque<Result<(), String>>,
     pub(super) performed: VecDeque<Execution>,
-    /// Holds a command in flight until something comes, or `stop` is set.
+    /// Holds a command in flight until a message comes, or `stop` is set.
     pub(super) hold: Option<Receiver<()>>,
-    /// Whether a command in flight heeds `stop`.
+    /// Whether a command in flight reacts to `stop`.
     pub(super) heeds_stop: bool,
     pub(super) recovered: Result<(), String>,
 }
@@ -170,7 +170,7 @@ impl ServiceManager for CallLog {
     }
 }
 
-/// Everything a test sets up before it lets the loop go.
+/// The setup of a test, before the loop starts.
 pub(super) struct AgentFixture {
     pub(super) diary: CallLog,
     pub(super) service: ScriptedService,
@@ -201,17 +201,17 @@ impl AgentFixture {
             recovered: Ok(()),
         };
         let run_dir = tempfile::tempdir().unwrap();
-        // Every delay is as long as it may be.
+        // Every random delay has its greatest value.
         Self { diary, service, room, watchdog: None, random: || u64::MAX, run_dir }
     }
 
-    /// What the polls give, at once.
+    /// Adds answers to polls; each comes without a delay.
     pub(super) fn with_polls(self, polls: impl IntoIterator<Item = Result<Polled, ChannelError>>) -> Self {
         self.service.next.borrow_mut().extend(polls.into_iter().map(|polled| (Duration::ZERO, polled)));
         self
     }
 
-    /// Lets the loop go until `stop`.
+    /// Runs the loop until `stop`.
     pub(super) async fn run_loop_until(self, stop: impl Future<Output = ()>) -> FinishedRun {
         let report = StatusReporter::new(Some(self.run_dir.path().to_owned()), self.diary.clone());
         let course = PollLoop::new(self.service, self.room, report, 60 * SECOND, self.random);
@@ -225,7 +225,7 @@ impl AgentFixture {
     }
 }
 
-/// What is left to look at.
+/// The data that a test checks after the run.
 pub(super) struct FinishedRun {
     pub(super) diary: CallLog,
     pub(super) state: ChannelStatus,

@@ -1,4 +1,4 @@
-//! The loop against a scripted service and a scripted transaction room, under a clock that the tests drive.
+//! Tests of the loop with a scripted service and a scripted transaction engine. The tests control the clock.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

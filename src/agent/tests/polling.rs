@@ -1,4 +1,4 @@
-//! Polls: how far apart, what counts as a failure, what is said of it.
+//! Polls: their intervals, which answers count as failures, and what is logged.
 
 use super::fakes::*;
 use crate::channel::state::ChannelPhase;
@@ -9,11 +9,11 @@ use crate::transaction::perform::Execution;
 /// KP-3.12.
 #[tokio::test(start_paused = true)]
 async fn polls_start_two_seconds_apart() {
-    // A service that does not wait.
+    // A service without long polls.
     let world = AgentFixture::new().with_polls((0..5).map(|_| Ok(Polled::NoCommand)));
     let diary = world.run_for_seconds(9).await.diary;
     assert_eq!(diary.times("next"), [0, 2000, 4000, 6000, 8000]);
-    // One that does, is asked again at once.
+    // A service with long polls is polled again at once.
     assert_eq!(
         AgentFixture::new().run_for_seconds(150).await.diary.times("next"),
         [0, 2000, 62_000, 122_000]
@@ -69,7 +69,8 @@ async fn unanswerable_command_counts_as_failed_poll() {
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_honoured() {
     let busy = Err(ChannelError::Status { status: 503, retry_after: Some(30 * SECOND) });
-    // And as long again, by chance: every delay of these tests is as long as it may be.
+    // The agent adds a random delay of up to the same length. In these tests every random delay has its greatest
+    // value.
     let times = AgentFixture::new().with_polls([busy]).run_for_seconds(70).await.diary.times("next");
     assert_eq!(times[..2], [0, 60_000]);
 }
@@ -81,12 +82,12 @@ async fn cut_long_poll_is_retried_within_half_a_minute() {
     let cut = || Err(ChannelError::Disconnected { waited: 20 * SECOND });
     world.service.next.borrow_mut().extend([(20 * SECOND, cut()), (20 * SECOND, cut())]);
     let times = world.run_for_seconds(120).await.diary.times("next");
-    // Cut at 22 s, asked again at 52 s, cut again at 72 s; then as after any second failure.
+    // Disconnected at 22 s, polled again at 52 s, disconnected again at 72 s. Then the pause of any second failure.
     assert_eq!(times[..4], [0, 2000, 52_000, 74_000]);
 }
 
-/// Polls of a service that holds them: after the first empty answer a whole one, then these, after half a minute where nothing
-/// comes.
+/// Polls of a service that holds them. The first answer is empty and the second poll is held for its full time. Then
+/// these answers follow; an empty one comes after half a minute.
 fn with_held_polls(
     world: AgentFixture,
     polls: impl IntoIterator<Item = Result<Polled, ChannelError>>,
@@ -109,13 +110,13 @@ async fn failing_long_poll_service_is_polled_once_a_minute() {
             .run_for_seconds(700)
             .await
             .diary;
-        // Held from 2 to 62 s; then it fails twice, a second after it is asked.
+        // Held from 2 to 62 s. Then it fails twice, each time one second after the poll began.
         assert_eq!(diary.times("next")[1..5], [2000, 62_000, 123_000, 184_000]);
-        // It works again at 244 s; five minutes later, with a poll, it is told what runs here.
+        // The service works again at 244 s. After five minutes, at a poll, the agent announces again what runs here.
         let told = diary.times("announce");
         assert!(matches!(told[..], [0, again] if (544_000..610_000).contains(&again)), "{told:?}");
     }
-    // What says that it was not understood, or is somewhere else, is as it always was.
+    // Answers that mean "not understood" or "somewhere else" change nothing about the pauses.
     for failure in [status_error(404), status_error(302)] {
         let diary =
             with_held_polls(AgentFixture::new(), [failure.clone(), failure]).run_for_seconds(200).await.diary;
@@ -170,11 +171,12 @@ async fn synchronized_long_polls_are_desynchronized() {
     let diary = world.run_for_seconds(400).await.diary;
     let waits: Vec<_> = diary.lines().into_iter().filter(|line| line.starts_with("next")).collect();
     let expected = [
-        // The start, a whole one, and with the first that was held a part.
+        // The start, a full poll, and a part after the first held poll.
         "next 0", "next 60", "next 30", //
-        // A command, and after it a part; nobody there, and then a part.
+        // A command, then a part of the time; a refused connection, then a part of the time.
         "next 60", "next 30", "next 60", "next 30", //
-        // Refused at once, it comes back in its turn; sent away from a poll that was held, everyone else was, too.
+        // After an error at once, the agent keeps its own time. After an error on a held poll it shortens the next
+        // one, because all agents got that error.
         "next 60", "next 60", "next 30",
     ];
     assert_eq!(waits[..10], expected);
@@ -224,7 +226,7 @@ async fn failure_is_logged_once_per_change() {
     AgentFixture::new().with_polls(polls).run_for_seconds(60).await;
     let lines = captured.lines();
     let channel: Vec<_> = lines.iter().filter(|line| line.contains("channel")).collect();
-    // It works when it says who we are, fails in two ways, and works again.
+    // The channel works after the instance id, fails in two ways, and works again.
     assert_eq!(channel.len(), 4, "{channel:?}");
     assert!(channel[1].contains("refused") && channel[2].contains("500"), "{channel:?}");
 }
@@ -241,7 +243,7 @@ async fn announce_is_repeated_after_change_and_outage() {
         Ok(Polled::NoCommand),
     ];
     let diary = AgentFixture::new().with_polls(polls).run_for_seconds(20).await.diary;
-    // Start, change, outage.
+    // At the start, after a change, and after an outage.
     assert_eq!(diary.times("announce"), [0, 4000, 7000]);
     assert!(diary.times("next").contains(&6000));
 }
@@ -251,7 +253,7 @@ async fn change_is_announced_while_long_poll_waits() {
     let polls = [Ok(Polled::NoCommand), polled_command("c-1"), polled_command("c-2")];
     let diary = AgentFixture::new().with_polls(polls).run_for_seconds(30).await.diary;
     assert_eq!(diary.times("next"), [0, 2000, 2000, 2000]);
-    // Once for both, when no third came at once.
+    // One announcement for both commands, when no third command followed at once.
     assert_eq!(diary.times("announce"), [0, 2500]);
 }
 
@@ -265,6 +267,6 @@ async fn hanging_announce_blocks_nothing() {
         world.with_polls([Ok(Polled::NoCommand), polled_command("c-1")]).run_for_seconds(200).await.diary;
     assert_eq!(diary.times("perform"), [2000]);
     assert_eq!(diary.times("next"), [0, 2000, 2000, 62_000, 122_000, 182_000]);
-    // Told again with the next empty poll; a final answer ends it.
+    // Announced again with the next empty poll. A final answer ends it.
     assert_eq!(diary.times("announce"), [0, 62_000]);
 }

@@ -1,4 +1,4 @@
-//! From the start to `READY=1`.
+//! Tests of the time from the start to `READY=1`.
 
 use nix::errno::Errno;
 
@@ -57,10 +57,10 @@ async fn commands_wait_until_instance_id_is_known() {
         world.service.instance.borrow_mut().push_back((SECOND / 10, failure));
     }
     let ran = world.run_for_seconds(9).await;
-    // Delays of 1, 2 and 4 s.
+    // The back-off delays are 1, 2 and 4 s.
     assert_eq!(ran.diary.times("instance-id"), [0, 1100, 3200, 7300]);
     assert_eq!(ran.diary.times("next"), [7300]);
-    // A 404, and a refusal a second later: nobody is there, as far as can be told.
+    // A 404, and a refused connection one second later: the agent concludes that there is no service.
     assert_eq!(ran.diary.times("READY=1"), [1200]);
     assert_eq!(ran.state.state, ChannelPhase::Polling);
     assert_eq!(ran.state.last_poll_succeeded, None);
@@ -124,7 +124,7 @@ async fn missing_network_is_retried_four_times_a_second_until_ready() {
     let early = diary.times("next 0");
     assert!((14..=16).contains(&early.len()), "{early:?}");
     assert!(early.windows(2).all(|pair| pair[1] - pair[0] == 250), "{early:?}");
-    // From then on as after any failure: the first delay is a second, the second two.
+    // From now on the back-off of any failure applies: the first delay is one second, the second two.
     let later = diary.times("next 60");
     assert_eq!(later.len(), 3, "{later:?}");
     assert_eq!((later[1] - later[0], later[2] - later[1]), (1000, 2000));

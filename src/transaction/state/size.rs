@@ -1,4 +1,4 @@
-//! The bytes of the state file, and their bound: what is saved can be loaded.
+//! The bytes of the state file and their limit. The limit ensures that every saved state can be loaded.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,20 +8,21 @@ use crate::policy::block::{BEGIN_MARKER, END_MARKER};
 use crate::policy::edit::FileIntent;
 use crate::policy::foreign::sanitize_path;
 
-/// The most bytes of a state file that is written; twice as many are read. 128 results of the usual size are some 150 KiB.
+/// The most bytes of a state file that the agent writes; it reads twice as many. 128 results of the usual size are
+/// some 150 KiB.
 const MAX_STATE_FILE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Why a state cannot be kept.
+/// Why a state cannot be stored.
 #[derive(Debug)]
 pub enum StateSerializeError {
-    /// It does not fit, without a single old result.
+    /// The state is too large even without any old result.
     TooLarge {
-        /// Its bytes.
+        /// The size in bytes.
         bytes: usize,
-        /// Whose edit is the largest part of it.
+        /// The file whose edit is the largest part of the state.
         file: Option<PathBuf>,
     },
-    /// A part of it cannot be written as JSON.
+    /// A part of the state cannot be written as JSON.
     NotJson(serde_json::Error),
 }
 
@@ -56,16 +57,16 @@ impl std::error::Error for StateSerializeError {
 }
 
 impl State {
-    /// The bytes of the state file. Where they are too many, the oldest results are not among them.
+    /// The bytes of the state file. If there are too many, the oldest results are left out.
     ///
     /// # Errors
-    /// [`StateSerializeError`]: nothing is to be written then.
+    /// [`StateSerializeError`]: the caller must then write nothing.
     pub fn to_bounded_bytes(&self) -> Result<Vec<u8>, StateSerializeError> {
         let bytes = self.to_json_bytes()?;
         if bytes.len() <= MAX_STATE_FILE_BYTES {
             return Ok(bytes);
         }
-        // With the comma behind it.
+        // Includes the comma after the result.
         let size = |stored: &StoredResult| serde_json::to_vec(stored).map_or(0, |bytes| bytes.len() + 1);
         let mut length = bytes.len();
         let mut smaller = self.clone();
@@ -84,7 +85,7 @@ impl State {
         Ok(bytes)
     }
 
-    /// The file of which most has to be kept for the command in flight.
+    /// The file whose edit takes the most space in the intent of the command in flight.
     fn find_largest_edit(&self) -> Option<PathBuf> {
         let intent = self.intent.as_ref()?;
         let size = |file: &&FileIntent| serde_json::to_vec(file).map_or(0, |bytes| bytes.len());
