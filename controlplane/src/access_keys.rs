@@ -1,4 +1,4 @@
-//! `--access-keys`: who may call the platform's API (KP-9.9).
+//! `--access-keys`: the access keys that may sign calls of the platform's API (KP-9.9).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use crate::toml_file::{TomlFile, TomlFileError};
 
-/// The access keys, by id.
+/// The access keys and their secrets, by key id.
 pub struct AccessKeys(HashMap<String, String>);
 
 impl fmt::Debug for AccessKeys {
@@ -19,10 +19,10 @@ impl fmt::Debug for AccessKeys {
 }
 
 impl AccessKeys {
-    /// Reads the file: an `[[access_key]]` each, with `id` and `secret`.
+    /// Reads the TOML file: one `[[access_key]]` table for each key, with `id` and `secret`.
     ///
     /// # Errors
-    /// A file that cannot be read or understood; one without a key; an id that is none, or is given twice; an empty secret.
+    /// The file cannot be read or parsed, or it holds no key. An id is invalid or is given twice. A secret is empty.
     pub fn load(path: &Path) -> Result<Self, TomlFileError> {
         Self::from_toml(&TomlFile::read("--access-keys", path)?)
     }
@@ -32,7 +32,7 @@ impl AccessKeys {
         let mut keys = HashMap::new();
         for AccessKeyForm { id, secret } in form.access_keys {
             let (start, id) = (id.span().start, id.into_inner());
-            // The Authorization header takes it apart at these.
+            // These three characters separate the parts of the Authorization header.
             let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b',' | b'=');
             if id.is_empty() || !id.bytes().all(allowed) {
                 let message = "an access key's id is printable ASCII without blanks, '/', ',' and '='";
@@ -55,7 +55,7 @@ impl AccessKeys {
         Ok(Self(keys))
     }
 
-    /// The secret of an access key.
+    /// The secret of the access key with this id; `None` if there is no such key.
     pub fn secret(&self, id: &str) -> Option<&str> {
         self.0.get(id).map(String::as_str)
     }

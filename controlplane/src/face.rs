@@ -1,5 +1,5 @@
-//! A listener and its connections. What waits here for a minute is a connection, so what one costs while it waits is kept
-//! small (docs/scale.md).
+//! A listener and its connections. Connections wait here for a minute, so the memory cost of a waiting connection is
+//! kept small (docs/scale.md).
 
 use std::convert::Infallible;
 use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
@@ -22,14 +22,14 @@ use tracing::{debug, warn};
 
 use crate::shutdown::Shutdown;
 
-/// How long to wait where no connection can be taken: for want of descriptors, one has to end first.
+/// The pause after `accept` fails. If descriptors have run out, a connection has to end first.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Where a request came from.
+/// The address from which a request came.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// Serves one face until the end, and what is in flight then.
+/// Serves one listener until the shutdown, and then until its open connections end.
 pub async fn serve_connections(listener: TcpListener, router: Router, shutdown: Shutdown) {
     let mut connections = JoinSet::new();
     let mut ends = pin!(shutdown.triggered());
@@ -39,7 +39,7 @@ pub async fn serve_connections(listener: TcpListener, router: Router, shutdown: 
                 Ok((stream, peer)) => {
                     connections.spawn(serve_connection(stream, peer, router.clone(), shutdown.clone()));
                 }
-                // It was gone before it was taken.
+                // The client closed the connection before it was accepted.
                 Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused) => {}
                 Err(error) => {
                     warn!("a connection is not taken: {error}; for want of descriptors, LimitNOFILE= or ulimit -Hn gives more");
@@ -50,17 +50,17 @@ pub async fn serve_connections(listener: TcpListener, router: Router, shutdown: 
             () = &mut ends => break,
         }
     }
-    // Whoever comes now is refused, and goes elsewhere.
+    // New clients get "connection refused" from here on, and can try another server.
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
 async fn serve_connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: Shutdown) {
-    // Without it an answer may wait for an acknowledgement; it comes all the same.
+    // Without TCP_NODELAY an answer may wait for an acknowledgement. An error only delays answers, so it is ignored.
     let _ = stream.set_nodelay(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request| handle_request(&router, peer, request));
-    // With a timer a request's head has half a minute to come, hyper's default.
+    // With a timer, hyper limits the time for a request's head to its default of 30 seconds.
     let mut server = http1::Builder::new();
     let server = server.timer(TokioTimer::new());
     let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
@@ -86,8 +86,8 @@ fn handle_request(
     router.call(request)
 }
 
-/// The request with a head of its own. As hyper gives it, it holds on to the buffer that it was read into, and so, as long as
-/// it is answered, the connection has a second one.
+/// Copies the head of a request. The head from hyper keeps a reference to the read buffer. With it, the connection
+/// would hold a second buffer until the request is answered.
 fn copy_request_head(request: Request<Incoming>) -> Request<Incoming> {
     let (mut head, body) = request.into_parts();
     let copy = |value: &HeaderValue| {
@@ -97,7 +97,7 @@ fn copy_request_head(request: Request<Incoming>) -> Request<Incoming> {
     };
     let mut headers = HeaderMap::with_capacity(head.headers.len());
     for (name, value) in &head.headers {
-        // They were valid, or hyper would not have given them.
+        // hyper has already validated these values, so the copy does not fail.
         headers.extend(copy(value).map(|value| (name.clone(), value)));
     }
     head.headers = headers;

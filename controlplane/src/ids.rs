@@ -1,4 +1,4 @@
-//! Identifiers that nobody had before: 32 lower-case hexadecimal digits.
+//! Unique identifiers: 32 lower-case hexadecimal digits.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,12 +14,12 @@ use crate::ledger::CommandIdentity;
 pub struct RequestId(String);
 
 impl RequestId {
-    /// A new one.
+    /// Generates a new id.
     pub fn generate() -> Self {
         Self(generate_id())
     }
 
-    /// Its text.
+    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -42,15 +42,15 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// A new identifier.
+/// Generates a new identifier.
 pub fn generate_id() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
-/// What a command that is queued now is stamped with.
+/// The id and the time for a command that is queued now.
 ///
 /// # Errors
-/// None in practice: what [`generate_id`] makes is a valid id.
+/// None in practice: [`generate_id`] returns a valid id.
 pub fn new_command_identity() -> Result<CommandIdentity, Invalid> {
     Ok(CommandIdentity { id: generate_id().parse()?, now: clock::now_millis() })
 }

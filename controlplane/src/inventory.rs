@@ -1,4 +1,4 @@
-//! The instances there are: from `--instance` and from the file of `--instances`.
+//! The instances of the platform, from `--instance` and from the file of `--instances`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,19 +12,19 @@ use toml::Spanned;
 use crate::keypair::Region;
 use crate::toml_file::{TomlFile, TomlFileError};
 
-/// What runs in an instance.
+/// The operating system of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OsType {
     /// Linux: key pairs can be bound.
     #[default]
     Linux,
-    /// Windows: they cannot.
+    /// Windows: key pairs cannot be bound.
     Windows,
 }
 
 impl OsType {
-    /// The word of the metadata tree's `image/os-type`.
+    /// The value of `image/os-type` in the metadata tree.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Linux => "linux",
@@ -33,16 +33,16 @@ impl OsType {
     }
 }
 
-/// The state of an instance, as far as key pairs care.
+/// The state of an instance, as far as key pairs depend on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Status {
-    /// Its agent answers.
+    /// The agent of the instance answers.
     #[default]
     Running,
-    /// Its agent answers after the next boot.
+    /// The agent of the instance answers after the next boot.
     Stopped,
-    /// Any other word of the platform's: key pairs can be neither bound nor unbound.
+    /// Any other status of the platform: key pairs can be neither bound nor unbound.
     Other(String),
 }
 
@@ -71,22 +71,22 @@ impl fmt::Display for Status {
 /// An instance of the platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// What identifies it.
+    /// The instance id.
     pub id: InstanceId,
-    /// Where it is; it is not found elsewhere.
+    /// The region of the instance. API calls in other regions do not find it.
     pub region: Region,
-    /// What runs in it.
+    /// The operating system.
     pub os_type: OsType,
-    /// Whether it runs, unless it was started or stopped since.
+    /// The initial state. A later start, stop or reboot is kept in the store.
     pub status: Status,
-    /// Its host name.
+    /// The host name.
     pub hostname: String,
-    /// The address its metadata calls come from.
+    /// The source address of the instance's metadata calls.
     pub address: Option<IpAddr>,
 }
 
 impl Instance {
-    /// A running Linux instance in cn-north-1.
+    /// A running Linux instance in cn-north-1. Its host name is its id.
     fn with_defaults(id: InstanceId) -> Self {
         Self {
             hostname: id.as_str().to_owned(),
@@ -99,12 +99,12 @@ impl Instance {
     }
 }
 
-/// Why the instances given are no inventory: what, where, and what would do.
+/// Why the given instances are invalid. The text names the place, the fault and the accepted values.
 #[derive(Debug)]
 pub enum InventoryError {
-    /// A value of `--instance` is no instance id.
+    /// A value of `--instance` is invalid.
     Flag(String),
-    /// The file of `--instances` is none.
+    /// The file of `--instances` is invalid.
     File(TomlFileError),
 }
 
@@ -119,17 +119,18 @@ impl fmt::Display for InventoryError {
 
 impl std::error::Error for InventoryError {}
 
-/// All instances, by id.
+/// All instances, ordered by id.
 #[derive(Debug, Default)]
 pub struct Inventory {
     instances: BTreeMap<InstanceId, Instance>,
 }
 
 impl Inventory {
-    /// The instances of the flags and of the file.
+    /// Reads the instances from the flags and from the file.
     ///
     /// # Errors
-    /// An id that is none, is given twice or cannot stand in a path; a file that cannot be read or understood.
+    /// An id is invalid, is given twice, or cannot be a path segment. Two instances have the same address. The file
+    /// cannot be read or parsed.
     pub fn load(ids: &[String], file: Option<&Path>) -> Result<Self, InventoryError> {
         let mut inventory = Self::default();
         for text in ids {
@@ -179,12 +180,13 @@ impl Inventory {
         Ok(())
     }
 
-    /// The instance of that id.
+    /// The instance with this id.
     pub fn get(&self, id: &str) -> Option<&Instance> {
         self.instances.get(&id.parse().ok()?)
     }
 
-    /// The instance whose address is the caller's, or the only one there is (KP-9.1).
+    /// The instance with the caller's address. If no address matches and there is only one instance, that one
+    /// (KP-9.1).
     pub fn find_by_caller(&self, caller: IpAddr) -> Option<&Instance> {
         let caller = caller.to_canonical();
         let by_address = self.instances.values().find(|instance| instance.address == Some(caller));
@@ -194,13 +196,13 @@ impl Inventory {
         })
     }
 
-    /// All instances, by id.
+    /// All instances, ordered by id.
     pub fn iter(&self) -> impl Iterator<Item = &Instance> {
         self.instances.values()
     }
 }
 
-/// An instance id that may be a segment of a path, as it is in the metadata service's.
+/// Parses an instance id. It must be usable as a path segment, because the metadata service's paths contain it.
 fn parse_path_safe_id(text: &str) -> Result<InstanceId, Invalid> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if !text.bytes().all(allowed) || text == "." || text == ".." {

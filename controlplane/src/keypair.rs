@@ -1,4 +1,4 @@
-//! A key pair as the platform knows it.
+//! Key pairs as the platform stores them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use ssh_key::public::{EcdsaPublicKey, KeyData};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-/// A region of the platform, as in `cn-north-1`: 1 to 32 lower-case letters, digits and `-`.
+/// A region of the platform, for example `cn-north-1`: 1 to 32 lower-case letters, digits and `-`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Region(String);
@@ -38,7 +38,7 @@ impl TryFrom<String> for Region {
 }
 
 impl Default for Region {
-    /// Where an instance is when nothing else is said: cn-north-1.
+    /// The default region of an instance: cn-north-1.
     fn default() -> Self {
         Self("cn-north-1".to_owned())
     }
@@ -50,33 +50,34 @@ impl fmt::Display for Region {
     }
 }
 
-/// A key pair that was imported or made here. Its name may be used again after a deletion; its `id` never is, so that a
-/// binding to the deleted one is told apart from one to its namesake.
+/// A key pair that was imported or generated here. Its name may be used again after a deletion. Its `id` is never
+/// used again. So a binding to a deleted key pair differs from a binding to a new one with the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredKeyPair {
-    /// What identifies it for good.
+    /// The permanent identifier.
     pub id: String,
-    /// Where it belongs: a name is unique in its region.
+    /// The region of the key pair. A name is unique in its region.
     pub region: Region,
-    /// Name and public key, as a command carries them.
+    /// The name and the public key, as in a command.
     pub key_pair: KeyPair,
-    /// When it was imported or made.
+    /// The time of the import or of the generation.
     pub create_time: OffsetDateTime,
 }
 
-/// A key pair made here: ECDSA on P-256, whose PKCS#8 every OpenSSH reads (an Ed25519 key in it only those from 9.6 on).
+/// A generated key pair: ECDSA on P-256. Every OpenSSH version reads its PKCS#8 form. Only OpenSSH 9.6 and later read
+/// an Ed25519 key in PKCS#8.
 pub struct GeneratedKey {
-    /// Its public half.
+    /// The public key.
     pub public_key: PublicKey,
-    /// Its private half, PEM of PKCS#8 without a passphrase.
+    /// The private key, as PEM of PKCS#8 without a passphrase.
     pub private_key: Zeroizing<String>,
 }
 
 impl GeneratedKey {
-    /// A new one.
+    /// Generates a new key pair.
     ///
     /// # Errors
-    /// None in practice: each step takes what the one before it makes.
+    /// None in practice: each step accepts the output of the step before.
     pub fn generate() -> Result<Self, Invalid> {
         let failed = |what: &dyn fmt::Display| Invalid(format!("a key pair cannot be made: {what}"));
         let secret = SecretKey::random(&mut OsRng);

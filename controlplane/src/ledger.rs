@@ -1,9 +1,9 @@
-//! What one instance is bound to and what it has yet to do: the rules, without I/O, clock or chance.
+//! The binding and the command queue of one instance: the rules, without I/O, clock or random numbers.
 //!
-//! A ledger holds the binding that the guest last confirmed and the commands in sequence order. What is bound
-//! *now* is the confirmed binding with every unanswered command taken as done: a queued attach counts as
-//! attached, and when its result says `failed` it is no longer among the unanswered, so that the instance is
-//! free again, or still bound to what it was bound to before.
+//! A ledger holds the binding that the guest last confirmed, and the commands in sequence order. The *current*
+//! binding is the confirmed one, as if every unanswered command had succeeded. A queued attach therefore counts as
+//! attached. If its result is `failed`, the command is no longer unanswered. The instance is then unbound again, or
+//! still has its earlier binding.
 
 use std::collections::VecDeque;
 
@@ -13,127 +13,128 @@ use keypair_agent::policy::types::{CommandId, InstanceId, Invalid, KeyName, Pass
 
 use crate::keypair::StoredKeyPair;
 
-/// How many answered commands are kept to recognise a result that comes again; the agent keeps as many.
+/// The number of answered commands that a ledger keeps, to recognise a repeated result. The agent keeps the same
+/// number.
 pub const MAX_ANSWERED_COMMANDS: usize = 128;
 
-/// How long a command is kept after `BAD_SIGNATURE`, from when it was handed out first, in milliseconds.
+/// How long a command stays queued after `BAD_SIGNATURE` results, from its first hand-out, in milliseconds.
 pub const BAD_SIGNATURE_REDELIVERY_MILLIS: u64 = 60 * 60 * 1000;
 
-/// A key pair that is bound to an instance.
+/// A key pair that is bound to an instance, with its password setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// What is bound; it may have been deleted on the platform since.
+    /// The key pair. It may have been deleted on the platform since.
     pub key_pair: StoredKeyPair,
-    /// The password setting it was bound with.
+    /// The password setting of the attach.
     pub password_auth: PasswordAuth,
 }
 
-/// The result of a command, with the bytes it came in.
+/// The result of a command, parsed and as received bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceivedResult {
-    /// What it says.
+    /// The parsed result.
     pub outcome: CommandResult,
-    /// How it was said: the same bytes again are the same result.
+    /// The received bytes. A result with the same bytes is a repetition.
     pub bytes: Vec<u8>,
 }
 
-/// A command and what became of it.
+/// A command with its result, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueEntry {
     /// The command as it is handed out.
     pub command: Command,
-    /// Its place in the order.
+    /// The sequence of the command.
     pub sequence: Sequence,
-    /// What an attach binds; `None` for the others.
+    /// The binding that an attach creates; `None` for other commands.
     pub binding: Option<Binding>,
-    /// When it was handed out first, in milliseconds since 1970.
+    /// The time of the first hand-out, in milliseconds since 1970.
     pub handed_out: Option<u64>,
-    /// The guest's answer, once there is one.
+    /// The result from the guest; `None` until it arrives.
     pub answer: Option<ReceivedResult>,
 }
 
-/// What a new command is stamped with.
+/// The id and the time of a new command.
 #[derive(Debug, Clone)]
 pub struct CommandIdentity {
-    /// Its id.
+    /// The command id.
     pub id: CommandId,
-    /// The time, in milliseconds since 1970.
+    /// The current time, in milliseconds since 1970.
     pub now: u64,
 }
 
-/// What has to be done so that a request is met.
+/// How to fulfil a request on one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueueDecision {
-    /// The same was asked before and is not answered yet: that command.
+    /// The same command is already queued and unanswered; holds its id.
     AlreadyQueued(CommandId),
-    /// This is to be queued.
+    /// This command must be queued.
     Enqueue(Box<QueueEntry>),
 }
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueueError {
-    /// A key pair is bound that does not give way.
+    /// A key pair is bound that must not be replaced or unbound.
     AlreadyBound,
-    /// No sequence is left: the clock or a store stands beyond 2^53 milliseconds.
+    /// No sequence is left: the clock or the stored highest sequence is beyond 2^53 milliseconds.
     SequenceExhausted(Invalid),
 }
 
-/// What became of a result.
+/// The outcome of storing a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreResultOutcome {
-    /// It is stored.
+    /// The result was stored.
     Stored(CompletedCommand),
-    /// It is not, and its command is handed out again: what was refused may have been a forged copy.
+    /// The result was not stored, and its command will be handed out again. The guest may have refused a forged copy.
     Redelivered,
-    /// It was already, byte for byte.
+    /// The same result, byte for byte, was already stored.
     Duplicate,
-    /// Another one is.
+    /// Another result of this command is already stored.
     Conflict,
-    /// There is no such command here.
+    /// The instance has no such command.
     UnknownCommand,
 }
 
-/// The command whose result is stored.
+/// A command whose result was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CompletedCommand {
-    /// What was to be done.
+    /// The action of the command.
     pub action: ActionName,
-    /// Its place in the order, which tells when it was queued.
+    /// The sequence of the command. It is also the time when the command was queued.
     pub sequence: Sequence,
 }
 
-/// What the guest confirmed last.
+/// The binding that the guest confirmed last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfirmedBinding {
-    /// What is bound by that.
+    /// The confirmed binding; `None` if nothing is bound.
     pub binding: Option<Binding>,
-    /// The command it comes from; `None` before the first.
+    /// The sequence of the command that was confirmed; `None` before the first one.
     pub by: Option<Sequence>,
 }
 
-/// One instance's binding and commands.
+/// The binding and the command queue of one instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
     confirmed: ConfirmedBinding,
-    /// In sequence order; the answered ones are dropped once there are many.
+    /// In sequence order. The oldest answered entry is dropped if there are more than [`MAX_ANSWERED_COMMANDS`].
     entries: VecDeque<QueueEntry>,
     highest: u64,
 }
 
 impl Ledger {
-    /// A ledger as a store kept it. Of the answered commands those are enough that somebody asks for: the rules are about
-    /// the unanswered ones, which must be in sequence order.
+    /// A ledger from the parts in a store. The unanswered commands must be complete and in sequence order, because
+    /// the rules use them. Of the answered commands, only those that the caller needs must be included.
     pub fn from_parts(confirmed: ConfirmedBinding, entries: VecDeque<QueueEntry>, highest: u64) -> Self {
         Self { confirmed, entries, highest }
     }
 
-    /// What the guest confirmed last.
+    /// The binding that the guest confirmed last.
     pub fn confirmed(&self) -> &ConfirmedBinding {
         &self.confirmed
     }
 
-    /// What is bound, every unanswered command taken as done.
+    /// The current binding, as if every unanswered command had succeeded.
     pub fn binding(&self) -> Option<&Binding> {
         self.unanswered().fold(self.confirmed.binding.as_ref(), binding_after)
     }
@@ -143,16 +144,17 @@ impl Ledger {
         self.unanswered().next().map(|entry| &entry.command)
     }
 
-    /// The command of that id.
+    /// The entry of the command with this id.
     pub fn entry(&self, id: &CommandId) -> Option<&QueueEntry> {
         self.entries.iter().find(|entry| entry.command.id == *id)
     }
 
-    /// What it takes to bind `key_pair`. A bound key pair gives way only where `is_live` says that it was
-    /// deleted on the platform; then the command replaces it.
+    /// Decides how to bind the key pair of `wanted`. If another key pair is bound, it is replaced only if `is_live`
+    /// returns `false` for it. That means it was deleted on the platform.
     ///
     /// # Errors
-    /// [`QueueError::AlreadyBound`] where another attach came first, queued or done.
+    /// [`QueueError::AlreadyBound`] if another attach came first, whether it is queued or done.
+    /// [`QueueError::SequenceExhausted`] if no sequence is left.
     pub fn attach(
         &self,
         instance: &InstanceId,
@@ -162,7 +164,8 @@ impl Ledger {
     ) -> Result<QueueDecision, QueueError> {
         let replace = match self.binding() {
             None => false,
-            // The last one that is about a binding: a reset of the password may have been queued since.
+            // Only commands that change the binding count here. A password reset may have been queued after the
+            // attach.
             Some(bound) => match self.unanswered().filter(|entry| changes_binding(entry)).last() {
                 Some(last) if last.binding.as_ref().is_some_and(|queued| is_same_attach(queued, wanted)) => {
                     return Ok(QueueDecision::AlreadyQueued(last.command.id.clone()));
@@ -179,11 +182,12 @@ impl Ledger {
         self.prepare_entry(instance, action, Some(wanted.clone()), stamp)
     }
 
-    /// What it takes to unbind the key pair of that name. With nothing bound the guest is asked all the same:
-    /// it answers that there was nothing, and where this side forgot a binding it is gone afterwards.
+    /// Decides how to unbind the key pair with this name. If nothing is bound, a command is queued all the same. The
+    /// guest then reports that nothing was bound. If the control plane lost a binding, the command removes it.
     ///
     /// # Errors
-    /// [`QueueError::AlreadyBound`] where a key pair of another name is bound.
+    /// [`QueueError::AlreadyBound`] if a key pair with another name is bound. [`QueueError::SequenceExhausted`] if no
+    /// sequence is left.
     pub fn detach(
         &self,
         instance: &InstanceId,
@@ -200,10 +204,10 @@ impl Ledger {
         }
     }
 
-    /// What it takes to turn password login on: what a reset of the password asks for.
+    /// Decides how to turn password login on, for a password reset.
     ///
     /// # Errors
-    /// [`QueueError::SequenceExhausted`].
+    /// [`QueueError::SequenceExhausted`] if no sequence is left.
     pub fn allow_passwords(
         &self,
         instance: &InstanceId,
@@ -218,13 +222,14 @@ impl Ledger {
         }
     }
 
-    /// Appends what one of the calls above said is to be queued.
+    /// Appends an entry from [`QueueDecision::Enqueue`].
     pub fn push(&mut self, entry: QueueEntry) {
         self.highest = self.highest.max(entry.sequence.into());
         self.entries.push_back(entry);
     }
 
-    /// Notes that the oldest command without a result is handed out; that command, where it is for the first time.
+    /// Records the first hand-out of the oldest unanswered command. Returns that command, or `None` if it was handed
+    /// out before.
     pub fn mark_handed_out(&mut self, now: u64) -> Option<&Command> {
         let entry = self.entries.iter_mut().find(|entry| entry.answer.is_none())?;
         if entry.handed_out.is_some() {
@@ -234,8 +239,8 @@ impl Ledger {
         Some(&entry.command)
     }
 
-    /// Whether a result closes nothing yet: after `BAD_SIGNATURE` a command stays for an hour from when it was handed out
-    /// first. Who forges a copy of it must not close the real one.
+    /// Whether a `BAD_SIGNATURE` result must be ignored. The command stays queued for an hour from its first
+    /// hand-out. Otherwise the sender of a forged copy could close the genuine command.
     pub fn must_redeliver(&self, outcome: &CommandResult, now: u64) -> bool {
         let is_recent = |entry: &QueueEntry| {
             entry.handed_out.is_none_or(|at| now < at.saturating_add(BAD_SIGNATURE_REDELIVERY_MILLIS))
@@ -244,7 +249,7 @@ impl Ledger {
             && self.entry(&outcome.command_id).is_some_and(|entry| entry.answer.is_none() && is_recent(entry))
     }
 
-    /// Takes the result of a command, unless it [must_redeliver](Self::must_redeliver) that.
+    /// Stores the result of a command, unless the command [must be redelivered](Self::must_redeliver).
     pub fn store_result_at(&mut self, answer: ReceivedResult, now: u64) -> StoreResultOutcome {
         if self.must_redeliver(&answer.outcome, now) {
             StoreResultOutcome::Redelivered
@@ -253,7 +258,7 @@ impl Ledger {
         }
     }
 
-    /// Takes the result of a command.
+    /// Stores the result of a command.
     pub fn store_result(&mut self, answer: ReceivedResult) -> StoreResultOutcome {
         let id = &answer.outcome.command_id;
         let Some(entry) = self.entries.iter_mut().find(|entry| entry.command.id == *id) else {
@@ -267,7 +272,8 @@ impl Ledger {
         let settlement = CompletedCommand { action: entry.command.action.name(), sequence: entry.sequence };
         let succeeded = answer.outcome.status == Status::Succeeded;
         entry.answer = Some(answer);
-        // A guest acts in sequence order, so a late word on an older command says nothing about now.
+        // A guest executes commands in sequence order, so a late result of an older command must not change the
+        // binding.
         if succeeded && self.confirmed.by.is_none_or(|sequence| sequence < entry.sequence) {
             let binding = binding_after(self.confirmed.binding.as_ref(), entry).cloned();
             self.confirmed = ConfirmedBinding { binding, by: Some(entry.sequence) };
@@ -315,7 +321,7 @@ impl Ledger {
     }
 }
 
-/// Whether a command changes what is bound.
+/// Whether a command changes the binding.
 fn changes_binding(entry: &QueueEntry) -> bool {
     match entry.command.action {
         Action::Attach { .. } | Action::Detach { .. } => true,
@@ -323,12 +329,12 @@ fn changes_binding(entry: &QueueEntry) -> bool {
     }
 }
 
-/// Whether two attaches ask the same.
+/// Whether two attaches have the same key pair and password setting.
 fn is_same_attach(one: &Binding, other: &Binding) -> bool {
     one.key_pair.id == other.key_pair.id && one.password_auth == other.password_auth
 }
 
-/// What is bound after a command, taken as done.
+/// The binding after a command, if the command succeeds.
 fn binding_after<'a>(bound: Option<&'a Binding>, entry: &'a QueueEntry) -> Option<&'a Binding> {
     match &entry.command.action {
         Action::Attach { .. } => entry.binding.as_ref(),

@@ -1,5 +1,5 @@
-//! The reference control plane of `keypair-agent`: the platform's API on one side, the metadata service with
-//! the command channel on the other, and one store between the two.
+//! The reference control plane of `keypair-agent`. It has the platform's API on one side, and the metadata service
+//! with the command channel on the other. One store connects the two.
 //!
 //! ```text
 //!   owner's client                                              agent in the guest
@@ -11,8 +11,8 @@
 //!                          ledger
 //! ```
 //!
-//! What an instance is bound to is decided by [`ledger`] alone; a store keeps ledgers, key pairs and results
-//! and says when something changed; the two faces translate HTTP, and what an instance is bound to they never decide.
+//! Only [`ledger`] decides what an instance is bound to. A store keeps ledgers, key pairs and results, and notifies
+//! waiting calls of changes. The API and the metadata service only translate HTTP and never decide about a binding.
 
 pub mod access_keys;
 pub mod api;

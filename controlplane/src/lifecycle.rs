@@ -1,23 +1,23 @@
-//! Start, stop and reboot of an instance: enough of the platform's states to play those that an attach depends on.
+//! Start, stop and reboot of an instance. Only the platform's states that affect an attach are simulated.
 
 use time::{Duration, OffsetDateTime};
 
 use crate::inventory::{Instance, Status};
 
-/// How long an instance is `starting` or `rebooting`.
+/// The duration of the states `starting` and `rebooting`.
 const BOOT_DURATION: Duration = Duration::seconds(2);
 
-/// A state an instance was brought into, and when.
+/// The last state that was set for an instance, and the time of the change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceState {
     /// The state.
     pub status: Status,
-    /// Since when.
+    /// The time of the change.
     pub since: OffsetDateTime,
 }
 
 impl InstanceState {
-    /// The state by now: a boot ends by itself.
+    /// The state at the time `now`. A boot ends after `BOOT_DURATION`.
     pub fn status_at(&self, now: OffsetDateTime) -> Status {
         match &self.status {
             Status::Other(word)
@@ -30,7 +30,7 @@ impl InstanceState {
     }
 }
 
-/// The state that an instance is in by now, where this is the last one it was brought into.
+/// The state of an instance at the time `now`. `last` is the last state that was set; `None` means the initial state.
 pub fn current_status(instance: &Instance, last: Option<&InstanceState>, now: OffsetDateTime) -> Status {
     last.map_or_else(|| instance.status.clone(), |state| state.status_at(now))
 }
@@ -38,19 +38,19 @@ pub fn current_status(instance: &Instance, last: Option<&InstanceState>, now: Of
 const STARTING: &str = "starting";
 const REBOOTING: &str = "rebooting";
 
-/// What can be done with an instance, as the platform's API names it.
+/// The actions on an instance, as the platform's API names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceAction {
-    /// `startInstance`, of a stopped one.
+    /// `startInstance`, for a stopped instance.
     Start,
-    /// `stopInstance`, of a running one.
+    /// `stopInstance`, for a running instance.
     Stop,
-    /// `rebootInstance`, of a running one.
+    /// `rebootInstance`, for a running instance.
     Reboot,
 }
 
 impl InstanceAction {
-    /// The state it leads to; `None` where it cannot be done in this one.
+    /// The state after the action; `None` if the action is not possible in `status`.
     pub fn next_status(self, status: &Status) -> Option<Status> {
         match (self, status) {
             (Self::Start, Status::Stopped) => Some(Status::Other(STARTING.to_owned())),

@@ -1,4 +1,4 @@
-//! `keypair-controlplane`: flags in, exit status out.
+//! `keypair-controlplane`: parses the flags, runs the subcommand and sets the exit status.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
             serve::run(args).map_err(|error| (error.to_string(), error.exit_status()))
         }
-        // Without a log: what ten thousand agents have to say is counted.
+        // A fleet writes no log, because ten thousand agents would write too much. It counts events instead.
         CliCommand::Fleet(args) => fleet::run(args).map_err(|error| (error.to_string(), error.exit_status())),
     };
     match ended {

@@ -1,6 +1,7 @@
-//! What this server says of itself in numbers, for Prometheus. Here alone they have names; who counts calls a method.
+//! The Prometheus metrics of this server. Only this module knows their names; callers use its methods.
 //!
-//! Every label is a word of an enum: no id, no name and no text of a guest's, which would make a number of its own each.
+//! Every label value is the name of an enum variant. Ids, names and texts from a guest are not labels, because each
+//! of them would create a new time series.
 
 use std::time::Duration;
 
@@ -18,17 +19,17 @@ use tracing::error;
 use crate::clock;
 use crate::ledger::CompletedCommand;
 
-/// What a poll was answered.
+/// The kinds of answer to a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PollAnswer {
-    /// A command.
+    /// A command was sent.
     Command,
-    /// That there is none.
+    /// There was no command.
     Nothing,
-    /// That the service ends.
+    /// The service shut down.
     Ended,
-    /// That the service cannot tell.
+    /// The store failed, or the command could not be signed.
     Failed,
 }
 
@@ -40,11 +41,11 @@ impl PollAnswer {
 /// All actions.
 const ALL_ACTIONS: [ActionName; 3] = [ActionName::Attach, ActionName::Detach, ActionName::SetPasswordAuth];
 
-/// From what a person does not notice up to an hour, in seconds.
+/// Bucket limits in seconds, from a delay that a person does not notice up to one hour.
 const DURATION_BUCKETS_SECONDS: [f64; 12] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
 
-/// The numbers of one server, from its start on.
+/// The metrics of one server since its start.
 pub struct Metrics {
     registry: Registry,
     waiting_polls: IntGauge,
@@ -57,10 +58,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero; those with few labels are shown from the start, so that their rates can be taken.
+    /// Creates all metrics with the value 0. Those with few label values are exported from the start, so that
+    /// Prometheus can compute their rates.
     ///
     /// # Errors
-    /// None in practice: the names are well formed, and each is given once.
+    /// None in practice: the names are well formed and unique.
     pub fn new() -> Result<Self, Error> {
         let registry = Registry::new();
         let counters = |name, help, labels: &[&str]| {
@@ -111,37 +113,37 @@ impl Metrics {
         Ok(Self { registry, waiting_polls, polls, queued, handed_out, results, reports, command_seconds })
     }
 
-    /// The numbers as they are now, in Prometheus' text format.
+    /// The current metrics in Prometheus' text format.
     ///
     /// # Errors
-    /// None in practice: there is no number without a value.
+    /// None in practice: every metric has a value.
     pub fn encode_text(&self) -> Result<String, Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// A poll begins to wait, and does so until what is returned is dropped.
+    /// Counts a waiting poll for as long as the returned guard lives.
     #[must_use]
     pub fn track_waiting_poll(&self) -> WaitingPoll {
         self.waiting_polls.inc();
         WaitingPoll(self.waiting_polls.clone())
     }
 
-    /// A poll was answered.
+    /// Counts an answered poll.
     pub fn count_poll(&self, answer: PollAnswer) {
         add_to_counter(&self.polls, &[label_value(answer)], 1);
     }
 
-    /// So many commands were queued.
+    /// Counts newly queued commands.
     pub fn count_queued(&self, action: ActionName, commands: usize) {
         add_to_counter(&self.queued, &[label_value(action)], u64::try_from(commands).unwrap_or(u64::MAX));
     }
 
-    /// A command was handed out.
+    /// Counts a command that was handed out.
     pub fn count_handed_out(&self, action: ActionName) {
         add_to_counter(&self.handed_out, &[label_value(action)], 1);
     }
 
-    /// A result was stored. What was to be done is the ledger's word, and not the guest's.
+    /// Counts a stored result. The action comes from the ledger, not from the guest's result.
     pub fn observe_result(&self, settlement: CompletedCommand, outcome: &CommandResult) {
         let action = label_value(settlement.action);
         match self.command_seconds.get_metric_with_label_values(&[&action]) {
@@ -155,13 +157,13 @@ impl Metrics {
         add_to_counter(&self.results, &labels, 1);
     }
 
-    /// An agent's report was stored.
+    /// Counts a stored agent report.
     pub fn count_report(&self) {
         self.reports.inc();
     }
 }
 
-/// A poll that waits; dropped, it does no longer, whatever ended it.
+/// Guard of a waiting poll. Its drop decrements the gauge, however the poll ends.
 #[derive(Debug)]
 pub struct WaitingPoll(IntGauge);
 
@@ -171,7 +173,7 @@ impl Drop for WaitingPoll {
     }
 }
 
-/// Puts a number among those that are shown.
+/// Registers a metric, so that it is exported.
 fn register_collector<C: Collector + Clone + 'static>(
     registry: &Registry,
     made: Result<C, Error>,
@@ -181,7 +183,8 @@ fn register_collector<C: Collector + Clone + 'static>(
     Ok(number)
 }
 
-/// Counts on, by labels in the order of their names. Too few or too many would be the one error.
+/// Adds `more` to the counter with these labels, in the order of their names. The only possible error is a wrong
+/// number of labels.
 fn add_to_counter(counters: &IntCounterVec, labels: &[String], more: u64) {
     match counters.get_metric_with_label_values(labels) {
         Ok(counter) => counter.inc_by(more),
@@ -189,7 +192,7 @@ fn add_to_counter(counters: &IntCounterVec, labels: &[String], more: u64) {
     }
 }
 
-/// A word as the wire spells it; of nothing none.
+/// The text of an enum variant, as on the wire. `None` becomes an empty text.
 fn label_value(of: impl Serialize) -> String {
     match serde_json::to_value(of) {
         Ok(Value::String(word)) => word,
@@ -197,8 +200,8 @@ fn label_value(of: impl Serialize) -> String {
     }
 }
 
-/// How long ago a command was queued: its sequence is the time of that, in milliseconds since 1970. None where the clock
-/// went back, or another server's is ahead.
+/// The time since a command was queued. Its sequence is the time of queueing, in milliseconds since 1970. The result
+/// is zero if the clock went back, or if another server's clock is ahead.
 fn elapsed_since_queued(sequence: Sequence, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(sequence.into()))
 }

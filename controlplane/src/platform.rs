@@ -1,4 +1,4 @@
-//! What both faces share.
+//! The state that the API and the metadata service share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,39 +17,39 @@ use crate::shutdown::Shutdown;
 use crate::signing::SigningKey;
 use crate::store::{Order, OrderError, QueuedCommand, Store, StoreError};
 
-/// What both faces share; cheap to clone.
+/// The state that the API and the metadata service share. A clone is cheap.
 #[derive(Clone)]
 pub struct AppState {
     /// Key pairs, bindings, commands and results.
     pub store: Arc<dyn Store>,
-    /// The instances there are.
+    /// All instances.
     pub inventory: Arc<Inventory>,
-    /// Who may call the API; `None`: everybody.
+    /// The access keys that may call the API; with `None` every caller may.
     pub access_keys: Option<Arc<AccessKeys>>,
-    /// How long an attach or detach waits for its running guests.
+    /// How long an attach or detach waits for the running guests.
     pub attach_wait: Duration,
-    /// What commands are signed with as they are handed out; `None`: they go out unsigned.
+    /// The key that signs commands at hand-out; with `None` they are not signed.
     pub signing_key: Option<Arc<SigningKey>>,
-    /// What this server counts.
+    /// The metrics of this server.
     pub metrics: Arc<Metrics>,
-    /// Ends what waits.
+    /// Ends waiting calls when the service shuts down.
     pub shutdown: Shutdown,
 }
 
 impl AppState {
-    /// The state that an instance is in now.
+    /// The current state of an instance.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// The store fails.
     pub async fn status(&self, instance: &Instance) -> Result<Status, StoreError> {
         let state = self.store.state(&instance.id).await?;
         Ok(lifecycle::current_status(instance, state.as_ref(), OffsetDateTime::now_utc()))
     }
 
-    /// [`Store::queue_order`], counted.
+    /// Calls [`Store::queue_order`] and counts the queued commands.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// The store fails.
     pub async fn queue_order(
         &self,
         order: &Order,
@@ -64,10 +64,10 @@ impl AppState {
         .await
     }
 
-    /// [`Store::store_result`], counted and logged.
+    /// Calls [`Store::store_result`], and counts and logs the result.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// The store fails.
     pub async fn store_result(
         &self,
         instance: &InstanceId,
@@ -93,7 +93,7 @@ impl AppState {
     }
 }
 
-/// Says what became of a command. What a guest says is quoted, so that it cannot forge a line of the log.
+/// Logs the result of a command. Texts from the guest are quoted, so that they cannot forge a log line.
 fn log_result(instance: &InstanceId, outcome: &CommandResult) {
     let command = &outcome.command_id;
     match outcome.status {
@@ -109,7 +109,7 @@ fn log_result(instance: &InstanceId, outcome: &CommandResult) {
     }
 }
 
-/// Does a piece of work to its end: what is stored is counted and logged also where its caller has hung up.
+/// Runs `work` in a task of its own. If the caller disconnects, a change that was stored is still counted and logged.
 async fn spawn_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {

@@ -1,4 +1,4 @@
-//! `serve`: both listeners, the first line, and the end.
+//! `serve`: starts both listeners, prints the first line of output, and shuts down.
 
 use std::fmt;
 use std::io::Write;
@@ -21,37 +21,37 @@ use crate::store::{StoreError, StoreUrl};
 use crate::toml_file::TomlFileError;
 use crate::{api, descriptors, face, metadata};
 
-/// How long a connection may take to end once the service does.
+/// The time that open connections have to end after the shutdown.
 const SHUTDOWN_GRACE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Why the service does not run.
+/// Why the service cannot run.
 #[derive(Debug)]
 pub enum ServeError {
-    /// The instances given cannot be.
+    /// The given instances are invalid.
     Inventory(InventoryError),
-    /// The access keys given cannot be.
+    /// The given access keys are invalid.
     AccessKeys(TomlFileError),
-    /// Commands cannot be signed with what was given.
+    /// The given signing key is invalid.
     SigningKey(SigningKeyError),
-    /// Nothing can be counted.
+    /// The metrics cannot be created.
     Metrics(prometheus::Error),
-    /// The store cannot be used.
+    /// The store cannot be opened.
     Store(StoreUrl, StoreError),
-    /// An address cannot be listened at.
+    /// The service cannot listen on an address.
     Listen {
-        /// The flag that names it.
+        /// The flag that names the address.
         flag: &'static str,
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The error of the system.
         cause: std::io::Error,
     },
-    /// The system refuses what every service needs.
+    /// A system call that every service needs failed; holds the action and the error.
     System(&'static str, std::io::Error),
 }
 
 impl ServeError {
-    /// 2 for errors of usage and configuration, 1 for what the moment does not allow.
+    /// The exit status: 2 for errors of usage and configuration, 1 for faults of the environment.
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Inventory(_) | Self::AccessKeys(_) | Self::SigningKey(_) => 2,
@@ -84,7 +84,7 @@ impl std::error::Error for ServeError {}
 /// Runs the service until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Where it cannot begin.
+/// The service cannot start.
 pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
     let inventory =
         Inventory::load(&args.instance_ids, args.instances_file.as_deref()).map_err(ServeError::Inventory)?;
@@ -104,7 +104,7 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
         access_keys.map(Arc::new),
         signing_key.map(Arc::new),
     ));
-    // What has not ended by now is not waited for.
+    // Tasks that have not ended by now are abandoned.
     runtime.shutdown_background();
     ended
 }
@@ -145,7 +145,7 @@ async fn serve_until_signal(
     info!("ending");
     trigger.fire();
     let ends = async {
-        // A face that panicked has ended, too.
+        // A listener task that panicked has ended too, so its error is ignored.
         let _ = api.await;
         let _ = metadata.await;
     };
@@ -165,7 +165,7 @@ async fn bind_listener(
     Ok((listener, bound))
 }
 
-/// The line that says where everything is (KP-9.1).
+/// The first line of output: a JSON object with the address of the API and each instance's base URL (KP-9.1).
 fn format_startup_line(api: SocketAddr, metadata: SocketAddr, inventory: &Inventory) -> String {
     let bases: Map<String, Value> = inventory
         .iter()

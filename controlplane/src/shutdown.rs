@@ -1,11 +1,11 @@
-//! The end of the service, told to everything that waits.
+//! Shutdown of the service: the signals, and the notification of all waiting tasks.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-/// The signals that tell a process to end: SIGTERM and SIGINT.
+/// The signals that end the process: SIGTERM and SIGINT.
 #[derive(Debug)]
 pub struct TerminationSignals {
     terminate: Signal,
@@ -13,15 +13,15 @@ pub struct TerminationSignals {
 }
 
 impl TerminationSignals {
-    /// Catches them from now on.
+    /// Installs the signal handlers.
     ///
     /// # Errors
-    /// Where the system refuses.
+    /// The system refuses a handler.
     pub fn register() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Returns with the next one.
+    /// Waits for the next of the two signals.
     pub async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -30,32 +30,32 @@ impl TerminationSignals {
     }
 }
 
-/// Tells every [`Shutdown`] that the end has come.
+/// Notifies every [`Shutdown`] of the shutdown.
 #[derive(Debug)]
 pub struct ShutdownTrigger(watch::Sender<bool>);
 
 impl ShutdownTrigger {
-    /// Ends every wait.
+    /// Starts the shutdown, which ends every wait.
     pub fn fire(&self) {
         self.0.send_replace(true);
     }
 }
 
-/// Lets a wait end when the service does.
+/// Lets a task wait for the shutdown of the service. A clone waits for the same trigger.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
-    /// A trigger and what listens to it.
+    /// Creates a trigger and its receiver.
     pub fn channel() -> (ShutdownTrigger, Self) {
         let (sender, receiver) = watch::channel(false);
         (ShutdownTrigger(sender), Self(receiver))
     }
 
-    /// Returns once the end has come; at once where it already has.
+    /// Returns when the shutdown starts; at once if it has already started.
     pub async fn triggered(&self) {
         let mut receiver = self.0.clone();
-        // An error means that the trigger is gone, and the service with it.
+        // An error means that the trigger was dropped, and then the service has ended too.
         let _ = receiver.wait_for(|ended| *ended).await;
     }
 }

@@ -1,4 +1,4 @@
-//! `--signing-key`: commands go out in an envelope, signed when they are handed out (KP-9.10).
+//! `--signing-key`: each command is signed at hand-out, and sent in an envelope (KP-9.10).
 
 use std::fmt;
 use std::io;
@@ -12,14 +12,14 @@ use ssh_encoding::Decode;
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey};
 use time::{Duration, OffsetDateTime};
 
-/// How long a signed command is to be obeyed. It is counted from its handing out, so that one that waits does not
-/// expire; and long, since the guest's clock decides.
+/// The validity of a signed command. It starts at hand-out, so that a command does not expire in the queue. It is
+/// long, because the guest's clock decides.
 const SIGNED_COMMAND_VALIDITY: Duration = Duration::hours(1);
 
-/// The key that commands are signed with.
+/// The private key that signs commands.
 pub struct SigningKey(PrivateKey);
 
-/// Why there is no such key. Its text is one line: file, cause, remedy.
+/// Why the signing key cannot be used. The text is one line: file, cause and remedy.
 #[derive(Debug)]
 pub struct SigningKeyError {
     path: PathBuf,
@@ -66,7 +66,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// A command was not signed.
+/// A command could not be signed; holds the cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SigningError(String);
 
@@ -82,7 +82,7 @@ impl SigningKey {
     /// Reads an OpenSSH private key without a passphrase.
     ///
     /// # Errors
-    /// The file, what is wrong with it, and the remedy.
+    /// The file cannot be read, or its key is not usable. The error names the file, the cause and the remedy.
     pub fn load(path: &Path) -> Result<Self, SigningKeyError> {
         let fault = |why| SigningKeyError { path: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
@@ -102,11 +102,11 @@ impl SigningKey {
         }
     }
 
-    /// The envelope of a command that is handed out now. Handed out again it is the same command: what is signed differs
-    /// in `expiresAt` alone.
+    /// Signs a command and returns its envelope as JSON. A later hand-out of the same command differs only in
+    /// `expiresAt`.
     ///
     /// # Errors
-    /// [`SigningError`], which a key that was loaded does not cause.
+    /// [`SigningError`]; a loaded key does not cause it in practice.
     pub fn sign_command(&self, command: &Command, now: OffsetDateTime) -> Result<String, SigningError> {
         let expires_at =
             (now + SIGNED_COMMAND_VALIDITY).replace_nanosecond(0).unwrap_or(now + SIGNED_COMMAND_VALIDITY);
@@ -120,8 +120,9 @@ impl SigningKey {
     }
 }
 
-/// A private ECDSA key whose scalar begins with zeros, as the crate reads it: OpenSSH leaves those out (PROTOCOL.key), so
-/// that every fourth P-521 key is too short for it. `None` where it is another key, or has a passphrase.
+/// Pads the scalar of a private ECDSA key with leading zeros, as the `ssh-key` crate expects. OpenSSH omits leading
+/// zeros (PROTOCOL.key), so every fourth P-521 key would be too short for the crate. `None` if it is a key of another
+/// kind, or has a passphrase.
 fn pad_ecdsa_scalar(text: &str) -> Option<Vec<u8>> {
     const MAGIC: &[u8] = b"openssh-key-v1\0";
     let lines = text.lines().filter(|line| !line.starts_with("-----"));
@@ -150,7 +151,7 @@ fn pad_ecdsa_scalar(text: &str) -> Option<Vec<u8>> {
     for part in [kind, curve, point, [zeros, scalar].concat(), comment] {
         write_ssh_string(&mut private, &part)?;
     }
-    // Up to a whole block: 1, 2, 3, …
+    // The padding up to a whole block is 1, 2, 3, …
     let missing = private.len().next_multiple_of(8) - private.len();
     private.extend((1u8..).take(missing));
     let mut whole = MAGIC.to_vec();
@@ -163,7 +164,7 @@ fn pad_ecdsa_scalar(text: &str) -> Option<Vec<u8>> {
     Some(whole)
 }
 
-/// Appends a string of RFC 4251.
+/// Appends a `string` of RFC 4251: its length, then its bytes.
 fn write_ssh_string(to: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
     to.extend(u32::try_from(bytes.len()).ok()?.to_be_bytes());
     to.extend(bytes);

@@ -1,4 +1,4 @@
-//! The TOML files that flags name: read, and their faults said with file, line, cause and remedy.
+//! TOML files that are named by flags. Their errors give file, line, cause and remedy.
 
 use std::fmt;
 use std::io;
@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-/// Why a file is not what its flag wants. Its text is one line.
+/// Why the file of a flag is not accepted. The text is one line.
 #[derive(Debug)]
 pub enum TomlFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     Unreadable {
-        /// The flag that names it.
+        /// The flag that names the file.
         flag: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         cause: io::Error,
     },
-    /// It says something that cannot be.
+    /// The content of the file is invalid.
     InvalidContent {
         /// The file.
         path: PathBuf,
-        /// The line in it, from 1.
+        /// The line in the file, from 1.
         line: usize,
-        /// What is wrong, and what would do.
+        /// The fault, and the accepted values.
         message: String,
     },
 }
@@ -42,7 +42,7 @@ impl fmt::Display for TomlFileError {
 
 impl std::error::Error for TomlFileError {}
 
-/// A file's text, and where it came from.
+/// The text of a file, with its path.
 #[derive(Debug)]
 pub struct TomlFile {
     path: PathBuf,
@@ -50,7 +50,7 @@ pub struct TomlFile {
 }
 
 impl TomlFile {
-    /// Reads the file that this flag names.
+    /// Reads the file that the flag names.
     ///
     /// # Errors
     /// [`TomlFileError::Unreadable`].
@@ -59,22 +59,23 @@ impl TomlFile {
         Ok(Self::new(path, std::fs::read_to_string(path).map_err(unreadable)?))
     }
 
-    /// A file of this text.
+    /// A file with this path and text.
     pub fn new(path: &Path, text: impl Into<String>) -> Self {
         Self { path: path.to_owned(), text: text.into() }
     }
 
-    /// What it says.
+    /// Parses the text.
     ///
     /// # Errors
-    /// The first fault of its syntax, or what is missing, unknown or of the wrong type. Values are not repeated.
+    /// [`TomlFileError::InvalidContent`] for the first syntax error, or for a missing, unknown or mistyped field. The
+    /// error does not repeat values of the file.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, TomlFileError> {
         toml::from_str(&self.text).map_err(|error| {
             self.error_at_offset(error.span().map_or(0, |span| span.start), error.message().trim().to_owned())
         })
     }
 
-    /// A fault of what stands at this byte.
+    /// An error at this byte offset of the text.
     pub fn error_at_offset(&self, offset: usize, message: impl Into<String>) -> TomlFileError {
         TomlFileError::InvalidContent {
             path: self.path.clone(),

@@ -1,4 +1,5 @@
-//! Signed requests: who is let in, and who is not. The platform's own SDK is tried in `make test-clients`.
+//! Signed requests: which of them are accepted and which are refused. The platform's own SDK is tested by `make
+//! test-clients`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -22,14 +23,14 @@ fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A request, and what its signer may get wrong.
+/// A request to sign. Some fields let a test sign it wrongly.
 struct SignedCall<'a> {
     method: &'a str,
     path: &'a str,
     body: String,
     access_key: &'a str,
     secret: &'a str,
-    /// How far the signer's clock is off.
+    /// The error of the signer's clock.
     off: Duration,
 }
 
@@ -38,7 +39,7 @@ impl<'a> SignedCall<'a> {
         Self { method, path, body: body.into(), access_key: "AK", secret: SECRET, off: Duration::ZERO }
     }
 
-    /// The headers that sign it, as the platform's newer signers do.
+    /// The headers of the signature, as in the platform's newer scheme.
     fn signed_headers(&self, host: &str) -> String {
         let now = OffsetDateTime::now_utc() + self.off;
         let (day, time) = (now.date(), now.time());
@@ -132,7 +133,7 @@ fn unsigned_or_mismatched_request_is_refused() {
             "15 minutes",
         );
     }
-    // Signed, but not this.
+    // The headers are correct for the import call, but each of these requests differs from it.
     let headers = genuine.signed_headers(&server.api);
     let other = json!({ "keyName": "k", "publicKey": public_key_line(2) }).to_string();
     assert_access_error(
@@ -165,7 +166,7 @@ fn signature_replay_is_refused_even_after_restart() {
     assert_access_error(&request.send_with(&first, &headers), "used before");
     let (host, _) = (first.api.clone(), first.stop_with_signal("KILL"));
     let second = start_server(&store);
-    // Its port is another one, and the host is signed: what is sent names the first one's.
+    // The second server has another port. The Host header is signed, so the repeated request names the first server.
     let again = support::try_send_request(
         &second.api,
         &host,

@@ -1,4 +1,4 @@
-//! The platform's API, driven over HTTP: envelopes, lists, and the error table word for word.
+//! The platform's API over HTTP: envelopes, lists, and the exact texts of the error table.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -26,7 +26,7 @@ id = 'i-east'
 region = 'cn-east-2'
 ";
 
-/// A fleet of every kind, whose guests are not waited for.
+/// A server with instances of every kind. It does not wait for guests.
 fn start_fleet_server() -> Server {
     Server::start(&["--attach-wait", "0", "--instances", &write_temp_file(FLEET)])
 }
@@ -83,7 +83,7 @@ fn attach_errors_have_exact_text_and_precedence() {
     server.import("my-test", 1).result();
     server.import("held", 2).result();
     server.attach("held", &["i-other"], "no").result();
-    // Each row has the faults of all the rows below it, too.
+    // Each row also has the faults of all later rows, and the first fault must win.
     let rows: [(&str, &[&str], u16, &str, &str); 6] = [
         ("none", &["i-none", "i-win", "i-err", "i-other"], 404, "NOT_FOUND", "Keypair 'none' not found"),
         (
@@ -113,7 +113,7 @@ fn attach_errors_have_exact_text_and_precedence() {
     for (name, instances, code, status, message) in rows {
         server.attach(name, instances, "no").assert_error(code, status, message);
     }
-    // What was refused was refused whole.
+    // A refused request queues nothing for any of its instances.
     assert_eq!(server.guest("i-run").get("/keypair/command").status, 204);
 }
 
@@ -184,7 +184,7 @@ fn bad_parameters_are_invalid_arguments() {
     server.import("my-test", 1).result();
     let attach = format!("{REGION}/keypairs/my-test:attach");
     let import = format!("{REGION}/keypairs:import");
-    // By one byte, so that it is read to its end.
+    // The body is too long by one byte, so the server reads it up to the limit.
     let long = format!("{}{}", r#"{"keyName":"a","publicKey":"x"}"#, " ".repeat(1024 * 1024 - 30));
     assert_eq!(long.len(), 1024 * 1024 + 1);
     for (method, path, body) in [
@@ -229,7 +229,7 @@ fn password_auth_spellings_and_values_reach_guest() {
         (r#""passWordAuth":true"#, "yes"),
         (r#""passwordAuth":false,"passWordAuth":"No""#, "no"),
     ] {
-        // What real clients send besides is no fault.
+        // Real clients send additional fields and duplicate ids. They are accepted.
         let body = format!(
             r#"{{"regionId":"cn-north-1","keyName":"my-test","instanceIds":["i-run","i-run"],{setting}}}"#
         );
@@ -293,13 +293,13 @@ fn attach_success_follows_guest_results() {
     server.attach("my-test", &["i-2", "i-1"], "no").assert_bound(&["i-1"], &["i-2"]);
     assert_eq!(good.join().unwrap()["instanceId"], "i-1");
     assert_eq!(bad.join().unwrap()["instanceId"], "i-2");
-    // The failed one is free again, the other is not.
+    // The instance with the failed attach is unbound again, the other one is bound.
     let message = "Already attached key pair. instance id i-1";
     server.attach("my-test", &["i-1", "i-2"], "no").assert_error(400, "FAILED_PRECONDITION", message);
     let again = server.guest("i-2").spawn_answer_next("succeeded");
     server.attach("my-test", &["i-2"], "no").assert_bound(&["i-2"], &[]);
     again.join().unwrap();
-    // A detach that fails leaves it bound.
+    // After a failed detach the key pair is still bound.
     let bad = server.guest("i-1").spawn_answer_next("failed");
     server.detach("my-test", &["i-1"]).assert_bound(&[], &["i-1"]);
     bad.join().unwrap();
@@ -330,7 +330,7 @@ fn attach_unanswered_fails_and_stays_queued() {
     server.attach("my-test", &["i-run"], "no").assert_bound(&[], &["i-run"]);
     let guest = server.guest("i-run");
     let command = guest.poll(0);
-    // The same attach again is the queued command; another one is refused.
+    // The same attach again returns the queued command; a different attach is refused.
     server.attach("my-test", &["i-run"], "no").assert_bound(&[], &["i-run"]);
     assert_eq!(guest.poll(0), command);
     let message = "Already attached key pair. instance id i-run";
@@ -397,13 +397,13 @@ fn deleted_key_pair_is_replaced_by_attach() {
     assert_eq!(first["replace"], false);
     guest.put_result(&first, "succeeded");
     server.call_api("DELETE", &format!("{REGION}/keypairs/old"), "").result();
-    // It goes on working in the guest until another one is bound.
+    // The deleted key still works in the guest until another one is bound.
     assert_eq!(guest.get("/attributes/ssh-keys").status, 200);
     server.attach("new", &["i-run"], "no").result();
     let second = guest.poll(0);
     assert_eq!((&second["keyName"], &second["replace"]), (&json!("new"), &json!(true)));
     guest.put_result(&second, "succeeded");
-    // A namesake with another key is another key pair.
+    // A new key pair with the same name is a different key pair.
     server.call_api("DELETE", &format!("{REGION}/keypairs/new"), "").result();
     server.import("new", 3).result();
     server.attach("new", &["i-run"], "no").result();

@@ -1,4 +1,4 @@
-//! The command channel, driven as an agent would.
+//! The command channel, with requests like those of an agent.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -32,7 +32,7 @@ fn poll_without_wait_answers_at_once() {
 fn long_poll_is_woken_only_for_its_instance() {
     let server = start_with_two_instances();
     let (one, two) = (server.guest("i-1"), server.guest("i-2"));
-    // Both wait longer than the client has patience for: only a command ends them in time.
+    // Both polls wait longer than the client's timeout. Only a command ends them in time.
     let mut waiting = send_request(&one.host, "GET", "/i-1/metadata/latest/keypair/command?wait=300", "");
     let mut other = send_request(&two.host, "GET", "/i-2/metadata/latest/keypair/command?wait=300", "");
     server.attach("k", &["i-1"], "no").result();
@@ -49,7 +49,7 @@ fn long_poll_is_woken_only_for_its_instance() {
 fn command_is_handed_out_until_result_is_stored() {
     let server = start_with_two_instances();
     let guest = server.guest("i-1");
-    // A client that went away swallows nothing.
+    // A client that disconnects must not consume the command.
     drop(send_request(&guest.host, "GET", "/i-1/metadata/latest/keypair/command?wait=300", ""));
     server.attach("k", &["i-1"], "no").result();
     let command = guest.poll(0);
@@ -96,7 +96,8 @@ fn result_repeated_is_204_and_changed_is_409() {
     let id = command["commandId"].as_str().unwrap();
     let path = format!("/keypair/results/{id}");
     let good = result_json(id, "i-1", "succeeded").to_string();
-    // No result at all, no object, another command's, too long.
+    // No result at all, an empty object, JSON that is not an object, the result of another command, and a result that
+    // is too long.
     let mut long = result_json(id, "i-1", "succeeded");
     long["message"] = json!("x".repeat(70_000));
     for bad in ["", "{}", "null", &result_json("else", "i-1", "succeeded").to_string(), &long.to_string()] {
@@ -160,7 +161,7 @@ fn waiting_calls_end_when_server_stops() {
         send_request(&server.guest("i-2").host, "GET", "/i-2/metadata/latest/keypair/command?wait=300", "");
     let body = r#"{"instanceIds":["i-1"],"passWordAuth":"no"}"#;
     let attach = send_request(&server.api, "POST", &format!("{REGION}/keypairs/k:attach"), body);
-    // Once its command is out, the attach waits; the poll was sent before it.
+    // After its command was handed out, the attach waits for the result. The poll was sent earlier and waits too.
     server.guest("i-1").poll(60);
     let (status, _) = server.stop_with_signal("TERM");
     assert!(status.success());

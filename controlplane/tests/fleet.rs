@@ -1,5 +1,5 @@
-//! Many agents in one process: they all wait, are all reached, and end. What ten thousand do is measured by
-//! benches/scale.
+//! Many agents in one process: all of them poll, receive commands, and stop. `benches/scale` measures ten thousand
+//! agents.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
@@ -19,7 +19,7 @@ use support::{Server, controlplane_command, write_temp_file};
 const FLEET_AGENTS: u64 = 60;
 const FLEET_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A control plane that knows the fleet's instances.
+/// Starts a control plane with the fleet's instances.
 fn start_server() -> Server {
     let server = Server::start(&["--instances", &write_inventory_file(FLEET_AGENTS), "--attach-wait", "60"]);
     let instances = known_instance_ids(&server);
@@ -27,7 +27,7 @@ fn start_server() -> Server {
     server
 }
 
-/// Waits until what the fleet has said so far is so.
+/// Waits until the output of the fleet fulfils a condition.
 fn wait_until(fleet: &FleetProcess, what: &str, is_so: impl Fn(&[fleet::SecondSample]) -> bool) {
     let begun = Instant::now();
     while !is_so(&fleet.samples_since(0)) {
@@ -68,7 +68,7 @@ fn fleet_retries_after_server_loss_are_counted() {
     wait_until(&fleet, "all are cut", |seconds| {
         seconds.iter().map(|second| second.failures()).sum::<u64>() >= FLEET_AGENTS
     });
-    // As many as there are, once each: some find nobody, and their second try is not a first one.
+    // Each agent counts one first retry. Some find no server then, and their next retry is not a first one.
     wait_until(&fleet, "all have tried again", |seconds| {
         seconds.iter().map(|second| second.first_tries).sum::<u64>() == FLEET_AGENTS
     });

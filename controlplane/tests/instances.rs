@@ -1,4 +1,4 @@
-//! What is shown of instances and requests, and the states that an attach depends on.
+//! The JSON of instances and requests, and the instance states that an attach depends on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -107,14 +107,14 @@ fn instance_start_stop_and_reboot_change_status() {
         "Instance 'i-none' not found.",
     );
     server.post_action("i-run", "pauseInstance", "").assert_error(404, "NOT_FOUND", "no such path here");
-    // A stopped one is attached at once, and told when it boots.
+    // An attach on a stopped instance succeeds at once. Its guest receives the command after the boot.
     server.post_action("i-run", "stopInstance", r#"{"regionId":"cn-north-1","instanceId":"i-run"}"#).result();
     server.attach("my-test", &["i-run"], "no").assert_bound(&["i-run"], &[]);
     for (verb, meanwhile) in [("startInstance", "starting"), ("rebootInstance", "rebooting")] {
         let begun = Instant::now();
         server.post_action("i-run", verb, "").result();
         let refused = server.detach("my-test", &["i-run"]);
-        // A machine that takes longer for two calls than a boot does sees it running already.
+        // On a slow machine the boot may end before both calls do. The status is then already `running`.
         if begun.elapsed() < Duration::from_secs(2) {
             let message = format!("Invalid instance status {meanwhile}");
             refused.assert_error(400, "FAILED_PRECONDITION", &message);
@@ -180,7 +180,7 @@ fn late_result_is_found_by_request_id() {
         (&json!("failed"), &json!("queued"))
     );
     assert_eq!(fate["commands"][0]["result"]["reason"], "LOCKOUT_GUARD");
-    // The same attach again is the same command, under its own request too.
+    // A repeated attach returns the same command. It can be found under the new request id too.
     let again = server.attach("my-test", &["i-stop"], "no").json()["requestId"].as_str().unwrap().to_owned();
     assert_eq!(
         server.get_request(&again).result()["commands"][0]["commandId"],

@@ -1,5 +1,5 @@
-//! Servers killed at any moment, alone on a file and several on one database: what was accepted arrives, at its own
-//! guest, and is reported once.
+//! Servers are killed at arbitrary moments: one server on a file, and several on one database. Every accepted command
+//! must reach its own guest, and its result must be stored once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use support::postgres::Postgres;
 use support::{REGION, Server, create_temp_dir, http, result_json, try_http, write_temp_file};
 
-/// Only a test that fails waits for it.
+/// A timeout that only a failing test reaches.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn write_instances_file(size: usize) -> String {
     write_temp_file(&(0..size).map(|number| format!("[[instance]]\nid = 'i-{number}'\n")).collect::<String>())
 }
 
-/// Where one server is reached now; another one after a restart.
+/// The current addresses of a server. They change after a restart.
 #[derive(Clone)]
 struct ServerAddress {
     api: String,
@@ -34,18 +34,18 @@ impl ServerAddress {
     }
 }
 
-/// What owners and guests saw, against which the store is held.
+/// The observations of owners and guests. The state of the store is compared with them.
 #[derive(Default)]
 struct Observations {
-    /// The requests that were accepted.
+    /// The ids of accepted requests.
     accepted: Mutex<Vec<String>>,
-    /// Whose each command was.
+    /// For each command: the instance that received it.
     handed_out: Mutex<BTreeMap<String, String>>,
     /// The commands whose result was stored.
     reported: Mutex<BTreeSet<String>>,
-    /// The result that each guest still has to deliver, as an agent does before it asks for more.
+    /// The undelivered result of each guest. Like an agent, a guest delivers it before it polls again.
     outboxes: Mutex<BTreeMap<String, (String, String)>>,
-    /// What must not be seen.
+    /// Descriptions of observed faults.
     faults: Mutex<Vec<String>>,
 }
 
@@ -54,7 +54,8 @@ impl Observations {
         self.faults.lock().unwrap().push(what);
     }
 
-    /// One poll of a guest and its answer; `false` where there was nothing, or the server died.
+    /// Polls once as a guest and sends the result. Returns `false` if there was no command, or if the server was
+    /// killed.
     fn poll_and_answer(&self, place: &ServerAddress, instance: &str, wait: u64) -> bool {
         let base = format!("/{instance}/metadata/latest/keypair");
         if !self.deliver_result(place, instance) {
@@ -82,7 +83,7 @@ impl Observations {
         self.deliver_result(place, instance)
     }
 
-    /// Whether nothing is left to deliver.
+    /// Delivers the guest's pending result. Returns whether nothing is left to deliver.
     fn deliver_result(&self, place: &ServerAddress, instance: &str) -> bool {
         let Some((id, result)) = self.outboxes.lock().unwrap().get(instance).cloned() else { return true };
         let path = format!("/{instance}/metadata/latest/keypair/results/{id}");
@@ -98,7 +99,7 @@ impl Observations {
         false
     }
 
-    /// What an attach or detach of an owner was answered; `None` where the server died.
+    /// Sends an attach or detach as an owner and returns the response. `None` if the server was killed.
     fn request_as_owner(&self, place: &ServerAddress, instance: &str, verb: &str) -> Option<Value> {
         let body = json!({ "instanceIds": [instance], "passWordAuth": "no" }).to_string();
         let response = try_http(&place.api, "POST", &format!("{REGION}/keypairs/k:{verb}"), &body).ok()?;
@@ -106,14 +107,15 @@ impl Observations {
         let taken = [400, 500].contains(&response.status);
         match response.status {
             200 => self.accepted.lock().unwrap().push(envelope["requestId"].as_str().unwrap().to_owned()),
-            // What it was asked before a kill counts as asked: attached, or detached already. 500: the store is going.
+            // 400: a request before the kill took effect, so the instance is already attached or detached. 500: the
+            // store is shutting down.
             _ if taken => {}
             _ => self.record_fault(format!("{verb} of {instance}: {envelope}")),
         }
         Some(envelope)
     }
 
-    /// Every guest answers all there is; then each accepted request must have succeeded.
+    /// Lets every guest answer all its commands. Then each command of an accepted request must have succeeded.
     fn assert_all_delivered(&self, place: &ServerAddress, instances: usize) {
         for number in 0..instances {
             while self.poll_and_answer(place, &format!("i-{number}"), 0) {}
@@ -133,7 +135,7 @@ impl Observations {
     }
 }
 
-/// A server killed `kills` times in the middle of its work, and started anew on the same store.
+/// Kills a server `kills` times while it works, and restarts it on the same store.
 fn kill_and_restart_repeatedly(store: &str, kills: usize) {
     const INSTANCES: usize = 12;
     let fleet = write_instances_file(INSTANCES);
@@ -164,7 +166,8 @@ fn kill_and_restart_repeatedly(store: &str, kills: usize) {
                     }
                 });
             }
-            // Killed by how far the work got, not by the clock: another place in each round.
+            // The amount of work done triggers the kill, not the clock. So each round kills the server at another
+            // point.
             let patience = Instant::now() + PROGRESS_TIMEOUT;
             while work.load(Ordering::Relaxed) < 4 + round * 3 {
                 assert!(Instant::now() < patience, "no work is done");
@@ -201,7 +204,7 @@ fn postgres_server_killed_repeatedly_loses_no_command() {
 /// KP-9.11.
 #[test]
 fn servers_sharing_postgres_survive_kill_under_load() {
-    /// Attaches and detaches a second, all owners together.
+    /// Attaches and detaches per second, of all owners together.
     const RATE: usize = 250;
     const INSTANCES: usize = 100;
     const ROUNDS: usize = 10;
@@ -218,7 +221,7 @@ fn servers_sharing_postgres_survive_kill_under_load() {
     let (witness, over, calls) = (Observations::default(), AtomicBool::new(false), AtomicUsize::new(0));
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        // Every guest holds its long poll at one server, and goes to the next when that one dies.
+        // Each guest keeps a long poll at one server. It moves to the next server when that one is killed.
         for number in 0..INSTANCES {
             let (witness, over, at) = (&witness, &over, &at);
             scope.spawn(move || {
@@ -240,7 +243,7 @@ fn servers_sharing_postgres_survive_kill_under_load() {
                         let next = Instant::now() + pace;
                         let verb = if round % 2 == 0 { "attach" } else { "detach" };
                         let instance = format!("i-{number}");
-                        // Where a server dies under a call, the same is asked of another one.
+                        // If the server is killed during the call, the owner repeats the request at another server.
                         let mut turn = number + round;
                         while witness.request_as_owner(&at(turn), &instance, verb).is_none() {
                             turn += 1;
@@ -280,12 +283,12 @@ fn servers_sharing_postgres_survive_kill_under_load() {
 fn long_poll_is_woken_by_order_at_other_server() {
     let Some(postgres) = Postgres::start() else { return };
     let url = postgres.url();
-    // Shorter than the silence after which a server looks for itself.
+    // 20 s is shorter than the silence after which a server reconnects and checks by itself.
     let flags = ["--attach-wait", "20", "--store", &url, "--instance", "i-0"];
     let (one, other) = (Server::start(&flags), Server::start(&flags));
     one.import("k", 1).result();
     let guest = other.guest("i-0").spawn_answer_next("succeeded");
-    // Unless it is told, the poll gets nothing, and the attach nobody.
+    // Without the notification, the poll would get no command, and the attach would fail.
     one.attach("k", &["i-0"], "no").assert_bound(&["i-0"], &[]);
     assert_eq!(guest.join().unwrap()["keyName"], "k");
     let listed = other.call_api("GET", &format!("{REGION}/keypairs"), "").result();

@@ -1,4 +1,4 @@
-//! The documented metadata tree, and whose it is.
+//! The documented metadata tree, and the choice of the instance that it describes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! `/metrics`: what the server counts, as a scraper reads it.
+//! `/metrics` as a scraper reads it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -26,7 +26,7 @@ fn scrape_metrics(server: &Server) -> Scrape {
     Scrape::parse(&response.body).unwrap()
 }
 
-/// Holds some numbers to what they are.
+/// Asserts the values of some series.
 #[track_caller]
 fn assert_series_values(scrape: &Scrape, expected: &[(&str, f64)]) {
     for (series, value) in expected {
@@ -34,7 +34,7 @@ fn assert_series_values(scrape: &Scrape, expected: &[(&str, f64)]) {
     }
 }
 
-/// Waits until a number is this.
+/// Waits until a series has this value.
 #[track_caller]
 fn wait_for_series_value(server: &Server, series: &str, value: f64) {
     let start = Instant::now();
@@ -118,12 +118,12 @@ fn polls_are_counted_while_they_wait_and_once_they_are_answered() {
     wait_for_series_value(&server, waiting, 1.0);
     let second = send_request(&guest.host, "GET", LONG_POLL_PATH, "");
     wait_for_series_value(&server, waiting, 2.0);
-    // Who hangs up waits no longer, and was answered nothing.
+    // A client that disconnects no longer waits, and its poll does not count as answered.
     drop((first, second));
     wait_for_series_value(&server, waiting, 0.0);
     assert_eq!(guest.get("/keypair/command?wait=1").status, 204);
     assert_eq!(guest.get("/keypair/command").status, 204);
-    // Neither of these asks for a command of an instance.
+    // Neither of these requests is a valid poll of a known instance, so neither is counted.
     assert_eq!(guest.get("/keypair/command?wait=soon").status, 400);
     assert_eq!(http(&guest.host, "GET", "/i-2/metadata/latest/keypair/command", "").status, 404);
     let third = send_request(&guest.host, "GET", LONG_POLL_PATH, "");
@@ -150,7 +150,7 @@ fn command_duration_is_measured_from_queueing_to_result() {
     server.attach("k", &["i-1"], "no").result();
     let command = guest.poll(0);
     assert_eq!(guest.poll(0), command);
-    // It is no sooner than this that the result is stored.
+    // The result is stored at least 60 ms after the queueing.
     std::thread::sleep(Duration::from_millis(60));
     for _ in 0..2 {
         assert_eq!(guest.put_result(&command, "succeeded").status, 204);
@@ -181,7 +181,7 @@ fn result_labels_never_contain_guest_text() {
     server.detach("k", &["i-1"]).result();
     let path = format!("{REGION}/instances/i-1:modifyInstancePassword");
     server.call_api("POST", &path, r#"{"password":"Correct-horse1"}"#).result();
-    // This guest says of both that they were an attach.
+    // The guest's results name `attach` as the action of both commands.
     assert_eq!(guest.put_result(&guest.poll(0), "failed").status, 204);
     let reset = guest.poll(0);
     let id = reset["commandId"].as_str().unwrap();

@@ -1,4 +1,4 @@
-//! `--signing-key`: what goes out is signed so that OpenSSH and the agent both take it.
+//! `--signing-key`: both OpenSSH and the agent accept the signature of a command.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -16,11 +16,11 @@ use ssh_key::PrivateKey;
 use support::{Server, controlplane_command};
 use time::{Duration, OffsetDateTime};
 
-/// A folder of keys that goes with the test.
+/// A directory of keys, removed after the test.
 struct KeyDir(PathBuf);
 
 impl KeyDir {
-    /// `None`, said aloud, without ssh-keygen.
+    /// `None` if ssh-keygen is not installed; it also prints that the test is skipped.
     fn new(name: &str) -> Option<Self> {
         if Command::new("ssh-keygen").arg("-?").output().is_err() {
             eprintln!("SKIPPED: ssh-keygen is not installed");
@@ -50,14 +50,14 @@ impl Drop for KeyDir {
     }
 }
 
-/// What the agent reads of the next command.
+/// Polls the next command and parses it with the agent's parser.
 fn receive_command(server: &Server) -> ReceivedCommand {
     let response = server.guest("i-1").get("/keypair/command?wait=60");
     assert_eq!(response.status, 200);
     parse_command(response.body.as_bytes(), Origin::Channel, &"none".parse().unwrap()).unwrap()
 }
 
-/// Every fourth P-521 key of OpenSSH's has a shorter scalar than its curve.
+/// OpenSSH writes every fourth P-521 key with a scalar that is shorter than its curve.
 #[test]
 fn signing_key_with_short_ecdsa_scalar_is_accepted() {
     let Some(keys) = KeyDir::new("short") else { return };
@@ -83,7 +83,7 @@ fn signed_command_verifies_with_ssh_keygen_and_agent() {
     }
 }
 
-/// A control plane with this key, whose command OpenSSH and the agent take.
+/// Starts a control plane with this signing key. OpenSSH and the agent must accept its command.
 #[track_caller]
 fn assert_command_verifies(keys: &KeyDir, key: &str) {
     let signers = format!("platform {}", fs::read_to_string(format!("{key}.pub")).unwrap());
@@ -116,7 +116,7 @@ fn assert_command_verifies(keys: &KeyDir, key: &str) {
     verify.stdin.take().unwrap().write_all(&envelope.payload).unwrap();
     assert!(verify.wait().unwrap().success(), "{key}");
 
-    // Handed out again it is the same command, but for when it expires.
+    // A second hand-out is the same command, except for `expiresAt`.
     let mut again = receive_command(&server).command.unwrap();
     assert!(again.expires_at >= command.expires_at);
     again.expires_at = command.expires_at;

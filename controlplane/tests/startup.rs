@@ -1,4 +1,4 @@
-//! How it begins and ends.
+//! Start and end of the server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

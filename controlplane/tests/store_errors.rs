@@ -1,4 +1,4 @@
-//! What is answered while a store does not do its work: the two rows of KP-9.3 that nobody's request is to blame for.
+//! Responses while a store fails: the two rows of KP-9.3 that no request causes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -32,7 +32,7 @@ fn store_unreachable_is_internal_error() {
     assert!(status.success() && log.contains("the store failed: "), "{log}");
 }
 
-/// Passes everything on to the database, until it is told to cut the line at a COMMIT.
+/// Starts a proxy in front of the database. When the flag is set, it closes the connection at a COMMIT.
 fn start_commit_cutter(socket: PathBuf) -> (u16, Arc<AtomicBool>) {
     let (listener, cut) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicBool::new(false)));
     let (port, armed) = (listener.local_addr().unwrap().port(), cut.clone());
@@ -74,7 +74,7 @@ fn commit_without_reply_is_unknown_error() {
     cut.store(true, Ordering::Relaxed);
     server.attach("k", &["i-1"], "no").assert_error(500, "UNKNOWN", "Unknown server error");
     cut.store(false, Ordering::Relaxed);
-    // Whether it was kept or not, the same attach again leads to one command.
+    // The first attach may have been stored or not. In both cases the repeated attach leads to exactly one command.
     server.attach("k", &["i-1"], "no").assert_bound(&[], &["i-1"]);
     let guest = server.guest("i-1");
     let command = guest.poll(0);

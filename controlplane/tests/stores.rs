@@ -1,4 +1,4 @@
-//! Every store does the same as the one in memory, and the durable ones do it after a restart too.
+//! All stores behave like the in-memory store. The durable ones also do so after a restart.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -22,10 +22,10 @@ use support::postgres::Postgres;
 use support::{create_temp_dir, public_key_line, result_json};
 use time::{Duration, OffsetDateTime};
 
-/// A store of each kind that this machine has, and what has to outlive it.
+/// One store of each kind that is available on this machine. The caller must keep the returned PostgreSQL alive.
 async fn open_all_stores(name: &str) -> (Vec<(StoreUrl, Arc<dyn Store>)>, Option<Postgres>) {
     let postgres = Postgres::start();
-    // A path that needs to be escaped in a URL.
+    // This path has characters that must be escaped in a URL.
     let file = create_temp_dir(name).join("a store?100%.db");
     let mut urls = vec![StoreUrl::Memory, StoreUrl::Sqlite(file)];
     urls.extend(postgres.as_ref().map(|postgres| postgres.url().parse().unwrap()));
@@ -105,7 +105,7 @@ async fn order_is_queued_for_all_instances_or_none() {
         assert_eq!(refused, Err(OrderError::AlreadyBound(two)), "{url}");
         assert_eq!(store.next_command(&one).await.unwrap(), None, "{url}");
         assert!(!changes.has_changed().unwrap(), "{url}");
-        // The same order again is the command that waits, and a new one beside it.
+        // The repeated order returns the queued command of `i-2`, and queues a new one for `i-1`.
         let again = attach_order("k", &["i-1", "i-2"]);
         let placed = store.queue_order(&again).await.unwrap().unwrap();
         assert_eq!(placed.iter().map(|placed| placed.fresh).collect::<Vec<_>>(), [true, false], "{url}");
@@ -120,8 +120,7 @@ async fn order_is_queued_for_all_instances_or_none() {
     }
 }
 
-/// A forged copy of a command does not close the real one.
-/// KP-9.12.
+/// The result of a forged copy does not close the genuine command. KP-9.12.
 #[tokio::test]
 async fn bad_signature_closes_command_hour_after_hand_out() {
     let (stores, _postgres) = open_all_stores("signatures").await;
@@ -136,7 +135,8 @@ async fn bad_signature_closes_command_hour_after_hand_out() {
             ReceivedResult { bytes: serde_json::to_vec(&outcome).unwrap(), outcome }
         };
         let now = clock::now_millis();
-        // Never handed out; then an hour ago but for ten minutes, which the second time does not change.
+        // First the command was never handed out. Then it was handed out fifty minutes ago, and a second hand-out
+        // does not change that time.
         assert_eq!(store.store_result(&one, bad()).await.unwrap(), StoreResultOutcome::Redelivered, "{url}");
         let first = store
             .hand_out(&one, now - BAD_SIGNATURE_REDELIVERY_MILLIS + 10 * 60 * 1000)
@@ -149,11 +149,11 @@ async fn bad_signature_closes_command_hour_after_hand_out() {
         assert_eq!(store.next_command(&one).await.unwrap(), Some(first), "{url}");
         assert_eq!(store.outcome(&one, &placed[0].command).await.unwrap(), None, "{url}");
         assert!(store.command_statuses(&order.request).await.unwrap()[0].outcome.is_none(), "{url}");
-        // Any other result counts.
+        // A result with any other reason is stored.
         let said = make_result(&placed[0].command, &one, "succeeded");
         assert!(is_stored(&store.store_result(&one, said).await.unwrap()), "{url}");
         assert_eq!(store.store_result(&one, bad()).await.unwrap(), StoreResultOutcome::Conflict, "{url}");
-        // One that was handed out over an hour ago is closed with that reason.
+        // A command that was handed out more than an hour ago is closed with `BAD_SIGNATURE`.
         let two = instance_id("i-2");
         let placed = store.queue_order(&attach_order("k", &["i-2"])).await.unwrap().unwrap();
         store.hand_out(&two, now - BAD_SIGNATURE_REDELIVERY_MILLIS - 1).await.unwrap();
@@ -212,7 +212,7 @@ async fn result_is_stored_once_and_oldest_are_dropped() {
             assert_eq!(store.next_command(&one).await.unwrap(), None, "{url}");
             answered.push((order.request, command.id));
         }
-        // Of 130 the last 128 are known.
+        // Of 130 answered commands the last 128 are known.
         assert!(store.has_command(&one, &answered[2].1).await.unwrap(), "{url}");
         let (request, command) = answered.swap_remove(1);
         assert!(!store.has_command(&one, &command).await.unwrap(), "{url}");
@@ -236,7 +236,7 @@ async fn reports_states_and_signatures_are_stored() {
             assert_eq!(store.state(&one).await.unwrap(), before, "{url}");
             let state = InstanceState { status, since: now };
             assert!(store.change_state(&one, before.as_ref(), &state).await.unwrap(), "{url}");
-            // Who saw what was before comes too late.
+            // A change that is based on an outdated state is refused.
             assert!(!store.change_state(&one, before.as_ref(), &state).await.unwrap(), "{url}");
             before = Some(state);
         }
@@ -245,7 +245,8 @@ async fn reports_states_and_signatures_are_stored() {
     }
 }
 
-/// More instances than two statements are about, in another order than they are sorted.
+/// Instance ids in descending order of their numbers, which is not their sorted order. 1200 of them need more than
+/// two statements.
 fn many_instance_ids(from: usize, to: usize) -> Vec<InstanceId> {
     (from..to).rev().map(|number| instance_id(&format!("i-crowd-{number}"))).collect()
 }
@@ -261,7 +262,7 @@ async fn order_over_1200_instances_is_queued_for_all_or_none() {
         store.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
         store.insert_key_pair(make_key_pair("l", 2)).await.unwrap();
         let all = Order { instances: many_instance_ids(0, 1200), ..attach_order("l", &[]) };
-        // The last in its order and the last in the sorted one.
+        // The last instance in the order's sequence, and the last one in sorted order.
         for taken in ["i-crowd-0", "i-crowd-999"] {
             let first = store.queue_order(&attach_order("k", &[taken])).await.unwrap().unwrap();
             let refused = store.queue_order(&all).await.unwrap();
@@ -273,7 +274,7 @@ async fn order_over_1200_instances_is_queued_for_all_or_none() {
             let failed = make_result(&first[0].command, &instance_id(taken), "failed");
             assert!(is_stored(&store.store_result(&instance_id(taken), failed).await.unwrap()), "{url}");
         }
-        // Some were asked before, and wait.
+        // Half of the instances already have a queued command.
         let some = Order { instances: many_instance_ids(100, 700), ..attach_order("l", &[]) };
         assert_eq!(count_new(&store.queue_order(&some).await.unwrap().unwrap()), 600, "{url}");
         let placed = store.queue_order(&all).await.unwrap().unwrap();
@@ -281,7 +282,7 @@ async fn order_over_1200_instances_is_queued_for_all_or_none() {
         assert!(placed.iter().all(|one| one.fresh != some.instances.contains(&one.instance)), "{url}");
         let again = Order { request: RequestId::generate(), ..all.clone() };
         assert_eq!(count_new(&store.queue_order(&again).await.unwrap().unwrap()), 0, "{url}");
-        // In the order of the order, each with its own command.
+        // The commands are in the sequence of the order's instances, and each instance has its own command.
         let placed: Vec<_> = placed.into_iter().map(|one| (one.instance, one.command)).collect();
         assert!(placed.iter().map(|(instance, _)| instance).eq(&all.instances), "{url}");
         for request in [&all.request, &again.request] {
@@ -289,7 +290,7 @@ async fn order_over_1200_instances_is_queued_for_all_or_none() {
             let fates: Vec<_> = fates.into_iter().map(|fate| (fate.instance, fate.command.id)).collect();
             assert_eq!(fates, placed, "{url}");
         }
-        // Another key pair's turn comes once the first one is gone from the platform.
+        // Another key pair can be attached after the first one was deleted on the platform.
         let other = Order { instances: many_instance_ids(0, 1200), ..attach_order("k", &[]) };
         assert!(store.queue_order(&other).await.unwrap().is_err(), "{url}");
         store.delete_key_pair(&Region::default(), &"l".parse().unwrap()).await.unwrap();
@@ -317,7 +318,8 @@ async fn polls_and_results_of_1200_instances_are_answered() {
                         make_result(&command.id, &instance, "succeeded"),
                         make_result(&command.id, &instance, "failed"),
                     );
-                    // At once, as when an agent gives up and tries again: one is the first.
+                    // Both at the same time, as when an agent times out and retries. Exactly one of the two is
+                    // stored.
                     let (one, two, other) = tokio::join!(
                         store.store_result(&instance, good.clone()),
                         store.store_result(&instance, good),
@@ -356,10 +358,10 @@ async fn orders_of_two_servers_on_same_instances_serialize() {
     let url: StoreUrl = postgres.url().parse().unwrap();
     let (one, other) = (url.open().await.unwrap(), url.open().await.unwrap());
     one.insert_key_pair(make_key_pair("k", 1)).await.unwrap();
-    // Of the other server's orders alone.
+    // The first server learns of this instance only from orders of the other server.
     let mut changes = one.watch_changes(&instance_id("i-crowd-1500"));
     for round in 0..3 {
-        // New ones and old ones, from other ends and in chunks that begin elsewhere.
+        // Both orders have new and known instances. Their sequences and their chunks differ.
         let instances = many_instance_ids(0, 1200 + round * 100);
         let mut turned = many_instance_ids(300, 1900);
         turned.reverse();
@@ -370,7 +372,7 @@ async fn orders_of_two_servers_on_same_instances_serialize() {
         );
         let (done, done_too) = tokio::join!(one.queue_order(&first), other.queue_order(&second));
         let (done, done_too) = (done.unwrap().unwrap(), done_too.unwrap().unwrap());
-        // Who comes second finds what the first one asked.
+        // The second order finds the commands of the first one.
         assert_eq!(count_new(&done) + count_new(&done_too), 1900, "round {round}");
         for placed in done.iter().rev().take(50) {
             let said = make_result(&placed.command, &placed.instance, "succeeded");
@@ -385,7 +387,7 @@ async fn orders_of_two_servers_on_same_instances_serialize() {
     changes.changed().await.unwrap();
 }
 
-/// What an observer sees of a store, but for ids and times.
+/// The observable state of a store, without ids and times.
 async fn snapshot_store(store: &dyn Store) -> String {
     let mut seen = String::new();
     for listed in store.list_key_pairs(&Region::default()).await.unwrap() {
@@ -403,7 +405,7 @@ async fn snapshot_store(store: &dyn Store) -> String {
     seen
 }
 
-/// Deterministic dice: the same walk each time.
+/// A deterministic random generator: the same numbers in each run.
 struct SeededRng(u64);
 
 impl SeededRng {
@@ -455,7 +457,7 @@ async fn store_kinds_agree_on_random_operations() {
                                 .store_result(&instance, make_result(&command.id, &instance, status))
                                 .await
                             {
-                                // They queue one after the other: their sequences differ.
+                                // The stores queue one after the other, so the sequences differ and are not compared.
                                 Ok(StoreResultOutcome::Stored(settlement)) => {
                                     format!("stored {:?}", settlement.action)
                                 }
@@ -496,13 +498,13 @@ async fn stored_data_survives_restart() {
         assert!(store.record_signature("ab", later).await.unwrap(), "{url}");
         let before = snapshot_store(store.as_ref()).await;
         if let StoreUrl::Sqlite(_) = url {
-            // A second process would not see the first one's changes as they happen.
+            // A second process would not be notified of the first one's changes, so it is refused.
             let error = url.open().await.err().unwrap().to_string();
             assert!(error.contains("another process has it"), "{error}");
         }
         drop(store);
         let store = loop {
-            // The file is given back a moment later.
+            // The closed store releases the file a moment later.
             match url.open().await {
                 Ok(store) => break store,
                 Err(error) => assert!(error.to_string().contains("another process"), "{error}"),

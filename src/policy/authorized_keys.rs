@@ -1,4 +1,4 @@
-//! authorized_keys as sshd(8) reads it, and our block in it (KP-5.3 to KP-5.6).
+//! authorized_keys as sshd(8) reads it, and the agent's block in it (KP-5.3 to KP-5.6).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use super::command::KeyPair;
 use super::outcome::{Warning, WarningReason};
 use super::public_key::PublicKey;
 
-/// Options that are there or not, `no-` in front: whether the option itself, and whether its negation, refuses a login or
-/// sends it elsewhere. sshd(8), "AUTHORIZED_KEYS FILE FORMAT".
+/// Options without a value, which `no-` in front negates. The flags say whether the option, and whether its negation,
+/// refuses or redirects a login. sshd(8), "AUTHORIZED_KEYS FILE FORMAT".
 const FLAG_OPTIONS: [(&str, bool, bool); 7] = [
     ("port-forwarding", false, false),
     ("agent-forwarding", false, false),
@@ -22,50 +22,50 @@ const FLAG_OPTIONS: [(&str, bool, bool); 7] = [
     ("user-rc", false, false),
 ];
 
-/// Options with a value. Each refuses a login, or sends it elsewhere, or may.
+/// Options with a value. Each of them refuses or redirects a login, or may do so.
 const VALUE_OPTIONS: [&str; 8] =
     ["command", "principals", "from", "expiry-time", "environment", "permitopen", "permitlisten", "tunnel"];
 
-/// Those of them that may be given once.
+/// The options with a value that a line may contain only once.
 const SINGLE_USE_OPTIONS: [&str; 4] = ["command", "principals", "from", "tunnel"];
 
-/// What the options in front of a key come to.
+/// The effect of the options in front of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OptionsEffect {
-    /// The key lets in.
+    /// The key allows a login.
     Unrestricted,
-    /// The key may be refused, or its login is sent elsewhere.
+    /// sshd may refuse the key, or redirects its login.
     Restricted,
-    /// The key signs certificates; by itself it does not let in, and sshd goes on to the next line.
+    /// The key signs certificates. By itself it does not allow a login, and sshd continues with the next line.
     CertAuthority,
-    /// sshd cannot read them, and goes on to the next line.
+    /// sshd cannot parse the options and continues with the next line.
     Invalid,
 }
 
 /// A line that sshd would read as a key of an accepted kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyLine {
-    /// Its number, from 1.
+    /// The line's number, from 1.
     pub line: usize,
-    /// What stands in front of the key.
+    /// The options in front of the key.
     pub options: String,
     /// The key.
     pub key: PublicKey,
 }
 
 impl KeyLine {
-    /// Whether every option in front of it is one that neither refuses a login nor redirects it.
+    /// Whether no option in front of the key refuses or redirects a login.
     pub fn is_unrestricted(&self) -> bool {
         evaluate_options(&self.options) == OptionsEffect::Unrestricted
     }
 
-    /// Whether sshd takes this line for the key, and looks no further unless the line's own options send it on.
+    /// Whether sshd uses this line for the key and stops its search, unless the line's own options make it continue.
     pub fn is_decisive(&self) -> bool {
         matches!(evaluate_options(&self.options), OptionsEffect::Unrestricted | OptionsEffect::Restricted)
     }
 }
 
-/// What options come to: sshd's own reading of them.
+/// The effect of the options, as sshd itself reads them.
 fn evaluate_options(options: &str) -> OptionsEffect {
     let (mut restricts, mut signs) = (false, false);
     let mut once: Vec<&str> = Vec::new();
@@ -111,7 +111,7 @@ fn evaluate_options(options: &str) -> OptionsEffect {
     }
 }
 
-/// What follows a value in quotes, in which `\"` is a quote.
+/// The text behind a value in quotes, in which `\"` is a quote.
 fn skip_quoted_value(text: &str) -> Option<&str> {
     let inside = text.strip_prefix('"')?;
     let mut characters = inside.char_indices().peekable();
@@ -125,8 +125,8 @@ fn skip_quoted_value(text: &str) -> Option<&str> {
     None
 }
 
-/// What restricts a login by a line, for sshd before 7.7, whose log does not list it: where its options do, the name
-/// of the first of them. Empty: nothing does, or the line is no key.
+/// The restrictions of a line, for sshd before 7.7, whose log does not list them. If the line's options restrict a
+/// login, this is the name of the first such option. Empty if there is no restriction or the line is not a key.
 pub fn list_restrictions(line: &[u8]) -> Vec<String> {
     match parse_key_line(line) {
         Some((options, _)) if evaluate_options(&options) != OptionsEffect::Unrestricted => {
@@ -137,8 +137,9 @@ pub fn list_restrictions(line: &[u8]) -> Vec<String> {
     }
 }
 
-/// The key lines of a file, in order. Comments, blank lines and what sshd could not parse are passed over; so
-/// is a first line behind a byte order mark, which sshd cannot parse either. One by one: there may be 200,000.
+/// The key lines of a file, in order. The iterator skips comments, blank lines and lines that sshd cannot parse. It
+/// also skips a first line behind a byte order mark, which sshd cannot parse either. It yields the lines one by one,
+/// because a file may have 200,000.
 pub fn parse_key_lines(content: &[u8]) -> impl Iterator<Item = KeyLine> {
     content.split(|byte| *byte == b'\n').enumerate().filter_map(|(index, line)| {
         let (options, key) = parse_key_line(line)?;
@@ -146,7 +147,7 @@ pub fn parse_key_lines(content: &[u8]) -> impl Iterator<Item = KeyLine> {
     })
 }
 
-/// The options and the key of one line. sshd holds a line as a C string: it ends at a NUL.
+/// The options and the key of one line. sshd holds a line as a C string, so the line ends at a NUL.
 fn parse_key_line(line: &[u8]) -> Option<(String, PublicKey)> {
     let line = line.split(|byte| *byte == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(line);
@@ -161,9 +162,9 @@ fn parse_key_line(line: &[u8]) -> Option<(String, PublicKey)> {
     Some((options.to_owned(), parse_leading_key(rest)?))
 }
 
-/// The options that `text` begins with, up to the first blank outside quotes, and what follows the blanks. `\"` is a
-/// quote that neither opens nor closes; a backslash before anything else, another one too, is a character as any.
-/// `None` where a quote is not closed.
+/// Splits `text` into its options, up to the first blank outside quotes, and the text behind the blanks. `\"` is a
+/// quote that neither opens nor closes. A backslash before any other character, even before another backslash, is an
+/// ordinary character. `None` if a quote is not closed.
 pub(super) fn split_options(text: &str) -> Option<(&str, &str)> {
     let mut quoted = false;
     let mut characters = text.char_indices().peekable();
@@ -181,8 +182,8 @@ pub(super) fn split_options(text: &str) -> Option<(&str, &str)> {
     (!quoted).then_some((text, ""))
 }
 
-/// The key that `text` begins with; what follows the blob takes no part in it. White space other than blanks and
-/// tabs is no part of base64, and the names of signatures are names of their key's type.
+/// The key at the start of `text`. The function ignores the text behind the blob. White space other than blanks and
+/// tabs is not part of base64. The names of signature algorithms count as names of their key's type.
 fn parse_leading_key(text: &str) -> Option<PublicKey> {
     let mut words = text.split([' ', '\t']).filter(|word| !word.is_empty());
     let (algorithm, blob) = (words.next()?, words.next()?);
@@ -195,7 +196,7 @@ fn parse_leading_key(text: &str) -> Option<PublicKey> {
     PublicKey::parse(&format!("{algorithm} {blob}")).ok()
 }
 
-/// Our block for a key pair: begin, the key with its comment, end.
+/// The agent's block for a key pair: begin marker, key with its comment, end marker.
 pub fn render_key_block(key_pair: &KeyPair) -> Vec<u8> {
     let KeyPair { key_name, public_key } = key_pair;
     format!(
@@ -207,8 +208,8 @@ pub fn render_key_block(key_pair: &KeyPair) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What is ours in the file. `known` are the keys that the state says we bound; where it says nothing, the
-/// first key without options beside our markers is ours.
+/// The agent's segments in the file. `known` are the keys that the agent bound, according to its state. If the state
+/// names none, the first key without options beside the agent's markers counts as the agent's.
 pub fn find_managed_keys(content: &[u8], known: &[PublicKey]) -> Vec<Segment> {
     let mut first: Option<PublicKey> = None;
     block::find_block_segments(content, |line| match parse_key_line(line) {
@@ -218,7 +219,7 @@ pub fn find_managed_keys(content: &[u8], known: &[PublicKey]) -> Vec<Segment> {
     })
 }
 
-/// The key pair whose block stands in the file, told by the block alone.
+/// The key pair whose block is in the file, according to the block alone.
 pub fn find_block_key_pair(content: &[u8]) -> Option<KeyPair> {
     let mut name = None;
     for line in split_lines(content) {
@@ -230,7 +231,7 @@ pub fn find_block_key_pair(content: &[u8]) -> Option<KeyPair> {
                     && options.is_empty()
                 {
                     let text = String::from_utf8_lossy(line.bytes);
-                    // With its comment where that can be told, since the block is written with it.
+                    // Include the comment if it can be determined, because the agent writes the block with it.
                     let public_key = PublicKey::parse(text.trim()).unwrap_or(public_key);
                     return Some(KeyPair { key_name: key_name.clone(), public_key });
                 }
@@ -240,7 +241,7 @@ pub fn find_block_key_pair(content: &[u8]) -> Option<KeyPair> {
     None
 }
 
-/// The key lines that are not ours, with the numbers that they have in the file as it stands.
+/// The key lines that the agent does not manage, with their line numbers in the present file.
 pub fn unmanaged_key_lines<'c>(
     content: &'c [u8],
     known: &[PublicKey],
@@ -250,7 +251,7 @@ pub fn unmanaged_key_lines<'c>(
         segment.offset..end
     });
     let mut next = ours.next();
-    // What comes to stand behind a byte order mark is no key any more.
+    // A line that ends up directly behind a byte order mark is no longer a key.
     let mut is_behind_mark = has_bom(content);
     split_lines(content).enumerate().filter_map(move |(index, line)| {
         while next.as_ref().is_some_and(|range| range.end <= line.offset) {
@@ -266,13 +267,13 @@ pub fn unmanaged_key_lines<'c>(
     })
 }
 
-/// For each key, whether the first line that decides about it lets in. Of the key a digest is kept.
+/// For each key: whether the first line that decides about it allows a login. The map holds a digest of each key.
 #[derive(Default)]
 struct FirstDecisions(HashMap<[u8; 16], bool>);
 
 impl FirstDecisions {
-    /// Whether this line lets the user in: no option of it refuses or redirects him, nor of an earlier line with the same
-    /// key.
+    /// Whether this line lets the user log in: neither its own options nor those of an earlier line with the same key
+    /// refuse or redirect the login.
     fn admits(&mut self, line: &KeyLine) -> bool {
         if !line.is_decisive() {
             return false;
@@ -285,24 +286,24 @@ impl FirstDecisions {
     }
 }
 
-/// The lines that let the user in as far as the file goes: no option refuses or redirects them, and no earlier line
-/// with the same key does.
+/// The lines that let the user log in, as far as the file decides. Their options do not refuse or redirect the login,
+/// and neither does an earlier line with the same key.
 pub fn filter_admitting_lines(lines: impl Iterator<Item = KeyLine>) -> impl Iterator<Item = KeyLine> {
     let mut first = FirstDecisions::default();
     lines.filter(move |line| first.admits(line))
 }
 
-/// A key line and the file it stands in.
+/// A key line and its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocatedKeyLine<'f> {
-    /// The file.
+    /// The path of the file.
     pub path: &'f Path,
-    /// The line.
+    /// The key line.
     pub line: KeyLine,
 }
 
-/// The key lines of all files that sshd reads for a user, in its order, without what is ours in `own`, the file that
-/// holds our block. One by one.
+/// The key lines of all files that sshd reads for a user, in sshd's order. The agent's own lines in `own`, the file
+/// that holds its block, are left out. The iterator yields the lines one by one.
 pub fn locate_unmanaged_key_lines<'f, C: AsRef<[u8]>>(
     files: &'f [(PathBuf, C)],
     own: &'f Path,
@@ -316,8 +317,8 @@ pub fn locate_unmanaged_key_lines<'f, C: AsRef<[u8]>>(
     })
 }
 
-/// RESTRICTED_COPY: a copy of the key with options that restrict it, in a file that sshd reads ahead of `own`, or in
-/// `own` beneath our block. `files` are all that sshd reads, in its order.
+/// RESTRICTED_COPY: a copy of the key with options that restrict it, in a file that sshd reads before `own`, or in
+/// `own` below the agent's block. `files` are all files that sshd reads, in its order.
 pub fn check_restricted_copy<C: AsRef<[u8]>>(
     files: &[(PathBuf, C)],
     own: &Path,
@@ -332,7 +333,7 @@ pub fn check_restricted_copy<C: AsRef<[u8]>>(
             continue;
         }
         if place.path != own {
-            // The first match decides; if it is no restriction, nothing behind it counts.
+            // The first match decides. If it has no restriction, later lines do not count.
             ahead = Some(place);
             break;
         }
@@ -351,8 +352,8 @@ pub fn check_restricted_copy<C: AsRef<[u8]>>(
     )
 }
 
-/// KEY_STILL_PRESENT: the key that is taken away also stands in a line that is not ours. `places` are the lines of all
-/// files that sshd reads, without ours.
+/// KEY_STILL_PRESENT: the removed key is also in a line that the agent does not manage. `places` are the lines of all
+/// files that sshd reads, without the agent's.
 pub fn check_key_still_present<'f>(
     mut places: impl Iterator<Item = LocatedKeyLine<'f>>,
     taken: &PublicKey,
@@ -365,8 +366,8 @@ pub fn check_key_still_present<'f>(
     )
 }
 
-/// Whether some key lets the user in without a restriction, as far as the files go: `places` are the lines of all of
-/// them in sshd's order.
+/// Whether some key lets the user log in without a restriction, as far as the files decide. `places` are the lines of
+/// all files in sshd's order.
 pub fn has_unrestricted_key<'f>(places: impl Iterator<Item = LocatedKeyLine<'f>>) -> bool {
     filter_admitting_lines(places.map(|place| place.line)).next().is_some()
 }
@@ -459,7 +460,7 @@ mod tests {
             (format!("no-pty {ED}"), Some("no-pty"), true, false),
             (format!("verify-required {ED}"), Some("verify-required"), true, false),
             (format!("from=\"*\" {ED}"), Some("from=\"*\""), true, false),
-            // sshd goes on to the next line.
+            // sshd continues with the next line.
             (format!("cert-authority {ED}"), Some("cert-authority"), false, false),
             (format!("bogus {ED}"), Some("bogus"), false, false),
             (format!("pty, {ED}"), Some("pty,"), false, false),
@@ -489,7 +490,7 @@ mod tests {
         let bound = make_key_pair("k", ED);
         let known = std::slice::from_ref(&bound.public_key);
         let block = String::from_utf8(render_key_block(&bound)).unwrap();
-        // The shared file ahead, our file, the file behind: what is said of them.
+        // The shared file before, the agent's file, the file after, and the expected findings.
         for (ahead, ours, behind, copy, still, way) in [
             ("", "", "", None, None, false),
             (
@@ -563,7 +564,7 @@ mod tests {
         assert_eq!(first(format!("restrict {ED}\n{ED2}\n")), Some(2));
     }
 
-    /// What is asked of a file of so many lines, in keys that are read or compared.
+    /// Counts the keys that the checks read or compare in a file of this many lines.
     fn count_key_operations(line: impl Fn(u32) -> String, count: u32) -> u64 {
         let own = Path::new("/keys");
         let bound = make_key_pair("k", ED);
@@ -622,7 +623,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
-        /// Attach, then detach, gives back the same bytes, whatever they were.
+        /// Attach and then detach restores the same bytes, for any content.
         /// KP-5.6.
         #[test]
         fn attach_then_detach_restores_file(content in any_key_file(b"# BEGIN somebody else\n")) {
@@ -636,7 +637,7 @@ mod tests {
             prop_assert_eq!(again, attached);
         }
 
-        /// Whatever the file, a bound key is bound once, at the top, and no line of the user's is lost.
+        /// For any file, an attach writes the key once, at the top, and loses no line of the user's.
         /// KP-5.4, KP-5.5.
         #[test]
         fn attach_to_any_file_binds_once_and_keeps_lines(content in any_key_file(b"# BEGIN keypair-agent\n")) {

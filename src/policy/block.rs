@@ -1,40 +1,41 @@
-//! Our block in a file that belongs to somebody else: found by its markers, put at the top, taken out again
-//! without touching any other byte (KP-5.5 and KP-6.12).
+//! The agent's block in a file that it does not own. The agent finds the block by its markers, puts it at the top,
+//! and removes it without a change to any other byte (KP-5.5 and KP-6.12).
 
 use serde::{Deserialize, Serialize};
 
 use super::types::KeyName;
 
-/// How our blocks begin; a name may follow, and an explanation.
+/// The start of a begin marker. A name and an explanation may follow.
 pub const BEGIN_MARKER: &str = "# BEGIN keypair-agent";
-/// How our blocks end.
+/// The start of an end marker.
 pub const END_MARKER: &str = "# END keypair-agent";
 
 /// The UTF-8 byte order mark that some editors leave at the top of a file.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Bytes of ours, and where they stood in the file before an edit.
+/// Bytes of the agent's and their position in the file before an edit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
-    /// Offset in the file as it was.
+    /// The offset in the file before the edit.
     pub offset: usize,
     /// The bytes.
     #[serde(with = "base64_bytes")]
     pub bytes: Vec<u8>,
 }
 
-/// An edit of a foreign file: our segments go, our block is put at the top. It has an inverse.
+/// An edit of a file that the agent does not own: it removes the agent's segments and puts the agent's block at the
+/// top. The edit has an inverse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockEdit {
-    /// What is taken out, in the order of its offsets.
+    /// The removed segments, in the order of their offsets.
     pub removed: Vec<Segment>,
-    /// What is put at the top: whole lines, or nothing.
+    /// The bytes inserted at the top: whole lines, or nothing.
     #[serde(with = "base64_bytes")]
     pub inserted: Vec<u8>,
 }
 
 impl BlockEdit {
-    /// The file after the edit.
+    /// Returns the file after the edit.
     pub fn apply(&self, content: &[u8]) -> Vec<u8> {
         let mut edited = Vec::with_capacity(self.inserted.len() + content.len());
         edited.extend_from_slice(&self.inserted);
@@ -47,7 +48,8 @@ impl BlockEdit {
         edited
     }
 
-    /// The file before the edit, from what [`Self::apply`] made of it; `None` where it made something else.
+    /// Returns the file before the edit, from the output of [`Self::apply`]. `None` if `edited` is not such an
+    /// output.
     pub fn revert(&self, edited: &[u8]) -> Option<Vec<u8>> {
         let mut rest = edited.strip_prefix(self.inserted.as_slice())?;
         let mut content = Vec::with_capacity(rest.len());
@@ -61,10 +63,10 @@ impl BlockEdit {
         Some(content)
     }
 
-    /// The inverse for a file that somebody edited since: `found` is what is ours in it now. `Some` where that
-    /// is just what this edit put there: it goes, and what the edit had taken out stands at the top again.
-    /// `None` where it is something else, and is to be left alone. `is_same` says whether two forms of what is ours mean
-    /// the same.
+    /// The inverse for a file that changed after the edit. `found` are the agent's segments in the present file.
+    /// `Some` if they are exactly what this edit inserted: the inverse removes them and puts the segments that the
+    /// edit removed at the top again. `None` if they are something else, which the agent must leave alone. `is_same`
+    /// says whether two forms of the agent's lines mean the same.
     pub fn revert_edited(
         &self,
         now: &[u8],
@@ -80,16 +82,16 @@ impl BlockEdit {
     }
 }
 
-/// A line that marks the beginning or the end of a block of ours.
+/// A line that marks the beginning or the end of the agent's block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Marker {
-    /// `# BEGIN keypair-agent …`, and the key pair's name where it has one.
+    /// `# BEGIN keypair-agent …`, and the key pair's name if the line has one.
     Begin(Option<KeyName>),
     /// `# END keypair-agent …`.
     End,
 }
 
-/// What a line is, if it is a marker of ours.
+/// Parses a line as a marker of the agent's, if it is one.
 pub fn parse_marker(line: &[u8]) -> Option<Marker> {
     let text = std::str::from_utf8(line).ok()?.trim();
     let rest_of =
@@ -100,12 +102,12 @@ pub fn parse_marker(line: &[u8]) -> Option<Marker> {
     rest_of(END_MARKER).map(|_| Marker::End)
 }
 
-/// A line of a file: where it begins (behind a byte order mark) and its bytes, the newline among them.
+/// A line of a file: its start (behind a byte order mark) and its bytes, including the newline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileLine<'a> {
-    /// Offset of its first byte.
+    /// The offset of the line's first byte.
     pub offset: usize,
-    /// Its bytes.
+    /// The line's bytes.
     pub bytes: &'a [u8],
 }
 
@@ -119,12 +121,12 @@ pub fn split_lines(content: &[u8]) -> impl Iterator<Item = FileLine<'_>> {
     })
 }
 
-/// Where the first line begins.
+/// The offset of the first line.
 fn first_line_offset(content: &[u8]) -> usize {
     if content.starts_with(BOM) { BOM.len() } else { 0 }
 }
 
-/// Whether the first line stands behind a byte order mark.
+/// Whether the first line follows a byte order mark.
 pub fn has_bom(content: &[u8]) -> bool {
     content.starts_with(BOM)
 }
@@ -136,10 +138,12 @@ struct MarkerLine {
     begins: bool,
 }
 
-/// All that is ours in `content`: the markers, the lines between a pair of them that `is_ours` knows, and the
-/// unbroken run of such lines beside a marker that has lost its other half. Lines of others are never in it.
+/// All segments of the agent's in `content`. These are the markers, the lines between a pair of markers that
+/// `is_ours` recognises, and the unbroken run of such lines beside a marker without its counterpart. They never
+/// include lines of others.
 ///
-/// The file may have millions of lines: nothing is kept but of the markers, and each line is looked at a few times.
+/// The file may have millions of lines. So the function stores only the markers and examines each line only a few
+/// times.
 pub fn find_block_segments(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
     let markers: Vec<MarkerLine> = split_lines(content)
         .filter_map(|line| {
@@ -187,7 +191,7 @@ pub fn find_block_segments(content: &[u8], mut is_ours: impl FnMut(&[u8]) -> boo
     found.segments
 }
 
-/// The lines that `is_picked` picks, those beside each other as one segment.
+/// The lines that `is_picked` selects. Adjacent lines form one segment.
 pub fn select_lines(content: &[u8], mut is_picked: impl FnMut(&[u8]) -> bool) -> Vec<Segment> {
     let mut found = SegmentCollector { content, segments: Vec::new() };
     for line in split_lines(content).filter(|line| is_picked(line.bytes)) {
@@ -196,7 +200,7 @@ pub fn select_lines(content: &[u8], mut is_picked: impl FnMut(&[u8]) -> bool) ->
     found.segments
 }
 
-/// The lines of a part of the file, which begins and ends with whole ones, the last one first.
+/// The lines of a part of the file, the last one first. The part begins and ends with whole lines.
 fn lines_reversed(content: &[u8], from: usize, mut to: usize) -> impl Iterator<Item = FileLine<'_>> {
     std::iter::from_fn(move || {
         let part = content.get(from..to).filter(|part| !part.is_empty())?;
@@ -208,19 +212,19 @@ fn lines_reversed(content: &[u8], from: usize, mut to: usize) -> impl Iterator<I
     })
 }
 
-/// What is ours, in the order of its offsets.
+/// Collects the agent's segments in the order of their offsets.
 struct SegmentCollector<'c> {
     content: &'c [u8],
     segments: Vec<Segment>,
 }
 
 impl SegmentCollector<'_> {
-    /// Where the last of it ends.
+    /// The end of the last segment.
     fn end_offset(&self) -> usize {
         self.segments.last().map_or(0, |last| last.offset + last.bytes.len())
     }
 
-    /// What follows the last of it directly is one with it.
+    /// Adds a range. A range directly behind the last segment becomes part of it.
     fn push_range(&mut self, from: usize, to: usize) {
         let bytes = self.content.get(from..to).unwrap_or_default();
         let is_next = self.end_offset() == from;
@@ -231,23 +235,24 @@ impl SegmentCollector<'_> {
     }
 }
 
-/// The bytes of these segments, one after the other.
+/// The bytes of these segments, concatenated.
 pub fn join_segments(segments: &[Segment]) -> Vec<u8> {
     segments.iter().flat_map(|segment| segment.bytes.iter().copied()).collect()
 }
 
-/// A file without these segments of it.
+/// Returns the file without these segments.
 pub fn remove_segments(content: &[u8], segments: Vec<Segment>) -> Vec<u8> {
     BlockEdit { removed: segments, inserted: Vec::new() }.apply(content)
 }
 
-/// Whole lines ahead of a file's rest: what had no newline was the last line, and is not any more.
+/// Puts whole lines in front of the rest of a file. A line without a newline was the last one before, and gets a
+/// newline if it no longer is.
 pub fn prepend_lines(lines: &[u8], rest: &[u8]) -> Vec<u8> {
     let ends = lines.last().is_none_or(|last| *last == b'\n') || rest.is_empty();
     [lines, if ends { b"" } else { b"\n" }, rest].concat()
 }
 
-/// Bytes as base64 text, since a marker line that somebody edited may hold any byte.
+/// Bytes as base64 text, because a marker line that a user edited may contain any byte.
 pub mod base64_bytes {
     use base64ct::{Base64, Encoding};
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -260,10 +265,10 @@ pub mod base64_bytes {
         serializer.serialize_str(&Base64::encode_string(bytes))
     }
 
-    /// Reads them.
+    /// Reads the bytes.
     ///
     /// # Errors
-    /// Where the text is not base64.
+    /// If the text is not base64.
     pub fn deserialize<'de, D: Deserializer<'de>, B: From<Vec<u8>>>(deserializer: D) -> Result<B, D::Error> {
         let text = String::deserialize(deserializer)?;
         Base64::decode_vec(&text).map(B::from).map_err(|_| D::Error::custom("not base64"))
@@ -322,7 +327,7 @@ mod tests {
         let now = format!("new\n{B}ours\n{E}old\n");
         let found = find_block_segments(now.as_bytes(), is_managed_line);
         assert_eq!(edit.revert_edited(now.as_bytes(), found, is_equal).unwrap(), b"new\nold\n");
-        // What was the last line, without a newline, is not any more.
+        // The line without a newline was the last one and no longer is.
         let without_newline = format!("{B}ours\n{}", E.trim_end());
         let content = without_newline.as_bytes();
         let removal =
@@ -362,7 +367,7 @@ mod tests {
         fn removal_leaves_no_marker(content in any_file_content()) {
             let edit = BlockEdit { removed: find_block_segments(&content, is_managed_line), inserted: Vec::new() };
             let left = edit.apply(&content);
-            // A line behind a byte order mark in mid-file was none of ours; at the top it may look so.
+            // A line behind a byte order mark in mid-file was not the agent's. At the top it may look like it.
             let mut inner = split_lines(&left).filter(|line| line.offset != BOM.len());
             prop_assert!(inner.all(|line| parse_marker(line.bytes).is_none()));
         }

@@ -1,4 +1,4 @@
-//! A command as the channel or the console hands it over (KP-3.20).
+//! A command as the channel or the console delivers it (KP-3.20).
 
 mod read;
 
@@ -15,23 +15,23 @@ use super::types::{CommandId, KeyName, PasswordAuth, Sequence};
 
 pub use read::parse_command;
 
-/// Where a command came from; the console may leave out what the channel must say (KP-8.2).
+/// The origin of a command. The console may omit fields that the channel must send (KP-8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// The metadata channel: `sequence` and `instanceId` are required, the result is delivered.
+    /// The metadata channel: `sequence` and `instanceId` are required, and the agent delivers the result.
     Channel,
-    /// `apply`, `plan` and the words at the console.
+    /// The console: `apply`, `plan` and the short commands.
     Console,
 }
 
-/// The three actions, as the wire names them.
+/// The three actions, with their names on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ActionName {
     /// Bind a key pair.
     Attach,
-    /// Unbind it.
+    /// Unbind a key pair.
     Detach,
     /// Turn password login on or off.
     SetPasswordAuth,
@@ -43,42 +43,42 @@ impl fmt::Display for ActionName {
     }
 }
 
-/// A key pair: the name and the key. Two are the same when both are (KP-4.8).
+/// A key pair: the name and the key. Two key pairs are equal if both are equal (KP-4.8).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyPair {
-    /// Its name on the platform.
+    /// The key pair's name on the platform.
     pub key_name: KeyName,
-    /// Its public half.
+    /// The public key.
     pub public_key: PublicKey,
 }
 
-/// What is to be done.
+/// What the command requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Bind `key_pair`, then set password login.
     Attach {
-        /// What to bind.
+        /// The key pair to bind.
         key_pair: KeyPair,
         /// Whether password login is allowed afterwards.
         password_auth: PasswordAuth,
-        /// Whether a bound key pair is replaced in the same step.
+        /// Whether the command also replaces a key pair that is already bound.
         replace: bool,
     },
     /// Unbind the key pair of this name.
     Detach {
-        /// Its name; `None`, whichever is bound, is said at the console alone.
+        /// The key pair's name. `None` means whichever is bound; only the console can omit the name.
         key_name: Option<KeyName>,
     },
-    /// Set password login alone.
+    /// Set only password login.
     SetPasswordAuth {
-        /// Whether it is allowed afterwards.
+        /// Whether password login is allowed afterwards.
         password_auth: PasswordAuth,
     },
 }
 
 impl Action {
-    /// Its name on the wire.
+    /// The action's name on the wire.
     pub fn name(&self) -> ActionName {
         match self {
             Self::Attach { .. } => ActionName::Attach,
@@ -87,7 +87,7 @@ impl Action {
         }
     }
 
-    /// The command's own key name.
+    /// The key name in the command.
     pub fn key_name(&self) -> Option<&KeyName> {
         match self {
             Self::Attach { key_pair, .. } => Some(&key_pair.key_name),
@@ -96,7 +96,7 @@ impl Action {
         }
     }
 
-    /// The command's own key.
+    /// The key in the command.
     pub fn public_key(&self) -> Option<&PublicKey> {
         match self {
             Self::Attach { key_pair, .. } => Some(&key_pair.public_key),
@@ -104,7 +104,7 @@ impl Action {
         }
     }
 
-    /// The command's own setting.
+    /// The password setting in the command.
     pub fn password_auth(&self) -> Option<PasswordAuth> {
         match self {
             Self::Attach { password_auth, .. } | Self::SetPasswordAuth { password_auth } => {
@@ -115,18 +115,19 @@ impl Action {
     }
 }
 
-/// A valid command. It serializes to the wire's form.
+/// A valid command. It serializes to the wire format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// What identifies it.
+    /// The command's id.
     pub id: CommandId,
-    /// Its place in the order; only the console may leave it out.
+    /// The command's place in the order. Only the console may omit it.
     pub sequence: Option<Sequence>,
-    /// Whom it is for; only the console may leave it out. Compared, never trusted.
+    /// The instance to which the command is addressed. Only the console may omit it. The agent compares it and never
+    /// trusts it.
     pub instance_id: Option<String>,
-    /// What is to be done.
+    /// The requested action.
     pub action: Action,
-    /// When it is no longer to be obeyed.
+    /// The time at which the command expires.
     pub expires_at: Option<OffsetDateTime>,
 }
 
@@ -163,7 +164,7 @@ impl Serialize for Command {
     }
 }
 
-/// A command that cannot be answered, since it has no usable `commandId`.
+/// A command that the agent cannot answer because it has no usable `commandId`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unanswerable(pub String);
 
@@ -175,22 +176,22 @@ impl fmt::Display for Unanswerable {
 
 impl std::error::Error for Unanswerable {}
 
-/// What could be told of a command, valid or not: enough to answer it.
+/// The fields that the agent could read of a command, valid or not. They are enough to answer it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceivedCommand {
-    /// What identifies it.
+    /// The command's id.
     pub id: CommandId,
-    /// Its action, where it names one.
+    /// The command's action, if it names one.
     pub action: Option<ActionName>,
-    /// The instance it names.
+    /// The instance that the command names.
     pub instance_id: Option<String>,
-    /// Its key name, where that is valid.
+    /// The command's key name, if it is valid.
     pub key_name: Option<KeyName>,
-    /// Its setting, where that is valid.
+    /// The command's password setting, if it is valid.
     pub password_auth: Option<PasswordAuth>,
-    /// The envelope it came in, where it did.
+    /// The envelope that contained the command, if there was one.
     pub envelope: Option<Envelope>,
-    /// The command itself, or why it is none.
+    /// The command itself, or why it is not valid.
     pub command: Result<Command, Refusal>,
 }
 

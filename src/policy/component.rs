@@ -1,4 +1,4 @@
-//! The gate: the platform component's version, read from `componentInfo.cfg` (KP-2.2 to KP-2.4).
+//! The version check of the platform's component, which reads `componentInfo.cfg` (KP-2.2 to KP-2.4).
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use super::outcome::{Reason, Refusal};
 /// The oldest component that supports binding a key pair.
 pub const MIN_COMPONENT_VERSION: Version = Version::new(3, 0, 1042);
 
-/// The most of `componentInfo.cfg` that is read: 64 KiB.
+/// The maximum number of bytes that the agent reads of `componentInfo.cfg`: 64 KiB.
 pub const MAX_COMPONENT_INFO_BYTES: usize = 64 * 1024;
 
-/// A component's version: as its file states it, and as it compares.
+/// A component's version: the text in its file, and the form for comparisons.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComponentVersion {
     text: String,
@@ -26,10 +26,10 @@ impl fmt::Display for ComponentVersion {
 }
 
 impl ComponentVersion {
-    /// Reads the file's content: a JSON object with `version`; `version = …` lines; a bare version line.
+    /// Parses the file's content: a JSON object with `version`, `version = …` lines, or a bare version line.
     ///
     /// # Errors
-    /// The cause, in words that follow "the component's version is unreadable:".
+    /// The cause, worded to follow "the component's version is unreadable:".
     pub fn parse(content: &[u8]) -> Result<Self, String> {
         if content.len() > MAX_COMPONENT_INFO_BYTES {
             return Err("the file is larger than 64 KiB".into());
@@ -46,7 +46,7 @@ impl ComponentVersion {
         Ok(Self { text: stated, version })
     }
 
-    /// Whether this component is new enough. The hash takes no part in it.
+    /// Checks whether this component is new enough. The hash does not count.
     ///
     /// # Errors
     /// `COMPONENT_TOO_OLD`, with both versions and the remedy.

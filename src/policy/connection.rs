@@ -1,12 +1,12 @@
-//! For whom sshd is asked (KP-6.6): the target user, each listening port, a neutral IPv4 and
-//! IPv6 address that no rule names.
+//! The connections for which the agent queries sshd (KP-6.6): the target user at each listening port, from one IPv4
+//! and one IPv6 address that no rule names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::effective::EffectiveConfig;
 use super::observation::Connection;
 
-/// Addresses of nobody, the preferred one first: documentation (RFC 5737), benchmarking (RFC 2544), reserved.
+/// Addresses that no host uses, the preferred one first: documentation (RFC 5737), benchmarking (RFC 2544), reserved.
 const NEUTRAL_ADDRESSES_V4: [Ipv4Addr; 8] = [
     Ipv4Addr::new(192, 0, 2, 1),
     Ipv4Addr::new(198, 51, 100, 1),
@@ -26,12 +26,12 @@ const NEUTRAL_ADDRESSES_V6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1),
 ];
 
-/// What stands for the listener's own address where it listens on all.
+/// The listener's address in a query if sshd listens on all addresses.
 const WILDCARD_STAND_IN_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const WILDCARD_STAND_IN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
-/// Where sshd listens, as `sshd -T` says it, in its order: the `listenaddress` lines. A zone (`%eth0`) and a
-/// routing domain are left out.
+/// The addresses on which sshd listens, from the `listenaddress` lines of `sshd -T`, in its order. The function drops
+/// a zone (`%eth0`) and a routing domain.
 pub fn listen_addresses(effective: &EffectiveConfig) -> Vec<SocketAddr> {
     let parse = |line: &String| {
         let (host, port) = line.split_ascii_whitespace().next()?.rsplit_once(':')?;
@@ -42,8 +42,8 @@ pub fn listen_addresses(effective: &EffectiveConfig) -> Vec<SocketAddr> {
     effective.values("listenaddress").iter().filter_map(parse).collect()
 }
 
-/// Whether sshd listens for such a connection: on its port, and for its address family (`AddressFamily`, `ListenAddress`).
-/// Where it names no address it listens for both.
+/// Whether sshd listens for such a connection: on its port and for its address family (`AddressFamily`,
+/// `ListenAddress`). If sshd names no address, it listens for both families.
 pub fn listens_for(effective: &EffectiveConfig, connection: &Connection) -> bool {
     let addresses = listen_addresses(effective);
     let is_its_own =
@@ -51,7 +51,7 @@ pub fn listens_for(effective: &EffectiveConfig, connection: &Connection) -> bool
     addresses.is_empty() || addresses.iter().any(is_its_own)
 }
 
-/// The ports sshd listens on, those of `Port` first: an address may carry another port of its own.
+/// The ports on which sshd listens, those of `Port` first. An address may have a port of its own.
 pub fn listening_ports(effective: &EffectiveConfig) -> Vec<u16> {
     let addresses = listen_addresses(effective);
     let listens =
@@ -66,7 +66,7 @@ pub fn listening_ports(effective: &EffectiveConfig) -> Vec<u16> {
     ports
 }
 
-/// A connection to ask by before it is known where sshd listens.
+/// A connection for queries before the agent knows where sshd listens.
 pub fn default_neutral_connection(user: &str) -> Connection {
     let addr = IpAddr::V4(NEUTRAL_ADDRESSES_V4[0]);
     Connection {
@@ -78,8 +78,8 @@ pub fn default_neutral_connection(user: &str) -> Connection {
     }
 }
 
-/// The connections that must all say what was asked; the first port's IPv4 one is the first. `hosts` are the
-/// host patterns that rules name.
+/// The connections that must all have the requested setting. The one at the first port over IPv4 comes first. `hosts`
+/// are the host patterns that rules name.
 pub fn list_neutral_connections(
     user: &str,
     effective: &EffectiveConfig,
@@ -107,8 +107,8 @@ pub fn list_neutral_connections(
         .collect()
 }
 
-/// From loopback, where sshd listens there: the address to connect to and the connection it is, for IPv4 ahead of
-/// IPv6, each on the first port that has it.
+/// Connections from loopback, if sshd listens there. Each has the address to connect to and the connection's
+/// parameters, IPv4 before IPv6, on the first port that listens there.
 pub fn list_loopback_connections(user: &str, effective: &EffectiveConfig) -> Vec<(SocketAddr, Connection)> {
     let listen = listen_addresses(effective);
     let ports = listening_ports(effective);
@@ -119,7 +119,7 @@ pub fn list_loopback_connections(user: &str, effective: &EffectiveConfig) -> Vec
             own.port() == port && is_there
         };
         let port = ports.iter().copied().find(|port| listen.iter().any(|own| reaches(own, *port)))?;
-        // sshd looks the name up where UseDNS is on.
+        // sshd looks up the client's host name if UseDNS is on.
         let host = if effective.is_yes("usedns") { "localhost".to_owned() } else { loopback.to_string() };
         let connection =
             Connection { user: user.to_owned(), host, addr: loopback, laddr: loopback, lport: port };
@@ -128,13 +128,14 @@ pub fn list_loopback_connections(user: &str, effective: &EffectiveConfig) -> Vec
     [of(Ipv4Addr::LOCALHOST.into()), of(Ipv6Addr::LOCALHOST.into())].into_iter().flatten().collect()
 }
 
-/// The first of `candidates` that no pattern names; the first of all where each is named.
+/// The first of `candidates` that no pattern names. If patterns name all of them, the first one.
 fn pick_neutral_address<const N: usize>(candidates: &[IpAddr; N], hosts: &[String]) -> IpAddr {
     let free = |addr: &&IpAddr| !hosts.iter().any(|pattern| pattern_names_address(pattern, **addr));
     candidates.iter().find(free).copied().unwrap_or(candidates[0])
 }
 
-/// Whether a pattern means this address among others but not all: itself, a network, a text with wildcards.
+/// Whether a pattern matches this address and some others, but not all: the address itself, a network, a text with
+/// wildcards.
 fn pattern_names_address(pattern: &str, addr: IpAddr) -> bool {
     let pattern = pattern.strip_prefix('!').unwrap_or(pattern);
     if let Ok(literal) = pattern.parse::<IpAddr>() {
@@ -155,7 +156,7 @@ fn pattern_names_address(pattern: &str, addr: IpAddr) -> bool {
     has_literal && matches_ssh_pattern(pattern.as_bytes(), addr.to_string().as_bytes())
 }
 
-/// ssh_config(5)'s patterns: `*` is any text, `?` one character.
+/// Matches a pattern of ssh_config(5): `*` is any text, `?` is one character.
 fn matches_ssh_pattern(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
@@ -204,7 +205,7 @@ mod tests {
                 "2001:db8::1 fe80::1 2200",
             ]
         );
-        // `Port` keeps its default where every ListenAddress has a port of its own.
+        // `Port` keeps its default if every ListenAddress has a port of its own.
         let own = "port 22\nlistenaddress 127.0.0.1:2299\n";
         assert_eq!(
             connection_summaries(own, &[]),

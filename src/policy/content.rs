@@ -1,4 +1,4 @@
-//! A file's bytes, shared by all who look at them: a key file may have 16 MiB, and the agent a small part of the memory.
+//! A file's bytes, shared by all its readers. A key file may have 16 MiB, and the agent may use only little memory.
 
 use std::fmt;
 use std::ops::Deref;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub struct SharedBytes(Arc<Vec<u8>>);
 
 impl SharedBytes {
-    /// The bytes themselves, without a copy where nobody else has them.
+    /// The bytes themselves, without a copy if there is no other owner.
     pub fn into_vec(self) -> Vec<u8> {
         Arc::try_unwrap(self.0).unwrap_or_else(|shared| shared.to_vec())
     }
@@ -36,7 +36,7 @@ impl AsRef<[u8]> for SharedBytes {
 }
 
 impl fmt::Debug for SharedBytes {
-    /// Its size alone: key text never reaches a log.
+    /// Prints only the size: key text must never reach a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Content({} bytes)", self.len())
     }

@@ -194,8 +194,8 @@ pub enum Inverse {
     Unchanged,
     /// Replace the file's content with these bytes.
     Replace(Vec<u8>),
-    /// Remove the file, and the directory that was created for it: the edit created it and no other program changed
-    /// it.
+    /// Remove the file and the directory that was created for it: the edit created the file, and it is unchanged
+    /// since.
     Remove,
     /// Leave the file alone: the agent's block or drop-in matches neither the state before nor the state after the
     /// edit, so a user or program changed it.

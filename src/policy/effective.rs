@@ -1,18 +1,18 @@
-//! What `sshd -T` said: keywords, each with its arguments, as sshd_config(5) names them. Releases differ in the case of
-//! the letters, so keywords and words such as `yes` are compared without regard to it.
+//! The output of `sshd -T`: keywords with their arguments, as sshd_config(5) names them. Releases differ in upper and
+//! lower case, so comparisons of keywords and of words such as `yes` ignore case.
 
 use std::collections::BTreeMap;
 
 use super::outcome::EffectiveReport;
 
-/// A parsed answer of `sshd -T`.
+/// A parsed output of `sshd -T`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EffectiveConfig {
     lines: BTreeMap<String, Vec<String>>,
 }
 
 impl EffectiveConfig {
-    /// Parses the output of `sshd -T`: one `keyword arguments` a line; a keyword may stand in several.
+    /// Parses the output of `sshd -T`: one `keyword arguments` per line. A keyword may appear in several lines.
     pub fn parse(output: &str) -> Self {
         let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in output.lines() {
@@ -24,23 +24,23 @@ impl EffectiveConfig {
         Self { lines }
     }
 
-    /// The arguments of the first line with this keyword (lower case); `""` where there is none.
+    /// The arguments of the first line with this keyword (lower case). `""` if there is no such line.
     pub fn value(&self, keyword: &str) -> &str {
         self.lines.get(keyword).and_then(|values| values.first()).map_or("", |value| value.trim())
     }
 
-    /// Every line with this keyword, exactly as it was printed: AllowUsers, AllowGroups and their like have one pattern a
-    /// line, without quotes, and a blank in it is part of it.
+    /// Every line with this keyword, exactly as sshd printed it. AllowUsers, AllowGroups and similar keywords have
+    /// one pattern per line, without quotes, and a blank in the line is part of the pattern.
     pub fn values(&self, keyword: &str) -> &[String] {
         self.lines.get(keyword).map_or(&[], Vec::as_slice)
     }
 
-    /// The words of all lines with this keyword, for values that hold no blanks.
+    /// The words of all lines with this keyword, for values that contain no blanks.
     pub fn words(&self, keyword: &str) -> Vec<&str> {
         self.values(keyword).iter().flat_map(|line| line.split_ascii_whitespace()).collect()
     }
 
-    /// Whether every line but those with these keywords (lower case) is the same.
+    /// Whether every line is the same, except for lines with these keywords (lower case).
     pub fn is_equal_except(&self, other: &Self, keywords: &[&str]) -> bool {
         let counts = |(keyword, _): &(&String, &Vec<String>)| !keywords.contains(&keyword.as_str());
         self.lines.iter().filter(counts).eq(other.lines.iter().filter(counts))
@@ -61,7 +61,7 @@ impl EffectiveConfig {
         self.value(keyword).eq_ignore_ascii_case("no")
     }
 
-    /// The same with another value of one keyword (lower case).
+    /// Returns the same settings with another value of one keyword (lower case).
     #[must_use]
     pub fn with_value(&self, keyword: &str, value: &str) -> Self {
         let mut changed = self.clone();
@@ -74,8 +74,8 @@ impl EffectiveConfig {
         self.is_yes("passwordauthentication")
     }
 
-    /// Keyboard-interactive, under either of its names: before OpenSSH 8.7 they were two options, and
-    /// either turned the method on.
+    /// Keyboard-interactive, under either of its names. Before OpenSSH 8.7 there were two options, and either of them
+    /// turned the method on.
     pub fn kbd_interactive_authentication(&self) -> bool {
         self.is_yes("kbdinteractiveauthentication") || self.is_yes("challengeresponseauthentication")
     }
@@ -85,7 +85,7 @@ impl EffectiveConfig {
         self.has_keyword("challengeresponseauthentication")
     }
 
-    /// The lists of `AuthenticationMethods`, each of its methods; empty where any single method will do.
+    /// The lists of `AuthenticationMethods`, each with its methods. Empty if any single method is enough.
     pub fn authentication_methods(&self) -> Vec<Vec<&str>> {
         let lists: Vec<Vec<&str>> =
             self.words("authenticationmethods").into_iter().map(|list| list.split(',').collect()).collect();
@@ -93,13 +93,13 @@ impl EffectiveConfig {
         if lists.iter().any(is_any) { Vec::new() } else { lists }
     }
 
-    /// Whether `method` once, alone, lets a user in as far as AuthenticationMethods goes.
+    /// Whether one login with only `method` is enough for AuthenticationMethods.
     pub fn method_suffices(&self, method: &str) -> bool {
         let lists = self.authentication_methods();
         lists.is_empty() || lists.iter().any(|list| list.as_slice() == [method])
     }
 
-    /// Which of the methods that are spoken of here sshd offers at first: those that are on and with which a list of
+    /// The methods of [`AuthMethod`] that sshd offers at first: those that are on and with which a list of
     /// AuthenticationMethods begins.
     pub fn offered_methods(&self) -> Vec<AuthMethod> {
         let lists = self.authentication_methods();
@@ -114,12 +114,12 @@ impl EffectiveConfig {
         AuthMethod::ALL.into_iter().filter(|method| is_on(method) && begins(*method)).collect()
     }
 
-    /// `Port`, each of them.
+    /// The values of `Port`.
     pub fn ports(&self) -> Vec<u16> {
         self.words("port").into_iter().filter_map(|port| port.parse().ok()).collect()
     }
 
-    /// What the result reports.
+    /// The settings that the result reports.
     pub fn to_report(&self) -> EffectiveReport {
         EffectiveReport {
             password_authentication: self.password_authentication(),
@@ -141,10 +141,10 @@ pub enum AuthMethod {
 }
 
 impl AuthMethod {
-    /// Those that are spoken of here; sshd may offer others besides.
+    /// The methods that the agent knows. sshd may offer others too.
     pub const ALL: [Self; 3] = [Self::PublicKey, Self::Password, Self::KeyboardInteractive];
 
-    /// Its name on the wire.
+    /// The method's name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PublicKey => "publickey",

@@ -1,19 +1,19 @@
-//! Text that is not the agent's own in a message (KP-3.33): configuration lines, command lines, names, paths, what
-//! other programs print. It is escaped, and cut where it enters.
+//! Text in a message that the agent did not write itself (KP-3.33): configuration lines, command lines, names, paths,
+//! output of other programs. The agent escapes it, and truncates it when it enters a message.
 
 use std::path::Path;
 
-/// The most characters of one foreign text in a message.
+/// The maximum number of characters of one foreign text in a message.
 pub const MAX_FOREIGN_CHARS: usize = 200;
 
-/// The most characters of a message, however many foreign texts are in it.
+/// The maximum number of characters of a message, with any number of foreign texts in it.
 pub const MAX_MESSAGE_CHARS: usize = 2000;
 
-/// What stands where something was cut off.
+/// Marks the place at which text was cut off.
 const ELLIPSIS: char = '…';
 
-/// A text on one line: control characters, which would end a line of a log or paint a terminal, are escaped, and those
-/// that turn the direction of a line.
+/// Turns a text into one line. It escapes control characters, which could end a line of a log or change a terminal,
+/// and characters that change the direction of a line.
 pub fn escape_unprintable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
@@ -22,18 +22,18 @@ pub fn escape_unprintable(text: &str) -> String {
     line
 }
 
-/// A foreign text as a message shows it: on one line, of [`MAX_FOREIGN_CHARS`] characters at most.
+/// A foreign text for a message: on one line, with at most [`MAX_FOREIGN_CHARS`] characters.
 pub fn sanitize_text(text: &str) -> String {
     truncate_escaped(text, MAX_FOREIGN_CHARS)
 }
 
-/// A foreign path, likewise. Bytes that are not UTF-8 show as U+FFFD.
+/// A foreign path for a message, in the same form. Bytes that are not UTF-8 appear as U+FFFD.
 pub fn sanitize_path(path: &Path) -> String {
     sanitize_text(&path.to_string_lossy())
 }
 
-/// A whole message: on one line, of [`MAX_MESSAGE_CHARS`] characters at most. No word of ours is as long as a foreign text may be, so a
-/// longer one (a path, a name) is cut as such a text.
+/// A whole message: on one line, with at most [`MAX_MESSAGE_CHARS`] characters. No word of the agent's is as long as
+/// a foreign text may be. So the function truncates a longer word (a path, a name) like a foreign text.
 pub fn sanitize_message(text: &str) -> String {
     let text = escape_unprintable(text);
     let mut shown = String::with_capacity(text.len());
@@ -50,7 +50,7 @@ pub fn sanitize_message(text: &str) -> String {
     truncate_chars(&shown, MAX_MESSAGE_CHARS)
 }
 
-/// The text, or its beginning and a sign that there was more.
+/// The text, or its beginning with a mark that text is missing.
 pub fn truncate_chars(text: &str, most: usize) -> String {
     match text.chars().nth(most) {
         None => text.to_owned(),
@@ -58,11 +58,11 @@ pub fn truncate_chars(text: &str, most: usize) -> String {
     }
 }
 
-/// Escapes no more than is shown, and cuts no escape in two.
+/// Escapes only the text that is shown, and never cuts an escape in two.
 fn truncate_escaped(text: &str, most: usize) -> String {
     let mut shown = String::new();
     let mut length = 0;
-    // Where to end so that the sign has room.
+    // The end that leaves space for the mark.
     let mut end = 0;
     for character in text.chars() {
         let from = shown.len();
@@ -81,7 +81,8 @@ fn truncate_escaped(text: &str, most: usize) -> String {
 }
 
 fn push_escaped(line: &mut String, character: char) {
-    // Line and paragraph separators, and what turns or hides the direction: they show another text than there is.
+    // Line and paragraph separators, and characters that change or hide the direction: they make the text look
+    // different.
     let misleads =
         matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     if character.is_control() || misleads {
@@ -104,7 +105,7 @@ mod tests {
             ("x".repeat(200), "x".repeat(200)),
             ("x".repeat(201), format!("{}…", "x".repeat(199))),
             ("ü".repeat(1 << 20), format!("{}…", "ü".repeat(199))),
-            // An escape is five characters here: none is cut in two.
+            // An escape has five characters here. None is cut in two.
             ("\u{1}".repeat(41), format!("{}…", "\\u{1}".repeat(39))),
         ] {
             let shown = sanitize_text(&text);

@@ -1,12 +1,12 @@
-//! Who holds a lock, and whose process that is: proc_locks(5) and proc_pid_status(5) as text.
+//! The processes that hold a lock, and their owners: proc_locks(5) and proc_pid_status(5) as text.
 
-/// The processes that hold a lock of flock(2) on this file, those alone that this /proc knows. Some filesystems name
-/// another device there than stat(2) does: where none is of the device, those count that have the inode.
+/// The processes that hold a flock(2) lock on this file, limited to those in this /proc. On some filesystems /proc
+/// names another device than stat(2) does. If no lock has this device, the locks with this inode count.
 pub fn find_flock_holders(locks: &str, major: u32, minor: u32, inode: u64) -> Vec<i32> {
     let device = format!("{major:02x}:{minor:02x}");
     let (mut exact, mut by_inode) = (Vec::new(), Vec::new());
     for line in locks.lines() {
-        // `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`; a waiting one has `->` behind its number.
+        // Format: `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`. A waiting lock has `->` after its number.
         let mut words = line.split_whitespace().skip(1);
         if words.next() != Some("FLOCK") {
             continue;
@@ -23,9 +23,10 @@ pub fn find_flock_holders(locks: &str, major: u32, minor: u32, inode: u64) -> Ve
     if exact.is_empty() { by_inode } else { exact }
 }
 
-/// Whether a process has these user and group ids alone: real, effective and saved. A set-user-id program keeps the real
-/// ids of who started it, and runs in whatever name he gave it; one that makes itself root altogether before it asks for
-/// a password (sudo) keeps that of his group. `None` where `status` does not say.
+/// Whether a process has only these user and group ids: real, effective and saved. A set-user-id program keeps the
+/// real ids of the user who started it, and runs under any name that this user gave it. A program such as sudo makes
+/// itself root completely before it asks for a password, but keeps the user's group id. `None` if `status` does not
+/// contain the ids.
 pub fn has_ids(status: &str, user: u32, group: u32) -> Option<bool> {
     let are = |name: &str, own: u32| {
         let ids = find_status_field(status, name)?.split_ascii_whitespace().take(3);
@@ -34,7 +35,7 @@ pub fn has_ids(status: &str, user: u32, group: u32) -> Option<bool> {
     Some(are("Uid:", user)? && are("Gid:", group)?)
 }
 
-/// What stands behind a name in /proc/PID/status.
+/// The text after a field name in /proc/PID/status.
 pub fn find_status_field<'s>(status: &'s str, name: &str) -> Option<&'s str> {
     status.lines().find_map(|line| line.strip_prefix(name))
 }

@@ -1,49 +1,49 @@
-//! What would go wrong in a clone of this guest, beyond what is ours (KP-8.7): judged from what was
-//! seen of it, for an image builder to read.
+//! The problems that a clone of this guest would have, apart from the agent's own files (KP-8.7). The judgement uses
+//! only observed facts and is for a person who builds an image.
 
 use std::path::{Path, PathBuf};
 
 use super::sshd_config::{DROP_IN_NAME, Place};
 
-/// What was seen of the things that every clone gets.
+/// The facts about the files that every clone gets.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImageFacts {
-    /// machine-id(5)'s bytes; `None` where there is no such file.
+    /// The bytes of machine-id(5)'s file. `None` if there is no such file.
     pub machine_id: Option<Vec<u8>>,
-    /// D-Bus's copy of it, where that is a file of its own with something in it.
+    /// D-Bus's copy of the machine id, if it is a separate file and not empty.
     pub dbus_machine_id: Option<PathBuf>,
-    /// The private host keys at sshd's usual places.
+    /// The private host keys at sshd's usual paths.
     pub host_keys: Vec<PathBuf>,
-    /// The unit that makes host keys at a boot where there are none.
+    /// The unit that creates host keys at boot if there are none.
     pub key_maker: Option<PathBuf>,
-    /// cloud-init's configuration files with their bytes, in the order it reads them; `None` where it is not
-    /// installed or switched off.
+    /// cloud-init's configuration files with their bytes, in the order in which it reads them. `None` if cloud-init
+    /// is not installed or is switched off.
     pub cloud_init: Option<Vec<(PathBuf, Vec<u8>)>>,
-    /// What could not be looked at, and why.
+    /// The items that the agent could not examine, with the cause.
     pub unseen: Vec<String>,
 }
 
-/// What the judgement needs to know of the agent's own side.
+/// The agent's own settings that the judgement needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImageLintContext {
-    /// Whether the key lets root in.
+    /// Whether the key is for root's account.
     pub target_is_root: bool,
-    /// Where the password setting will go, where that can be told.
+    /// The place of the password setting, if the agent can determine it.
     pub place: Option<Place>,
 }
 
-/// One thing that a clone would have.
+/// One finding about a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageFinding {
-    /// What it is about.
+    /// The subject of the finding.
     pub name: &'static str,
-    /// Whether it is as it should be.
+    /// Whether the state is as it should be.
     pub is_well: bool,
-    /// One line for a person; where something is to be done, that stands behind the last semicolon.
+    /// One line for a person. If the person must do something, it is after the last semicolon.
     pub message: String,
-    /// The file it is about.
+    /// The file that the finding concerns.
     pub file: Option<PathBuf>,
-    /// The line in it, from 1.
+    /// The line in the file, from 1.
     pub line: Option<usize>,
 }
 
@@ -63,7 +63,7 @@ impl ImageFinding {
     }
 }
 
-/// All that is worth saying of an image, the good things among it.
+/// All findings about an image, including the good ones.
 pub fn lint_image(image: &ImageFacts, setting: &ImageLintContext) -> Vec<ImageFinding> {
     let mut findings = lint_machine_id(image);
     findings.extend(lint_host_keys(image));
@@ -130,7 +130,7 @@ fn lint_host_keys(image: &ImageFacts) -> Option<ImageFinding> {
     Some(ImageFinding::fail(NAME, text).with_location(first, None))
 }
 
-/// `ssh_pwauth` is written to sshd's files once an instance, late in its first boot.
+/// cloud-init writes `ssh_pwauth` to sshd's files once per instance, late in its first boot.
 fn lint_ssh_pwauth(files: &[(PathBuf, Vec<u8>)], place: Option<&Place>) -> Option<ImageFinding> {
     const NAME: &str = "cloud-init ssh_pwauth";
     let setting = find_last_scalar(files, "ssh_pwauth")?;
@@ -154,7 +154,7 @@ fn lint_ssh_pwauth(files: &[(PathBuf, Vec<u8>)], place: Option<&Place>) -> Optio
     Some(ImageFinding::fail(NAME, text).with_location(setting.file, Some(setting.line)))
 }
 
-/// `disable_root` is on unless it is switched off.
+/// `disable_root` is on by default.
 fn lint_disable_root(files: &[(PathBuf, Vec<u8>)]) -> Option<ImageFinding> {
     let setting = find_last_scalar(files, "disable_root");
     if setting.as_ref().is_some_and(|setting| !setting.is_true()) {
@@ -172,7 +172,7 @@ fn lint_disable_root(files: &[(PathBuf, Vec<u8>)]) -> Option<ImageFinding> {
     })
 }
 
-/// A key of cloud-init's configuration, its value in lower case and without quotes.
+/// A key of cloud-init's configuration. Its value is in lower case and without quotes.
 #[derive(Debug, PartialEq, Eq)]
 struct YamlScalar<'a> {
     file: &'a Path,
@@ -189,15 +189,15 @@ impl YamlScalar<'_> {
         ["false", "0", "off", "no"].contains(&self.value.as_str())
     }
 
-    /// What a language of scripts takes for no.
+    /// Whether a scripting language would treat the value as false.
     fn is_falsy(&self) -> bool {
         self.is_false() || ["", "null", "~"].contains(&self.value.as_str())
     }
 }
 
-/// The last value of a top-level key, which is the one that counts. No YAML is read but lines of the form `key: value`
-/// that are not indented: neither a file in braces nor an anchor, a template or `merge_how` is understood, and what a
-/// clone gets as user data wins over all of it.
+/// The last value of a top-level key, which is the effective one. The function does not parse YAML in general, only
+/// lines of the form `key: value` that are not indented. It understands neither a file in braces nor an anchor, a
+/// template or `merge_how`. User data of a clone overrides all of this.
 fn find_last_scalar<'a>(files: &'a [(PathBuf, Vec<u8>)], key: &str) -> Option<YamlScalar<'a>> {
     let mut found = None;
     for (file, content) in files {
@@ -232,7 +232,7 @@ mod tests {
         vec![("/etc/cloud/cloud.cfg".into(), text.into())]
     }
 
-    /// An image with nothing to say about.
+    /// An image without problems.
     fn clean_image() -> ImageFacts {
         ImageFacts { key_maker: Some("/u/sshd-keygen@.service".into()), ..ImageFacts::default() }
     }

@@ -1,5 +1,5 @@
-//! Which files sshd reads a user's keys from: AuthorizedKeysFile with its tokens replaced, in sshd's order, and the one
-//! of them that our block goes into (KP-5.1 and KP-5.3).
+//! The files from which sshd reads a user's keys: AuthorizedKeysFile with its tokens replaced, in sshd's order. Also
+//! the one of these files that gets the agent's block (KP-5.1 and KP-5.3).
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -14,21 +14,21 @@ use super::sshd_config::{Keyword, ParsedConfig, Scope};
 /// A path of AuthorizedKeysFile for one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPath {
-    /// The path, made absolute; a pattern of glob(7) where `is_pattern`.
+    /// The path as an absolute path. If `is_pattern`, it is a pattern of glob(7).
     pub path: PathBuf,
-    /// Whether it is this user's own: a path that other users share is not.
+    /// Whether the path belongs to this user alone. A path that other users share does not.
     pub is_users_own: bool,
-    /// Whether it holds a character that glob(7) does not take literally. OpenSSH 10.0 and later then read every file
-    /// that it matches, earlier ones the file of this very name.
+    /// Whether the path contains a character that glob(7) does not take literally. OpenSSH 10.0 and later then read
+    /// every file that matches. Earlier versions read the file with exactly this name.
     pub is_pattern: bool,
 }
 
-/// The words of AuthorizedKeysFile for a connection, exactly. `sshd -T` prints them on one line without quotes, so that a
-/// blank in a path cannot be told from one between two paths: where a line of the configuration holds such a path, the
-/// words are those of the line that says what was printed.
+/// The exact words of AuthorizedKeysFile for a connection. `sshd -T` prints them on one line without quotes, so a
+/// blank in a path looks like a blank between two paths. If a line of the configuration contains such a path, the
+/// words are taken from the line that matches the output.
 ///
 /// # Errors
-/// `AUTHORIZED_KEYS_UNSUPPORTED`: it cannot be told which line that is.
+/// `AUTHORIZED_KEYS_UNSUPPORTED`: the agent cannot determine which line that is.
 pub fn authorized_keys_file_arguments(
     effective: &EffectiveConfig,
     reading: &ParsedConfig,
@@ -43,7 +43,7 @@ pub fn authorized_keys_file_arguments(
     })
 }
 
-/// The words of a keyword that `sshd -T` prints on one line, exactly; `None` where they cannot be told.
+/// The exact words of a keyword that `sshd -T` prints on one line. `None` if the agent cannot determine them.
 pub fn resolve_keyword_arguments(
     keyword: &str,
     effective: &EffectiveConfig,
@@ -73,7 +73,7 @@ pub fn resolve_keyword_arguments(
     matching.dedup();
     match matching.as_slice() {
         [words] => Some(words.to_vec()),
-        // What was printed is written otherwise, as with `~`, or nobody sets it.
+        // The output differs from the text of the configuration, as with `~`, or no line sets the keyword.
         [] if said.is_empty() || decides.is_some_and(|words| !has_blank(&words)) => split(),
         [] => None,
         _ => decides.filter(says_so).map(<[String]>::to_vec),
@@ -83,7 +83,7 @@ pub fn resolve_keyword_arguments(
 /// The paths that sshd reads for a user, in its order.
 ///
 /// # Errors
-/// `AUTHORIZED_KEYS_UNSUPPORTED`: sshd gives up on one of them, or the words cannot be told.
+/// `AUTHORIZED_KEYS_UNSUPPORTED`: sshd rejects one of them, or the agent cannot determine the words.
 pub fn resolve_key_paths(
     effective: &EffectiveConfig,
     reading: &ParsedConfig,
@@ -101,10 +101,10 @@ pub fn resolve_key_paths(
         .collect()
 }
 
-/// The file that our block goes into: the first path that is the user's own.
+/// The file that gets the agent's block: the first path that belongs to the user alone.
 ///
 /// # Errors
-/// `AUTHORIZED_KEYS_UNSUPPORTED`: there is none, or it is a pattern.
+/// `AUTHORIZED_KEYS_UNSUPPORTED`: there is no such path, or it is a pattern.
 pub fn resolve_authorized_keys_path(
     effective: &EffectiveConfig,
     reading: &ParsedConfig,
@@ -131,7 +131,7 @@ fn authorized_keys_unsupported(why: &str) -> Refusal {
     Refusal::new(Reason::AuthorizedKeysUnsupported, format!("{why}; {remedy}"))
 }
 
-/// Whether the line that decides stands in a `Match User` block, so that its path is not read for everybody.
+/// Whether the line that decides is in a `Match User` block. Its path then does not apply to every user.
 fn is_set_in_match_user_block(reading: &ParsedConfig, connection: &Connection, groups: &[String]) -> bool {
     let decides = reading.resolve_value("AuthorizedKeysFile", connection, Some(groups)).by;
     let decides = |file: &Path, line: usize| decides.file() == Some(file) && decides.line() == Some(line);
@@ -145,16 +145,16 @@ fn is_set_in_match_user_block(reading: &ParsedConfig, connection: &Connection, g
     })
 }
 
-/// One path with its tokens replaced: sshd_config(5) "TOKENS". `in_home` says whether a path without tokens that leads
-/// into the user's home may count as his own.
+/// Replaces the tokens of one path: sshd_config(5) "TOKENS". `in_home` says whether a path without tokens that is in
+/// the user's home may count as the user's own.
 fn expand_tokens(template: &str, account: &Account, in_home: bool) -> Result<KeyPath, Refusal> {
-    // What `sshd -T` prints was read as text: other bytes are lost.
+    // The agent read the output of `sshd -T` as text. Bytes that are not UTF-8 are lost.
     if template.contains(char::REPLACEMENT_CHARACTER) {
         return Err(authorized_keys_unsupported(&format!(
             "AuthorizedKeysFile `{template}` holds bytes that are not UTF-8"
         )));
     }
-    // A home that is `/` tells nobody from anybody where it stands inside of a path.
+    // If the home is `/`, it does not distinguish users when it is inside a path.
     let has_home = account.home.parent().is_some();
     let mut text = OsString::new();
     let mut names_user = false;

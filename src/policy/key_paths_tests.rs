@@ -1,4 +1,4 @@
-//! The files of AuthorizedKeysFile, by tables.
+//! Tables for the files of AuthorizedKeysFile.
 
 use proptest::prelude::*;
 
@@ -24,7 +24,7 @@ fn bob() -> Account {
     account("bob", 1000, "/home/bob")
 }
 
-/// What is written for him where `sshd -T` prints `printed` and the main file is `main`.
+/// The path to which the agent writes for this user if `sshd -T` prints `printed` and the main file is `main`.
 fn managed_path(printed: &str, main: &str, account: &Account) -> Result<String, Reason> {
     let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, main)]), &[], KbdNames::One);
     let effective = EffectiveConfig::parse(printed);
@@ -66,7 +66,7 @@ fn key_path_is_first_per_user_path() {
         (&nobody, "/etc/keys", None),
         (&nobody, "/etc/keys%h/ak", None),
         (&nobody, ".ssh/authorized_keys", Some("/.ssh/authorized_keys")),
-        // Patterns are never written to.
+        // The agent never writes to patterns.
         (&bob, ".ssh/authorized_keys*", None),
         (&bob, ".ssh/authorized_keys? .ssh/keys", Some("/home/bob/.ssh/keys")),
         (&bob, "/etc/ssh/keys/%u[12]", None),
@@ -87,7 +87,7 @@ fn key_path_in_home_shared_by_all_needs_strict_modes() {
     let match_bob = "Match User bob\nAuthorizedKeysFile /home/bob/keys\n";
     let expected = Ok("/home/bob/keys".to_owned());
     assert_eq!(managed_path(said, global, &bob()), expected);
-    // Without StrictModes root would be let in by it as well.
+    // Without StrictModes the file would allow root to log in too.
     let loose = format!("{said}strictmodes no\n");
     assert_eq!(managed_path(&loose, global, &bob()), Err(Reason::AuthorizedKeysUnsupported));
     assert_eq!(managed_path(&loose, match_bob, &bob()), expected);
@@ -106,15 +106,15 @@ fn key_path_with_blanks_is_resolved_from_config() {
         ("my keys/ak", "AuthorizedKeysFile 'my keys/ak'\n", Some("/home/bob/my keys/ak")),
         ("my  keys/ak", "AuthorizedKeysFile \"my  keys/ak\"\n", Some("/home/bob/my  keys/ak")),
         ("/a b %h/ak", "AuthorizedKeysFile \"/a b\" %h/ak\n", Some("/home/bob/ak")),
-        // No line has a blank inside of an argument: the words are as they look.
+        // No line has a blank inside an argument, so the words are as printed.
         ("/etc/a %h/ak", "AuthorizedKeysFile /etc/a %h/ak\n", Some("/home/bob/ak")),
-        // Somebody else's line.
+        // A line that does not match the output.
         (
             ".ssh/authorized_keys",
             "Match User joe\nAuthorizedKeysFile \"a b\"\n",
             Some("/home/bob/.ssh/authorized_keys"),
         ),
-        // The block that decides, and one that may.
+        // The block that decides, and one that may decide.
         (
             "a b",
             "AuthorizedKeysFile a b\nMatch User bob\nAuthorizedKeysFile \"a b\"\n",
@@ -127,7 +127,7 @@ fn key_path_with_blanks_is_resolved_from_config() {
         ),
         ("a b", "AuthorizedKeysFile \"a b\"\nMatch RDomain x\nAuthorizedKeysFile a b\n", None),
         ("x y", "AuthorizedKeysFile x y\nMatch RDomain x\nAuthorizedKeysFile \"a b\"\n", Some("/home/bob/x")),
-        // Printed otherwise than it is written.
+        // The output differs from the text in the file.
         ("/root/a b", "AuthorizedKeysFile \"~/a b\"\n", None),
         ("'my keys/ak'", "AuthorizedKeysFile 'my keys/ak'\n", None),
         ("/root/ak", "AuthorizedKeysFile ~/ak\nMatch User joe\nAuthorizedKeysFile \"a b\"\n", None),
@@ -168,7 +168,7 @@ fn key_paths_keep_sshd_order() {
 }
 
 proptest! {
-    /// However a list of paths is quoted, the words are the very paths.
+    /// For any quoting of a list of paths, the words are exactly the paths.
     #[test]
     fn quoted_key_paths_round_trip(words in prop::collection::vec("[a-z]{1,3}( {1,2}[a-z]{1,3}){0,2}", 1..4)) {
         let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
@@ -178,7 +178,7 @@ proptest! {
         prop_assert_eq!(authorized_keys_file_arguments(&effective, &reading, &default_neutral_connection("bob"), &[]), Ok(words));
     }
 
-    /// What is written to is never shared, never a pattern, never reached by `..`.
+    /// The path that the agent writes to is never shared, never a pattern, and never contains `..`.
     /// KP-5.1.
     #[test]
     fn managed_key_path_is_never_shared_or_a_pattern(said in "((%h|%u|%U|%%|/|\\.\\.|a|bob|home|\\*|\\[| ){1,8})") {

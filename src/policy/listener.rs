@@ -1,9 +1,9 @@
-//! From a listener's /proc/PID/cmdline to the options that every question to sshd repeats (KP-6.2;
-//! the option letters are those of sshd(8)).
+//! Derives the options that every query to sshd repeats from a listener's /proc/PID/cmdline (KP-6.2; the option
+//! letters are those of sshd(8)).
 //!
-//! Before OpenSSH 8.2, and where the title would be over 1,023 bytes, the exact NUL-separated arguments stand
-//! there. Otherwise it is a title: `sshd: ` (the program's name), the arguments joined with blanks, ` [listener] 0 of 10-100
-//! startups`; their quotes are lost, and with a small environment its end is cut off.
+//! Before OpenSSH 8.2, and if the title would be over 1,023 bytes, the file holds the exact NUL-separated arguments.
+//! Otherwise it holds a title: `sshd: ` (the program's name), the arguments joined with blanks, ` [listener] 0 of
+//! 10-100 startups`. The title loses the quotes of the arguments. With a small environment, its end is cut off.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,22 +16,22 @@ const FLAG_LETTERS: &str = "46DGIQRTVdeiqrt";
 /// The letters of sshd(8)'s options with an argument.
 const ARGUMENT_LETTERS: &str = "CEbcfghkopu";
 
-/// What a title begins with: the program's name and a colon.
+/// The start of a title: the program's name, which a colon follows.
 const TITLE_NAME: &str = "sshd";
 
-/// What a listener's title says behind its arguments.
+/// The text behind the arguments in a listener's title.
 const LISTENER_MARK: &str = " [listener] ";
 
-/// Why a command line says nothing about an sshd listener.
+/// Why a command line is not usable as that of an sshd listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenerError {
-    /// It is another program, or an sshd that serves one connection or one question.
+    /// The process is another program, or an sshd that serves one connection or one query.
     NotAListener(String),
-    /// A title whose end is missing, and no words of a unit that it could be the beginning of.
+    /// The title's end is missing, and it is not the beginning of a known unit's command line.
     Truncated(String),
-    /// A word that is neither an option nor can be an option's argument.
+    /// A word is not an option and cannot be an option's argument.
     Ambiguous(String),
-    /// `-f` with a path that depends on a working directory.
+    /// `-f` has a path that depends on a working directory.
     RelativeConfig(String),
 }
 
@@ -56,23 +56,24 @@ impl fmt::Display for ListenerError {
 
 impl std::error::Error for ListenerError {}
 
-/// What a question to sshd repeats of the listener's arguments.
+/// The listener's arguments that a query to sshd repeats.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ListenerOptions {
-    /// `-f`, absolute.
+    /// The path of `-f`, absolute.
     pub config: Option<PathBuf>,
-    /// `-o`, `-p`, `-h`, `-c`, `-g`, `-u`, `-b`, `-k`, `-4`, `-6`: one word each, their arguments another.
+    /// `-o`, `-p`, `-h`, `-c`, `-g`, `-u`, `-b`, `-k`, `-4`, `-6`: each option is one word, and its argument is
+    /// another.
     pub options: Vec<String>,
 }
 
-/// An option as getopt(3) sees it.
+/// An option as getopt(3) parses it.
 struct CmdlineOption {
     letter: char,
     argument: Option<String>,
 }
 
-/// The arguments of a listener, the program first, from the bytes of its /proc/PID/cmdline. `unit` are the
-/// words of the service unit that started it, expanded, where they are known.
+/// The arguments of a listener, the program first, from the bytes of its /proc/PID/cmdline. `unit` is the expanded
+/// command line of the service unit that started it, if it is known.
 pub fn parse_listener_cmdline(cmdline: &[u8], unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
     let end = cmdline.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let cmdline = &cmdline[..end];
@@ -86,16 +87,16 @@ pub fn parse_listener_cmdline(cmdline: &[u8], unit: Option<&[String]>) -> Result
     }
 }
 
-/// What a title shows behind the program's name. sshd insists on an absolute path for itself: `root [priv]` and
-/// `[accepted]` are its children.
+/// The text behind the program's name in a title. sshd requires an absolute path for itself. Titles such as `root
+/// [priv]` and `[accepted]` belong to its children.
 fn strip_title_name(text: &str) -> Option<&str> {
     let (name, title) = text.split_once(": ").filter(|(_, title)| title.starts_with('/'))?;
     let program = title.split(' ').next().and_then(|path| path.rsplit('/').next());
     (name == TITLE_NAME || Some(name) == program).then_some(title)
 }
 
-/// The options to repeat. Those that decide how sshd runs (`-D`, `-d`, `-e`, `-E`, `-i`, `-q`, `-r`, `-R`) or
-/// that ask something (`-t`, `-T`, `-G`, `-C`, `-V`) go.
+/// Selects the options to repeat. It drops those that decide how sshd runs (`-D`, `-d`, `-e`, `-E`, `-i`, `-q`, `-r`,
+/// `-R`) and those that make a query (`-t`, `-T`, `-G`, `-C`, `-V`).
 pub fn select_query_options(arguments: &[String]) -> Result<ListenerOptions, ListenerError> {
     let mut found = ListenerOptions::default();
     for opt in parse_options(arguments)? {
@@ -112,13 +113,13 @@ pub fn select_query_options(arguments: &[String]) -> Result<ListenerOptions, Lis
     Ok(found)
 }
 
-/// Whether a listener was started to stay its parent's child (`-D`, `-d`): a supervisor may start it again.
+/// Whether a listener was started to stay its parent's child (`-D`, `-d`). A supervisor may then restart it.
 pub fn stays_in_foreground(arguments: &[String]) -> bool {
     parse_options(arguments).is_ok_and(|options| options.iter().any(|opt| matches!(opt.letter, 'D' | 'd')))
 }
 
-/// The arguments with which a dead listener is started again as a daemon: without the program, and without
-/// what would keep it in the foreground (`-D`, `-d`, `-e`).
+/// The arguments to restart a dead listener as a daemon: without the program, and without the options that would keep
+/// it in the foreground (`-D`, `-d`, `-e`).
 pub fn strip_foreground_options(arguments: &[String]) -> Result<Vec<String>, ListenerError> {
     let mut words = Vec::new();
     for opt in parse_options(arguments)? {
@@ -130,7 +131,7 @@ pub fn strip_foreground_options(arguments: &[String]) -> Result<Vec<String>, Lis
     Ok(words)
 }
 
-/// Exact arguments, where they are those of a listener.
+/// The exact arguments, if they are those of a listener.
 fn parse_exact_arguments(text: &str) -> Option<Vec<String>> {
     let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();
     let program = arguments.first()?;
@@ -141,10 +142,10 @@ fn parse_exact_arguments(text: &str) -> Option<Vec<String>> {
     (is_sshd_program && listens).then_some(arguments)
 }
 
-/// The arguments that a title shows, without its leading name.
+/// The arguments in a title, without the program's name in front.
 fn parse_title_arguments(title: &str, unit: Option<&[String]>) -> Result<Vec<String>, ListenerError> {
     let joined = unit.map(|words| words.join(" "));
-    // A title that ends in `[listener]` was cut just there, and lost no option.
+    // A title that ends in `[listener]` was cut exactly there and lost no option.
     let whole = title
         .rfind(LISTENER_MARK)
         .map(|at| &title[..at])
@@ -159,8 +160,8 @@ fn parse_title_arguments(title: &str, unit: Option<&[String]>) -> Result<Vec<Str
     }
 }
 
-/// Cuts a title's text into arguments at sshd's own option letters: an argument runs to the next word that is
-/// an option.
+/// Splits a title's text into arguments at sshd's own option letters. An argument extends to the next word that is an
+/// option.
 fn split_title(shown: &str) -> Result<Vec<String>, ListenerError> {
     let mut words = shown.split(' ').peekable();
     let mut arguments: Vec<String> = words.next().map(str::to_owned).into_iter().collect();
@@ -186,17 +187,17 @@ fn split_title(shown: &str) -> Result<Vec<String>, ListenerError> {
     Ok(arguments)
 }
 
-/// How a word is an option.
+/// The form of an option word.
 enum OptionForm {
-    /// Flags alone.
+    /// Only flags.
     Flags,
-    /// An option with its argument behind it, in the same word.
+    /// An option with its argument in the same word.
     Attached,
     /// An option whose argument is the next word.
     Separate,
 }
 
-/// Whether a word is an option, or several bundled, as getopt(3) takes them.
+/// Whether a word is an option, or several bundled options, as getopt(3) parses them.
 fn classify_option_word(word: &str) -> Option<OptionForm> {
     let letters = word.strip_prefix('-').filter(|letters| !letters.is_empty())?;
     for (at, letter) in letters.char_indices() {
@@ -211,7 +212,7 @@ fn classify_option_word(word: &str) -> Option<OptionForm> {
     Some(OptionForm::Flags)
 }
 
-/// Arguments as options, the program's name skipped.
+/// Parses arguments into options and skips the program's name.
 fn parse_options(arguments: &[String]) -> Result<Vec<CmdlineOption>, ListenerError> {
     let mut found = Vec::new();
     let mut words = arguments.iter().skip(1);
@@ -268,7 +269,7 @@ mod tests {
                 None,
                 &["/usr/sbin/sshd", "-o", "A=[listener] b", "-D"],
             ),
-            // titles, as the unit has it
+            // titles that match the unit's command line
             (
                 "sshd: /usr/sbin/sshd -D -o AllowUsers=a -D b [listener] 0 of 10-100 startups",
                 Some(&quoted),
@@ -283,7 +284,7 @@ mod tests {
                 Some(&plain),
                 &["/usr/sbin/sshd", "-e"],
             ),
-            // cut short: in the options, in the mark, behind it
+            // cut short: in the options, in the mark, after the mark
             (
                 "sshd: /usr/sbin/sshd -D -o Allow",
                 Some(&quoted),

@@ -1,4 +1,4 @@
-//! Times as the guest's clocks show them: from the zone that localtime(5) describes to the moment that is meant.
+//! Converts times of the guest's local clock to UTC, with the time zone that localtime(5) describes.
 
 use time::{OffsetDateTime, PrimitiveDateTime};
 use tz::{DateTime, TimeZone};
@@ -8,10 +8,10 @@ use tz::{DateTime, TimeZone};
 pub struct LocalTimeZone(TimeZone);
 
 impl LocalTimeZone {
-    /// The zone by the content of /etc/localtime; where there is no such file, it is UTC (localtime(5)).
+    /// Parses the zone from the content of /etc/localtime. If there is no such file, the zone is UTC (localtime(5)).
     ///
     /// # Errors
-    /// Where it is no zone.
+    /// If the content is not a time zone.
     pub fn from_localtime(localtime: Option<&[u8]>) -> Result<Self, String> {
         match localtime {
             None => Ok(Self(TimeZone::utc())),
@@ -21,8 +21,8 @@ impl LocalTimeZone {
         }
     }
 
-    /// The moment at which clocks here show this time; `None` where they show it twice or never, when the clock is
-    /// put back or forward: mktime(3) would choose one silently.
+    /// The moment at which local clocks show this time. `None` if they show it twice or never, because the clock is
+    /// set back or forward. mktime(3) would silently choose one moment.
     pub fn to_utc(&self, shown: PrimitiveDateTime) -> Option<OffsetDateTime> {
         let (date, time) = (shown.date(), shown.time());
         let found = DateTime::find(
@@ -46,7 +46,7 @@ mod tests {
 
     use super::*;
 
-    /// A file of tzfile(5) without transitions, and the rule that holds from ever.
+    /// A file of tzfile(5) without transitions, with one rule that always applies.
     fn zone_from_rule(rule: &str) -> LocalTimeZone {
         let header = |version: &[u8]| {
             let counts = [0u32, 0, 0, 0, 1, 4].map(u32::to_be_bytes).concat();

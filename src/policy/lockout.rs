@@ -1,5 +1,6 @@
-//! The lockout guard: what refuses a login after sshd has accepted the key, judged from facts before passwords go off
-//! (KP-6.19 and KP-6.20). Whether sshd accepts the key, a private sshd is asked: the trial.
+//! The lockout guard: rules for what may refuse a login after sshd has accepted the key. The agent applies them to
+//! the facts before it turns passwords off (KP-6.19 and KP-6.20). The trial asks a private sshd whether it accepts
+//! the key.
 
 mod account;
 mod session;
@@ -16,24 +17,25 @@ use super::sshd_config::{ConfigSource, ParsedConfig};
 pub use super::key_paths::resolve_authorized_keys_path;
 pub(crate) use account::is_nologin_shell;
 
-/// What one rule says: nothing, a warning, or a refusal.
+/// The result of one rule: nothing, a warning, or a refusal.
 type RuleResult = Result<Option<Warning>, GuardFinding>;
 
-/// Makes the table of the guard's rules: a rule has a variant, a name and a function, or it does not compile.
+/// Defines the table of the guard's rules. The code does not compile unless each rule has a variant, a name and a
+/// function.
 macro_rules! rules {
     ($($(#[$doc:meta])* $variant:ident, $name:literal, $judge:path;)*) => {
-        /// What decides about a login after sshd has accepted the key. What sshd decides before that, a private sshd
-        /// is asked (KP-10.2).
+        /// A rule about a login after sshd has accepted the key. The agent queries a private sshd about everything
+        /// before that (KP-10.2).
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Rule {
             $($(#[$doc])* $variant,)*
         }
 
         impl Rule {
-            /// Every rule, in the order in which a login meets them.
+            /// Every rule, in the order in which a login reaches them.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// Its name: the keyword of sshd_config(5), or what it is about.
+            /// The rule's name: the keyword of sshd_config(5), or its subject.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
@@ -52,19 +54,19 @@ macro_rules! rules {
 rules! {
     /// sshd_config(5) "PermitRootLogin", for uid 0.
     PermitRootLogin, "PermitRootLogin", check_permit_root_login;
-    /// A list that one key alone satisfies: sshd_config(5) "AuthenticationMethods".
+    /// A list of methods that one key alone satisfies: sshd_config(5) "AuthenticationMethods".
     AuthenticationMethods, "AuthenticationMethods", check_authentication_methods;
-    /// The account's end, where PAM asks for it: shadow(5).
+    /// The expiry date of the account, if PAM checks it: shadow(5).
     ExpiredAccount, "Expired account", account::check_account_expiry;
-    /// An entry where passwd(5) says that there is one: shadow(5), pam_unix(8).
+    /// A missing entry in shadow(5) although passwd(5) refers to one: shadow(5), pam_unix(8).
     ShadowEntry, "Shadow entry", account::check_shadow_entry;
-    /// A password that has to be changed first: shadow(5), pam_unix(8).
+    /// A password that the user must change first: shadow(5), pam_unix(8).
     ForcedPasswordChange, "Forced password change", account::check_forced_password_change;
     /// nologin(5).
     Nologin, "nologin", account::check_nologin_file;
-    /// Rules of PAM that are not evaluated: pam.d(5).
+    /// PAM rules that the agent does not evaluate: pam.d(5).
     Pam, "PAM", account::check_pam;
-    /// A shell that lets nobody in.
+    /// A shell that allows no login.
     Shell, "Shell", account::check_shell;
     /// sshd_config(5) "MaxSessions".
     MaxSessions, "MaxSessions", session::check_max_sessions;
@@ -77,41 +79,42 @@ rules! {
 /// Why a login would be refused (KP-6.19: rule, file, line and remedy).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuardFinding {
-    /// The rule: a keyword of sshd_config(5), or what it is about.
+    /// The rule: a keyword of sshd_config(5), or its subject.
     pub name: &'static str,
     /// Rule, cause, place and remedy, in one line for a person.
     pub message: String,
-    /// The file that decides: of sshd's configuration or, for owners and modes, the one they are wrong of.
+    /// The file that decides: a file of sshd's configuration, or the file whose owner or mode is wrong.
     pub file: Option<PathBuf>,
-    /// The line in it, from 1.
+    /// The line in the file, from 1.
     pub line: Option<usize>,
 }
 
-/// What is known when the guard is asked.
+/// The inputs of the guard.
 #[derive(Debug, Clone, Copy)]
 pub struct GuardInputs<'a> {
     /// The target user.
     pub account: &'a Account,
-    /// His account beside sshd's settings.
+    /// The account's facts besides sshd's settings.
     pub login: &'a Login,
-    /// What sshd says of the candidate configuration, for `connection`.
+    /// sshd's answer for the candidate configuration and `connection`.
     pub effective: &'a EffectiveConfig,
-    /// For whom it says so.
+    /// The connection of that answer.
     pub connection: &'a Connection,
-    /// The configuration as text and the options of sshd's command line, to name what decides.
+    /// The configuration as text and the options of sshd's command line. The guard uses them to name the line that
+    /// decides.
     pub reading: &'a ParsedConfig,
 }
 
-/// What the guard says.
+/// The result of the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GuardReport {
-    /// Why the login would be refused, in the order in which it meets the rules.
+    /// Why the login would be refused, in the order in which a login reaches the rules.
     pub refusals: Vec<GuardFinding>,
-    /// What the owner should know although the key is let in.
+    /// Warnings for the owner although the key allows a login.
     pub warnings: Vec<Warning>,
 }
 
-/// What would refuse a login with a key that sshd accepts, by every rule.
+/// Applies every rule and reports what would refuse a login with a key that sshd accepts.
 pub fn evaluate_guard(facts: &GuardInputs<'_>) -> GuardReport {
     let mut verdict = GuardReport::default();
     for rule in Rule::ALL {
@@ -123,7 +126,7 @@ pub fn evaluate_guard(facts: &GuardInputs<'_>) -> GuardReport {
     verdict
 }
 
-/// Whether what sshd says is the same but for passwords, so that a verdict by the one stands by the other.
+/// Whether two answers of sshd are equal except for passwords, so that a result for one also holds for the other.
 pub fn is_same_except_passwords(one: &EffectiveConfig, other: &EffectiveConfig) -> bool {
     one.is_equal_except(
         other,
@@ -162,7 +165,7 @@ impl GuardInputs<'_> {
     }
 }
 
-/// A finding that names what decides.
+/// A finding that names the line or option that decides.
 fn guard_finding(rule: Rule, decides: &ConfigSource, cause: &str, remedy: &str) -> GuardFinding {
     let name = rule.name();
     GuardFinding {

@@ -1,29 +1,31 @@
-//! What tells this machine from a copy of its disk: the UUID that its maker, or its hypervisor, gave it (KP-3.43).
+//! Distinguishes this machine from a copy of its disk: the UUID that the manufacturer or the hypervisor assigned
+//! (KP-3.43).
 
 use serde::{Deserialize, Serialize};
 
-/// A machine's UUID and where it is from, so that one is never compared with the other.
+/// A machine's UUID and its origin. UUIDs of different origins are never compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MachineId(String);
 
-/// UUIDs that makers of mainboards left as they were: many machines have them.
+/// UUIDs that manufacturers of mainboards did not change. Many machines have them.
 const PLACEHOLDER_UUIDS: [&str; 1] = ["03000200040005000006000700080009"];
 
 impl MachineId {
-    /// The machine by its DMI product UUID, or by machine-id(5) where there is none; by the contents of their files.
+    /// Identifies the machine by its DMI product UUID, or by machine-id(5) if there is none. The arguments are the
+    /// contents of the two files.
     pub fn from_uuids(product_uuid: Option<&[u8]>, machine_id: Option<&[u8]>) -> Option<Self> {
         let dmi = product_uuid.and_then(parse_unique_uuid).map(|uuid| format!("dmi:{uuid}"));
         dmi.or_else(|| machine_id.and_then(parse_unique_uuid).map(|id| format!("machine-id:{id}"))).map(Self)
     }
 
-    /// Whether it is known by the same kind of UUID, so that one says something of the other.
+    /// Whether both ids have the same origin, so that a comparison is meaningful.
     pub fn is_comparable(&self, other: &Self) -> bool {
         self.0.split(':').next() == other.0.split(':').next()
     }
 }
 
-/// 32 hexadecimal digits, with or without dashes, that are one machine's alone.
+/// 32 hexadecimal digits, with or without dashes, that only one machine has.
 fn parse_unique_uuid(content: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(content).ok()?.trim();
     let digits: String = text.chars().filter(|c| *c != '-').collect::<String>().to_ascii_lowercase();

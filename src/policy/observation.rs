@@ -1,4 +1,4 @@
-//! What was seen of the guest: facts alone, so that every rule can be judged from a table.
+//! What the agent observed of the guest. These are plain facts, so every rule can be tested with a table.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use super::content::SharedBytes;
 use super::edit::FileEdit;
 use super::effective::EffectiveConfig;
 
-/// The target user as passwd(5) and group(5) have it.
+/// The target user's account, as passwd(5) and group(5) describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     /// Login name.
@@ -17,16 +17,16 @@ pub struct Account {
     pub uid: u32,
     /// Primary group's id.
     pub gid: u32,
-    /// Home directory, as passwd(5) names it.
+    /// Home directory, as passwd(5) states it.
     pub home: PathBuf,
     /// Login shell.
     pub shell: PathBuf,
-    /// The names of all groups he is in, the primary one first.
+    /// The names of all groups of the user, the primary group first.
     pub groups: Vec<String>,
 }
 
 impl Account {
-    /// What stands for an account that passwd(5) does not have, or that cannot be looked up.
+    /// A placeholder for an account that passwd(5) does not contain or that the agent cannot look up.
     pub fn placeholder(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -39,30 +39,30 @@ impl Account {
     }
 }
 
-/// The module that refuses where nologin(5)'s file stands.
+/// The PAM module that refuses a login if nologin(5)'s file exists.
 pub const PAM_NOLOGIN: &str = "pam_nologin";
 
-/// Beside sshd's own settings, what decides whether the target user gets in: his account as login(1) and PAM
-/// judge it.
+/// The facts besides sshd's own settings that decide whether the target user can log in: the account as login(1) and
+/// PAM judge it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
-    /// His entry in shadow(5).
+    /// The account's entry in shadow(5).
     pub shadow: Shadow,
-    /// Days since 1970, in shadow(5)'s count.
+    /// The present day, counted from 1970 as in shadow(5).
     pub today: i64,
-    /// nologin(5)'s file, where it stands.
+    /// The path of nologin(5)'s file, if it exists.
     pub nologin: Option<PathBuf>,
-    /// The rules of sshd's PAM service by which a login may be refused and which nobody evaluates here.
+    /// The rules of sshd's PAM service that may refuse a login and that the agent does not evaluate.
     pub pam: Vec<PamRule>,
-    /// Every account of this guest, for witnesses and for those who have a password alone.
+    /// Every account of this guest, for the witnesses and for accounts that have only a password.
     pub people: Vec<LocalAccount>,
-    /// The groups of group(5), whether or not they have members.
+    /// The groups of group(5), with or without members.
     pub groups: Vec<String>,
 }
 
 impl Login {
-    /// nologin(5)'s file, if it keeps this account out: it lets nobody in but root. With `UsePAM` sshd leaves that to
-    /// pam_nologin(8), where a rule of the service comes to it.
+    /// nologin(5)'s file, if it blocks this account. The file blocks every account but root. With `UsePAM` sshd
+    /// leaves this check to pam_nologin(8), if a rule of the service reaches that module.
     pub fn blocking_nologin_file(&self, account: &Account, effective: &EffectiveConfig) -> Option<&Path> {
         let by_pam = || self.pam.iter().any(|rule| rule.refuses && rule.module == PAM_NOLOGIN);
         let file = self.nologin.as_deref().filter(|_| account.uid != 0)?;
@@ -70,115 +70,117 @@ impl Login {
     }
 }
 
-/// What shadow(5) says of an account.
+/// The content of shadow(5) for an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shadow {
-    /// It cannot be read; the text says why.
+    /// shadow(5) cannot be read. The text gives the cause.
     Unreadable(String),
-    /// He has none, although his entry of passwd(5) refers to shadow(5): then pam_unix(8) refuses him.
+    /// The account has no entry although its entry in passwd(5) refers to shadow(5). Then pam_unix(8) refuses the
+    /// login.
     NoEntry,
-    /// His entry.
+    /// The account's entry.
     Entry(ShadowEntry),
 }
 
-/// An entry of shadow(5); days count from 1970.
+/// An entry of shadow(5). Days count from 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShadowEntry {
-    /// Whether the password begins with `!`.
+    /// Whether the password field begins with `!`.
     pub is_locked: bool,
-    /// Whether it is the hash of some password.
+    /// Whether the password field is the hash of some password.
     pub has_password: bool,
-    /// Whether it is empty: no password is needed, where that is permitted.
+    /// Whether the password field is empty: the user then needs no password if the configuration permits that.
     pub is_empty: bool,
-    /// The day of its last change; 0 forces one.
+    /// The day of the last password change. 0 forces a change.
     pub last_change: Option<i64>,
-    /// How many days it lasts.
+    /// The number of days that the password is valid.
     pub maximum: Option<i64>,
-    /// How many days after that the account is still good for a change.
+    /// The number of days after that in which the user can still change the password.
     pub inactive: Option<i64>,
-    /// The day on which the account ends.
+    /// The day on which the account expires.
     pub expires: Option<i64>,
 }
 
 /// A rule of pam.d(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PamRule {
-    /// The file.
+    /// The path of the file.
     pub file: PathBuf,
-    /// The line in it, from 1.
+    /// The line in the file, from 1.
     pub line: usize,
-    /// The module, without its directory and suffix, or what else it is that refuses.
+    /// The module without its directory and suffix, or another cause of the refusal.
     pub module: String,
-    /// Whether it refuses for certain; else it may.
+    /// Whether the rule certainly refuses. If false, it may refuse.
     pub refuses: bool,
 }
 
 /// An account of this guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalAccount {
-    /// His account.
+    /// The account's data.
     pub account: Account,
-    /// Whether he has a password; false where shadow(5) cannot be read.
+    /// Whether the account has a password. False if shadow(5) cannot be read.
     pub has_password: bool,
-    /// Whether he has a key of his own in the file that sshd reads for him; looked up only where he has a password.
+    /// Whether the account has a key of its own in the file that sshd reads for it. The agent checks this only for an
+    /// account with a password.
     pub has_key: bool,
 }
 
-/// A file by its directory (device, inode) and its name there, however the path to it is spelt. Of a file whose
-/// directory does not exist: the deepest directory that does, and the rest of the path.
+/// Identifies a file by its directory (device, inode) and its name there, however the path is spelt. If the directory
+/// does not exist: the deepest existing directory and the rest of the path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileId {
     /// The device of the directory.
     pub device: u64,
     /// The inode of the directory.
     pub inode: u64,
-    /// The rest of the path: the file's name, with the names of missing directories ahead.
+    /// The rest of the path: the names of missing directories, then the file's name.
     pub name: PathBuf,
 }
 
-/// As whom a file is reached that may hold a block of ours.
+/// The account with which the agent reaches a file that may hold its block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFileOwner {
-    /// The account; a stand-in where the bound user does not exist any more.
+    /// The account. A placeholder if the bound user no longer exists.
     pub account: Account,
-    /// What became of the user.
+    /// Whether the bound user still exists.
     pub fate: UserStatus,
 }
 
-/// What became of a user.
+/// The present status of a user whom the agent recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UserStatus {
-    /// He exists, with his uid.
+    /// The user exists with the same uid.
     Present,
-    /// His name does not exist, or is another account's; his uid is this account's.
+    /// The user's name does not exist or belongs to another account. The user's uid belongs to this account.
     Renamed,
-    /// Neither his name nor his uid exists.
+    /// Neither the user's name nor the user's uid exists.
     Gone,
 }
 
-/// The target user's authorized_keys file, reached safely (KP-5.11).
+/// The target user's authorized_keys file, which the agent reached safely (KP-5.11).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFile {
-    /// Where it is, tokens expanded.
+    /// The file's path, with its tokens expanded.
     pub path: PathBuf,
-    /// Which file it is: two paths with the same one are the same file.
+    /// The file's identity: two paths with the same identity are the same file.
     pub id: FileId,
-    /// The mount point of the file system that it is on; `None` where that cannot be told.
+    /// The mount point of the file's file system. `None` if the agent cannot determine it.
     pub mount: Option<PathBuf>,
-    /// Its bytes; `None` where there is no such file.
+    /// The file's bytes. `None` if there is no such file.
     pub content: Option<SharedBytes>,
-    /// Its directory, where that does not exist yet and would be made.
+    /// The file's directory, if it does not exist yet and the agent would create it.
     pub missing_directory: Option<PathBuf>,
 }
 
 impl KeyFile {
-    /// Its path and its bytes.
+    /// The file's path and bytes.
     pub fn path_and_content(&self) -> (PathBuf, SharedBytes) {
         (self.path.clone(), self.content.clone().unwrap_or_default())
     }
 }
 
-/// The five words of `sshd -T -C` (KP-6.6).
+/// The five parameters of `sshd -T -C` (KP-6.6).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Connection {
     /// `user=`.
@@ -194,34 +196,35 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Whether such a connection can arrive: sshd's IPv6 sockets take no IPv4 (`IPV6_V6ONLY`, ipv6(7)).
+    /// Whether such a connection can arrive. sshd's IPv6 sockets accept no IPv4 connection (`IPV6_V6ONLY`, ipv6(7)).
     pub fn is_single_family(&self) -> bool {
         self.addr.is_ipv4() == self.laddr.is_ipv4()
     }
 }
 
-/// What `sshd -T -C` says for one connection.
+/// The answer of `sshd -T -C` for one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshdAnswer {
-    /// For whom it was asked.
+    /// The connection of the query.
     pub connection: Connection,
-    /// What holds for him.
+    /// The effective settings for that connection.
     pub effective: EffectiveConfig,
 }
 
-/// sshd's configuration files as they stand: the main file and all that its Include directives lead to.
+/// sshd's configuration files as they are now: the main file and all files that its Include directives reach.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigTree {
-    /// The main file.
+    /// The path of the main file.
     pub main: PathBuf,
-    /// Every file's bytes, each file under one path alone; besides, drop-ins of ours to which no Include leads.
+    /// The bytes of every file, each file under only one path. It also contains drop-ins of the agent's that no
+    /// Include reaches.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
-    /// For each Include directive, by file and line (from 1): what each of its patterns leads to.
+    /// The result of each pattern of each Include directive, by the directive's file and line (from 1).
     pub includes: BTreeMap<(PathBuf, usize), Vec<IncludedFiles>>,
 }
 
 impl ConfigTree {
-    /// The same after these edits.
+    /// Returns the tree after these edits.
     #[must_use]
     pub fn with_edits(&self, edits: &[FileEdit]) -> Self {
         let mut tree = self.clone();
@@ -234,76 +237,77 @@ impl ConfigTree {
         tree
     }
 
-    /// A file that is not the same in another one, or is in one of them alone.
+    /// Returns a file that differs between the two trees or exists in only one of them.
     pub fn first_difference<'a>(&'a self, other: &'a Self) -> Option<&'a Path> {
         let is_same = |path: &PathBuf| self.files.get(path) == other.files.get(path);
         self.files.keys().chain(other.files.keys()).find(|path| !is_same(path)).map(PathBuf::as_path)
     }
 }
 
-/// One pattern of an Include directive and the files it leads to, in the order sshd reads them.
+/// One pattern of an Include directive and its files, in the order in which sshd reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncludedFiles {
-    /// The pattern, made absolute.
+    /// The pattern as an absolute path.
     pub pattern: PathBuf,
-    /// Whether the directory of the pattern exists (asked only where it holds no wildcard).
+    /// Whether the pattern's directory exists. The agent checks this only if the directory contains no wildcard.
     pub directory_exists: bool,
-    /// What it matches.
+    /// The files that the pattern matches.
     pub files: Vec<PathBuf>,
 }
 
-/// How a changed configuration reaches the running sshd (KP-6.22).
+/// How the agent makes the running sshd load a changed configuration (KP-6.22).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ReloadMethod {
     /// `systemctl reload` of this active unit.
     Unit(String),
-    /// `systemctl reset-failed` and `try-restart` of this active unit, which a socket started.
+    /// `systemctl reset-failed` and `try-restart` of this active unit, which a socket unit started.
     SocketUnit(String),
-    /// SIGHUP to this pid, whose sshd was started with this command line.
+    /// SIGHUP to this pid. The sshd with this pid was started with this command line.
     Pid {
-        /// The listener.
+        /// The listener's process id.
         pid: i32,
-        /// Its arguments, the program first.
+        /// The listener's arguments, the program first.
         arguments: Vec<String>,
     },
-    /// Nothing runs that would have to be told; the text says what was found.
+    /// No process needs a reload. The text says what the agent found.
     None(String),
 }
 
-/// The sshd of this guest, asked (KP-6.2).
+/// The sshd of this guest and its answers (KP-6.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sshd {
-    /// The program.
+    /// The path of the program.
     pub binary: PathBuf,
-    /// The running listener's options (`-o`, `-p`, …) that every question repeats; never `-f`.
+    /// The running listener's options (`-o`, `-p`, …), which the agent repeats in every query. Never `-f`.
     pub options: Vec<String>,
-    /// Whether something listens for it: those options come from a running listener, or a socket unit starts an sshd for each
-    /// connection.
+    /// Whether a process listens for sshd: either these options come from a running listener, or a socket unit starts
+    /// one sshd per connection.
     pub running: bool,
-    /// Whether a socket unit listens in sshd's place, or is on its way: sshd starts with the first connection.
+    /// Whether a socket unit listens in sshd's place or is about to. sshd then starts with the first connection.
     pub is_awaited: bool,
-    /// Whether the main file may be written: not sshd's own default elsewhere than /etc/ssh.
+    /// Whether the agent may write the main file. False if it is sshd's built-in default and not in /etc/ssh.
     pub main_is_writable: bool,
-    /// The files as they stand.
+    /// The configuration files as they are now.
     pub config: ConfigTree,
-    /// What they say now for each connection that must say what was asked; the first one is reported.
+    /// sshd's present answer for each connection that must have the requested setting. The result reports the first
+    /// one.
     pub answers: Vec<SshdAnswer>,
-    /// How a change is made live.
+    /// How the agent activates a change.
     pub reload: ReloadMethod,
-    /// Whether the listener has read its files as they stand; `None` where that cannot be told.
+    /// Whether the listener has read its files as they are now. `None` if the agent cannot determine it.
     pub has_read_its_files: Option<bool>,
-    /// Other listeners of this guest's, which are neither asked nor told.
+    /// Other listeners of this guest. The agent neither queries nor reloads them.
     pub others: Vec<OtherListener>,
 }
 
-/// An sshd that listens beside the one that is asked.
+/// An sshd that listens beside the one that the agent queries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherListener {
-    /// Its process.
+    /// Its process id.
     pub pid: i32,
     /// Its title or command line.
     pub line: String,
-    /// The ports it listens on; empty where that cannot be read.
+    /// The ports on which it listens. Empty if the agent cannot read them.
     pub ports: Vec<u16>,
 }

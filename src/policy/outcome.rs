@@ -1,4 +1,4 @@
-//! What became of a command: the Result of KP-3.31, word for word.
+//! The outcome of a command: the Result of KP-3.31, word for word.
 
 use std::fmt;
 use std::path::Path;
@@ -20,9 +20,9 @@ pub use bounds::{MAX_RESULT_BYTES, MAX_WARNINGS, limit_warnings, shorten_result}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It is in effect.
+    /// The command is in effect.
     Succeeded,
-    /// Nothing of it is.
+    /// No part of the command is in effect.
     Failed,
 }
 
@@ -30,13 +30,13 @@ pub enum Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Code {
-    /// It succeeded.
+    /// The command succeeded.
     Ok,
     /// The command itself is wrong.
     InvalidArgument,
-    /// The guest, or the moment, does not allow it.
+    /// The state of the guest does not allow the command now.
     FailedPrecondition,
-    /// It should have worked.
+    /// An error that should not have happened.
     Internal,
 }
 
@@ -74,7 +74,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The class this reason belongs to.
+    /// The class to which this reason belongs.
     pub fn code(self) -> Code {
         match self {
             Self::MalformedCommand
@@ -106,17 +106,17 @@ impl Reason {
     }
 }
 
-/// A failure with its reason and its explanation: cause, place and remedy, for a person.
+/// A failure with its reason and a message for a person: cause, place and remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The stable reason.
     pub reason: Reason,
-    /// One line for a person; never key text.
+    /// One line for a person. It never contains key text.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal for `reason`, explained by `message`.
+    /// Creates a refusal for `reason` with the explanation `message`.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: foreign::sanitize_message(&message.into()) }
     }
@@ -134,7 +134,7 @@ impl fmt::Display for WarningReason {
     }
 }
 
-/// What a warning is about: the closed, stable set of KP-3.32.
+/// The subject of a warning: the closed, stable set of KP-3.32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[allow(missing_docs)] // the names are the documentation: KP-3.32 and docs/protocol.md
@@ -160,23 +160,23 @@ pub enum WarningReason {
 /// Something the owner should know although the command succeeded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
-    /// What it is about.
+    /// The subject.
     pub reason: WarningReason,
-    /// One line for a person; never key text.
+    /// One line for a person. It never contains key text.
     pub message: String,
-    /// The file it is about.
+    /// The file that the warning concerns.
     pub file: Option<String>,
     /// The line in that file, from 1.
     pub line: Option<usize>,
 }
 
 impl Warning {
-    /// A warning that names no file.
+    /// Creates a warning that names no file.
     pub fn new(reason: WarningReason, message: impl Into<String>) -> Self {
         Self { reason, message: foreign::sanitize_message(&message.into()), file: None, line: None }
     }
 
-    /// The same warning about a place.
+    /// Returns the same warning with a file and line.
     #[must_use]
     pub fn with_location(mut self, file: &Path, line: Option<usize>) -> Self {
         self.file = Some(sanitize_path(file));
@@ -185,122 +185,122 @@ impl Warning {
     }
 }
 
-/// What the last `sshd -T` of a command said, for the target user from the first port's neutral IPv4
-/// address (KP-3.35 and KP-6.6).
+/// The last answer of `sshd -T` in a command, for the target user at the first port from the IPv4 address that no
+/// rule names (KP-3.35 and KP-6.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveReport {
     /// `PasswordAuthentication`.
     pub password_authentication: bool,
-    /// `KbdInteractiveAuthentication`, under whichever name this sshd knows.
+    /// `KbdInteractiveAuthentication`, under the name that this sshd knows.
     pub kbd_interactive_authentication: bool,
     /// `PubkeyAuthentication`.
     pub pubkey_authentication: bool,
 }
 
-/// What the running sshd said of the key.
+/// The answer of the running sshd about the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum KeyAcceptance {
-    /// It would accept the key.
+    /// sshd would accept the key.
     Accepted,
-    /// It would not.
+    /// sshd would not accept the key.
     Refused,
-    /// The question was not asked, or got no answer.
+    /// The agent did not send the query, or got no answer.
     NotTaken,
 }
 
-/// The two questions to the running sshd (KP-10.13).
+/// The answers to the two queries to the running sshd (KP-10.13).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProbeReport {
-    /// Would it accept this key for this user?
+    /// Whether sshd would accept this key for this user.
     pub key: KeyAcceptance,
-    /// What it offers, after the reload.
+    /// The methods that sshd offers after the reload.
     pub methods: Option<Vec<String>>,
-    /// Where it was asked.
+    /// The address of the sshd that the agent queried.
     pub address: Option<String>,
-    /// Why the first question without an answer has none.
+    /// Why there is no answer, for the first query without one.
     pub not_taken: Option<String>,
 }
 
-/// What a private sshd said of the key (KP-10.5).
+/// The answer of a private sshd about the key (KP-10.5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrialReport {
-    /// Would it accept this key for this user?
+    /// Whether the private sshd would accept this key for this user.
     pub key: TrialKey,
-    /// The file at which the key matched, or the command that printed the line.
+    /// The file in which the key matched, or the command that printed the line.
     pub file: Option<String>,
-    /// The line in it.
+    /// The line in that file.
     pub line: Option<usize>,
-    /// The methods that it offers.
+    /// The methods that the private sshd offers.
     pub methods: Option<Vec<String>>,
     /// Why there is no answer.
     pub not_taken: Option<String>,
 }
 
 impl TrialReport {
-    /// A trial without an answer.
+    /// Creates the report of a trial without an answer.
     pub fn without_answer(why: impl Into<String>) -> Self {
         Self { key: TrialKey::NotTaken, file: None, line: None, methods: None, not_taken: Some(why.into()) }
     }
 
-    /// Whether it offers a method.
+    /// Whether the private sshd offers a method.
     pub fn offers_method(&self, method: &str) -> bool {
         self.methods.iter().flatten().any(|offered| offered == method)
     }
 }
 
-/// Whether a sshd accepts the key.
+/// Whether an sshd accepts the key.
 pub type TrialKey = KeyAcceptance;
 
-/// The Result of KP-3.31. Every field is always there, `null` where it does not apply.
+/// The Result of KP-3.31. Every field is always present, and `null` if it does not apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandResult {
-    /// The command this answers.
+    /// The id of the command that this result answers.
     pub command_id: CommandId,
-    /// This instance, where it is known; else the instance the command named.
+    /// The id of this instance, if the agent knows it. Otherwise the instance that the command named.
     pub instance_id: Option<String>,
-    /// What was to be done; `null` where the command does not say it.
+    /// The action of the command. `null` if the command does not name one.
     pub action: Option<ActionName>,
-    /// Whether it took effect.
+    /// Whether the command took effect.
     pub status: Status,
     /// The class of `reason`.
     pub code: Code,
-    /// Why it failed.
+    /// Why the command failed.
     pub reason: Option<Reason>,
     /// One line for a person.
     pub message: String,
-    /// Whether a byte of the guest's files is another than before.
+    /// Whether the command changed a byte of the guest's files.
     pub changed: bool,
-    /// The command's own key name.
+    /// The key name in the command.
     pub key_name: Option<KeyName>,
-    /// Of the command's key; on a detach, of the unbound one.
+    /// The fingerprint of the command's key, or of the unbound key for a detach.
     pub fingerprint: Option<Fingerprint>,
-    /// Whose authorized_keys it is about.
+    /// The user whose authorized_keys file the command concerns.
     pub user: Option<String>,
     /// The file that sshd reads for that user.
     pub authorized_keys_file: Option<String>,
-    /// The command's own setting.
+    /// The setting in the command.
     #[serde(rename = "passWordAuth")]
     pub password_auth: Option<PasswordAuth>,
-    /// The last `sshd -T` of this command.
+    /// The last answer of `sshd -T` in this command.
     pub effective: Option<EffectiveReport>,
-    /// What a private sshd said, before a step depended on it.
+    /// The private sshd's answer, which the agent got before a step depended on it.
     #[serde(default)]
     pub trial: Option<TrialReport>,
-    /// What the running sshd said.
+    /// The running sshd's answer.
     pub proof: Option<ProbeReport>,
-    /// What the owner should know besides.
+    /// Further information for the owner.
     pub warnings: Vec<Warning>,
     /// The component's version as its file states it.
     pub component_version: Option<String>,
     /// This agent's version.
     pub agent_version: String,
-    /// RFC 3339, UTC.
+    /// The end of the command in RFC 3339 format, in UTC.
     pub finished_at: String,
-    /// From the first look at the command to the result, in milliseconds.
+    /// The time from the first look at the command to the result, in milliseconds.
     pub duration_ms: u64,
 }

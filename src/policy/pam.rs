@@ -1,5 +1,5 @@
-//! sshd's PAM service: pam.d(5). A login with a key passes the `account` and the `session` rules alone. What the
-//! modules say is known here for a few of them; the rules are followed for every answer that the others may give.
+//! sshd's PAM service: pam.d(5). A login with a key passes only the `account` and the `session` rules. The agent
+//! knows the answers of a few modules. It follows the rules for every answer that the other modules may give.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::foreign::sanitize_text;
 use super::observation::{PAM_NOLOGIN, PamRule};
 
-/// Modules whose verdict is known here, or that refuse nobody who could come in.
+/// Modules whose answer the agent knows, or that refuse no user who could otherwise log in.
 const HARMLESS_MODULES: &[&str] = &[
     "pam_apparmor",
     "pam_env",
@@ -38,40 +38,40 @@ const HARMLESS_MODULES: &[&str] = &[
     "pam_xauth",
 ];
 
-/// The service that applies where another one has no file, or no rule of a type.
+/// The service that PAM uses if another service has no file, or no rule of a type.
 const OTHER_SERVICE: &str = "other";
 
-/// How deep files may include each other.
+/// The maximum depth of includes.
 const MAX_PAM_INCLUDE_DEPTH: usize = 16;
 
-/// The most rules of one type that are followed.
+/// The maximum number of rules of one type that the agent follows.
 const MAX_RULES_PER_TYPE: usize = 1024;
 
 /// The types of rules that a login with a key passes.
 const RULE_TYPES: [&str; 2] = ["account", "session"];
 
-/// A file of a service.
+/// The file of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServiceFile {
-    /// There is none.
+    /// There is no file.
     Missing,
-    /// It cannot be read.
+    /// The file at this path cannot be read.
     Unreadable(PathBuf),
-    /// Its path and bytes.
+    /// The file's path and bytes.
     Content(PathBuf, Vec<u8>),
 }
 
-/// What PAM is made of: the files of services by name, and whether a module (as a rule names it) is installed.
+/// The parts of PAM: the files of services by name, and whether a module (as a rule names it) is installed.
 pub struct PamInstallation<'a> {
-    /// The file of a service.
+    /// Returns the file of a service.
     pub file: &'a dyn Fn(&str) -> ServiceFile,
     /// Whether the module of this name exists.
     pub has_module: &'a dyn Fn(&str) -> bool,
-    /// Whether pam_nologin(8) refuses this user: nologin(5)'s file stands, and the user is not root.
+    /// Whether pam_nologin(8) refuses this user: nologin(5)'s file exists and the user is not root.
     pub is_closed: bool,
 }
 
-/// The rules by which `service` refuses or may refuse a login with a key. One with `refuses` is certain.
+/// The rules with which `service` refuses or may refuse a login with a key. A rule with `refuses` certainly refuses.
 pub fn find_refusing_rules(service: &str, installation: &PamInstallation<'_>) -> Vec<PamRule> {
     let mut found = Vec::new();
     let own = load_service(service, installation);
@@ -83,7 +83,7 @@ pub fn find_refusing_rules(service: &str, installation: &PamInstallation<'_>) ->
         refuses,
     };
     for broken in [&own, &other].into_iter().filter_map(|loaded| loaded.broken.as_ref()) {
-        // PAM then refuses to start at all.
+        // In this case PAM refuses to start at all.
         found.push(PamRule { refuses: true, ..broken.clone() });
     }
     found.extend(own.unread.iter().chain(&other.unread).cloned());
@@ -115,14 +115,14 @@ pub fn find_refusing_rules(service: &str, installation: &PamInstallation<'_>) ->
     found
 }
 
-/// A service with the files that it includes.
+/// A service together with the files that it includes.
 #[derive(Default)]
 struct LoadedService {
     file: Option<PathBuf>,
     entries: Vec<StackRule>,
-    /// Where reading ends with an error.
+    /// The place at which an error ends the reading.
     broken: Option<PamRule>,
-    /// What could not be read.
+    /// The files that could not be read.
     unread: Vec<PamRule>,
 }
 
@@ -132,7 +132,7 @@ impl LoadedService {
     }
 }
 
-/// A rule in its place.
+/// A rule and its position.
 #[derive(Debug, Clone)]
 struct StackRule {
     kind: String,
@@ -142,20 +142,20 @@ struct StackRule {
     at: PamRule,
 }
 
-/// What a rule's module answers.
+/// The answer of a rule's module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ModuleAnswer {
     /// `success`.
     Success,
-    /// The answer of pam_deny(8), and of pam_nologin(8) where it refuses.
+    /// The answer of pam_deny(8), and of pam_nologin(8) if it refuses.
     Denied,
-    /// `module_unknown`: it is not installed.
+    /// `module_unknown`: the module is not installed.
     ModuleUnknown,
     /// The line is not valid.
     InvalidLine,
-    /// That is not known here.
+    /// The agent does not know the answer.
     Unknown,
-    /// Nothing: a `substack` begins.
+    /// No answer: a `substack` begins.
     SubstackStart,
 }
 
@@ -184,7 +184,7 @@ fn unreadable_file_rule(file: &Path) -> PamRule {
     }
 }
 
-/// Reads one file's lines; `false` where PAM gives up.
+/// Reads the lines of one file. Returns `false` if PAM gives up.
 fn read_service_file(
     file: &Path,
     content: &[u8],
@@ -291,8 +291,8 @@ fn strip_module_path(module: &str) -> &str {
     name.strip_suffix(".so").unwrap_or(name)
 }
 
-/// The logical lines of a file, each with the number (from 1) of its first one, and whether the last one is whole.
-/// A comment ends at its own line, also where a backslash ends it.
+/// The logical lines of a file, each with the number (from 1) of its first physical line, and whether the last one is
+/// complete. A comment ends at the end of its physical line, even if that line ends in a backslash.
 fn split_logical_lines(content: &[u8]) -> (Vec<(usize, String)>, bool) {
     let text = String::from_utf8_lossy(content);
     let mut found = Vec::new();
@@ -320,14 +320,14 @@ fn split_logical_lines(content: &[u8]) -> (Vec<(usize, String)>, bool) {
     (found, is_whole)
 }
 
-/// What a line of a service's file says.
+/// The meaning of a line of a service's file.
 #[derive(Debug, PartialEq, Eq)]
 enum PamLine {
-    /// A rule of a type that is not asked for.
+    /// A rule of a type that the caller did not request.
     OtherKind,
-    /// A rule that fails, of this type.
+    /// An invalid rule of this type. It fails.
     Invalid(String),
-    /// Another file's rules stand here, those of one type or (`None`) all.
+    /// The rules of another file apply here: those of one type, or all (`None`).
     Include { name: String, kind: Option<String>, is_substack: bool },
     /// A rule.
     Rule { kind: String, control: Control, module: String },
@@ -343,9 +343,9 @@ fn parse_pam_line(line: &str, asked: Option<&str>) -> PamLine {
             None => asked.map_or(PamLine::OtherKind, |kind| PamLine::Invalid(kind.to_owned())),
         };
     }
-    // The dash keeps a missing module out of the log; the rule fails all the same.
+    // The dash only keeps a missing module out of the log. The rule still fails.
     let kind = first.strip_prefix('-').unwrap_or(&first);
-    // A type that PAM does not know counts as the one asked for, else as `auth`.
+    // A type that PAM does not know counts as the requested type, or else as `auth`.
     let kind = match (["auth", "account", "password", "session"].contains(&kind), asked) {
         (true, _) => kind.to_owned(),
         (false, Some(asked)) => return PamLine::Invalid(asked.to_owned()),
@@ -366,8 +366,8 @@ fn parse_pam_line(line: &str, asked: Option<&str>) -> PamLine {
     }
 }
 
-/// The first word, and what follows it; one that begins with `[` ends at `]`, and the brackets of a module's name or
-/// an argument are taken off.
+/// Splits off the first word and returns the text behind it. A word that begins with `[` ends at `]`. The function
+/// removes the brackets of a module's name or an argument.
 fn split_pam_word(text: &str) -> Option<(&str, &str)> {
     let text = text.trim_start_matches([' ', '\t']);
     if text.is_empty() {
@@ -380,7 +380,7 @@ fn split_pam_word(text: &str) -> Option<(&str, &str)> {
     Some(text.split_at(end))
 }
 
-/// What follows from a module's answer.
+/// The action that follows from a module's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum PamAction {
     Ok,
@@ -392,7 +392,7 @@ enum PamAction {
     Jump(usize),
 }
 
-/// The control of a rule: the action for each named answer, and for all others.
+/// The control of a rule: the action for each named answer, and the action for all others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Control {
     named: BTreeMap<String, PamAction>,
@@ -400,7 +400,7 @@ struct Control {
 }
 
 impl Control {
-    /// Every answer refuses.
+    /// A control that refuses for every answer.
     fn always_bad() -> Self {
         Self { named: BTreeMap::new(), default: PamAction::Bad }
     }
@@ -419,7 +419,7 @@ impl Control {
             "sufficient" => return word(PamAction::Done, PamAction::Ignore, false),
             _ => {}
         }
-        // What is not named, and an action that PAM does not know, refuses.
+        // An answer without a name here refuses, and so does an action that PAM does not know.
         let mut control = Self::always_bad();
         let spaced = text.replace('=', " ");
         let mut words = spaced.split([' ', '\t']).filter(|word| !word.is_empty());
@@ -447,17 +447,17 @@ impl Control {
         self.named.get(answer).copied().unwrap_or(self.default)
     }
 
-    /// What may follow from what the module says.
+    /// The actions that may follow from the module's answer.
     fn possible_actions(&self, says: ModuleAnswer) -> BTreeSet<PamAction> {
         match says {
             ModuleAnswer::Success => [self.action_for("success")].into(),
-            // The answer of pam_deny depends on the type and on its release.
+            // The answer of pam_deny depends on the rule's type and on the release of PAM.
             ModuleAnswer::Denied => {
                 ["auth_err", "acct_expired", "session_err"].map(|answer| self.action_for(answer)).into()
             }
             ModuleAnswer::ModuleUnknown => [self.action_for("module_unknown")].into(),
             ModuleAnswer::InvalidLine => [PamAction::Bad].into(),
-            // It ignores whom it does not know, and leaves the accounts of passwd(5) alone.
+            // Such a module ignores users that it does not know, and does not refuse the accounts of passwd(5).
             ModuleAnswer::Unknown if self.named.get("user_unknown") == Some(&PamAction::Ignore) => {
                 [self.action_for("success"), PamAction::Ignore].into()
             }
@@ -467,7 +467,7 @@ impl Control {
     }
 }
 
-/// What a stack amounts to so far.
+/// The result of a stack so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Impression {
     Undefined,
@@ -475,10 +475,11 @@ enum Impression {
     Negative,
 }
 
-/// Where a stack stands: the impression, and the one with which each open (sub)stack began.
+/// The state of a stack: the present impression, and the impression at the start of each open (sub)stack.
 type StackState = (Impression, Vec<Impression>);
 
-/// The rules of one type, followed for every answer: those by which the whole refuses, or may refuse.
+/// Follows the rules of one type for every possible answer. Returns the rules because of which the stack refuses or
+/// may refuse.
 fn evaluate_stack(rules: &[&StackRule]) -> Vec<PamRule> {
     let mut ahead: BTreeMap<usize, BTreeMap<StackState, BTreeSet<usize>>> = BTreeMap::new();
     ahead.entry(0).or_default().insert((Impression::Undefined, Vec::new()), BTreeSet::new());
@@ -506,7 +507,7 @@ fn evaluate_stack(rules: &[&StackRule]) -> Vec<PamRule> {
             for act in &acts {
                 let (next, then, is_to_blame) = apply_action(*act, impression, at, rules, &began);
                 let mut blamed = blamed.clone();
-                // An unknown answer that is passed over may leave nobody who lets in.
+                // If the stack skips an unknown answer, no rule may be left that allows the login.
                 if is_to_blame || acts.len() > 1 && then == Impression::Undefined {
                     blamed.insert(at);
                 }
@@ -530,7 +531,7 @@ fn evaluate_stack(rules: &[&StackRule]) -> Vec<PamRule> {
     found
 }
 
-/// The rule that comes next, the impression then, and whether this rule refused.
+/// The next rule, the impression then, and whether this rule refused.
 fn apply_action(
     act: PamAction,
     impression: Impression,
@@ -560,7 +561,7 @@ fn apply_action(
                 }
                 left -= 1;
             }
-            // Beyond the end is an error.
+            // A jump beyond the end is an error.
             if left > 0 { (here + 1, Impression::Negative, true) } else { (here + 1, impression, false) }
         }
     }

@@ -1,13 +1,13 @@
-//! Stacks of PAM; what libpam 1.5 and 1.7 answered for the same files stands beside each.
+//! Tables of PAM stacks. The answers of libpam 1.5 and 1.7 for the same files are beside each stack.
 
 use super::*;
 
-/// Every module but `pam_gone.so` and names without a suffix is installed.
+/// Every module is installed except `pam_gone.so` and names without a suffix.
 fn refusing_rules(files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
     refusing_rules_with_nologin(false, files)
 }
 
-/// The same where nologin(5)'s file stands, or does not.
+/// The same, with or without nologin(5)'s file.
 fn refusing_rules_with_nologin(is_closed: bool, files: &[(&str, &str)]) -> Vec<(String, usize, bool)> {
     let file = |service: &str| match files.iter().find(|(name, _)| *name == service) {
         Some((name, text)) => {
@@ -53,7 +53,7 @@ fn stock_pam_stacks_permit_login() {
 /// KP-6.20, KP-6.21.
 #[test]
 fn pam_rules_that_may_refuse_are_found() {
-    // The account rules ahead of rules that let in; what is said of them, and whether it is certain.
+    // The account rules before rules that allow the login, the expected finding, and whether it is certain.
     for (text, expected) in [
         ("", None),
         ("account required pam_access.so\n", Some(("pam_access", 1, false))),
@@ -72,7 +72,7 @@ fn pam_rules_that_may_refuse_are_found() {
         ("account [ success=ok  default = die ] pam_deny.so\n", Some(("pam_deny", 1, true))),
         ("account [default=die] pam_permit.so\n", Some(("pam_permit", 1, true))),
         ("account required pam_deny.so\naccount [success=reset] pam_permit.so\n", None),
-        // A jump that is taken, one that is not, one that may be, one beyond the end.
+        // A jump that is taken, one that is not, one that may be taken, and one beyond the end.
         ("account [success=1 default=ignore] pam_permit.so\naccount requisite pam_deny.so\n", None),
         (
             "account [success=ignore default=1] pam_permit.so\naccount requisite pam_deny.so\n",
@@ -86,7 +86,7 @@ fn pam_rules_that_may_refuse_are_found() {
             "account [success=9 default=ignore] pam_permit.so\naccount requisite pam_deny.so\n",
             Some(("pam_permit", 1, true)),
         ),
-        // Modules that are not installed: the dash does not help, `module_unknown` does.
+        // Modules that are not installed: the dash has no effect, `module_unknown` has.
         ("account required pam_gone.so\n", Some(("pam_gone, which is not installed", 1, true))),
         ("-account required pam_gone.so\n", Some(("pam_gone, which is not installed", 1, true))),
         ("account required pam_permit\n", Some(("pam_permit, which is not installed", 1, true))),
@@ -98,7 +98,7 @@ fn pam_rules_that_may_refuse_are_found() {
         ("account required\n", Some(("a line that is not valid", 1, true))),
         ("account\n", Some(("a line that is not valid", 1, true))),
         ("acount required pam_deny.so\n", None),
-        // A comment ends where its line ends; inside of a continued line it is passed over.
+        // A comment ends where its line ends. Inside a continued line PAM skips it.
         ("# x \\\naccount required pam_deny.so\n", Some(("pam_deny", 2, true))),
         (
             "account required pam_permit.so # x \\\naccount required pam_deny.so\n",
@@ -138,10 +138,10 @@ fn pam_includes_and_substacks_are_followed() {
         ("account include s\n", deny, Some(("pam_deny", 1, true))),
         ("session include s\n", deny, None),
         ("account substack s\n", deny, Some(("pam_deny", 1, true))),
-        // The end of a substack is not the end of the whole.
+        // The end of a substack is not the end of the whole stack.
         ("account include s\naccount required pam_deny.so\n", done, None),
         ("account substack s\naccount required pam_deny.so\n", done, Some(("pam_deny", 2, true))),
-        // A substack counts as one rule, an include as its rules.
+        // A substack counts as one rule. An include counts as its rules.
         ("account [success=1 default=ignore] pam_permit.so\naccount substack s\n", deny, None),
         (
             "account [success=1 default=ignore] pam_permit.so\naccount include s\n",

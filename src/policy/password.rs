@@ -1,17 +1,17 @@
-//! Whether a password would let an account in: what sshd's settings say, and whether the account has one that is good.
+//! Whether a password would let an account log in: sshd's settings, and whether the account has a usable password.
 
 use super::effective::EffectiveConfig;
 use super::lockout::is_nologin_shell;
 use super::observation::{Account, Login, Shadow};
 
-/// Whether a password would let this account in: sshd takes one, and the account has one that is usable.
+/// Whether this account could log in with a password: sshd accepts one, and the account has a usable one.
 pub fn can_log_in_with_password(login: &Login, account: &Account, effective: &EffectiveConfig) -> bool {
     sshd_accepts_password(effective, account) && account_has_usable_password(login, account, effective)
 }
 
-/// Whether a password would still let this user in, as far as sshd's settings go: by the password method, or
-/// by keyboard-interactive where PAM asks for it there; root where PermitRootLogin is `yes`. Who may come at
-/// all (Allow*, Deny*) and whether the account has a password are other questions.
+/// Whether this user could still log in with a password, as far as sshd's settings decide. Possible methods are the
+/// password method, and keyboard-interactive if PAM asks for a password there. Root can do so if PermitRootLogin is
+/// `yes`. Other functions check who may connect at all (Allow*, Deny*) and whether the account has a password.
 pub fn sshd_accepts_password(effective: &EffectiveConfig, account: &Account) -> bool {
     let by_password = effective.password_authentication() && effective.method_suffices("password");
     let pam_asks = effective.is_yes("usepam") && effective.kbd_interactive_authentication();
@@ -23,9 +23,9 @@ pub fn sshd_accepts_password(effective: &EffectiveConfig, account: &Account) -> 
     (by_password || by_kbd_interactive) && is_root_permitted
 }
 
-/// Whether the account has a password with which somebody gets in: shadow(5), passwd(5). One that is locked, that is no
-/// hash, or whose account has expired is none, and neither is an empty one unless PermitEmptyPasswords is `yes`. What
-/// cannot be seen counts as none.
+/// Whether the account has a password that allows a login: shadow(5), passwd(5). A locked password, a text that is
+/// not a hash, and the password of an expired account do not count. An empty password counts only if
+/// PermitEmptyPasswords is `yes`. A password that the agent cannot read does not count.
 pub fn account_has_usable_password(login: &Login, account: &Account, effective: &EffectiveConfig) -> bool {
     let entry = match &login.shadow {
         Shadow::Entry(entry) => entry,
@@ -34,9 +34,9 @@ pub fn account_has_usable_password(login: &Login, account: &Account, effective: 
     let is_permitted = entry.has_password || entry.is_empty && effective.is_yes("permitemptypasswords");
     let is_kept_out =
         login.blocking_nologin_file(account, effective).is_some() || is_nologin_shell(&account.shell);
-    // pam_unix takes the day itself for the account's end, sshd the one after it: the earlier one counts.
+    // For pam_unix the account ends on that day, for sshd one day later. The earlier day counts.
     let has_ended = entry.expires.is_some_and(|expires| login.today >= expires);
-    // A password that was not changed in time: the account ends some days after it does.
+    // If the password was not changed in time, the account ends some days after the password does.
     let last_day = entry
         .last_change
         .zip(entry.maximum)

@@ -1,5 +1,6 @@
-//! A path in JSON, which knows text alone: a byte that is no UTF-8 is written as NUL and two hexadecimal digits. No path
-//! holds a NUL, so nothing else is read as one, and a version that does not know this finds no such file rather than another.
+//! A path in JSON, which allows only text. A byte that is not UTF-8 is written as NUL and two hexadecimal digits. No
+//! path contains a NUL, so this encoding is unambiguous. A version that does not know it finds no such file, and not
+//! a wrong one.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,10 +16,10 @@ pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_str(&encode_path(path))
 }
 
-/// Reads one.
+/// Reads a path.
 ///
 /// # Errors
-/// Where what follows a NUL are not two hexadecimal digits.
+/// If a NUL is not followed by two hexadecimal digits.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     let text = String::deserialize(deserializer)?;
     decode_path(&text).ok_or_else(|| D::Error::custom("not a path"))
@@ -39,10 +40,10 @@ pub mod option {
         }
     }
 
-    /// Reads one.
+    /// Reads a path or `null`.
     ///
     /// # Errors
-    /// Where what follows a NUL are not two hexadecimal digits.
+    /// If a NUL is not followed by two hexadecimal digits.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
         Option::<String>::deserialize(deserializer)?
             .map(|text| decode_path(&text).ok_or_else(|| D::Error::custom("not a path")))

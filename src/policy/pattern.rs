@@ -4,29 +4,29 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-/// What a comma-separated list of patterns says of a text.
+/// The result of a comma-separated list of patterns for a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListMatch {
-    /// A pattern matches, and none that is negated does.
+    /// A pattern matches, and no negated pattern does.
     Yes,
-    /// A pattern with `!` matches, ahead of whatever else would.
+    /// A pattern with `!` matches. It takes precedence over every other match.
     Negated,
-    /// None matches.
+    /// No pattern matches.
     No,
 }
 
-/// An address pattern whose mask does not fit its address (`10.0.0.1/8`): sshd refuses everyone there.
+/// An address pattern whose mask does not fit its address (`10.0.0.1/8`). sshd then refuses every connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadMask;
 
-/// The longest pattern of a list that sshd looks at; a longer one ends the list without a match.
+/// The maximum length of a pattern in a list. At a longer one sshd ends the list without a match.
 const PATTERN_BYTES_LIMIT: usize = 1023;
 
 /// Whether `pattern` (`*`: any text, `?`: any one byte) matches all of `text`: ssh_config(5) "PATTERNS".
 pub fn matches_pattern(text: &str, pattern: &str) -> bool {
     let (text, pattern) = (text.as_bytes(), pattern.as_bytes());
     let (mut t, mut p) = (0, 0);
-    // Where to go on after the last `*`: behind it in the pattern, and one byte further in the text.
+    // The position to continue from after the last `*`: behind it in the pattern, and one byte further in the text.
     let mut retry: Option<(usize, usize)> = None;
     while t < text.len() {
         match pattern.get(p) {
@@ -51,7 +51,7 @@ pub fn matches_pattern(text: &str, pattern: &str) -> bool {
     pattern.get(p..).is_none_or(|rest| rest.iter().all(|&byte| byte == b'*'))
 }
 
-/// What the list `patterns` says of `text`: ssh_config(5) "pattern-list".
+/// Matches `text` against the list `patterns`: ssh_config(5) "pattern-list".
 pub fn match_pattern_list(text: &str, patterns: &str) -> ListMatch {
     let mut found = ListMatch::No;
     let patterns = patterns.strip_suffix(',').unwrap_or(patterns);
@@ -70,19 +70,19 @@ pub fn match_pattern_list(text: &str, patterns: &str) -> ListMatch {
     found
 }
 
-/// The same for a host name, whose letters may stand in either case.
+/// The same for a host name, without regard to upper and lower case.
 pub fn match_host_list(host: &str, patterns: &str) -> ListMatch {
     match_pattern_list(&host.to_ascii_lowercase(), &patterns.to_ascii_lowercase())
 }
 
-/// Whether the list `patterns` picks one who is in these groups: one of them is meant, and none is negated. sshd_config(5)
-/// "Match Group".
+/// Whether the list `patterns` matches a user in these groups: it matches one of them and negates none.
+/// sshd_config(5) "Match Group".
 pub fn matches_group_list(groups: &[String], patterns: &str) -> bool {
     let said: Vec<ListMatch> = groups.iter().map(|group| match_pattern_list(group, patterns)).collect();
     said.contains(&ListMatch::Yes) && !said.contains(&ListMatch::Negated)
 }
 
-/// What a list of addresses, networks in CIDR form and patterns says of `address`: sshd_config(5) "Match".
+/// Matches `address` against a list of addresses, networks in CIDR form and patterns: sshd_config(5) "Match".
 pub fn match_address_list(address: IpAddr, patterns: &str) -> Result<ListMatch, BadMask> {
     let text = address.to_string();
     let mut found = ListMatch::No;
@@ -118,8 +118,8 @@ pub fn matches_source(host: &str, address: IpAddr, patterns: &str) -> Result<boo
     })
 }
 
-/// Whether one `user` or `user@host` pattern matches a user who comes from there: sshd_config(5)
-/// "AllowUsers". No `!` and no list in the user's part.
+/// Whether one `user` or `user@host` pattern matches a user who connects from this source: sshd_config(5)
+/// "AllowUsers". The user part allows no `!` and no list.
 pub fn matches_user_pattern(name: &str, host: &str, address: IpAddr, pattern: &str) -> Result<bool, BadMask> {
     match pattern.split_once('@') {
         None => Ok(matches_pattern(name, pattern)),
@@ -131,7 +131,7 @@ fn strip_negation(entry: &str) -> (bool, &str) {
     entry.strip_prefix('!').map_or((false, entry), |pattern| (true, pattern))
 }
 
-/// An address, or a network whose host bits are all zero; `None` where the text is neither.
+/// An address, or a network whose host bits are all zero. `None` if the text is neither.
 fn parse_network(text: &str) -> Result<Option<(IpAddr, u32)>, BadMask> {
     let (address, bits) = match text.split_once('/') {
         None => (text, None),
@@ -162,13 +162,13 @@ fn address_to_bits(address: IpAddr) -> (u128, u32) {
     }
 }
 
-/// The bits that a prefix of `bits` leaves to hosts.
+/// The bits of the host part for a prefix of `bits` bits.
 fn host_mask(bits: u32, width: u32) -> u128 {
     let host_bits = width.saturating_sub(bits);
     1u128.checked_shl(host_bits).map_or(u128::MAX, |bit| bit - 1)
 }
 
-/// Whether glob(7) would find a name that has no leading dot: `*`, `?`, `[...]`, `\` before a character.
+/// Whether glob(7) would match a name without a leading dot: `*`, `?`, `[...]`, `\` before a character.
 pub fn glob_matches(name: &str, pattern: &str) -> bool {
     let (name, pattern): (Vec<char>, Vec<char>) = (name.chars().collect(), pattern.chars().collect());
     let (mut n, mut p) = (0, 0);
@@ -198,7 +198,7 @@ pub fn glob_matches(name: &str, pattern: &str) -> bool {
     pattern.get(p..).is_none_or(|rest| rest.iter().all(|&c| c == '*'))
 }
 
-/// Whether the pattern's first element, other than `*`, takes `c`; if so, that element's length.
+/// Whether the pattern's first element, which is not `*`, matches `c`. If so, returns that element's length.
 fn match_glob_element(c: char, pattern: &[char]) -> Option<usize> {
     match *pattern.first()? {
         '?' => Some(1),
@@ -211,7 +211,7 @@ fn match_glob_element(c: char, pattern: &[char]) -> Option<usize> {
     }
 }
 
-/// A bracket expression's length and whether it takes `c`; `None` where no `]` closes it.
+/// The length of a bracket expression and whether it matches `c`. `None` if no `]` closes it.
 fn match_bracket(c: char, pattern: &[char]) -> Option<(usize, bool)> {
     let negated = matches!(pattern.get(1), Some('!' | '^'));
     let first = if negated { 2 } else { 1 };
@@ -233,12 +233,12 @@ fn match_bracket(c: char, pattern: &[char]) -> Option<(usize, bool)> {
     }
 }
 
-/// Whether a text holds a character that glob(7) does not take literally.
+/// Whether a path contains a character that glob(7) does not take literally.
 pub fn has_wildcard(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| matches!(byte, b'*' | b'?' | b'[' | b'\\'))
 }
 
-/// Whether glob(3) would find `path` by `pattern`, component by component.
+/// Whether `pattern` matches `path` as in glob(3), component by component.
 pub fn glob_path_matches(path: &Path, pattern: &Path) -> bool {
     let (mut names, mut globs) = (path.components(), pattern.components());
     loop {
@@ -261,7 +261,7 @@ mod tests {
 
     use super::*;
 
-    /// The definition, word for word and as slow as it is.
+    /// The definition of a match, implemented literally and slowly.
     fn naive_match(text: &[u8], pattern: &[u8]) -> bool {
         match pattern {
             [] => text.is_empty(),

@@ -1,5 +1,6 @@
-//! The proof (KP-10.13 and KP-10.14): what the running sshd is asked, what it said, and whether that is what its
-//! configuration and the guard foretold. Necessary, never sufficient: the guard stands beside it.
+//! The proof (KP-10.13 and KP-10.14): the queries to the running sshd, its answers, and whether they match the
+//! forecast from its configuration and the guard. The proof is necessary but not sufficient, so the guard is needed
+//! too.
 
 use std::net::SocketAddr;
 
@@ -10,60 +11,61 @@ use super::outcome::{KeyAcceptance, ProbeReport, Reason, Refusal};
 use super::public_key::PublicKey;
 use super::trial::{ClientReport, KeyOffer};
 
-/// What is asked for a plan.
+/// The queries for a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbePlan {
-    /// For whom.
+    /// The user that the queries name.
     pub user: String,
-    /// The key that is put in place; `None` for a command without one.
+    /// The key that the command puts in place. `None` for a command without a key.
     pub key: Option<PublicKey>,
-    /// What sshd should say; `None` where it does not listen on loopback.
+    /// The expected answers. `None` if sshd does not listen on loopback.
     pub forecast: Option<ExpectedProbe>,
 }
 
-/// What sshd should say to exactly the connection that asks.
+/// The answers expected for exactly the connection that the agent opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpectedProbe {
-    /// Where it is asked.
+    /// The address to which the agent connects.
     pub address: SocketAddr,
-    /// As which connection `sshd -T` knows it.
+    /// The same connection in the form of `sshd -T -C`.
     pub connection: Connection,
-    /// What it offers.
+    /// The methods that sshd offers.
     pub methods: Vec<AuthMethod>,
-    /// Whether it says that it accepts the key, as a private sshd said; `None`: not known.
+    /// Whether sshd accepts the key, according to a private sshd. `None` if this is not known.
     pub accepts_key: Option<bool>,
 }
 
-/// What the ssh client saw.
+/// The observations of the ssh client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeResult {
-    /// The methods that sshd offered at first, by their names on the wire.
+    /// The methods that sshd offered at first, with their names on the wire.
     pub methods: Vec<String>,
-    /// Whether it said that it would accept the key; `None` where the key was not offered to it.
+    /// Whether sshd said that it would accept the key. `None` if the client did not offer the key.
     pub accepts_key: Option<bool>,
 }
 
-/// Where a question stands.
+/// The result of one query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeVerdict {
-    /// The answer is as foretold.
+    /// The answer matches the forecast.
     AsExpected,
-    /// It is not.
+    /// The answer contradicts the forecast.
     Contradicted(String),
-    /// There is none.
+    /// There is no answer.
     NotTaken(String),
 }
 
 impl ExpectedProbe {
-    /// The same by what sshd says now of the live files: a line of ours that goes shows only there.
+    /// The same forecast, with the methods of sshd's present answer for the live files. The removal of a line of the
+    /// agent's has an effect only there.
     #[must_use]
     pub fn with_live_methods(mut self, live: &SshdAnswer) -> Self {
         self.methods = live.effective.offered_methods();
         self
     }
 
-    /// The answer to the key question against the forecast. That it is accepted where the guard would have refused
-    /// harms nobody.
+    /// Compares the answer about the key with the forecast. An accepted key does no harm if the guard would have
+    /// refused it.
     pub fn check_key(&self, said: &Result<ProbeResult, String>) -> ProbeVerdict {
         match said {
             Err(why) => ProbeVerdict::NotTaken(why.clone()),
@@ -79,7 +81,7 @@ impl ExpectedProbe {
         }
     }
 
-    /// The methods offered against the forecast.
+    /// Compares the offered methods with the forecast.
     pub fn check_methods(&self, said: &Result<ProbeResult, String>) -> ProbeVerdict {
         let seen = match said {
             Err(why) => return ProbeVerdict::NotTaken(why.clone()),
@@ -108,7 +110,7 @@ fn format_methods(methods: &[impl AsRef<str>]) -> String {
     }
 }
 
-/// The failure by a contradiction.
+/// The refusal for a contradicted forecast.
 pub fn probe_contradicted_refusal(why: &str) -> Refusal {
     Refusal::new(
         Reason::ProofContradicted,
@@ -116,15 +118,15 @@ pub fn probe_contradicted_refusal(why: &str) -> Refusal {
     )
 }
 
-/// A proof of which nothing was taken.
+/// The report of a proof for which no query was sent or answered.
 pub fn probe_not_taken(why: impl Into<String>) -> ProbeReport {
     ProbeReport { key: KeyAcceptance::NotTaken, methods: None, address: None, not_taken: Some(why.into()) }
 }
 
-/// What a client's log says of one question: the methods, and what became of the key.
+/// Parses the client's log of one query: the methods, and whether sshd accepted the key.
 ///
 /// # Errors
-/// Why it got no answer, in its own words.
+/// Why the client got no answer, in the client's own words.
 pub fn parse_client_log(log: &str) -> Result<ProbeResult, String> {
     if ClientReport::is_penalised(log) {
         return Err("sshd refuses this address for now (PerSourcePenalties)".to_owned());

@@ -1,4 +1,5 @@
-//! An OpenSSH public key that may be bound: parsed, of an accepted kind, strong enough (KP-3.24 and KP-3.25).
+//! An OpenSSH public key that may be bound: it is valid, of an accepted kind, and strong enough (KP-3.24 and
+//! KP-3.25).
 
 use std::fmt;
 
@@ -9,10 +10,10 @@ use ssh_key::{Algorithm, EcdsaCurve};
 
 use super::outcome::{Reason, Refusal};
 
-/// The longest line that is read as a key: 16 KiB.
+/// The maximum length of a key line: 16 KiB.
 const MAX_KEY_LINE_BYTES: usize = 16 * 1024;
 
-/// The fewest bits of an RSA modulus.
+/// The minimum number of bits of an RSA modulus.
 const MIN_RSA_BITS: usize = 2048;
 
 /// A public key's fingerprints, as ssh-keygen(1) `-l -E sha256` and the platform show them.
@@ -20,13 +21,13 @@ const MIN_RSA_BITS: usize = 2048;
 pub struct Fingerprint {
     /// `SHA256:` and unpadded base64.
     pub sha256: String,
-    /// Lower-case pairs joined by colons (RFC 4716).
+    /// Lower-case pairs of hexadecimal digits, joined by colons (RFC 4716).
     pub md5: String,
 }
 
 /// A public key of an accepted kind, without options: type, blob and comment.
 ///
-/// Two are equal when type and blob are; the comment takes no part in it.
+/// Two keys are equal if type and blob are equal. The comment does not count.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey {
@@ -43,7 +44,7 @@ impl PartialEq for PublicKey {
     }
 }
 
-/// How often this thread read or compared a key: what a file of many lines costs.
+/// Counts how often this thread parsed or compared a key. Tests use it to measure the cost of a file with many lines.
 #[cfg(test)]
 pub(super) mod counted {
     use std::cell::Cell;
@@ -62,7 +63,7 @@ pub(super) mod counted {
 impl Eq for PublicKey {}
 
 impl fmt::Debug for PublicKey {
-    /// The fingerprint alone: key text never reaches a log.
+    /// Prints only the fingerprint: key text must never reach a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PublicKey({})", self.fingerprint().sha256)
     }
@@ -82,8 +83,7 @@ impl TryFrom<String> for PublicKey {
 }
 
 impl PublicKey {
-    /// Reads `publicKey` of a command: one OpenSSH line (one newline at its end is dropped), or that line
-    /// in base64.
+    /// Parses `publicKey` of a command: one OpenSSH line (without one newline at its end), or that line in base64.
     ///
     /// # Errors
     /// `INVALID_PUBLIC_KEY` or `WEAK_PUBLIC_KEY`, with the cause.
@@ -109,10 +109,10 @@ impl PublicKey {
         Self::parse_line(line)
     }
 
-    /// Reads one OpenSSH line without a newline: type, blob and comment.
+    /// Parses one OpenSSH line without a newline: type, blob and comment.
     ///
     /// # Errors
-    /// As [`Self::parse`]; the message does not say what was refused.
+    /// As [`Self::parse`]. The message does not repeat the refused text.
     pub(super) fn parse_line(line: &str) -> Result<Self, Refusal> {
         #[cfg(test)]
         counted::increment();
@@ -144,7 +144,7 @@ impl PublicKey {
         if key.algorithm().as_str() != algorithm {
             return Err(invalid_key("its blob is of another type than the line says"));
         }
-        // sshd reads the blob strictly; what it would write differently it may refuse.
+        // sshd parses the blob strictly. It may refuse a blob that it would encode differently.
         let canonical = key.to_bytes().ok();
         if canonical.as_deref() != Some(blob.as_slice()) {
             return Err(invalid_key("its blob is not in canonical form"));
@@ -168,7 +168,7 @@ impl PublicKey {
         Ok(Self { algorithm: algorithm.to_owned(), blob, comment: comment.to_owned() })
     }
 
-    /// Whether the private half is on a security key: its signatures may need a touch or a PIN.
+    /// Whether the private key is on a security key. Its signatures may need a touch or a PIN.
     pub fn is_security_key(&self) -> bool {
         self.algorithm().starts_with("sk-")
     }
@@ -178,12 +178,12 @@ impl PublicKey {
         &self.algorithm
     }
 
-    /// The key in its wire form (RFC 4253, 6.6).
+    /// The key in its wire format (RFC 4253, 6.6).
     pub fn blob(&self) -> &[u8] {
         &self.blob
     }
 
-    /// The line as it is written into authorized_keys, without a newline.
+    /// The key's line for authorized_keys, without a newline.
     pub fn line(&self) -> String {
         let encoded = Base64::encode_string(&self.blob);
         match self.comment.as_str() {
@@ -197,7 +197,7 @@ impl PublicKey {
         compute_fingerprint(&self.blob)
     }
 
-    /// The bits of an RSA modulus; `None` for the other kinds.
+    /// The number of bits of an RSA modulus. `None` for the other kinds.
     pub fn rsa_bits(&self) -> Option<usize> {
         match ssh_key::PublicKey::from_bytes(&self.blob).map(KeyData::from) {
             Ok(KeyData::Rsa(rsa)) => rsa.n.as_positive_bytes().map(bit_length),
@@ -230,7 +230,7 @@ pub(super) fn is_accepted_algorithm(algorithm: &str) -> bool {
     )
 }
 
-/// Whether a comment hides a second key: a key type followed by a blob of that type.
+/// Whether a comment contains a second key: a key type, followed by a blob of that type.
 fn comment_contains_key(comment: &str) -> bool {
     let words: Vec<&str> = comment.split([' ', '\t']).filter(|word| !word.is_empty()).collect();
     words.windows(2).any(|pair| {
@@ -251,7 +251,7 @@ fn strip_newline(text: &str) -> &str {
     text.strip_suffix('\n').unwrap_or(text)
 }
 
-/// The first word and what follows it, without the blanks between them.
+/// The first word and the text behind it, without the blanks between them.
 fn split_word(text: &str) -> (&str, &str) {
     let (word, rest) = text.split_once([' ', '\t']).unwrap_or((text, ""));
     (word, rest.trim_start_matches([' ', '\t']))
@@ -280,7 +280,7 @@ mod tests {
     const WEAK: [&str; 3] = [
         "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQCeNIHRXa13Y4dOl1rbPD6zwSFBgaftYIGLoWxeTb/DGufM2lobuR8oP6Gbn2y3NxHUnrGZ/PLLacABAvVSORWC2xcug6luG5Qb3EmckcczWs749wAW6wTPIAuciaCHq+CZP2G38C/fbIITcJ2UFZ/6A5IDFO4/nFrN3vthKzhJnw==",
         "ssh-dss AAAAB3NzaC1kc3MAAACBANTN+YnQ7U1joh5OPkGHesZxWZrhxVR4NN94ciXIKHuN0IxkjiPtiXKfG3S0iBv9wlGa1WNMTkOuzn3PcJtmPKVX4UCyggDFVwf4wKwLPn6C06GQV9YvEVsMoUEgFTQg7Sg06mq3tJbJgniAUTBW7gX8/yVXzlZUwaD9y+PPA4WLAAAAFQDfzn06P/MNf7sEUQWNVCdq7cyTIQAAAIEArhruBzWNV9iDpXk/evBXu0bza7Ck36DeY2/ZwR+fDIyl8+cTJzUaRdPfwQy4WgO8QMzIG887LLPoRxDoywZ7WSzCsgdbWgzd8vR6MrVXE849gCx4p5SU1+N/31qaJAgSpA8h2c/VOKIt9ZLEbdqgKAX8tcQHHCrP0Bugb+KN0NwAAACALiSc2RbOe9O1GOxCmQq9j4qoDgXSX1WWAd3H8hBEwnCgqdD3Z0pfXlVe1K57nwi9MoMv1VrMmO0lxDQ492LNogqw4JnHwbMIDi16+8xeFaure+MilN7lNvQgA539m2ir77AApqeiN2pLk6BiS0BAeL4zjd3Y3J83zqLaXiQpQoo=",
-        // Exponent 1: a signature is its own message.
+        // With exponent 1, a signature equals its message.
         "ssh-rsa AAAAB3NzaC1yc2EAAAABAQAAAQEAiPY8zZaeSogG+CSDu7WwOUbuDzlNTbU6U8MAyem8BNND0bkhwcja96c0rFbLjIxF2obRQjLcnFL6gtfn6r/41sWVqUovtwIO8ikb8x7vcwGDVDxRwoVxX2TRq5DUi7URK4y9pOZj48FWsfKtVl9GSRHki7l9r9HIQOMXkBDhwmMfHJvkGhnVExm6IE3d2qNpb8DLLCrz67NqmjfBc2/U2LdJsCE1u9WMg0laRk8Q6MCIJLmjFNZZ0yc7AJgnmaTA3zU2FJdhi5tcqTQC+AEmAAwZ51daUUnvtBoUnUh9TjiCbrZC+GMDo0FThA5HNxBAWPEsFY6zq73BG4/zeWfPKw==",
     ];
 

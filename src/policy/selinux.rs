@@ -1,8 +1,9 @@
-//! SELinux: whether sshd may read what a command depends on, by the labels of the file and of every directory on the
-//! way, and what is done about a label by which it may not. selinux(8), restorecon(8), file_contexts(5).
+//! SELinux: whether sshd may read the files on which a command depends, by the labels of the file and of every
+//! directory on its path. Also the remedy for a label with which sshd may not read. selinux(8), restorecon(8),
+//! file_contexts(5).
 //!
-//! The kernel's policy decides whether sshd may read; the label that file_contexts(5) names is only the remedy. So a
-//! label that an administrator gave on purpose, and by which sshd reads, is left alone.
+//! The kernel's policy decides whether sshd may read. The label that file_contexts(5) names is only the remedy. So
+//! the agent does not change a label that an administrator set on purpose and with which sshd can read.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,15 +14,16 @@ use super::outcome::{Warning, WarningReason};
 /// The name of the rule in findings.
 const LABEL_RULE: &str = "SELinux label";
 
-/// The most bytes of a label; the kernel's own are far shorter.
+/// The maximum length of a label in bytes. The kernel's own labels are far shorter.
 const MAX_LABEL_BYTES: usize = 1024;
 
-/// A security context: `user:role:type`, and a range where the policy has levels.
+/// A security context: `user:role:type`, and a range if the policy has levels.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Label(String);
 
 impl Label {
-    /// A label as an extended attribute, a file of selinuxfs or a program gives it; `None` for what is none.
+    /// Parses a label from an extended attribute, a file of selinuxfs or a program's output. `None` if it is not a
+    /// label.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes).trim_ascii();
         let fits = bytes.len() <= MAX_LABEL_BYTES
@@ -37,12 +39,12 @@ impl Label {
         &self.0
     }
 
-    /// Its type, by which nearly every rule of a policy decides; for a process it is called the domain.
+    /// The label's type, which decides in nearly every rule of a policy. A process's type is called its domain.
     pub fn type_name(&self) -> &str {
         self.0.split(':').nth(2).unwrap_or_default()
     }
 
-    /// This label with the type of another: all that restorecon(8) changes by itself.
+    /// This label with the type of another label. restorecon(8) changes only the type by itself.
     #[must_use]
     pub fn with_type_of(&self, other: &Self) -> Self {
         let parts = self.0.splitn(4, ':').enumerate();
@@ -58,103 +60,105 @@ impl fmt::Display for Label {
     }
 }
 
-/// What SELinux does on this guest to what sshd does.
+/// How SELinux treats sshd's accesses on this guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Enforcement {
-    /// It does not run.
+    /// SELinux does not run.
     #[default]
     Absent,
-    /// It runs and logs what it would deny: the whole of it, or for sshd's domain alone.
+    /// SELinux only logs what it would deny, either for the whole system or for sshd's domain.
     Permissive,
-    /// It denies.
+    /// SELinux denies accesses.
     Enforcing,
 }
 
-/// Whether the policy lets sshd read.
+/// Whether the policy allows sshd to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// It does.
+    /// The policy allows it.
     Granted,
-    /// It does not.
+    /// The policy does not allow it.
     Denied,
-    /// The kernel could not be asked.
+    /// The agent could not query the kernel.
     Unknown,
 }
 
-/// What a place is.
+/// The kind of a component of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LabelledKind {
-    /// A directory, through which sshd goes.
+    /// A directory that sshd traverses.
     Directory,
-    /// A symbolic link, which it follows.
+    /// A symbolic link that sshd follows.
     Link,
-    /// The file, which it reads.
+    /// The file that sshd reads.
     File,
 }
 
-/// A directory, link or file that exists on the way to a file that sshd reads.
+/// An existing directory, link or file on the path to a file that sshd reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelledComponent {
-    /// Its path, links resolved.
+    /// The component's path, with links resolved.
     pub path: PathBuf,
-    /// What it is.
+    /// The component's kind.
     pub kind: LabelledKind,
-    /// Whether the agent may give it another label: the user's home and what is below it, a key file, our drop-in.
+    /// Whether the agent may change the label: the user's home and everything below it, a key file, the agent's
+    /// drop-in.
     pub may_be_relabelled: bool,
-    /// Its label.
+    /// The component's label.
     pub label: Option<Label>,
-    /// The label that the policy names for its path. Looked up only where sshd may not read by the label it has.
+    /// The label that the policy names for the path. The agent looks it up only if sshd may not read with the present
+    /// label.
     pub named: Option<Label>,
-    /// Whether sshd may read, or search, it.
+    /// Whether sshd may read or search the component.
     pub now: Access,
-    /// Whether it might with the label that the policy names.
+    /// Whether sshd could do so with the label that the policy names.
     pub if_named: Access,
 }
 
-/// The way to one file.
+/// The path to one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelledPath {
     /// The file, as sshd names it.
     pub file: PathBuf,
-    /// What exists of the way, `/` first.
+    /// The existing components of the path, `/` first.
     pub places: Vec<LabelledComponent>,
 }
 
-/// What SELinux says of sshd and the files that it reads.
+/// The SELinux facts about sshd and the files that it reads.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Labels {
-    /// Whether it denies.
+    /// Whether SELinux denies accesses.
     pub enforcement: Enforcement,
-    /// The domain in which sshd reads; `None` where that cannot be told.
+    /// The domain in which sshd reads. `None` if the agent cannot determine it.
     pub domain: Option<Label>,
     /// The user's home.
     pub home: PathBuf,
-    /// The ways to the user's key files.
+    /// The paths to the user's key files.
     pub key_files: Vec<LabelledPath>,
-    /// The ways to the files of sshd's configuration.
+    /// The paths to the files of sshd's configuration.
     pub config: Vec<LabelledPath>,
 }
 
-/// A label to be set.
+/// A label that the agent sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relabel {
-    /// The file to which the way leads.
+    /// The file at the end of the path.
     pub file: PathBuf,
-    /// The directory, or the file, on it.
+    /// The directory or file on the path that gets the label.
     pub place: PathBuf,
-    /// The label that it has.
+    /// The present label.
     pub was: Option<Label>,
-    /// The label that it gets.
+    /// The new label.
     pub label: Label,
 }
 
 impl Relabel {
-    /// What is going to be done, for `plan`.
+    /// Describes the planned change, for `plan`.
     pub fn describe_plan(&self) -> String {
         format!("the SELinux label of {} becomes {}", self.place.display(), self.label)
     }
 
-    /// What is wrong while it is not set, and what helps.
+    /// Describes the problem while the label is not set, and the remedy.
     pub fn describe_problem(&self) -> String {
         let Self { place, was, label, .. } = self;
         format!(
@@ -173,20 +177,20 @@ impl fmt::Display for Relabel {
     }
 }
 
-/// What a way comes to.
+/// The result for one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LabelCheck {
     /// sshd may read the file.
     Readable,
-    /// It may not, but SELinux does not enforce.
+    /// sshd may not read it, but SELinux does not enforce.
     Tolerated(Warning),
-    /// It may once these labels are set.
+    /// sshd may read it once these labels are set.
     Fixable(Vec<Relabel>),
-    /// It may not, for a place of this kind.
+    /// sshd may not read it, because of a component of this kind.
     Unreadable(GuardFinding, LabelledKind),
 }
 
-/// What one place comes to.
+/// The result for one component.
 enum ComponentStatus<'a> {
     Readable,
     Fixable(&'a Label),
@@ -204,7 +208,7 @@ impl LabelledComponent {
                 ComponentStatus::Fixable(named)
             }
             (Access::Denied, _, _) => ComponentStatus::Denied,
-            // The kernel is not to be asked: restorecon(8) compares types.
+            // The kernel cannot be queried. restorecon(8) compares only types.
             (Access::Unknown, Some(label), Some(named)) if label.type_name() == named.type_name() => {
                 ComponentStatus::Readable
             }
@@ -215,8 +219,8 @@ impl LabelledComponent {
 }
 
 impl Labels {
-    /// Whether sshd may read a key file. `holds_others` tells of a key file whether keys stand in it that are not ours:
-    /// nothing is relabelled by which such a key would come to let in.
+    /// Whether sshd may read a key file. `holds_others` returns whether a key file contains keys that the agent does
+    /// not manage. The agent changes no label if that would allow a login with such a key.
     pub fn check_key_file(&self, file: &Path, holds_others: &dyn Fn(&Path) -> bool) -> LabelCheck {
         let shares = |place: &LabelledComponent| {
             self.key_files
@@ -229,7 +233,8 @@ impl Labels {
         }
     }
 
-    /// Whether sshd may read every file of its configuration: the first that it may not read, else all cures.
+    /// Whether sshd may read every file of its configuration. Returns the first file that it may not read, or else
+    /// all label changes that are needed.
     pub fn check_config_files(&self) -> LabelCheck {
         let mut cures = Vec::new();
         let mut tolerated = None;
@@ -291,7 +296,7 @@ impl Labels {
         if cures.is_empty() { LabelCheck::Readable } else { LabelCheck::Fixable(cures) }
     }
 
-    /// What helps where the policy names a better label; `None` where the agent sets it by itself.
+    /// The remedy if the policy names a better label. `None` if the agent sets it by itself.
     fn restorecon_remedy(
         place: &LabelledComponent,
         shares: &dyn Fn(&LabelledComponent) -> bool,
@@ -305,7 +310,7 @@ impl Labels {
         (!place.may_be_relabelled).then_some(restore)
     }
 
-    /// What helps where the policy names no label by which sshd could read.
+    /// The remedy if the policy names no label with which sshd could read.
     fn policy_remedy(&self, place: &LabelledComponent) -> String {
         let is_own = |homes: &&Path| homes.parent().is_some() && *homes != Path::new("/home");
         let homes = self.home.parent().filter(is_own);
@@ -329,7 +334,7 @@ impl Labels {
         }
     }
 
-    /// What is wrong with a place: file, label, and the label that the policy names.
+    /// Describes the problem of a component: file, label, and the label that the policy names.
     fn describe_cause(&self, place: &LabelledComponent) -> String {
         let path = place.path.display();
         let label = place.label.as_ref().map_or("not known", Label::as_str);
@@ -357,7 +362,7 @@ impl Labels {
     }
 }
 
-/// Where neither the kernel nor the policy's files can be asked.
+/// The remedy if the agent can query neither the kernel nor the policy's files.
 const UNKNOWN_REMEDY: &str =
     "install matchpathcon (libselinux-utils, or selinux-utils on Debian), and try again";
 
@@ -365,7 +370,7 @@ fn restorecon_command(path: &Path) -> String {
     format!("restorecon -Rv -F {}", shell_quote(path))
 }
 
-/// A path as a word of a shell.
+/// A path quoted as a word of a shell.
 fn shell_quote(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+@:,%".contains(c));

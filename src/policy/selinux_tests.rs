@@ -1,4 +1,4 @@
-//! Which labels keep sshd from reading, which are set and which refuse.
+//! Tests of which labels prevent sshd from reading, which labels the agent sets, and which lead to a refusal.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -12,7 +12,7 @@ fn label(text: &str) -> Label {
     Label::parse(text.as_bytes()).unwrap()
 }
 
-/// A place that sshd reads with the one label and does not with the other.
+/// A component that sshd can read with one label and not with the other.
 fn labelled_component(path: &str, is: &str, named: Option<&str>, asked: bool) -> LabelledComponent {
     let access = |text: &str| match (asked, text == RIGHT) {
         (false, _) => Access::Unknown,
@@ -100,14 +100,14 @@ fn label_of_every_directory_is_checked() {
             panic!("{path}")
         };
         assert_eq!(cures.iter().map(|cure| cure.place.to_str().unwrap()).collect::<Vec<_>>(), [path]);
-        // Also where the keys of others stand in another file behind the same directory.
+        // The same applies if the keys of others are in another file behind the same directory.
         let mut both = labels(Enforcement::Enforcing, way());
         let second = PathBuf::from("/home/u/.ssh/authorized_keys2");
         both.key_files.push(LabelledPath { file: second.clone(), places: way() });
         let verdict = both.check_key_file(Path::new(KEYS), &|file| file == second);
         assert!(matches!(verdict, LabelCheck::Unreadable(_, LabelledKind::Directory)), "{verdict:?}");
     }
-    // Above the home nothing is set.
+    // The agent sets no label above the home.
     let message = refusal_message(vec![labelled_component("/home", WRONG, Some(RIGHT), true)], false);
     assert!(
         message.contains("may not search /home: ") && message.contains("restorecon -Rv -F /home"),
@@ -126,11 +126,11 @@ fn home_unknown_to_policy_is_refused() {
     }
     let above = refusal_message(vec![labelled_component("/srv/people", WRONG, Some(WRONG), true)], false);
     assert!(above.contains("-e /home /srv/people, then restorecon -Rv -F /srv/people"), "{above}");
-    // A label that is as bad as the present one is not set.
+    // The agent does not set a label that is as bad as the present one.
     let other = "unconfined_u:object_r:default_t:s0";
     let message = refusal_message(vec![labelled_component(KEYS, WRONG, Some(other), true)], false);
     assert!(message.contains(other) && message.contains("semanage fcontext -a -t ssh_home_t"), "{message}");
-    // Nothing is named.
+    // The policy names no label.
     let message = refusal_message(vec![labelled_component(KEYS, WRONG, None, true)], false);
     assert!(message.contains("restorecon -Rv -F /home/u/.ssh/authorized_keys"), "{message}");
 }

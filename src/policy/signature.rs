@@ -1,5 +1,5 @@
-//! The envelope of a signed command, and whether its signature counts (KP-3.38 and KP-3.39; the signature
-//! itself is OpenSSH's PROTOCOL.sshsig).
+//! The envelope of a signed command and the check of its signature (KP-3.38 and KP-3.39; the signature's format is
+//! OpenSSH's PROTOCOL.sshsig).
 
 use std::fmt;
 
@@ -11,41 +11,43 @@ use time::OffsetDateTime;
 use super::allowed_signers::{AllowedSigners, Signer, SignerValidity};
 use super::public_key::compute_fingerprint;
 
-/// The namespace commands are signed in, so that no signature made for something else counts.
+/// The namespace of signed commands. A signature that was made for another purpose is therefore not valid for a
+/// command.
 pub const SIGNATURE_NAMESPACE: &str = "keypair-agent";
 
 const ARMOR_BEGIN: &str = "-----BEGIN SSH SIGNATURE-----";
 const ARMOR_END: &str = "-----END SSH SIGNATURE-----";
 
-/// A command's exact bytes, and the signature that came with them.
+/// A command's exact bytes and their signature.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
-    /// What was signed.
+    /// The signed bytes.
     pub payload: Vec<u8>,
-    /// The signature as text, not looked at yet.
+    /// The signature as text, not parsed yet.
     pub signature: String,
 }
 
 impl fmt::Debug for Envelope {
-    /// Its sizes alone: key text never reaches a log.
+    /// Prints only the sizes: key text must never reach a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Envelope({} bytes, signature of {})", self.payload.len(), self.signature.len())
     }
 }
 
-/// Whether a signature counts.
+/// The result of a signature check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignatureCheck {
-    /// It is a listed signer's, and he may sign now.
+    /// A listed signer made the signature and may sign now.
     Valid,
-    /// It does not, and why.
+    /// The signature is not valid. The text says why.
     Invalid(String),
-    /// It is a listed signer's, and whether he may sign now depends on the time, which is not known.
+    /// A listed signer made the signature. Whether it may sign now depends on the time, which the agent does not
+    /// know.
     TimeNeeded,
 }
 
 impl Envelope {
-    /// Judges the signature; `now` is `None` while the clock is not set.
+    /// Verifies the signature. `now` is `None` while the clock is not set.
     pub fn verify_signature(&self, trusted: &AllowedSigners, now: Option<OffsetDateTime>) -> SignatureCheck {
         match self.find_signers(trusted) {
             Err(why) => SignatureCheck::Invalid(why),
@@ -53,7 +55,7 @@ impl Envelope {
         }
     }
 
-    /// The lines of him who made the signature, which is a signature of the payload.
+    /// Verifies the signature of the payload and returns the lines of its signer.
     fn find_signers<'s>(&self, trusted: &'s AllowedSigners) -> Result<Vec<&'s Signer>, String> {
         let SshsigParts { key, namespace, hash, signature } = SshsigParts::parse_armored(&self.signature).ok_or(
             "it is no SSH signature (PROTOCOL.sshsig) of a key that signs commands: Ed25519, ECDSA, the sk- kinds of both",
@@ -68,7 +70,7 @@ impl Envelope {
             return Err(format!("its signer, {by}, is not listed in {}", trusted.path.display()));
         }
         let key = PublicKey::from_bytes(&key).map_err(|_| "its key is not well-formed".to_owned())?;
-        // The crate takes a signature of another kind than its key for some kinds.
+        // For some kinds of keys, the crate accepts a signature of another kind than its key.
         if signature.algorithm() != key.algorithm() {
             return Err("it is of another kind than its key".to_owned());
         }
@@ -79,7 +81,7 @@ impl Envelope {
     }
 }
 
-/// One line that lets him sign is enough.
+/// One line that allows the signer to sign is enough.
 fn check_signer_validity(
     signers: &[&Signer],
     trusted: &AllowedSigners,
@@ -103,10 +105,10 @@ fn check_signer_validity(
     verdict.unwrap_or_else(|| SignatureCheck::Invalid("it has no signer".to_owned()))
 }
 
-/// What a signature is made of.
+/// The parts of a signature.
 #[derive(Debug, PartialEq, Eq)]
 struct SshsigParts {
-    /// The signer's key, in its wire form.
+    /// The signer's key in the wire format.
     key: Vec<u8>,
     namespace: String,
     hash: HashAlg,
@@ -114,9 +116,10 @@ struct SshsigParts {
 }
 
 impl SshsigParts {
-    /// Takes the armour off as ssh-keygen does, which does not mind where the lines end, and reads what is inside. It is
-    /// read here, since the crate takes lengths that contradict each other, and parses a key before it is known to be
-    /// listed. What is not signed (version, reserved field) has to be as it is today.
+    /// Removes the armour as ssh-keygen does, which ignores where the lines end, and parses the content. The agent
+    /// parses it here for two reasons: the crate accepts lengths that contradict each other, and it parses a key
+    /// before it is known to be listed. The fields that are not signed (version, reserved field) must have their
+    /// present values.
     fn parse_armored(text: &str) -> Option<Self> {
         let inside = text.trim().strip_prefix(ARMOR_BEGIN)?.strip_suffix(ARMOR_END)?;
         let encoded: String = inside.split_ascii_whitespace().collect();
@@ -129,7 +132,7 @@ impl SshsigParts {
         let hash = HashAlg::decode(&mut rest).ok()?;
         let made = Vec::decode(&mut rest).ok()?;
         let signature = Signature::try_from(made.as_slice()).ok()?;
-        // Two strings, the second with what a security key adds to it.
+        // Two strings. The second one includes the data that a security key appends.
         let length = 4 + signature.algorithm().as_str().len() + 4 + signature.as_bytes().len();
         let is_canonical =
             version == SshSig::VERSION && reserved.is_empty() && rest.is_empty() && length == made.len();

@@ -1,4 +1,4 @@
-//! Signatures of `ssh-keygen -Y sign` (OpenSSH 9.2) over [`MAX_PAYLOAD_BYTES`], whole and spoiled.
+//! Signatures of `ssh-keygen -Y sign` (OpenSSH 9.2) over [`PAYLOAD`], intact and modified.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,10 +34,10 @@ const RSA: (&str, &str) = (
     "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQCxBAwF9ZLYDpXGO2eet6Q3ZOlkCI1ut8HtIp2GBCDysASFlA3NdevwJ+SOc/I16tBoX+bja3PFTXQ8wAASIWCO0/v/hZ4exS2g52Rv5UA531+Zh6zdbRntMwCXDhV5kiaQxiDc+TP7BhYVgWzzqgWw53+f0WgnVySarN+pzg/phEYvPfBiEojfPH9t++3NrbNwh0/9BwBb8kbFxoUZYZFakrgDV1J1em9J1MVPTxQIbd/4d7NeXdWJSgkqTUqhWp0A+T+/ETLiMucxUh4t5DJnDxHQmngJCLvXbCSIL0TKfCfbnm5k0H9j9WPezzN+BKSffhO7t/9PWUUqfxLxiSE/",
     "U1NIU0lHAAAAAQAAARcAAAAHc3NoLXJzYQAAAAMBAAEAAAEBALEEDAX1ktgOlcY7Z563pDdk6WQIjW63we0inYYEIPKwBIWUDc116/An5I5z8jXq0Ghf5uNrc8VNdDzAABIhYI7T+/+Fnh7FLaDnZG/lQDnfX5mHrN1tGe0zAJcOFXmSJpDGINz5M/sGFhWBbPOqBbDnf5/RaCdXJJqs36nOD+mERi898GISiN88f2377c2ts3CHT/0HAFvyRsXGhRlhkVqSuANXUnV6b0nUxU9PFAht3/h3s15d1YlKCSpNSqFanQD5P78RMuIy5zFSHi3kMmcPEdCaeAkIu9dsJIgvRMp8J9uebmTQf2P1Y97PM34EpJ9+E7u3/09ZRSp/EvGJIT8AAAANa2V5cGFpci1hZ2VudAAAAAAAAAAGc2hhNTEyAAABFAAAAAxyc2Etc2hhMi01MTIAAAEAFr068Um4/U03A41B3DoL/tBP88hmAoPG2hxBrTFpue1ASP2KM3chrA/OiQmuUotf3ErpPxnFD6w5rPMXxmU1TcQ7y3J79s0Je2cvInc8/NdODBhYnQpI9vOUDXhIw+lNTz58cXjZg5tytXQOZmBdYWczU8t0WAlyqFYtTnhuK5Qy6yqXZ+zWDHxgXnqGGJL47I0E47zp1mWfI/YOcl/YVulkhzDhbMr589zy5w4IrDfZ0fWOY8xCXhF9VkRLEdxmxrhUr+1SccwwlFUsh58YpHJG6WX7EZ0ybzCn34vHdZw72JgwUKFmtpYpx+1wQphikH3mtWfgrssZ67uehVkbdQ==",
 );
-/// By the same key with `-O hashalg=sha256`, and in the namespace `file`.
+/// A signature by the same key with `-O hashalg=sha256`, and in the namespace `file`.
 const ED25519_SHA256: &str = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAgl94ry6BtXb8OpBqn9Tn7t6hXXL1VqsfYwf6jvp5GpWMAAAANa2V5cGFpci1hZ2VudAAAAAAAAAAGc2hhMjU2AAAAUwAAAAtzc2gtZWQyNTUxOQAAAEA90NQeGaFajOLWN5dXrNm3LRH5f6S69FJRfu/mq6Ki6dsP+0PnlzAmnmsAbEstZpY1NGf7Lxfl7NN/UVT9fLEE";
 const ED25519_FILE: &str = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAgl94ry6BtXb8OpBqn9Tn7t6hXXL1VqsfYwf6jvp5GpWMAAAAEZmlsZQAAAAAAAAAGc2hhNTEyAAAAUwAAAAtzc2gtZWQyNTUxOQAAAEDHS9jDBPyuaSMY8xKNhP8+wAZGJJxgCrtmGpSyALz0gS/N9UYCEZGFO+RvwLTqGrQpFgC61iM1OVhFbDeJQloD";
-/// By a certificate of the P-256 key, whose authority is the Ed25519 key.
+/// A signature by a certificate of the P-256 key. The Ed25519 key is its authority.
 const CERTIFICATE: &str = "U1NIU0lHAAAAAQAAAecAAAAoZWNkc2Etc2hhMi1uaXN0cDI1Ni1jZXJ0LXYwMUBvcGVuc3NoLmNvbQAAACBKoJZLPYMmQvq0yxKwAh214wBqNBd7vqVLgSxjRRjBMwAAAAhuaXN0cDI1NgAAAEEE/9IDX3M+epC5EgvHA+VFoy6GIbtlDt0yhBFsbpo+gYU7ZOZMTjGbgRVaSrR/sTxRtEiHtbLYUAyCFHLtaqSNogAAAAAAAAAAAAAAAQAAAAF4AAAABQAAAAF5AAAAAGsKuRwAAAAAbOqbhgAAAAAAAACCAAAAFXBlcm1pdC1YMTEtZm9yd2FyZGluZwAAAAAAAAAXcGVybWl0LWFnZW50LWZvcndhcmRpbmcAAAAAAAAAFnBlcm1pdC1wb3J0LWZvcndhcmRpbmcAAAAAAAAACnBlcm1pdC1wdHkAAAAAAAAADnBlcm1pdC11c2VyLXJjAAAAAAAAAAAAAAAzAAAAC3NzaC1lZDI1NTE5AAAAIJfeK8ugbV2/DqQap/U5+7eoV1y9VarH2MH+o76eRqVjAAAAUwAAAAtzc2gtZWQyNTUxOQAAAEAfK+ODDI4cw8DmTMdm4vo23HbGHdKEpp8KNk8eWUY2/J1uT3JIClzRnmE9H+y0yxbpeULBxBknQbWdADJWBIgMAAAADWtleXBhaXItYWdlbnQAAAAAAAAABnNoYTUxMgAAAGMAAAATZWNkc2Etc2hhMi1uaXN0cDI1NgAAAEgAAAAgHCMobJcK68e+ZfYettrwZ02RIRGAxywc+XehhymUDT0AAAAgUSwetpQDsu/qw4bfcI3Trn3kahmT2PLgZ4FHXp6Smus=";
 
 fn to_armor(blob: &str) -> String {
@@ -121,7 +121,7 @@ fn signature_with_any_flipped_bit_is_invalid() {
         let armour = to_armor(signature).into_bytes();
         for bit in 0..armour.len() * 8 {
             let Ok(spoiled) = String::from_utf8(flip(&armour, bit)) else { continue };
-            // Where the lines end does not matter, and blanks are no part of what was signed.
+            // The positions of line ends do not matter, and blanks are not part of the signed bytes.
             if SshsigParts::parse_armored(&spoiled) != SshsigParts::parse_armored(&to_armor(signature)) {
                 assert_invalid(verify(PAYLOAD, &spoiled, &signers, None), "");
             }
@@ -165,7 +165,7 @@ fn signer_outside_validity_or_namespace_is_refused() {
         let also = format!("{}* {key}\n", limited(options));
         assert_eq!(verify(PAYLOAD, &signature, &also, now), SignatureCheck::Valid, "another line lets him");
     }
-    // The time matters only to a signature that fits.
+    // The time matters only for a signature that matches the bytes.
     let limited = limited("valid-after=\"20290101Z\"");
     assert_invalid(verify(b"{}", &signature, &limited, None), "not a signature of these bytes");
 }

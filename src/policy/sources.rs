@@ -1,4 +1,5 @@
-//! From where a login may depend on: whether sshd's configuration tells connections apart by their addresses.
+//! Whether sshd's configuration distinguishes connections by their addresses, so that a login may depend on its
+//! source.
 
 use super::sshd_config::{ParsedConfig, Scope, parse_criteria_pairs};
 

@@ -1,11 +1,12 @@
-//! The words of the wire as types: what was validated cannot be mistaken for what was not.
+//! The text values of the wire format as types, so that code cannot confuse a validated value with an unvalidated
+//! one.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is not one of the types below; the text itself is never repeated.
+/// Why a text is not a value of one of the types below. It never repeats the text itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(pub String);
 
@@ -17,11 +18,11 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// A text type that is valid by construction, and by deserialization too.
+/// Defines a text type that is valid by construction and after deserialization.
 macro_rules! text {
     ($name:ident) => {
         impl $name {
-            /// The text as it stands on the wire.
+            /// The text as it appears on the wire.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -45,8 +46,8 @@ macro_rules! text {
     };
 }
 
-/// Identifies a command: 1 to 128 of letters, digits, `.`, `_`, `-`, but not `.` or `..`, since it becomes
-/// part of a path (KP-3.21).
+/// The id of a command: 1 to 128 of letters, digits, `.`, `_`, `-`. It is not `.` or `..`, because it becomes part of
+/// a path (KP-3.21).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CommandId(String);
@@ -80,8 +81,7 @@ impl FromStr for KeyName {
     }
 }
 
-/// The id of an instance, as the platform gives it: 1 to 128 printable ASCII characters without blanks or
-/// quotes.
+/// The id of an instance, as the platform assigns it: 1 to 128 printable ASCII characters without blanks or quotes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InstanceId(String);
@@ -136,7 +136,7 @@ pub enum PasswordAuth {
 }
 
 impl PasswordAuth {
-    /// The word of the wire and of sshd_config(5): `yes` or `no`.
+    /// The word on the wire and in sshd_config(5): `yes` or `no`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Yes => "yes",
@@ -153,7 +153,7 @@ impl fmt::Display for PasswordAuth {
 
 impl FromStr for PasswordAuth {
     type Err = Invalid;
-    /// `yes`, `no`, `true`, `false` in any case (KP-3.23).
+    /// Accepts `yes`, `no`, `true` and `false` in any case (KP-3.23).
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text.to_ascii_lowercase().as_str() {
             "yes" | "true" => Ok(Self::Yes),
@@ -163,13 +163,13 @@ impl FromStr for PasswordAuth {
     }
 }
 
-/// The SHA-256 of a file's content, by which a change made by others is noticed.
+/// The SHA-256 of a file's content. The agent uses it to notice changes by other programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ContentHash(String);
 
 impl ContentHash {
-    /// The hash of `content`.
+    /// Computes the hash of `content`.
     pub fn from_content(content: &[u8]) -> Self {
         use sha2::{Digest, Sha256};
         Self(Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect())

@@ -1,5 +1,5 @@
-//! For whom else sshd is asked (KP-6.8): one witness for each `Match` block, so that nobody who may
-//! still use a password goes unnamed.
+//! The further connections for which the agent queries sshd (KP-6.8). There is one witness for each `Match` block, so
+//! that the agent reports every user who may still log in with a password.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,63 +20,66 @@ use super::sshd_config::{
     parse_criteria_pairs,
 };
 
-/// The most `Match` blocks that get a witness each.
+/// The maximum number of `Match` blocks that get a witness each.
 const MAX_MATCH_SAMPLES: usize = 64;
 
-/// The most addresses that are tried for one source.
+/// The maximum number of addresses to try for one source.
 const MAX_SOURCES: usize = 6;
 
-/// The criteria of a `Match` line that are known here.
+/// The criteria of a `Match` line that the agent knows.
 const KNOWN_CRITERIA: [&str; 6] = ["user", "group", "host", "address", "localaddress", "localport"];
 
-/// Those of them that are about where a connection comes from, or arrives.
+/// The criteria about the client's address or the address and port at which a connection arrives.
 const SOURCE_CRITERIA: [&str; 4] = ["host", "address", "localaddress", "localport"];
 
-/// The line of a `Match` block: its file, and its number from 1.
+/// The position of a `Match` line: its file and its line number from 1.
 pub type MatchLine = (PathBuf, usize);
 
-/// A connection that some `Match` block picks.
+/// A connection that a `Match` block matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MatchSample {
     /// The connection.
     pub connection: Connection,
-    /// The groups of its user.
+    /// The groups of the connection's user.
     pub groups: Vec<String>,
-    /// The block's own words; `None` for loopback.
+    /// The block's criteria as written. `None` for loopback.
     pub criteria: Option<String>,
-    /// Whether the block is about this very user: else he stands for anybody.
+    /// Whether the block names this very user. If not, the user stands for any user.
     pub names_user: bool,
-    /// Whether the block is about a source, or about where a connection arrives.
+    /// Whether the block names a source, or an address or port at which a connection arrives.
     pub names_source: bool,
     /// The block's `Match` line; `None` for loopback.
     pub place: Option<MatchLine>,
 }
 
-/// A `Match` block for which nobody could be asked.
+/// A `Match` block for which the agent found no sample connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnsampledBlock {
-    /// The block's own words.
+    /// The block's criteria as written.
     pub criteria: String,
-    /// Its `Match` line.
+    /// The block's `Match` line.
     pub place: MatchLine,
-    /// Why.
+    /// Why there is no sample connection.
     pub why: String,
 }
 
-/// Who meets a block.
+/// The result of the search for a connection that a block matches.
 enum SampleResult {
     Sample(Box<MatchSample>),
-    /// Nobody can: an account, a group or an address that does not exist here.
+    /// No connection matches: the block needs an account, a group or an address that does not exist here.
     Nobody,
-    /// That cannot be told.
+    /// The agent cannot determine whether a connection matches.
     Unknown(String),
 }
 
-/// One witness for each `Match` block that picks some connection: a user, a group's member or an address it names,
-/// the target user from nowhere in particular in all else. `base` is the first of the connections that must say
-/// what was asked. A block that nobody here can meet (a group without members, another port) has none. A block about a
-/// source that picks the target user too has one more, for him.
-/// The second part are the blocks for which nobody could be asked, although somebody may meet them.
+/// Finds one witness for each `Match` block that matches some connection. The witness is a user, a group member or an
+/// address that the block names. For everything else it is the target user from an address that no rule names. `base`
+/// is the first of the connections that must have the requested setting.
+///
+/// A block that no connection here can match (a group without members, another port) has no witness. A block about a
+/// source that also matches the target user has one more witness, for the target user.
+/// The second part of the return value lists the blocks for which there is no sample connection although one may
+/// match.
 pub fn sample_match_blocks(
     reading: &ParsedConfig,
     base: &Connection,
@@ -125,17 +128,17 @@ fn names_source(criteria: &[String]) -> bool {
     pairs.iter().any(|(name, _)| SOURCE_CRITERIA.iter().any(|known| name.eq_ignore_ascii_case(known)))
 }
 
-/// Who may be a witness.
+/// The users who may become a witness.
 #[derive(Clone, Copy)]
 struct CandidateUsers<'a> {
     account: &'a Account,
     people: &'a [LocalAccount],
     groups: &'a [String],
-    /// The users of other witnesses: somebody else is preferred.
+    /// The users of other witnesses. The search prefers a different user.
     known: &'a BTreeSet<String>,
 }
 
-/// A connection that meets every criterion.
+/// Finds a connection that meets every criterion.
 fn find_match_sample(
     criteria: &[String],
     place: &MatchLine,
@@ -162,7 +165,7 @@ fn find_match_sample(
             users.iter().all(|patterns| match_pattern_list(name, patterns) == ListMatch::Yes)
                 && groups.iter().all(|patterns| matches_group_list(his, patterns))
         };
-        // Somebody with a password, if there is one.
+        // Prefer a user with a password, if there is one.
         let with = who.people.iter().filter(|person| person.has_password).chain(who.people);
         let accounts = with.map(|person| &person.account).chain([who.account]);
         let meant: Vec<&Account> = accounts.filter(|person| is_meant(&person.name, &person.groups)).collect();
@@ -172,7 +175,7 @@ fn find_match_sample(
                 connection.user = person.name.clone();
                 user_groups = person.groups.clone();
             }
-            // No account of this name now; one may come.
+            // No account has this name now, but one may be created.
             None => {
                 let mut names =
                     users.iter().flat_map(|patterns| patterns.split(',')).flat_map(instantiate_pattern);
@@ -184,7 +187,7 @@ fn find_match_sample(
             }
         }
     }
-    // Without UseDNS a client's host is his address.
+    // Without UseDNS a client's host is its address.
     let by_name = effective.is_yes("usedns");
     let addresses: Vec<&str> = match by_name {
         true => of(&["address"]),
@@ -242,7 +245,8 @@ fn find_match_sample(
     }
 }
 
-/// Nobody of this guest's accounts is in these groups: whether somebody may be, if one of them is not of group(5).
+/// No account of this guest is in these groups. An account may still be in one of them if that group is not in
+/// group(5).
 fn explain_missing_group(lists: &[&str], local: &[String]) -> SampleResult {
     let entries = lists.iter().flat_map(|list| list.split(',')).filter(|entry| !entry.starts_with('!'));
     let is_foreign = |pattern: &&str| !local.iter().any(|group| matches_pattern(group, pattern));
@@ -255,10 +259,10 @@ fn explain_missing_group(lists: &[&str], local: &[String]) -> SampleResult {
     }
 }
 
-/// No address was found that the lists pick: whether there may be one, by what the entries look like.
+/// No address was found that the lists match. The look of the entries tells whether there may be one.
 fn explain_missing_address(lists: &[&str]) -> SampleResult {
     let entries = lists.iter().flat_map(|list| list.split(',')).filter(|entry| !entry.starts_with('!'));
-    // sshd refuses everyone where a mask does not fit its address.
+    // sshd refuses every connection if a mask does not fit its address.
     let is_sound = lists.iter().all(|list| match_address_list(Ipv4Addr::LOCALHOST.into(), list).is_ok());
     let is_address = |entry: &str| {
         entry.contains(['.', ':', '*']) && entry.chars().all(|c| c.is_ascii_hexdigit() || ".:*?/".contains(c))
@@ -269,13 +273,14 @@ fn explain_missing_address(lists: &[&str]) -> SampleResult {
     }
 }
 
-/// Texts that a pattern matches: `*` stands for nothing in particular, `?` for one letter.
+/// Texts that a pattern matches. The function fills `*` with arbitrary text and `?` with one letter.
 fn instantiate_pattern(pattern: &str) -> Vec<String> {
     let filled = ["", "x", "y0"].map(|fill| pattern.replace('*', fill).replace('?', "x"));
     filled.into_iter().filter(|plain| !plain.is_empty() && matches_pattern(plain, pattern)).collect()
 }
 
-/// An address that some entry of the lists means: itself, the first host of a network, a completed pattern.
+/// An address that some entry of the lists means: the address itself, the first host of a network, or a completed
+/// pattern.
 fn find_matching_address(lists: &[&str], fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let entries =
         lists.iter().flat_map(|patterns| patterns.split(',')).filter(|entry| !entry.starts_with('!'));
@@ -288,12 +293,12 @@ fn list_candidate_addresses(entry: &str) -> Vec<IpAddr> {
     }
     if let Some((network, _)) = entry.split_once('/') {
         let Ok(network) = network.parse::<IpAddr>() else { return Vec::new() };
-        // The first host, the next ones where a negated entry takes that away, and the network's own address.
+        // Try the first host, the next ones if a negated entry excludes it, and the network's own address.
         let host = |n: u8| match network {
             IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) | u32::from(n)).into()),
             IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) | u128::from(n)).into()),
         };
-        // And further ones: each bit that is a host's, by itself.
+        // Also try further addresses: each bit of the host part by itself.
         let bit = |n: u32| match network {
             IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) | 1u32.checked_shl(n).unwrap_or(0)).into()),
             IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) | 1u128.checked_shl(n).unwrap_or(0)).into()),
@@ -304,7 +309,7 @@ fn list_candidate_addresses(entry: &str) -> Vec<IpAddr> {
     ["1", "1.1", "1.1.1", "1.1.1.1", "::1", "1::1", ":1"].iter().filter_map(completed).collect()
 }
 
-/// MATCH_ALLOWS_PASSWORD for each witness who may still use a password, once for each line that lets him.
+/// MATCH_ALLOWS_PASSWORD for each witness that may still use a password, once for each line that allows it.
 pub fn warn_passwords_allowed(
     reading: &ParsedConfig,
     answers: &[(MatchSample, SshdAnswer)],
@@ -345,8 +350,8 @@ pub fn warn_passwords_allowed(
     warnings
 }
 
-/// Whether the four lists let this very connection come: sshd's `allowed_user`. A pattern with several `@`, which releases
-/// cut at different ones, counts as the one that lets come.
+/// Whether the four lists allow this connection, as in sshd's `allowed_user`. Releases of sshd split a pattern with
+/// several `@` at different ones. Such a pattern counts as the variant that allows the connection.
 pub fn is_user_allowed(effective: &EffectiveConfig, who: &Connection, groups: &[String]) -> bool {
     let by_last = |pattern: &str| {
         let Some((name, hosts)) = pattern.rsplit_once('@') else {
@@ -367,7 +372,7 @@ pub fn is_user_allowed(effective: &EffectiveConfig, who: &Connection, groups: &[
     !denied && !group_denied && allowed && (group_allowed || !group_limited)
 }
 
-/// The keyword by which a password may still be used, by itself or beside something else.
+/// The keyword that still allows a password for this witness, alone or together with another method.
 fn find_sample_password_keyword(
     witness: &MatchSample,
     effective: &EffectiveConfig,
@@ -384,7 +389,7 @@ fn find_sample_password_keyword(
     is_let_in.then_some(by)
 }
 
-/// The keyword by which sshd takes a password, alone or beside something else.
+/// The keyword that makes sshd accept a password, alone or together with another method.
 fn find_password_keyword(effective: &EffectiveConfig, kbd: KbdInteractive) -> Option<&'static str> {
     let lists = effective.authentication_methods();
     let is_asked = |method: &str| {
@@ -401,8 +406,8 @@ fn find_password_keyword(effective: &EffectiveConfig, kbd: KbdInteractive) -> Op
     asks.then_some("KbdInteractiveAuthentication")
 }
 
-/// Whether sshd's settings leave some way in: a list of AuthenticationMethods whose every method is on, or any method.
-/// Without `has_password` a method that asks for a password alone is none.
+/// Whether sshd's settings leave a login method: a list of AuthenticationMethods whose methods are all on, or any
+/// single method. Without `has_password`, a method that needs only a password does not count.
 fn has_login_method(effective: &EffectiveConfig, has_password: bool, is_root: bool) -> bool {
     let root = effective.value("permitrootlogin").to_ascii_lowercase();
     if is_root && root == "no" {
@@ -432,14 +437,14 @@ fn has_login_method(effective: &EffectiveConfig, has_password: bool, is_root: bo
     })
 }
 
-/// Whether the witness's account has a way in, as far as sshd's settings go. An account that does not exist has none.
+/// Whether sshd's settings let the witness's account log in. The answer is no for an account that does not exist.
 fn can_sample_log_in(witness: &MatchSample, effective: &EffectiveConfig, people: &[LocalAccount]) -> bool {
     let who = &witness.connection;
     if effective.is_yes("refuseconnection") {
         return false;
     }
     if !witness.names_user {
-        // Anybody: whom the lists let come is not asked.
+        // The witness stands for any user, so the function does not check whom the lists allow.
         return has_login_method(effective, true, false);
     }
     let Some(person) = people.iter().find(|person| person.account.name == who.user) else { return false };
@@ -448,7 +453,8 @@ fn can_sample_log_in(witness: &MatchSample, effective: &EffectiveConfig, people:
         && has_login_method(effective, person.has_password, person.account.uid == 0)
 }
 
-/// The connections whose accounts have no way in by these answers: whether they had one before is to be asked.
+/// The connections whose accounts have no login method by these answers. The caller must query sshd whether they had
+/// one before.
 pub fn list_shut_out_connections(
     after: &[(MatchSample, SshdAnswer)],
     people: &[LocalAccount],
@@ -459,8 +465,9 @@ pub fn list_shut_out_connections(
     after.iter().filter(has_none).map(|(witness, _)| witness.connection.clone()).collect()
 }
 
-/// ACCOUNT_SHUT_OUT for each witness whose account had a way in and has none. `before` are answers about the present
-/// configuration, at least those for [`list_shut_out_connections`]; `after` are those about the one that is to come.
+/// ACCOUNT_SHUT_OUT for each witness whose account had a login method before and has none afterwards. `before` are
+/// the answers for the present configuration, at least those for [`list_shut_out_connections`]. `after` are the
+/// answers for the planned configuration.
 pub fn warn_shut_out_accounts(
     before: &[SshdAnswer],
     after: &[(MatchSample, SshdAnswer)],
@@ -505,8 +512,9 @@ fn build_shut_out_warning(
     }
 }
 
-/// What the text of the blocks that could not be examined says: MATCH_ALLOWS_PASSWORD where one turns passwords on,
-/// ACCOUNT_SHUT_OUT where one leaves no way in any more. `before` and `after` hold for those whom no block picks.
+/// Warnings from the text of the blocks without a sample connection. MATCH_ALLOWS_PASSWORD if a block turns passwords
+/// on, ACCOUNT_SHUT_OUT if a block no longer leaves a login method. `before` and `after` are the settings for
+/// connections that no block matches.
 pub fn warn_unsampled_blocks(
     reading: &ParsedConfig,
     blocks: &[UnsampledBlock],
@@ -557,8 +565,8 @@ pub fn warn_unsampled_blocks(
     warnings
 }
 
-/// The witnesses of blocks about a source that are the target user, and for whom sshd says something else than for the
-/// `first` connection, passwords aside. Each has its `Match` line in `place`.
+/// The witnesses of blocks about a source that are the target user and for which sshd's answer differs from that for
+/// the `first` connection. Differences about passwords do not count. Each has its `Match` line in `place`.
 pub fn list_limiting_samples<'w>(
     first: &SshdAnswer,
     answered: &'w [(MatchSample, SshdAnswer)],
@@ -571,17 +579,18 @@ pub fn list_limiting_samples<'w>(
     answered.iter().filter(limits).collect()
 }
 
-/// A source from which the configuration may let the target user in.
+/// A source from which the configuration may let the target user log in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowedSource {
-    /// The connection from there. Its host is a name where UseDNS is on and a pattern asks for one.
+    /// A connection from that source. Its host is a name if UseDNS is on and a pattern needs a name.
     pub connection: Connection,
-    /// The line that speaks of it.
+    /// The configuration line that names the source.
     pub by: ConfigSource,
 }
 
-/// Sources from which the configuration may let the target user in although it refuses him from nowhere in particular:
-/// those that AllowUsers names with him, and those of `Match` blocks; six at most.
+/// Sources from which the configuration may let the target user log in although it refuses the user from an address
+/// that no rule names. These are the sources that AllowUsers names with the user, and the sources of `Match` blocks.
+/// At most six.
 pub fn list_allowed_sources(
     reading: &ParsedConfig,
     base: &Connection,
@@ -598,7 +607,7 @@ pub fn list_allowed_sources(
         }
     };
     for pattern in effective.values("allowusers") {
-        // Releases cut at the first `@` or at the last.
+        // Some releases split at the first `@`, others at the last.
         let cuts = [pattern.split_once('@'), pattern.rsplit_once('@')];
         let Some((_, hosts)) =
             cuts.into_iter().flatten().find(|(name, _)| matches_pattern(&account.name, name))

@@ -1,4 +1,4 @@
-//! Witnesses, block by block.
+//! Tests of witnesses, one `Match` block at a time.
 
 use super::*;
 use crate::policy::connection::default_neutral_connection;
@@ -77,7 +77,7 @@ fn match_block_gets_one_sample_if_satisfiable() {
         ),
         ("LocalAddress 10.9.9.9", "", Some("root 192.0.2.1 192.0.2.1 10.9.9.9 22")),
         ("RDomain red", "", None),
-        // Those who must say what was asked are asked anyway.
+        // The agent queries these connections in any case.
         ("User root", "", None),
         ("all", "", None),
     ] {
@@ -123,7 +123,7 @@ fn match_block_allowing_passwords_is_warned_about() {
             Follow,
             Some(2),
         ),
-        // Root's own block lets root in only where PermitRootLogin does; an address's lets anybody.
+        // Root's own block allows root only if PermitRootLogin does. A block about an address allows any user.
         ("Match User root Address 10.0.0.0/8\nPasswordAuthentication yes\n", on.to_owned(), Follow, None),
         ("Match Address 10.0.0.0/8\nPasswordAuthentication yes\n", on.to_owned(), Follow, Some(2)),
     ] {
@@ -142,7 +142,7 @@ fn match_block_allowing_passwords_is_warned_about() {
     }
 }
 
-/// The blocks of `main` for which nobody could be asked: their lines and why.
+/// The blocks of `main` without a sample connection: their lines and the cause.
 fn unsampled_blocks(main: &str, said: &str) -> Vec<(usize, String)> {
     let reading = ParsedConfig::new(&build_config_tree(&[(MAIN, main)]), &[], KbdNames::One);
     let effective = EffectiveConfig::parse(&format!("{LISTENS}{said}"));
@@ -161,7 +161,7 @@ fn match_block_without_sample_is_listed() {
         ("RDomain red", Some("RDomain")),
         ("RDomain red User bob", Some("RDomain")),
         ("Address 10.0.0.0/8,!10.0.0.0/8", Some("no address")),
-        // Nobody can meet these, so that there is nothing to say.
+        // No account can meet these criteria, so there is no finding.
         ("Group nobodys", None),
         ("Group nobody*", None),
         ("Group sftp", None),
@@ -257,14 +257,14 @@ fn account_losing_its_last_login_method_is_warned_about() {
         ("Group sftp", format!("{key}authenticationmethods publickey,password password\n"), Some(3)),
         ("Address 10.0.0.0/8", format!("{key}authenticationmethods publickey,password\n"), Some(3)),
         ("User bob", "pubkeyauthentication no\n".to_owned(), Some(3)),
-        // There is another way, or there was none before.
+        // There is another login method, or there was none before.
         ("User bob", key.to_owned(), None),
         ("User bob", format!("{key}authenticationmethods publickey,password publickey\n"), None),
         ("User bob", format!("{key}authenticationmethods publickey,password\ndenyusers bob\n"), None),
         ("User bob", format!("{key}authenticationmethods publickey,password\nallowgroups wheel\n"), None),
         ("User bob", format!("{key}authenticationmethods publickey,gssapi-with-mic\n"), None),
         ("User ghost", format!("{key}authenticationmethods password\n"), None),
-        // Nobody gets in with a password that does not exist.
+        // An account without a password cannot log in with one.
         ("User daemon", format!("{key}authenticationmethods password\n"), None),
         ("User daemon", "pubkeyauthentication no\n".to_owned(), None),
     ] {
@@ -282,7 +282,7 @@ fn account_losing_its_last_login_method_is_warned_about() {
         let warnings = warn_shut_out_accounts(&before, &after, &people);
         assert_eq!(warnings.first().map(|warning| warning.line), expected.map(Some), "{block} {rest}");
         assert!(warnings.iter().all(|warning| warning.reason == WarningReason::AccountShutOut));
-        // What was so before is no news.
+        // There is no warning if the state was the same before.
         let as_after: Vec<SshdAnswer> = after.iter().map(|(_, answer)| answer.clone()).collect();
         assert_eq!(warn_shut_out_accounts(&as_after, &after, &people), []);
     }
@@ -313,7 +313,7 @@ fn match_blocks_that_limit_the_target_user_are_found() {
         let line = limiting.first().and_then(|(witness, _)| witness.place.as_ref()).map(|(_, line)| *line);
         assert_eq!(line, is_one.then_some(1), "{block} {said}");
     }
-    // A group's block about a source has a witness of its own for the target user.
+    // A group's block about a source has a separate witness for the target user.
     let users: Vec<String> =
         match_samples("Match Group root,sftp Address 10.0.0.0/8\nX11Forwarding no\n", "")
             .into_iter()

@@ -33,8 +33,8 @@ pub enum IncludePlacement {
     OneFile,
 }
 
-/// A part of a guest that can be left out. `@USER_UID@` and `@USER_HOME_LABEL@` stand for the target user's values,
-/// `@TEST_KEY_LINE@` for that user's own key.
+/// A part of a guest that can be left out. `@USER@` and `@HOME@` stand for the target user's values,
+/// `@KEY@` for that user's own key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
     /// A line of the main file, before the lines that every main file has.

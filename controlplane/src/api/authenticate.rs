@@ -1,4 +1,4 @@
-//! With `--access-keys` every request must be signed: by whom, when, and only once.
+//! With `--access-keys`, every request must carry a valid signature of a known key, be recent, and not be a replay.
 
 use std::fmt;
 
@@ -17,23 +17,23 @@ use super::error::ApiError;
 use super::signature::{Authorization, SignedRequest, to_hex};
 use crate::platform::AppState;
 
-/// How far a client's clock may be off.
+/// The largest accepted difference between the client's clock and the server's.
 const MAX_CLOCK_SKEW: Duration = Duration::minutes(15);
 
-/// Why a request is not taken for one of an access key's holder.
+/// Why a request is not accepted as signed by the holder of an access key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthError {
-    /// It is not signed.
+    /// The request has no `Authorization` header.
     Unsigned,
-    /// Its `Authorization` is no signature of a kind that is known.
+    /// The `Authorization` header is not a signature of a known scheme.
     MalformedHeader,
-    /// `x-jdcloud-date` is missing, no time, or on another day than the signature.
+    /// `x-jdcloud-date` is missing, is not a valid time, or is not on the day of the credential.
     InvalidDate,
-    /// It was signed over 15 minutes ago, or will be.
+    /// The signing time differs from the server's clock by more than 15 minutes, in either direction.
     Stale,
-    /// There is no such access key, or another secret or request was signed.
+    /// The access key is unknown, or the signature does not match the secret or the request.
     SignatureMismatch,
-    /// The same signature came before.
+    /// This signature was used before.
     Replayed,
 }
 
@@ -52,7 +52,8 @@ impl fmt::Display for AuthError {
     }
 }
 
-/// Lets a request pass that is signed as it must be. Its body is read for that.
+/// Middleware: passes a correctly signed request on to `next`. It reads the whole body, because the body is signed
+/// too.
 pub async fn require_signature(State(platform): State<AppState>, request: Request, next: Next) -> Response {
     match authenticate_request(&platform, request).await {
         Ok(request) => next.run(request).await,
@@ -70,7 +71,7 @@ async fn authenticate_request(platform: &AppState, request: Request) -> Result<R
     let signed_at = parse_iso8601_basic(date)
         .filter(|_| date.get(..8) == Some(authorization.date))
         .ok_or(AuthError::InvalidDate)?;
-    // Before the clock is looked at: a sender may take his time with it.
+    // The body is read before the clock is compared, because a sender may send it slowly.
     let body = to_bytes(body, MAX_API_BODY_BYTES).await.map_err(|_| body_too_long())?;
     if (OffsetDateTime::now_utc() - signed_at).abs() > MAX_CLOCK_SKEW {
         return Err(AuthError::Stale.into());
@@ -83,12 +84,13 @@ async fn authenticate_request(platform: &AppState, request: Request) -> Result<R
         date,
         body: &body,
     };
-    // Of an unknown key as long as of a known one.
+    // The signature is computed for an unknown key too, so that both cases take the same time.
     let secret = access_keys.secret(authorization.access_key_id);
     if !authorization.verify(&signed, secret.unwrap_or_default()) || secret.is_none() {
         return Err(AuthError::SignatureMismatch.into());
     }
-    // Stale from one skew on, and remembered for another: servers' clocks may be apart.
+    // A signature becomes stale after one skew. It is remembered for two, because the clocks of two servers may
+    // differ.
     if !platform
         .store
         .record_signature(&to_hex(&authorization.signature), signed_at + MAX_CLOCK_SKEW * 2)
@@ -100,7 +102,7 @@ async fn authenticate_request(platform: &AppState, request: Request) -> Result<R
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
-/// The time that is written like `20261128T173741Z`.
+/// Parses a time of the form `20261128T173741Z`.
 fn parse_iso8601_basic(text: &str) -> Option<OffsetDateTime> {
     let digits = |range| text.get(range).filter(|part: &&str| part.bytes().all(|b| b.is_ascii_digit()));
     let (year, month, day) = (digits(0..4)?, digits(4..6)?, digits(6..8)?);

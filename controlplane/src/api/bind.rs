@@ -1,4 +1,5 @@
-//! `keypairs/{keyName}:attach` and `:detach`: a request is refused whole, or queued whole and waited for.
+//! `keypairs/{keyName}:attach` and `:detach`. A request is refused for all of its instances, or queued for all of
+//! them. Then the handler waits for the results.
 
 use axum::Extension;
 use axum::extract::{Path, State};
@@ -20,10 +21,10 @@ use crate::keypair::{Region, StoredKeyPair};
 use crate::platform::AppState;
 use crate::store::{Order, OrderError, OrderKind, QueuedCommand};
 
-/// When a store that failed is asked again, at the earliest.
+/// The shortest pause before a failed store is queried again.
 const STORE_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// What is asked of a key pair.
+/// Whether the request attaches or detaches the key pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AttachKind {
     Attach,
@@ -33,7 +34,7 @@ enum AttachKind {
 /// Answers `POST /v1/regions/{region}/keypairs/{keyName}:attach`.
 ///
 /// # Errors
-/// Those of KP-9.3 and KP-9.4.
+/// The errors of KP-9.3 and KP-9.4.
 pub async fn attach(
     State(platform): State<AppState>,
     Extension(request): Extension<RequestId>,
@@ -46,7 +47,7 @@ pub async fn attach(
 /// Answers `POST /v1/regions/{region}/keypairs/{keyName}:detach`.
 ///
 /// # Errors
-/// Those of KP-9.3 and KP-9.4.
+/// The errors of KP-9.3 and KP-9.4.
 pub async fn detach(
     State(platform): State<AppState>,
     Extension(request): Extension<RequestId>,
@@ -70,7 +71,7 @@ async fn attach_or_detach(
         AttachKind::Attach => Some(fields.password_auth()?),
         AttachKind::Detach => None,
     };
-    // A name that cannot be is a name that is not there.
+    // A name that is not valid cannot exist, so the answer is "not found".
     let no_key_pair = || ApiError::KeyPairNotFound(key_name.clone());
     let key_name: KeyName = key_name.parse().map_err(|_| no_key_pair())?;
     let key_pair = platform.store.find_key_pair(&region, &key_name).await?.ok_or_else(no_key_pair)?;
@@ -89,11 +90,12 @@ async fn attach_or_detach(
         (OrderError::AlreadyBound(id), AttachKind::Attach) => ApiError::AlreadyAttached(id),
         (OrderError::AlreadyBound(id), AttachKind::Detach) => ApiError::OtherKeyPairAttached(id),
     })?;
-    // After a detach nothing is bound.
+    // Only an attach binds a key pair, so a detach logs none.
     log_queued_commands(&order, password_auth.is_some().then_some(&key_pair), &placed);
     let (mut succeeded, mut failed) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + platform.attach_wait;
-    // All at once, here and for the states: a store answers many questions together.
+    // All instances are waited for at once, and their states were queried at once. The store answers many queries in
+    // one batch.
     let waits = instances.iter().zip(&placed);
     let accepted = waits.map(|((_, status), placed)| wait_for_success(platform, status, placed, deadline));
     for ((instance, _), accepted) in instances.iter().zip(join_all(accepted).await) {
@@ -105,8 +107,8 @@ async fn attach_or_detach(
     Ok(Reply(json!({ "successInstanceId": succeeded, "failInstanceId": failed })))
 }
 
-/// The instances named and the state of each, where all of them are there, run Linux, and are running or stopped: each
-/// fault is looked for on all instances before the next one is.
+/// The named instances, each with its state. All of them must exist in the region, run Linux, and be running or
+/// stopped. Each of these conditions is checked on all instances before the next condition is checked.
 async fn find_eligible_instances<'a>(
     platform: &'a AppState,
     region: &Region,
@@ -123,9 +125,9 @@ async fn find_eligible_instances<'a>(
     instances.into_iter().zip(statuses).map(|(instance, status)| Ok((instance, status?))).collect()
 }
 
-/// Whether an instance counts as successful: a stopped one at once, a running one when its guest says so
-/// before the deadline. What comes later is stored all the same. The command is queued by now, so that a store which cannot be
-/// asked is a guest that was not heard of.
+/// Whether an instance counts as successful. A stopped instance succeeds at once. A running one succeeds if its guest
+/// reports success before the deadline. A later result is stored all the same. The command is already queued here, so
+/// a store error counts like a guest that has not answered yet.
 async fn wait_for_success(
     platform: &AppState,
     status: &Status,
@@ -136,7 +138,7 @@ async fn wait_for_success(
         return true;
     }
     tokio::select! {
-        // A result that is there is seen also by who does not wait at all.
+        // `biased`: a result that is already stored is returned even if the wait time is zero.
         biased;
         status = wait_for_outcome(platform, placed) => return status == outcome::Status::Succeeded,
         () = tokio::time::sleep_until(deadline) => {}
@@ -146,7 +148,7 @@ async fn wait_for_success(
     false
 }
 
-/// How a command ended, once it has.
+/// Waits for the result of a command and returns its status.
 async fn wait_for_outcome(platform: &AppState, placed: &QueuedCommand) -> outcome::Status {
     let mut changes = platform.store.watch_changes(&placed.instance);
     loop {
@@ -155,13 +157,13 @@ async fn wait_for_outcome(platform: &AppState, placed: &QueuedCommand) -> outcom
             Ok(Some(outcome)) => return outcome.status,
             Ok(None) => {
                 if changes.changed().await.is_err() {
-                    // There will be no news; somebody else ends the wait.
+                    // No more changes will arrive. The deadline or the shutdown in `wait_for_success` ends the wait.
                     std::future::pending().await
                 }
             }
             Err(error) => {
                 debug!(instance = %placed.instance, "{error}");
-                // Not by thousands at once.
+                // The random part prevents thousands of waits from retrying at the same moment.
                 tokio::time::sleep(STORE_RETRY_DELAY + uniform_duration(STORE_RETRY_DELAY, random_u64()))
                     .await;
             }
@@ -169,7 +171,7 @@ async fn wait_for_outcome(platform: &AppState, placed: &QueuedCommand) -> outcom
     }
 }
 
-/// Says which commands an order led to, and which key pair is bound by them.
+/// Logs the commands of an order, and the key pair that they bind.
 pub(super) fn log_queued_commands(order: &Order, bound: Option<&StoredKeyPair>, placed: &[QueuedCommand]) {
     let verb = order.verb.action();
     let key_name = order.verb.key_name().map(tracing::field::display);

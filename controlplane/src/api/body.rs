@@ -1,4 +1,4 @@
-//! Bodies of requests: a JSON object, whatever content type it claims to be, with fields nobody asked for.
+//! Request bodies: a JSON object, whatever its content type says. Unknown fields are ignored.
 
 use std::collections::HashSet;
 
@@ -9,25 +9,25 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// A request's body as the handlers take it.
+/// The body of a request, as axum passes it to a handler.
 pub type RawBody = Result<Bytes, BytesRejection>;
 
-/// The fields of a request's body; `null` counts as absent.
+/// The fields of a request's body. A field that is `null` counts as absent.
 #[derive(Debug)]
 pub struct RequestFields(Map<String, Value>);
 
 impl RequestFields {
-    /// Reads a body.
+    /// Parses a body.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` where it is no JSON object or too long.
+    /// `INVALID_ARGUMENT` if the body is not a JSON object, or is too long.
     pub fn from_body(body: RawBody) -> Result<Self, ApiError> {
         let bytes = body.map_err(|_| body_too_long())?;
         Self::parse(&bytes)
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        // serde_json's own message may quote the input; its place does not.
+        // The message of serde_json may quote the input, so the error gives only line and column.
         serde_json::from_slice(bytes).map(Self).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             invalid_argument(format!("the body is not a JSON object (line {line}, column {column})"))
@@ -38,10 +38,10 @@ impl RequestFields {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
-    /// A text that must be there.
+    /// The value of a required string field.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` where it is not, or is no text.
+    /// `INVALID_ARGUMENT` if the field is missing, or is not a string.
     pub fn required_str(&self, name: &str) -> Result<&str, ApiError> {
         match self.get(name) {
             Some(Value::String(text)) => Ok(text),
@@ -50,19 +50,19 @@ impl RequestFields {
         }
     }
 
-    /// `keyName`, of a key pair that is to be.
+    /// `keyName`, the name of a new key pair.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` where it is missing, or no name.
+    /// `INVALID_ARGUMENT` if the field is missing, or is not a valid name.
     pub fn key_name(&self) -> Result<KeyName, ApiError> {
         let refused = |error: Invalid| invalid_argument(format!("keyName is refused: {error}"));
         self.required_str("keyName")?.parse().map_err(refused)
     }
 
-    /// `instanceIds`, each once, in the order given.
+    /// `instanceIds`, without duplicates, in the order of the request.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` where it is not an array of at least one text.
+    /// `INVALID_ARGUMENT` if the field is not an array of at least one string.
     pub fn instance_ids(&self) -> Result<Vec<&str>, ApiError> {
         let wrong = || invalid_argument("instanceIds is not an array of instance ids");
         let values = self.get("instanceIds").ok_or_else(|| invalid_argument("instanceIds is missing"))?;
@@ -79,10 +79,11 @@ impl RequestFields {
         Ok(ids)
     }
 
-    /// `passWordAuth`, in both spellings and with every value that real clients send; compared by meaning.
+    /// `passWordAuth`. Both spellings of the field and all values of real clients are accepted. If both are given,
+    /// their meanings are compared.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` where it is missing, contradicts itself or means nothing.
+    /// `INVALID_ARGUMENT` if the field is missing, has an unknown value, or if the two spellings differ.
     pub fn password_auth(&self) -> Result<PasswordAuth, ApiError> {
         let mut found = None;
         for name in ["passWordAuth", "passwordAuth"] {
@@ -104,7 +105,7 @@ impl RequestFields {
     }
 }
 
-/// A body that is too long, or whose sender went away.
+/// The error for a body that is too long, or whose sender disconnected.
 pub fn body_too_long() -> ApiError {
     invalid_argument("the body cannot be read: 1 MiB is read at most")
 }

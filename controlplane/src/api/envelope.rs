@@ -1,4 +1,4 @@
-//! The envelope of every answer: `requestId`, and `result` or `error` (KP-9.2).
+//! The envelope of every response: `requestId`, and `result` or `error` (KP-9.2).
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -11,11 +11,11 @@ use tracing::info;
 use super::error::ApiError;
 use crate::ids::RequestId;
 
-/// What a handler answers; [`wrap_in_envelope`] puts it into its envelope.
+/// The result of a handler. [`wrap_in_envelope`] puts it into the envelope.
 #[derive(Debug, Clone)]
 pub struct Reply(pub Value);
 
-/// What a handler returns.
+/// The return type of a handler.
 pub type HandlerResult = Result<Reply, ApiError>;
 
 #[derive(Clone)]
@@ -37,7 +37,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Gives a request its id, and its answer the envelope; logs one line.
+/// Middleware: gives the request an id, wraps the response in the envelope, and logs one line.
 pub async fn wrap_in_envelope(mut request: Request, next: Next) -> Response {
     let id = RequestId::generate();
     request.extensions_mut().insert(id.clone());
@@ -69,11 +69,11 @@ pub async fn wrap_in_envelope(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// The error without what must not be logged: the text given as a public key.
+/// The error text for the log, without the text that the caller sent as a public key.
 fn redact_for_log(error: &ApiError) -> String {
     match error {
         ApiError::MalformedPublicKey(_) => "Malformed PublicKey".to_owned(),
-        // What the caller named is repeated; quoted, so that it cannot forge a line of the log.
+        // The message repeats text of the caller. It is quoted, so that it cannot forge a log line.
         other => format!("{} {:?}", other.status(), other.to_string()),
     }
 }

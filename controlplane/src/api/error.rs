@@ -1,4 +1,4 @@
-//! What goes wrong at the API, word for word (KP-9.3).
+//! The errors of the API, with their exact texts (KP-9.3).
 
 use std::fmt;
 
@@ -10,43 +10,43 @@ use super::authenticate::AuthError;
 use crate::inventory::Status;
 use crate::store::StoreError;
 
-/// An error of the API; its text is the platform's own, and ours for what the platform does not word.
+/// An error of the API. The texts are the platform's own. For a case without a platform text, this crate has its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiError {
     /// The instance runs Windows.
     WindowsOs,
     /// The instance is neither running nor stopped.
     InvalidStatus(Status),
-    /// An attach, and something is bound.
+    /// An attach, but a key pair is already bound to the instance.
     AlreadyAttached(InstanceId),
-    /// A detach, and another key pair is bound.
+    /// A detach, but another key pair is bound to the instance.
     OtherKeyPairAttached(InstanceId),
-    /// No such instance in the region.
+    /// There is no such instance in the region.
     InstanceNotFound(String),
-    /// No such key pair in the region.
+    /// There is no such key pair in the region.
     KeyPairNotFound(String),
-    /// An import under a name that is taken.
+    /// An import, but the name is in use.
     NameInUse(String),
-    /// An import of something that is no public key that can be bound; the text given.
+    /// An import of a text that is not a bindable public key; holds that text.
     MalformedPublicKey(String),
-    /// No such request, or one of long ago.
+    /// There is no such request, or it is too old to be known.
     RequestNotFound(String),
-    /// The request is not signed as it must be.
+    /// The request is not signed correctly.
     Unauthenticated(AuthError),
-    /// Any other bad parameter: which, and what would do.
+    /// Any other invalid parameter; holds its name and the accepted values.
     InvalidArgument(String),
-    /// No such path.
+    /// The path does not exist.
     PathNotFound,
-    /// The path does not know this method.
+    /// The path exists, but not for this method.
     MethodNotAllowed,
-    /// Something here failed, and nothing was changed; the log says what.
+    /// The server failed and nothing was changed. The log has the cause.
     Internal,
-    /// Nobody knows whether something was changed.
+    /// The server failed, and it is unknown whether something was changed.
     Unknown,
 }
 
 impl ApiError {
-    /// The HTTP status, which is the envelope's `code` too.
+    /// The HTTP status. It is also the `code` in the envelope.
     pub fn http_status(&self) -> StatusCode {
         match self {
             Self::WindowsOs
@@ -66,7 +66,7 @@ impl ApiError {
         }
     }
 
-    /// The envelope's `status`.
+    /// The `status` in the envelope.
     pub fn status(&self) -> &'static str {
         match self {
             Self::WindowsOs
@@ -87,7 +87,7 @@ impl ApiError {
         }
     }
 
-    /// What is said of an answer that no handler of ours gave.
+    /// The error for a response that axum produced, and not one of the handlers.
     pub fn from_http_status(status: StatusCode) -> Self {
         match status {
             StatusCode::NOT_FOUND => Self::PathNotFound,
@@ -138,12 +138,12 @@ impl From<AuthError> for ApiError {
     }
 }
 
-/// Answers a path that is none.
+/// The fallback handler for an unknown path.
 pub async fn path_not_found() -> ApiError {
     ApiError::PathNotFound
 }
 
-/// Answers a method that the path does not know.
+/// The fallback handler for a method that the path does not have.
 pub async fn method_not_allowed() -> ApiError {
     ApiError::MethodNotAllowed
 }

@@ -1,4 +1,4 @@
-//! Instances: what they are, and their start, stop, reboot and reset of the password, as far as key pairs care.
+//! Instances: list, show, start, stop, reboot and password reset, as far as key pairs depend on them.
 
 use axum::Extension;
 use axum::extract::{Path, State};
@@ -23,7 +23,7 @@ use crate::store::{Order, OrderKind, StoreError};
 /// Answers `GET /v1/regions/{region}/instances`.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn list_instances(
     State(platform): State<AppState>,
     Path(region): Path<String>,
@@ -51,7 +51,7 @@ pub async fn list_instances(
 /// Answers `GET /v1/regions/{region}/instances/{instanceId}`.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn get_instance(
     State(platform): State<AppState>,
     Path((region, id)): Path<(String, String)>,
@@ -65,7 +65,7 @@ pub async fn get_instance(
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:startInstance`.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn start_instance(
     State(platform): State<AppState>,
     Path(target): Path<(String, String)>,
@@ -76,7 +76,7 @@ pub async fn start_instance(
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:stopInstance`.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn stop_instance(
     State(platform): State<AppState>,
     Path(target): Path<(String, String)>,
@@ -87,7 +87,7 @@ pub async fn stop_instance(
 /// Answers `POST /v1/regions/{region}/instances/{instanceId}:rebootInstance`.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn reboot_instance(
     State(platform): State<AppState>,
     Path(target): Path<(String, String)>,
@@ -95,11 +95,11 @@ pub async fn reboot_instance(
     change_instance_state(&platform, target, InstanceAction::Reboot).await
 }
 
-/// Answers `POST /v1/regions/{region}/instances/{instanceId}:modifyInstancePassword`: turns password login on, which is the
-/// part of a reset that is the agent's. The password itself is set by nobody here, and kept nowhere.
+/// Answers `POST /v1/regions/{region}/instances/{instanceId}:modifyInstancePassword`. It turns password login on,
+/// which is the agent's part of a reset. The password itself is neither set nor stored.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn reset_password(
     State(platform): State<AppState>,
     Extension(request): Extension<RequestId>,
@@ -113,14 +113,15 @@ pub async fn reset_password(
     if instance.os_type == OsType::Linux {
         let order =
             Order { request, region, verb: OrderKind::AllowPasswords, instances: vec![instance.id.clone()] };
-        // It names no key pair, and what is bound does not matter: nothing refuses it.
+        // The order names no key pair, and the current binding does not matter, so it is never refused.
         let placed = platform.queue_order(&order).await?.unwrap_or_default();
         log_queued_commands(&order, None, &placed);
     }
     Ok(Reply(json!({})))
 }
 
-/// Brings an instance into another state: from the one that was seen, whoever else tries.
+/// Changes the state of an instance. If another request changes it at the same time, the loop starts again with the
+/// new state.
 async fn change_instance_state(
     platform: &AppState,
     (region, id): (String, String),
@@ -141,7 +142,7 @@ async fn change_instance_state(
     }
 }
 
-/// The platform's rule: 8 to 30 characters, of at least three kinds out of four.
+/// The platform's rule for passwords: 8 to 30 characters, of at least three of the four kinds.
 fn validate_password(password: &str) -> Result<(), ApiError> {
     let kinds: [fn(char) -> bool; 4] = [
         |c| c.is_ascii_uppercase(),
@@ -159,7 +160,7 @@ fn validate_password(password: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The instance of that id in that region.
+/// Finds an instance by its id in a region.
 ///
 /// # Errors
 /// [`ApiError::InstanceNotFound`].
@@ -172,7 +173,8 @@ pub(super) fn find_instance<'a>(
     found.ok_or_else(|| ApiError::InstanceNotFound(id.to_owned()))
 }
 
-/// The state of an instance, where its agent answers, or will at the next boot.
+/// The state of an instance, which must be running or stopped. A running instance has an agent that answers now; a
+/// stopped one, after the next boot.
 ///
 /// # Errors
 /// [`ApiError::InvalidStatus`].
@@ -186,14 +188,14 @@ pub(super) async fn require_running_or_stopped(
     }
 }
 
-/// What is shown of an instance: fields of the platform's, and what its agent last said of itself.
+/// The JSON of an instance: the platform's fields, and the last report of its agent.
 async fn instance_to_json(
     platform: &AppState,
     instance: &Instance,
     status: &Status,
 ) -> Result<Value, StoreError> {
     let bound = platform.store.binding(&instance.id).await?;
-    // It was an object when it came.
+    // `put_agent_report` accepts only JSON objects, so this parse does not fail.
     let agent =
         platform.store.report(&instance.id).await?.and_then(|report| serde_json::from_slice(&report).ok());
     let agent: Option<Value> = agent;

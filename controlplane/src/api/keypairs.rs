@@ -19,7 +19,7 @@ use crate::platform::AppState;
 /// Answers `POST /v1/regions/{region}/keypairs:import`.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn import_key_pair(
     State(platform): State<AppState>,
     Path(region_text): Path<String>,
@@ -38,10 +38,11 @@ pub async fn import_key_pair(
         .map(|described| Reply(Value::Object(described)))
 }
 
-/// Answers `POST /v1/regions/{region}/keypairs`: makes a key pair, and gives its private half away, once. It is kept nowhere.
+/// Answers `POST /v1/regions/{region}/keypairs`: generates a key pair. The response holds the private key; the server
+/// does not store it.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn create_key_pair(
     State(platform): State<AppState>,
     Path(region_text): Path<String>,
@@ -59,7 +60,7 @@ pub async fn create_key_pair(
     Ok(Reply(Value::Object(described)))
 }
 
-/// Keeps a new key pair, and says what it is.
+/// Stores a new key pair and returns its JSON.
 async fn store_key_pair(
     platform: &AppState,
     region: Region,
@@ -79,7 +80,7 @@ async fn store_key_pair(
 /// Answers `GET /v1/regions/{region}/keypairs`.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn list_key_pairs(
     State(platform): State<AppState>,
     Path(region_text): Path<String>,
@@ -100,10 +101,10 @@ pub async fn list_key_pairs(
     Ok(Reply(json!({ "keypairs": page, "totalCount": listed.len() })))
 }
 
-/// Answers `DELETE /v1/regions/{region}/keypairs/{keyName}`. A bound key goes on working in the guest.
+/// Answers `DELETE /v1/regions/{region}/keypairs/{keyName}`. A key that is bound in a guest still works there.
 ///
 /// # Errors
-/// Those of KP-9.3.
+/// The errors of KP-9.3.
 pub async fn delete_key_pair(
     State(platform): State<AppState>,
     Path((region_text, key_name)): Path<(String, String)>,
@@ -119,12 +120,12 @@ pub async fn delete_key_pair(
     Ok(Reply(json!({})))
 }
 
-/// The region of a path.
+/// Parses the region in a path.
 pub(super) fn parse_region(text: &str) -> Result<Region, ApiError> {
     text.parse().map_err(|error| ApiError::InvalidArgument(format!("regionId is refused: {error}")))
 }
 
-/// What the platform shows of a key pair.
+/// The JSON fields of a key pair, as the platform shows them.
 fn key_pair_to_json(key_pair: &StoredKeyPair) -> Result<Map<String, Value>, ApiError> {
     let time = key_pair.create_time.replace_nanosecond(0).unwrap_or(key_pair.create_time);
     let time = time.format(&Rfc3339).map_err(|_| ApiError::Internal)?;

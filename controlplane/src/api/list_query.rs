@@ -1,6 +1,6 @@
-//! The query of a list: pages, and filters as the platform's clients spell them.
+//! The query parameters of a list: page numbers, and filters as the platform's clients write them.
 //!
-//! A list is flattened with numbers from 1: `filters.1.name=keyNames&filters.1.values.1=my-test`.
+//! An array becomes parameters with numbers from 1: `filters.1.name=keyNames&filters.1.values.1=my-test`.
 
 use std::collections::BTreeMap;
 
@@ -9,34 +9,34 @@ use axum::extract::rejection::QueryRejection;
 
 use super::error::ApiError;
 
-/// A request's query as the handlers take it.
+/// The query of a request, as axum passes it to a handler.
 pub type RawQuery = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
-/// The names and values of a query.
+/// The name and value pairs of a query.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT` where it cannot be read.
+/// `INVALID_ARGUMENT` if the query cannot be parsed.
 pub fn parse_query_pairs(query: RawQuery) -> Result<Vec<(String, String)>, ApiError> {
     query.map(|Query(pairs)| pairs).map_err(|_| invalid_argument("the query cannot be read".into()))
 }
 
-/// What part of a list is wanted.
+/// The page and the filters that a list request selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListQuery {
-    /// The page, from 1.
+    /// The page number, from 1.
     pub page_number: usize,
-    /// How many stand on a page: 10 to 100.
+    /// The number of entries on a page: 10 to 100.
     pub page_size: usize,
-    /// Names of fields with the values that one of them has to have.
+    /// Field names, each with its accepted values. An entry matches if it has one of them.
     filters: Vec<(String, Vec<String>)>,
 }
 
 impl ListQuery {
-    /// Reads the names and values of a query, of a list that can be filtered by these fields; what it does not know
-    /// is ignored.
+    /// Parses the pairs of a query. `fields` lists the fields by which the list can be filtered. Unknown parameters
+    /// are ignored.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` where a number is none or out of range, or a filter is unknown or incomplete.
+    /// `INVALID_ARGUMENT` if a number is invalid or out of range, or if a filter is unknown or incomplete.
     pub fn from_pairs(pairs: &[(String, String)], fields: &[&str]) -> Result<Self, ApiError> {
         let mut query = Self { page_number: 1, page_size: 20, filters: Vec::new() };
         let mut filters: BTreeMap<&str, Filter> = BTreeMap::new();
@@ -70,12 +70,12 @@ impl ListQuery {
         Ok(query)
     }
 
-    /// Whether the filters let something with these fields pass.
+    /// Whether an entry passes all filters. `field` returns the entry's value of a field.
     pub fn matches<'a>(&self, field: impl Fn(&str) -> &'a str) -> bool {
         self.filters.iter().all(|(name, values)| values.iter().any(|value| value == field(name)))
     }
 
-    /// The part of a list that stands on the page.
+    /// The entries of `list` on the selected page.
     pub fn page<'a, T>(&self, list: &'a [T]) -> impl Iterator<Item = &'a T> {
         list.iter().skip((self.page_number - 1).saturating_mul(self.page_size)).take(self.page_size)
     }

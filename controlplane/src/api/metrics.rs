@@ -1,4 +1,5 @@
-//! `/metrics`: the server's numbers, for whoever scrapes them. Neither in an envelope nor signed.
+//! `/metrics`: the server's counters for Prometheus. The response has no envelope, and the request needs no
+//! signature.
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};

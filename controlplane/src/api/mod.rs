@@ -1,4 +1,4 @@
-//! The platform's API (KP-9.2): paths in, envelopes out.
+//! The platform's API (KP-9.2): the routes and their middleware.
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -21,11 +21,11 @@ pub mod metrics;
 pub mod requests;
 pub mod signature;
 
-/// The most that is read of a request's body: the ids of tens of thousands of instances fit in.
+/// The largest accepted request body. The ids of tens of thousands of instances fit into it.
 const MAX_API_BODY_BYTES: usize = 1024 * 1024;
 
-/// The API's routes. A verb stands behind a colon in the last segment, as in `my-test:attach`; `split_action_segment` makes
-/// a segment of its own of it, so that each resource knows its own methods.
+/// The API's routes. In a request, a verb follows a colon in the last segment, as in `my-test:attach`.
+/// `split_action_segment` moves the verb into a segment of its own, so that each resource has its own methods.
 pub fn router(platform: AppState) -> Router {
     let routes = Router::new()
         .route("/v1/regions/{region}/keypairs", get(keypairs::list_key_pairs).post(keypairs::create_key_pair))
@@ -44,13 +44,15 @@ pub fn router(platform: AppState) -> Router {
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
         .with_state(platform.clone());
-    // Around the routes, so that they see what these make of a request; the last one is the outermost.
+    // These layers wrap the whole router, so that they run before the routing and see every response. The last layer
+    // is the outermost.
     let api = Router::new()
         .fallback_service(routes)
         .layer(map_request(split_action_segment))
         .layer(from_fn_with_state(platform.clone(), authenticate::require_signature))
         .layer(from_fn(envelope::wrap_in_envelope));
-    // Beside all that: who scrapes does not sign, and reads no envelope; but what is refused stands in one.
+    // `/metrics` is outside of these layers: it has no signature and no envelope. A refused method still gets the
+    // envelope.
     let method_not_allowed = error::method_not_allowed.layer(from_fn(envelope::wrap_in_envelope));
     Router::new()
         .route("/metrics", get(metrics::get_metrics).fallback(method_not_allowed))
@@ -58,8 +60,8 @@ pub fn router(platform: AppState) -> Router {
         .fallback_service(api)
 }
 
-/// Finds the verb behind the last segment's last colon, which some clients encode. What the caller wrote himself in the
-/// form of the result is encoded first, and so is no verb.
+/// Moves the verb after the last colon of the last segment into a segment of its own. Some clients encode the colon.
+/// A `!` in the caller's path is encoded first, so that it is not read as a verb.
 async fn split_action_segment(mut request: Request) -> Request {
     let uri = request.uri();
     let mut path = uri.path().replace('!', "%21").replace("%3A", ":").replace("%3a", ":");

@@ -1,4 +1,4 @@
-//! What became of a request, by its id: a late result is found here.
+//! The status of a request's commands, by request id. A caller finds late results here.
 
 use axum::extract::{Path, State};
 use keypair_agent::policy::outcome::Status;
@@ -14,7 +14,7 @@ use crate::store::CommandStatus;
 /// Answers `GET /v1/regions/{region}/requests/{requestId}`.
 ///
 /// # Errors
-/// [`ApiError::RequestNotFound`] where nothing was queued for it, or all of that is forgotten.
+/// [`ApiError::RequestNotFound`] if the request queued no command, or if all its commands are forgotten.
 pub async fn get_request(
     State(platform): State<AppState>,
     Path((region, id)): Path<(String, String)>,

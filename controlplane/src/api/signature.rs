@@ -1,10 +1,10 @@
-//! The platform's request signatures, `JDCLOUD2-HMAC-SHA256` and `JDCLOUD3-HMAC-SHA256`: what the public signers put into
-//! the `Authorization` header, and how it is held against the request. No I/O.
+//! The platform's request signatures, `JDCLOUD2-HMAC-SHA256` and `JDCLOUD3-HMAC-SHA256`. Parses the `Authorization`
+//! header of the public signers, and verifies it against the request. No I/O.
 //!
-//! What is signed is the request in a canonical form. The signers of the newer kind agree on one; those of the older kind
-//! differ in how they write path and query (Go and Node sign what they send, Java and Rust take the query apart and sort
-//! it), so any of these is taken from them. Each form holds method, path, query, headers and body, and so the
-//! request.
+//! A signature covers the request in a canonical form. All JDCLOUD3 signers use one form. The JDCLOUD2 signers differ
+//! in how they write path and query, so each of their forms is accepted. Go and Node sign the text that they send;
+//! Java and Rust parse the query and sort it. Each form includes method, path, query, headers and body, so each
+//! covers the whole request.
 
 use std::borrow::Cow;
 
@@ -13,12 +13,12 @@ use hmac::{Hmac, Mac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
-/// All but the unreserved characters of RFC 3986.
+/// All characters except the unreserved ones of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-/// The same, but for the slashes of a path.
+/// Like [`RESERVED`], but without `/`, which separates the segments of a path.
 const RESERVED_IN_PATH: &AsciiSet = &RESERVED.remove(b'/');
 
-/// The two kinds of signature.
+/// The two signature schemes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     Jdcloud2,
@@ -48,24 +48,24 @@ impl Scheme {
     }
 }
 
-/// An `Authorization` header, taken apart.
+/// A parsed `Authorization` header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authorization<'a> {
     scheme: Scheme,
-    /// The access key that is said to have signed.
+    /// The id of the access key that the header names.
     pub access_key_id: &'a str,
-    /// The day it was signed, as `20261128`.
+    /// The day of the signature, as in `20261128`.
     pub date: &'a str,
     region: &'a str,
     service: &'a str,
     signed_headers: &'a str,
-    /// The signature.
+    /// The signature: 32 bytes of HMAC-SHA256.
     pub signature: [u8; 32],
 }
 
 impl<'a> Authorization<'a> {
-    /// Reads `ALGORITHM Credential=COMMAND_ID/DATE/GUESTS_PER_REGION/SERVICE/TERMINATOR, SignedHeaders=A;B, Signature=HEX`.
-    /// `None` where it is anything else.
+    /// Parses `ALGORITHM Credential=ID/DATE/REGION/SERVICE/TERMINATOR, SignedHeaders=A;B, Signature=HEX`. `None` for
+    /// any other text.
     pub fn parse(text: &'a str) -> Option<Self> {
         let (algorithm, rest) = text.trim().split_once(' ')?;
         let scheme =
@@ -82,8 +82,8 @@ impl<'a> Authorization<'a> {
         Some(Self { scheme, access_key_id, date, region, service, signed_headers, signature })
     }
 
-    /// Whether it signs this request, by the holder of this secret. The comparison takes the same time wherever the
-    /// two differ.
+    /// Whether this is the signature of `request` with `secret`. The comparison takes the same time, wherever the two
+    /// values differ.
     pub fn verify(&self, request: &SignedRequest<'_>, secret: &str) -> bool {
         let Some(headers) = self.canonical_headers(request.headers) else { return false };
         let body = to_hex(&Sha256::digest(request.body));
@@ -120,7 +120,7 @@ impl<'a> Authorization<'a> {
         match self.scheme {
             Scheme::Jdcloud3 => vec![normal],
             Scheme::Jdcloud2 => {
-                // Sorted before it is encoded.
+                // This form sorts the pairs before it encodes them.
                 let other = sort_pairs(form_urlencoded::parse(query.as_bytes()).into_owned());
                 let other = join_query_pairs(
                     other.into_iter().map(|(name, value)| (percent_encode(&name), percent_encode(&value))),
@@ -130,7 +130,7 @@ impl<'a> Authorization<'a> {
         }
     }
 
-    /// The headers that are signed, in the order in which they are named; `None` where one of them is not there.
+    /// The signed headers, in the order of the header's list. `None` if the request lacks one of them.
     fn canonical_headers(&self, headers: &HeaderMap) -> Option<String> {
         let mut lines = String::new();
         for name in self.signed_headers.split(';').filter(|name| !name.is_empty()) {
@@ -147,24 +147,24 @@ impl<'a> Authorization<'a> {
     }
 }
 
-/// What is signed of a request, as it came over the wire.
+/// The signed parts of a request, as received.
 #[derive(Debug, Clone, Copy)]
 pub struct SignedRequest<'a> {
-    /// Its method.
+    /// The HTTP method.
     pub method: &'a str,
-    /// Its path, encoded as it came.
+    /// The path, percent-encoded as received.
     pub path: &'a str,
-    /// Its query, encoded as it came; empty where there is none.
+    /// The query, percent-encoded as received; empty if there is none.
     pub query: &'a str,
-    /// Its headers.
+    /// All headers of the request.
     pub headers: &'a HeaderMap,
-    /// Its `x-jdcloud-date`.
+    /// The value of `x-jdcloud-date`.
     pub date: &'a str,
-    /// Its body.
+    /// The body.
     pub body: &'a [u8],
 }
 
-/// One slash between two segments, and everything encoded that may be.
+/// Joins repeated slashes into one, and percent-encodes each segment.
 fn normalize_path(path: &str) -> String {
     let decoded = percent_decode(path);
     let mut normal = String::from("/");
@@ -174,7 +174,7 @@ fn normalize_path(path: &str) -> String {
     normal
 }
 
-/// The pairs of a query that have a name; a name without a value has an empty one.
+/// The pairs of a query. A pair without a name is dropped; a pair without `=` has an empty value.
 fn decode_query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query
         .split('&')
@@ -194,7 +194,7 @@ fn join_query_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> String
     pairs.join("&")
 }
 
-/// A plus is a blank, and what is no escape stays as it is.
+/// Decodes percent escapes, and `+` as a blank. An invalid escape stays as it is.
 fn percent_decode(text: &str) -> String {
     percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
@@ -203,7 +203,7 @@ fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// Blanks that follow one another are one.
+/// Replaces each run of blanks with one blank.
 fn collapse_spaces(text: &str) -> String {
     let mut single = String::with_capacity(text.len());
     for c in text.chars() {
@@ -215,7 +215,7 @@ fn collapse_spaces(text: &str) -> String {
 }
 
 fn new_hmac(key: &[u8], text: &str) -> Option<Hmac<Sha256>> {
-    // A key of any length is one.
+    // HMAC accepts a key of any length, so this never fails.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     mac.update(text.as_bytes());
     Some(mac)
@@ -225,7 +225,7 @@ fn hmac_sha256(key: &[u8], text: &str) -> Vec<u8> {
     new_hmac(key, text).map(|mac| mac.finalize().into_bytes().to_vec()).unwrap_or_default()
 }
 
-/// Lower-case hexadecimal digits.
+/// Encodes bytes as lower-case hexadecimal digits.
 pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,5 +1,5 @@
-//! `fleet`: many agents in one process, to see what they ask of a metadata service together. The loop and the channel are
-//! the agent's own; what is left out is the guest behind them (`stand_in`).
+//! `fleet`: many agents in one process, as a load test of a metadata service. The loop and the channel are the real
+//! agent's. Only the guest is replaced (`stand_in`).
 //!
 //! ```text
 //!   agent's loop ── watched ── agent's HTTP channel ──► metadata service
@@ -29,33 +29,33 @@ use stand_in::NullGuest;
 use tally::Counters;
 use watched::InstrumentedChannel;
 
-/// The descriptors of the process itself.
+/// The descriptors for everything except the agents' connections.
 const RESERVED_DESCRIPTORS: u64 = 64;
 
-/// The threads on which the agents' guests act; on one machine more would not act faster.
+/// The number of threads for the blocking calls of all agents. On one machine, more threads would not be faster.
 const GUEST_THREADS: usize = 2;
 
-/// How long the agents may take to end.
+/// The time that the agents have to end after the shutdown.
 const AGENT_STOP_GRACE_PERIOD: Duration = Duration::from_secs(2);
 
-/// Why the fleet does not run.
+/// Why the fleet cannot run.
 #[derive(Debug)]
 pub enum FleetError {
-    /// The process may not have as many descriptors.
+    /// The limit of file descriptors is too low.
     TooFewDescriptors {
-        /// Those that are needed.
+        /// The number that is needed.
         needed: u64,
-        /// Those that are allowed.
+        /// The number that is allowed.
         allowed: u64,
     },
-    /// An instance's base is no URL that an agent takes.
+    /// The base URL of an instance is invalid for an agent.
     InvalidMetadataUrl(InvalidUrl),
-    /// The system refuses what every process needs.
+    /// A system call that every process needs failed; holds the action and the error.
     System(&'static str, io::Error),
 }
 
 impl FleetError {
-    /// 1: it is what the moment does not allow.
+    /// The exit status: 1, because the fault is in the environment, not in the arguments.
     pub fn exit_status(&self) -> u8 {
         1
     }
@@ -77,15 +77,15 @@ impl fmt::Display for FleetError {
 
 impl std::error::Error for FleetError {}
 
-/// The id of an agent's instance.
+/// The instance id of the agent with this number.
 fn fleet_instance_id(number: u32) -> String {
     format!("i-fleet-{number:06}")
 }
 
-/// Runs the agents until SIGTERM or SIGINT, or prints their instances.
+/// Runs the agents until SIGTERM or SIGINT. With `--print-instances` it prints their instances instead.
 ///
 /// # Errors
-/// Where it cannot begin.
+/// The fleet cannot start, or cannot write to the standard output.
 pub fn run(args: &FleetArgs) -> Result<(), FleetError> {
     if args.print_instances {
         return print_instances(args.agents)
@@ -93,7 +93,8 @@ pub fn run(args: &FleetArgs) -> Result<(), FleetError> {
     }
     let allowed = descriptors::raise_nofile_limit()
         .map_err(|cause| FleetError::System("cannot raise the limit of descriptors", cause))?;
-    // A poll each; what runs here is told beside it, but not by all at once.
+    // Each agent needs one descriptor for its poll, and a second one for its report. Not all agents report at the
+    // same time.
     let needed = u64::from(args.agents) * 3 / 2 + RESERVED_DESCRIPTORS;
     if allowed < needed {
         return Err(FleetError::TooFewDescriptors { needed, allowed });
@@ -109,7 +110,7 @@ pub fn run(args: &FleetArgs) -> Result<(), FleetError> {
     ended
 }
 
-/// The TOML file that `serve --instances` takes.
+/// Prints the agents' instances as the TOML file for `serve --instances`.
 fn print_instances(agents: u32) -> io::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     for number in 0..agents {
@@ -140,7 +141,7 @@ async fn run_agents(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetErro
     }
     let second = Duration::from_secs(1);
     let mut seconds = interval_at(Instant::now() + second, second);
-    // A second that is late is a longer one, not two at once.
+    // After a late tick the next one comes a full second later, so that no two lines follow at once.
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -153,11 +154,11 @@ async fn run_agents(args: &FleetArgs, agents: &LocalSet) -> Result<(), FleetErro
     trigger.fire();
     let ends = async {
         for agent in running {
-            // One that panicked has ended, too.
+            // An agent that panicked has ended too, so its error is ignored.
             let _ = agent.await;
         }
     };
-    // Those that are in a call end with the process.
+    // Agents that are still in a call end with the process.
     let _ = tokio::time::timeout(AGENT_STOP_GRACE_PERIOD, ends).await;
     Ok(())
 }
@@ -168,7 +169,7 @@ fn metadata_base_url(server: SocketAddr, number: u32) -> Result<BaseUrl, FleetEr
         .map_err(FleetError::InvalidMetadataUrl)
 }
 
-/// One line of JSON on what happened since the last one.
+/// Prints one line of JSON with the counts since the last line.
 fn print_second(tally: &Counters) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, &tally.take())?;

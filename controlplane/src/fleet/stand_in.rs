@@ -1,5 +1,5 @@
-//! The guest that a fleet's agent has behind it: it takes every command as done and touches nothing. What it says is as
-//! long as what a guest says.
+//! The guest behind each agent of a fleet. It reports every command as done and changes nothing. Its results and
+//! reports are about as long as those of a real guest.
 
 use std::sync::atomic::AtomicBool;
 
@@ -16,11 +16,11 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// A guest that is none.
+/// A guest without a machine behind it.
 #[derive(Debug, Default)]
 pub(super) struct NullGuest {
     instance: Option<InstanceId>,
-    /// The last command that was carried out, and its result.
+    /// The last accepted command, and its result.
     last: Option<(Command, StoredResult)>,
 }
 
@@ -135,7 +135,7 @@ impl CommandEngine for NullGuest {
     }
 }
 
-/// What can be told of a command; or why it cannot be answered.
+/// Parses a command as far as possible. `Err` if it cannot be answered at all.
 pub(super) fn parse_received_command(bytes: &[u8]) -> Result<ReceivedCommand, String> {
     let nobody = CommandId::try_from("none".to_owned()).map_err(|error| error.to_string())?;
     command::parse_command(bytes, Origin::Channel, &nobody).map_err(|error| error.to_string())

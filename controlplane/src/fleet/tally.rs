@@ -1,4 +1,4 @@
-//! What the fleet asked and got in a second.
+//! The fleet's requests and their results, counted per second.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::clock::now_millis;
 
-/// What an agent asks of the service (KP-3.5 to KP-3.9).
+/// The calls of an agent to the service (KP-3.5 to KP-3.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum AgentCall {
@@ -21,29 +21,29 @@ pub(super) enum AgentCall {
     Agent,
 }
 
-/// One line of the fleet's output. Counts are of this second; times are in milliseconds.
+/// One line of the fleet's output. The counts are for one second; times are in milliseconds.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SecondStats {
-    /// When it ended, since 1970.
+    /// The end of the second, in milliseconds since 1970.
     at: u64,
-    /// Long polls that wait at its end.
+    /// The long polls that wait at the end of the second.
     waiting: u32,
-    /// Requests that were begun, by what they ask.
+    /// The requests that were sent, by call.
     asked: BTreeMap<AgentCall, u32>,
-    /// Those of them that are an agent's first after a failure.
+    /// Those of them that are an agent's first retry after a failure.
     first_tries: u32,
-    /// Requests that ended well.
+    /// The requests that succeeded.
     answered: u32,
-    /// Requests that failed, by how.
+    /// The requests that failed, by kind of failure.
     failed: BTreeMap<String, u32>,
-    /// From the queueing of a command until an agent had it, for each.
+    /// For each received command: the time since it was queued.
     received: Vec<u64>,
-    /// From the queueing of a command until its result was stored, for each.
+    /// For each stored result: the time since its command was queued.
     reported: Vec<u64>,
 }
 
-/// Counts for all agents of the process; they are on one thread.
+/// The counters of all agents in the process. All agents run on one thread.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     second: RefCell<SecondStats>,
@@ -52,25 +52,25 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Whether no request has failed before this one.
+    /// Whether this is the first failure. Later calls return `false`.
     pub(super) fn is_first_failure(&self) -> bool {
         !self.has_failed.replace(true)
     }
 
-    /// The second that ends now; the next one begins.
+    /// Returns the counts of the second that ends now, and resets them.
     pub(super) fn take(&self) -> SecondStats {
         let second = self.second.take();
         SecondStats { at: now_millis(), waiting: self.waiting.get(), ..second }
     }
 
-    /// A request was begun.
+    /// Counts a request that starts.
     pub(super) fn count_request(&self, call: AgentCall, first_try: bool) {
         let mut second = self.second.borrow_mut();
         *second.asked.entry(call).or_default() += 1;
         second.first_tries += u32::from(first_try);
     }
 
-    /// A request ended, in a failure of that name or well.
+    /// Counts a request that ended. `failure` is the name of the failure; `None` means success.
     pub(super) fn count_response(&self, failure: Option<String>) {
         let mut second = self.second.borrow_mut();
         match failure {
@@ -79,24 +79,25 @@ impl Counters {
         }
     }
 
-    /// A command that was queued then is with its agent.
+    /// Records that an agent received a command. `queued` is the time of queueing, in milliseconds since 1970.
     pub(super) fn record_command_latency(&self, queued: u64) {
         self.second.borrow_mut().received.push(now_millis().saturating_sub(queued));
     }
 
-    /// The result of a command that was queued then is stored.
+    /// Records that a result was stored. `queued` is the time when its command was queued, in milliseconds since
+    /// 1970.
     pub(super) fn record_result_latency(&self, queued: u64) {
         self.second.borrow_mut().reported.push(now_millis().saturating_sub(queued));
     }
 
-    /// A long poll waits as long as the value lives.
+    /// Counts a waiting long poll for as long as the returned guard lives.
     pub(super) fn track_waiting_poll(&self) -> WaitingGuard<'_> {
         self.waiting.set(self.waiting.get() + 1);
         WaitingGuard(&self.waiting)
     }
 }
 
-/// A long poll that waits.
+/// Guard of a waiting long poll.
 pub(super) struct WaitingGuard<'a>(&'a Cell<u32>);
 
 impl Drop for WaitingGuard<'_> {

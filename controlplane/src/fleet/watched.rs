@@ -1,4 +1,4 @@
-//! The agent's HTTP channel, and what passes through it counted.
+//! The agent's HTTP channel with counters around each call.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,14 +12,14 @@ use keypair_agent::policy::types::{CommandId, InstanceId};
 use super::stand_in::parse_received_command;
 use super::tally::{AgentCall, Counters};
 
-/// One agent's channel.
+/// The channel of one agent.
 pub(super) struct InstrumentedChannel {
     base: BaseUrl,
     channel: HttpChannel,
     tally: Rc<Counters>,
-    /// How many calls failed one after another; what runs here is told beside and does not count.
+    /// The number of failed calls in a row. Reports (`announce`) do not count, because they run beside the loop.
     failures: Cell<u32>,
-    /// When the command in hand was queued.
+    /// When the current command was queued, in milliseconds since 1970.
     queued: Cell<Option<u64>>,
 }
 
@@ -55,7 +55,8 @@ impl InstrumentedChannel {
 }
 
 impl InstrumentedChannel {
-    /// A person who starts a fleet wants to know why nothing comes of it; what follows is counted.
+    /// Prints the first failure, so that the person who started the fleet sees the cause. Later failures are only
+    /// counted.
     fn print_first_failure(&self, error: &ChannelError) {
         if self.tally.is_first_failure() {
             let remedy = match error.kind() {
@@ -73,7 +74,7 @@ impl InstrumentedChannel {
     }
 }
 
-/// A failure's name: a status, or a word.
+/// The name of a failure in the output: an HTTP status or a word.
 fn failure_name(error: &ChannelError) -> String {
     match error.kind() {
         ChannelErrorKind::Status(status) => status.to_string(),
@@ -87,7 +88,7 @@ fn failure_name(error: &ChannelError) -> String {
     }
 }
 
-/// When a command was queued: its sequence is the time, in milliseconds since 1970 (KP-9.8).
+/// When a command was queued. Its sequence is that time, in milliseconds since 1970 (KP-9.8).
 fn queued_at_millis(delivery: &Delivery) -> Option<u64> {
     parse_received_command(&delivery.bytes).ok()?.command.ok()?.sequence.map(u64::from)
 }
@@ -103,7 +104,7 @@ impl Channel for InstrumentedChannel {
         let waiting = (!wait.is_zero()).then(|| self.tally.track_waiting_poll());
         let polled = self.channel.poll_command(wait).await;
         drop(waiting);
-        // No queue is a failed poll to an agent.
+        // To an agent, a missing queue is a failed poll.
         if matches!(polled, Ok(Polled::NoQueue(_))) {
             self.tally.count_response(Some("404".to_owned()));
             self.failures.set(self.failures.get().saturating_add(1));

@@ -1,4 +1,4 @@
-//! The rules of a binding, one row each.
+//! Unit tests of the ledger's rules.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use base64ct::{Base64, Encoding};
@@ -21,7 +21,7 @@ fn key_pair(name: &str, id: &str) -> StoredKeyPair {
     }
 }
 
-/// A ledger with the outside world around it: which key pairs are live, ids and a clock.
+/// A ledger with its environment: the deleted key pairs, the command ids and a clock.
 #[derive(Default)]
 struct LedgerFixture {
     ledger: Ledger,
@@ -47,7 +47,8 @@ impl LedgerFixture {
         })
     }
 
-    /// The id of the command that binds the key pair: a name, and an id behind a slash.
+    /// Attaches a key pair and returns the command id. `name` is a key name, optionally followed by `/` and a number
+    /// for another id.
     fn attach(&mut self, name: &str, password_auth: PasswordAuth) -> Result<String, QueueError> {
         let stamp = self.next_identity();
         let wanted = Binding { key_pair: key_pair(name.split('/').next().unwrap(), name), password_auth };
@@ -180,7 +181,7 @@ fn reimported_key_name_is_a_different_key_pair() {
     scene.deleted.push("k/1".into());
     let second = scene.attach("k/2", No).unwrap();
     assert!(scene.is_replacing(&second));
-    // By name it can be unbound all the same: the guest knows names alone.
+    // The key pair can still be unbound by name, because the guest knows only names.
     scene.detach("k").unwrap();
     assert_eq!(scene.bound_key_pair_id(), None);
 }
@@ -239,7 +240,7 @@ fn bad_signature_result_closes_command_after_an_hour() {
         ledger
             .store_result_at(ReceivedResult { outcome: serde_json::from_value(outcome).unwrap(), bytes }, now)
     };
-    // Nobody was given it: the hour has not begun.
+    // The command was never handed out, so the hour has not begun.
     assert_eq!(bad(&mut scene.ledger, &id, u64::MAX), StoreResultOutcome::Redelivered);
     assert!(scene.ledger.mark_handed_out(1000).is_some());
     assert!(scene.ledger.mark_handed_out(2000).is_none());
@@ -253,7 +254,7 @@ fn bad_signature_result_closes_command_after_an_hour() {
         StoreResultOutcome::Stored(_)
     ));
     assert_eq!((scene.next_command_id(), scene.bound_key_pair_id()), (None, None));
-    // The genuine result counts at once, and a late copy's no more.
+    // The genuine result is stored at once. After it, the result of a late forged copy has no effect.
     let id = scene.attach("k", No).unwrap();
     scene.ledger.mark_handed_out(5000);
     assert_eq!(bad(&mut scene.ledger, &id, 5001), StoreResultOutcome::Redelivered);

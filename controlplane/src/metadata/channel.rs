@@ -1,4 +1,4 @@
-//! The command channel (KP-3.6, KP-3.37): commands out, results in, and what runs in the guest.
+//! The command channel (KP-3.6, KP-3.37): hands out commands, and stores results and agent reports.
 
 use std::time::Duration;
 
@@ -22,21 +22,22 @@ use crate::metrics::PollAnswer;
 use crate::platform::AppState;
 use crate::store::StoreError;
 
-/// The longest a poll waits, whatever it asks for.
+/// The longest time that a poll waits, even if it asks for more.
 const MAX_POLL_WAIT: Duration = Duration::from_secs(300);
 
-/// The query of a poll; without `wait` it does not wait.
+/// The query of a poll: `wait` in seconds. Without it, the poll returns at once.
 #[derive(Deserialize)]
 pub struct PollQuery {
     #[serde(default)]
     wait: u64,
 }
 
-/// Answers `GET keypair/command`: the oldest command without a result, at once or as soon as there is one.
-/// Handing out changes nothing but that it is known when it was first, so a client that went away swallows nothing.
+/// Answers `GET keypair/command` with the oldest command without a result. If there is none, it waits up to `wait`
+/// seconds for one. The only change is the time of the first hand-out, so no command is lost if the client
+/// disconnects.
 ///
 /// # Errors
-/// [`MetadataError`], where the poll is none, or the service ends under it.
+/// [`MetadataError`] if the query is invalid, the store fails, or the service shuts down during the wait.
 pub async fn get_command(
     State(platform): State<AppState>,
     CallerInstance(instance): CallerInstance,
@@ -54,7 +55,8 @@ pub async fn get_command(
     Ok(command?.map_or_else(|| StatusCode::NO_CONTENT.into_response(), respond_with_json))
 }
 
-/// The oldest command without a result, as it is handed out, where there is one within this time.
+/// The text of the oldest command without a result, signed if there is a signing key. `None` if none arrives within
+/// `wait`.
 async fn wait_for_command(
     platform: &AppState,
     instance: &Instance,
@@ -89,7 +91,7 @@ async fn wait_for_command(
     }
 }
 
-/// The command whose result it is.
+/// The path parameter: the id of the command to which the result belongs.
 #[derive(Deserialize)]
 pub struct ResultPath {
     command: String,
@@ -98,7 +100,8 @@ pub struct ResultPath {
 /// Answers `PUT keypair/results/{commandId}`.
 ///
 /// # Errors
-/// [`MetadataError`]: not found, no result of that command, or another one is stored.
+/// [`MetadataError`] if the command is unknown, the body is not a result of this command, another result is stored,
+/// or the store fails.
 pub async fn put_result(
     State(platform): State<AppState>,
     CallerInstance(instance): CallerInstance,
@@ -108,7 +111,8 @@ pub async fn put_result(
     let id: CommandId = command.parse().map_err(|_| MetadataError::NotFound)?;
     let (outcome, bytes) = match parse_result_body(&id, body) {
         Ok(said) => said,
-        // An unknown command is not found, whatever is said of it; where all is well, settling asks that too.
+        // An unknown command is "not found", even if the body is invalid. For a valid body, `store_result` makes this
+        // check.
         Err(_) if !platform.store.has_command(&instance.id, &id).await? => {
             return Err(MetadataError::NotFound);
         }
@@ -123,7 +127,8 @@ pub async fn put_result(
     }
 }
 
-/// The result of that command which a body is, with all its bytes: a store keeps text, fields that nobody looks at too.
+/// Parses a body as the result of the command `id`. Also returns the received bytes, because the store keeps the
+/// whole text with its unknown fields.
 fn parse_result_body(
     id: &CommandId,
     body: Result<axum::body::Bytes, BytesRejection>,
@@ -141,10 +146,11 @@ fn parse_result_body(
     Ok((outcome, bytes.to_vec()))
 }
 
-/// Answers `PUT keypair/agent`: what runs in the guest, kept until it says it anew.
+/// Answers `PUT keypair/agent`: stores the agent's report until the next one replaces it.
 ///
 /// # Errors
-/// [`MetadataError::BadRequest`] where it is no JSON object.
+/// [`MetadataError::BadRequest`] if the body is not a JSON object, or is too long. [`MetadataError::Store`] if the
+/// store fails.
 pub async fn put_agent_report(
     State(platform): State<AppState>,
     CallerInstance(instance): CallerInstance,

@@ -1,5 +1,5 @@
-//! The metadata service: the documented tree (KP-1.3) and the command channel (KP-3.6), at
-//! `/{instanceId}/metadata/latest` and, for the caller's own instance, at `/metadata/latest`.
+//! The metadata service: the documented tree (KP-1.3) and the command channel (KP-3.6). Its base is
+//! `/{instanceId}/metadata/latest`, or `/metadata/latest` for the caller's own instance.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,13 +21,13 @@ use crate::store::StoreError;
 pub mod channel;
 pub mod tree;
 
-/// The most that is read of a body.
+/// The largest accepted request body.
 const MAX_METADATA_BODY_BYTES: usize = 64 * 1024;
 
-/// The longest that an agent is told to stay away, in seconds.
+/// The longest `Retry-After` that the service sends, in seconds.
 const MAX_RETRY_AFTER_SECONDS: u64 = 30;
 
-/// The metadata service's routes.
+/// The routes of the metadata service.
 pub fn router(platform: AppState) -> Router {
     Router::new()
         .nest("/metadata/latest", instance_routes())
@@ -38,7 +38,7 @@ pub fn router(platform: AppState) -> Router {
         .with_state(platform)
 }
 
-/// What one instance's base holds.
+/// The routes below the base of one instance.
 fn instance_routes() -> Router<AppState> {
     Router::new()
         .route("/keypair/command", get(channel::get_command))
@@ -48,7 +48,7 @@ fn instance_routes() -> Router<AppState> {
         .route("/{*path}", get(tree::get_metadata))
 }
 
-/// The instance that a call is about: the path names it, or the caller's address does.
+/// The instance of a call. The path names it, or the caller's address identifies it.
 pub struct CallerInstance(pub Instance);
 
 impl FromRequestParts<AppState> for CallerInstance {
@@ -69,18 +69,18 @@ impl FromRequestParts<AppState> for CallerInstance {
     }
 }
 
-/// What the metadata service answers when it has nothing to give.
+/// The errors of the metadata service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MetadataError {
-    /// Nothing of that name, or no such instance.
+    /// The path or the instance does not exist.
     NotFound,
-    /// The call makes no sense, and why.
+    /// The request is invalid; holds the cause.
     BadRequest(String),
-    /// Another result is stored.
+    /// Another result of this command is already stored.
     Conflict,
-    /// The service ends; another one, or the next, will answer.
+    /// The service shuts down. Another server, or this one after its restart, will answer.
     ShuttingDown,
-    /// The store does not do its work.
+    /// The store failed.
     Store(StoreError),
 }
 
@@ -106,7 +106,8 @@ impl IntoResponse for MetadataError {
     }
 }
 
-/// How many seconds one agent stays away: all are sent away at once, and must not come back at once.
+/// A random `Retry-After` in seconds. Many agents receive it at the same moment, and they must not return at the same
+/// moment.
 fn retry_after_seconds(random: u64) -> u64 {
     uniform_seconds(Duration::from_secs(MAX_RETRY_AFTER_SECONDS), random)
 }
@@ -117,7 +118,7 @@ impl From<StoreError> for MetadataError {
     }
 }
 
-/// A JSON answer.
+/// A response with a JSON body.
 fn respond_with_json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }

@@ -1,4 +1,5 @@
-//! The documented tree: a directory answers an array of names, a leaf a quoted text (KP-1.3).
+//! The documented tree: the response for a directory is an array of names, the response for a leaf is a JSON string
+//! (KP-1.3).
 
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -10,7 +11,7 @@ use super::{CallerInstance, MetadataError, respond_with_json as json_response};
 use crate::inventory::Instance;
 use crate::platform::AppState;
 
-/// The part of a path behind the base; absent for the base itself.
+/// The path after the base; empty for the base itself.
 #[derive(Deserialize)]
 pub struct TreePath {
     #[serde(default)]
@@ -20,7 +21,7 @@ pub struct TreePath {
 /// Answers a `GET` in the tree.
 ///
 /// # Errors
-/// [`MetadataError::NotFound`] for what is not in it.
+/// [`MetadataError::NotFound`] if the path is not in the tree. [`MetadataError::Store`] if the store fails.
 pub async fn get_metadata(
     State(platform): State<AppState>,
     CallerInstance(instance): CallerInstance,
@@ -33,8 +34,8 @@ pub async fn get_metadata(
         .ok_or(MetadataError::NotFound)
 }
 
-/// What stands at `path` for an instance that is bound to the key of this line. With nothing bound there is
-/// no `ssh-keys`: an empty one could be taken for a key.
+/// The value at `path`. `key` is the line of the bound public key. With nothing bound there is no `ssh-keys` entry,
+/// because a client could take an empty value for a key.
 fn metadata_value(instance: &Instance, key: Option<&str>, path: &str) -> Option<Value> {
     Some(match path.trim_matches('/') {
         "" => json!([

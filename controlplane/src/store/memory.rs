@@ -1,4 +1,4 @@
-//! The store that lives as long as the process.
+//! The in-memory store. Its content is lost when the process ends.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,10 +21,10 @@ use crate::keypair::{Region, StoredKeyPair};
 use crate::ledger::{Binding, Ledger, QueueDecision, ReceivedResult, StoreResultOutcome};
 use crate::lifecycle::InstanceState;
 
-/// The least number of requests among which some are looked for that may be forgotten.
+/// The number of requests below which no old request is purged.
 const MIN_REQUESTS_BEFORE_PURGE: usize = 100_000;
 
-/// Everything in one place, behind one lock that is never held across an await.
+/// The whole content is behind one lock, which is never held across an await.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     content: Mutex<MemoryContent>,
@@ -36,7 +36,8 @@ struct MemoryContent {
     key_pairs: BTreeMap<(Region, KeyName), StoredKeyPair>,
     ledgers: BTreeMap<InstanceId, Ledger>,
     requests: HashMap<RequestId, Vec<QueuedCommand>>,
-    /// How many of them there may be before those are forgotten whose commands are.
+    /// The number of requests above which the next purge runs. A purge drops the requests whose commands are all
+    /// forgotten.
     request_purge_threshold: usize,
     reports: HashMap<InstanceId, Vec<u8>>,
     states: HashMap<InstanceId, InstanceState>,
@@ -46,7 +47,7 @@ struct MemoryContent {
 
 impl MemoryStore {
     fn lock_content(&self) -> MutexGuard<'_, MemoryContent> {
-        // Nothing below leaves the content half changed, so a panic elsewhere does not spoil it.
+        // Each method below changes the content completely or not at all, so a poisoned lock is still safe to use.
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Where key pairs, ledgers and reports are kept. Every call is one transaction; the rules are [`Ledger`]'s.
+//! The stores of key pairs, ledgers and reports. Every call is one transaction. The rules are in [`Ledger`].
 //!
 //! [`Ledger`]: crate::ledger::Ledger
 
@@ -27,15 +27,15 @@ mod sql;
 pub use memory::MemoryStore;
 pub use sql::SqlStore;
 
-/// How often expired signatures are taken out.
+/// How often expired signatures are deleted.
 const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// When they were last.
+/// The time of the last purge.
 #[derive(Debug, Default)]
 struct PurgeTimer(Option<Instant>);
 
 impl PurgeTimer {
-    /// Whether it is time again; whoever is told so does it.
+    /// Whether a purge is due. If so, the timer restarts and the caller must purge.
     fn restart_if_due(&mut self) -> bool {
         let is_due = self.0.is_none_or(|last| last.elapsed() > PURGE_INTERVAL);
         if is_due {
@@ -45,32 +45,32 @@ impl PurgeTimer {
     }
 }
 
-/// What is to be done on some instances: on all of them, or on none.
+/// An action on several instances. It is queued for all of them, or for none.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// The request that asks for it.
+    /// The request that placed the order.
     pub request: RequestId,
-    /// Where the key pair and the instances are.
+    /// The region of the key pair and of the instances.
     pub region: Region,
-    /// What is to be done.
+    /// The action.
     pub verb: OrderKind,
-    /// The instances, each once.
+    /// The instances, without duplicates.
     pub instances: Vec<InstanceId>,
 }
 
-/// What is to be done on an instance.
+/// The action of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderKind {
-    /// Bind the key pair of this name, with this password setting.
+    /// Bind the key pair with this name, with this password setting.
     Attach(KeyName, PasswordAuth),
-    /// Unbind the key pair of this name.
+    /// Unbind the key pair with this name.
     Detach(KeyName),
     /// Turn password login on.
     AllowPasswords,
 }
 
 impl OrderKind {
-    /// The key pair it is about.
+    /// The name of the key pair; `None` for [`OrderKind::AllowPasswords`].
     pub fn key_name(&self) -> Option<&KeyName> {
         match self {
             Self::Attach(name, _) | Self::Detach(name) => Some(name),
@@ -78,7 +78,7 @@ impl OrderKind {
         }
     }
 
-    /// What its commands do.
+    /// The action of the order's commands.
     pub fn action(&self) -> ActionName {
         match self {
             Self::Attach(..) => ActionName::Attach,
@@ -88,7 +88,7 @@ impl OrderKind {
     }
 }
 
-/// An order's verb, its key pair looked up.
+/// The action of an order, with its key pair looked up.
 enum ResolvedOrder {
     Attach(Binding),
     Detach(KeyName),
@@ -96,7 +96,7 @@ enum ResolvedOrder {
 }
 
 impl ResolvedOrder {
-    /// Of a verb, and the key pair that has its name now.
+    /// Resolves an action. `named` is the current key pair with the order's key name.
     fn resolve(verb: &OrderKind, named: Option<&StoredKeyPair>) -> Result<Self, OrderError> {
         match verb {
             OrderKind::Attach(_, password_auth) => {
@@ -110,7 +110,7 @@ impl ResolvedOrder {
         }
     }
 
-    /// What it takes on this instance.
+    /// Decides whether one instance needs a new command. The inner error refuses the whole order.
     fn decide_for_instance(
         &self,
         instance: &InstanceId,
@@ -131,52 +131,52 @@ impl ResolvedOrder {
     }
 }
 
-/// What a request asked of one instance, and what became of it.
+/// The command that a request queued for one instance, and its result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandStatus {
     /// The instance.
     pub instance: InstanceId,
-    /// The command it was given.
+    /// The command.
     pub command: Command,
-    /// The guest's answer, once there is one.
+    /// The result from the guest; `None` until it arrives.
     pub outcome: Option<CommandResult>,
 }
 
-/// Why an order is refused; nothing of it is queued.
+/// Why an order is refused. Nothing of a refused order is queued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderError {
-    /// There is no key pair of that name in that region.
+    /// The region has no key pair with this name.
     KeyPairNotFound,
-    /// The instance has another binding: any for an attach, another's for a detach.
+    /// An attach, but a key pair is bound to the instance. Or a detach, but another key pair is bound.
     AlreadyBound(InstanceId),
 }
 
-/// The command that an instance has been given.
+/// The command that an order led to on one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueuedCommand {
     /// The instance.
     pub instance: InstanceId,
-    /// Its command.
+    /// The id of the command.
     pub command: CommandId,
-    /// Whether it was queued now, and not by the same order before.
+    /// Whether this order queued the command. `false` if an earlier order had queued the same one.
     pub fresh: bool,
 }
 
-/// A key pair with the instances it is bound to.
+/// A key pair with the instances to which it is bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedKeyPair {
     /// The key pair.
     pub key_pair: StoredKeyPair,
-    /// The instances, by id.
+    /// The instances, ordered by id.
     pub instances: Vec<InstanceId>,
 }
 
-/// The store does not do its work.
+/// An error of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreError {
-    /// Nothing was changed.
+    /// The call failed and nothing was changed.
     Failed(String),
-    /// It was asked to keep a change, and did not answer: the change is kept, or is not.
+    /// The store did not confirm a change. The change may be stored or not.
     Uncertain(String),
 }
 
@@ -197,58 +197,62 @@ impl From<Invalid> for StoreError {
     }
 }
 
-/// Keeps everything that outlives a request.
+/// Stores everything that outlives a request.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Keeps a new key pair; `false` where its name is in use in its region.
+    /// Stores a new key pair. Returns `false` if its name is in use in its region.
     async fn insert_key_pair(&self, key_pair: StoredKeyPair) -> Result<bool, StoreError>;
 
-    /// The key pair that has that name now.
+    /// The current key pair with this name.
     async fn find_key_pair(
         &self,
         region: &Region,
         name: &KeyName,
     ) -> Result<Option<StoredKeyPair>, StoreError>;
 
-    /// Forgets a key pair; what is bound to it stays so in the guests. `false` where there is none.
+    /// Deletes a key pair. Existing bindings stay in the guests. Returns `false` if there is no such key pair.
     async fn delete_key_pair(&self, region: &Region, name: &KeyName) -> Result<bool, StoreError>;
 
-    /// The key pairs of a region, by name.
+    /// The key pairs of a region, ordered by name.
     async fn list_key_pairs(&self, region: &Region) -> Result<Vec<ListedKeyPair>, StoreError>;
 
-    /// Queues a command for every instance of the order, or for none; they are found by the order's request then.
+    /// Queues a command for every instance of the order, or for none. The commands are then found by the order's
+    /// request id.
     async fn queue_order(&self, order: &Order) -> Result<Result<Vec<QueuedCommand>, OrderError>, StoreError>;
 
-    /// What an instance is bound to, every unanswered command taken as done.
+    /// The current binding of an instance, as if every unanswered command had succeeded.
     async fn binding(&self, instance: &InstanceId) -> Result<Option<Binding>, StoreError>;
 
-    /// The oldest command of an instance that has no result.
+    /// The oldest command of an instance without a result.
     async fn next_command(&self, instance: &InstanceId) -> Result<Option<Command>, StoreError>;
 
-    /// The same, which is handed out at `now`, in milliseconds since 1970: the first time is kept.
+    /// Like [`Store::next_command`], but also records `now` as the time of the first hand-out. `now` is in
+    /// milliseconds since 1970. A recorded time does not change.
     async fn hand_out(&self, instance: &InstanceId, now: u64) -> Result<Option<Command>, StoreError>;
 
-    /// Whether an instance has, or lately had, that command.
+    /// Whether the instance has this command. The most recent answered commands are still known.
     async fn has_command(&self, instance: &InstanceId, command: &CommandId) -> Result<bool, StoreError>;
 
-    /// Keeps the result of a command, or the command after a `BAD_SIGNATURE` within an hour.
+    /// Stores the result of a command. After `BAD_SIGNATURE`, the command stays queued instead for an hour from its
+    /// first hand-out.
     async fn store_result(
         &self,
         instance: &InstanceId,
         answer: ReceivedResult,
     ) -> Result<StoreResultOutcome, StoreError>;
 
-    /// The result of a command, once there is one.
+    /// The result of a command; `None` until it arrives.
     async fn outcome(
         &self,
         instance: &InstanceId,
         command: &CommandId,
     ) -> Result<Option<CommandResult>, StoreError>;
 
-    /// What a request asked for, by instance; nothing where there was no such request, or all its commands are forgotten.
+    /// The commands of a request with their results, one per instance. Empty if the request is unknown, or if all its
+    /// commands are forgotten.
     async fn command_statuses(&self, request: &RequestId) -> Result<Vec<CommandStatus>, StoreError>;
 
-    /// Keeps an instance's new state, in place of the one that it had; `false` where it has another one by now.
+    /// Replaces the state `before` with `state`. Returns `false` if the stored state is no longer `before`.
     async fn change_state(
         &self,
         instance: &InstanceId,
@@ -256,31 +260,31 @@ pub trait Store: Send + Sync {
         state: &InstanceState,
     ) -> Result<bool, StoreError>;
 
-    /// An instance's last new state; `None` where it is as it always was.
+    /// The last state that was set for an instance; `None` if it still has its initial state.
     async fn state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, StoreError>;
 
-    /// Whether a signature is seen for the first time; it is remembered until `until`.
+    /// Records a signature until the time `until`. Returns `false` if it was recorded before.
     async fn record_signature(&self, signature: &str, until: OffsetDateTime) -> Result<bool, StoreError>;
 
-    /// Keeps what the agent says of itself, in place of what it said before.
+    /// Stores the agent's report, in place of the previous one.
     async fn store_report(&self, instance: &InstanceId, report: Vec<u8>) -> Result<(), StoreError>;
 
-    /// What the agent last said of itself.
+    /// The last report of the agent.
     async fn report(&self, instance: &InstanceId) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Sees a change whenever commands or results of the instance changed. Whoever subscribes before he reads
-    /// misses nothing.
+    /// A receiver that sees each change of the instance's commands and results. A caller that subscribes before it
+    /// reads does not miss a change.
     fn watch_changes(&self, instance: &InstanceId) -> watch::Receiver<u64>;
 }
 
-/// Which store to use, as `--store` names it.
+/// The store that `--store` selects.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
-    /// `memory:`, forgotten when the process ends.
+    /// `memory:`, lost when the process ends.
     Memory,
-    /// `sqlite:PATH`, a file of this process alone.
+    /// `sqlite:PATH`, a file that only this process uses.
     Sqlite(PathBuf),
-    /// `postgres://…`, a database that any number of servers share.
+    /// `postgres://…`, a database that any number of servers may share.
     Postgres(String),
 }
 
@@ -290,7 +294,7 @@ impl FromStr for StoreUrl {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
             Some(("sqlite", ":memory:")) => Err(Invalid("the store that forgets is memory:".into())),
-            // As others write a URL; what follows two slashes would be a host's name.
+            // Other programs write `sqlite://PATH`. In a URL, the text after two slashes would be a host name.
             Some(("sqlite", path)) if path.starts_with("//") && !path.starts_with("///") => {
                 Err(Invalid("a file is sqlite:PATH, without slashes before a relative one".into()))
             }
@@ -305,7 +309,7 @@ impl FromStr for StoreUrl {
     }
 }
 
-/// Without the password that may stand in it.
+/// Shows the URL without the password that it may contain.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -326,10 +330,10 @@ impl fmt::Debug for StoreUrl {
 }
 
 impl StoreUrl {
-    /// Opens it, and brings its schema up to date.
+    /// Opens the store and updates its schema.
     ///
     /// # Errors
-    /// Where it is not there, is another process's, or of a newer version.
+    /// The store is not there, another process uses it, or a newer version of this program has used it.
     pub async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
         Ok(match self {
             Self::Memory => Arc::new(MemoryStore::default()),

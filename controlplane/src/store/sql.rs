@@ -1,5 +1,5 @@
-//! The stores that outlive the process: SQLite for one server, PostgreSQL for as many as wanted. One schema and one text
-//! of SQL; what differs is how rows are locked and how the news spreads.
+//! The stores that outlive the process: SQLite for one server, PostgreSQL for any number of servers. They share one
+//! schema and the same SQL. They differ in how rows are locked, and in how servers are notified of changes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,13 +34,13 @@ mod rows;
 mod schema;
 mod states;
 
-/// How long a piece of work may take in all: an order of thousands of instances has many rows to write.
+/// The longest time for one transaction. An order for thousands of instances writes many rows.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A database, and who waits for news of it.
+/// A database, with batchers for its frequent queries.
 pub struct SqlStore {
     database: Arc<Database>,
-    /// Ledgers as they are now, each with the answer of that command too.
+    /// Loads current ledgers. Each ledger also includes the named command, even if that command is answered.
     ledgers: Batcher<(InstanceId, Option<CommandId>), Ledger>,
     results: Batcher<(InstanceId, ReceivedResult), Option<StoreResultOutcome>>,
     reports: Batcher<(InstanceId, String), ()>,
@@ -71,8 +71,8 @@ impl SqlStore {
         self.ledgers.submit((instance.clone(), command.cloned())).await
     }
 
-    /// Does a piece of work to its end, whoever goes away meanwhile: a caller that hangs up leaves no transaction behind, and
-    /// nobody untold.
+    /// Runs `work` to its end in a task of its own. If the caller disconnects, no transaction stays open and the
+    /// notifications are still sent.
     async fn run_to_completion<
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -170,7 +170,7 @@ impl Store for SqlStore {
         if let Some(settled) = self.results.submit((instance.clone(), answer.clone())).await? {
             return Ok(settled);
         }
-        // Somebody works on its ledger: it waits for that by itself.
+        // Another transaction holds the ledger. This result waits for it alone, outside of the batch.
         let alone = [(instance.clone(), answer)];
         let settled =
             self.run_to_completion(async move |database| database.store_results(&alone).await).await?;
@@ -232,12 +232,13 @@ impl Store for SqlStore {
     }
 }
 
-/// Whatever went wrong in a read, or before a commit: nothing was changed.
+/// Converts an error of a read, or an error before a commit: nothing was changed.
 fn to_store_error(error: impl ToString) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 
-/// A statement that is a transaction of its own: where the line broke, nobody knows whether it was done.
+/// Converts an error of a statement that is its own transaction. If the connection broke, it is unknown whether the
+/// statement took effect.
 fn to_write_error(error: sqlx::Error) -> StoreError {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
@@ -255,5 +256,5 @@ fn from_sql_timestamp(milliseconds: i64) -> Result<OffsetDateTime, StoreError> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).map_err(to_store_error)
 }
 
-/// The connection that a call works on.
+/// The connection type of all queries.
 type Connection = AnyConnection;

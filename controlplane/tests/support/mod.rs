@@ -1,4 +1,4 @@
-//! A control plane of its own for each test, and a client for both its faces.
+//! A separate control plane for each test, and clients for its API and its metadata service.
 #![allow(dead_code)]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -16,18 +16,18 @@ use serde_json::{Value, json};
 pub(crate) mod postgres;
 pub(crate) mod text_format;
 
-/// How long a call may take before the test fails; nothing is measured with it.
+/// The longest time for a call before the test fails. It is not used for measurements.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The region of every instance that is not said to be elsewhere.
+/// The path of the region in which instances are by default.
 pub(crate) const REGION: &str = "/v1/regions/cn-north-1";
 
-/// The binary under test.
+/// A command that runs the binary under test.
 pub(crate) fn controlplane_command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_keypair-controlplane"))
 }
 
-/// A file in the tests' own directory that no other test has.
+/// Writes a file with a unique name into the tests' temporary directory, and returns its path.
 pub(crate) fn write_temp_file(content: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -36,7 +36,7 @@ pub(crate) fn write_temp_file(content: &str) -> String {
     path
 }
 
-/// A folder that no other test has, empty.
+/// Creates an empty directory that no other test uses.
 pub(crate) fn create_temp_dir(name: &str) -> PathBuf {
     let path = PathBuf::from(format!("{}/{name}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
@@ -44,33 +44,33 @@ pub(crate) fn create_temp_dir(name: &str) -> PathBuf {
     path
 }
 
-/// The public key number `number`, as an OpenSSH line.
+/// Public key number `number`, as an OpenSSH line.
 pub(crate) fn public_key_line(number: u8) -> String {
     let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &[number; 32]].concat();
     format!("ssh-ed25519 {} owner@laptop", Base64::encode_string(&blob))
 }
 
-/// What a control plane logged so far, and the word that there is more.
+/// The log of a control plane so far, and a condition variable that signals new lines.
 type Log = Arc<(Mutex<String>, Condvar)>;
 
-/// A running control plane, killed at the end of its test.
+/// A running control plane. It is killed at the end of its test.
 pub(crate) struct Server {
     child: Child,
     log: Log,
     logging: Option<JoinHandle<()>>,
     /// `host:port` of the API.
     pub(crate) api: String,
-    /// The bases by instance, as the first line gives them.
+    /// The base URLs by instance id, from the first line of output.
     pub(crate) bases: Value,
 }
 
 impl Server {
-    /// Starts it with free ports and these flags besides.
+    /// Starts a server with free ports and these additional flags.
     pub(crate) fn start(flags: &[&str]) -> Self {
         Self::start_on("127.0.0.1:0", "127.0.0.1:0", flags)
     }
 
-    /// Starts it with its faces there and these flags besides.
+    /// Starts a server on these addresses, with these additional flags.
     pub(crate) fn start_on(api: &str, metadata: &str, flags: &[&str]) -> Self {
         let mut child = controlplane_command()
             .args(["serve", "--api", api, "--metadata", metadata])
@@ -101,7 +101,7 @@ impl Server {
         Self { child, log, logging: Some(logging), api, bases: first["metadata"].clone() }
     }
 
-    /// Sends a signal, waits for the end, and gives the exit status and the log.
+    /// Sends a signal, waits for the end of the process, and returns the exit status and the log.
     pub(crate) fn stop_with_signal(mut self, signal: &str) -> (ExitStatus, String) {
         self.send_signal(signal);
         let status = self.child.wait().unwrap();
@@ -110,7 +110,7 @@ impl Server {
         (status, log)
     }
 
-    /// Waits until the log holds this text.
+    /// Waits until the log contains this text.
     pub(crate) fn wait_for_log(&self, expected: &str) {
         let (text, more) = &*self.log;
         let missing = |text: &mut String| !text.contains(expected);
@@ -118,47 +118,47 @@ impl Server {
         assert!(!waited.timed_out(), "{expected} is not in:\n{text}");
     }
 
-    /// Sends a signal to this process alone.
+    /// Sends a signal to the server process only.
     pub(crate) fn send_signal(&self, signal: &str) {
         let kill = format!("kill -{signal} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// A call of the API with a JSON body, as curl -d would send it.
+    /// Calls the API. The content type is that of `curl -d`, although the body is JSON.
     pub(crate) fn call_api(&self, method: &str, path: &str, body: &str) -> Response {
         http(&self.api, method, path, body)
     }
 
-    /// Imports key number `number` under `name` into the usual region.
+    /// Imports key number `number` under `name` into the default region.
     pub(crate) fn import(&self, name: &str, number: u8) -> Response {
         let body = json!({ "keyName": name, "publicKey": public_key_line(number) });
         self.call_api("POST", &format!("{REGION}/keypairs:import"), &body.to_string())
     }
 
-    /// Binds a key pair.
+    /// Attaches a key pair.
     pub(crate) fn attach(&self, name: &str, instances: &[&str], password_auth: &str) -> Response {
         let body = json!({ "instanceIds": instances, "passWordAuth": password_auth });
         self.call_api("POST", &format!("{REGION}/keypairs/{name}:attach"), &body.to_string())
     }
 
-    /// Unbinds a key pair.
+    /// Detaches a key pair.
     pub(crate) fn detach(&self, name: &str, instances: &[&str]) -> Response {
         let body = json!({ "instanceIds": instances });
         self.call_api("POST", &format!("{REGION}/keypairs/{name}:detach"), &body.to_string())
     }
 
-    /// Its process.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// `host:port` of the metadata service; it needs an instance to be told.
+    /// `host:port` of the metadata service. The server must have at least one instance.
     pub(crate) fn metadata_address(&self) -> String {
         let base = self.bases.as_object().unwrap().values().next().unwrap().as_str().unwrap();
         base.strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned()
     }
 
-    /// The guest's side of an instance.
+    /// The client for the guest of an instance.
     pub(crate) fn guest(&self, instance: &str) -> Guest {
         let base = self.bases[instance].as_str().unwrap().strip_prefix("http://").unwrap();
         let (host, path) = base.split_once('/').unwrap();
@@ -168,13 +168,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The guest's side of an instance: what its agent would call.
+/// The guest of an instance: a client for the calls of its agent.
 #[derive(Clone)]
 pub(crate) struct Guest {
     pub(crate) host: String,
@@ -183,7 +183,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// A GET below the base; `path` begins with a slash or is empty.
+    /// A GET below the base. `path` begins with a slash or is empty.
     pub(crate) fn get(&self, path: &str) -> Response {
         http(&self.host, "GET", &format!("{}{path}", self.base), "")
     }
@@ -193,20 +193,20 @@ impl Guest {
         http(&self.host, "PUT", &format!("{}{path}", self.base), body)
     }
 
-    /// The command that a poll of this many seconds gets.
+    /// Polls with a wait of `wait` seconds, and returns the command. The test fails if there is none.
     pub(crate) fn poll(&self, wait: u64) -> Value {
         let response = self.get(&format!("/keypair/command?wait={wait}"));
         assert_eq!(response.status, 200, "{}", response.body);
         response.json()
     }
 
-    /// Answers a command.
+    /// Sends the result of a command.
     pub(crate) fn put_result(&self, command: &Value, status: &str) -> Response {
         let id = command["commandId"].as_str().unwrap();
         self.put(&format!("/keypair/results/{id}"), &result_json(id, &self.instance, status).to_string())
     }
 
-    /// Answers the next command in a thread, and gives that command.
+    /// Answers the next command in a thread, which returns that command.
     pub(crate) fn spawn_answer_next(&self, status: &'static str) -> JoinHandle<Value> {
         let guest = self.clone();
         std::thread::spawn(move || {
@@ -217,7 +217,7 @@ impl Guest {
     }
 }
 
-/// A result with every field.
+/// A result with all fields.
 pub(crate) fn result_json(id: &str, instance: &str, status: &str) -> Value {
     let failed = status == "failed";
     json!({
@@ -248,24 +248,24 @@ impl Response {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
     }
 
-    /// The `result` of a successful envelope.
+    /// The `result` in the envelope of a successful response.
     pub(crate) fn result(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.body);
         self.json()["result"].clone()
     }
 
-    /// A header's value; its name in lower case.
+    /// The value of a header. `name` is in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    /// Holds a `503` of the metadata service to the seconds that it may tell an agent to stay away.
+    /// Asserts that the response is a `503` whose `Retry-After` is 1 to 30 seconds.
     pub(crate) fn assert_retry_after(&self) {
         let seconds: u64 = self.header("retry-after").unwrap().parse().unwrap();
         assert!(self.status == 503 && (1..=30).contains(&seconds), "{self:?}");
     }
 
-    /// Holds an error to its row: HTTP status, status word, message.
+    /// Asserts the HTTP status, the `status` and the `message` of an error.
     pub(crate) fn assert_error(&self, code: u16, status: &str, message: &str) {
         let envelope = self.json();
         assert_eq!(envelope["error"], json!({ "code": code, "status": status, "message": message }));
@@ -274,24 +274,24 @@ impl Response {
         assert_eq!(self.header("x-jdcloud-request-id"), envelope["requestId"].as_str());
     }
 
-    /// Holds an answer to attach or detach to who succeeded and who failed.
+    /// Asserts which instances succeeded and which failed in an attach or detach.
     pub(crate) fn assert_bound(&self, succeeded: &[&str], failed: &[&str]) {
         let expected = json!({ "successInstanceId": succeeded, "failInstanceId": failed });
         assert_eq!(self.result(), expected);
     }
 }
 
-/// One HTTP exchange on a connection of its own.
+/// One HTTP exchange on a new connection.
 pub(crate) fn http(host: &str, method: &str, path: &str, body: &str) -> Response {
     try_http(host, method, path, body).unwrap()
 }
 
-/// One HTTP exchange with somebody who may die within it.
+/// One HTTP exchange with a server that may be killed during it.
 pub(crate) fn try_http(host: &str, method: &str, path: &str, body: &str) -> io::Result<Response> {
     http_with_headers(host, method, path, "", body)
 }
 
-/// The same with headers of one's own, each with its line end.
+/// Like `try_http`, with additional headers. Each header includes its line end.
 pub(crate) fn http_with_headers(
     host: &str,
     method: &str,
@@ -302,7 +302,7 @@ pub(crate) fn http_with_headers(
     read_response(try_send_request(host, host, method, path, headers, body)?)
 }
 
-/// The response to what was sent.
+/// Reads the response from a connection.
 pub(crate) fn read_response(mut stream: TcpStream) -> io::Result<Response> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -319,12 +319,12 @@ pub(crate) fn read_response(mut stream: TcpStream) -> io::Result<Response> {
     if whole { Ok(response) } else { Err(cut()) }
 }
 
-/// Sends a request and leaves the response to be read.
+/// Sends a request and returns the connection, from which the response can be read.
 pub(crate) fn send_request(host: &str, method: &str, path: &str, body: &str) -> TcpStream {
     try_send_request(host, host, method, path, "", body).unwrap()
 }
 
-/// Sends a request with headers of one's own to somebody who may be called by another name.
+/// Sends a request with additional headers. The Host header may differ from the address.
 pub(crate) fn try_send_request(
     address: &str,
     host: &str,

@@ -1,4 +1,4 @@
-//! A PostgreSQL of a test's own, on a Unix socket, ended with it.
+//! A separate PostgreSQL for a test, on a Unix socket. It ends with the test.
 
 use std::fs;
 use std::io::Write;
@@ -14,7 +14,7 @@ pub(crate) struct Postgres {
     pub(crate) folder: PathBuf,
 }
 
-/// Where Debian keeps what only the database's own user starts.
+/// The directory of initdb and postgres. Debian keeps these programs outside of PATH.
 fn find_postgres_bin_dir() -> Option<PathBuf> {
     let in_path = std::env::var_os("PATH");
     let of_path = std::env::split_paths(in_path.as_ref()?).map(|folder| folder.join("initdb"));
@@ -25,26 +25,26 @@ fn find_postgres_bin_dir() -> Option<PathBuf> {
 }
 
 impl Postgres {
-    /// Starts one; `None`, loudly, where there is none on this machine.
+    /// Starts a PostgreSQL. Returns `None` and prints a message if it is not installed.
     pub(crate) fn start() -> Option<Self> {
-        // Its own crash is not what is tried.
+        // The tests do not crash PostgreSQL itself, so fsync is off.
         Self::start_with(&["-c", "fsync=off"])
     }
 
-    /// One that writes as it does where it counts.
+    /// Starts a PostgreSQL that uses fsync, as in production.
     pub(crate) fn start_durable() -> Option<Self> {
         Self::start_with(&[])
     }
 
     fn start_with(settings: &[&str]) -> Option<Self> {
         let Some(programs) = find_postgres_bin_dir() else {
-            // Not by the macro, whose words a passing test keeps to itself.
+            // The output of `eprintln!` is captured in a passing test, so this writes to stderr directly.
             let _ = writeln!(std::io::stderr(), "SKIPPED: no PostgreSQL here (initdb)");
             return None;
         };
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Short, for the socket's sake, and where its user may go.
+        // The path must be short because it holds a socket, and the user `postgres` must be able to enter it.
         let folder = std::env::temp_dir().join(format!("keypair-pg-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();
@@ -53,7 +53,8 @@ impl Postgres {
         let as_user = |program: &str| {
             let path = programs.join(program);
             let mut command = Command::new("setpriv");
-            // It ends with the test, however that ends, and refuses to run as root.
+            // With `--pdeathsig`, PostgreSQL ends however the test ends. It refuses to run as root, so its own user
+            // runs it.
             command.args(["--pdeathsig", "INT"]);
             if is_root() {
                 command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
@@ -100,12 +101,12 @@ impl Postgres {
         Some(postgres)
     }
 
-    /// What `--store` takes.
+    /// The URL for `--store`.
     pub(crate) fn url(&self) -> String {
         format!("postgres://keypair@localhost/postgres?host={}", self.folder.display())
     }
 
-    /// Its socket.
+    /// The path of the Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join(".s.PGSQL.5432")
     }
@@ -113,7 +114,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // Not by SIGKILL, which leaves its shared memory behind: fast, whoever is connected.
+        // SIGKILL would leave shared memory behind. SIGINT is a fast shutdown, which does not wait for clients.
         let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);

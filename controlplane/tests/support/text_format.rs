@@ -1,13 +1,13 @@
-//! Prometheus' text format 0.0.4, read without mercy: what a scraper would pass over is an error here.
+//! A strict parser of Prometheus' text format 0.0.4. It also reports faults that a scraper would ignore.
 
 use std::collections::BTreeMap;
 
-/// What a scrape told: each number by its series, as `name{label="value"}`, labels by name.
+/// The values of a scrape by series, as `name{label="value"}` with the labels sorted by name.
 #[derive(Debug)]
 pub(crate) struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
-    /// Reads the whole text.
+    /// Parses the whole text.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut scrape = Self(BTreeMap::new());
         let mut seen = Vec::new();
@@ -54,18 +54,18 @@ impl Scrape {
         Ok(scrape)
     }
 
-    /// The number of a series.
+    /// The value of a series.
     pub(crate) fn value(&self, series: &str) -> Option<f64> {
         self.0.get(series).copied()
     }
 
-    /// All numbers, by their series.
+    /// All values, by series.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.0.iter().map(|(series, value)| (series.as_str(), *value))
     }
 }
 
-/// One line with a number.
+/// A line with a value.
 #[derive(Debug)]
 struct Sample {
     name: String,
@@ -99,7 +99,7 @@ impl Sample {
             }
         }
         let number = rest.strip_prefix(' ').ok_or_else(|| wrong("no space before the number"))?;
-        // No time behind it either.
+        // A timestamp after the value is refused too.
         let value = number.parse().map_err(|_| wrong("no number"))?;
         Ok(Self { name: name.to_owned(), labels, value })
     }
@@ -114,7 +114,7 @@ impl Sample {
     }
 }
 
-/// A value up to its quote, and what comes behind.
+/// A value up to its closing quote, and the text after the quote.
 fn parse_quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut rest = text.char_indices();
@@ -136,7 +136,8 @@ fn is_valid_name(text: &str, colons: bool) -> bool {
     text.chars().all(may_be) && text.starts_with(|c: char| !c.is_ascii_digit())
 }
 
-/// Buckets in order, none smaller than the one before, the last one everything; then the sum, then the count.
+/// Checks a histogram: the buckets are in order and do not decrease, and the last one is +Inf. Then follow the sum
+/// and the count.
 fn check_histogram(name: &str, family: &[Sample]) -> Result<(), String> {
     let mut samples = family.iter().peekable();
     while samples.peek().is_some() {

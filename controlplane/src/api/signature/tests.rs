@@ -1,4 +1,5 @@
-//! The test vectors of the platform's own signers (jdcloud-sdk-python, jdcloud-sdk-rust-signer), and what must not hold.
+//! The test vectors of the platform's own signers (jdcloud-sdk-python, jdcloud-sdk-rust-signer), and requests that
+//! must fail.
 #![allow(clippy::unwrap_used)]
 
 use axum::http::{HeaderName, HeaderValue};
@@ -134,7 +135,7 @@ fn jdcloud3_test_vectors_verify() {
     }
 }
 
-/// What the older kind's test vector signs.
+/// The header and the request of the JDCLOUD2 test vector.
 fn jdcloud2_vector<'a>(headers: &'a HeaderMap) -> (String, SignedRequest<'a>) {
     let text = "JDCLOUD2-HMAC-SHA256 Credential=ak/20180405/cn-north-1/service_name/jdcloud2_request, \
                 SignedHeaders=content-type;x-jdcloud-date;x-jdcloud-nonce, \
@@ -188,7 +189,8 @@ fn signature_of_altered_request_is_rejected() {
     for secret in ["", "s", "sk ", "SK"] {
         assert!(!authorization.verify(&request, secret), "{secret}");
     }
-    // What is not signed may be anything, and the order of a query is not what is signed.
+    // An unsigned header may change. The order of the query parameters may change too, because the canonical form
+    // sorts them.
     let mut other_agent = genuine.clone();
     other_agent.insert("user-agent", HeaderValue::from_static("curl"));
     assert!(authorization.verify(&SignedRequest { headers: &other_agent, ..request }, "sk"));

@@ -1,4 +1,4 @@
-//! What is done on a database, each piece a read or a transaction; the rules are [`Ledger`]'s.
+//! The reads and transactions on a database. The rules are in [`Ledger`].
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::lifecycle::InstanceState;
 use crate::store::changes::ChangeNotifier;
 use crate::store::{Order, OrderError, PurgeTimer, QueuedCommand, ResolvedOrder, StoreError};
 
-/// A database, and who waits for news of it.
+/// A database, with the notifier for waiting calls.
 pub(super) struct Database {
     pub(super) pool: AnyPool,
     pub(super) locking: Locking,
@@ -30,7 +30,7 @@ impl Database {
         self.pool.begin().await.map_err(to_store_error)
     }
 
-    /// Makes a change durable, and tells who waits for these instances: here, and at every other server.
+    /// Commits a transaction and notifies the calls that wait for these instances, here and on every other server.
     pub(super) async fn commit(
         &self,
         mut transaction: Transaction<'_, Any>,
@@ -40,7 +40,8 @@ impl Database {
             news::notify_servers(&mut transaction, changed).await?;
         }
         let committed = transaction.commit().await;
-        // Where it is uncertain, who looks in vain waits on.
+        // Waiting calls are also notified if the outcome of the commit is uncertain. A call that finds nothing new
+        // waits again.
         for instance in changed {
             self.changes.notify(instance);
         }
@@ -51,7 +52,8 @@ impl Database {
         self.pool.acquire().await.map_err(to_store_error)
     }
 
-    /// These ledgers as they are now, each with the answer of that command too.
+    /// The current ledgers of these instances. Each ledger also includes the named command, even if that command is
+    /// answered.
     pub(super) async fn load_ledgers(
         &self,
         asked: &[(InstanceId, Option<CommandId>)],
@@ -69,21 +71,21 @@ impl Database {
             .collect())
     }
 
-    /// The states of these instances as they are now.
+    /// The current states of these instances.
     pub(super) async fn load_states(&self, asked: &[InstanceId]) -> BatchResults<Option<InstanceState>> {
         let (instances, _) = sort_and_dedup(asked.iter().map(|instance| (instance, None)));
         let known = states::load_states(&mut *self.acquire_connection().await?, &instances).await?;
         Ok(asked.iter().map(|instance| known.get(instance).cloned().transpose()).collect())
     }
 
-    /// Keeps what these agents say of themselves; of two reports of one the last.
+    /// Stores agent reports. If an instance has several in the batch, the last one is stored.
     pub(super) async fn store_reports(&self, said: &[(InstanceId, String)]) -> BatchResults<()> {
         let last = said.iter().map(|(instance, report)| (instance, report.as_str())).collect();
         reports::upsert_reports(&mut *self.acquire_connection().await?, &last).await?;
         Ok(said.iter().map(|_| Ok(())).collect())
     }
 
-    /// Queues all of an order, or nothing.
+    /// Queues a whole order, or nothing of it.
     pub(super) async fn queue_order(
         &self,
         order: &Order,
@@ -109,7 +111,7 @@ impl Database {
         let (mut placed, mut queued) = (Vec::with_capacity(order.instances.len()), Vec::new());
         for instance in &order.instances {
             let ledger = loaded.get(instance).unwrap_or(&empty).as_ref().map_err(Clone::clone)?;
-            // What was added before a refusal is rolled back with the transaction.
+            // A refusal drops the transaction, which rolls back the rows that were inserted above.
             let (command, fresh) =
                 match wanted.decide_for_instance(instance, ledger, |key_pair| live.contains(&key_pair.id))? {
                     Err(refused) => return Ok(Err(refused)),
@@ -129,8 +131,9 @@ impl Database {
         Ok(Ok(placed))
     }
 
-    /// Keeps all of these results, or none; which of them are to be kept each ledger says. `None` for those of several whose
-    /// ledger somebody works on: the others do not wait for it.
+    /// Stores these results in one transaction; each ledger decides which results to store. With several instances, a
+    /// ledger that another transaction holds is skipped. Its entry is then `None`, and the other results do not wait
+    /// for it.
     pub(super) async fn store_results(
         &self,
         said: &[(InstanceId, ReceivedResult)],
@@ -172,7 +175,7 @@ impl Database {
         Ok(settled)
     }
 
-    /// Takes out the signatures that are over, now and then.
+    /// Deletes expired signatures, if a purge is due.
     pub(super) async fn purge_expired_signatures(&self) -> Result<(), StoreError> {
         let is_due = self.purged.lock().unwrap_or_else(PoisonError::into_inner).restart_if_due();
         if is_due {
@@ -184,7 +187,7 @@ impl Database {
     }
 }
 
-/// The instances and the commands, sorted, each once.
+/// The instances and the commands, each sorted and without duplicates.
 fn sort_and_dedup<'a>(
     asked: impl Iterator<Item = (&'a InstanceId, Option<&'a CommandId>)>,
 ) -> (Vec<&'a InstanceId>, Vec<&'a CommandId>) {

@@ -1,6 +1,6 @@
-//! Calls that are answered together: whatever waits at a moment is one piece of work. A burst of thousands (an attach wakes the
-//! poll of every guest) queues up here and costs a few statements, where each alone would wait for a connection, in vain
-//! when it is the last; and a call that comes alone is answered at once.
+//! Batching of calls: all calls that wait at a moment become one batch. A burst of thousands of calls then needs only
+//! a few statements. An attach causes such a burst, because it wakes the poll of every guest. Without batches each
+//! call would wait for a connection, and the last ones would time out. A single call is answered at once.
 
 use std::sync::Arc;
 
@@ -11,26 +11,28 @@ use super::database::Database;
 use super::rows::MAX_ROWS_PER_STATEMENT;
 use crate::store::StoreError;
 
-/// How many pieces of work are under way.
+/// The number of batches that run at the same time.
 const BATCH_WORKERS: usize = 4;
-/// How long an answer is waited for, and a piece of work: agents give a call 10 s, and what comes later is for nobody.
+/// The longest wait for a response, and the longest run of a batch. Agents give up a call after 10 s, so a later
+/// response is useless.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(9);
-/// How many may wait; each holds up to 64 KiB.
+/// The largest number of waiting calls. Each one holds up to 64 KiB.
 const MAX_PENDING_REQUESTS: usize = 50_000;
 
-/// What is said to each of those who ask, or why nothing is said to any.
+/// The responses of a batch, one per request; or one error for the whole batch.
 pub(super) type BatchResults<Resp> = Result<Vec<Result<Resp, StoreError>>, StoreError>;
 
 type PendingRequest<Req, Resp> = (Req, oneshot::Sender<Result<Resp, StoreError>>);
 
-/// Where to ask. The work ends with it.
+/// The handle to submit requests. Its drop ends the workers.
 pub(super) struct Batcher<Req, Resp> {
     waiting: mpsc::Sender<PendingRequest<Req, Resp>>,
     late: fn(String) -> StoreError,
 }
 
 impl<Req: Send + 'static, Resp: Send + 'static> Batcher<Req, Resp> {
-    /// What is asked is answered by `work`, in the order it is given; where that is too late, by `late`.
+    /// Starts the workers. `work` answers a batch, in the order of its requests. `late` makes the error for a call
+    /// that times out.
     pub(super) fn new<F>(
         database: &Arc<Database>,
         work: impl Fn(Arc<Database>, Vec<Req>) -> F + Copy + Send + 'static,
@@ -45,7 +47,8 @@ impl<Req: Send + 'static, Resp: Send + 'static> Batcher<Req, Resp> {
             let (database, receiver) = (database.clone(), receiver.clone());
             tokio::spawn(async move {
                 while let Some((asks, who)) = next_batch(&receiver).await {
-                    // What is late goes on to its end: a transaction that is dropped half way would stay open.
+                    // A late batch still runs to its end, because a transaction that is dropped half way would stay
+                    // open.
                     let work = tokio::spawn(work(database.clone(), asks));
                     let answers = match timeout(BATCH_TIMEOUT, work).await {
                         Ok(Ok(answers)) => answers,
@@ -59,7 +62,7 @@ impl<Req: Send + 'static, Resp: Send + 'static> Batcher<Req, Resp> {
         Self { waiting: sender, late }
     }
 
-    /// Asks, and waits for the answer; who goes away meanwhile leaves no work half done.
+    /// Submits a request and waits for its response. If the caller is dropped meanwhile, the batch still completes.
     pub(super) async fn submit(&self, ask: Req) -> Result<Resp, StoreError> {
         let (sender, said) = oneshot::channel();
         let unheard = |why: &str| (self.late)(why.to_owned());
@@ -75,7 +78,7 @@ fn timeout_message() -> String {
 
 type Batch<Req, Resp> = (Vec<Req>, Vec<oneshot::Sender<Result<Resp, StoreError>>>);
 
-/// All that waits now, or else the first that will; `None` where nobody can ask any more.
+/// All requests that wait now, or else the next one that arrives. `None` if the batcher was dropped.
 async fn next_batch<Req, Resp>(
     receiver: &Mutex<mpsc::Receiver<PendingRequest<Req, Resp>>>,
 ) -> Option<Batch<Req, Resp>> {
@@ -85,7 +88,7 @@ async fn next_batch<Req, Resp>(
         if receiver.recv_many(&mut waiting, MAX_ROWS_PER_STATEMENT).await == 0 {
             return None;
         }
-        // Not for those who have given up.
+        // Requests whose callers have given up are dropped.
         waiting.retain(|(_, who)| !who.is_closed());
         if !waiting.is_empty() {
             return Some(waiting.into_iter().unzip());
@@ -95,7 +98,7 @@ async fn next_batch<Req, Resp>(
 
 fn send_responses<Resp>(who: Vec<oneshot::Sender<Result<Resp, StoreError>>>, answers: BatchResults<Resp>) {
     match answers {
-        // Who does not wait any more hears nothing.
+        // A send fails only if the caller has given up, so the error is ignored.
         Ok(answers) => who.into_iter().zip(answers).for_each(|(who, answer)| drop(who.send(answer))),
         Err(error) => who.into_iter().for_each(|who| drop(who.send(Err(error.clone())))),
     }

@@ -14,7 +14,7 @@ use super::{Connection, from_sql_timestamp, to_sql_timestamp, to_store_error};
 use crate::keypair::{Region, StoredKeyPair};
 use crate::store::StoreError;
 
-/// Keeps a new one; `false` where its name is in use.
+/// Inserts a new key pair. Returns `false` if its name is in use.
 pub(super) async fn insert(
     connection: &mut Connection,
     key_pair: &StoredKeyPair,
@@ -33,7 +33,7 @@ pub(super) async fn insert(
     Ok(query.execute(connection).await.map_err(to_store_error)?.rows_affected() == 1)
 }
 
-/// Marks it as deleted; `false` where there is none.
+/// Marks a key pair as deleted. Returns `false` if there is none.
 pub(super) async fn delete(
     connection: &mut Connection,
     region: &Region,
@@ -47,7 +47,7 @@ pub(super) async fn delete(
     Ok(query.execute(connection).await.map_err(to_store_error)?.rows_affected() == 1)
 }
 
-/// The one that has this name now.
+/// The undeleted key pair with this name.
 pub(super) async fn find_by_name(
     connection: &mut Connection,
     region: &Region,
@@ -66,7 +66,7 @@ pub(super) async fn find_by_name(
     row.map(|row| parse_row(&row)).transpose()
 }
 
-/// Those of a region, by name.
+/// The undeleted key pairs of a region, ordered by name.
 pub(super) async fn list_in_region(
     connection: &mut Connection,
     region: &Region,
@@ -76,12 +76,12 @@ pub(super) async fn list_in_region(
     );
     let rows = query.bind(region.to_string()).fetch_all(connection).await.map_err(to_store_error)?;
     let mut found: Vec<StoredKeyPair> = rows.iter().map(parse_row).collect::<Result<_, _>>()?;
-    // Not by the database, whose order is that of its locale.
+    // The database would sort in the order of its locale, so the sort is done here.
     found.sort_by(|one, other| one.key_pair.key_name.cmp(&other.key_pair.key_name));
     Ok(found)
 }
 
-/// Those of these ids that were not deleted.
+/// The ids of this set that belong to undeleted key pairs.
 pub(super) async fn select_undeleted(
     connection: &mut Connection,
     ids: &BTreeSet<&str>,
@@ -99,12 +99,12 @@ pub(super) async fn select_undeleted(
     Ok(live)
 }
 
-/// Reads `id`, `region`, `name`, `public_key` and `create_time` of a row.
+/// Parses the columns `id`, `region`, `name`, `public_key` and `create_time` of a row.
 fn parse_row(row: &AnyRow) -> Result<StoredKeyPair, StoreError> {
     parse_prefixed_row(row, "")
 }
 
-/// The same columns, where their names begin with this: a row may hold two key pairs.
+/// Like `parse_row`, but the column names begin with `prefix`. A row may hold two key pairs.
 pub(super) fn parse_prefixed_row(row: &AnyRow, prefix: &str) -> Result<StoredKeyPair, StoreError> {
     let text =
         |column: &str| row.try_get::<String, _>(format!("{prefix}{column}").as_str()).map_err(to_store_error);
@@ -123,7 +123,7 @@ pub(super) fn parse_prefixed_row(row: &AnyRow, prefix: &str) -> Result<StoredKey
     })
 }
 
-/// The columns that [`parse_prefixed_row`] wants, of this table.
+/// The column list of a SELECT for [`parse_prefixed_row`], from this table.
 pub(super) fn prefixed_columns(table: &str, prefix: &str) -> String {
     let columns = ["id", "region", "name", "public_key", "create_time"];
     columns.map(|column| format!("{table}.{column} AS {prefix}{column}")).join(", ")

@@ -1,4 +1,5 @@
-//! The tables `ledgers`, `commands` and `requested`: read into a [`Ledger`], whose rules decide, and written back.
+//! The tables `ledgers`, `commands` and `requested`. Rows are read into a [`Ledger`], whose rules decide, and the
+//! changes are written back.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -14,38 +15,39 @@ use crate::ids::RequestId;
 use crate::ledger::{Binding, ConfirmedBinding, Ledger, MAX_ANSWERED_COMMANDS, QueueEntry, ReceivedResult};
 use crate::store::{CommandStatus, QueuedCommand, StoreError};
 
-/// How the columns of the key pair that is confirmed, and of that of a command, begin.
+/// The prefixes of the columns of the confirmed key pair, and of a command's key pair.
 const CONFIRMED_PREFIX: &str = "confirmed_";
 const QUEUED_PREFIX: &str = "queued_";
 
-/// What keeps two transactions from working on one ledger.
+/// How two transactions are kept from changing the same ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Locking {
-    /// There is one connection (SQLite).
+    /// There is only one connection (SQLite).
     WholeFile,
-    /// The ledger's row is locked (PostgreSQL).
+    /// The row of the ledger is locked (PostgreSQL).
     Rows,
 }
 
-/// What to do about a ledger that another transaction works on.
+/// What to do if another transaction has locked a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnLocked {
     Wait,
     Skip,
 }
 
-/// Whose ledgers are wanted, and which commands besides those without an answer: a chunk of these at most.
+/// The instances whose ledgers are loaded, and the answered commands to include. At most one chunk of commands.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum LedgerFilter<'a> {
     All,
     Instances(&'a [&'a InstanceId], &'a [&'a CommandId]),
 }
 
-/// Ledgers; what of them cannot be read is the concern of one instance alone.
+/// Loaded ledgers. An unreadable row is an error for its own instance only.
 pub(super) type LoadedLedgers = BTreeMap<InstanceId, Result<Ledger, StoreError>>;
 
-/// Sees to it that these instances, sorted, have ledgers. A transaction adds all of them before it locks any: so it waits only for one
-/// that adds too while it adds, and only for one that locks too while it locks, always upwards, and no two for one another.
+/// Inserts the missing ledgers of these instances, which must be sorted. A transaction inserts all of them before it
+/// locks any. While it inserts, it waits only for transactions that insert. While it locks, it waits only for
+/// transactions that lock. The order is always ascending, so there is no deadlock.
 pub(super) async fn insert_missing_ledgers(
     connection: &mut Connection,
     instances: &[&InstanceId],
@@ -59,9 +61,9 @@ pub(super) async fn insert_missing_ledgers(
     Ok(())
 }
 
-/// Makes the ledgers of these instances, sorted, this transaction's until its end. What is in them is read by another statement
-/// afterwards: one that waits for a lock sees the row as it is then, but the rows of other tables as they were before.
-/// Those are given that it has got.
+/// Locks the ledgers of these instances, which must be sorted, until the end of the transaction. Returns the
+/// instances whose ledgers were locked. The content must be read by a later statement. A statement that waits for a
+/// lock sees the locked row as it is after the wait. But it sees the rows of other tables as they were before.
 pub(super) async fn lock_ledgers(
     connection: &mut Connection,
     instances: &[&InstanceId],
@@ -77,7 +79,7 @@ pub(super) async fn lock_ledgers(
     };
     let mut locked = BTreeSet::new();
     for chunk in instances.chunks(MAX_ROWS_PER_STATEMENT) {
-        // In the order of bytes, as the chunks are, whatever the database's locale is.
+        // The order of bytes, like the sorted chunks, independent of the database's locale.
         let text = format!(
             "SELECT instance FROM ledgers WHERE instance IN ({}) ORDER BY instance COLLATE \"C\" FOR UPDATE{skip}",
             rows::placeholders(0, chunk.len())
@@ -90,7 +92,8 @@ pub(super) async fn lock_ledgers(
     Ok(locked)
 }
 
-/// The ledgers with their unanswered commands, and with the others wanted: each by one statement, and so of one moment.
+/// Loads ledgers with their unanswered commands, and with the other selected commands. One statement reads a chunk,
+/// so each ledger is consistent.
 pub(super) async fn load_ledgers(
     connection: &mut Connection,
     which: LedgerFilter<'_>,
@@ -125,10 +128,10 @@ pub(super) async fn load_ledgers(
     Ok(parts.into_iter().map(|(instance, parts)| (instance, parts.map(kept))).collect())
 }
 
-/// What a ledger is made of: what is confirmed, the commands, the highest sequence.
+/// The parts of a ledger: the confirmed binding, the commands, and the highest sequence.
 type LedgerParts = (ConfirmedBinding, VecDeque<QueueEntry>, u64);
 
-/// A row for each ledger and command.
+/// The SELECT with one row for each ledger and command.
 fn select_ledgers_sql(also: &str, only: &str) -> String {
     let (confirmed, queued) =
         (key_pairs::prefixed_columns("k", CONFIRMED_PREFIX), key_pairs::prefixed_columns("q", QUEUED_PREFIX));
@@ -173,7 +176,7 @@ fn parse_confirmed(row: &AnyRow) -> Result<ConfirmedBinding, StoreError> {
     Ok(ConfirmedBinding { binding, by: by.map(sequence_from_sql).transpose()? })
 }
 
-/// Appends commands, one an instance.
+/// Inserts commands, at most one for each instance.
 pub(super) async fn insert_commands(
     connection: &mut Connection,
     queued: &[(&InstanceId, Box<QueueEntry>)],
@@ -205,7 +208,8 @@ pub(super) async fn insert_commands(
     Ok(())
 }
 
-/// Keeps when a command was handed out first. A statement of its own: who was first does not matter within moments.
+/// Records the first hand-out of a command. It is a transaction of its own, because a few moments of difference
+/// between two hand-outs do not matter.
 pub(super) async fn mark_handed_out(pool: &AnyPool, command: &CommandId, now: u64) -> Result<(), StoreError> {
     let query = sqlx::query("UPDATE commands SET handed_out = $1 WHERE id = $2 AND handed_out IS NULL");
     let now = i64::try_from(now).map_err(to_store_error)?;
@@ -213,7 +217,7 @@ pub(super) async fn mark_handed_out(pool: &AnyPool, command: &CommandId, now: u6
     Ok(())
 }
 
-/// Keeps results, a chunk at most.
+/// Stores results, at most one chunk.
 pub(super) async fn store_results(
     connection: &mut Connection,
     answers: &[(&CommandId, &str)],
@@ -231,7 +235,8 @@ pub(super) async fn store_results(
     Ok(())
 }
 
-/// Keeps what instances, a chunk at most, have confirmed, and forgets the oldest of their commands that have a result.
+/// Stores the confirmed bindings of instances, at most one chunk. Then deletes the oldest answered commands of these
+/// instances.
 pub(super) async fn store_confirmed(
     connection: &mut Connection,
     ledgers: &[(&InstanceId, &ConfirmedBinding)],
@@ -267,7 +272,7 @@ async fn delete_oldest_answered(
     );
     let query = rows::bind_instance_ids(rows::build_query(&text, instances.len()), instances);
     let oldest = query.fetch_all(&mut *connection).await.map_err(to_store_error)?;
-    // Most instances never have as many.
+    // Most instances never have so many answered commands, so they are selected first.
     for chunk in oldest.chunks(MAX_ROWS_PER_STATEMENT) {
         let text = format!("DELETE FROM commands WHERE id IN ({})", rows::placeholders(0, chunk.len()));
         let mut query = rows::build_query(&text, chunk.len());
@@ -279,7 +284,7 @@ async fn delete_oldest_answered(
     Ok(())
 }
 
-/// Keeps which commands a request led to.
+/// Stores the commands of a request.
 pub(super) async fn insert_request(
     connection: &mut Connection,
     request: &RequestId,
@@ -298,7 +303,7 @@ pub(super) async fn insert_request(
     Ok(())
 }
 
-/// What became of the commands that a request led to.
+/// The commands of a request, with their results.
 pub(super) async fn load_command_statuses(
     connection: &mut Connection,
     request: &RequestId,
@@ -315,7 +320,7 @@ pub(super) async fn load_command_statuses(
     rows.iter().map(fate).collect()
 }
 
-/// The command of a row, where there is one.
+/// The command of a row; `None` if the ledger of the row has none.
 fn parse_entry(row: &AnyRow) -> Result<Option<QueueEntry>, StoreError> {
     let Some(number) = row.try_get("sequence").map_err(to_store_error)? else { return Ok(None) };
     let command = parse_command(row)?;
@@ -336,7 +341,7 @@ fn parse_entry(row: &AnyRow) -> Result<Option<QueueEntry>, StoreError> {
     }))
 }
 
-/// As the agent would read it.
+/// Parses a command with the agent's own parser.
 fn parse_command(row: &AnyRow) -> Result<Command, StoreError> {
     let text: String = row.try_get("command").map_err(to_store_error)?;
     let nobody = CommandId::try_from("none".to_owned())?;

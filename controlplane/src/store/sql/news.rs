@@ -1,4 +1,4 @@
-//! What one server changed is told to all of them by PostgreSQL, with LISTEN and NOTIFY.
+//! Notification of changes between servers, with LISTEN and NOTIFY of PostgreSQL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +13,19 @@ use super::{Connection, to_store_error};
 use crate::store::StoreError;
 use crate::store::changes::ChangeNotifier;
 
-/// Its payload is the ids of instances, with a blank between them; empty, it is a heartbeat.
+/// The name of the NOTIFY channel. A payload is a list of instance ids, separated by blanks. An empty payload is a
+/// heartbeat.
 const NOTIFY_CHANNEL: &str = "keypair_changes";
-/// The longest payload: PostgreSQL takes less than 8000 bytes.
+/// The longest payload: PostgreSQL accepts less than 8000 bytes.
 const MAX_PAYLOAD_BYTES: usize = 7999;
-/// How often a heartbeat is sent.
+/// The interval of the heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Without any news for as long the connection is dead, whatever it says.
+/// If no notification arrives for this long, the connection counts as dead.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long to wait before it is tried again.
+/// The pause before a reconnect.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// Tells every server, once the transaction is committed.
+/// Notifies every server of changed instances. PostgreSQL sends the notification when the transaction commits.
 pub(super) async fn notify_servers(
     connection: &mut Connection,
     instances: &[&InstanceId],
@@ -36,7 +37,7 @@ pub(super) async fn notify_servers(
     Ok(())
 }
 
-/// As few as hold all of them.
+/// Packs the ids into as few payloads as possible.
 fn pack_payloads(instances: &[&InstanceId]) -> Vec<String> {
     let mut payloads: Vec<String> = Vec::new();
     for instance in instances {
@@ -51,7 +52,7 @@ fn pack_payloads(instances: &[&InstanceId]) -> Vec<String> {
     payloads
 }
 
-/// Tells who waits here, as long as anybody may.
+/// Starts the tasks that send heartbeats and that forward notifications to the calls waiting on this server.
 pub(super) async fn spawn_listener(
     url: &str,
     pool: AnyPool,
@@ -64,7 +65,7 @@ pub(super) async fn spawn_listener(
         loop {
             beats.tick().await;
             let beat = sqlx::query("SELECT pg_notify($1, '')").bind(NOTIFY_CHANNEL);
-            // Where it fails, silence says so.
+            // An error is ignored here, because the listener notices the missing heartbeat.
             let _ = timeout(HEARTBEAT_INTERVAL, beat.execute(&pool)).await;
         }
     });
@@ -77,7 +78,7 @@ pub(super) async fn spawn_listener(
                     }
                     continue;
                 }
-                // It has connected anew already.
+                // sqlx has already reconnected.
                 Ok(Ok(None)) => None,
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => Some(format!("not a word in {} s", SILENCE_TIMEOUT.as_secs())),
@@ -91,7 +92,7 @@ pub(super) async fn spawn_listener(
                     }
                 };
             }
-            // What was said meanwhile nobody heard.
+            // Notifications during the interruption were lost, so every waiting call must check again.
             info!("listening to the store anew");
             changes.notify_all();
         }
@@ -114,7 +115,7 @@ mod tests {
     fn notify_payloads_fill_postgresql_limit_exactly() {
         let ids: Vec<InstanceId> = (0..200).map(|number| format!("{number:0>79}").parse().unwrap()).collect();
         let payloads = pack_payloads(&ids.iter().collect::<Vec<_>>());
-        // A hundred ids with 99 blanks between them are 7999 bytes.
+        // A hundred ids of 79 bytes, with 99 blanks between them, are 7999 bytes.
         assert_eq!(payloads.iter().map(String::len).collect::<Vec<_>>(), [7999, 7999]);
         let told: Vec<InstanceId> = payloads
             .iter()

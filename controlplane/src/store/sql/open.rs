@@ -1,4 +1,4 @@
-//! A database is opened: reached, its schema brought up to date, its sessions told their limits.
+//! Opening of a database: connect, update the schema, and set the limits of each session.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,24 +17,24 @@ use super::schema::EmbeddedMigrations;
 use super::{SqlStore, news, to_store_error};
 use crate::store::StoreError;
 
-/// How long a call waits for a connection: agents give a call 10 s, and wait for no later answer.
+/// How long a call waits for a connection. Agents give up a call after 10 s.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long another process may take to give a file back.
+/// How long to wait until another process releases the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many connections a server holds to PostgreSQL, besides the one that listens.
+/// The number of connections of a server to PostgreSQL, without the listening one.
 const MAX_CONNECTIONS: u32 = 16;
-/// What bounds every statement of a session, and every lock that it holds while its server is not heard of.
+/// Limits for every statement of a session, and for locks of a server that no longer responds.
 const SESSION_TIMEOUTS_SQL: &str = "SET lock_timeout = '8s'; SET statement_timeout = '15s'; \
                       SET idle_in_transaction_session_timeout = '15s'";
 
 impl SqlStore {
-    /// Opens a file of this process alone; it is made where there is none.
+    /// Opens a SQLite file for this process alone. Creates the file if it does not exist.
     ///
     /// # Errors
-    /// Where it cannot be opened, another process has it, or it is no store of this version.
+    /// The file cannot be opened, another process uses it, or it is not a store of this version.
     pub async fn open_sqlite(path: &Path) -> Result<Self, StoreError> {
         install_default_drivers();
-        // A pool would try again and again, and then say that it has waited.
+        // A direct connection first: a pool would retry until its timeout, and then report only the timeout.
         let options =
             SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(BUSY_TIMEOUT);
         let mut alone = SqliteConnection::connect_with(&options).await.map_err(to_open_error)?;
@@ -44,7 +44,7 @@ impl SqlStore {
             path.to_str().ok_or_else(|| to_store_error("the path is not UTF-8"))?,
             NON_ALPHANUMERIC,
         );
-        // One connection: what is written is in order, and nobody waits for a lock of his own.
+        // With one connection all writes are in order, and no call waits for a lock of its own process.
         let pool = AnyPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -52,7 +52,8 @@ impl SqlStore {
             .max_lifetime(None)
             .after_connect(|connection, _| {
                 Box::pin(async move {
-                    // Exclusive before it is used; each commit is on the disk before it is answered.
+                    // The exclusive mode is set before the first use. With `synchronous = FULL`, each commit is on
+                    // the disk before it is confirmed.
                     let pragmas = "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
                     connection.execute(pragmas).await.map(drop)
                 })
@@ -63,13 +64,13 @@ impl SqlStore {
         Self::migrate(pool, Locking::WholeFile).await
     }
 
-    /// Opens a database that other servers may share.
+    /// Opens a PostgreSQL database that other servers may share.
     ///
     /// # Errors
-    /// Where it cannot be reached, or is no store of this version.
+    /// The database cannot be reached, or it is not a store of this version.
     pub async fn open_postgres(url: &str) -> Result<Self, StoreError> {
         install_default_drivers();
-        // A pool would try again and again, and then say that it has waited.
+        // A direct connection first: a pool would retry until its timeout, and then report only the timeout.
         PgConnection::connect(url).await.map_err(to_open_error)?.close().await.map_err(to_open_error)?;
         let pool = AnyPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
@@ -94,7 +95,7 @@ impl SqlStore {
     }
 }
 
-/// It cannot be opened: what of its text does not tell a person what to do is said in words of ours.
+/// Converts an error of opening. It adds a remedy if the error's own text does not tell a person what to do.
 fn to_open_error(error: impl ToString) -> StoreError {
     let text = error.to_string();
     let remedies = [

@@ -1,4 +1,4 @@
-//! The table `reports`: what each agent last said of itself.
+//! The table `reports`: the last report of each agent.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use super::rows;
 use super::{Connection, to_store_error, to_write_error};
 use crate::store::StoreError;
 
-/// Keeps them, a chunk at most, in place of those before; in one order by everybody, so that no two wait for one another.
+/// Stores reports, at most one chunk, in place of the previous ones. All servers use the same order of rows, so that
+/// there is no deadlock.
 pub(super) async fn upsert_reports(
     connection: &mut Connection,
     reports: &BTreeMap<&InstanceId, &str>,
@@ -26,7 +27,7 @@ pub(super) async fn upsert_reports(
     Ok(())
 }
 
-/// That of this instance, where there is one.
+/// The report of this instance, if there is one.
 pub(super) async fn load_report(
     connection: &mut Connection,
     instance: &InstanceId,

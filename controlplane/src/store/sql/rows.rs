@@ -1,5 +1,5 @@
-//! Statements about many rows at once. The texts are put together here, since sqlx's own builder writes `?` for [`Any`], which
-//! PostgreSQL does not read.
+//! SQL statements for many rows at once. The SQL text is built here, because for [`Any`] sqlx's own builder writes
+//! `?`. PostgreSQL does not accept `?`.
 
 use keypair_agent::policy::types::InstanceId;
 use sqlx::any::{AnyArguments, AnyRow};
@@ -9,26 +9,26 @@ use sqlx::{Any, Row};
 use super::to_store_error;
 use crate::store::StoreError;
 
-/// How many rows a statement is about at most: SQLite takes 32,766 parameters, PostgreSQL 65,535.
+/// The largest number of rows in a statement. SQLite accepts 32,766 parameters, PostgreSQL 65,535.
 pub(super) const MAX_ROWS_PER_STATEMENT: usize = 500;
 
-/// `($1, $2), ($3, $4)`: the rows of a VALUES.
+/// The rows of a VALUES clause, for example `($1, $2), ($3, $4)`.
 pub(super) fn values_placeholders(rows: usize, columns: usize) -> String {
     let row = |row: usize| format!("({})", placeholders(row * columns, columns));
     (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
-/// `$3, $4`: so many parameters, after so many others.
+/// `count` placeholders after the first `after` ones, for example `$3, $4`.
 pub(super) fn placeholders(after: usize, count: usize) -> String {
     (after + 1..=after + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
 }
 
-/// A statement about so many rows. One row is what there mostly is: its text comes again, and is worth keeping prepared.
+/// A query for this number of rows. Most queries have one row. Their text repeats, so only those are kept prepared.
 pub(super) fn build_query(text: &str, rows: usize) -> Query<'_, Any, AnyArguments<'_>> {
     sqlx::query(text).persistent(rows == 1)
 }
 
-/// With these instances as its next parameters.
+/// Binds the instance ids as the next parameters of the query.
 pub(super) fn bind_instance_ids<'q>(
     query: Query<'q, Any, AnyArguments<'q>>,
     instances: &[&'q InstanceId],
@@ -36,7 +36,7 @@ pub(super) fn bind_instance_ids<'q>(
     instances.iter().fold(query, |query, instance| query.bind(instance.as_str()))
 }
 
-/// Whose a row is.
+/// The instance id of a row.
 pub(super) fn parse_instance_id(row: &AnyRow) -> Result<InstanceId, StoreError> {
     Ok(row.try_get::<String, _>("instance").map_err(to_store_error)?.parse()?)
 }

@@ -1,4 +1,4 @@
-//! The schema, in steps that are never changed once they are released.
+//! The schema, as migrations. A released migration is never changed.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,13 +6,13 @@ use std::pin::Pin;
 use sqlx::error::BoxDynError;
 use sqlx::migrate::{Migration, MigrationSource, MigrationType};
 
-/// Every step, in order: number, subject, SQL.
+/// All migrations in order: number, subject, SQL.
 const MIGRATIONS: [(i64, &str, &str); 2] = [
     (1, "first", include_str!("../../../migrations/1_first.sql")),
     (2, "handed out", include_str!("../../../migrations/2_handed_out.sql")),
 ];
 
-/// The steps, as sqlx takes them.
+/// The embedded migrations as a source for sqlx.
 #[derive(Debug)]
 pub(super) struct EmbeddedMigrations;
 

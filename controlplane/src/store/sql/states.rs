@@ -1,4 +1,4 @@
-//! The table `states`.
+//! The table `states`: the last state that was set for each instance.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::{Connection, from_sql_timestamp, to_sql_timestamp, to_store_error, to
 use crate::lifecycle::InstanceState;
 use crate::store::StoreError;
 
-/// Keeps a new one in place of the one that was seen; `false` where that is another one by now.
+/// Replaces the state `before` with `state`. Returns `false` if the stored state is no longer `before`.
 pub(super) async fn compare_and_set(
     pool: &AnyPool,
     instance: &InstanceId,
@@ -34,7 +34,7 @@ pub(super) async fn compare_and_set(
     Ok(query.execute(pool).await.map_err(to_write_error)?.rows_affected() == 1)
 }
 
-/// The states of those of these instances, a chunk at most, that have one.
+/// The stored states of these instances, at most one chunk. An instance without a stored state is absent.
 pub(super) async fn load_states(
     connection: &mut Connection,
     instances: &[&InstanceId],
